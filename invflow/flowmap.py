@@ -1,0 +1,269 @@
+"""Flow maps: the prior, as a map that carries noise to data in one jump or along a path."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from invflow.counting import Countable
+
+__all__ = ["FlowMap", "Time", "expand_time", "integrate"]
+
+Time: TypeAlias = "float | Tensor"
+
+
+def expand_time(t: Time, x: Tensor) -> Tensor:
+    """Shape a time for broadcasting against a batch.
+
+    Args:
+        t: a float, a 0-d tensor or an ``(n,)`` tensor.
+        x: ``(n, *shape)``.
+
+    Returns:
+        ``(n, 1, ..., 1)`` with as many axes as ``x``, in its dtype and on its device.
+
+    Raises:
+        ValueError: if ``t`` has neither one entry nor ``n``.
+    """
+    t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
+    if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (1, x.shape[0])):
+        raise ValueError(
+            f"a time has shape {tuple(t.shape)}, but the batch has {x.shape[0]} rows: pass a float or a tensor "
+            f"of shape ({x.shape[0]},)"
+        )
+    return t.expand(x.shape[0]).reshape(-1, *([1] * (x.ndim - 1)))
+
+
+def integrate(velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, s: Time, t: Time, steps: int) -> Tensor:
+    """Solve dx/dt = velocity(x, t) from s to t with the midpoint rule (second order, two evaluations a step).
+
+    Args:
+        velocity: ``(n, *shape), (n,) -> (n, *shape)``.
+        x: ``(n, *shape)``, the state at time ``s``.
+        s: start, a float or ``(n,)``.
+        t: end, a float or ``(n,)``; rows may run either way.
+        steps: steps of equal length, for each row its own.
+
+    Returns:
+        ``(n, *shape)``, the state at time ``t``.
+    """
+    s_column, t_column = expand_time(s, x), expand_time(t, x)
+    h = (t_column - s_column) / steps
+    for i in range(steps):
+        now = s_column + i * h
+        half = x + 0.5 * h * velocity(x, now.flatten())
+        x = x + h * velocity(half, (now + 0.5 * h).flatten())
+    return x
+
+
+def _counted(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Count one call of ``velocity`` or ``jump``, unless what it calls has been counted already."""
+
+    @functools.wraps(method)
+    def wrapper(self: FlowMap, x: Tensor, *times: Time, **kwargs: Any) -> Tensor:
+        if not self._call_scopes:
+            return method(self, x, *times, **kwargs)
+        outer = self._call_scopes[-1]
+        before = outer.forward
+        out = method(self, x, *times, **kwargs)
+        if outer.forward == before:
+            self.record_output(out, x.shape[0])
+        return out
+
+    wrapper.__invflow_counted__ = True  # type: ignore[attr-defined]
+    return wrapper
+
+
+class FlowMap(Countable):
+    r"""A prior over images, as the flow that carries noise at t = 0 to data at t = 1.
+
+    With the linear path :math:`x_t = (1 - t) z + t m`, z ~ N(0, I) and m a data point in *state* space, the flow
+    has velocity :math:`b_t(x) = E[m - z \mid x_t = x]`; its map :math:`X_{s,t}` carries a state from time s to
+    time t along dx/dt = b_t(x) (Boffi, Albergo, Vanden-Eijnden 2024, "Flow map matching").
+
+    A subclass sets ``state_shape`` and writes :meth:`velocity`, and :meth:`jump` where it has a map; all else
+    follows. ``image_shape`` is the state's unless :meth:`decode` changes it.
+
+    Attributes:
+        state_shape: the shape of one state, without the batch.
+        image_shape: the shape of one image, without the batch.
+        independent_noise: whether the map was trained with noise independent of the data. Only then is
+            :meth:`score` the score of the path, and only then do samplers along the path apply.
+        ode_steps: midpoint steps (two velocities each) of the default :meth:`jump`.
+
+    Example:
+        >>> import torch, invflow
+        >>> class Standard(invflow.FlowMap):  # the flow of N(0, I) to N(0, I)
+        ...     state_shape = image_shape = (2,)
+        ...     def velocity(self, x, t):
+        ...         t = invflow.flowmap.expand_time(t, x)
+        ...         return x * (2 * t - 1) / ((1 - t) ** 2 + t**2)
+        >>> Standard().generate(3, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([3, 2])
+    """
+
+    state_shape: tuple[int, ...]
+    image_shape: tuple[int, ...]
+    independent_noise: bool = True
+    ode_steps: int = 50
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("velocity", "jump"):
+            method = cls.__dict__.get(name)
+            if method is not None and not hasattr(method, "__invflow_counted__"):
+                setattr(cls, name, _counted(method))
+
+    # -- what a subclass writes ---------------------------------------------------------------------------------
+
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        """Velocity b_t(x) of the probability-flow ODE.
+
+        Args:
+            x: ``(n, *state_shape)``, states at time t.
+            t: a float or ``(n,)``, in [0, 1].
+
+        Returns:
+            ``(n, *state_shape)``.
+        """
+        raise TypeError(f"{type(self).__name__} writes no velocity(x, t), which every flow map needs")
+
+    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Flow map X_{s,t}(x); unless a subclass knows better, the ODE solved in ``ode_steps`` midpoint steps.
+
+        Args:
+            x: ``(n, *state_shape)``, states at time s.
+            s: a float or ``(n,)``, in [0, 1].
+            t: a float or ``(n,)``, in [0, 1].
+
+        Returns:
+            ``(n, *state_shape)``, states at time t.
+        """
+        return integrate(self.velocity, x, s, t, self.ode_steps)
+
+    def decode(self, state: Tensor) -> Tensor:
+        """Image of a data state: ``(n, *state_shape)`` to ``(n, *image_shape)``, nominally in [0, 1].
+
+        The default is the affine map of :attr:`decode_affine`, else the identity.
+        """
+        if self.decode_affine is None:
+            raise TypeError(f"{type(self).__name__} has no affine decoding: it must write decode(state)")
+        scale, shift = self.decode_affine
+        return state if (scale, shift) == (1.0, 0.0) else state * scale + shift
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Data state of an image: ``(n, *image_shape)`` to ``(n, *state_shape)``, the inverse of :meth:`decode`."""
+        if self.decode_affine is None:
+            raise TypeError(f"{type(self).__name__} has no affine decoding: it must write encode(image)")
+        scale, shift = self.decode_affine
+        return image if (scale, shift) == (1.0, 0.0) else (image - shift) / scale
+
+    @property
+    def decode_affine(self) -> tuple[float, float] | None:
+        """``(scale, shift)`` where decode(m) = scale m + shift, else None. The default is the identity, (1, 0)."""
+        return (1.0, 0.0)
+
+    # -- what follows -------------------------------------------------------------------------------------------
+
+    def denoise(self, x: Tensor, t: Time) -> Tensor:
+        """Posterior mean of the data state, D_t(x) = E[m | x_t = x] = x + (1 - t) b_t(x).
+
+        Args:
+            x: ``(n, *state_shape)``.
+            t: a float or ``(n,)``.
+
+        Returns:
+            ``(n, *state_shape)``.
+        """
+        return x + (1 - expand_time(t, x)) * self.velocity(x, t)
+
+    def score(self, x: Tensor, t: Time) -> Tensor:
+        """Score of the path's marginal at t < 1, s_t(x) = (t b_t(x) - x) / (1 - t).
+
+        Args:
+            x: ``(n, *state_shape)``.
+            t: a float or ``(n,)``, in [0, 1).
+
+        Returns:
+            ``(n, *state_shape)``.
+
+        Raises:
+            ValueError: for a map trained with noise that depends on the data, whose velocity gives no score; or
+                at t = 1, where the identity divides by zero.
+        """
+        if not self.independent_noise:
+            raise ValueError(
+                f"{type(self).__name__} was trained jointly with an adapter, so its noise depends on the data and "
+                "its velocity gives no score: use a prior trained with independent noise, such as "
+                "invflow.load_prior('mnist')"
+            )
+        time = expand_time(t, x)
+        if bool((time >= 1).any()):
+            raise ValueError("the score is undefined at t = 1, where the path has no noise left: ask at t < 1")
+        return (time * self.velocity(x, t) - x) / (1 - time)
+
+    def noise(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal noise ``(n, *state_shape)``, drawn on the generator's device, moved to the map's."""
+        return draw_noise((n, *self.state_shape), generator).to(device=self.device, dtype=self.dtype)
+
+    @torch.no_grad()
+    def generate(self, n: int, steps: int = 1, *, generator: torch.Generator | None = None,
+                 chunk_size: int = 256) -> Tensor:
+        """Draw images from the prior, X_{0,1}(z) in ``steps`` equal jumps.
+
+        Args:
+            n: how many, at least 1.
+            steps: jumps from noise to data; 1 is one network call for each image.
+            generator: source of randomness.
+            chunk_size: images at a time; the draws do not depend on it.
+
+        Returns:
+            ``(n, *image_shape)``, nominally in [0, 1], not clipped.
+
+        Raises:
+            ValueError: if ``n`` or ``steps`` is under 1.
+        """
+        if n < 1 or steps < 1:
+            raise ValueError(f"generate takes n >= 1 and steps >= 1, not n={n}, steps={steps}")
+        noise = self.noise(n, generator=generator)
+        return torch.cat([self.decode(self.flow(z, steps)) for z in noise.split(chunk_size)])
+
+    def flow(self, z: Tensor, steps: int = 1) -> Tensor:
+        """Carry noise to data in ``steps`` equal jumps: ``(n, *state_shape)`` to the same; differentiable."""
+        for i in range(steps):
+            z = self.jump(z, i / steps, (i + 1) / steps)
+        return z
+
+    def one_step(self, z: Tensor) -> Tensor:
+        """The one-step prior f(z) = decode(X_{0,1}(z)): ``(n, *state_shape)`` to ``(n, *image_shape)``."""
+        return self.decode(self.jump(z, 0.0, 1.0))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the map's tensors live; the CPU for a map without any."""
+        return next((p.device for p in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the map's tensors; torch's default for a map without any."""
+        tensors = (*self.parameters(), *self.buffers())
+        return next((p.dtype for p in tensors if p.is_floating_point()), torch.get_default_dtype())
+
+    @property
+    def dimension(self) -> int:
+        """Number of values in one state."""
+        return math.prod(self.state_shape)
+
+
+def draw_noise(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers on the generator's device (the CPU without one), in torch's default float type.
+
+    Drawing in the default type, whatever the model's, keeps the numbers of a seed the same for float32, bfloat16 and float64.
+    """
+    device = generator.device if generator is not None else torch.device("cpu")
+    return torch.randn(shape, generator=generator, device=device)
