@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from invflow._random import draw_noise
 from invflow.counting import Countable
 
 __all__ = ["FlowMap", "Time", "expand_time", "integrate"]
@@ -258,12 +259,3 @@ class FlowMap(Countable):
     def dimension(self) -> int:
         """Number of values in one state."""
         return math.prod(self.state_shape)
-
-
-def draw_noise(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers on the generator's device (the CPU without one), in torch's default float type.
-
-    Drawing in the default type, whatever the model's, keeps the numbers of a seed the same for float32, bfloat16 and float64.
-    """
-    device = generator.device if generator is not None else torch.device("cpu")
-    return torch.randn(shape, generator=generator, device=device)

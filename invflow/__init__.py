@@ -1,0 +1,66 @@
+"""Posterior sampling for imaging inverse problems with flow-map priors.
+
+Names are imported when first used, so that ``import invflow`` costs little more than ``import torch``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "FlowMap": "invflow.flowmap",
+    "GaussianMixtureFlow": "invflow.mixture",
+    "NeuralFlowMap": "invflow.neural",
+    "from_velocity": "invflow.wrappers",
+    "from_deepinv": "invflow.wrappers",
+    "Adapter": "invflow.adapter",
+    "Operator": "invflow.operator",
+    "Reward": "invflow.reward",
+    "FunctionReward": "invflow.reward",
+    "GaussianLikelihood": "invflow.reward",
+    "PoissonLikelihood": "invflow.reward",
+    "Posterior": "invflow.posterior",
+    "NFE": "invflow.posterior",
+    "Solver": "invflow.solvers.base",
+    "VFM": "invflow.solvers.vfm",
+    "ExactPosterior": "invflow.solvers.exact",
+    "LinearMMSE": "invflow.solvers.lmmse",
+    "Problem": "invflow.problem",
+    "load_problem": "invflow.problem",
+    "load_prior": "invflow.neural",
+}
+_MODULES = ("operators", "problems", "testing", "metrics", "training", "datasets")
+
+__all__ = ["__version__", *_NAMES, *_MODULES]
+
+if TYPE_CHECKING:
+    from invflow.adapter import Adapter
+    from invflow.flowmap import FlowMap
+    from invflow.mixture import GaussianMixtureFlow
+    from invflow.neural import NeuralFlowMap, load_prior
+    from invflow.operator import Operator
+    from invflow.posterior import NFE, Posterior
+    from invflow.problem import Problem, load_problem
+    from invflow.reward import FunctionReward, GaussianLikelihood, PoissonLikelihood, Reward
+    from invflow.solvers.base import Solver
+    from invflow.solvers.exact import ExactPosterior
+    from invflow.solvers.lmmse import LinearMMSE
+    from invflow.solvers.vfm import VFM
+    from invflow.wrappers import from_deepinv, from_velocity
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(importlib.import_module(_NAMES[name]), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"invflow.{name}")
+    raise AttributeError(f"module 'invflow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
