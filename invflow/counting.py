@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = ["Calls", "Countable"]
 
@@ -18,7 +19,8 @@ class Calls:
 
     Attributes:
         forward: rows evaluated.
-        backward: rows differentiated (a Jacobian-vector product adds one here and one to ``forward``).
+        backward: rows differentiated (a Jacobian-vector product adds one here and one to ``forward``, by
+            itself: code that takes one through a counted method records nothing more).
     """
 
     forward: int = 0
@@ -54,11 +56,24 @@ class Countable(torch.nn.Module):
             calls.backward += backward
 
     def record_output(self, output: Tensor, rows: int) -> Tensor:
-        """Record ``rows`` evaluations that made ``output``, and as many backward ones if it is differentiated."""
+        """Record ``rows`` evaluations that made ``output``, and as many backward where it is differentiated.
+
+        Both ways of differentiating are seen: a Jacobian-vector product (forward mode) by the tangent that
+        the output carries, reverse mode by a hook that fires once for each backward pass through the output.
+        The scopes open now are the ones that a later backward pass is added to.
+
+        Args:
+            output: what the evaluations made; returned as it is.
+            rows: how many were evaluated; several to a row of ``output`` where it took several velocities.
+
+        Returns:
+            ``output``.
+        """
         scopes = list(self._call_scopes)
         if not scopes:
             return output
-        self.record(forward=rows)
+        differentiated = forward_ad.unpack_dual(output).tangent is not None
+        self.record(forward=rows, backward=rows if differentiated else 0)
         if output.requires_grad:
 
             def on_backward(grad: Tensor) -> None:

@@ -5,61 +5,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from invflow._ode import Time, expand_time, integrate
 from invflow._random import draw_noise
 from invflow.counting import Countable
 
 __all__ = ["FlowMap", "Time", "expand_time", "integrate"]
-
-Time: TypeAlias = "float | Tensor"
-
-
-def expand_time(t: Time, x: Tensor) -> Tensor:
-    """Shape a time for broadcasting against a batch.
-
-    Args:
-        t: a float, a 0-d tensor or an ``(n,)`` tensor.
-        x: ``(n, *shape)``.
-
-    Returns:
-        ``(n, 1, ..., 1)`` with as many axes as ``x``, in its dtype and on its device.
-
-    Raises:
-        ValueError: if ``t`` has neither one entry nor ``n``.
-    """
-    t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
-    if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (1, x.shape[0])):
-        raise ValueError(
-            f"a time has shape {tuple(t.shape)}, but the batch has {x.shape[0]} rows: pass a float or a tensor "
-            f"of shape ({x.shape[0]},)"
-        )
-    return t.expand(x.shape[0]).reshape(-1, *([1] * (x.ndim - 1)))
-
-
-def integrate(velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, s: Time, t: Time, steps: int) -> Tensor:
-    """Solve dx/dt = velocity(x, t) from s to t with the midpoint rule (second order, two evaluations a step).
-
-    Args:
-        velocity: ``(n, *shape), (n,) -> (n, *shape)``.
-        x: ``(n, *shape)``, the state at time ``s``.
-        s: start, a float or ``(n,)``.
-        t: end, a float or ``(n,)``; rows may run either way.
-        steps: steps of equal length, for each row its own.
-
-    Returns:
-        ``(n, *shape)``, the state at time ``t``.
-    """
-    s_column, t_column = expand_time(s, x), expand_time(t, x)
-    h = (t_column - s_column) / steps
-    for i in range(steps):
-        now = s_column + i * h
-        half = x + 0.5 * h * velocity(x, now.flatten())
-        x = x + h * velocity(half, (now + 0.5 * h).flatten())
-    return x
 
 
 def _counted(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -83,9 +38,9 @@ def _counted(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class FlowMap(Countable):
     r"""A prior over images, as the flow that carries noise at t = 0 to data at t = 1.
 
-    With the linear path :math:`x_t = (1 - t) z + t m`, z ~ N(0, I) and m a data point in *state* space, the flow
-    has velocity :math:`b_t(x) = E[m - z \mid x_t = x]`; its map :math:`X_{s,t}` carries a state from time s to
-    time t along dx/dt = b_t(x) (Boffi, Albergo, Vanden-Eijnden 2024, "Flow map matching").
+    With the linear path :math:`x_t = (1 - t) z + t m`, z ~ N(0, I) and m a data point in *state* space, the
+    flow has velocity :math:`b_t(x) = E[m - z \mid x_t = x]`; its map :math:`X_{s,t}` carries a state from
+    time s to time t along dx/dt = b_t(x) (Boffi, Albergo, Vanden-Eijnden 2024, "Flow map matching").
 
     A subclass sets ``state_shape`` and writes :meth:`velocity`, and :meth:`jump` where it has a map; all else
     follows. ``image_shape`` is the state's unless :meth:`decode` changes it.
@@ -120,7 +75,7 @@ class FlowMap(Countable):
             if method is not None and not hasattr(method, "__invflow_counted__"):
                 setattr(cls, name, _counted(method))
 
-    # -- what a subclass writes ---------------------------------------------------------------------------------
+    # -- what a subclass writes -----------------------------------------------------------------------------
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Velocity b_t(x) of the probability-flow ODE.
@@ -135,7 +90,7 @@ class FlowMap(Countable):
         raise TypeError(f"{type(self).__name__} writes no velocity(x, t), which every flow map needs")
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Flow map X_{s,t}(x); unless a subclass knows better, the ODE solved in ``ode_steps`` midpoint steps.
+        """Flow map X_{s,t}(x); the default is the ODE, solved in ``ode_steps`` midpoint steps.
 
         Args:
             x: ``(n, *state_shape)``, states at time s.
@@ -158,7 +113,7 @@ class FlowMap(Countable):
         return state if (scale, shift) == (1.0, 0.0) else state * scale + shift
 
     def encode(self, image: Tensor) -> Tensor:
-        """Data state of an image: ``(n, *image_shape)`` to ``(n, *state_shape)``, the inverse of :meth:`decode`."""
+        """Data state of an image, the inverse of decode: ``(n, *image_shape)`` to ``(n, *state_shape)``."""
         if self.decode_affine is None:
             raise TypeError(f"{type(self).__name__} has no affine decoding: it must write encode(image)")
         scale, shift = self.decode_affine
@@ -166,10 +121,10 @@ class FlowMap(Countable):
 
     @property
     def decode_affine(self) -> tuple[float, float] | None:
-        """``(scale, shift)`` where decode(m) = scale m + shift, else None. The default is the identity, (1, 0)."""
+        """``(scale, shift)`` where decode(m) = scale m + shift, else None. The default is the identity."""
         return (1.0, 0.0)
 
-    # -- what follows -------------------------------------------------------------------------------------------
+    # -- what follows ---------------------------------------------------------------------------------------
 
     def denoise(self, x: Tensor, t: Time) -> Tensor:
         """Posterior mean of the data state, D_t(x) = E[m | x_t = x] = x + (1 - t) b_t(x).
@@ -194,22 +149,22 @@ class FlowMap(Countable):
             ``(n, *state_shape)``.
 
         Raises:
-            ValueError: for a map trained with noise that depends on the data, whose velocity gives no score; or
-                at t = 1, where the identity divides by zero.
+            ValueError: for a map trained with noise that depends on the data, whose velocity gives no score;
+                or at t = 1, where the identity divides by zero.
         """
         if not self.independent_noise:
             raise ValueError(
-                f"{type(self).__name__} was trained jointly with an adapter, so its noise depends on the data and "
-                "its velocity gives no score: use a prior trained with independent noise, such as "
+                f"{type(self).__name__} was trained jointly with an adapter: its noise depends on the data "
+                "and its velocity gives no score: use a prior trained with independent noise, such as "
                 "invflow.load_prior('mnist')"
             )
         time = expand_time(t, x)
         if bool((time >= 1).any()):
-            raise ValueError("the score is undefined at t = 1, where the path has no noise left: ask at t < 1")
+            raise ValueError("the score is undefined at t = 1, where no noise is left: ask at t < 1")
         return (time * self.velocity(x, t) - x) / (1 - time)
 
     def noise(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Standard normal noise ``(n, *state_shape)``, drawn on the generator's device, moved to the map's."""
+        """Standard normal noise ``(n, *state_shape)``, drawn on the generator's device, then moved."""
         return draw_noise((n, *self.state_shape), generator).to(device=self.device, dtype=self.dtype)
 
     @torch.no_grad()

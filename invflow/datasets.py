@@ -1,0 +1,271 @@
+"""Image data sets as tensors: IDX files (MNIST, Fashion-MNIST), CIFAR-10's binary files, image folders."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+__all__ = ["DOWNLOADS", "IMAGE_SUFFIXES", "cache_folder", "load_image", "load_images", "read_idx"]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+#: data sets that are fetched by name, and the torchvision class that knows their addresses and checksums
+DOWNLOADS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
+
+_SPLITS = {"train": "train", "test": "t10k"}
+_CIFAR_FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
+
+
+@overload
+def load_images(path: str | os.PathLike[str], split: str = ..., labels: Literal[False] = ..., *,
+                dtype: torch.dtype = ..., size: int | None = ..., channels: int | None = ...) -> Tensor: ...
+@overload
+def load_images(path: str | os.PathLike[str], split: str = ..., *, labels: Literal[True],
+                dtype: torch.dtype = ..., size: int | None = ...,
+                channels: int | None = ...) -> tuple[Tensor, Tensor]: ...
+
+
+def load_images(path: str | os.PathLike[str], split: str = "train", labels: bool = False, *,
+                dtype: torch.dtype = torch.float32, size: int | None = None,
+                channels: int | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    """Load all images of a data set's split.
+
+    What the folder holds decides how it is read: IDX files (``train-images-idx3-ubyte``,
+    ``t10k-images-idx3-ubyte`` and their labels, as such or ending in ``.gz``, in the folder or in its ``raw``
+    folder); CIFAR-10's binary files (``data_batch_1.bin``, ...); else image files, in ``<folder>/<split>``,
+    or, for the split ``train``, in the folder itself. Image files may lie in one folder for each class, which
+    then gives the labels, in alphabetical order.
+
+    Args:
+        path: a folder, or one of the names in :data:`DOWNLOADS`, whose official files are then downloaded
+            once (by torchvision, checksums verified) into :func:`cache_folder`.
+        split: ``"train"`` or ``"test"``.
+        labels: return the labels too.
+        dtype: a floating-point type for values in [0, 1], or ``torch.uint8`` for the raw values in [0, 255].
+        size: for image files: resize the shorter side to this and crop the centre square; needed where the
+            files' sizes differ.
+        channels: for image files: 1 for grey, 3 for colour; None keeps what the first file has.
+
+    Returns:
+        Images ``(n, C, H, W)``, and with ``labels`` also ``(n,)`` in int64.
+
+    Raises:
+        FileNotFoundError: if the folder or its files are missing; lists what was looked for.
+        ValueError: for an unknown split, a truncated or foreign file, images of different sizes, or missing
+            labels.
+
+    Example:
+        >>> from invflow.datasets import load_images
+        >>> images = load_images("data/mnist")  # doctest: +SKIP
+        >>> images.shape  # doctest: +SKIP
+        torch.Size([60000, 1, 28, 28])
+    """
+    if split not in _SPLITS:
+        raise ValueError(f"unknown split {split!r}: pass split='train' or split='test'")
+    if dtype != torch.uint8 and not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype}: pass torch.float32 for values in [0, 1] or torch.uint8 for bytes")
+    folder = Path(path)
+    if not folder.exists() and str(path) in DOWNLOADS:
+        folder = _download(str(path))
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{str(path)!r} is not a folder: pass a folder that holds IDX files, CIFAR-10 binary files or "
+            f"image files, or a name to download, one of {', '.join(sorted(DOWNLOADS))}"
+        )
+    images, targets = _load_folder(folder, split, size, channels)
+    result = images if dtype == torch.uint8 else _to_unit_range(images, dtype)
+    if not labels:
+        return result
+    if targets is None:
+        raise ValueError(f"{folder} has no labels: pass labels=False, or sort its files into class folders")
+    return result, targets
+
+
+def _to_unit_range(images: Tensor, dtype: torch.dtype) -> Tensor:
+    return images.to(dtype).div_(255)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: the folder ``$INVFLOW_DATA``, else ``~/.cache/invflow/datasets``."""
+    return Path(os.environ.get("INVFLOW_DATA", Path.home() / ".cache" / "invflow" / "datasets"))
+
+
+def _download(name: str) -> Path:
+    import torchvision.datasets
+
+    dataset = getattr(torchvision.datasets, DOWNLOADS[name])
+    root = cache_folder() / name
+    for train in (True, False):
+        dataset(root=str(root), train=train, download=True)
+    return root / DOWNLOADS[name]
+
+
+def _load_folder(folder: Path, split: str, size: int | None,
+                 channels: int | None) -> tuple[Tensor, Tensor | None]:
+    """Raw images ``(n, C, H, W)`` in uint8 and their labels, by the first layout that the folder has."""
+    idx_names = [f"{_SPLITS[split]}-images{dash}idx3-ubyte{end}" for dash in "-." for end in ("", ".gz")]
+    cifar_names = _CIFAR_FILES[split]
+    for place in (folder, folder / "raw"):
+        for name in idx_names:
+            if (place / name).is_file():
+                return _load_idx_pair(place / name)
+    for place in (folder, folder / "cifar-10-batches-bin"):
+        found = [name for name in cifar_names if (place / name).is_file()]
+        if found and len(found) < len(cifar_names):
+            raise FileNotFoundError(f"{place} has {found} but not {sorted(set(cifar_names) - set(found))}")
+        if found:
+            return _load_cifar([place / name for name in cifar_names])
+    # a flat folder is training data: were it also the test split, nobody would notice
+    place = folder if split == "train" and not (folder / split).is_dir() else folder / split
+    files = sorted(f for f in place.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise FileNotFoundError(
+            f"no images of the split {split!r} in {folder}. Looked for the IDX files {', '.join(idx_names)} "
+            f"(also in raw/), CIFAR-10's {', '.join(cifar_names)} (also in cifar-10-batches-bin/), and image "
+            f"files ({', '.join(IMAGE_SUFFIXES)}) in {place}"
+        )
+    return _load_files(files, place, size, channels)
+
+
+# -- IDX -----------------------------------------------------------------------------------------------------
+
+
+def read_idx(path: str | os.PathLike[str]) -> Tensor:
+    """Read one IDX file of bytes (LeCun, Cortes), as such or compressed by gzip (name ending in ``.gz``).
+
+    Args:
+        path: the file.
+
+    Returns:
+        uint8, in the shape that the file's header states: ``(n, H, W)`` for images, ``(n,)`` for labels.
+
+    Raises:
+        ValueError: if the file is no IDX file of bytes, or shorter or longer than its header says.
+    """
+    path = Path(path)
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no complete gzip file ({error}): fetch it again") from error
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or not 1 <= data[3] <= 4:
+        raise ValueError(
+            f"{path} is no IDX file of bytes: it begins with {data[:4].hex(' ')}, not 00 00 08 and a rank"
+        )
+    header = 4 + 4 * data[3]
+    if len(data) < header:
+        raise ValueError(f"{path} is truncated: {len(data)} bytes, less than its header of {header}")
+    shape = struct.unpack(f">{data[3]}I", data[4:header])
+    values = torch.frombuffer(bytearray(data), dtype=torch.uint8)[header:]
+    expected = int(torch.tensor(shape, dtype=torch.int64).prod())
+    if values.numel() != expected:
+        problem = "truncated" if values.numel() < expected else "too long"
+        raise ValueError(
+            f"{path} is {problem}: its header says shape {shape}, {expected} bytes, but has {values.numel()}"
+        )
+    return values.reshape(shape)
+
+
+def _load_idx_pair(path: Path) -> tuple[Tensor, Tensor | None]:
+    images = read_idx(path)
+    if images.ndim != 3:
+        raise ValueError(f"{path} holds an array of shape {tuple(images.shape)}, not images (n, H, W)")
+    stem = path.name.replace("images", "labels").replace("idx3", "idx1").removesuffix(".gz")
+    for label_path in (path.with_name(stem), path.with_name(stem + ".gz")):
+        if label_path.is_file():
+            targets = read_idx(label_path)
+            if targets.shape != images.shape[:1]:
+                raise ValueError(f"{label_path} holds {tuple(targets.shape)} for {images.shape[0]} images")
+            return images[:, None], targets.long()
+    return images[:, None], None
+
+
+# -- CIFAR-10 and image files --------------------------------------------------------------------------------
+
+
+def _load_cifar(paths: list[Path]) -> tuple[Tensor, Tensor]:
+    row = 1 + 3 * 32 * 32
+    rows = []
+    for path in paths:
+        data = path.read_bytes()
+        if not data or len(data) % row:
+            raise ValueError(f"{path} is truncated: {len(data)} bytes, no multiple of {row}")
+        rows.append(torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(-1, row))
+    table = torch.cat(rows)
+    return table[:, 1:].reshape(-1, 3, 32, 32).clone(), table[:, 0].long()
+
+
+def load_image(path: str | os.PathLike[str], *, channels: int | None = None, size: int | None = None,
+               dtype: torch.dtype = torch.float32) -> Tensor:
+    """Load one image file.
+
+    Args:
+        path: a file that Pillow can read.
+        channels: 1 for grey, 3 for colour; None keeps what the file has (transparency is dropped).
+        size: resize the shorter side to this and crop the centre square; None keeps the size.
+        dtype: a floating-point type for values in [0, 1], or ``torch.uint8``.
+
+    Returns:
+        ``(C, H, W)``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is no image, or ``channels`` is neither 1, 3 nor None.
+    """
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels={channels}: an image file is loaded with 1 (grey) or 3 (colour) channels")
+    try:
+        with Image.open(path) as file:
+            if channels is None:
+                channels = 1 if file.mode[0] in "1LIF" and file.mode != "LAB" else 3
+            image = _to_eight_bits(file, "L" if channels == 1 else "RGB")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no image file {str(path)!r}") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} is no image that can be read ({error})") from error
+    if size is not None:
+        scale = size / min(image.size)
+        image = image.resize((max(size, round(image.width * scale)), max(size, round(image.height * scale))),
+                             Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
+        left, top = (image.width - size) // 2, (image.height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    raw = torch.from_numpy(np.array(image, dtype=np.uint8)).reshape(image.height, image.width, -1)
+    raw = raw.permute(2, 0, 1).contiguous()
+    return raw if dtype == torch.uint8 else _to_unit_range(raw, dtype)
+
+
+def _to_eight_bits(file: Any, mode: str) -> Any:
+    """Convert a Pillow image to L or RGB; 16 bits by their high byte, since Pillow clips them to white."""
+    if file.mode == "F":
+        raise ValueError("it holds floating-point values without a range: save it with 8 or 16 bits")
+    if file.mode.startswith("I"):
+        file = file.point(lambda value: value * (1 / 256)).convert("L")
+    return file.convert(mode)
+
+
+def _load_files(files: list[Path], root: Path, size: int | None,
+                channels: int | None) -> tuple[Tensor, Tensor | None]:
+    images: list[Tensor] = []
+    for file in files:
+        image = load_image(file, channels=channels, size=size, dtype=torch.uint8)
+        channels = image.shape[0]
+        if images and image.shape != images[0].shape:
+            raise ValueError(
+                f"{file} has shape {tuple(image.shape)}, but {files[0]} has {tuple(images[0].shape)}: pass "
+                "size to resize and crop all images to one square"
+            )
+        images.append(image)
+    parents = [file.relative_to(root).parts[0] if file.parent != root else None for file in files]
+    if None in parents:
+        return torch.stack(images), None
+    classes = sorted({str(p) for p in parents})
+    return torch.stack(images), torch.tensor([classes.index(str(p)) for p in parents])

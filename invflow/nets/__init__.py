@@ -1,0 +1,1 @@
+"""Networks that flow maps and adapters are made of."""

@@ -1,0 +1,190 @@
+"""Learned flow maps: a network that predicts the average velocity between two times."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invflow.flowmap import FlowMap, Time, expand_time
+from invflow.nets.embedding import TimeEmbedding
+from invflow.nets.mlp import MLP
+from invflow.nets.unet import UNet
+from invflow.pretrained import fingerprint, load_module, read_config, resolve_folder, save_module
+
+__all__ = ["NeuralFlowMap", "load_prior"]
+
+NETWORKS = ("unet", "mlp")
+
+
+class NeuralFlowMap(FlowMap):
+    r"""A flow map X_{s,t}(x) = x + (t - s) u(x, s, t), with a network for the average velocity u.
+
+    On the diagonal, u(x, t, t) = b_t(x) is the velocity (Geng et al. 2025, "Mean flows"; time there runs from data
+    to noise, here from noise to data). The network learns only what a Gaussian would not explain: u is the average
+    velocity of the flow of N(mean, diag std^2), in closed form, plus the network's output, so that pixels that
+    never change cost it nothing.
+
+    Args:
+        state_shape: ``(C, H, W)`` for a U-Net, ``(d,)`` for a perceptron.
+        network: ``"unet"`` or ``"mlp"``.
+        options: settings of the network, such as ``{"channels": [32, 128], "blocks": 2}``.
+        decode_affine: (scale, shift) with image = scale * state + shift; ``(0.5, 0.5)`` for states in [-1, 1].
+        mean: mean of the data states, broadcastable to ``state_shape``; default 0.
+        std: standard deviation of the data states, likewise; default 1.
+        independent_noise: False for a map trained jointly with an adapter.
+        generator: initialises the weights; none draws them from the operating system's randomness.
+
+    Raises:
+        ValueError: for an unknown network, or a mean or std that does not fit the state.
+
+    Example:
+        >>> import torch, invflow
+        >>> prior = invflow.NeuralFlowMap((1, 28, 28), options={"channels": [8, 16], "blocks": 1})
+        >>> prior.generate(2, steps=1, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 1, 28, 28])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, state_shape: tuple[int, ...], *, network: str = "unet", options: dict[str, Any] | None = None,
+                 decode_affine: tuple[float, float] = (0.5, 0.5), mean: Tensor | None = None,
+                 std: Tensor | None = None, independent_noise: bool = True,
+                 generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        if network not in NETWORKS:
+            raise ValueError(f"the network is {network!r}, but only {NETWORKS} are known")
+        self.state_shape = self.image_shape = tuple(state_shape)
+        self.network_name, self.options = network, dict(options or {})
+        self.independent_noise = independent_noise
+        self._decode_affine = (float(decode_affine[0]), float(decode_affine[1]))
+        for name, value, default in (("mean", mean, 0.0), ("std", std, 1.0)):
+            tensor = torch.full((1,) * len(state_shape), default) if value is None else value.float()
+            if tensor.ndim != len(state_shape) or torch.broadcast_shapes(tensor.shape, state_shape) != self.state_shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, which does not broadcast to {state_shape}")
+            self.register_buffer(name, tensor.clone())
+        if bool((self.std <= 0).any()):
+            raise ValueError("std must be positive: it is the scale of the data states")
+        width = int(self.options.get("embedding", 128))
+        with torch.random.fork_rng(devices=[]):
+            self.times = TimeEmbedding(width)
+        self.network = build_network(network, self.state_shape, self.state_shape[0], self.state_shape[0],
+                                     {**self.options, "embedding": width})
+        initialise(self, generator)
+
+    @property
+    def decode_affine(self) -> tuple[float, float]:
+        """``(scale, shift)`` of the decoding."""
+        return self._decode_affine
+
+    def average_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Average velocity u(x, s, t) on the way from s to t: ``(n, *state_shape)`` to the same."""
+        s_column, t_column = expand_time(s, x), expand_time(t, x)
+        out = self.network(x, self.times(s_column.flatten(), t_column.flatten() - s_column.flatten())).to(x.dtype)
+        return out + self._gaussian_average_velocity(x, s_column, t_column)
+
+    def _gaussian_average_velocity(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        # X_{s,t}(x) = t mean + (g_t / g_s)(x - s mean), g_t^2 = (1 - t)^2 + t^2 std^2; dividing X - x by t - s by
+        # hand leaves an expression without a zero over zero at s = t
+        variance = self.std**2
+        g_s = ((1 - s) ** 2 + s**2 * variance).sqrt()
+        g_t = ((1 - t) ** 2 + t**2 * variance).sqrt()
+        slope = (variance * (s + t) - (2 - s - t)) / (g_s * (g_s + g_t))
+        return self.mean + slope * (x - s * self.mean)
+
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        """Velocity b_t(x) = u(x, t, t)."""
+        return self.average_velocity(x, t, t)
+
+    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Flow map X_{s,t}(x) = x + (t - s) u(x, s, t), one network call."""
+        return x + (expand_time(t, x) - expand_time(s, x)) * self.average_velocity(x, s, t)
+
+    def fingerprint(self) -> str:
+        """Digest of the weights, by which an adapter knows its map."""
+        return fingerprint(self)
+
+    def config(self) -> dict[str, Any]:
+        """What :meth:`from_pretrained` needs, beside the weights, to build the map again."""
+        return {
+            "kind": "flow-map", "state_shape": list(self.state_shape), "network": self.network_name,
+            "options": self.options, "decode_affine": list(self._decode_affine),
+            "mean_shape": list(self.mean.shape), "std_shape": list(self.std.shape),
+            "independent_noise": self.independent_noise,
+        }
+
+    def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into a folder, atomically.
+
+        Args:
+            folder: made if it does not exist.
+            dtype: type to store, such as ``torch.float16``; None keeps the weights' own.
+        """
+        save_module(self, folder, self.config(), dtype)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str]) -> NeuralFlowMap:
+        """Load a map from a folder, by the name of a shipped model, or from a Hub repository ``owner/name``.
+
+        Raises:
+            ValueError: if it is not there, is no flow map, or its files are damaged or do not fit each other.
+        """
+        folder = resolve_folder(name, "flow map")
+        config = read_config(folder, "flow-map")
+        try:
+            prior = cls(tuple(config["state_shape"]), network=config["network"], options=config["options"],
+                        decode_affine=config["decode_affine"], mean=torch.zeros(config["mean_shape"]),
+                        std=torch.ones(config["std_shape"]), independent_noise=config["independent_noise"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{folder / 'config.json'} describes no flow map that can be built: {error!r}") from error
+        load_module(prior, folder)
+        return prior.eval().requires_grad_(False)
+
+
+def build_network(name: str, shape: tuple[int, ...], in_channels: int, out_channels: int,
+                  options: dict[str, Any]) -> nn.Module:
+    """Build a U-Net for ``(C, H, W)`` shapes or a perceptron for ``(d,)`` shapes, with a message where they clash."""
+    if name == "unet" and len(shape) != 3:
+        raise ValueError(f"a U-Net takes states (C, H, W), not {shape}: use network='mlp' for vectors")
+    if name == "mlp" and len(shape) != 1:
+        raise ValueError(f"a perceptron takes states (d,), not {shape}: use network='unet' for images")
+    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator: put it back
+        build = UNet if name == "unet" else MLP
+        network: nn.Module = build(in_channels, out_channels, **options)
+    stride = getattr(network, "stride", 1)
+    if len(shape) == 3 and (shape[1] % stride or shape[2] % stride):
+        raise ValueError(f"images are {shape[1]} x {shape[2]}, but this U-Net takes multiples of {stride}")
+    return network
+
+
+def initialise(module: nn.Module, generator: torch.Generator | None) -> None:
+    """Draw all weights that are not zero afresh, from an explicit generator: nothing depends on the global seed."""
+    from invflow._random import as_generator
+
+    generator = as_generator(generator)
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            with torch.no_grad():
+                if bool((layer.weight != 0).any()):
+                    noise = torch.randn(layer.weight.shape, generator=generator)
+                    layer.weight.copy_(noise / layer.weight[0].numel() ** 0.5)
+                if layer.bias is not None:
+                    layer.bias.zero_()
+
+
+def load_prior(name: str | os.PathLike[str]) -> NeuralFlowMap:
+    """Load a prior: the name of a shipped one, a folder that ``save_pretrained`` wrote, or a Hub repository id.
+
+    Args:
+        name: such as ``"mnist"``, ``"./my-prior"`` or ``"owner/name"``.
+
+    Returns:
+        The flow map, on the CPU, in evaluation mode, without gradients to its weights.
+
+    Raises:
+        ValueError: for an unknown name (with the nearest known one) or damaged files.
+    """
+    return NeuralFlowMap.from_pretrained(name)

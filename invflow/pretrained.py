@@ -1,0 +1,163 @@
+"""Models as folders: a ``config.json`` and safetensors, on disk or on the Hugging Face Hub. Pickles are never read."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+__all__ = ["fingerprint", "load_module", "read_config", "resolve_folder", "save_module", "shipped_names"]
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SHIPPED = Path(__file__).parent / "weights"
+
+
+def shipped_names() -> list[str]:
+    """Names of the models that come with the library."""
+    return sorted(p.parent.name for p in SHIPPED.glob(f"*/{CONFIG}"))
+
+
+def resolve_folder(name: str | os.PathLike[str], kind: str) -> Path:
+    """Find the folder of a model.
+
+    Args:
+        name: a folder, the name of a shipped model, or a Hub repository id ``owner/name``.
+        kind: what is asked for, such as ``"flow map"``; used in messages.
+
+    Returns:
+        The folder, downloaded where it had to be.
+
+    Raises:
+        ValueError: if nothing is found, with the nearest shipped name.
+    """
+    path = Path(name)
+    if (path / CONFIG).is_file():
+        return path
+    if path.is_dir():
+        raise ValueError(f"the folder {str(name)!r} holds no {CONFIG}: pass a folder that save_pretrained wrote")
+    if (SHIPPED / str(name) / CONFIG).is_file():
+        return SHIPPED / str(name)
+    if str(name).count("/") == 1 and not path.is_absolute() and not str(name).startswith("."):
+        return _download(str(name), kind)
+    near = difflib.get_close_matches(str(name), shipped_names(), n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"no {kind} named {str(name)!r}{hint} Known: {', '.join(shipped_names())}; a folder that save_pretrained "
+        "wrote; or a Hub repository id 'owner/name'"
+    )
+
+
+def _download(repo_id: str, kind: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        # weights and their description only: nothing else of a repository is ever opened
+        return Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors", "*.md"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"no {kind} at {repo_id!r}: it is neither a folder nor a Hub repository that can be reached "
+            f"({type(error).__name__}). Shipped: {', '.join(shipped_names())}"
+        ) from error
+
+
+def read_config(folder: Path, kind: str) -> dict[str, Any]:
+    """Read and check ``config.json``.
+
+    Raises:
+        ValueError: if it is missing, not JSON, or describes another kind of model.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} holds no {CONFIG}: pass a folder that save_pretrained wrote") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("kind") != kind:
+        found = config.get("kind") if isinstance(config, dict) else type(config).__name__
+        raise ValueError(f"{path} describes a model of kind {found!r}, but kind {kind!r} was expected")
+    return config
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call ``write(temporary_path)`` beside ``path``, then rename: readers see the old file or the new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(name)
+        os.chmod(name, 0o644)  # mkstemp makes files that nobody else can read
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def save_module(module: nn.Module, folder: str | os.PathLike[str], config: dict[str, Any],
+                dtype: torch.dtype | None = None) -> None:
+    """Write a module's tensors and its configuration into a folder; each file appears whole or not at all.
+
+    Args:
+        module: the module.
+        folder: made if it does not exist.
+        config: JSON-serialisable, with a ``kind``.
+        dtype: type that floating-point tensors are stored in, such as ``torch.float16``; None keeps theirs.
+    """
+    tensors = {
+        k: v.detach().to("cpu", dtype if dtype and v.is_floating_point() else v.dtype).contiguous()
+        for k, v in module.state_dict().items()
+    }
+    write_atomically(Path(folder) / WEIGHTS, lambda p: save_file(tensors, p))
+    text = json.dumps(config, indent=2) + "\n"
+    write_atomically(Path(folder) / CONFIG, lambda p: Path(p).write_text(text, encoding="utf-8"))
+
+
+def load_module(module: nn.Module, folder: Path) -> None:
+    """Load a module's tensors from a folder, in the module's own types.
+
+    Raises:
+        ValueError: if the file is missing, truncated or not safetensors, or if its tensors do not fit.
+    """
+    path = folder / WEIGHTS
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} holds no {WEIGHTS}: pickled weights are never loaded") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+    own = module.state_dict()
+    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    shapes = [
+        f"{k} {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape
+    ]
+    if missing or unknown or shapes:
+        raise ValueError(
+            f"{path} does not fit its {CONFIG}: missing {missing[:3]}, unknown {unknown[:3]}, shapes {shapes[:3]}"
+        )
+    broken = [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    if broken:
+        raise ValueError(f"{path} holds values that are not finite, in {broken[:3]}")
+    module.load_state_dict(tensors)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Digest of a module's weights, rounded to half precision so that storing them so does not change it."""
+    digest = hashlib.sha256()
+    tensors: dict[str, Tensor] = dict(module.state_dict())
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu()
+        value = value.half() if value.is_floating_point() else value
+        digest.update(name.encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Training: priors, and the adapters and maps of Variational Flow Maps."""

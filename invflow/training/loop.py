@@ -1,0 +1,299 @@
+"""One training loop for everything: Hugging Face accelerate, moving averages, checkpoints that survive a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invflow.pretrained import write_atomically
+
+__all__ = ["LoopSettings", "Objective", "fit"]
+
+CHECKPOINT = "checkpoint.safetensors"
+Batches = Callable[[int, int, int], Tensor]
+
+
+class Objective(nn.Module):
+    """What is trained: a module whose forward turns a batch of data into a loss and numbers to report."""
+
+    def trained(self) -> dict[str, nn.Module]:
+        """The modules that are optimised, by name; each has its own gradient clipping."""
+        raise TypeError(f"{type(self).__name__} names no modules to train")
+
+    def forward(self, data: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss (0-d) of a batch, and detached 0-d numbers to report."""
+        raise TypeError(f"{type(self).__name__} writes no loss")
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Settings of :func:`fit`.
+
+    Attributes:
+        steps: optimiser steps in all.
+        batch_size: rows of one step, over all processes.
+        learning_rate: peak of AdamW's, after ``warmup`` steps and before a cosine to a hundredth of it.
+        warmup: steps of linear warm-up.
+        weight_decay: AdamW's.
+        betas: AdamW's.
+        ema: decay of the moving average of the weights, which is what is kept in the end.
+        clip: largest norm of the gradient, for each trained module on its own.
+        seed: of everything random; numbers depend on (seed, step, process) alone, so a resumed run repeats them.
+        precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
+        checkpoint_seconds: time between checkpoints.
+        log_every: steps between rows of the CSV.
+    """
+
+    steps: int
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    ema: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+    precision: str = "bf16"
+    checkpoint_seconds: float = 60.0
+    log_every: int = 25
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step: linear warm-up, then half a cosine."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        share = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+
+
+def shuffled(data: Tensor, settings: LoopSettings) -> Batches:
+    """Batches of a data set in memory: each epoch a new order, given by the seed; every process has its own rows.
+
+    Args:
+        data: ``(n, ...)``; bytes become floats in [0, 1].
+        settings: whose batch size and seed are used.
+
+    Returns:
+        A function of (step, process, number of processes).
+    """
+    n = len(data)
+    if n < settings.batch_size:
+        raise ValueError(f"the data set has {n} rows, fewer than one batch of {settings.batch_size}: lower batch_size")
+    per_epoch = n // settings.batch_size
+    orders: dict[int, Tensor] = {}
+
+    def batch(step: int, process: int, processes: int) -> Tensor:
+        epoch, position = divmod(step, per_epoch)
+        if epoch not in orders:
+            orders.clear()
+            orders[epoch] = torch.randperm(n, generator=seeded(settings.seed, epoch, -1))
+        rows = orders[epoch][position * settings.batch_size : (position + 1) * settings.batch_size]
+        chosen = data[rows[process::processes]]
+        return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen
+
+    return batch
+
+
+def seeded(seed: int, step: int, process: int) -> torch.Generator:
+    """A CPU generator for one step of one process, so that no generator state has to be stored."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 1_009 + process + 1)
+
+
+def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: str | os.PathLike[str], *,
+        progress: bool = True, stop_at: int | None = None) -> bool:
+    """Train until ``settings.steps``, from the folder's checkpoint if there is one.
+
+    The trained modules end with the moving average of their weights. Ctrl-C and a termination signal save a
+    checkpoint first; a run that is killed resumes from the last one, on the CPU to the same bits (same threads,
+    same processes).
+
+    Args:
+        objective: what is trained.
+        batches: function of (step, process, number of processes) to this process's rows.
+        settings: of the loop.
+        folder: where ``checkpoint.safetensors`` and ``metrics.csv`` are written.
+        progress: show a progress bar.
+        stop_at: stop at this step with a checkpoint, as if interrupted; for tests and time-boxed runs.
+
+    Returns:
+        Whether training is complete.
+
+    Raises:
+        ValueError: if the folder's checkpoint belongs to other settings.
+        FloatingPointError: if the loss is not finite; names the step.
+    """
+    from accelerate import Accelerator
+    from tqdm import tqdm
+
+    accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
+    parameters = {
+        f"{name}.{key}": p
+        for name, module in objective.trained().items() for key, p in module.named_parameters() if p.requires_grad
+    }
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, betas=settings.betas,
+                                  weight_decay=settings.weight_decay)
+    objective.to(accelerator.device)
+    average = {k: p.detach().clone() for k, p in parameters.items()}
+    step = _load(Path(folder), parameters, average, optimizer, settings)
+    wrapped, prepared = accelerator.prepare(objective, optimizer)
+    log = MetricsFile(Path(folder) / "metrics.csv", step) if accelerator.is_main_process else None
+    end = min(settings.steps, stop_at or settings.steps)
+    bar = tqdm(total=settings.steps, initial=step, disable=not (progress and accelerator.is_main_process),
+               unit="step", dynamic_ncols=True)
+    saved = time.monotonic()
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            _save(Path(folder), step, parameters, average, optimizer, settings)
+
+    with bar, stop_requests() as stop:
+        while step < end:
+            for group in prepared.param_groups:
+                group["lr"] = settings.rate(step)
+            process = accelerator.process_index
+            data = batches(step, process, accelerator.num_processes).to(accelerator.device, non_blocking=True)
+            loss, metrics = wrapped(data, seeded(settings.seed, step, process))
+            accelerator.backward(loss)
+            norms = {f"grad_{name}": accelerator.clip_grad_norm_(module.parameters(), settings.clip)
+                     for name, module in objective.trained().items()}
+            prepared.step()
+            prepared.zero_grad(set_to_none=True)
+            decay = min(settings.ema, (1 + step) / (10 + step))
+            keys = list(parameters)
+            torch._foreach_lerp_([average[k] for k in keys], [parameters[k].detach() for k in keys], 1 - decay)
+            step += 1
+            bar.update()
+            if step % settings.log_every == 0 or step == end:
+                numbers = {k: float(v) for k, v in {"loss": loss, **metrics, **norms}.items()}
+                if not math.isfinite(numbers["loss"]):
+                    raise FloatingPointError(f"the loss is {numbers['loss']} at step {step}: lower the learning rate "
+                                             f"({settings.learning_rate}) or the clipping norm ({settings.clip})")
+                bar.set_postfix({k: f"{v:.3g}" for k, v in metrics.items()})
+                if log is not None:
+                    log.write(step, {"learning_rate": settings.rate(step - 1), **numbers})
+            if stop() and accelerator.num_processes == 1:
+                break
+            if time.monotonic() - saved > settings.checkpoint_seconds:
+                save()
+                saved = time.monotonic()
+        save()
+    accelerator.wait_for_everyone()
+    if stop():
+        raise KeyboardInterrupt(f"stopped at step {step} of {settings.steps}; the same command goes on from there")
+    with torch.no_grad():
+        for key, p in parameters.items():
+            p.copy_(average[key])
+    accelerator.free_memory()
+    return step >= settings.steps
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a flag that the loop looks at, so that no step is cut in half."""
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        asked = True
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    try:
+        previous = {number: signal.signal(number, ask) for number in numbers}
+    except ValueError:  # signals can be handled in the main thread only; elsewhere they keep their meaning
+        previous = {}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class MetricsFile:
+    """A CSV that grows by a row at a time, and on resuming drops the rows that the checkpoint does not know."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            with path.open(newline="") as handle:
+                rows = [r for r in csv.DictReader(handle) if int(r["step"]) <= step]
+            path.unlink()
+            for row in rows:
+                self._append(row)
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Append one row."""
+        self._append({"step": step, **{k: f"{v:.6g}" for k, v in numbers.items()}})
+
+    def _append(self, row: dict[str, Any]) -> None:
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as handle:
+            writer = csv.DictWriter(handle, fieldnames=list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def _identity(settings: LoopSettings) -> dict[str, Any]:
+    """The settings that a checkpoint must share with the run that resumes from it."""
+    loose = ("checkpoint_seconds", "log_every")
+    return json.loads(json.dumps({k: v for k, v in asdict(settings).items() if k not in loose}))
+
+
+def _save(folder: Path, step: int, parameters: dict[str, Tensor], average: dict[str, Tensor],
+          optimizer: torch.optim.Optimizer, settings: LoopSettings) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in parameters.items()}
+    tensors |= {f"average.{k}": v.cpu().contiguous() for k, v in average.items()}
+    for key, p in parameters.items():
+        for name, value in optimizer.state.get(p, {}).items():
+            tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    metadata = {"step": str(step), "settings": json.dumps(_identity(settings))}
+    write_atomically(folder / CHECKPOINT, lambda path: save_file(tensors, path, metadata=metadata))
+
+
+def _load(folder: Path, parameters: dict[str, Tensor], average: dict[str, Tensor], optimizer: torch.optim.Optimizer,
+          settings: LoopSettings) -> int:
+    """Fill parameters, averages and optimiser state from the folder's checkpoint; returns the step, 0 without one."""
+    from safetensors import safe_open
+
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return 0
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        theirs, ours = json.loads(metadata["settings"]), _identity(settings)
+        if theirs != ours:
+            changed = [k for k in ours if theirs.get(k) != ours[k]]
+            raise ValueError(
+                f"{path} was made with other settings ({', '.join(f'{k}={theirs.get(k)}' for k in changed)}): train "
+                "into another folder, or repeat those settings to resume"
+            )
+        states: dict[Tensor, dict[str, Tensor]] = {p: {} for p in parameters.values()}
+        for name in file.keys():  # noqa: SIM118
+            kind, key = name.split(".", 1)
+            value = file.get_tensor(name)
+            if kind == "optimizer":
+                field, key = key.split(".", 1)
+                p = parameters[key]
+                states[p][field] = value if field == "step" else value.to(p.device)
+            else:
+                with torch.no_grad():
+                    (parameters if kind == "model" else average)[key].copy_(value)
+    for p, state in states.items():
+        if state:
+            optimizer.state[p] = state
+    return int(metadata["step"])

@@ -1,0 +1,113 @@
+"""Training objectives as pure functions: MeanFlow, flow matching, and what an adapter adds to them.
+
+Time runs from noise (t = 0) to data (t = 1); the papers run it the other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from invflow.flowmap import expand_time
+
+__all__ = ["average_velocity_jvp", "gaussian_kl", "meanflow_loss", "normalise", "sample_times", "scale_gradient"]
+
+AverageVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def sample_times(n: int, *, distinct: float = 0.5, one_step: float = 1 / 3, generator: torch.Generator,
+                 device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, int]:
+    """Draw pairs of times s <= t for the MeanFlow loss.
+
+    Args:
+        n: rows.
+        distinct: share of rows with s < t; the others have s = t, plain flow matching.
+        one_step: share of the distinct rows with (s, t) = (0, 1), the jump that one-step samplers make.
+        generator: source of randomness.
+        device: where the times are wanted.
+
+    Returns:
+        s and t, each ``(n,)``, and how many rows are distinct: those come first.
+
+    Raises:
+        ValueError: for shares outside [0, 1].
+    """
+    if not (0 <= distinct <= 1 and 0 <= one_step <= 1):
+        raise ValueError(f"distinct={distinct} and one_step={one_step} are shares: pass numbers in [0, 1]")
+    num_distinct = round(n * distinct)
+    num_one = round(num_distinct * one_step)
+    draws = torch.rand(n, 2, generator=generator, device=generator.device)
+    s, t = draws.min(dim=1).values, draws.max(dim=1).values
+    s[num_distinct:] = t[num_distinct:] = draws[num_distinct:, 0]
+    s[:num_one], t[:num_one] = 0.0, 1.0
+    return s.to(device), t.to(device), num_distinct
+
+
+def average_velocity_jvp(u: AverageVelocity, x: Tensor, s: Tensor, t: Tensor, v: Tensor) -> Tensor:
+    """Total derivative (d/ds) u(x_s, s, t) along dx = v ds: the Jacobian-vector product along (v, 1, 0).
+
+    Args:
+        u: average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
+        x: ``(n, *shape)``, states at time s.
+        s: ``(n,)``.
+        t: ``(n,)``.
+        v: ``(n, *shape)``, velocity of the path.
+
+    Returns:
+        ``(n, *shape)``, without a graph.
+    """
+    with torch.no_grad():
+        _, tangent = torch.func.jvp(lambda a, b: u(a, b, t), (x, s), (v, torch.ones_like(s)))
+    return tangent.detach()
+
+
+def meanflow_loss(u: AverageVelocity, noise: Tensor, data: Tensor, s: Tensor, t: Tensor,
+                  num_distinct: int | None = None) -> Tensor:
+    r"""MeanFlow loss of each row, summed over the state (Geng et al. 2025).
+
+    With v = m - z and :math:`x_s = (1 - s) z + s m`, u(x_s, s, t) regresses on v + (t - s) sg[du/ds]; where s = t
+    that is conditional flow matching. The Jacobian-vector product is computed for the rows with s < t alone.
+    Gradients reach ``noise`` through x_s and v, which is how the loss shapes an adapter.
+
+    Args:
+        u: average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
+        noise: z, ``(n, *shape)``, the end of the path at time 0.
+        data: m, ``(n, *shape)``, the end of the path at time 1.
+        s: ``(n,)``.
+        t: ``(n,)``, not below s.
+        num_distinct: how many rows have s < t, if those come first; None looks.
+
+    Returns:
+        ``(n,)``.
+    """
+    column = expand_time(s, data)
+    v = data - noise
+    x = (1 - column) * noise + column * data
+    rows = torch.nonzero(s != t)[:, 0] if num_distinct is None else slice(0, num_distinct)
+    target = v
+    if s[rows].numel():
+        derivative = average_velocity_jvp(u, x[rows].detach(), s[rows], t[rows], v[rows].detach())
+        correction = torch.zeros_like(v)
+        correction[rows] = (expand_time(t, v) - column)[rows] * derivative.to(v.dtype)
+        target = v + correction
+    return (u(x, s, t) - target).square().flatten(1).sum(dim=1)
+
+
+def gaussian_kl(mean: Tensor, log_std: Tensor) -> Tensor:
+    """KL(N(mean, diag std^2) || N(0, I)) of each row, summed: ``(n, *shape)`` twice to ``(n,)``."""
+    return 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).flatten(1).sum(dim=1)
+
+
+def normalise(loss: Tensor, power: float = 1.0, offset: float = 0.01) -> Tensor:
+    """Divide a batch's loss by its own detached size, L / sg(L + c)^p: one scalar for the batch.
+
+    Applied to each image it would move the regression off the velocity; applied to the batch it only sets the size of the step.
+    """
+    return loss / (loss.detach().abs() + offset) ** power
+
+
+def scale_gradient(x: Tensor, factor: Tensor) -> Tensor:
+    """``x`` itself, whose gradient is multiplied by ``factor`` (broadcast against x) on the way back."""
+    return x * factor + (x * (1 - factor)).detach()

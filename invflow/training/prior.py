@@ -1,0 +1,93 @@
+"""Training a prior: MeanFlow and flow matching with noise that is independent of the data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invflow._random import draw_noise
+from invflow.neural import NeuralFlowMap
+from invflow.training.loop import LoopSettings, Objective, fit, seeded, shuffled
+from invflow.training.losses import meanflow_loss, normalise, sample_times
+
+__all__ = ["MeanFlowObjective", "data_statistics", "train_prior"]
+
+
+class MeanFlowObjective(Objective):
+    """MeanFlow loss on a share of the rows, flow matching on the others; noise independent of the data.
+
+    Args:
+        prior: the map that is trained.
+        distinct: share of rows with s < t.
+        one_step: share of those with (s, t) = (0, 1).
+    """
+
+    def __init__(self, prior: NeuralFlowMap, distinct: float = 0.5, one_step: float = 1 / 3) -> None:
+        super().__init__()
+        self.prior = prior
+        self.distinct, self.one_step = distinct, one_step
+
+    def trained(self) -> dict[str, nn.Module]:
+        """The map."""
+        return {"map": self.prior}
+
+    def forward(self, data: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch of images ``(n, *image_shape)``, and its two parts for each value of the state."""
+        states = self.prior.encode(data)
+        noise = draw_noise(tuple(states.shape), generator).to(states)
+        s, t, k = sample_times(len(states), distinct=self.distinct, one_step=self.one_step, generator=generator,
+                               device=states.device)
+        losses = meanflow_loss(self.prior.average_velocity, noise, states, s, t, k)
+        per_value = losses.detach() / self.prior.dimension
+        return normalise(losses.mean()), {"flow_matching": per_value[k:].mean(), "meanflow": per_value[:k].mean()}
+
+
+def data_statistics(images: Tensor, decode_affine: tuple[float, float], floor: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each value of the data states, for :class:`~invflow.NeuralFlowMap`.
+
+    Args:
+        images: ``(n, *image_shape)``, floats in [0, 1] or bytes.
+        decode_affine: (scale, shift) of the decoding.
+        floor: smallest standard deviation, in units of the state: a pixel that never changes needs a positive one.
+
+    Returns:
+        Mean and standard deviation, each of the image's shape.
+    """
+    scale = 255.0 if images.dtype == torch.uint8 else 1.0
+    total = images.sum(dim=0, dtype=torch.float64)
+    square = sum((chunk.double().square().sum(dim=0) for chunk in images.split(4096)), torch.zeros_like(total))
+    mean = total / len(images)
+    std = (square / len(images) - mean.square()).clamp(min=0).sqrt()
+    gain, shift = decode_affine
+    return ((mean / scale - shift) / gain).float(), (std / scale / gain).clamp(min=floor).float()
+
+
+def train_prior(images: Tensor, settings: LoopSettings, folder: str | os.PathLike[str], *, network: str = "unet",
+                options: dict[str, Any] | None = None, decode_affine: tuple[float, float] = (0.5, 0.5),
+                progress: bool = True, stop_at: int | None = None) -> NeuralFlowMap:
+    """Train a prior on a data set, resuming if the folder holds a checkpoint.
+
+    Args:
+        images: ``(n, *image_shape)``, floats in [0, 1] or bytes.
+        settings: of the loop.
+        folder: for the checkpoint, the metrics and, when done, the map (``folder/prior``).
+        network: ``"unet"`` or ``"mlp"``.
+        options: of the network.
+        decode_affine: (scale, shift) of the decoding; ``(0.5, 0.5)`` for states in [-1, 1].
+        progress: show a progress bar.
+        stop_at: stop at this step, with a checkpoint.
+
+    Returns:
+        The map with averaged weights, in evaluation mode.
+    """
+    mean, std = data_statistics(images, decode_affine)
+    prior = NeuralFlowMap(tuple(images.shape[1:]), network=network, options=options, decode_affine=decode_affine,
+                          mean=mean, std=std, generator=seeded(settings.seed, 0, -2))
+    objective = MeanFlowObjective(prior)
+    if fit(objective, shuffled(images, settings), settings, folder, progress=progress, stop_at=stop_at):
+        prior.save_pretrained(Path(folder) / "prior")
+    return prior.cpu().eval().requires_grad_(False)
