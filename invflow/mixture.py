@@ -111,11 +111,11 @@ class GaussianMixtureFlow(FlowMap):
 
     def decode(self, state: Tensor) -> Tensor:
         """The state itself, in the image's shape: ``(n, *state_shape)`` to ``(n, *image_shape)``."""
-        return state.reshape(-1, *self.image_shape)
+        return state.reshape(len(state), *self.image_shape)
 
     def encode(self, image: Tensor) -> Tensor:
         """The image itself, in the state's shape: ``(n, *image_shape)`` to ``(n, *state_shape)``."""
-        return image.reshape(-1, *self.state_shape)
+        return image.reshape(len(image), *self.state_shape)
 
     # -- closed forms at one time ---------------------------------------------------------------------------
 
@@ -207,7 +207,7 @@ class GaussianMixtureFlow(FlowMap):
 
     def _solve(self, inside: Tensor, square: Tensor, start: Tensor,
                end: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Carry whitened coordinates from a = start to end; also the log growth outside the span, and cost."""
+        """Whitened coordinates carried from a = start to end, the log growth outside the span, velocities."""
         low, high = torch.minimum(start, end), torch.maximum(start, end)
         knots = self.knots[(self.knots > low.min()) & (self.knots < high.max())]
         # each row stops at the knots between its own ends; at the others it makes a step of length zero
@@ -279,11 +279,13 @@ class GaussianMixtureFlow(FlowMap):
 
 
 def draw_components(log_weights: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
-    """Draw indices of components: ``(B, K)`` normalised log weights to ``(B, n)``, by inversion in float64."""
+    """Draw components: ``(B, K)`` normalised log weights to indices ``(B, n)``, by inversion in float64."""
     generator = as_generator(generator)
-    uniform = torch.rand(len(log_weights), n, generator=generator, device=generator.device, dtype=torch.float64)
+    shape = (len(log_weights), n)
+    uniform = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
     cumulative = log_weights.double().exp().cumsum(1)
-    index = torch.searchsorted(cumulative / cumulative[:, -1:], uniform.to(log_weights.device), right=True)
+    cumulative = cumulative / cumulative[:, -1:]
+    index = torch.searchsorted(cumulative, uniform.to(log_weights.device), right=True)
     return index.clamp(max=log_weights.shape[1] - 1)
 
 

@@ -103,6 +103,10 @@ class NeuralFlowMap(FlowMap):
         """Flow map X_{s,t}(x) = x + (t - s) u(x, s, t), one network call."""
         return x + (expand_time(t, x) - expand_time(s, x)) * self.average_velocity(x, s, t)
 
+    def forward(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """The same as :meth:`jump`, so that ``torch.func.functional_call`` can run the map with other weights."""
+        return self.jump(x, s, t)
+
     def fingerprint(self) -> str:
         """Digest of the weights, by which an adapter knows its map."""
         return fingerprint(self)

@@ -23,6 +23,7 @@ __all__ = ["LoopSettings", "Objective", "fit"]
 
 CHECKPOINT = "checkpoint.safetensors"
 Batches = Callable[[int, int, int], Tensor]
+Sampler = Callable[[int, torch.Generator], Tensor]
 
 
 class Objective(nn.Module):
@@ -101,6 +102,19 @@ def shuffled(data: Tensor, settings: LoopSettings) -> Batches:
         rows = orders[epoch][position * settings.batch_size : (position + 1) * settings.batch_size]
         chosen = data[rows[process::processes]]
         return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen
+
+    return batch
+
+
+def batches_of(data: Tensor | Sampler, settings: LoopSettings) -> Batches:
+    """Batches of a data set in memory, or of a function ``(n, generator) -> (n, ...)`` that makes new data each time."""
+    if isinstance(data, Tensor):
+        return shuffled(data, settings)
+    sampler = data
+
+    def batch(step: int, process: int, processes: int) -> Tensor:
+        share = len(range(process, settings.batch_size, processes))
+        return sampler(share, seeded(settings.seed + 1, step, process))
 
     return batch
 

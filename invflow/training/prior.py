@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from invflow._random import draw_noise
 from invflow.neural import NeuralFlowMap
-from invflow.training.loop import LoopSettings, Objective, fit, seeded, shuffled
+from invflow.training.loop import LoopSettings, Objective, Sampler, batches_of, fit, seeded
 from invflow.training.losses import meanflow_loss, normalise, sample_times
 
 __all__ = ["MeanFlowObjective", "data_statistics", "train_prior"]
@@ -66,28 +66,32 @@ def data_statistics(images: Tensor, decode_affine: tuple[float, float], floor: f
     return ((mean / scale - shift) / gain).float(), (std / scale / gain).clamp(min=floor).float()
 
 
-def train_prior(images: Tensor, settings: LoopSettings, folder: str | os.PathLike[str], *, network: str = "unet",
-                options: dict[str, Any] | None = None, decode_affine: tuple[float, float] = (0.5, 0.5),
+def train_prior(data: Tensor | Sampler, settings: LoopSettings, folder: str | os.PathLike[str], *,
+                network: str = "unet", options: dict[str, Any] | None = None,
+                decode_affine: tuple[float, float] = (0.5, 0.5), distinct: float = 0.5, one_step: float = 1 / 3,
                 progress: bool = True, stop_at: int | None = None) -> NeuralFlowMap:
-    """Train a prior on a data set, resuming if the folder holds a checkpoint.
+    """Train a prior, resuming if the folder holds a checkpoint.
 
     Args:
-        images: ``(n, *image_shape)``, floats in [0, 1] or bytes.
+        data: images ``(n, *image_shape)``, floats in [0, 1] or bytes; or a function ``(n, generator)`` that makes them.
         settings: of the loop.
         folder: for the checkpoint, the metrics and, when done, the map (``folder/prior``).
         network: ``"unet"`` or ``"mlp"``.
         options: of the network.
         decode_affine: (scale, shift) of the decoding; ``(0.5, 0.5)`` for states in [-1, 1].
+        distinct: share of rows with s < t.
+        one_step: share of those with (s, t) = (0, 1).
         progress: show a progress bar.
         stop_at: stop at this step, with a checkpoint.
 
     Returns:
         The map with averaged weights, in evaluation mode.
     """
-    mean, std = data_statistics(images, decode_affine)
-    prior = NeuralFlowMap(tuple(images.shape[1:]), network=network, options=options, decode_affine=decode_affine,
+    sample = data if isinstance(data, Tensor) else data(16384, seeded(settings.seed, 0, -3))
+    mean, std = data_statistics(sample, decode_affine)
+    prior = NeuralFlowMap(tuple(sample.shape[1:]), network=network, options=options, decode_affine=decode_affine,
                           mean=mean, std=std, generator=seeded(settings.seed, 0, -2))
-    objective = MeanFlowObjective(prior)
-    if fit(objective, shuffled(images, settings), settings, folder, progress=progress, stop_at=stop_at):
+    objective = MeanFlowObjective(prior, distinct, one_step)
+    if fit(objective, batches_of(data, settings), settings, folder, progress=progress, stop_at=stop_at):
         prior.save_pretrained(Path(folder) / "prior")
     return prior.cpu().eval().requires_grad_(False)

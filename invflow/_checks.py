@@ -1,0 +1,87 @@
+"""Checks of what a user passes, shared by operators and rewards."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = ["Index", "as_index", "as_levels", "looks_like_image", "warn_of_range"]
+
+Index: TypeAlias = "int | slice | Sequence[int] | Tensor"
+
+
+def as_index(index: Index, n: int) -> Tensor:
+    """Indices of rows as a tensor.
+
+    Args:
+        index: an int, a slice, ints in a list or a ``(k,)`` tensor (repeats allowed), or an ``(n,)`` mask.
+        n: how many rows there are.
+
+    Returns:
+        ``(k,)`` int64 on the CPU, each in [0, n).
+
+    Raises:
+        ValueError: if the index picks nothing or a row that does not exist.
+    """
+    picked = index if isinstance(index, slice) else torch.as_tensor(index, device="cpu").reshape(-1)
+    try:
+        rows = torch.arange(n)[picked]
+    except IndexError as error:
+        raise ValueError(f"index {index} does not fit {n} rows: pass integers under {n}, or a slice") from error
+    if rows.numel() == 0:
+        raise ValueError(f"index {index} picks none of {n} rows: pass at least one of 0 to {n - 1}")
+    return rows
+
+
+def as_levels(value: float | Tensor, n: int, name: str, *, allow_zero: bool = False) -> Tensor:
+    """A level, such as a noise standard deviation, as one number for each of n rows.
+
+    Args:
+        value: a float, or a tensor with one entry or ``n``.
+        n: number of rows.
+        name: what the level is called in errors.
+        allow_zero: whether 0 is a valid level.
+
+    Returns:
+        ``(n,)``, floating point.
+
+    Raises:
+        ValueError: for another number of entries, or a level that is not finite or not positive.
+    """
+    levels = torch.as_tensor(value).detach()
+    if not levels.is_floating_point():
+        levels = levels.to(torch.get_default_dtype())
+    if levels.numel() not in (1, n) or levels.ndim > 1:
+        raise ValueError(f"{name} has shape {tuple(levels.shape)}: pass a float or a tensor of shape ({n},)")
+    if not bool((torch.isfinite(levels) & ((levels >= 0) if allow_zero else (levels > 0))).all()):
+        bound = ">= 0" if allow_zero else "> 0"
+        raise ValueError(f"{name} is {levels.flatten().tolist()[:4]}: it must be finite and {bound}")
+    return levels.reshape(-1).expand(n).clone()
+
+
+def looks_like_image(shape: Sequence[int]) -> bool:
+    """Whether a shape is a picture's (C, H, W), so that a warning about the range of its values makes sense."""
+    return len(shape) == 3 and shape[0] <= 4 and min(shape[1:]) >= 8
+
+
+def warn_of_range(values: Tensor, shape: Sequence[int], name: str) -> None:
+    """Warn of a picture that is not in [0, 1]; nothing is converted, since only the caller knows.
+
+    Args:
+        values: ``(n, *shape)``.
+        shape: of one row; only a picture's is looked at.
+        name: what the values are called in the warning.
+    """
+    if not (looks_like_image(shape) and values.numel()):
+        return
+    low, high = float(values.detach().min()), float(values.detach().max())
+    if high > 30:
+        warnings.warn(f"{name} has values up to {high:.4g}, which looks like [0, 255]: images are in [0, 1], so "
+                      f"pass {name} / 255", stacklevel=3)
+    elif low < -0.5 and high < 2:
+        warnings.warn(f"{name} has values down to {low:.4g}, which looks like [-1, 1]: images are in [0, 1], so "
+                      f"pass ({name} + 1) / 2, and half the noise level", stacklevel=3)

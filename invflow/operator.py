@@ -1,0 +1,357 @@
+"""Forward operators: what turns an image into a measurement, with parameters shared or one set per image."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invflow._checks import Index, as_index, as_levels, warn_of_range
+from invflow._random import as_generator, draw_noise
+
+__all__ = ["SUMMARY_SIZE", "Operator", "conjugate_gradient"]
+
+#: entries of the vector that :meth:`Operator.context` returns
+SUMMARY_SIZE = 32
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Switch automatic mixed precision off: a measurement rounded to bfloat16 would swamp the noise."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def _checked(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Check the measurement before a method that takes one, and run the method in full precision."""
+
+    @functools.wraps(method)
+    def wrapper(self: Operator, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y = self.check_measurements(y)
+        with _full_precision(y.device):
+            return method(self, y, *args, **kwargs)
+
+    wrapper.__invflow_checked__ = True  # type: ignore[attr-defined]
+    return wrapper
+
+
+class Operator(torch.nn.Module):
+    r"""The forward model A of y = A(x) + noise.
+
+    A subclass sets :attr:`image_shape` and :attr:`measurement_shape` and writes :meth:`forward`; all else
+    follows, and a linear one may write :meth:`adjoint` and :meth:`pseudo_inverse` where it has them in closed
+    form. Parameters (a mask, a kernel) are buffers. Parameters that differ from image to image are given to
+    :meth:`register_sets`; a batch of as many images then runs through them without a loop. An operator never
+    changes in use: :meth:`randomize`, :meth:`expand` and :meth:`select` return others.
+
+    Attributes:
+        image_shape: the shape of one image, without the batch.
+        measurement_shape: the shape of one measurement, without the batch.
+        linear: whether A is linear.
+        problem_class: the name under which an adapter can have been trained for it; None: none can.
+        num_sets: parameter sets; 1 is shared by all images, otherwise row i of a batch uses set i.
+
+    Example:
+        >>> import torch, invflow
+        >>> class Flip(invflow.Operator):
+        ...     def __init__(self, image_shape):
+        ...         super().__init__()
+        ...         self.image_shape = self.measurement_shape = tuple(image_shape)
+        ...     def forward(self, x):
+        ...         return x.flip(-1)
+        >>> y = Flip((1, 8, 8)).measure(torch.rand(2, 1, 8, 8), sigma=0.1, generator=torch.Generator())
+        >>> y.shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    image_shape: tuple[int, ...]
+    measurement_shape: tuple[int, ...]
+    linear: bool = True
+    problem_class: str | None = None
+    num_sets: int = 1
+    _set_names: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("adjoint", "pseudo_inverse", "embed"):
+            method = cls.__dict__.get(name)
+            if method is not None and not hasattr(method, "__invflow_checked__"):
+                setattr(cls, name, _checked(method))
+
+    # -- what a subclass writes ---------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Measurement without noise, ``(n, *image_shape)`` to ``(n, *measurement_shape)``."""
+        raise TypeError(f"{type(self).__name__} writes no forward(x), which every operator needs")
+
+    @_checked
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Transposed of a linear operator; for another, its Jacobian at a mid-grey image transposed.
+
+        Args:
+            y: ``(n, *measurement_shape)``.
+
+        Returns:
+            ``(n, *image_shape)``; differentiable in ``y``.
+        """
+        image = torch.full((y.shape[0], *self.image_shape), 0.5, dtype=y.dtype, device=y.device)
+        _, pull_back = torch.func.vjp(self, image)
+        return pull_back(y)[0]
+
+    @_checked
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        """Least-squares image of smallest norm; unless a subclass knows better, by conjugate gradients.
+
+        Args:
+            y: ``(n, *measurement_shape)``.
+
+        Returns:
+            ``(n, *image_shape)``.
+
+        Raises:
+            TypeError: for an operator that is not linear.
+        """
+        if not self.linear:
+            raise TypeError(
+                f"{type(self).__name__} is not linear and writes no pseudo_inverse(y): use operator.embed(y) for "
+                "an image-shaped summary of the measurement"
+            )
+        return conjugate_gradient(self, y)
+
+    @_checked
+    def embed(self, y: Tensor) -> Tensor:
+        """Measurement as an image that a network can look at: finite, cheap, in images' range where it can be.
+
+        The default is a pseudo-inverse cut off after eight conjugate gradient steps, which keeps it from
+        blowing up the noise; for an operator that is not linear, :meth:`adjoint`.
+
+        Args:
+            y: ``(n, *measurement_shape)``.
+
+        Returns:
+            ``(n, *image_shape)``.
+        """
+        return conjugate_gradient(self, y, iterations=8) if self.linear else self.adjoint(y)
+
+    def observed(self) -> Tensor | None:
+        """Which entries of the measurement were observed: ``(num_sets, *measurement_shape)`` bool; None: all.
+
+        A likelihood counts the observed entries only, and :meth:`measure` adds noise to them only.
+        """
+        return None
+
+    def context(self) -> tuple[Tensor, Tensor]:
+        """What the operator knows about itself, for a neural adapter.
+
+        Returns:
+            maps: ``(num_sets, 1, H, W)``, 1 where a pixel is observed directly, 0 where it is not; ones for
+                an operator that sees the whole image. (H, W) are the axes of an image after the first, or
+                the only axis of an image that is a vector.
+            vector: ``(num_sets, SUMMARY_SIZE)``, a summary of the kernel: its transfer function at 16 low
+                frequencies, real parts and then imaginary parts; zeros for an operator without kernel.
+        """
+        spatial = self.image_shape[1:] or self.image_shape
+        maps = torch.ones(self.num_sets, 1, *spatial, device=self.device, dtype=self.dtype)
+        return maps, maps.new_zeros(self.num_sets, SUMMARY_SIZE)
+
+    def randomize(self, n: int, generator: torch.Generator | None = None) -> Operator:
+        """Operator of the same kind with fresh parameters, one set for each of n images.
+
+        Unless a subclass draws parameters of its own, an operator with one set has nothing to draw and
+        returns itself, and one with several draws n of its sets with replacement.
+
+        Args:
+            n: number of images.
+            generator: source of randomness.
+
+        Returns:
+            An operator with ``num_sets`` of n, or of 1 where nothing is random.
+        """
+        if self.num_sets == 1:
+            return self
+        generator = as_generator(generator)
+        return self.select(torch.randint(self.num_sets, (n,), generator=generator, device=generator.device))
+
+    # -- what follows -------------------------------------------------------------------------------------
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Check the images and measure them without noise, in full precision; see :meth:`forward`."""
+        x = self.check_images(x)
+        with _full_precision(x.device):
+            return super().__call__(x)
+
+    def __matmul__(self, other: Operator) -> Operator:
+        """``outer @ inner`` measures the inner operator's measurement with the outer one."""
+        from invflow.composed import ComposedOperator  # which imports this module
+
+        return ComposedOperator(self, other)
+
+    def measure(self, x: Tensor, sigma: float | Tensor, *,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Measure with Gaussian noise, y = A(x) + sigma e, on the observed entries.
+
+        Args:
+            x: ``(n, *image_shape)``, nominally in [0, 1].
+            sigma: noise standard deviation in the measurement's units, at least 0; a float or ``(n,)``.
+            generator: source of the noise, drawn on its device in float32 and then moved.
+
+        Returns:
+            ``(n, *measurement_shape)``.
+
+        Warns:
+            UserWarning: if the values of a picture look like [0, 255] or [-1, 1].
+        """
+        warn_of_range(x, self.image_shape, "x")
+        clean = self(x)
+        level = as_levels(sigma, clean.shape[0], "sigma", allow_zero=True).to(clean)
+        noise = draw_noise(tuple(clean.shape), generator).to(clean)
+        observed = self.observed()
+        if observed is not None:
+            noise = noise * observed
+        return clean + level.reshape(-1, *([1] * (clean.ndim - 1))) * noise
+
+    def expand(self, k: int) -> Operator:
+        """Each set k times, in ``repeat_interleave`` order; itself if one set is shared by all images."""
+        if k < 1:
+            raise ValueError(f"expand takes k >= 1, not k={k}")
+        if self.num_sets == 1 or k == 1:
+            return self
+        sets = {name: getattr(self, name) for name in self._set_names}
+        return self._with_sets({name: value.repeat_interleave(k, 0) for name, value in sets.items()})
+
+    def select(self, index: Index) -> Operator:
+        """Some of the sets, by a slice, ints (repeats allowed) or a mask; itself if one is shared by all."""
+        if self.num_sets == 1:
+            return self
+        rows = as_index(index, self.num_sets)
+        sets = {name: getattr(self, name) for name in self._set_names}
+        return self._with_sets({name: value[rows.to(value.device)] for name, value in sets.items()})
+
+    def register_sets(self, **sets: Tensor) -> None:
+        """Register parameters that may differ from image to image, as buffers.
+
+        Args:
+            sets: tensors ``(num_sets, ...)``; all with the same number of sets.
+        """
+        counts = {value.shape[0] for value in sets.values()}
+        if len(counts) != 1 or min(counts) < 1:
+            shapes = {name: tuple(value.shape) for name, value in sets.items()}
+            raise ValueError(f"parameters need the same number of sets along their first axis, not {shapes}")
+        for name, value in sets.items():
+            self.register_buffer(name, value)
+        self._set_names = tuple(dict.fromkeys((*self._set_names, *sets)))
+        self.num_sets = counts.pop()
+
+    def _with_sets(self, sets: dict[str, Tensor]) -> Operator:
+        """A copy that shares everything but the given parameters."""
+        if not sets:
+            raise TypeError(
+                f"{type(self).__name__} sets num_sets = {self.num_sets} by hand: give its parameters to "
+                "self.register_sets(name=tensor), or write expand(k) and select(index)"
+            )
+        other = copy.copy(self)
+        # a shallow copy of a module shares its dictionaries: part them, so neither sees the other's changes
+        for part in ("_buffers", "_parameters", "_modules"):
+            setattr(other, part, dict(getattr(self, part)))
+        for name, value in sets.items():
+            other._buffers[name] = value
+        other.num_sets = next(iter(sets.values())).shape[0]
+        return other
+
+    @property
+    def device(self) -> torch.device:
+        """Where the operator's tensors live; the CPU for one without any."""
+        return next((b.device for b in (*self.buffers(), *self.parameters())), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the operator's tensors; torch's default for one without any."""
+        tensors = (*self.buffers(), *self.parameters())
+        return next((b.dtype for b in tensors if b.is_floating_point()), torch.get_default_dtype())
+
+    def check_images(self, x: Tensor) -> Tensor:
+        """The images, in float32 at least, if they fit; else an error that says what would."""
+        return self._check(x, self.image_shape, "x", "images", "image_shape")
+
+    def check_measurements(self, y: Tensor) -> Tensor:
+        """The measurements, in float32 at least, if they fit; else an error that says what would."""
+        return self._check(y, self.measurement_shape, "y", "measurements", "measurement_shape")
+
+    def _check(self, value: Tensor, shape: tuple[int, ...], name: str, plural: str, attribute: str) -> Tensor:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"{name} is {kind}, expected a floating-point tensor: images are in [0, 1], so convert bytes "
+                f"with torch.as_tensor({name}).float() / 255"
+            )
+        if tuple(value.shape[1:]) != tuple(shape) or value.ndim == 0:
+            hint = f"pass {name}[None]" if tuple(value.shape) == tuple(shape) else f"pass a batch of {plural}"
+            if tuple(value.shape[2:]) == tuple(shape):
+                hint = f"pass {name}.flatten(0, 1) to operator.expand({value.shape[1]})"
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}, but {type(self).__name__} takes (n, *{attribute}) = "
+                f"{('n', *shape)}: {hint}".replace("'n'", "n")
+            )
+        n = value.shape[0]
+        if n == 0:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, an empty batch: pass at least one row")
+        if self.num_sets > 1 and n != self.num_sets:
+            fits = n % self.num_sets == 0
+            hint = f"operator.expand({n // self.num_sets})" if fits else f"operator.randomize({n})"
+            raise ValueError(
+                f"{type(self).__name__} has {self.num_sets} parameter sets, one for each row, but {name} has "
+                f"{n} {plural}: use {hint}, or operator.select(index) for some of the sets"
+            )
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+    def extra_repr(self) -> str:
+        """Shapes and sets, for ``print``."""
+        return f"{self.image_shape} -> {self.measurement_shape}, num_sets={self.num_sets}"
+
+
+def conjugate_gradient(operator: Operator, y: Tensor, iterations: int = 100,
+                       tolerance: float | None = None) -> Tensor:
+    """Least-squares image of smallest norm, by conjugate gradients on the normal equations.
+
+    Hestenes and Stiefel (1952), in the stable form CGLS of Bjorck (1996, section 7.4). All rows advance
+    together, each with its own step lengths, so that a row's answer does not depend on the others.
+
+    Args:
+        operator: linear.
+        y: ``(n, *measurement_shape)``; entries that were not observed are ignored.
+        iterations: at most so many; few of them regularise.
+        tolerance: stop a row once |A'(y - A x)| falls to this share of |A'y|; default ten times the rounding.
+
+    Returns:
+        ``(n, *image_shape)``.
+    """
+    def squared_norm(values: Tensor) -> Tensor:
+        return values.square().flatten(1).sum(1)
+
+    def scale(factor: Tensor, values: Tensor) -> Tensor:
+        return factor.reshape(-1, *([1] * (values.ndim - 1))) * values
+
+    kind = torch.finfo(y.dtype)
+    tolerance = 10 * kind.eps if tolerance is None else tolerance
+    observed = operator.observed()
+    residual = y if observed is None else torch.where(observed, y, 0.0)
+    direction = operator.adjoint(residual)
+    image, size = torch.zeros_like(direction), squared_norm(direction)
+    target = size * tolerance**2
+    for _ in range(iterations):
+        active = size > target
+        if not bool(active.any()):
+            break
+        moved = operator(direction)
+        # a row that has arrived takes steps of length zero, and stays where it is
+        step = torch.where(active, size / squared_norm(moved).clamp(min=kind.tiny), 0.0)
+        image, residual = image + scale(step, direction), residual - scale(step, moved)
+        gradient = operator.adjoint(residual)
+        new_size = torch.where(active, squared_norm(gradient), size)
+        direction = gradient + scale(new_size / size.clamp(min=kind.tiny), direction)
+        size = new_size
+    return image

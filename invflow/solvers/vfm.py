@@ -1,0 +1,123 @@
+"""Variational Flow Maps: posterior samples in one network call each."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invflow._random import as_generator, draw_noise
+from invflow.adapter import Adapter
+from invflow.neural import NeuralFlowMap
+from invflow.posterior import NFE, Posterior
+from invflow.pretrained import read_config, resolve_folder, write_atomically
+from invflow.reward import Reward
+from invflow.solvers.base import Solver
+
+__all__ = ["VFM"]
+
+
+class VFM(Solver):
+    r"""Variational Flow Map: an adapter proposes noise, the flow map turns it into a posterior sample.
+
+    x = decode(X_{0,1}(z)) with z ~ q(z | y, c) (arXiv 2603.07276). One call of the adapter for each observation and
+    ``steps`` calls of the map for each sample. The samples are as good as the training made them, and come without
+    weights.
+
+    Args:
+        prior: the map that was trained together with the adapter.
+        adapter: the noise adapter.
+        steps: jumps from noise to data; more follow the same flow map over equal sub-intervals.
+        chunk_size: rows through the map at a time. Samples do not depend on it beyond rounding.
+
+    Raises:
+        ValueError: if the adapter belongs to another map, or if a setting is under 1.
+
+    Example:
+        >>> import torch, invflow
+        >>> from invflow.operators import SuperResolution
+        >>> vfm = invflow.VFM.load("mnist")
+        >>> g = torch.Generator().manual_seed(0)
+        >>> operator = SuperResolution((1, 28, 28), factor=4)
+        >>> y = operator.measure(vfm.prior_samples(2, generator=g), sigma=0.025, generator=g)
+        >>> vfm.sample(invflow.GaussianLikelihood(operator, y, sigma=0.025), 16, generator=g).samples.shape
+        torch.Size([2, 16, 1, 28, 28])
+    """
+
+    needs_training = True
+
+    def __init__(self, prior: NeuralFlowMap, adapter: Adapter, *, steps: int = 1, chunk_size: int = 256) -> None:
+        if steps < 1 or chunk_size < 1:
+            raise ValueError(f"steps={steps} and chunk_size={chunk_size} must be at least 1")
+        adapter.check_map(prior)
+        self.prior, self.adapter = prior, adapter
+        self.steps, self.chunk_size = steps, chunk_size
+
+    @torch.no_grad()
+    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
+               progress: bool = False) -> Posterior:
+        """Draw posterior samples; see :meth:`Solver.sample`.
+
+        Raises:
+            ValueError: for a likelihood or reward that the adapter was not trained for; names the problem classes
+                that it knows and the solvers that need no training.
+        """
+        from tqdm import tqdm
+
+        if num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
+        start = time.perf_counter()
+        with self.prior.count() as map_calls, self.adapter.count() as adapter_calls:
+            mean, std = self.adapter.propose(reward)
+            rows = len(mean) * num_samples
+            noise = draw_noise((rows, *self.prior.state_shape), as_generator(generator)).to(mean)
+            images = noise.new_empty((rows, *self.prior.image_shape))
+            owner = torch.arange(len(mean), device=mean.device).repeat_interleave(num_samples)
+            starts = range(0, rows, self.chunk_size)
+            for i in tqdm(starts, disable=not progress, desc="VFM", unit="chunk", delay=2):
+                part = slice(i, i + self.chunk_size)
+                z = torch.addcmul(mean[owner[part]], std[owner[part]], noise[part])
+                images[part] = self.prior.decode(self.prior.flow(z, self.steps))
+        nfe = NFE(forward=(map_calls.forward + adapter_calls.forward) / rows,
+                  backward=(map_calls.backward + adapter_calls.backward) / rows)
+        return Posterior(images.unflatten(0, (len(mean), num_samples)), nfe=nfe, seconds=time.perf_counter() - start,
+                         diagnostics={"noise_std": std.flatten(1).mean(dim=1)}, settings=self.settings())
+
+    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw from the map's own law, ``(n, *image_shape)``, in the same number of steps as :meth:`sample`."""
+        return self.prior.generate(n, self.steps, generator=generator, chunk_size=self.chunk_size)
+
+    def settings(self) -> dict[str, Any]:
+        """Settings as plain values, kept with each posterior."""
+        return {"solver": "VFM", "steps": self.steps, "chunk_size": self.chunk_size, "map": self.prior.fingerprint()}
+
+    def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Write map and adapter into ``folder/map`` and ``folder/adapter``, and a ``config.json`` beside them."""
+        self.prior.save_pretrained(Path(folder) / "map", dtype)
+        self.adapter.save_pretrained(Path(folder) / "adapter", dtype)
+        text = json.dumps({"kind": "vfm", "steps": self.steps}, indent=2) + "\n"
+        write_atomically(Path(folder) / "config.json", lambda p: Path(p).write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def load(cls, name: str | os.PathLike[str], *, steps: int | None = None, chunk_size: int = 256) -> VFM:
+        """Load a trained VFM.
+
+        Args:
+            name: of a shipped one, such as ``"mnist"``; a folder that :meth:`save_pretrained` wrote; or a Hub
+                repository id ``owner/name``.
+            steps: jumps from noise to data; None takes what the folder says.
+            chunk_size: rows through the map at a time.
+
+        Raises:
+            ValueError: if it is not there, is no VFM, or its files are damaged or do not fit each other.
+        """
+        shipped = Path(__file__).parents[1] / "weights" / f"{name}-vfm"
+        folder = shipped if shipped.is_dir() else resolve_folder(name, "VFM")
+        config = read_config(folder, "vfm")
+        return cls(NeuralFlowMap.from_pretrained(folder / "map"), Adapter.from_pretrained(folder / "adapter"),
+                   steps=steps or int(config.get("steps", 1)), chunk_size=chunk_size)

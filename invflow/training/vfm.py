@@ -1,0 +1,254 @@
+"""Training a Variational Flow Map: adapter and map together, the adapter alone, or both towards a reward."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invflow._random import draw_noise
+from invflow.adapter import Adapter
+from invflow.neural import NeuralFlowMap
+from invflow.operator import Operator
+from invflow.reward import Reward
+from invflow.solvers.vfm import VFM
+from invflow.training.loop import LoopSettings, Objective, Sampler, batches_of, fit, seeded
+from invflow.training.losses import gaussian_kl, meanflow_loss, normalise, sample_times, scale_gradient
+
+__all__ = ["TrainingProblem", "VFMObjective", "train_alignment", "train_vfm"]
+
+
+@dataclass(frozen=True)
+class TrainingProblem:
+    """One problem class that an adapter learns.
+
+    Attributes:
+        operator: its ``randomize`` draws fresh parameters for each image; its ``problem_class`` names the class.
+        sigma: noise level, or a range (low, high) to draw from uniformly in the logarithm.
+    """
+
+    operator: Operator
+    sigma: float | tuple[float, float]
+
+    def draw_sigma(self, n: int, generator: torch.Generator) -> Tensor:
+        """``(n,)`` noise levels."""
+        low, high = self.sigma if isinstance(self.sigma, tuple) else (self.sigma, self.sigma)
+        return low * (high / low) ** torch.rand(n, generator=generator, device=generator.device)
+
+
+class VFMObjective(Objective):
+    r"""The joint objective of map and adapter (VFM, arXiv 2603.07276), summed over the state and the measurement.
+
+    .. math:: \tfrac{1}{2 \tau^2} L_{MF} + \tfrac{1}{2 \sigma^2} \|y - A f(z)\|^2 + KL(q(z \mid y, c) \| N(0, I))
+
+    z is drawn from the adapter by reparametrisation. The noise end of the MeanFlow path is that z with probability
+    alpha, else fresh noise, so that the map keeps its unconditional samples. The map is shaped by L_MF alone: in
+    the observation term its weights are held fixed. With a reward r in place of problems, the observation term is
+    -r(f(z)).
+
+    Args:
+        prior: the map.
+        adapter: the adapter.
+        problems: what to observe; each batch is split evenly among them.
+        reward: in place of problems, a differentiable reward for any number of observations.
+        tau: scale of the MeanFlow term, of the order of the data's standard deviation. Where it is too small, noise
+            that pins the data down is rewarded and the adapter collapses.
+        alpha: share of rows whose path starts from the adapter's noise.
+        frozen: train the adapter alone, on a fixed map and without the MeanFlow term.
+        distinct: share of rows with s < t.
+        one_step: share of those with (s, t) = (0, 1).
+    """
+
+    def __init__(self, prior: NeuralFlowMap, adapter: Adapter, problems: Sequence[TrainingProblem] = (), *,
+                 reward: Reward | None = None, tau: float = 1.0, alpha: float = 0.5, frozen: bool = False,
+                 distinct: float = 0.5, one_step: float = 1 / 3) -> None:
+        super().__init__()
+        if bool(problems) == (reward is not None):
+            raise ValueError("pass either problems to observe or one reward to align with")
+        if tau <= 0 or not 0 <= alpha <= 1:
+            raise ValueError(f"tau={tau} must be positive and alpha={alpha} a share in [0, 1]")
+        self.prior, self.adapter = prior.requires_grad_(not frozen), adapter.requires_grad_(True)
+        # kept out of the module: their parameters are not trained, and moving them is this class's business
+        self.__dict__["problems"] = tuple(problems)
+        self.__dict__["reward"] = reward
+        self.tau, self.alpha, self.frozen = tau, alpha, frozen
+        self.distinct, self.one_step = distinct, one_step
+        self.highest = max((p.sigma[1] if isinstance(p.sigma, tuple) else p.sigma for p in problems), default=1.0)
+
+    def trained(self) -> dict[str, nn.Module]:
+        """Map and adapter, or the adapter alone."""
+        return {"adapter": self.adapter} if self.frozen else {"map": self.prior, "adapter": self.adapter}
+
+    def forward(self, data: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch of images ``(n, *image_shape)``, and its parts."""
+        n, device = len(data), data.device
+        groups = self._observe(data, generator)
+        mean, log_std, sigma = self._propose(groups, n, device)
+        # an observation's weight may depend on what the adapter is given, such as its noise level, without moving
+        # the optimum; without it the gradients of the lowest levels, of size 1 / sigma, drown all others
+        weight = (sigma / self.highest).view(-1, *([1] * (mean.ndim - 1)))
+        mean, log_std = scale_gradient(mean, weight), scale_gradient(log_std, weight)
+        z = mean + log_std.exp() * draw_noise(tuple(mean.shape), generator).to(mean)
+        fixed = {k: p.detach() for k, p in self.prior.named_parameters()}
+        images = self.prior.decode(torch.func.functional_call(self.prior, fixed, (z, 0.0, 1.0)))
+        misfit = self._misfit(groups, images)
+        kl = gaussian_kl(mean, log_std)
+        objective = misfit + kl
+        metrics = {"misfit": (misfit.detach() * 2 / self._num_values(groups)).mean(),
+                   "kl": kl.detach().mean(), "adapter_std": log_std.detach().exp().mean()}
+        if not self.frozen:
+            flow, k = self._flow_loss(data, z, generator)
+            objective = objective + flow / (2 * self.tau**2)
+            per_value = flow.detach() / self.prior.dimension
+            metrics |= {"flow_matching": per_value[k:].mean(), "meanflow": per_value[:k].mean()}
+        return normalise(objective.mean()), metrics
+
+    def _observe(self, data: Tensor, generator: torch.Generator) -> list[tuple[Operator, Tensor, Tensor]]:
+        """For each problem class a share of the rows: fresh operators, noise levels, measurements."""
+        groups = []
+        for problem, images in zip(self.problems, data.tensor_split(max(1, len(self.problems)))):
+            operator = problem.operator.randomize(len(images), generator).to(data.device)
+            sigma = problem.draw_sigma(len(images), generator).to(data.device)
+            groups.append((operator, operator.measure(images, sigma, generator=generator), sigma))
+        return groups
+
+    def _propose(self, groups: list[tuple[Operator, Tensor, Tensor]], n: int,
+                 device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """The adapter's mean and log standard deviation for all rows, and their noise levels."""
+        if not groups:
+            embedded, observed, summary, sigma = (a.to(device) for a in self.adapter.unconditional(n))
+            classes = torch.zeros(n, dtype=torch.long, device=device)
+            return *self.adapter(embedded, observed, summary, classes, sigma), sigma
+        parts: list[tuple[Tensor, ...]] = []
+        for operator, y, level in groups:
+            observed, summary = operator.context()
+            index = self.adapter.classes.index(str(operator.problem_class))
+            parts.append((operator.embed(y), observed.expand(len(y), *observed.shape[1:]),
+                          summary.expand(len(y), -1), torch.full((len(y),), index, device=device), level))
+        embedded, observed, summary, classes, sigma = (torch.cat(column) for column in zip(*parts))
+        return *self.adapter(embedded, observed, summary, classes, sigma), sigma
+
+    def _misfit(self, groups: list[tuple[Operator, Tensor, Tensor]], images: Tensor) -> Tensor:
+        """``|y - A x|^2 / (2 sigma^2)`` of each row, or minus the reward."""
+        if not groups:
+            return -self.reward(images[None])[0]
+        parts = []
+        for (operator, y, sigma), x in zip(groups, images.tensor_split(len(groups))):
+            # entries that are not observed are zero on both sides
+            parts.append(0.5 * (y - operator(x)).flatten(1).square().sum(dim=1) / sigma**2)
+        return torch.cat(parts)
+
+    def _num_values(self, groups: list[tuple[Operator, Tensor, Tensor]]) -> Tensor:
+        """How many values are observed for each row, so that the reported misfit is 1 where the fit is right."""
+        counts = []
+        for operator, y, _ in groups:
+            observed = operator.observed()
+            full = torch.full((len(y),), float(math.prod(y.shape[1:])), device=y.device)
+            counts.append(full if observed is None else observed.flatten(1).sum(dim=1).expand(len(y)).to(full))
+        return torch.cat(counts) if counts else torch.full((1,), 2.0)
+
+    def _flow_loss(self, data: Tensor, z: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
+        states = self.prior.encode(data)
+        fresh = draw_noise(tuple(states.shape), generator).to(states)
+        joint = torch.rand(len(states), generator=generator, device=generator.device).to(states.device) < self.alpha
+        noise = torch.where(joint.view(-1, *([1] * (states.ndim - 1))), z, fresh)
+        # rows come ordered by problem class and times by kind: mix them
+        order = torch.randperm(len(states), generator=generator, device=generator.device).to(states.device)
+        s, t, k = sample_times(len(states), distinct=self.distinct, one_step=self.one_step, generator=generator,
+                               device=states.device)
+        return meanflow_loss(self.prior.average_velocity, noise[order], states[order], s, t, k), k
+
+
+def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[TrainingProblem], settings: LoopSettings,
+              folder: str | os.PathLike[str], *, options: dict[str, Any] | None = None, tau: float = 1.0,
+              alpha: float = 0.5, frozen: bool = False, distinct: float = 0.5, one_step: float = 1 / 3,
+              progress: bool = True, stop_at: int | None = None) -> VFM:
+    """Train a Variational Flow Map from a prior, resuming if the folder holds a checkpoint.
+
+    Args:
+        data: images ``(n, *image_shape)``, floats in [0, 1] or bytes; or a function ``(n, generator)`` that makes them.
+        prior: a trained prior, which stays as it is: a copy is trained on (or used, where ``frozen``).
+        problems: the problem classes; each needs a ``problem_class`` of its own.
+        settings: of the loop.
+        folder: for the checkpoint, the metrics and, when done, the VFM (``folder/vfm``).
+        options: of the adapter's network; default the map's.
+        tau: scale of the MeanFlow term; see :class:`VFMObjective`.
+        alpha: share of rows whose path starts from the adapter's noise.
+        frozen: train the adapter alone.
+        distinct: share of rows with s < t.
+        one_step: share of those with (s, t) = (0, 1).
+        progress: show a progress bar.
+        stop_at: stop at this step, with a checkpoint.
+
+    Returns:
+        The solver, with averaged weights.
+
+    Raises:
+        ValueError: if two problems share a class, or one has none.
+    """
+    classes = [problem.operator.problem_class for problem in problems]
+    if None in classes or len(set(classes)) < len(classes):
+        raise ValueError(f"each training problem needs a problem_class of its own, not {classes}")
+    image_map = copy.deepcopy(prior).train()
+    adapter = Adapter(prior.state_shape, classes=[str(c) for c in classes], network=prior.network_name,
+                      image_shape=prior.image_shape, options=prior.options if options is None else options,
+                      generator=seeded(settings.seed, 0, -4))
+    objective = VFMObjective(image_map, adapter, problems, tau=tau, alpha=alpha, frozen=frozen, distinct=distinct,
+                             one_step=one_step)
+    done = fit(objective, batches_of(data, settings), settings, folder, progress=progress, stop_at=stop_at)
+    return _finish(image_map, adapter, frozen, done, folder)
+
+
+def train_alignment(data: Tensor | Sampler, prior: NeuralFlowMap, reward: Reward, name: str, settings: LoopSettings,
+                    folder: str | os.PathLike[str], *, options: dict[str, Any] | None = None, tau: float = 1.0,
+                    alpha: float = 0.5, distinct: float = 0.5, one_step: float = 1 / 3, progress: bool = True,
+                    stop_at: int | None = None) -> VFM:
+    """One-step reward alignment: the joint objective with a reward in place of the log likelihood.
+
+    Args:
+        data: as for :func:`train_vfm`.
+        prior: a trained prior, which stays as it is.
+        reward: differentiable, for any number of observations; scale it to choose how far to tilt.
+        name: the problem class under which the adapter knows the reward: set ``reward.problem_class`` to it.
+        settings: of the loop.
+        folder: for the checkpoint, the metrics and, when done, the VFM (``folder/vfm``).
+        options: of the adapter's network; default the map's.
+        tau: scale of the MeanFlow term.
+        alpha: share of rows whose path starts from the adapter's noise.
+        distinct: share of rows with s < t.
+        one_step: share of those with (s, t) = (0, 1).
+        progress: show a progress bar.
+        stop_at: stop at this step, with a checkpoint.
+
+    Returns:
+        The solver: ``sample(reward, n)`` draws from about p(x) e^{r(x)} in one step.
+    """
+    if not reward.differentiable:
+        raise ValueError("reward alignment differentiates the reward, which says differentiable=False: use NoiseSMC")
+    image_map = copy.deepcopy(prior).train()
+    adapter = Adapter(prior.state_shape, classes=[name], network=prior.network_name, image_shape=prior.image_shape,
+                      options=prior.options if options is None else options, generator=seeded(settings.seed, 0, -4))
+    objective = VFMObjective(image_map, adapter, reward=reward, tau=tau, alpha=alpha, distinct=distinct,
+                             one_step=one_step)
+    done = fit(objective, batches_of(data, settings), settings, folder, progress=progress, stop_at=stop_at)
+    return _finish(image_map, adapter, False, done, folder)
+
+
+def _finish(image_map: NeuralFlowMap, adapter: Adapter, frozen: bool, done: bool,
+            folder: str | os.PathLike[str]) -> VFM:
+    image_map.cpu().eval().requires_grad_(False)
+    adapter.cpu().eval().requires_grad_(False)
+    if not frozen:
+        image_map.independent_noise = False
+    adapter.trained_for = image_map.fingerprint()
+    vfm = VFM(image_map, adapter)
+    if done:
+        vfm.save_pretrained(Path(folder) / "vfm")
+    return vfm
