@@ -31,7 +31,7 @@ def as_index(index: Index, n: int) -> Tensor:
     try:
         rows = torch.arange(n)[picked]
     except IndexError as error:
-        raise ValueError(f"index {index} does not fit {n} rows: pass integers under {n}, or a slice") from error
+        raise ValueError(f"index {index} does not fit {n} rows: pass integers under {n}") from error
     if rows.numel() == 0:
         raise ValueError(f"index {index} picks none of {n} rows: pass at least one of 0 to {n - 1}")
     return rows
@@ -64,7 +64,7 @@ def as_levels(value: float | Tensor, n: int, name: str, *, allow_zero: bool = Fa
 
 
 def looks_like_image(shape: Sequence[int]) -> bool:
-    """Whether a shape is a picture's (C, H, W), so that a warning about the range of its values makes sense."""
+    """Whether a shape is a picture's (C, H, W), so that the range of its values can be judged."""
     return len(shape) == 3 and shape[0] <= 4 and min(shape[1:]) >= 8
 
 
@@ -80,8 +80,8 @@ def warn_of_range(values: Tensor, shape: Sequence[int], name: str) -> None:
         return
     low, high = float(values.detach().min()), float(values.detach().max())
     if high > 30:
-        warnings.warn(f"{name} has values up to {high:.4g}, which looks like [0, 255]: images are in [0, 1], so "
-                      f"pass {name} / 255", stacklevel=3)
+        warnings.warn(f"{name} has values up to {high:.4g}, which looks like [0, 255]: images are in [0, 1], "
+                      f"so pass {name} / 255", stacklevel=3)
     elif low < -0.5 and high < 2:
-        warnings.warn(f"{name} has values down to {low:.4g}, which looks like [-1, 1]: images are in [0, 1], so "
-                      f"pass ({name} + 1) / 2, and half the noise level", stacklevel=3)
+        warnings.warn(f"{name} has values down to {low:.4g}, which looks like [-1, 1]: images are in [0, 1], "
+                      f"so pass ({name} + 1) / 2, and half the noise level", stacklevel=3)

@@ -7,12 +7,14 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-__all__ = ["DOWNLOADS", "IMAGE_SUFFIXES", "cache_folder", "load_image", "load_images", "read_idx"]
+from invflow.imageio import fit_to, read_image
+
+__all__ = ["DOWNLOADS", "IMAGE_SUFFIXES", "cache_folder", "load_images", "read_idx"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -49,8 +51,8 @@ def load_images(path: str | os.PathLike[str], split: str = "train", labels: bool
         split: ``"train"`` or ``"test"``.
         labels: return the labels too.
         dtype: a floating-point type for values in [0, 1], or ``torch.uint8`` for the raw values in [0, 255].
-        size: for image files: resize the shorter side to this and crop the centre square; needed where the
-            files' sizes differ.
+        size: for image files: crop the centre square and scale it to this side; needed where the files' sizes
+            differ.
         channels: for image files: 1 for grey, 3 for colour; None keeps what the first file has.
 
     Returns:
@@ -201,67 +203,19 @@ def _load_cifar(paths: list[Path]) -> tuple[Tensor, Tensor]:
     return table[:, 1:].reshape(-1, 3, 32, 32).clone(), table[:, 0].long()
 
 
-def load_image(path: str | os.PathLike[str], *, channels: int | None = None, size: int | None = None,
-               dtype: torch.dtype = torch.float32) -> Tensor:
-    """Load one image file.
-
-    Args:
-        path: a file that Pillow can read.
-        channels: 1 for grey, 3 for colour; None keeps what the file has (transparency is dropped).
-        size: resize the shorter side to this and crop the centre square; None keeps the size.
-        dtype: a floating-point type for values in [0, 1], or ``torch.uint8``.
-
-    Returns:
-        ``(C, H, W)``.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is no image, or ``channels`` is neither 1, 3 nor None.
-    """
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
-
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels={channels}: an image file is loaded with 1 (grey) or 3 (colour) channels")
-    try:
-        with Image.open(path) as file:
-            if channels is None:
-                channels = 1 if file.mode[0] in "1LIF" and file.mode != "LAB" else 3
-            image = _to_eight_bits(file, "L" if channels == 1 else "RGB")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no image file {str(path)!r}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} is no image that can be read ({error})") from error
-    if size is not None:
-        scale = size / min(image.size)
-        image = image.resize((max(size, round(image.width * scale)), max(size, round(image.height * scale))),
-                             Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
-        left, top = (image.width - size) // 2, (image.height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    raw = torch.from_numpy(np.array(image, dtype=np.uint8)).reshape(image.height, image.width, -1)
-    raw = raw.permute(2, 0, 1).contiguous()
-    return raw if dtype == torch.uint8 else _to_unit_range(raw, dtype)
-
-
-def _to_eight_bits(file: Any, mode: str) -> Any:
-    """Convert a Pillow image to L or RGB; 16 bits by their high byte, since Pillow clips them to white."""
-    if file.mode == "F":
-        raise ValueError("it holds floating-point values without a range: save it with 8 or 16 bits")
-    if file.mode.startswith("I"):
-        file = file.point(lambda value: value * (1 / 256)).convert("L")
-    return file.convert(mode)
-
-
 def _load_files(files: list[Path], root: Path, size: int | None,
                 channels: int | None) -> tuple[Tensor, Tensor | None]:
     images: list[Tensor] = []
     for file in files:
-        image = load_image(file, channels=channels, size=size, dtype=torch.uint8)
+        image = read_image(file, channels=channels, say=_silent)
+        if size is not None:
+            image = fit_to(image, (size, size), say=_silent)
+        image = image.mul(255).round().to(torch.uint8)
         channels = image.shape[0]
         if images and image.shape != images[0].shape:
             raise ValueError(
                 f"{file} has shape {tuple(image.shape)}, but {files[0]} has {tuple(images[0].shape)}: pass "
-                "size to resize and crop all images to one square"
+                "size= to crop and scale all images to one square"
             )
         images.append(image)
     parents = [file.relative_to(root).parts[0] if file.parent != root else None for file in files]
@@ -269,3 +223,7 @@ def _load_files(files: list[Path], root: Path, size: int | None,
         return torch.stack(images), None
     classes = sorted({str(p) for p in parents})
     return torch.stack(images), torch.tensor([classes.index(str(p)) for p in parents])
+
+
+def _silent(message: str) -> None:
+    """Say nothing: thousands of files would say the same thing."""

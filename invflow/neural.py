@@ -23,9 +23,10 @@ class NeuralFlowMap(FlowMap):
     r"""A flow map X_{s,t}(x) = x + (t - s) u(x, s, t), with a network for the average velocity u.
 
     On the diagonal, u(x, t, t) = b_t(x) is the velocity (Geng et al. 2025, "Mean flows"; time there runs from data
-    to noise, here from noise to data). The network learns only what a Gaussian would not explain: u is the average
-    velocity of the flow of N(mean, diag std^2), in closed form, plus the network's output, so that pixels that
-    never change cost it nothing.
+    to noise, here from noise to data). The network learns only what a Gaussian would not explain: u is the velocity
+    of the flow of N(mean, diag std^2) at time s, in closed form, plus the network's output at the scale that keeps
+    it of unit size (the preconditioning of Karras et al. 2022, for average velocities), so that pixels that never
+    change cost it nothing and a jump from pure noise, mean + std * network, carries no noise over.
 
     Args:
         state_shape: ``(C, H, W)`` for a U-Net, ``(d,)`` for a perceptron.
@@ -84,16 +85,11 @@ class NeuralFlowMap(FlowMap):
         """Average velocity u(x, s, t) on the way from s to t: ``(n, *state_shape)`` to the same."""
         s_column, t_column = expand_time(s, x), expand_time(t, x)
         out = self.network(x, self.times(s_column.flatten(), t_column.flatten() - s_column.flatten())).to(x.dtype)
-        return out + self._gaussian_average_velocity(x, s_column, t_column)
-
-    def _gaussian_average_velocity(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        # X_{s,t}(x) = t mean + (g_t / g_s)(x - s mean), g_t^2 = (1 - t)^2 + t^2 std^2; dividing X - x by t - s by
-        # hand leaves an expression without a zero over zero at s = t
-        variance = self.std**2
-        g_s = ((1 - s) ** 2 + s**2 * variance).sqrt()
-        g_t = ((1 - t) ** 2 + t**2 * variance).sqrt()
-        slope = (variance * (s + t) - (2 - s - t)) / (g_s * (g_s + g_t))
-        return self.mean + slope * (x - s * self.mean)
+        # velocity of the flow of N(mean, diag std^2) at time s, and the network's part at the scale of what remains.
+        # At s = 0 this is mean + std * network - x: a jump from pure noise never has to cancel the noise it came from
+        variance = ((1 - s_column) ** 2 + (s_column * self.std) ** 2)
+        slope = (s_column * self.std**2 - (1 - s_column)) / variance
+        return self.mean + slope * (x - s_column * self.mean) + self.std / variance.sqrt() * out
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Velocity b_t(x) = u(x, t, t)."""

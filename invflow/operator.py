@@ -99,7 +99,7 @@ class Operator(torch.nn.Module):
             ``(n, *image_shape)``; differentiable in ``y``.
         """
         image = torch.full((y.shape[0], *self.image_shape), 0.5, dtype=y.dtype, device=y.device)
-        _, pull_back = torch.func.vjp(self, image)
+        pull_back = torch.func.vjp(self, image)[1]
         return pull_back(y)[0]
 
     @_checked
@@ -117,14 +117,14 @@ class Operator(torch.nn.Module):
         """
         if not self.linear:
             raise TypeError(
-                f"{type(self).__name__} is not linear and writes no pseudo_inverse(y): use operator.embed(y) for "
-                "an image-shaped summary of the measurement"
+                f"{type(self).__name__} is not linear and writes no pseudo_inverse(y): use operator.embed(y) "
+                "for an image-shaped summary of the measurement"
             )
         return conjugate_gradient(self, y)
 
     @_checked
     def embed(self, y: Tensor) -> Tensor:
-        """Measurement as an image that a network can look at: finite, cheap, in images' range where it can be.
+        """Measurement as an image that a network can look at: finite, cheap, in [0, 1] where it can be.
 
         The default is a pseudo-inverse cut off after eight conjugate gradient steps, which keeps it from
         blowing up the noise; for an operator that is not linear, :meth:`adjoint`.

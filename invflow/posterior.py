@@ -141,8 +141,8 @@ class Posterior:
         :math:`h = q (n + 1)` kept inside [1, n] (Akinshin 2023, "Weighted quantile estimators"). A particle
         of weight zero has no say. With equal weights it is the linear interpolation of the order statistics
         at k / (N + 1) (Weibull's; ``numpy.quantile(..., method="weibull")``), so that a fresh draw lies below
-        it with probability q. (The default of numpy and torch sits nearer to the median and makes intervals too
-        narrow: of 64 uniform draws, 87% instead of 90%.)
+        it with probability q. (The default of numpy and torch lies nearer to the median, which makes
+        intervals too narrow: of 64 uniform draws, 87% instead of 90%.)
 
         Args:
             q: in [0, 1]. Beyond 1 / (N + 1) from the ends it is the least or the greatest sample.
@@ -312,7 +312,7 @@ def _checked_samples(samples: Tensor) -> Tensor:
     if bool(broken.any()):
         b, n = (int(i) for i in broken.nonzero()[0])
         raise ValueError(
-            f"{int(broken.sum())} of {broken.numel()} samples hold values that are not finite, the first of them "
+            f"{int(broken.sum())} of {broken.numel()} samples hold values that are not finite, the first in "
             f"particle {n} of observation {b}: check the solver's step sizes and its reward there"
         )
     return samples

@@ -171,7 +171,7 @@ def energy_score(samples: Tensor, truth: Tensor, log_weights: Tensor | None = No
         ValueError: if the shapes do not fit, or ``fair`` with fewer than two samples.
     """
     weights = _check(samples, truth, log_weights, "energy_score", fair)
-    x, y = samples.flatten(2) if samples.ndim > 2 else samples[:, :, None], truth.flatten(1)[:, None]
+    x, y = samples.reshape(*samples.shape[:2], -1), truth.reshape(truth.shape[0], 1, -1)
     error = (weights * torch.linalg.vector_norm(x - y, dim=2)).sum(1)
     rows = max(1, max_entries // (x.shape[0] * x.shape[1]))
     pairs = torch.zeros_like(error)

@@ -1,0 +1,69 @@
+"""All operators by name: those that come with invflow and those of installed plug-ins.
+
+    from invflow.operators import GaussianBlur
+
+Plug-ins register a module under the entry-point group ``invflow.operators``; its ``__all__`` is the list.
+Names are looked up when first asked for. :func:`find` takes a class name or a problem class, for tools that
+read names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from invflow import _plugins
+
+if TYPE_CHECKING:
+    from invflow.operator import Operator
+    from invflow_operators.blur import Blur as Blur
+    from invflow_operators.blur import GaussianBlur as GaussianBlur
+    from invflow_operators.blur import MotionBlur as MotionBlur
+    from invflow_operators.deepinv_physics import DeepinvOperator as DeepinvOperator
+    from invflow_operators.elementwise import Denoising as Denoising
+    from invflow_operators.inpainting import BoxInpainting as BoxInpainting
+    from invflow_operators.inpainting import MaskInpainting as MaskInpainting
+    from invflow_operators.inpainting import RandomInpainting as RandomInpainting
+    from invflow_operators.linear import ComposedOperator as ComposedOperator
+    from invflow_operators.linear import MatrixOperator as MatrixOperator
+    from invflow_operators.superresolution import SuperResolution as SuperResolution
+
+_GROUP = "invflow.operators"
+
+
+def names() -> list[str]:
+    """Class names of all operators, those that come with invflow first."""
+    return _plugins.names(_GROUP)
+
+
+def find(name: str) -> type[Operator]:
+    """An operator's class by its name, however written: "BoxInpainting", "box-inpainting" or "box_inpainting".
+
+    Raises:
+        ValueError: if there is none; names the nearest.
+    """
+    known = names()
+    folded = {_fold(k): k for k in reversed(known)}
+    if _fold(name) not in folded:
+        raise ValueError(f"there is no operator {name!r}: {_plugins.nearest(name, known)}")
+    return _plugins.find(_GROUP, folded[_fold(name)])
+
+
+def _fold(name: str) -> str:
+    return name.replace("-", "").replace("_", "").replace(" ", "").lower()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return names()
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value = _plugins.find(_GROUP, name)
+    except KeyError:
+        raise AttributeError(f"there is no operator {name!r}: {_plugins.nearest(name, names())}") from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *names()})

@@ -1,0 +1,228 @@
+"""The exact posterior of a Gaussian mixture prior, for linear operators and Gaussian noise."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from invflow._random import as_generator, draw_noise
+from invflow.mixture import GaussianMixtureFlow, draw_components
+from invflow.operator import Operator
+from invflow.posterior import NFE, Posterior
+from invflow.reward import GaussianLikelihood, Reward
+from invflow.solvers.base import Solver
+
+__all__ = ["ExactPosterior"]
+
+_ROWS_AT_A_TIME = 1024
+_VALUES_AT_A_TIME = 2**24
+
+
+class _Conditional(NamedTuple):
+    """The posterior mixture of B observations, in the right singular vectors of A (S is 1 or B)."""
+
+    log_weights: Tensor  # (B, K)
+    log_evidence: Tensor  # (B,)
+    shift: Tensor  # (B, K, r): component k has mean mu_k + shift @ directions
+    kept: Tensor  # (B, K, r): and covariance s_k^2 (I - directions^T diag(1 - kept) directions)
+    directions: Tensor  # (S, r, d)
+
+    def pick(self, part: slice) -> _Conditional:
+        """Some of the observations."""
+        shared = len(self.directions) == 1
+        directions = self.directions if shared else self.directions[part]
+        return _Conditional(self.log_weights[part], self.log_evidence[part], self.shift[part],
+                            self.kept[part], directions)
+
+
+class ExactPosterior(Solver):
+    r"""Independent draws of the exact posterior of a mixture prior, where A is linear and the noise Gaussian.
+
+    With A = U diag(l) V^T, the component N(mu_k, s_k^2 I) of the prior becomes one of the posterior with
+
+    .. math:: \text{mean } \mu_k + V \frac{s_k^2 l}{s_k^2 l^2 + \sigma^2} U^T (y - A \mu_k), \quad
+        \text{covariance } s_k^2 \left(I - V \frac{s_k^2 l^2}{s_k^2 l^2 + \sigma^2} V^T\right),
+
+    and weight proportional to w_k N(y; A mu_k, s_k^2 A A^T + sigma^2 I) (Bishop 2006, "Pattern Recognition
+    and Machine Learning", section 2.3.3). One singular value decomposition of the dense m x d matrix, for
+    each parameter set, serves all components and samples; no d x d matrix is made. The work is in float64,
+    whatever the type of the prior.
+
+    Args:
+        mixture: the prior.
+        max_entries: largest number of entries of the operator's dense matrices, (sets) m d.
+
+    Raises:
+        TypeError: if the prior is not a :class:`~invflow.GaussianMixtureFlow`.
+
+    Example:
+        >>> import torch, invflow
+        >>> from invflow.operators import MatrixOperator
+        >>> prior = invflow.GaussianMixtureFlow(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), std=0.5)
+        >>> operator = MatrixOperator(torch.tensor([[0.0, 1.0]]), image_shape=(2,))
+        >>> likelihood = invflow.GaussianLikelihood(operator, torch.tensor([[1.0]]), sigma=0.1)
+        >>> invflow.ExactPosterior(prior).sample(likelihood, 100).samples.shape
+        torch.Size([1, 100, 2])
+    """
+
+    def __init__(self, mixture: GaussianMixtureFlow, *, max_entries: int = 50_000_000) -> None:
+        if not isinstance(mixture, GaussianMixtureFlow):
+            raise TypeError(
+                f"the exact posterior is known for a GaussianMixtureFlow, not a {type(mixture).__name__}: "
+                "for other priors use invflow.NoiseSMC(prior) or invflow.FMTT(prior)"
+            )
+        self.prior, self.max_entries = mixture, max_entries
+
+    @torch.no_grad()
+    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
+               progress: bool = False) -> Posterior:
+        """Draw independent posterior samples; see :meth:`Solver.sample`. No network call is made.
+
+        Returns:
+            A posterior without weights, with the exact ``log_evidence`` and, in the diagnostics, the
+            ``component_weights`` ``(B, K)`` of the posterior mixture.
+
+        Raises:
+            TypeError: for a reward that is not a :class:`~invflow.GaussianLikelihood`.
+            ValueError: for an operator that is not linear, whose images are not the prior's, or whose dense
+                matrix is too large; for under one sample.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
+        start = time.perf_counter()
+        likelihood = self._supported(reward)
+        generator = as_generator(generator)
+        exact = self._condition(likelihood)
+        observations = len(exact.log_evidence)
+        index = draw_components(exact.log_weights, num_samples, generator)
+        shape = (observations, num_samples, self.prior.dimension)
+        noise = draw_noise(shape, generator).to(index.device)
+        chunk = max(1, _VALUES_AT_A_TIME // noise[0].numel())
+        samples = torch.cat([
+            self._draw(exact.pick(slice(b, b + chunk)), index[b:b + chunk], noise[b:b + chunk])
+            for b in range(0, observations, chunk)
+        ])
+        return Posterior(samples.unflatten(2, self.prior.image_shape),
+                         log_evidence=exact.log_evidence.to(self.prior.dtype), nfe=NFE(0, 0),
+                         seconds=time.perf_counter() - start,
+                         diagnostics={"component_weights": exact.log_weights.exp().to(self.prior.dtype)},
+                         settings={"solver": "ExactPosterior", "components": len(self.prior.means)})
+
+    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw from the mixture itself, ``(n, *image_shape)``."""
+        return self.prior.decode(self.prior.sample(n, generator=generator))
+
+    @torch.no_grad()
+    def moments(self, likelihood: GaussianLikelihood) -> tuple[Tensor, Tensor]:
+        """Exact posterior mean and covariance.
+
+        Args:
+            likelihood: over B observations.
+
+        Returns:
+            mean: ``(B, *image_shape)``.
+            covariance: ``(B, d, d)``, d the number of values in an image.
+
+        Raises:
+            TypeError, ValueError: as :meth:`sample`.
+        """
+        exact = self._condition(self._supported(likelihood))
+        weights = exact.log_weights.exp()
+        variance = self.prior.std.double().square()
+        means = self.prior.means.double().flatten(1) + exact.shift @ exact.directions
+        mean = (weights[:, None] @ means)[:, 0]
+        spread = weights.sqrt()[..., None] * (means - mean[:, None])
+        removed = torch.einsum("bk,k,bkr->br", weights, variance, 1 - exact.kept)
+        covariance = spread.mT @ spread - exact.directions.mT @ (removed[..., None] * exact.directions)
+        covariance.diagonal(dim1=1, dim2=2).add_((weights @ variance)[:, None])
+        mean, covariance = mean.to(self.prior.dtype), covariance.to(self.prior.dtype)
+        return mean.unflatten(1, self.prior.image_shape), covariance
+
+    @torch.no_grad()
+    def log_evidence(self, likelihood: GaussianLikelihood) -> Tensor:
+        """Exact log p(y) of each observation, ``(B,)``, in nats over the observed entries."""
+        return self._condition(self._supported(likelihood)).log_evidence.to(self.prior.dtype)
+
+    # -- the closed form ------------------------------------------------------------------------------------
+
+    def _condition(self, likelihood: GaussianLikelihood) -> _Conditional:
+        means, std = self.prior.means.double().flatten(1), self.prior.std.double()
+        y = likelihood.y.flatten(1).to(means)
+        noise = likelihood.sigma.to(means).square()[:, None, None]
+        count = likelihood.count_observed().to(means)[:, None]
+        matrix = _dense_matrix(likelihood).to(means)
+        left, singular, directions = torch.linalg.svd(matrix, full_matrices=False)
+
+        residual = y[:, None] - means @ matrix.mT  # (B, K, m)
+        inside = residual @ left
+        outside = residual - inside @ left.mT
+        signal = (std[:, None] * singular[:, None]).square()
+        square = (inside.square() / (signal + noise)).sum(2) + (outside.square() / noise).sum(2)
+        # entries that were not observed are rows of zeros: only those observed are counted
+        volume = torch.log1p(signal / noise).sum(2) + count * (2 * math.pi * noise[..., 0]).log()
+        log_joint = self.prior.log_weights.double() - 0.5 * (square + volume)
+        log_evidence = log_joint.logsumexp(1)
+        shift = std[:, None].square() * singular[:, None] / (signal + noise) * inside
+        return _Conditional(log_joint - log_evidence[:, None], log_evidence, shift,
+                            noise / (signal + noise), directions)
+
+    def _draw(self, exact: _Conditional, index: Tensor, noise: Tensor) -> Tensor:
+        """Samples ``(b, N, d)`` for components ``(b, N)`` and standard normal noise ``(b, N, d)``."""
+        rows = torch.arange(len(index), device=index.device)[:, None]
+        std = self.prior.std.double()[index][..., None]
+        noise = noise.double()
+        # standard deviation s sqrt(kept) in the directions that were measured, s in all others
+        less = std * (1 - exact.kept[rows, index].sqrt()) * (noise @ exact.directions.mT)
+        moved = (exact.shift[rows, index] - less) @ exact.directions
+        return (self.prior.means.double().flatten(1)[index] + std * noise + moved).to(self.prior.dtype)
+
+    def _supported(self, reward: Reward) -> GaussianLikelihood:
+        """The reward, if the closed form holds for it; else an error that names solvers that take it."""
+        others = "invflow.NoiseSMC(prior) and invflow.FMTT(prior) take any reward"
+        if not isinstance(reward, GaussianLikelihood):
+            raise TypeError(
+                "the posterior has a closed form for a GaussianLikelihood, not for a "
+                f"{type(reward).__name__}: {others}"
+            )
+        operator = reward.operator
+        if not operator.linear:
+            raise ValueError(
+                f"the posterior has a closed form for linear operators, and {type(operator).__name__} is not "
+                f"linear: {others}"
+            )
+        if tuple(operator.image_shape) != self.prior.image_shape:
+            raise ValueError(
+                f"the operator measures images of shape {tuple(operator.image_shape)}, the prior makes "
+                f"images of shape {self.prior.image_shape}: build one of them with the other's image_shape"
+            )
+        shape = (operator.num_sets, math.prod(operator.measurement_shape), self.prior.dimension)
+        if math.prod(shape) > self.max_entries:
+            raise ValueError(
+                f"this operator's dense matrices have shape {shape} (sets, m, d), {math.prod(shape)} values, "
+                f"over max_entries={self.max_entries}: take fewer observations at a time with "
+                f"likelihood.select(index), raise max_entries, or use another solver; {others}"
+            )
+        return reward
+
+
+def _dense_matrix(likelihood: GaussianLikelihood) -> Tensor:
+    """The operator's matrices ``(sets, m, d)``, by its action on the identity; unobserved rows are zero."""
+    operator: Operator = likelihood.operator
+    size = math.prod(operator.image_shape)
+    tensors = [t for t in (*operator.buffers(), *operator.parameters()) if t.is_floating_point()]
+    like = tensors[0] if tensors else likelihood.y
+    singles = [operator.select(i) for i in range(operator.num_sets)]
+    columns: list[list[Tensor]] = [[] for _ in singles]
+    for start in range(0, size, _ROWS_AT_A_TIME):
+        count = min(_ROWS_AT_A_TIME, size - start)
+        rows = torch.zeros(count, size, dtype=like.dtype, device=likelihood.y.device)
+        rows.diagonal(start).fill_(1)
+        for single, found in zip(singles, columns):
+            found.append(single(rows.unflatten(1, operator.image_shape)).flatten(1).double())
+    matrix = torch.stack([torch.cat(found) for found in columns]).mT
+    observed = operator.observed()
+    return matrix if observed is None else matrix * observed.flatten(1).to(matrix)[..., None]

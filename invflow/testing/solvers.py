@@ -1,0 +1,193 @@
+"""The contract of a solver, as one check on a small problem whose answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from invflow.flowmap import FlowMap
+from invflow.mixture import GaussianMixtureFlow
+from invflow.operator import Operator
+from invflow.posterior import NFE, Posterior
+from invflow.reward import GaussianLikelihood, Likelihood
+from invflow.solvers.base import Solver
+from invflow.solvers.exact import ExactPosterior
+from invflow.testing._tools import expect, expect_close, relative_error, rounding, watch_global_seed
+
+__all__ = ["check_solver"]
+
+
+class _Matrix(Operator):
+    """A dense matrix ``(m, d)``, or ``(sets, m, d)``."""
+
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.register_sets(matrix=matrix.reshape(-1, *matrix.shape[-2:]))
+        self.measurement_shape, self.image_shape = (matrix.shape[-2],), (matrix.shape[-1],)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("smd,sd->sm", self.matrix.expand(len(x), -1, -1), x)
+
+
+def check_solver(make_solver: Callable[[FlowMap], Solver], *, prior: FlowMap | None = None,
+                 likelihood: Likelihood | None = None, exact: bool = True, num_samples: int = 128,
+                 replicates: int = 16, standard_errors: float = 5.0, seed: int = 0) -> None:
+    """Check that a solver keeps the contract: shapes, randomness, independence, cost, and the right answer.
+
+    Checked: samples ``(B, N, *image_shape)`` in the prior's type; the same generator gives the same samples,
+    another gives others, and the global seed is left alone; samples of one observation do not depend on the
+    others, nor (to rounding) on ``chunk_size`` where the solver has one; the measurement is not written to;
+    the cost is stated; ``prior_samples``; and with ``exact`` the mean, the variance and, where it is given,
+    the evidence against the closed form. The default problem is a Gaussian in two dimensions of which one
+    combination is measured.
+
+    Args:
+        make_solver: from a prior to a solver.
+        prior: in place of the default; float64 where the solver makes decisions that rounding can flip.
+        likelihood: in place of the default; over at least two observations. Both or none.
+        exact: whether the mean and the variance are to be compared with the closed form, which the prior must
+            then have (:class:`~invflow.GaussianMixtureFlow`).
+        num_samples: N, for each observation.
+        replicates: independent runs whose spread gives the standard error, at least 8.
+        standard_errors: allowed distance from the closed form.
+        seed: of everything that is drawn.
+
+    Raises:
+        AssertionError: at the first failure; says what failed, by how much, and what to look at.
+
+    Example:
+        >>> import invflow
+        >>> from invflow.testing import check_solver
+        >>> check_solver(invflow.ExactPosterior)
+    """
+    if (prior is None) != (likelihood is None):
+        raise ValueError("pass both prior and likelihood, or none of them for the default problem")
+    if prior is None or likelihood is None:
+        prior, likelihood = _default_problem()
+    solver = make_solver(prior)
+    expect(isinstance(solver, Solver), f"a {type(solver).__name__} is no Solver: derive it from one")
+    expect(len(likelihood.y) > 1, "the check needs a likelihood over at least two observations")
+    posterior = _check_result(solver, prior, likelihood, num_samples, seed)
+    _check_randomness(make_solver, prior, likelihood, posterior, seed)
+    _check_independence(solver, likelihood, posterior, seed)
+    _check_prior_samples(solver, prior, seed)
+    if exact:
+        _check_answer(solver, prior, likelihood, num_samples, replicates, standard_errors, seed)
+
+
+def _default_problem() -> tuple[GaussianMixtureFlow, GaussianLikelihood]:
+    prior = GaussianMixtureFlow(torch.tensor([[0.5, -0.3]], dtype=torch.float64), std=0.8)
+    y = torch.tensor([[0.9], [-0.4], [0.4]], dtype=torch.float64)
+    operator = _Matrix(torch.tensor([[1.0, 0.5]], dtype=torch.float64))
+    return prior, GaussianLikelihood(operator, y, sigma=0.5)
+
+
+def _sample(solver: Solver, likelihood: Likelihood, num_samples: int, seed: int) -> Posterior:
+    return solver.sample(likelihood, num_samples, generator=torch.Generator().manual_seed(seed))
+
+
+def _check_result(solver: Solver, prior: FlowMap, likelihood: Likelihood, num_samples: int,
+                  seed: int) -> Posterior:
+    y = likelihood.y.clone()
+    with watch_global_seed(f"{type(solver).__name__}.sample"):
+        posterior = _sample(solver, likelihood, num_samples, seed)
+    shape = (likelihood.num_observations, num_samples, *prior.image_shape)
+    expect(isinstance(posterior, Posterior), f"sample returned a {type(posterior).__name__}, not a Posterior")
+    expect(tuple(posterior.samples.shape) == shape,
+           f"samples have shape {tuple(posterior.samples.shape)}, expected (B, N, *image_shape) = {shape}")
+    expect(posterior.samples.dtype == prior.dtype,
+           f"samples are {posterior.samples.dtype}, the prior is {prior.dtype}: keep the prior's type")
+    expect(not posterior.samples.requires_grad, "samples carry a gradient graph: detach them")
+    expect(torch.equal(y, likelihood.y), "sample wrote into the measurement likelihood.y: work on a copy")
+    nfe = posterior.nfe
+    expect(isinstance(nfe, NFE) and nfe.forward >= 0 and nfe.backward >= 0,
+           f"nfe is {nfe!r}: state the calls per sample, NFE(forward=..., backward=...), counted in a scope "
+           "with prior.count()")
+    expect(posterior.seconds > 0, f"seconds is {posterior.seconds}: state the wall time of the call")
+    spread = posterior.samples.flatten(2).std(1)
+    expect(bool((spread > 0).any()), "all samples of an observation are equal: each needs noise of its own")
+    return posterior
+
+
+def _check_randomness(make_solver: Callable[[FlowMap], Solver], prior: FlowMap,
+                      likelihood: Likelihood, posterior: Posterior, seed: int) -> None:
+    n = posterior.num_samples
+    again = _sample(make_solver(prior), likelihood, n, seed)
+    expect(torch.equal(again.samples, posterior.samples),
+           "the same seed gave other samples: either a source of randomness is not the generator, or the "
+           "solver keeps state between calls")
+    other = _sample(make_solver(prior), likelihood, n, seed + 1)
+    expect(not torch.equal(other.samples, posterior.samples), "another seed gave the same samples")
+    solver = make_solver(prior)
+    if getattr(solver, "chunk_size", None) is not None:
+        solver.chunk_size = max(1, n // 3)  # type: ignore[attr-defined]
+        chunked = _sample(solver, likelihood, n, seed)
+        expect_close(chunked.samples, posterior.samples, rounding(prior.dtype),
+                     f"samples with chunk_size={n // 3} against the default",
+                     "Draw the random numbers of a call for all (B, N) at once, before the first chunk; try a "
+                     "float64 prior where rounding can flip a decision.")
+
+
+def _check_independence(solver: Solver, likelihood: Likelihood, posterior: Posterior,
+                        seed: int) -> None:
+    """Another measurement in the last row leaves the samples of the first as they were."""
+    other = likelihood.select(slice(None))
+    other.y = other.y.clone()
+    other.y[-1] = other.y[0]
+    moved = _sample(solver, other, posterior.num_samples, seed)
+    expect_close(moved.samples[0], posterior.samples[0], rounding(posterior.samples.dtype),
+                 "samples of observation 0 before and after observation B - 1 changed",
+                 "Observations share something they must not: a step size, a temperature, a stopping rule, "
+                 "resampling across observations, or random numbers whose count depends on the data.")
+    expect(relative_error(moved.samples[-1], posterior.samples[-1]) > 1e-6,
+           "the samples of an observation stayed as they were when its measurement changed: is y used?")
+
+
+def _check_prior_samples(solver: Solver, prior: FlowMap, seed: int) -> None:
+    with watch_global_seed("prior_samples"):
+        first = solver.prior_samples(5, generator=torch.Generator().manual_seed(seed))
+    expect(tuple(first.shape) == (5, *prior.image_shape),
+           f"prior_samples(5) made {tuple(first.shape)}, expected {(5, *prior.image_shape)}")
+    again = solver.prior_samples(5, generator=torch.Generator().manual_seed(seed))
+    expect(torch.equal(first, again), "prior_samples with the same seed gave other images")
+
+
+def _check_answer(solver: Solver, prior: FlowMap, likelihood: Likelihood, num_samples: int,
+                  replicates: int, standard_errors: float, seed: int) -> None:
+    """Mean, variance and evidence of many independent runs, side by side as observations of one call."""
+    if not isinstance(prior, GaussianMixtureFlow) or not isinstance(likelihood, GaussianLikelihood):
+        raise TypeError("the answer is known for a GaussianMixtureFlow and a GaussianLikelihood: pass exact=False")
+    if replicates < 8:
+        raise ValueError(f"the standard error needs at least 8 replicates, not {replicates}")
+    oracle = ExactPosterior(prior)
+    mean, covariance = oracle.moments(likelihood)
+    count = len(likelihood.y)
+    runs = likelihood.select(torch.arange(count).repeat_interleave(replicates))
+    assert isinstance(runs, GaussianLikelihood)
+    posterior = _sample(solver, runs, num_samples, seed + 2)
+    estimates = {
+        "mean": (posterior.mean().flatten(1), mean.flatten(1)),
+        "variance": (posterior.std().square().flatten(1), covariance.diagonal(dim1=1, dim2=2)),
+    }
+    if posterior.log_evidence is not None:
+        # the estimate of Z itself is unbiased, its logarithm is not
+        exact = oracle.log_evidence(runs)
+        ratio = (posterior.log_evidence - exact).exp()[:, None]
+        estimates["evidence over the exact one"] = (ratio, torch.ones_like(ratio[:count]))
+    for what, (estimate, truth) in estimates.items():
+        groups = estimate.double().unflatten(0, (count, replicates))
+        distance = groups.mean(1) - truth.double()
+        # never below rounding: an evidence in closed form has no spread
+        error = (groups.std(1) / replicates**0.5).clamp(min=1e-6)
+        worst = int((distance.abs() / error).argmax())
+        off, se = float(distance.flatten()[worst]), float(error.flatten()[worst])
+        expect(abs(off) <= standard_errors * se,
+               f"posterior {what}: off by {off:.3g} (observation {worst // distance.shape[1]}, value "
+               f"{worst % distance.shape[1]}), {abs(off) / se:.1f} standard errors of {se:.2g} over "
+               f"{replicates} runs of {num_samples} samples, allowed {standard_errors}. Look at the "
+               "normalisation of the likelihood (summed, not averaged), the weights, and the noise of each "
+               "step; more samples tell a bias of order 1/N from an error.")

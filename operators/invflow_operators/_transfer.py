@@ -1,0 +1,43 @@
+"""The summary of a kernel that operators give to a neural adapter."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["transfer_summary"]
+
+# half a plane, for the other half is the complex conjugate; up to that, a quarter turn maps it to itself
+_LATTICE = (
+    (0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (1, 2), (2, 1), (2, -1), (1, -2), (2, 2), (2, -2),
+    (0, 3), (3, 0), (0, 4), (4, 0),
+)
+
+
+def transfer_summary(kernels: Tensor, center: tuple[float, float], image_shape: tuple[int, ...]) -> Tensor:
+    """Transfer functions of kernels at 16 low frequencies.
+
+    The frequencies are up to four times three periods per image side: at that spacing a kernel over a third
+    of the image, the usual size here, is told from others.
+
+    Args:
+        kernels: ``(n, channels, h, w)``; channels are averaged.
+        center: the pixel, perhaps between two, that counts as the origin.
+        image_shape: (C, H, W).
+
+    Returns:
+        ``(n, 32)``: real parts, then imaginary parts. All real parts are 1 for the identity.
+    """
+    kernels = kernels.mean(1)
+    kind = {"device": kernels.device, "dtype": kernels.dtype}
+    lattice = torch.tensor(_LATTICE, **kind) * 3  # type: ignore[arg-type]
+    angles = []
+    for axis in (0, 1):
+        offset = torch.arange(kernels.shape[1 + axis], **kind) - center[axis]  # type: ignore[arg-type]
+        angles.append(2 * math.pi * lattice[:, axis, None] * offset / image_shape[1 + axis])
+    phase = angles[0][:, :, None] + angles[1][:, None, :]
+    real = torch.einsum("nhw,fhw->nf", kernels, phase.cos())
+    imaginary = -torch.einsum("nhw,fhw->nf", kernels, phase.sin())
+    return torch.cat([real, imaginary], dim=1)

@@ -1,0 +1,185 @@
+"""Inpainting: some pixels are observed, the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from invflow._random import as_generator
+from invflow.operator import Operator
+
+__all__ = ["BoxInpainting", "MaskInpainting", "RandomInpainting"]
+
+
+class MaskInpainting(Operator):
+    """Inpainting with a given mask: A(x) = mask * x, where the mask is 1 observed, where it is 0 not.
+
+    A measurement has the shape of an image, with zeros where nothing was observed; a likelihood neither
+    counts nor normalises over those (see :meth:`observed`).
+
+    Args:
+        mask: 1 where a pixel is observed, 0 where it is not; bool or numbers. ``(H, W)`` or ``(C, H, W)`` for
+            all images, or ``(n, 1 or C, H, W)``, one for each.
+        image_shape: (C, H, W); default: the mask's, with one channel for ``(H, W)``.
+        problem_class: the class whose adapter serves this mask, "box-inpainting" or "random-inpainting" for a
+            mask of that kind; None, the default, since it may be of neither.
+
+    Raises:
+        ValueError: for a mask of another shape, with other values, or that observes nothing.
+
+    Example:
+        >>> import torch
+        >>> from invflow.operators import MaskInpainting
+        >>> upper = torch.arange(28)[:, None].expand(28, 28) < 14
+        >>> MaskInpainting(upper, image_shape=(3, 28, 28)).num_sets
+        1
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, image_shape: Sequence[int] | None = None,
+                 problem_class: str | None = None) -> None:
+        super().__init__()
+        mask = torch.as_tensor(mask)
+        if image_shape is None and mask.ndim >= 2:
+            image_shape = (1, *mask.shape) if mask.ndim == 2 else mask.shape[-3:]
+        shape = tuple(image_shape or ())
+        sets = mask[(None,) * (4 - mask.ndim)] if mask.ndim in (2, 3) else mask
+        fits = len(shape) == 3 and sets.ndim == 4 and sets.shape[1] in (1, shape[0])
+        if not fits or tuple(sets.shape[2:]) != shape[1:]:
+            raise ValueError(
+                f"the mask has shape {tuple(mask.shape)}, the images {shape}: pass a mask (H, W), "
+                "(C, H, W) or (n, C, H, W) with the images' H and W and their C or 1; image_shape=(C, H, W)"
+            )
+        if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+            span = f"{float(mask.min()):.4g} to {float(mask.max()):.4g}"
+            raise ValueError(f"the mask has values from {span}, expected 0 and 1: pass mask > 0.5")
+        if not bool(sets.bool().flatten(1).any(1).all()):
+            raise ValueError("a mask observes nothing: 1 is observed, 0 is not; is yours reversed? pass ~mask")
+        self.image_shape = self.measurement_shape = shape
+        self.problem_class = problem_class
+        self.register_sets(mask=sets.bool())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images with zeros where nothing is observed: ``(n, C, H, W)`` to the same."""
+        return x * self.mask
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """The operator itself, a projection."""
+        return y * self.mask
+
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        """The operator itself, a projection."""
+        return y * self.mask
+
+    def embed(self, y: Tensor) -> Tensor:
+        """The measurement with mid grey where nothing was observed."""
+        return torch.where(self.mask, y, 0.5)
+
+    def observed(self) -> Tensor:
+        """The mask, ``(num_sets, C, H, W)`` bool."""
+        return self.mask.expand(-1, *self.image_shape)
+
+    def context(self) -> tuple[Tensor, Tensor]:
+        """The mask, averaged over channels, as map; no kernel."""
+        maps, vector = super().context()
+        return self.mask.to(maps).mean(1, keepdim=True), vector
+
+
+class RandomInpainting(MaskInpainting):
+    """Inpainting with pixels observed at random, each by itself, all channels of a pixel together.
+
+    Args:
+        image_shape: (C, H, W).
+        keep: share of pixels that are observed, in (0, 1]; a range (low, high) draws it for each mask.
+        generator: draws the mask. At least one pixel is observed.
+
+    Example:
+        >>> import torch
+        >>> from invflow.operators import RandomInpainting
+        >>> g = torch.Generator().manual_seed(0)
+        >>> RandomInpainting((1, 28, 28), keep=0.5, generator=g).randomize(8, g).num_sets
+        8
+    """
+
+    def __init__(self, image_shape: Sequence[int], keep: float | tuple[float, float] = (0.3, 0.7),
+                 generator: torch.Generator | None = None) -> None:
+        low, high = keep if isinstance(keep, Sequence) else (keep, keep)
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"keep is {keep}: pass the share observed, in (0, 1], or a range (low, high)")
+        shape = tuple(image_shape)
+        super().__init__(_draw_pixels(1, shape, (low, high), generator), shape, "random-inpainting")
+        self.keep = (low, high)
+
+    def randomize(self, n: int, generator: torch.Generator | None = None) -> Operator:
+        """Fresh masks for n images."""
+        mask = _draw_pixels(n, self.image_shape, self.keep, generator)
+        return self._with_sets({"mask": mask.to(self.mask.device)})
+
+
+def _draw_pixels(n: int, image_shape: tuple[int, ...], keep: tuple[float, float],
+                 generator: torch.Generator | None) -> Tensor:
+    """Masks ``(n, 1, H, W)`` that observe a share of pixels drawn from a range."""
+    generator = as_generator(generator)
+    share = torch.rand(n, 1, 1, 1, generator=generator, device=generator.device)
+    number = torch.rand(n, 1, *image_shape[1:], generator=generator, device=generator.device)
+    # the pixel with the smallest number comes first at any share, so that no mask is empty
+    return (number < keep[0] + (keep[1] - keep[0]) * share) | (number == number.amin((2, 3), keepdim=True))
+
+
+class BoxInpainting(MaskInpainting):
+    """Inpainting of a box: everything is observed but a rectangle.
+
+    Args:
+        image_shape: (C, H, W).
+        box: (height, width) of the unobserved box in pixels, centred; default: half the image's.
+        sides: range, in shares of the image's height and width, from which :meth:`randomize` draws the two
+            sides of a box, each by itself; None keeps those of ``box``. The position is uniform either way.
+
+    Raises:
+        ValueError: for a box that is empty or leaves nothing to observe, and for sides out of range.
+
+    Example:
+        >>> from invflow.operators import BoxInpainting
+        >>> int((~BoxInpainting((1, 28, 28)).mask).sum())
+        196
+    """
+
+    def __init__(self, image_shape: Sequence[int], box: tuple[int, int] | None = None,
+                 sides: tuple[float, float] | None = (0.25, 0.5)) -> None:
+        shape = tuple(image_shape)
+        height, width = shape[-2:]
+        box = (height // 2, width // 2) if box is None else box
+        if not (0 < box[0] <= height and 0 < box[1] <= width and tuple(box) != (height, width)):
+            raise ValueError(f"a box of {box} pixels does not fit images {shape}: pass (height, width)")
+        if sides is not None and not 0 < sides[0] <= sides[1] < 1:
+            raise ValueError(f"sides is {sides}: pass shares of the image's, 0 < low <= high < 1, or None")
+        top, left = torch.tensor([(height - box[0]) // 2]), torch.tensor([(width - box[1]) // 2])
+        mask = _outside_boxes((height, width), top, left, torch.tensor([box[0]]), torch.tensor([box[1]]))
+        super().__init__(mask, shape, "box-inpainting")
+        self.box, self.sides = (int(box[0]), int(box[1])), sides
+
+    def randomize(self, n: int, generator: torch.Generator | None = None) -> Operator:
+        """Boxes of random sides at random places, for n images."""
+        generator = as_generator(generator)
+        uniform = torch.rand(4, n, generator=generator, device=generator.device, dtype=torch.float64)
+        length, start = [], []
+        for axis, side in enumerate(self.image_shape[1:]):
+            low, high = self.box[axis], self.box[axis]
+            if self.sides is not None:
+                low, high = (max(1, round(share * side)) for share in self.sides)
+            length.append(low + (uniform[axis] * (high - low + 1)).long())
+            start.append((uniform[2 + axis] * (side - length[axis] + 1)).long())
+        mask = _outside_boxes(self.image_shape[1:], *start, *length)
+        return self._with_sets({"mask": mask.to(self.mask.device)})
+
+
+def _outside_boxes(size: tuple[int, ...], top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """Masks ``(n, 1, H, W)`` that are False in a box each, given by four ``(n,)`` tensors of integers."""
+    row = torch.arange(size[0], device=top.device)
+    column = torch.arange(size[1], device=top.device)
+    in_rows = (row >= top[:, None]) & (row < (top + height)[:, None])
+    in_columns = (column >= left[:, None]) & (column < (left + width)[:, None])
+    return ~(in_rows[:, :, None] & in_columns[:, None, :])[:, None]

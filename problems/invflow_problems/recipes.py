@@ -1,0 +1,58 @@
+"""The trainings that made the shipped weights, and the checkerboard's."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from invflow.datasets import load_images
+from invflow.neural import NeuralFlowMap, load_prior
+from invflow.solvers.vfm import VFM
+from invflow.training import LoopSettings, TrainingProblem, train_prior, train_vfm
+from invflow.training.recipe import Recipe, Run
+from invflow_operators import blur, elementwise, superresolution
+
+__all__ = ["checkerboard", "fashion_mnist", "fashion_mnist_vfm", "mnist", "mnist_vfm"]
+
+#: a U-Net on 14 x 14 and 7 x 7 positions, of the size that two CPU cores can train in under an hour
+MAP_NETWORK = {"channels": [32, 128], "blocks": 2}
+ADAPTER_NETWORK = {"channels": [32, 96], "blocks": 2}
+
+PRIOR_SETTINGS = LoopSettings(steps=2500, batch_size=128, learning_rate=1.5e-3)
+VFM_SETTINGS = LoopSettings(steps=4500, batch_size=96, learning_rate=1e-3)
+
+
+def image_problems(image_shape: tuple[int, int, int]) -> list[TrainingProblem]:
+    """The six problem classes, with the ranges of noise and operators that the shipped adapters know."""
+    levels = (0.01, 0.2)
+    return [
+        TrainingProblem(elementwise.Denoising(image_shape), (0.05, 0.5)),
+        TrainingProblem(elementwise.RandomInpainting(image_shape), levels),
+        TrainingProblem(elementwise.BoxInpainting(image_shape), levels),
+        TrainingProblem(superresolution.SuperResolution(image_shape, factor=4), levels),
+        TrainingProblem(blur.GaussianBlur(image_shape), levels),
+        TrainingProblem(blur.MotionBlur(image_shape), levels),
+    ]
+
+
+def _train_image_prior(run: Run) -> NeuralFlowMap:
+    images = load_images(str(run.data), split="train", dtype=torch.uint8)
+    return train_prior(images, run.settings, run.folder, options=MAP_NETWORK, progress=run.progress,
+                       stop_at=run.stop_at)
+
+
+def _train_image_vfm(run: Run, name: str) -> VFM:
+    images = load_images(str(run.data), split="train", dtype=torch.uint8)
+    prior = load_prior(run.prior or name)
+    return train_vfm(images, prior, image_problems(prior.image_shape), run.settings, run.folder,  # type: ignore[arg-type]
+                     options=ADAPTER_NETWORK, progress=run.progress, stop_at=run.stop_at)
+
+
+mnist = Recipe("mnist", "prior on MNIST, 28 x 28", PRIOR_SETTINGS, _train_image_prior, data="mnist")
+fashion_mnist = Recipe("fashion-mnist", "prior on Fashion-MNIST, 28 x 28", PRIOR_SETTINGS, _train_image_prior,
+                       data="fashion-mnist")
+mnist_vfm = Recipe("mnist-vfm", "VFM for six problem classes on MNIST, from the prior", VFM_SETTINGS,
+                   lambda run: _train_image_vfm(run, "mnist"), data="mnist")
+fashion_mnist_vfm = Recipe("fashion-mnist-vfm", "VFM for six problem classes on Fashion-MNIST, from the prior",
+                           VFM_SETTINGS, lambda run: _train_image_vfm(run, "fashion-mnist"), data="fashion-mnist")

@@ -1,0 +1,127 @@
+"""The objectives against closed forms, and the mistakes that have been made with them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from invflow.training.losses import (
+    average_velocity_jvp,
+    gaussian_kl,
+    meanflow_loss,
+    normalise,
+    sample_times,
+    scale_gradient,
+)
+
+STD = 0.6  # of the Gaussian data in these tests
+
+
+def gaussian_u(x, s, t):
+    """Average velocity of the flow of N(0, I) to N(0, STD^2 I): x scales by g_t / g_s."""
+    def scale(a):
+        return ((1 - a) ** 2 + (a * STD) ** 2).sqrt()
+
+    s, t = s[:, None], t[:, None]
+    velocity = x * (STD**2 * s - (1 - s)) / scale(s) ** 2
+    gap = torch.where(s == t, torch.ones_like(s), t - s)
+    return torch.where(s == t, velocity, x * (scale(t) / scale(s) - 1) / gap)
+
+
+def gaussian_pairs(n, generator):
+    z = torch.randn(n, 1, generator=generator, dtype=torch.float64)
+    m = STD * torch.randn(n, 1, generator=generator, dtype=torch.float64)
+    return z, m
+
+
+@pytest.mark.parametrize(("s", "t"), [(0.0, 1.0), (0.2, 0.7), (0.5, 0.5), (0.0, 0.3)])
+def test_true_average_velocity_is_a_stationary_point(s, t):
+    """At the true u the expected gradient vanishes: E[(u - target) phi(x_s)] = 0 for every test function phi.
+
+    A target with time reversed, v - (t - s) du/ds, fails by tens of standard errors.
+    """
+    g = torch.Generator().manual_seed(0)
+    n = 200_000
+    z, m = gaussian_pairs(n, g)
+    s_rows, t_rows = torch.full((n,), s, dtype=torch.float64), torch.full((n,), t, dtype=torch.float64)
+    coefficients = torch.zeros(n, 2, dtype=torch.float64, requires_grad=True)
+
+    def u(x, a, b):
+        features = torch.cat([x, x**3], dim=1)
+        shift = (coefficients[: len(x)] * features).sum(dim=1, keepdim=True)
+        return gaussian_u(x, a, b) + (shift if x.shape[0] == n else 0)
+
+    meanflow_loss(u, z, m, s_rows, t_rows).sum().backward()
+    gradient = coefficients.grad
+    assert gradient is not None
+    error = gradient.mean(dim=0) / (gradient.std(dim=0) / n**0.5)
+    assert error.abs().max() < 4, f"z-scores {error.tolist()}"
+
+
+def test_derivative_matches_finite_differences():
+    g = torch.Generator().manual_seed(1)
+    z, m = gaussian_pairs(50, g)
+    s, t = torch.rand(2, 50, generator=g, dtype=torch.float64).sort(dim=0).values
+    x, v = (1 - s[:, None]) * z + s[:, None] * m, m - z
+    h = 1e-6
+    numeric = (gaussian_u(x + h * v, s + h, t) - gaussian_u(x - h * v, s - h, t)) / (2 * h)
+    torch.testing.assert_close(average_velocity_jvp(gaussian_u, x, s, t, v), numeric, rtol=1e-5, atol=1e-6)
+
+
+def test_derivative_only_for_rows_with_distinct_times():
+    seen = []
+
+    def u(x, s, t):
+        seen.append(len(x))
+        return x * (t - s)[:, None]
+
+    g = torch.Generator().manual_seed(2)
+    z, m = torch.randn(2, 8, 3, generator=g)
+    s, t, k = sample_times(8, distinct=0.25, generator=g)
+    meanflow_loss(u, z, m, s, t, k)
+    assert k == 2
+    assert seen == [2, 8]  # two rows through the Jacobian-vector product, then all through the network
+    seen.clear()
+    meanflow_loss(u, z, m, s, s)
+    assert seen == [8]
+
+
+def test_loss_is_summed_over_the_state_and_reaches_the_noise():
+    z = torch.zeros(2, 1, 4, 4, requires_grad=True)
+    m = torch.full((2, 1, 4, 4), 3.0)
+    half = torch.full((2,), 0.5)
+    loss = meanflow_loss(lambda x, s, t: torch.zeros_like(x), z, m, half, half)
+    assert loss.tolist() == [16 * 9.0, 16 * 9.0]
+    loss.sum().backward()
+    assert torch.equal(z.grad, torch.full_like(z, -6.0))
+
+
+def test_times_are_ordered_and_shared_out():
+    s, t, k = sample_times(600, distinct=0.5, one_step=1 / 3, generator=torch.Generator().manual_seed(0))
+    assert k == 300
+    assert (s[:k] < t[:k]).all()
+    assert torch.equal(s[k:], t[k:])
+    assert (s[:100] == 0).all() and (t[:100] == 1).all()  # noqa: PT018
+    assert 0.4 < s[k:].mean() < 0.6
+    with pytest.raises(ValueError, match="shares"):
+        sample_times(4, distinct=1.5, generator=torch.Generator())
+
+
+def test_kl_against_torch():
+    g = torch.Generator().manual_seed(0)
+    mean, log_std = torch.randn(2, 5, 2, 3, generator=g, dtype=torch.float64)
+    q = torch.distributions.Normal(mean, log_std.exp())
+    p = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    expected = torch.distributions.kl_divergence(q, p).flatten(1).sum(dim=1)
+    torch.testing.assert_close(gaussian_kl(mean, log_std), expected)
+
+
+def test_scalings_leave_values_alone():
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    y = scale_gradient(x, torch.tensor([0.5, 3.0]))
+    assert torch.equal(y, x)
+    y.sum().backward()
+    assert x.grad.tolist() == [0.5, 3.0]
+    loss = torch.tensor(20.0, requires_grad=True)
+    normalise(loss, power=1.0, offset=0.0).backward()
+    assert loss.grad.item() == pytest.approx(1 / 20)
