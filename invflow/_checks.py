@@ -28,6 +28,8 @@ def as_index(index: Index, n: int) -> Tensor:
         ValueError: if the index picks nothing or a row that does not exist.
     """
     picked = index if isinstance(index, slice) else torch.as_tensor(index, device="cpu").reshape(-1)
+    if not isinstance(picked, slice) and picked.numel() == 0:
+        picked = picked.long()  # an empty list would make a tensor of floats
     try:
         rows = torch.arange(n)[picked]
     except IndexError as error:
@@ -52,7 +54,8 @@ def as_levels(value: float | Tensor, n: int, name: str, *, allow_zero: bool = Fa
     Raises:
         ValueError: for another number of entries, or a level that is not finite or not positive.
     """
-    levels = torch.as_tensor(value).detach()
+    # a Python number in double precision: in single, a level of 0.4 would be off by 1e-8 in float64 problems
+    levels = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64).detach()
     if not levels.is_floating_point():
         levels = levels.to(torch.get_default_dtype())
     if levels.numel() not in (1, n) or levels.ndim > 1:

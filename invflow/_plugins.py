@@ -25,8 +25,8 @@ def modules(group: str) -> tuple[ModuleType, ...]:
         try:
             module = entry.load()
         except Exception as error:
-            warnings.warn(f"the plug-in {entry.name} = {entry.value!r} of {group} was left out: its import failed "
-                          f"with {error!r}", stacklevel=2)
+            warnings.warn(f"the plug-in {entry.name} = {entry.value!r} of {group} was left out: its import "
+                          f"failed with {error!r}", stacklevel=2)
             continue
         if module not in found:
             found.append(module)

@@ -63,8 +63,8 @@ def read_image(path: str | os.PathLike[str], *, channels: int | None = None,
     if not resize:
         raise ValueError(
             f"{Path(path).name} is {_size(image)} pixels (height x width), but {image_shape[1]} x "
-            f"{image_shape[2]} is needed: scale it yourself, or pass --resize (resize=True) to crop its centre "
-            "and scale it"
+            f"{image_shape[2]} is needed: scale it yourself, or pass --resize (resize=True) to crop its "
+            "centre and scale it"
         )
     return fit_to(image, image_shape[1:], say=say)
 

@@ -23,10 +23,13 @@ class NeuralFlowMap(FlowMap):
     r"""A flow map X_{s,t}(x) = x + (t - s) u(x, s, t), with a network for the average velocity u.
 
     On the diagonal, u(x, t, t) = b_t(x) is the velocity (Geng et al. 2025, "Mean flows"; time there runs from data
-    to noise, here from noise to data). The network learns only what a Gaussian would not explain: u is the velocity
-    of the flow of N(mean, diag std^2) at time s, in closed form, plus the network's output at the scale that keeps
-    it of unit size (the preconditioning of Karras et al. 2022, for average velocities), so that pixels that never
-    change cost it nothing and a jump from pure noise, mean + std * network, carries no noise over.
+    to noise, here from noise to data). The network learns only what a Gaussian would not explain: u is what the flow
+    of N(mean, diag std^2) would have, in closed form, plus the network's output at the scale that keeps it of unit
+    size (the preconditioning of Karras et al. 2022, for average velocities). There are two such forms, which agree
+    on the diagonal. ``skip="flow"`` takes the Gaussian's average velocity from s to t: right in few dimensions, where
+    the first guess has the data's spread. ``skip="denoiser"`` takes its velocity at s: a jump from pure noise is then
+    mean + std * network, which carries no noise over, and pixels that never change cost nothing. For images this
+    turned noisy one-step samples into clean ones.
 
     Args:
         state_shape: ``(C, H, W)`` for a U-Net, ``(d,)`` for a perceptron.
@@ -35,6 +38,7 @@ class NeuralFlowMap(FlowMap):
         decode_affine: (scale, shift) with image = scale * state + shift; ``(0.5, 0.5)`` for states in [-1, 1].
         mean: mean of the data states, broadcastable to ``state_shape``; default 0.
         std: standard deviation of the data states, likewise; default 1.
+        skip: ``"flow"`` or ``"denoiser"``; None takes the first for vectors, the second for images.
         independent_noise: False for a map trained jointly with an adapter.
         generator: initialises the weights; none draws them from the operating system's randomness.
 
@@ -53,13 +57,16 @@ class NeuralFlowMap(FlowMap):
 
     def __init__(self, state_shape: tuple[int, ...], *, network: str = "unet", options: dict[str, Any] | None = None,
                  decode_affine: tuple[float, float] = (0.5, 0.5), mean: Tensor | None = None,
-                 std: Tensor | None = None, independent_noise: bool = True,
+                 std: Tensor | None = None, skip: str | None = None, independent_noise: bool = True,
                  generator: torch.Generator | None = None) -> None:
         super().__init__()
         if network not in NETWORKS:
             raise ValueError(f"the network is {network!r}, but only {NETWORKS} are known")
         self.state_shape = self.image_shape = tuple(state_shape)
         self.network_name, self.options = network, dict(options or {})
+        self.skip = skip or ("denoiser" if len(state_shape) == 3 else "flow")
+        if self.skip not in ("flow", "denoiser"):
+            raise ValueError(f"skip is {skip!r}, but only 'flow' and 'denoiser' are known")
         self.independent_noise = independent_noise
         self._decode_affine = (float(decode_affine[0]), float(decode_affine[1]))
         for name, value, default in (("mean", mean, 0.0), ("std", std, 1.0)):
@@ -85,11 +92,15 @@ class NeuralFlowMap(FlowMap):
         """Average velocity u(x, s, t) on the way from s to t: ``(n, *state_shape)`` to the same."""
         s_column, t_column = expand_time(s, x), expand_time(t, x)
         out = self.network(x, self.times(s_column.flatten(), t_column.flatten() - s_column.flatten())).to(x.dtype)
-        # velocity of the flow of N(mean, diag std^2) at time s, and the network's part at the scale of what remains.
-        # At s = 0 this is mean + std * network - x: a jump from pure noise never has to cancel the noise it came from
-        variance = ((1 - s_column) ** 2 + (s_column * self.std) ** 2)
-        slope = (s_column * self.std**2 - (1 - s_column)) / variance
-        return self.mean + slope * (x - s_column * self.mean) + self.std / variance.sqrt() * out
+        g_s = ((1 - s_column) ** 2 + (s_column * self.std) ** 2).sqrt()
+        if self.skip == "flow":
+            # X_{s,t}(x) = t mean + (g_t / g_s)(x - s mean); dividing X - x by t - s by hand leaves an expression
+            # without a zero over zero at s = t
+            g_t = ((1 - t_column) ** 2 + (t_column * self.std) ** 2).sqrt()
+            slope = (self.std**2 * (s_column + t_column) - (2 - s_column - t_column)) / (g_s * (g_s + g_t))
+        else:
+            slope = (s_column * self.std**2 - (1 - s_column)) / g_s**2
+        return self.mean + slope * (x - s_column * self.mean) + self.std / g_s * out
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Velocity b_t(x) = u(x, t, t)."""
@@ -113,7 +124,7 @@ class NeuralFlowMap(FlowMap):
             "kind": "flow-map", "state_shape": list(self.state_shape), "network": self.network_name,
             "options": self.options, "decode_affine": list(self._decode_affine),
             "mean_shape": list(self.mean.shape), "std_shape": list(self.std.shape),
-            "independent_noise": self.independent_noise,
+            "skip": self.skip, "independent_noise": self.independent_noise,
         }
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
@@ -137,7 +148,8 @@ class NeuralFlowMap(FlowMap):
         try:
             prior = cls(tuple(config["state_shape"]), network=config["network"], options=config["options"],
                         decode_affine=config["decode_affine"], mean=torch.zeros(config["mean_shape"]),
-                        std=torch.ones(config["std_shape"]), independent_noise=config["independent_noise"])
+                        std=torch.ones(config["std_shape"]), skip=config["skip"],
+                        independent_noise=config["independent_noise"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{folder / 'config.json'} describes no flow map that can be built: {error!r}") from error
         load_module(prior, folder)

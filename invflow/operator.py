@@ -271,7 +271,8 @@ class Operator(torch.nn.Module):
     def dtype(self) -> torch.dtype:
         """Floating-point type of the operator's tensors; torch's default for one without any."""
         tensors = (*self.buffers(), *self.parameters())
-        return next((b.dtype for b in tensors if b.is_floating_point()), torch.get_default_dtype())
+        kinds = (b.dtype.to_real() for b in tensors if b.is_floating_point() or b.is_complex())
+        return next(kinds, torch.get_default_dtype())
 
     def check_images(self, x: Tensor) -> Tensor:
         """The images, in float32 at least, if they fit; else an error that says what would."""

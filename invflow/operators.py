@@ -36,7 +36,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> type[Operator]:
-    """An operator's class by its name, however written: "BoxInpainting", "box-inpainting" or "box_inpainting".
+    """An operator's class by its name, written "BoxInpainting", "box-inpainting" or "box_inpainting".
 
     Raises:
         ValueError: if there is none; names the nearest.

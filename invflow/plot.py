@@ -149,7 +149,7 @@ def _grid_figure(posterior: Posterior, truth: Tensor | None, observation: Tensor
             masked = name == "observation" and observed is not None
             mask = observed[row % len(observed)].cpu() if masked and observed is not None else None
             _draw(axes, images[row].detach().cpu().double(), name, mask, scale)
-            if name == "mean" and truth is not None:
+            if name == "mean" and truth is not None and mean.ndim == 4:
                 value = float(psnr(mean[row : row + 1], truth[row : row + 1].to(mean)))
                 axes.set_xlabel(f"{value:.1f} dB", fontsize=8, color=_FAINT, labelpad=2)
     _write_headings(figure, layout, title)
@@ -159,7 +159,7 @@ def _grid_figure(posterior: Posterior, truth: Tensor | None, observation: Tensor
 
 
 def _picture(image: Tensor) -> Tensor | None:
-    """``(H, W)`` or ``(H, W, 3)`` of a picture, for other channels of their magnitude; None of what is none."""
+    """``(H, W)`` or ``(H, W, 3)`` of a picture, with other channels their magnitude; None if it is none."""
     if image.ndim == 3 and image.shape[0] == 3:
         return image.permute(1, 2, 0)
     if image.ndim == 3:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NFE", "Posterior"]
 
-_VALUES_AT_A_TIME = 2**22  # sorting this many takes about 50 MB
+_VALUES_AT_A_TIME = 2**21  # working on this many at a time takes under 100 MB
 
 
 @dataclass(frozen=True)
@@ -123,15 +123,14 @@ class Posterior:
         The variance is :math:`\sum_n w_n (x_n - \bar x)^2 / (1 - \sum_n w_n^2)`: for equal weights that of
         ``torch.std``, which is unbiased. NaN where a single particle holds all the weight.
         """
-        mean, weights = self.mean(), self.weights.to(self.samples.dtype)
+        flat, mean = self.samples.flatten(2), self.mean().flatten(1).unsqueeze(1)
+        weights = self.weights.to(flat.dtype).unsqueeze(1)
         variance = torch.zeros_like(mean)
-        chunk = max(1, _VALUES_AT_A_TIME // max(1, mean[0].numel()))
-        for b in range(self.num_observations):  # in pieces: never a second copy of all samples
-            for x, w in zip(self.samples[b].split(chunk), weights[b].split(chunk), strict=True):
-                variance[b] += torch.tensordot(w, (x - mean[b]).square(), dims=1)
+        for rows, part in _pieces(self.num_observations, self.num_samples, flat.shape[2]):
+            variance[rows] += weights[rows, :, part] @ (flat[rows, part] - mean[rows]).square()
         share = 1 - self.weights.double().square().sum(1)
-        share = torch.where(share < 1e-6, torch.nan, share).to(variance.dtype)
-        return (variance / share.reshape(-1, *[1] * len(self.image_shape))).sqrt()
+        share = torch.where(share < 1e-6, torch.nan, share).to(flat.dtype)
+        return (variance / share.reshape(-1, 1, 1)).sqrt().reshape(-1, *self.image_shape)
 
     def quantile(self, q: float) -> Tensor:
         r"""Weighted quantile of each pixel, ``(B, *image_shape)``.
@@ -149,14 +148,10 @@ class Posterior:
         """
         if not 0 <= q <= 1:
             raise ValueError(f"a quantile lies in [0, 1], not at {q}: write quantile(0.05) for 5%")
-        out = torch.empty((self.num_observations, math.prod(self.image_shape)), dtype=self.samples.dtype,
-                          device=self.samples.device)
-        chunk = max(1, _VALUES_AT_A_TIME // self.num_samples)
-        for b in range(self.num_observations):
-            flat, weights = self.samples[b].reshape(self.num_samples, -1), self.weights[b].double()
-            for start in range(0, flat.shape[1], chunk):
-                piece = slice(start, start + chunk)
-                out[b, piece] = _weighted_quantile(flat[:, piece], weights, q, self.weighted)
+        flat, weights = self.samples.flatten(2), self.weights.double()
+        out = torch.empty_like(flat[:, 0])
+        for rows, part in _pieces(self.num_observations, flat.shape[2], self.num_samples):
+            out[rows, part] = _weighted_quantile(flat[rows, :, part], weights[rows], q, self.weighted)
         return out.reshape(-1, *self.image_shape)
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
@@ -346,20 +341,32 @@ def _checked_evidence(log_evidence: Tensor | None, samples: Tensor) -> Tensor | 
     return log_evidence.detach().to(samples.device)
 
 
+def _pieces(observations: int, length: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of B and of an axis of ``length``, small enough for ``width`` values at each place."""
+    per_piece = max(1, _VALUES_AT_A_TIME // width)
+    rows, part = max(1, per_piece // length), min(length, per_piece)
+    for b in range(0, observations, rows):
+        for start in range(0, length, part):
+            yield slice(b, b + rows), slice(start, start + part)
+
+
 def _weighted_quantile(values: Tensor, weights: Tensor, q: float, weighted: bool) -> Tensor:
-    """Quantile over the first dimension: ``(N, P)`` values, ``(N,)`` float64 weights, to ``(P,)``."""
-    size = float(1 / weights.square().sum()) if weighted else float(len(weights))
-    position = min(max(q * (size + 1), 1.0), size)
-    if not weighted:  # two neighbouring order statistics, without arithmetic over all N
-        ordered = values.sort(0).values
-        below = min(int(position), len(weights) - 1)
-        return torch.lerp(ordered[below - 1], ordered[below], position - below) if below else ordered[0]
-    ordered, index = values.sort(0)
+    """Quantile over the second dimension: ``(b, N, p)`` values, ``(b, N)`` float64 weights, to ``(b, p)``."""
+    count = weights.shape[1]
+    if not weighted:  # two neighbouring order statistics
+        position = min(max(q * (count + 1), 1.0), float(count))
+        below = min(int(position), max(1, count - 1))
+        ordered = values.sort(1).values
+        return torch.lerp(ordered[:, below - 1], ordered[:, min(below, count - 1)], position - below)
+    size = 1 / weights.square().sum(1).reshape(-1, 1, 1)
+    position_of = (q * (size + 1)).clamp(min=1).minimum(size)
+    ordered, index = values.sort(1)
     # the share of the window [(h - 1) / n, h / n] that lies under each step of the cumulative weights
-    covered = (weights[index].cumsum(0) * size - (position - 1)).clamp(0, 1)
-    covered[-1] = 1.0  # the sum of the weights, but for rounding
-    share = covered.diff(dim=0, prepend=torch.zeros_like(covered[:1]))
-    return (share * ordered).sum(0).to(values.dtype)
+    cumulative = weights.unsqueeze(2).expand_as(values).gather(1, index).cumsum(1)
+    covered = (cumulative * size - (position_of - 1)).clamp(0, 1)
+    covered[:, -1] = 1.0  # the sum of the weights, but for rounding
+    share = covered.diff(dim=1, prepend=torch.zeros_like(covered[:, :1]))
+    return (share * ordered).sum(1).to(values.dtype)
 
 
 def _per_observation(value: Any, num_observations: int) -> bool:

@@ -127,9 +127,9 @@ def _check_randomness(make_solver: Callable[[FlowMap], Solver], prior: FlowMap,
         solver.chunk_size = max(1, n // 3)  # type: ignore[attr-defined]
         chunked = _sample(solver, likelihood, n, seed)
         expect_close(chunked.samples, posterior.samples, rounding(prior.dtype),
-                     f"samples with chunk_size={n // 3} against the default",
-                     "Draw the random numbers of a call for all (B, N) at once, before the first chunk; try a "
-                     "float64 prior where rounding can flip a decision.")
+                     f"samples with chunk_size {n // 3} against the default",
+                     "Draw the random numbers of a call for all (B, N) at once, before the first chunk; try "
+                     "a float64 prior where rounding can flip a decision.")
 
 
 def _check_independence(solver: Solver, likelihood: Likelihood, posterior: Posterior,
@@ -143,8 +143,11 @@ def _check_independence(solver: Solver, likelihood: Likelihood, posterior: Poste
                  "samples of observation 0 before and after observation B - 1 changed",
                  "Observations share something they must not: a step size, a temperature, a stopping rule, "
                  "resampling across observations, or random numbers whose count depends on the data.")
-    expect(relative_error(moved.samples[-1], posterior.samples[-1]) > 1e-6,
-           "the samples of an observation stayed as they were when its measurement changed: is y used?")
+    expect_close(moved.weights[0], posterior.weights[0], rounding(posterior.samples.dtype),
+                 "weights of observation 0 before and after observation B - 1 changed",
+                 "The weights are normalised, or a temperature is chosen, across observations.", floor=1e-12)
+    expect(relative_error(moved.mean()[-1], posterior.mean()[-1]) > 1e-6,
+           "the posterior mean of an observation stayed as it was when its measurement changed: is y used?")
 
 
 def _check_prior_samples(solver: Solver, prior: FlowMap, seed: int) -> None:
@@ -160,7 +163,8 @@ def _check_answer(solver: Solver, prior: FlowMap, likelihood: Likelihood, num_sa
                   replicates: int, standard_errors: float, seed: int) -> None:
     """Mean, variance and evidence of many independent runs, side by side as observations of one call."""
     if not isinstance(prior, GaussianMixtureFlow) or not isinstance(likelihood, GaussianLikelihood):
-        raise TypeError("the answer is known for a GaussianMixtureFlow and a GaussianLikelihood: pass exact=False")
+        raise TypeError("the answer is known for a GaussianMixtureFlow and a GaussianLikelihood: else pass "
+                        "exact=False")
     if replicates < 8:
         raise ValueError(f"the standard error needs at least 8 replicates, not {replicates}")
     oracle = ExactPosterior(prior)

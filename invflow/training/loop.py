@@ -189,7 +189,7 @@ def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: 
             step += 1
             bar.update()
             if step % settings.log_every == 0 or step == end:
-                numbers = {k: float(v) for k, v in {"loss": loss, **metrics, **norms}.items()}
+                numbers = {k: float(v) for k, v in {"loss": loss.detach(), **metrics, **norms}.items()}
                 if not math.isfinite(numbers["loss"]):
                     raise FloatingPointError(f"the loss is {numbers['loss']} at step {step}: lower the learning rate "
                                              f"({settings.learning_rate}) or the clipping norm ({settings.clip})")

@@ -31,11 +31,10 @@ def transfer_summary(kernels: Tensor, center: tuple[float, float], image_shape: 
         ``(n, 32)``: real parts, then imaginary parts. All real parts are 1 for the identity.
     """
     kernels = kernels.mean(1)
-    kind = {"device": kernels.device, "dtype": kernels.dtype}
-    lattice = torch.tensor(_LATTICE, **kind) * 3  # type: ignore[arg-type]
+    lattice = torch.tensor(_LATTICE, device=kernels.device).to(kernels.dtype) * 3
     angles = []
     for axis in (0, 1):
-        offset = torch.arange(kernels.shape[1 + axis], **kind) - center[axis]  # type: ignore[arg-type]
+        offset = torch.arange(kernels.shape[1 + axis], device=kernels.device).to(kernels.dtype) - center[axis]
         angles.append(2 * math.pi * lattice[:, axis, None] * offset / image_shape[1 + axis])
     phase = angles[0][:, :, None] + angles[1][:, None, :]
     real = torch.einsum("nhw,fhw->nf", kernels, phase.cos())

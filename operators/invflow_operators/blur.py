@@ -27,7 +27,7 @@ class Blur(Operator):
 
     Args:
         kernel: ``(h, w)`` or ``(C, h, w)`` for all images, or ``(n, 1 or C, h, w)``, one for each. Its origin
-            is the pixel ((h - 1) // 2, (w - 1) // 2). It is used as it is: divide by its sum to keep
+            is the pixel (h // 2, w // 2). It is used as it is: divide by its sum to keep
             brightness.
         image_shape: (C, H, W).
         padding: "circular", "reflect" or "zeros".
@@ -73,9 +73,8 @@ class Blur(Operator):
         """Kernels ``(n, 1 or C, h, w)`` with their transfer functions on the padded grid, in pairs."""
         h, w = kernel.shape[2:]
         # pairs of reals, for Module.to(torch.float64) would drop the imaginary parts of a complex buffer
-        origin = (-((h - 1) // 2), -((w - 1) // 2))
         height, width = self._grid(h, w)
-        placed = F.pad(kernel, (0, width - w, 0, height - h)).roll(origin, (2, 3))
+        placed = F.pad(kernel, (0, width - w, 0, height - h)).roll((-(h // 2), -(w // 2)), (2, 3))
         return {"kernel": kernel, "transfer": torch.view_as_real(torch.fft.rfft2(placed))}
 
     def _grid(self, h: int, w: int) -> tuple[int, int]:
@@ -91,7 +90,7 @@ class Blur(Operator):
         if self.padding == "circular":
             return torch.fft.irfft2(torch.fft.rfft2(x) * self._transfer(x), s=x.shape[2:])
         (h, w), (height, width) = self.kernel.shape[2:], x.shape[2:]
-        before, after = (h // 2, w // 2), ((h - 1) // 2, (w - 1) // 2)
+        before, after = ((h - 1) // 2, (w - 1) // 2), (h // 2, w // 2)
         mode = "reflect" if self.padding == "reflect" else "constant"
         grid = F.pad(x, (before[1], after[1], before[0], after[0]), mode=mode)
         blurred = torch.fft.irfft2(torch.fft.rfft2(grid) * self._transfer(x), s=grid.shape[2:])
@@ -124,7 +123,7 @@ class Blur(Operator):
         """Ones, and the transfer function at low frequencies."""
         maps, _ = super().context()
         h, w = self.kernel.shape[2:]
-        return maps, transfer_summary(self.kernel, ((h - 1) // 2, (w - 1) // 2), self.image_shape)
+        return maps, transfer_summary(self.kernel, (h // 2, w // 2), self.image_shape)
 
 
 class GaussianBlur(Blur):
@@ -192,7 +191,7 @@ class MotionBlur(Blur):
                  generator: torch.Generator | None = None, padding: str = "circular") -> None:
         size = default_kernel_size(image_shape) if kernel_size is None else kernel_size
         if not (0 < intensity <= 1 and size >= 1):
-            raise ValueError(f"intensity={intensity}, kernel_size={size}: pass 0 < intensity <= 1 and size >= 1")
+            raise ValueError(f"intensity={intensity}, kernel_size={size}: pass 0 < intensity <= 1, size >= 1")
         kernel = _motion_kernels(1, size, intensity, generator).to(torch.get_default_dtype())
         super().__init__(kernel, image_shape, padding, "motion-blur")
         self.intensity = intensity
@@ -211,7 +210,7 @@ def default_kernel_size(image_shape: Sequence[int]) -> int:
 
 def _gaussian_kernels(std: Tensor, size: int) -> Tensor:
     """Kernels ``(n, 1, size, size)`` of standard deviations ``(n,)`` in pixels, each with sum 1."""
-    offset = torch.arange(size, device=std.device, dtype=std.dtype) - (size - 1) // 2
+    offset = torch.arange(size, device=std.device, dtype=std.dtype) - size // 2
     profile = torch.softmax(-0.5 * (offset / std[:, None]).square(), dim=1)
     return (profile[:, :, None] * profile[:, None, :])[:, None]
 

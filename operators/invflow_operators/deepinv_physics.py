@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invflow._checks import Index, as_index
 from invflow._random import as_generator
 from invflow.operator import Operator
 
@@ -22,7 +23,8 @@ class DeepinvOperator(Operator):
     The physics is copied and frozen, so that later changes to the caller's object do not reach the operator.
     Its adjoint is the vector-Jacobian product, which is exact for every physics (some of deepinv's own are
     approximate). Complex measurements are taken as pairs of reals, ``(..., 2)``, and lists of measurements as
-    one vector, so that Gaussian noise means the same as for any other operator.
+    one vector, so that Gaussian noise means the same as for any other operator; a physics of complex images
+    is given real ones.
 
     Args:
         physics: a ``deepinv.physics.Physics`` or ``LinearPhysics``.
@@ -30,8 +32,8 @@ class DeepinvOperator(Operator):
         problem_class: the name under which an adapter was trained for it.
         per_set: names of the physics' tensors whose first axis is one set of parameters for each image, such
             as ("mask",); the others are shared.
-        parameters: a ``deepinv.physics.generator.PhysicsGenerator`` from which :meth:`randomize` draws; it
-            needs ``per_set`` to name the tensors that it makes.
+        physics_generator: a ``deepinv.physics.generator.PhysicsGenerator`` from which :meth:`randomize` draws
+            the tensors named in ``per_set``.
 
     Raises:
         TypeError: for something that is no deepinv physics.
@@ -44,31 +46,58 @@ class DeepinvOperator(Operator):
         True
     """
 
+    measured_entries: Tensor
+
     def __init__(self, physics: Any, image_shape: Sequence[int], problem_class: str | None = None,
-                 per_set: Sequence[str] = (), parameters: Any = None) -> None:
+                 per_set: Sequence[str] = (), physics_generator: Any = None) -> None:
         super().__init__()
         from deepinv.physics import LinearPhysics, Physics
 
         if not isinstance(physics, Physics):
             raise TypeError(
-                f"physics is a {type(physics).__name__}, expected a deepinv.physics.Physics; an operator of your "
-                "own derives from invflow.Operator"
+                f"physics is a {type(physics).__name__}, expected a deepinv.physics.Physics; an operator of "
+                "your own derives from invflow.Operator"
             )
         self.physics = physics.clone().requires_grad_(False).eval()
         self.image_shape, self.problem_class = tuple(image_shape), problem_class
         self.linear = isinstance(physics, LinearPhysics)
-        self.per_set, self.parameters = tuple(per_set), parameters
+        self.per_set, self.physics_generator = tuple(per_set), physics_generator
         self.num_sets = self._count_sets()
-        probe = torch.full((self.num_sets, *self.image_shape), 0.5, device=self.device, dtype=self.dtype)
-        try:
-            with torch.no_grad():
-                measured = self.physics.A(probe)
-        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-            raise ValueError(
-                f"{type(physics).__name__} does not take images {tuple(probe.shape)}: {error}; pass the "
-                "image_shape that it was built for, and per_set=(names) for tensors with one set for each image"
-            ) from error
-        self.measurement_shape = tuple(_as_real(measured).shape[1:])
+        self._plain, self._complex_images = False, False
+        measured = self._probe()
+        self.measurement_shape = tuple(measured.shape[1:])
+        self.register_buffer("measured_entries", self._find_measured(measured), persistent=False)
+
+    def _probe(self) -> Tensor:
+        """Measure random images, to learn the shape and whether the physics works in complex numbers."""
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(self.num_sets, *self.image_shape, generator=generator).to(self.device, self.dtype)
+        errors = []
+        for self._complex_images in (False, True):
+            try:
+                with torch.no_grad():
+                    measured = self.physics.A(self._as_input(images))
+                self._plain = isinstance(measured, Tensor) and not measured.is_complex()
+                return _as_real(measured)
+            except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
+                errors.append(error)
+        raise ValueError(
+            f"{type(self.physics).__name__} does not take images {tuple(images.shape)}: {errors[0]}; pass "
+            "the image_shape that it was built for, and in per_set the tensors with one set for each image"
+        ) from errors[0]
+
+    def _find_measured(self, measured: Tensor) -> Tensor:
+        """Entries ``(num_sets, *measurement_shape)`` that depend on the image; a mask zeroes the rest."""
+        with torch.no_grad():
+            grey = torch.full((self.num_sets, *self.image_shape), 0.5, device=self.device, dtype=self.dtype)
+            return measured != _as_real(self.physics.A(self._as_input(grey)))
+
+    def _as_input(self, x: Tensor) -> Tensor:
+        return torch.complex(x, torch.zeros_like(x)) if self._complex_images else x
+
+    def observed(self) -> Tensor | None:
+        """Entries that depend on the image; None where all do."""
+        return None if bool(self.measured_entries.all()) else self.measured_entries
 
     def _count_sets(self) -> int:
         missing = [name for name in self.per_set if not isinstance(getattr(self.physics, name, None), Tensor)]
@@ -82,35 +111,39 @@ class DeepinvOperator(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, *image_shape)`` to ``(n, *measurement_shape)``, without noise."""
-        return _as_real(self.physics.A(x)).to(x.dtype)
+        return _as_real(self.physics.A(self._as_input(x))).to(x.dtype)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """deepinv's, where it has a singular value decomposition; else by conjugate gradients."""
         from deepinv.physics import DecomposablePhysics
 
-        if isinstance(self.physics, DecomposablePhysics) and not self._complex(y):
+        if isinstance(self.physics, DecomposablePhysics) and self._plain:
             return self.physics.A_dagger(y)
         return super().pseudo_inverse(y)
 
-    def _complex(self, y: Tensor) -> bool:
-        probe = torch.full((self.num_sets, *self.image_shape), 0.5, device=y.device, dtype=y.dtype)
-        measured = self.physics.A(probe)
-        return not isinstance(measured, Tensor) or measured.is_complex()
-
     def randomize(self, n: int, generator: torch.Generator | None = None) -> Operator:
         """Parameters drawn by deepinv's generator; without one, sets drawn with replacement."""
-        if self.parameters is None:
+        if self.physics_generator is None:
             return super().randomize(n, generator)
         generator = as_generator(generator)
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        drawn = self.parameters.step(batch_size=n, seed=seed)
+        drawn = self.physics_generator.step(batch_size=n, seed=seed)
         missing = sorted(set(self.per_set) - set(drawn))
         if missing or not self.per_set:
             raise ValueError(
-                f"the parameter generator draws {sorted(drawn)}, but per_set is {self.per_set}: name the tensors "
-                "that it draws in per_set"
+                f"the physics generator draws {sorted(drawn)}, but per_set is {self.per_set}: per_set names "
+                "the tensors that are drawn"
             )
-        return self._with_physics(lambda name, value: drawn[name].to(value))
+        own = {name: getattr(self.physics, name) for name in self.per_set}
+        for name, value in own.items():
+            if drawn[name].shape[1:] != value.shape[1:]:
+                raise ValueError(
+                    f"the physics generator draws {name} of shape {tuple(drawn[name].shape[1:])}, the "
+                    f"physics has {tuple(value.shape[1:])}: build it with the shape that the generator draws"
+                )
+        other = self._with_physics({name: drawn[name].to(value) for name, value in own.items()})
+        other.measured_entries = other._find_measured(other._probe())
+        return other
 
     def expand(self, k: int) -> Operator:
         """Each set k times."""
@@ -118,25 +151,29 @@ class DeepinvOperator(Operator):
             raise ValueError(f"expand takes k >= 1, not k={k}")
         if self.num_sets == 1:
             return self
-        return self._with_physics(lambda name, value: value.repeat_interleave(k, 0))
+        return self._change(lambda value: value.repeat_interleave(k, 0))
 
-    def select(self, index: Any) -> Operator:
+    def select(self, index: Index) -> Operator:
         """Some of the sets."""
         if self.num_sets == 1:
             return self
-        from invflow._checks import as_index
-
         rows = as_index(index, self.num_sets)
-        return self._with_physics(lambda name, value: value[rows.to(value.device)])
+        return self._change(lambda value: value[rows.to(value.device)])
 
-    def _with_physics(self, change: Callable[[str, Tensor], Tensor]) -> Operator:
+    def _change(self, change: Callable[[Tensor], Tensor]) -> DeepinvOperator:
+        """A copy with every per-set tensor changed alike."""
+        other = self._with_physics({name: change(getattr(self.physics, name)) for name in self.per_set})
+        other.measured_entries = change(self.measured_entries)
+        return other
+
+    def _with_physics(self, sets: dict[str, Tensor]) -> DeepinvOperator:
         """A copy whose physics has other per-set tensors."""
-        other = copy.copy(self)
-        for part in ("_buffers", "_parameters", "_modules"):
-            setattr(other, part, dict(getattr(self, part)))
-        other.physics = self.physics.clone()
-        for name in self.per_set:
-            setattr(other.physics, name, change(name, getattr(self.physics, name)))
+        other = _shallow_copy(self)
+        if sets:
+            other.physics.update_parameters(**sets)  # which also renews what the physics derives from them
+        for name, value in sets.items():
+            if not torch.equal(getattr(other.physics, name), value):  # deepinv ignores what it does not know
+                raise TypeError(f"{type(self.physics).__name__} cannot change {name}: take it out of per_set")
         other.num_sets = other._count_sets()
         return other
 
@@ -147,13 +184,27 @@ class DeepinvOperator(Operator):
                 return fn(value)
             return torch.view_as_complex(fn(torch.view_as_real(value.resolve_conj())).contiguous())
 
-        return super()._apply(move, recurse)
+        super()._apply(move, recurse)
+        if self.per_set:  # what the physics derives from these was converted, not computed, in the new type
+            self.physics.update_parameters(**{name: getattr(self.physics, name) for name in self.per_set})
+        self._probe()  # some physics renew what they derive when they are first used: now, rather than in use
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DeepinvOperator:
         # deepinv's clone copies random generators too, which deepcopy alone cannot
-        other = self._with_physics(lambda name, value: value)
+        other = _shallow_copy(self)
+        other.physics = self.physics.clone()
         memo[id(self)] = other
-        return other  # type: ignore[return-value]
+        return other
+
+
+def _shallow_copy(module: Any) -> Any:
+    """A copy that shares the tensors but no dictionary with the original, nor do the modules within."""
+    other = copy.copy(module)
+    for part in ("_buffers", "_parameters"):
+        setattr(other, part, dict(getattr(module, part)))
+    other._modules = {name: child and _shallow_copy(child) for name, child in module._modules.items()}
+    return other
 
 
 def _as_real(measured: Any) -> Tensor:

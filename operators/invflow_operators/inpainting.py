@@ -57,7 +57,7 @@ class MaskInpainting(Operator):
             span = f"{float(mask.min()):.4g} to {float(mask.max()):.4g}"
             raise ValueError(f"the mask has values from {span}, expected 0 and 1: pass mask > 0.5")
         if not bool(sets.bool().flatten(1).any(1).all()):
-            raise ValueError("a mask observes nothing: 1 is observed, 0 is not; is yours reversed? pass ~mask")
+            raise ValueError("a mask observes nothing: 1 is observed, 0 is not; if reversed, pass ~mask")
         self.image_shape = self.measurement_shape = shape
         self.problem_class = problem_class
         self.register_sets(mask=sets.bool())

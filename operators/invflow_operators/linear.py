@@ -44,7 +44,7 @@ class MatrixOperator(Operator):
         shape = tuple(matrix.shape[-1:] if image_shape is None else image_shape)
         if matrix.ndim not in (2, 3) or 0 in matrix.shape or math.prod(shape) != matrix.shape[-1]:
             raise ValueError(
-                f"the matrix has shape {tuple(matrix.shape)}, the images {shape} of {math.prod(shape)} values: "
+                f"the matrix has shape {tuple(matrix.shape)}, images {shape} of {math.prod(shape)} values: "
                 "pass a matrix (m, d) or (n, m, d) where an image has d values"
             )
         if not bool(torch.isfinite(matrix).all()):

@@ -1,0 +1,312 @@
+"""The command line: ``invflow solve``, ``list``, ``train`` and ``bench``."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from invflow.posterior import Posterior
+    from invflow.solve import ImageTask
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="invflow", help="Posterior sampling for imaging inverse problems with flow-map priors.",
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+)
+
+
+def _say(message: str) -> None:
+    typer.echo(f"note: {message}", err=True)
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Print the library's warnings as notes, without a file name and a line of code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: _say(str(message))
+        yield
+
+
+def _user_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Print what a user can mend as one line, with exit code 2; INVFLOW_DEBUG=1 shows the traceback."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            with _warnings_as_notes():
+                command(*args, **kwargs)
+        except (ValueError, TypeError, OSError) as error:
+            if os.environ.get("INVFLOW_DEBUG"):
+                raise
+            typer.echo("error: " + " ".join(str(error).split()), err=True)
+            raise typer.Exit(2) from error
+
+    return wrapper
+
+
+# -- solve -----------------------------------------------------------------------------------------------
+
+
+@app.command()
+@_user_errors
+def solve(
+    problem: Annotated[str | None, typer.Argument(help="A problem, such as mnist/box-inpainting.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Your own image, in place of a problem.")] = None,
+    operator: Annotated[str | None, typer.Option(
+        help="With --image: what degrades it; see invflow list operators.")] = None,
+    sigma: Annotated[float | None, typer.Option(
+        help="With --image: noise standard deviation [default: 0.05; estimated with --observed].")] = None,
+    observed: Annotated[bool, typer.Option(
+        "--observed", help="With --image: the file is the measurement; do not degrade it.")] = False,
+    mask: Annotated[Path | None, typer.Option(
+        help="With --image: what is observed, light (1) or not, dark (0); an image, .npy or .txt.")] = None,
+    kernel: Annotated[Path | None, typer.Option(
+        help="With --image: blur kernel; an image, .npy or .txt.")] = None,
+    factor: Annotated[int | None, typer.Option(
+        min=1, help="With --image: of super-resolution [default: 4].")] = None,
+    prior: Annotated[str, typer.Option(
+        help="With --image: a shipped prior, a folder, or a Hub repository id.")] = "mnist",
+    resize: Annotated[bool, typer.Option(
+        "--resize", help="With --image: crop its centre and scale it to what the prior takes.")] = False,
+    invert: Annotated[bool, typer.Option(
+        "--invert", help="With --image: exchange dark and light, as for ink on paper.")] = False,
+    solver: Annotated[str, typer.Option(help="See invflow list solvers.")] = "vfm",
+    samples: Annotated[int, typer.Option(min=1, help="Posterior samples for each observation.")] = 64,
+    observations: Annotated[int | None, typer.Option(
+        min=1, help="Observations of the problem, from the first test image [default: 4].")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="The solver's steps [default: its own].")] = None,
+    setting: Annotated[list[str] | None, typer.Option(
+        "--set", metavar="NAME=VALUE", help="Another setting of the solver; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
+    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("invflow-results"),
+) -> None:
+    """Draw posterior samples of a problem's test images, or of your own file.
+
+    Writes figure.png, posterior.safetensors (read it with invflow.Posterior.load) and metrics.json.
+    """
+    from invflow.solve import ImageTask
+
+    task: ImageTask | None = None
+    own = {"--operator": operator, "--sigma": sigma, "--observed": observed or None, "--mask": mask,
+           "--kernel": kernel, "--factor": factor, "--resize": resize or None, "--invert": invert or None}
+    if image is not None:
+        if problem is not None:
+            raise ValueError(f"pass a problem ({problem}) or --image, not both")
+        if operator is None:
+            raise ValueError("--image needs --operator NAME; invflow list operators shows the names")
+        if observations is not None:
+            raise ValueError("--observations belongs to a problem: an image file is one observation")
+        task = ImageTask(image, operator, sigma, observed, mask, kernel, factor, resize, invert)
+    elif problem is None:
+        raise ValueError("pass a problem, such as mnist/box-inpainting, or --image FILE --operator NAME; "
+                         "invflow list shows what there is")
+    else:
+        for option, value in own.items():
+            if value is not None:
+                raise ValueError(f"{option} belongs to --image; the problem {problem!r} brings its own")
+    settings = _settings(steps, setting or [])
+    _solve(problem, task, prior, solver, settings, samples, observations or 4, seed, device, output)
+
+
+def _settings(steps: int | None, pairs: list[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {} if steps is None else {"steps": steps}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise ValueError(f"--set takes NAME=VALUE, such as --set chunk_size=64, not {pair!r}")
+        try:
+            settings[name.replace("-", "_")] = json.loads(value)
+        except json.JSONDecodeError:  # a word
+            settings[name.replace("-", "_")] = value
+    return settings
+
+
+def _solve(problem: str | None, task: ImageTask | None, prior: str, solver_name: str,
+           settings: dict[str, Any], samples: int, observations: int, seed: int, device: str,
+           output: Path) -> None:
+    import torch
+
+    from invflow.problem import load_problem
+    from invflow.report import format_table, summarise
+    from invflow.solve import check_device, move_solver, write_results
+    from invflow.solvers.registry import solver_by_name
+
+    truth: Tensor | None
+    likelihood: Any
+    place = check_device(device)
+    generator = torch.Generator().manual_seed(seed)
+    if task is None:
+        assert problem is not None
+        posed = load_problem(problem)
+        solver = solver_by_name(solver_name, posed, **settings)
+        truth, likelihood = posed.simulate(observations, generator=generator, shuffle=False)
+        what = problem
+    else:
+        solver = solver_by_name(solver_name, prior, **settings)
+        truth, likelihood = task.pose(solver, generator, _say)
+        what = f"{task.file.name}, {task.operator}"
+    move_solver(solver, place)
+    likelihood = likelihood.to(place)
+    posterior = solver.sample(likelihood, samples, generator=generator, progress=True)
+    posterior.settings |= {
+        "problem": what, "solver_name": solver_name, "seed": seed, "device": str(place),
+        "operator": repr(likelihood.operator), "sigma": likelihood.sigma.tolist(),
+    }
+    summary = summarise(posterior, likelihood, truth)
+    files = write_results(output, posterior, likelihood, truth, summary, _title(what, solver_name, posterior))
+    typer.echo(f"{what}, {solver_name}, sigma {_levels(likelihood.sigma.tolist())}\n")
+    typer.echo(format_table(summary))
+    typer.echo("\nwrote " + ", ".join(str(file) for file in files))
+
+
+def _title(what: str, solver_name: str, posterior: Posterior) -> str:
+    calls = posterior.nfe
+    if calls.forward == 0 and calls.backward == 0:
+        cost = "no network calls"
+    else:
+        cost = f"{calls.forward:.3g} network calls per sample"
+        cost += f" and {calls.backward:.3g} backward" if calls.backward else ""
+    return f"{what}: {solver_name}, {cost}"
+
+
+def _levels(sigma: list[float]) -> str:
+    low, high = min(sigma), max(sigma)
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+
+
+# -- list ------------------------------------------------------------------------------------------------
+
+
+@app.command("list")
+@_user_errors
+def list_names(kind: Annotated[str | None, typer.Argument(
+    help="priors, operators, problems, solvers or trainings; without it, all.")] = None) -> None:
+    """List what there is, one line each: priors, operators, problems, solvers, trainings."""
+    from invflow._plugins import nearest
+
+    kinds = {"priors": _priors, "operators": _operators, "problems": _problems, "solvers": _solvers,
+             "trainings": _trainings}
+    if kind is not None and kind not in kinds:
+        raise ValueError(f"there is nothing like {kind!r} to list: {nearest(kind, list(kinds))}")
+    for i, name in enumerate(kinds if kind is None else [kind]):
+        lines = kinds[name]()
+        width = max((len(key) for key in lines), default=0)
+        typer.echo(("\n" if i else "") + name)
+        for key, description in lines.items():
+            typer.echo(f"  {key.ljust(width)}  {description}".rstrip())
+        if not lines:
+            typer.echo("  none")
+
+
+def _priors() -> dict[str, str]:
+    from invflow.pretrained import SHIPPED, shipped_names
+
+    lines = {}
+    for name in shipped_names():
+        config = json.loads((SHIPPED / name / "config.json").read_text(encoding="utf-8"))
+        if config.get("kind") == "vfm":
+            adapter = json.loads((SHIPPED / name / "adapter" / "config.json").read_text(encoding="utf-8"))
+            lines[name] = "flow map with its adapter (VFM) for " + ", ".join(adapter["classes"])
+        elif config.get("kind") == "flow-map":
+            lines[name] = "flow map, states " + " x ".join(str(n) for n in config.get("state_shape", []))
+    return lines
+
+
+def _operators() -> dict[str, str]:
+    from invflow import operators
+    from invflow.solve import kebab
+
+    documented = {name: operators.find(name).__doc__ or "" for name in operators.names()}
+    return {kebab(name): text.strip().split("\n")[0] for name, text in documented.items()}
+
+
+def _problems() -> dict[str, str]:
+    from invflow.problem import list_problems
+
+    return {name: problem.description for name, problem in list_problems().items()}
+
+
+def _solvers() -> dict[str, str]:
+    from invflow.solvers.registry import SOLVERS
+
+    return {name: entry.description for name, entry in SOLVERS.items()}
+
+
+def _trainings() -> dict[str, str]:
+    from invflow.training.recipe import list_recipes
+
+    return {name: recipe.description for name, recipe in list_recipes().items()}
+
+
+# -- train and bench -------------------------------------------------------------------------------------
+
+
+@app.command()
+@_user_errors
+def train(
+    name: Annotated[str, typer.Argument(help="A training, such as mnist-vfm; see invflow list trainings.")],
+    output: Annotated[Path | None, typer.Option(
+        help="Folder for checkpoint and result; a started one is resumed [default: runs/NAME].")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder of the data set, or a name to download.")] = None,
+    prior: Annotated[str | None, typer.Option(help="The prior to start from, where one is needed.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of one step.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all random numbers.")] = None,
+    precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
+    setting: Annotated[list[str] | None, typer.Option(
+        "--set", metavar="NAME=VALUE", help="Another setting of the training loop; may be repeated.")] = None,
+) -> None:
+    """Train what ships with the library, or the same on your own data.
+
+    Ctrl-C saves; the same command goes on from there. For several processes: accelerate launch -m invflow
+    train NAME.
+    """
+    from invflow.training.recipe import load_recipe
+
+    given = {"steps": steps, "batch_size": batch_size, "seed": seed, "precision": precision}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    changes |= _settings(None, setting or [])
+    folder = Path("runs") / name if output is None else output
+    load_recipe(name)(folder, data=data, prior=prior, **changes)
+    typer.echo(f"wrote {folder}")
+
+
+@app.command()
+@_user_errors
+def bench(
+    repeats: Annotated[int, typer.Option(min=1, help="Timings of which the median is taken.")] = 20,
+    device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
+    only: Annotated[list[str] | None, typer.Option(help="One benchmark; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+) -> None:
+    """Measure speed as ratios to a reference timed in the same run; exit code 1 if a limit is exceeded."""
+    from invflow.bench import format_results, run
+    from invflow.solve import check_device
+
+    results = run(repeats=repeats, device=str(check_device(device)), only=only or None, seed=seed)
+    typer.echo(format_results(results, device))
+    if not all(result.passed for result in results):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Problem: a named prior, operator, noise level and source of truths, sometimes with the exact posterior."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from invflow import _plugins
+from invflow._random import as_generator
+from invflow.operator import Operator
+from invflow.reward import GaussianLikelihood
+
+if TYPE_CHECKING:
+    from invflow.flowmap import FlowMap
+    from invflow.solvers.base import Solver
+
+__all__ = ["SPLITS", "Problem", "list_problems", "load_problem"]
+
+GROUP = "invflow.problems"
+SPLITS = ("test", "validation")
+
+
+class Problem:
+    """A named inverse problem: where truths come from and how they are measured.
+
+    What costs time to build or load may be passed as a function without arguments, which is called once,
+    when first
+    needed: listing problems then builds none.
+
+    Args:
+        name: such as ``"mnist/box-inpainting"``.
+        prior_name: what :func:`invflow.load_prior` takes for the prior that belongs to it; None if it has no
+            learned prior.
+        operator: the forward model, or a function that builds it.
+        sigma: noise standard deviation in the measurement's units, over 0; a range (low, high) is drawn
+            from for each observation, uniformly in the logarithm.
+        images: a function of a split, ``"test"`` or ``"validation"``, to truths ``(n, *image_shape)`` in
+            [0, 1].
+        sampler: in place of images, a function ``(n, generator)`` that draws truths from a known law.
+        random: whether each observation gets fresh operator parameters, by ``operator.randomize``.
+        prior: in place of the one that ``prior_name`` names, a function that builds the prior.
+        exact: a function that builds a solver which draws from the exact posterior; unnecessary where the
+            prior is a :class:`~invflow.GaussianMixtureFlow`.
+        description: one line.
+
+    Raises:
+        ValueError: for a sigma that is not positive, or without exactly one source of truths.
+
+    Example:
+        >>> import torch, invflow
+        >>> from invflow.operators import Denoising
+        >>> def waves(n, generator):
+        ...     phase = torch.rand(n, 1, 1, 1, generator=generator) + torch.linspace(0, 2, 16)
+        ...     return 0.5 + 0.5 * torch.sin(6.28 * phase).expand(n, 1, 16, 16)
+        >>> problem = invflow.Problem("waves", None, Denoising((1, 16, 16)), 0.1, sampler=waves)
+        >>> truth, likelihood = problem.simulate(3, generator=torch.Generator().manual_seed(0))
+        >>> truth.shape, likelihood.num_observations
+        (torch.Size([3, 1, 16, 16]), 3)
+    """
+
+    def __init__(self, name: str, prior_name: str | None, operator: Operator | Callable[[], Operator],
+                 sigma: float | tuple[float, float], *, images: Callable[[str], Tensor] | None = None,
+                 sampler: Callable[[int, torch.Generator], Tensor] | None = None, random: bool = False,
+                 prior: Callable[[], FlowMap] | None = None, exact: Callable[[], Solver] | None = None,
+                 description: str = "") -> None:
+        low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+        if not 0 < low <= high < float("inf"):
+            raise ValueError(f"sigma={sigma}: pass a noise level over 0, or a range (low, high) of them")
+        if (images is None) == (sampler is None):
+            raise ValueError(f"problem {name!r}: pass either images or sampler, one source of truths")
+        self.name, self.prior_name, self.sigma, self.random = name, prior_name, sigma, random
+        self.description = description
+        self._operator, self._images, self._sampler = operator, images, sampler
+        self._prior, self._exact = prior, exact
+
+    @functools.cached_property
+    def operator(self) -> Operator:
+        """The forward model; of a random problem, one that fresh parameters are drawn for."""
+        return self._operator if isinstance(self._operator, Operator) else self._operator()
+
+    @functools.cached_property
+    def prior(self) -> FlowMap:
+        """The flow map that belongs to the problem.
+
+        Raises:
+            ValueError: if it has none.
+        """
+        if self._prior is not None:
+            return self._prior()
+        if self.prior_name is None:
+            raise ValueError(f"problem {self.name!r} has no prior of its own: pass one to the solver")
+        from invflow.neural import load_prior
+
+        return load_prior(self.prior_name)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one truth."""
+        return tuple(self.operator.image_shape)
+
+    @property
+    def problem_class(self) -> str | None:
+        """The name under which an adapter can have been trained for the operator."""
+        return self.operator.problem_class
+
+    @property
+    def has_images(self) -> bool:
+        """Whether truths are images of a set, in splits; else they are drawn from a known law."""
+        return self._images is not None
+
+    def images(self, split: str = "test") -> Tensor:
+        """All truths of a split, in their order.
+
+        Args:
+            split: ``"test"``, or ``"validation"`` for choosing settings.
+
+        Returns:
+            ``(n, *image_shape)``.
+
+        Raises:
+            ValueError: for an unknown split, or if truths are drawn from a law.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}: pass split='test', or split='validation' for tuning")
+        if self._images is None:
+            raise ValueError(f"problem {self.name!r} draws its truths from a law: it has no set of images")
+        return self._images(split)
+
+    @torch.no_grad()
+    def simulate(self, num_observations: int, *, generator: torch.Generator | None = None,
+                 source: str = "data", split: str = "test",
+                 shuffle: bool = True) -> tuple[Tensor, GaussianLikelihood]:
+        """Draw truths and measure them.
+
+        Args:
+            num_observations: B, at least 1.
+            generator: source of truths, operator parameters, noise levels and noise, in this order.
+            source: ``"data"`` for the problem's own truths; ``"prior"`` for draws of its prior, of which a
+                calibrated solver's posteriors are calibrated.
+            split: of a problem with images, ``"test"`` or ``"validation"``.
+            shuffle: draw images without replacement; False takes the first B in order, the same in every
+                call. Truths that are drawn from a law are always drawn.
+
+        Returns:
+            truth: ``(B, *image_shape)``.
+            likelihood: of B observations.
+
+        Raises:
+            ValueError: for an unknown source or split, or for more images than there are.
+        """
+        if num_observations < 1:
+            raise ValueError(f"num_observations={num_observations}: simulate takes at least one observation")
+        generator = as_generator(generator)
+        truth = self._truths(num_observations, generator, source, split, shuffle)
+        operator = self.operator.randomize(num_observations, generator) if self.random else self.operator
+        sigma: float | Tensor
+        if isinstance(self.sigma, tuple):
+            low, high = self.sigma
+            share = torch.rand(num_observations, generator=generator, device=generator.device)
+            sigma = (low * (high / low) ** share).to(truth)
+        else:
+            sigma = self.sigma
+        y = operator.measure(truth, sigma, generator=generator)
+        return truth, GaussianLikelihood(operator, y, sigma)
+
+    def _truths(self, count: int, generator: torch.Generator, source: str, split: str,
+                shuffle: bool) -> Tensor:
+        if source not in ("data", "prior"):
+            raise ValueError(f"unknown source {source!r}: pass source='data' or source='prior'")
+        if source == "prior":
+            return self.prior.generate(count, generator=generator)
+        if self._sampler is not None:
+            return self._sampler(count, generator)
+        images = self.images(split)
+        if count > len(images):
+            raise ValueError(
+                f"problem {self.name!r} has {len(images)} {split} images, but {count} were asked for: ask "
+                "for fewer, or for any number of prior draws with source='prior'"
+            )
+        if not shuffle:
+            return images[:count].clone()
+        order = torch.randperm(len(images), generator=generator, device=generator.device)
+        return images[order[:count].to(images.device)]
+
+    def exact_posterior(self) -> Solver:
+        """A solver that draws from the exact posterior.
+
+        Raises:
+            TypeError: if none is known: the prior is no mixture, and the problem brings no exact solver.
+        """
+        if self._exact is not None:
+            return self._exact()
+        from invflow.mixture import GaussianMixtureFlow
+
+        if self._prior is None or not isinstance(self.prior, GaussianMixtureFlow):
+            raise TypeError(
+                f"problem {self.name!r} has no exact posterior: its prior is no Gaussian mixture. Use a "
+                "problem that has one, such as 'gaussian/linear' or 'checkerboard'"
+            )
+        from invflow.solvers.exact import ExactPosterior
+
+        return ExactPosterior(self.prior)
+
+    def __repr__(self) -> str:
+        kind = "random operators" if self.random else "one operator"
+        return f"Problem({self.name!r}, prior={self.prior_name!r}, sigma={self.sigma}, {kind})"
+
+
+# -- registered problems -------------------------------------------------------------------------------------
+
+
+def list_problems() -> dict[str, Problem]:
+    """All registered problems by name, sorted.
+
+    Raises:
+        ValueError: if two of them have the same name.
+    """
+    found: dict[str, Problem] = {}
+    for module in _plugins.modules(GROUP):
+        for attribute in getattr(module, "__all__", ()):
+            problem = getattr(module, attribute)
+            if not isinstance(problem, Problem):
+                continue
+            if found.get(problem.name, problem) is not problem:
+                raise ValueError(f"two problems are named {problem.name!r}, one of them in {module.__name__}")
+            found[problem.name] = problem
+    return dict(sorted(found.items()))
+
+
+def load_problem(name: str) -> Problem:
+    """Find a registered problem.
+
+    Args:
+        name: such as ``"mnist/box-inpainting"``; see :func:`list_problems`.
+
+    Returns:
+        The problem; its operator and prior are its own, not shared with other calls.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known one.
+    """
+    known = list_problems()
+    if not known:
+        raise ValueError(f"no problem is registered under {GROUP!r}: install the package, pip install -e .")
+    if name not in known:
+        raise ValueError(f"there is no problem {name!r}: {_plugins.nearest(name, list(known))}")
+    problem = copy.copy(known[name])
+    for cached in ("operator", "prior"):
+        problem.__dict__.pop(cached, None)
+    return problem

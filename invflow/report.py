@@ -1,0 +1,129 @@
+"""The short table of a posterior: how good, how faithful to the measurement, at what cost."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invflow.metrics import crps, psnr, ssim
+from invflow.posterior import Posterior
+from invflow.pretrained import write_atomically
+from invflow.reward import GaussianLikelihood, Reward
+
+__all__ = ["format_table", "summarise", "write_json"]
+
+_COLUMNS = {
+    "psnr": ("PSNR", "{:.2f}"), "rmse": ("RMSE", "{:.3f}"), "ssim": ("SSIM", "{:.3f}"),
+    "crps": ("CRPS", "{:.4f}"), "residual": ("residual", "{:.2f}"), "std": ("std. dev.", "{:.4f}"),
+    "ess": ("ESS", "{:.0f}"),
+}
+_NOTES = {
+    "psnr": "PSNR (dB) and SSIM of the posterior mean",
+    "crps": "CRPS of the samples, mean over pixels; lower is better",
+    "residual": "residual: root mean square of (y - A x) / sigma over the samples; near 1 for a good fit",
+}
+
+
+@torch.no_grad()
+def summarise(posterior: Posterior, likelihood: Reward | None = None,
+              truth: Tensor | None = None) -> dict[str, Any]:
+    """Numbers that judge a posterior.
+
+    Args:
+        posterior: of B observations.
+        likelihood: of its observations; a :class:`~invflow.GaussianLikelihood` gives the residual.
+        truth: ``(B, *image_shape)``, where it is known.
+
+    Returns:
+        ``per_observation``, lists of B numbers by name, and ``mean``, their means: ``psnr`` (dB) and ``ssim``
+        of the posterior mean (``rmse`` where images are no pictures), ``crps`` of the samples, mean over
+        pixels, ``residual``, root mean square over samples and observed entries in units of sigma, ``std``,
+        root mean square of the posterior standard deviation, ``ess`` in particles. What does not apply is
+        left out. Besides, ``calls_per_sample``, ``seconds``, the numbers of ``observations`` and ``samples``.
+    """
+    columns: dict[str, Tensor] = {}
+    if truth is not None:
+        truth, mean = truth.to(posterior.samples), posterior.mean()
+        if truth.ndim == 4:
+            columns["psnr"] = psnr(mean, truth)
+        else:  # no picture, so its values have no range of 1
+            columns["rmse"] = (mean - truth).square().flatten(1).mean(1).sqrt()
+        if truth.ndim == 4 and min(truth.shape[2:]) >= 11:
+            columns["ssim"] = ssim(mean, truth)
+        if posterior.num_samples > 1:
+            columns["crps"] = torch.stack([_crps(posterior, b, truth[b]) for b in range(len(posterior))])
+    if isinstance(likelihood, GaussianLikelihood):
+        columns["residual"] = _residual(posterior, likelihood)
+    if posterior.num_samples > 1:
+        columns["std"] = posterior.std().square().flatten(1).mean(1).sqrt()
+    ess = posterior.ess()
+    if ess is not None:
+        columns["ess"] = ess
+    return {
+        "per_observation": {key: value.tolist() for key, value in columns.items()},
+        "mean": {key: float(value.double().mean()) for key, value in columns.items()},
+        "calls_per_sample": {"forward": posterior.nfe.forward, "backward": posterior.nfe.backward},
+        "seconds": posterior.seconds,
+        "observations": len(posterior),
+        "samples": posterior.num_samples,
+    }
+
+
+def _crps(posterior: Posterior, b: int, truth: Tensor) -> Tensor:
+    log_weights = posterior.log_weights[b : b + 1] if posterior.weighted else None
+    return crps(posterior.samples[b : b + 1], truth[None], log_weights).mean()
+
+
+def _residual(posterior: Posterior, likelihood: GaussianLikelihood) -> Tensor:
+    """Root mean square residual ``(B,)`` in units of sigma, in pieces of the particles."""
+    square = torch.zeros(len(posterior), dtype=posterior.samples.dtype, device=posterior.samples.device)
+    pieces = zip(posterior.samples.split(256, dim=1), posterior.weights.split(256, dim=1), strict=True)
+    for samples, weights in pieces:
+        square += (likelihood.residual(samples) * weights).sum(1)
+    return square.sqrt()
+
+
+def format_table(summary: dict[str, Any], rows: int = 8) -> str:
+    """The table of :func:`summarise`, as text.
+
+    Args:
+        summary: from :func:`summarise`.
+        rows: observations listed, at most; the last line is the mean over all of them.
+
+    Returns:
+        A few lines without a final line break.
+    """
+    names = [name for name in _COLUMNS if name in summary["per_observation"]]
+    count = summary["observations"]
+    cells = [["observation", *(_COLUMNS[name][0] for name in names)]]
+    for b in range(min(rows, count) if count > 1 else 0):
+        cells.append([str(b + 1), *(_COLUMNS[n][1].format(summary["per_observation"][n][b]) for n in names)])
+    if count > rows:
+        cells.append(["...", *("" for _ in names)])
+    last = "mean" if count > 1 else "1"
+    cells.append([last, *(_COLUMNS[name][1].format(summary["mean"][name]) for name in names)])
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    calls = summary["calls_per_sample"]
+    lines += ["", f"{summary['samples']} samples for each observation; network calls per sample: "
+              f"{calls['forward']:.3g} forward, {calls['backward']:.3g} backward; {summary['seconds']:.2f} s"]
+    return "\n".join(lines + [note for name, note in _NOTES.items() if name in names])
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write JSON, whole or not at all; numbers that are not finite, which JSON does not have, become null."""
+    text = json.dumps(_finite(value), indent=2) + "\n"
+    write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,114 @@
+"""Solvers by name, for the command line and for tables of results."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import invflow
+from invflow._plugins import nearest
+
+if TYPE_CHECKING:
+    from invflow.flowmap import FlowMap
+    from invflow.problem import Problem
+    from invflow.solvers.base import Solver
+
+    Source: TypeAlias = Problem | FlowMap | str | os.PathLike[str]
+
+__all__ = ["SOLVERS", "SolverEntry", "solver_by_name"]
+
+
+@dataclass(frozen=True)
+class SolverEntry:
+    """How a named solver is built.
+
+    Attributes:
+        description: one line.
+        target: gives the class or function that builds it; its keyword parameters are the settings it knows.
+        argument: turns the problem, prior or name into that one's positional arguments.
+    """
+
+    description: str
+    target: Callable[[Any], Callable[..., Solver]]
+    argument: Callable[[Any], tuple[Any, ...]]
+
+
+def _pretrained(class_name: str, description: str) -> SolverEntry:
+    """A solver with weights of its own, which its ``load`` finds by the prior's name."""
+    return SolverEntry(description, lambda _: getattr(invflow, class_name).load, lambda s: (_name(s),))
+
+
+def _on_prior(class_name: str, description: str) -> SolverEntry:
+    """A solver that works with any prior."""
+    return SolverEntry(description, lambda _: getattr(invflow, class_name), lambda s: (_prior(s),))
+
+
+def _exact_target(source: Any) -> Callable[..., Solver]:
+    """A problem may bring an exact posterior of its own; any other source must be a mixture."""
+    return source.exact_posterior if isinstance(source, invflow.Problem) else invflow.ExactPosterior
+
+
+#: one line for each solver
+SOLVERS: dict[str, SolverEntry] = {
+    "vfm": _pretrained("VFM", "one network call for each sample; trained for certain problem classes"),
+    "lmmse": _pretrained("LinearMMSE", "best linear estimate and its Gaussian, a baseline"),
+    "exact": SolverEntry(
+        "closed form, for Gaussian mixtures and problems that know theirs", _exact_target,
+        lambda source: () if isinstance(source, invflow.Problem) else (_prior(source),),
+    ),
+}
+
+
+def _name(source: Source) -> str | os.PathLike[str]:
+    if isinstance(source, invflow.Problem):
+        if source.prior_name is None:
+            raise ValueError(f"nothing was trained for the problem {source.name!r}: use --solver exact")
+        return source.prior_name
+    if isinstance(source, invflow.FlowMap):
+        raise ValueError(
+            f"a trained solver is found by the name of its prior, not by a {type(source).__name__}: pass "
+            "a name such as 'mnist', or a folder"
+        )
+    return source
+
+
+def _prior(source: Source) -> FlowMap:
+    if isinstance(source, invflow.Problem):
+        return source.prior
+    return source if isinstance(source, invflow.FlowMap) else invflow.load_prior(source)
+
+
+def solver_by_name(name: str, source: Source, **settings: Any) -> Solver:
+    """Build a solver by its name.
+
+    Args:
+        name: a key of :data:`SOLVERS`, such as ``"vfm"``.
+        source: the problem to solve, or the prior: its name, its folder, or the flow map itself.
+        **settings: of the solver, such as ``steps=4``.
+
+    Returns:
+        The solver, on the CPU.
+
+    Raises:
+        ValueError: for an unknown name (with the nearest known one), or a setting that it does not know.
+
+    Example:
+        >>> import invflow
+        >>> from invflow.solvers.registry import solver_by_name
+        >>> solver_by_name("exact", invflow.load_problem("gaussian/linear"))  # doctest: +SKIP
+    """
+    entry = SOLVERS.get(name.lower())
+    if entry is None:
+        raise ValueError(f"there is no solver {name!r}: {nearest(name, list(SOLVERS))}")
+    arguments = entry.argument(source)
+    target = entry.target(source)
+    parameters = inspect.signature(target).parameters.items()
+    known = [key for key, parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        knows = f"it knows {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"the solver {name!r} has no setting {unknown[0]!r}: {knows}")
+    return target(*arguments, **settings)

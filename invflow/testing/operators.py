@@ -1,0 +1,298 @@
+"""The contract of an operator, as one check that anybody can run on theirs."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from invflow.operator import SUMMARY_SIZE, Operator
+from invflow.testing._tools import expect, expect_close, rounding, watch_global_seed
+
+__all__ = ["check_operator"]
+
+_SETS = 4
+#: relative error that an adjoint may have
+_ADJOINT = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+def check_operator(operator: Operator | Callable[[], Operator], *, pseudo_inverse_tolerance: float = 0.02,
+                   device: str | torch.device = "cpu", seed: int = 0) -> None:
+    """Check that an operator keeps the contract that likelihoods, training and solvers rely on.
+
+    Checked, in float32 and float64, for the operator and for one that it randomises: attributes; shapes,
+    types and finite values; rows that do not depend on each other; inputs of a wrong shape refused; for a
+    linear operator linearity, the adjoint (1e-5 relative in float32, 1e-10 in float64), its gradient, and the
+    pseudo-inverse; ``embed``, ``context`` and ``observed``; the noise of ``measure``; the order of ``expand``
+    and ``select``; ``randomize`` reproducible and different from set to set; nothing changed in use, neither
+    operator nor input; the global seed left alone.
+
+    Args:
+        operator: the operator, or a function of no arguments that makes it.
+        pseudo_inverse_tolerance: relative error allowed in A A^+ A x = A x; conjugate gradients stop early.
+        device: where to run.
+        seed: of the images that it is tried on.
+
+    Raises:
+        AssertionError: at the first failure; says what failed, by how much, and what to look at.
+
+    Example:
+        >>> from invflow.operators import GaussianBlur
+        >>> from invflow.testing import check_operator
+        >>> check_operator(GaussianBlur((1, 16, 16)))
+    """
+    original = operator if isinstance(operator, Operator) else operator()
+    expect(isinstance(original, Operator), f"a {type(original).__name__} is no Operator: derive it from one")
+    _check_attributes(original)
+    name = type(original).__name__
+    before = _snapshot(original)
+    with watch_global_seed(name):
+        _check_randomize(original, seed)
+        generator = torch.Generator().manual_seed(seed)
+        random = original.randomize(_SETS, generator)
+        for subject in (original,) if random is original else (original, random):
+            for dtype in (torch.float32, torch.float64):
+                moved = copy.deepcopy(subject).to(device=device, dtype=dtype)
+                _check_moved(moved, dtype, torch.device(device), seed, pseudo_inverse_tolerance)
+    _expect_unchanged(original, before, "checks on copies, randomize, expand or select")
+
+
+def _check_moved(operator: Operator, dtype: torch.dtype, device: torch.device, seed: int,
+                 pseudo_inverse_tolerance: float) -> None:
+    """All checks of one operator, in one floating-point type on one device."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    n = operator.num_sets if operator.num_sets > 1 else 3
+    x = torch.rand(n, *operator.image_shape, generator=generator, dtype=torch.float64).to(device, dtype)
+    other = torch.rand(n, *operator.image_shape, generator=generator, dtype=torch.float64).to(device, dtype)
+    before = _snapshot(operator)
+    _check_forward(operator, x)
+    _check_rows(operator, x)
+    _check_refusals(operator, x)
+    _check_observed(operator, x, other)
+    if operator.linear:
+        _check_linear(operator, x, other)
+        _check_adjoint(operator, x, generator)
+        _check_pseudo_inverse(operator, x, pseudo_inverse_tolerance)
+    _check_sets(operator, x)
+    _check_views(operator, x)
+    _check_noise(operator, x, seed)
+    _expect_unchanged(operator, before, "forward, adjoint, embed, measure, expand, select or context")
+
+
+def _name(operator: Operator) -> str:
+    return f"{type(operator).__name__} ({operator.dtype}, num_sets={operator.num_sets})"
+
+
+def _check_attributes(operator: Operator) -> None:
+    name = type(operator).__name__
+    for attribute in ("image_shape", "measurement_shape"):
+        shape = getattr(operator, attribute, None)
+        sizes = shape if isinstance(shape, tuple) else (0,)
+        expect(len(sizes) > 0 and all(isinstance(k, int) and k > 0 for k in sizes),
+               f"{name}.{attribute} is {shape!r}: set a tuple of positive ints, such as (1, 28, 28)")
+    expect(isinstance(operator.linear, bool), f"{name}.linear is {operator.linear!r}: set True or False")
+    expect(operator.problem_class is None or isinstance(operator.problem_class, str),
+           f"{name}.problem_class is {operator.problem_class!r}: set a string, or None")
+    expect(isinstance(operator.num_sets, int) and operator.num_sets >= 1,
+           f"{name}.num_sets is {operator.num_sets!r}: parameters given to register_sets set it")
+
+
+def _check_forward(operator: Operator, x: Tensor) -> None:
+    kept, name = x.clone(), _name(operator)
+    y = operator(x)
+    expect(torch.equal(x, kept), f"{name}: forward wrote into its images: copy before writing in place")
+    expected = (len(x), *operator.measurement_shape)
+    expect(tuple(y.shape) == expected,
+           f"{name}: forward of images {tuple(x.shape)} has shape {tuple(y.shape)}, expected "
+           f"(n, *measurement_shape) = {expected}. Look at measurement_shape and at the batch axis")
+    expect(y.dtype == x.dtype and y.device == x.device,
+           f"{name}: forward of {x.dtype} on {x.device} gives {y.dtype} on {y.device}. Register parameters "
+           "as buffers, and convert them with value.to(x)")
+    expect(bool(torch.isfinite(y).all()), f"{name}: forward of images in [0, 1] is not finite")
+    expect_close(operator(x), y, rounding(x.dtype), f"{name}: forward of the same images again",
+                 "An operator is deterministic: noise belongs in measure, draws in randomize")
+
+
+def _check_rows(operator: Operator, x: Tensor) -> None:
+    y = operator(x)
+    for i in (0, len(x) - 1):
+        alone = operator.select([i])(x[i:i + 1])
+        expect_close(alone, y[i:i + 1], rounding(x.dtype), f"{_name(operator)}: row {i} by itself",
+                     "A row must not depend on the others: look for sums or normalisations over the batch "
+                     "axis, and at select")
+
+
+def _check_refusals(operator: Operator, x: Tensor) -> None:
+    wrong = {"images with one more axis": x[:, None], "a single image without its batch": x[0],
+             "no images": x[:0], "images of integers": (x * 255).to(torch.uint8)}
+    for what, value in wrong.items():
+        try:
+            operator(value)
+        except (ValueError, TypeError):
+            continue
+        raise AssertionError(
+            f"{_name(operator)} took {what}, {value.dtype} {tuple(value.shape)}, without an error: keep the "
+            "checks of Operator.__call__, or call self.check_images(x) yourself"
+        )
+
+
+def _check_observed(operator: Operator, x: Tensor, other: Tensor) -> None:
+    observed, name = operator.observed(), _name(operator)
+    if observed is None:
+        return
+    expected = (operator.num_sets, *operator.measurement_shape)
+    expect(observed.dtype == torch.bool and tuple(observed.shape) == expected,
+           f"{name}: observed() is {observed.dtype} {tuple(observed.shape)}, expected bool {expected}")
+    first, second = operator(x), operator(other)
+    difference = float(torch.where(observed, 0.0, first - second).abs().max())
+    expect(difference <= 1e-6 * float(first.abs().max()),
+           f"{name}: an entry that is not observed changes with the image by up to {difference:.2e}. What is "
+           "not observed must be constant, zero say, for it counts for nothing")
+
+
+def _check_linear(operator: Operator, x: Tensor, other: Tensor) -> None:
+    expect_close(operator(2 * x - 3 * other), 2 * operator(x) - 3 * operator(other), 10 * rounding(x.dtype),
+                 f"{_name(operator)}: A(2x - 3x') against 2 A(x) - 3 A(x')",
+                 "It says that it is linear: look for offsets, clipping and scalings, or set linear = False")
+
+
+def _check_adjoint(operator: Operator, x: Tensor, generator: torch.Generator) -> None:
+    """<A x, y> = <x, A' y>, for y = A x too, where nothing cancels; and the gradient of A' in y."""
+    name, limit = _name(operator), _ADJOINT[x.dtype]
+    clean = operator(x)
+    noise = torch.randn(clean.shape, generator=generator, dtype=torch.float64).to(clean)
+    for what, y in (("random y", noise), ("y = A x", clean)):
+        back = operator.adjoint(y)
+        expect(back.shape == x.shape,
+               f"{name}: adjoint has shape {tuple(back.shape)}, expected {tuple(x.shape)}")
+        left = float((clean.double() * y.double()).sum())
+        right = float((x.double() * back.double()).sum())
+        error = abs(left - right) / max(float(clean.double().norm() * y.double().norm()), 1e-30)
+        expect(error <= limit,
+               f"{name}: <A x, y> = {left:.6g} but <x, A' y> = {right:.6g} for {what}, relative error "
+               f"{error:.1e}, allowed {limit:.0e}. The adjoint is not the transposed of forward: leave it "
+               "out, and the vector-Jacobian product, which is, takes its place")
+    y = noise.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad((operator.adjoint(y) * x).sum(), y)
+    expect_close(gradient, clean, 10 * rounding(x.dtype), f"{name}: gradient of <x, A' y> in y, against A x",
+                 "The adjoint must be differentiable: avoid torch.no_grad, detach and in-place writes")
+
+
+def _check_pseudo_inverse(operator: Operator, x: Tensor, tolerance: float) -> None:
+    y = operator(x)
+    back = operator.pseudo_inverse(y)
+    expect(back.shape == x.shape,
+           f"{_name(operator)}: pseudo_inverse has shape {tuple(back.shape)}, expected {tuple(x.shape)}")
+    expect_close(operator(back), y, tolerance, f"{_name(operator)}: A A^+ A x against A x",
+                 "pseudo_inverse must give a least-squares image; pass pseudo_inverse_tolerance=... where it "
+                 "is meant to regularise")
+
+
+def _check_sets(operator: Operator, x: Tensor) -> None:
+    """The order of expand and select, with images that differ from row to row."""
+    y, name = operator(x), _name(operator)
+    doubled = operator.expand(2)
+    expected = 2 * operator.num_sets if operator.num_sets > 1 else 1
+    expect(doubled.num_sets == expected,
+           f"{name}: expand(2) has {doubled.num_sets} sets, expected {expected}")
+    expect_close(doubled(x.repeat_interleave(2, 0)), y.repeat_interleave(2, 0), rounding(x.dtype),
+                 f"{name}: expand(2) on each image twice, against forward with each row twice",
+                 "The order is that of repeat_interleave, a a b b, not a b a b")
+    last = len(x) - 1
+    for index in ([last, 0, last], torch.tensor([1, 0]), slice(1, None)):
+        rows = torch.arange(len(x), device=x.device)[index]
+        expect_close(operator.select(index)(x[rows]), y[rows], rounding(x.dtype),
+                     f"{name}: select({index}) on those images, against those rows of forward",
+                     "select keeps the order of its index, and its repeats")
+
+
+def _check_views(operator: Operator, x: Tensor) -> None:
+    """What a neural adapter sees: embed and context."""
+    name, y = _name(operator), operator(x)
+    kept = y.clone()
+    embedded = operator.embed(y)
+    expect(embedded.shape == x.shape and bool(torch.isfinite(embedded).all()),
+           f"{name}: embed has shape {tuple(embedded.shape)}, expected {tuple(x.shape)}, with finite values")
+    expect_close(operator.embed(y), embedded, rounding(x.dtype), f"{name}: embed of the same measurement again",
+                 "embed is deterministic")
+    expect(torch.equal(y, kept), f"{name}: embed wrote into the measurement: copy before writing in place")
+    maps, vector = operator.context()
+    spatial = operator.image_shape[1:] or operator.image_shape
+    for what, value, shape in (("maps", maps, (operator.num_sets, 1, *spatial)),
+                               ("vector", vector, (operator.num_sets, SUMMARY_SIZE))):
+        finite = value.is_floating_point() and bool(torch.isfinite(value).all())
+        expect(tuple(value.shape) == shape and finite,
+               f"{name}: context's {what} is {value.dtype} {tuple(value.shape)}, expected finite {shape}")
+        expect(not value.requires_grad, f"{name}: context's {what} requires a gradient: detach it")
+    some = operator.select([len(x) - 1])
+    expect_close(some.embed(y[-1:]), embedded[-1:], 10 * rounding(x.dtype),
+                 f"{name}: embed of the last row alone", "embed must treat rows apart")
+    expect_close(some.context()[0], maps[-1:], rounding(x.dtype), f"{name}: context of the last set alone",
+                 "context must treat sets apart")
+
+
+def _check_noise(operator: Operator, x: Tensor, seed: int) -> None:
+    name, clean, observed = _name(operator), operator(x), operator.observed()
+    sigma = torch.linspace(0.1, 0.3, len(x), dtype=x.dtype, device=x.device)
+    level = sigma.reshape(-1, *([1] * (clean.ndim - 1)))
+    seen = torch.ones_like(clean, dtype=torch.bool) if observed is None else observed.expand_as(clean)
+
+    def scaled_noise(s: int, repeats: int = 1) -> Tensor:
+        generator = torch.Generator().manual_seed(s)
+        draws = [operator.measure(x, sigma, generator=generator) - clean for _ in range(repeats)]
+        return torch.stack(draws) / level
+
+    expect(torch.equal(scaled_noise(seed), scaled_noise(seed)) and not torch.equal(
+        scaled_noise(seed), scaled_noise(seed + 1)), f"{name}: measure must give the same noise for the same "
+        "generator seed and other noise for another: draw from the generator it is passed")
+    noise = scaled_noise(seed, min(200, math.ceil(2000 / max(1, int(seen.sum())))))
+    expect(bool((noise[:, ~seen] == 0).all()), f"{name}: measure adds noise to entries that are not observed")
+    values = noise[:, seen].double()
+    mean, std, count = float(values.mean()), float(values.std()), values.numel()
+    expect(abs(mean) <= 5 / math.sqrt(count) and abs(std - 1) <= 5 / math.sqrt(2 * count),
+           f"{name}: measure's noise over sigma has mean {mean:.3f} and standard deviation {std:.3f} in "
+           f"{count} draws, expected 0 and 1 within five standard errors. sigma is the standard deviation")
+
+
+def _check_randomize(operator: Operator, seed: int) -> None:
+    name = type(operator).__name__
+    first, again, other = (
+        operator.randomize(_SETS, torch.Generator().manual_seed(s)) for s in (seed, seed, seed + 1)
+    )
+    expect(first.num_sets in (1, _SETS),
+           f"{name}: randomize({_SETS}) has {first.num_sets} sets, expected {_SETS}, or 1 without draws")
+    for attribute in ("image_shape", "measurement_shape"):
+        expect(getattr(first, attribute) == getattr(operator, attribute),
+               f"{name}: randomize changes {attribute} to {getattr(first, attribute)}")
+    expect(first.problem_class == operator.problem_class and first.linear == operator.linear,
+           f"{name}: randomize changes problem_class or linear")
+    if first.num_sets == 1:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.rand(1, *operator.image_shape, generator=generator).to(operator.device, operator.dtype)
+    x = image.repeat(_SETS, *([1] * len(operator.image_shape)))
+    y = first(x)
+    expect_close(again(x), y, 0.0, f"{name}: randomize with the same generator seed twice",
+                 "Draw from the generator that is passed, and from nothing else")
+    expect(bool((y[1:] != y[:1]).any()),
+           f"{name}: randomize({_SETS}) drew the same parameters for every image: draw one set for each")
+    expect(bool((other(x) != y).any()),
+           f"{name}: randomize drew the same parameters for two generator seeds: draw from the one passed")
+
+
+def _snapshot(operator: Operator) -> dict[str, Tensor]:
+    tensors = {**dict(operator.named_buffers()), **dict(operator.named_parameters())}
+    kept = {name: value.clone() for name, value in tensors.items()}
+    return {**kept, "num_sets": torch.tensor(operator.num_sets)}
+
+
+def _expect_unchanged(operator: Operator, before: dict[str, Tensor], what: str) -> None:
+    now = _snapshot(operator)
+    changed = [name for name in before if name not in now or not torch.equal(now[name], before[name])]
+    changed += sorted(set(now) - set(before))
+    expect(not changed,
+           f"{_name(operator)}: {changed} changed in {what}: an operator never changes in use, so "
+           "return a new one, as Operator.register_sets provides for")

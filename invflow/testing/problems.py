@@ -1,0 +1,133 @@
+"""The contract of a problem, as one check that anybody can run on theirs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from invflow._checks import looks_like_image
+from invflow.metrics import coverage
+from invflow.operator import Operator
+from invflow.problem import SPLITS, Problem
+from invflow.reward import GaussianLikelihood
+from invflow.testing._tools import expect, watch_global_seed
+
+__all__ = ["check_problem"]
+
+#: observations and draws that the exact posterior is checked on
+_OBSERVATIONS, _DRAWS = 400, 39
+
+
+def check_problem(problem: Problem, *, seed: int = 0) -> None:
+    """Check that a problem keeps the contract that comparisons rely on.
+
+    Checked: name, operator and noise level; shapes and values of simulated truths and measurements; residuals
+    of the truth with mean 1 in units of sigma^2; the same draws from the same generator, others from another,
+    and no use of the global seed; fresh operator parameters for each observation where they are random;
+    splits that do not overlap, draws without replacement, images in order on request, and an error for more
+    images than there are; where truths are drawn from a law with an exact posterior, the coverage of its
+    intervals.
+
+    Args:
+        problem: the problem. Its prior is not loaded, unless its exact posterior needs it.
+        seed: of the simulations.
+
+    Raises:
+        AssertionError: at the first failure; says what failed and what to look at.
+
+    Example:
+        >>> import invflow
+        >>> from invflow.testing import check_problem
+        >>> check_problem(invflow.load_problem("gaussian/linear"))
+    """
+    expect(isinstance(problem, Problem), f"a {type(problem).__name__} is no Problem: derive it from one")
+    expect(bool(problem.name) and problem.name == problem.name.strip(), f"the name {problem.name!r} is no name")
+    expect(isinstance(problem.operator, Operator), f"operator is a {type(problem.operator).__name__}")
+    what = f"problem {problem.name!r}"
+    with watch_global_seed(f"{what}.simulate"):
+        for count in (1, 3):
+            truth, likelihood = problem.simulate(count, generator=_generator(seed))
+            _check_simulation(what, problem, truth, likelihood, count)
+        _check_draws(what, problem, seed)
+        if problem.has_images:
+            _check_images(what, problem, seed)
+        else:
+            _check_exact_posterior(what, problem, seed)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _check_simulation(what: str, problem: Problem, truth: Tensor, likelihood: GaussianLikelihood,
+                      count: int) -> None:
+    shape = (count, *problem.image_shape)
+    expect(tuple(truth.shape) == shape, f"{what}: truths have shape {tuple(truth.shape)}, expected {shape}")
+    expect(truth.is_floating_point() and bool(torch.isfinite(truth).all()),
+           f"{what}: truths must be finite floating-point numbers, these are {truth.dtype}")
+    if looks_like_image(problem.image_shape):
+        low, high = float(truth.min()), float(truth.max())
+        expect(-0.01 <= low and high <= 1.01, f"{what}: images range from {low:.3g} to {high:.3g}, not in [0, 1]")
+    expect(likelihood.num_observations == count,
+           f"{what}: the likelihood has {likelihood.num_observations} observations, expected {count}")
+    low, high = problem.sigma if isinstance(problem.sigma, tuple) else (problem.sigma, problem.sigma)
+    level = likelihood.sigma
+    expect(bool(((level > 0.999 * low) & (level < 1.001 * high)).all()),
+           f"{what}: noise levels {level.tolist()} lie outside sigma={problem.sigma}")
+
+
+def _check_draws(what: str, problem: Problem, seed: int) -> None:
+    count = 20 if not problem.has_images else min(20, len(problem.images("test")))
+    truth, likelihood = problem.simulate(count, generator=_generator(seed))
+    again, same = problem.simulate(count, generator=_generator(seed))
+    expect(torch.equal(truth, again) and torch.equal(likelihood.y, same.y),
+           f"{what}: the same generator gave other draws: draw everything with it")
+    _, other = problem.simulate(count, generator=_generator(seed + 1))
+    expect(not torch.equal(likelihood.y, other.y), f"{what}: two generators gave the same measurements")
+    if problem.random:
+        sets = likelihood.operator.num_sets
+        expect(sets == count, f"{what}: random, but its operator drew {sets} parameter sets for {count} observations")
+    # the residual of the truth is chi-squared over the entries observed, with standard deviation sqrt(2 /
+    # entries)
+    entries = likelihood.count_observed().expand(count).double()
+    residual = likelihood.residual(truth[:, None])[:, 0].double()
+    score = float(((residual - 1) * entries).sum() / (2 * entries.sum()).sqrt())
+    expect(abs(score) < 6, f"{what}: residuals of the truth average {float(residual.mean()):.3f} sigma^2, which is "
+                           f"{score:.0f} standard errors from 1: noise and likelihood disagree")
+
+
+def _check_images(what: str, problem: Problem, seed: int) -> None:
+    splits = {split: problem.images(split) for split in SPLITS}
+    for split, images in splits.items():
+        truth, _ = problem.simulate(len(images), generator=_generator(seed), split=split)
+        drawn, every = (len({row.numpy().tobytes() for row in rows.cpu()}) for rows in (truth, images))
+        expect(drawn == every, f"{what}: {len(images)} draws of {split} images hold {drawn} different ones of {every}: "
+                               "draw without replacement")
+        first, _ = problem.simulate(min(3, len(images)), generator=_generator(seed), split=split, shuffle=False)
+        expect(torch.equal(first, images[: len(first)]), f"{what}: shuffle=False must give the first {split} images")
+        try:
+            problem.simulate(len(images) + 1, split=split)
+        except ValueError:
+            continue
+        expect(False, f"{what}: gave more {split} images than the {len(images)} there are, without an error")
+    shared = {row.numpy().tobytes() for row in splits["test"].cpu()}
+    overlap = sum(row.numpy().tobytes() in shared for row in splits["validation"].cpu())
+    expect(overlap == 0, f"{what}: {overlap} validation images are test images too")
+
+
+def _check_exact_posterior(what: str, problem: Problem, seed: int) -> None:
+    try:
+        solver = problem.exact_posterior()
+    except TypeError:
+        return
+    generator = _generator(seed + 2)
+    truth, likelihood = problem.simulate(_OBSERVATIONS, generator=generator)
+    samples = solver.sample(likelihood, _DRAWS, generator=generator).samples
+    expect(tuple(samples.shape) == (_OBSERVATIONS, _DRAWS, *problem.image_shape),
+           f"{what}: its exact posterior returned samples of shape {tuple(samples.shape)}")
+    for level in (0.5, 0.9):
+        share = coverage(samples, truth, level).double().flatten(1).mean(0)
+        worst = float(share[(share - level).abs().argmax()])
+        allowed = 5 * (level * (1 - level) / _OBSERVATIONS) ** 0.5
+        expect(abs(worst - level) < allowed, f"{what}: intervals of its exact posterior at level {level} hold the truth "
+                                             f"in {worst:.3f} of cases: it is not the posterior of these truths")

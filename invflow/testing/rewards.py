@@ -1,0 +1,135 @@
+"""The contract of a reward, as one check that anybody can run on theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from invflow.reward import Likelihood, Reward
+from invflow.testing._tools import expect, expect_close, rounding, watch_global_seed
+
+__all__ = ["check_reward"]
+
+_PARTICLES = 4
+
+
+def check_reward(reward: Reward | Callable[[], Reward], image_shape: Sequence[int] | None = None, *,
+                 gradient_tolerance: float = 1e-4, seed: int = 0) -> None:
+    """Check that a reward keeps the contract that solvers rely on.
+
+    Checked in float64: the shape (B, N); rows that do not depend on each other, nor on how many there are;
+    the order of ``select``, with repeats; sums and scalings; gradients, against finite differences, where it
+    is differentiable; for a likelihood, ``simulate``: shape, reproducible, and entries not observed left at
+    zero. The input is not written to, and the global seed is left alone.
+
+    Args:
+        reward: the reward, or a function of no arguments that makes it.
+        image_shape: of the images; default: that of the reward's operator.
+        gradient_tolerance: relative error allowed between a gradient and finite differences.
+        seed: of the images that it is tried on.
+
+    Raises:
+        AssertionError: at the first failure; says what failed, by how much, and what to look at.
+
+    Example:
+        >>> import invflow
+        >>> from invflow.testing import check_reward
+        >>> check_reward(invflow.FunctionReward(lambda x: -x.square().flatten(1).sum(1)), (1, 8, 8))
+    """
+    subject = reward if isinstance(reward, Reward) else reward()
+    expect(isinstance(subject, Reward), f"a {type(subject).__name__} is no Reward: derive it from one")
+    name, count = type(subject).__name__, subject.num_observations
+    expect(count is None or (isinstance(count, int) and count >= 1),
+           f"{name}.num_observations is {count!r}: set the number of observations, or None for any")
+    expect(isinstance(subject.differentiable, bool), f"{name}.differentiable is {subject.differentiable!r}")
+    shape = image_shape or getattr(getattr(subject, "operator", None), "image_shape", None)
+    if shape is None:
+        raise ValueError(f"{name} has no operator to tell the images' shape: pass image_shape=(C, H, W)")
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(count or 3, _PARTICLES, *shape, generator=generator, dtype=torch.float64)
+    kept = x.clone()
+    subject = subject.to(torch.float64)
+    with watch_global_seed(name):
+        _check_values(subject, x)
+        _check_select(subject, x)
+        _check_algebra(subject, x)
+        _check_gradient(subject, x, gradient_tolerance, generator)
+        if isinstance(subject, Likelihood):
+            _check_simulate(subject, x, seed)
+    expect(torch.equal(x, kept), f"{name} wrote into the images: copy before writing in place")
+
+
+def _check_values(reward: Reward, x: Tensor) -> None:
+    name, values = type(reward).__name__, reward(x)
+    expect(tuple(values.shape) == tuple(x.shape[:2]) and values.is_floating_point(),
+           f"{name}: images {tuple(x.shape)} score {values.dtype} {tuple(values.shape)}, expected floats "
+           f"(B, N) = {tuple(x.shape[:2])}")
+    expect(not bool(torch.isnan(values).any()), f"{name}: images in [0, 1] score NaN")
+    expect_close(reward(x), values, rounding(x.dtype), f"{name}: the same images again",
+                 "A reward is deterministic: fix its random numbers when it is made")
+    tolerance, advice = 10 * rounding(x.dtype), "A score must not depend on the other images of the batch"
+    expect_close(reward(x[:, 1:2]), values[:, 1:2], tolerance, f"{name}: particle 1 alone", advice)
+    expect_close(reward(x.flip(1)), values.flip(1), tolerance, f"{name}: particles in reverse order", advice)
+
+
+def _check_select(reward: Reward, x: Tensor) -> None:
+    name, values, last = type(reward).__name__, reward(x), len(x) - 1
+    for index in ([last, 0, last], torch.tensor([last]), slice(0, 1), last):
+        rows = torch.arange(len(x))[index].reshape(-1)
+        some = reward.select(index)
+        expect(some.num_observations in (None, len(rows)),
+               f"{name}: select({index}).num_observations is {some.num_observations}, expected {len(rows)}")
+        expect_close(some(x[rows]), values[rows], 10 * rounding(x.dtype),
+                     f"{name}: select({index}), against those rows of all",
+                     "select keeps the order of its index and its repeats, for data and parameters alike")
+
+
+def _check_algebra(reward: Reward, x: Tensor) -> None:
+    name, values = type(reward).__name__, reward(x)
+    both = reward + 0.5 * reward
+    expect_close(both(x), 1.5 * values, 10 * rounding(x.dtype), f"{name}: r + 0.5 r, against 1.5 r",
+                 "Do not override + and *, or return a Reward from them")
+    expect(both.num_observations == reward.num_observations and both.differentiable == reward.differentiable,
+           f"{name}: a sum loses num_observations or differentiable")
+
+
+def _check_gradient(reward: Reward, x: Tensor, tolerance: float, generator: torch.Generator) -> None:
+    name = type(reward).__name__
+    images = x.clone().requires_grad_()
+    values = reward(images)
+    if not reward.differentiable:
+        expect(not values.requires_grad,
+               f"{name} says that it is not differentiable, but gives a gradient: detach its score")
+        return
+    expect(values.requires_grad,
+           f"{name} says that it is differentiable, but its score carries no gradient: set "
+           "differentiable=False, or avoid torch.no_grad and detach")
+    (gradient,) = torch.autograd.grad(values.sum(), images)
+    direction = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    along = (gradient * direction).flatten(2).sum(2)
+    step = 1e-6
+    difference = (reward(x + step * direction) - reward(x - step * direction)) / (2 * step)
+    expect_close(along, difference, tolerance,
+                 f"{name}: the gradient along a random direction, against finite differences",
+                 "Look at custom backward passes, detach, and kinks")
+
+
+def _check_simulate(reward: Likelihood, x: Tensor, seed: int) -> None:
+    name, measured = type(reward).__name__, tuple(reward.operator.measurement_shape)
+    generators = [torch.Generator().manual_seed(s) for s in (seed, seed, seed + 1)]
+    first, again, other = (reward.simulate(x, g) for g in generators)
+    expect(tuple(first.shape) == (*x.shape[:2], *measured),
+           f"{name}: simulate of {tuple(x.shape)} has shape {tuple(first.shape)}, expected "
+           f"{(*x.shape[:2], *measured)}")
+    expect(torch.equal(first, again) and not torch.equal(first, other),
+           f"{name}: simulate must give the same draw for the same generator seed, and another for another")
+    single = reward.simulate(x[:, 0], torch.Generator().manual_seed(seed))
+    expect(tuple(single.shape) == (len(x), *measured),
+           f"{name}: simulate of {tuple(x[:, 0].shape)} has shape {tuple(single.shape)}, expected "
+           f"{(len(x), *measured)}")
+    observed = reward.operator.observed()
+    if observed is not None:
+        expect(bool((first * ~observed[:, None] == 0).all()),
+               f"{name}: simulate fills entries that are not observed")

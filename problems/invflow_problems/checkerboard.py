@@ -1,0 +1,139 @@
+"""The checkerboard: a law on the plane with sixteen cells, of which the first coordinate is observed.
+
+The toy of the Variational Flow Maps paper (arXiv 2603.07276). The posterior has a Gaussian, cut at the
+cells' edges, in the first coordinate and two separate cells in the second: what a Gaussian approximation
+cannot represent.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from invflow._random import as_generator
+from invflow.operator import Operator
+from invflow.posterior import Posterior
+from invflow.problem import Problem
+from invflow.reward import GaussianLikelihood, Reward
+from invflow.solvers.base import Solver
+
+__all__ = ["BoardPosterior", "board_sample", "checkerboard", "exact_posterior_samples", "on_board"]
+
+#: standard deviation of the noise on the first coordinate
+NOISE = 0.1
+
+
+def board_sample(n: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw points uniformly from the board's eight dark cells.
+
+    The board is [-2, 2]^2 in 4 x 4 unit cells; (x, y) is on a dark one where floor(x) + floor(y) is even.
+
+    Args:
+        n: how many.
+        generator: source of randomness.
+
+    Returns:
+        ``(n, 2)``, float32.
+    """
+    generator = as_generator(generator)
+    uniform = torch.rand(n, 2, generator=generator, device=generator.device)
+    cell = torch.randint(8, (n,), generator=generator, device=generator.device)
+    column = cell // 2
+    row = 2 * (cell % 2) + column % 2
+    return torch.stack([column, row], 1) - 2 + _below(uniform, 1.0)
+
+
+def on_board(x: Tensor) -> Tensor:
+    """Whether points lie on a dark cell of the board: ``(..., 2)`` to ``(...)`` in bool."""
+    inside = ((x >= -2) & (x < 2)).all(-1)
+    return inside & (x.floor().sum(-1) % 2 == 0)
+
+
+def exact_posterior_samples(y: Tensor, n: int, generator: torch.Generator | None = None, *,
+                            sigma: float | Tensor = NOISE) -> Tensor:
+    """Draw from the exact posterior given noisy first coordinates, by inverting the distribution function.
+
+    Each first coordinate is equally likely a priori, so its posterior is N(y, sigma^2) restricted to [-2,
+    2]; the second is uniform over the two dark cells of that column.
+
+    Args:
+        y: ``(B,)`` or ``(B, 1)``, measured first coordinates.
+        n: draws for each measurement.
+        generator: source of randomness.
+        sigma: noise standard deviation, a float or ``(B,)``.
+
+    Returns:
+        ``(B, n, 2)``, in the type of ``y``.
+
+    Raises:
+        ValueError: if a measurement lies more than 35 standard deviations off the board.
+    """
+    generator = as_generator(generator)
+    centre = y.reshape(len(y), 1).double()
+    scale = torch.as_tensor(sigma, dtype=torch.float64, device=y.device).reshape(-1, 1)
+    uniform = torch.rand(len(y), n, 2, generator=generator, device=generator.device, dtype=torch.float64)
+    uniform = uniform.to(y.device)
+    # mirrored: beyond the board's edge the board is then the lower tail, where ndtr keeps its digits
+    flip = torch.where(centre < 0, -1.0, 1.0).double()
+    low, high = ((edge - flip * centre) / scale for edge in (-2.0, 2.0))
+    if bool((high < -35).any()):
+        raise ValueError(f"a measurement of {float(y.abs().max()):.4g} lies too far off the board [-2, 2]")
+    lower, upper = torch.special.ndtr(low), torch.special.ndtr(high)
+    quantile = torch.special.ndtri(lower + uniform[..., 0] * (upper - lower))
+    first = _below((flip * (flip * centre + scale * quantile)).clamp(min=-2.0).to(y.dtype), 2.0)
+    # which of the column's two cells, then the place in it from what is left of the draw
+    cell, place = (2 * uniform[..., 1]).floor(), (2 * uniform[..., 1]) % 1
+    second = 2 * cell.to(y.dtype) + first.floor() % 2 - 2
+    return torch.stack([first, second + _below(place.to(y.dtype), 1.0)], -1)
+
+
+def _below(x: Tensor, edge: float) -> Tensor:
+    """Kept far enough under an edge that rounding, here or in a sum, puts no point into the next cell."""
+    return x.clamp(max=edge - 4 * torch.finfo(x.dtype).eps)
+
+
+class BoardPosterior(Solver):
+    """The exact posterior of the checkerboard, as a solver: independent draws without weights.
+
+    Example:
+        >>> import torch, invflow
+        >>> g = torch.Generator().manual_seed(0)
+        >>> problem = invflow.load_problem("checkerboard")
+        >>> truth, likelihood = problem.simulate(5, generator=g)
+        >>> problem.exact_posterior().sample(likelihood, 100, generator=g).samples.shape
+        torch.Size([5, 100, 2])
+    """
+
+    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
+               progress: bool = False) -> Posterior:
+        """Draw posterior samples; see :meth:`Solver.sample`.
+
+        Raises:
+            TypeError: if the reward is no Gaussian likelihood of the first coordinate.
+        """
+        start = time.perf_counter()
+        points = torch.eye(2)
+        if not isinstance(reward, GaussianLikelihood) or reward.operator.measurement_shape != (1,):
+            raise TypeError("BoardPosterior knows the Gaussian likelihood of the first coordinate only")
+        row = reward.operator.select(0)(points.to(reward.y)).flatten()
+        if reward.operator.num_sets > 1 or not torch.equal(row, points[0].to(row)):
+            raise TypeError("BoardPosterior knows operators that observe the first coordinate only")
+        samples = exact_posterior_samples(reward.y, num_samples, generator, sigma=reward.sigma)
+        return Posterior(samples, seconds=time.perf_counter() - start, settings={"solver": "BoardPosterior"})
+
+    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw from the board itself, ``(n, 2)``."""
+        return board_sample(n, generator)
+
+
+def _first_coordinate() -> Operator:
+    from invflow_operators.linear import MatrixOperator
+
+    return MatrixOperator(torch.tensor([[1.0, 0.0]]), image_shape=(2,), problem_class="checkerboard")
+
+
+checkerboard = Problem("checkerboard", "checkerboard", _first_coordinate, NOISE, sampler=board_sample,
+                       exact=BoardPosterior,
+                       description="a 4 x 4 board on [-2, 2]^2, first coordinate observed with noise 0.1")

@@ -1,0 +1,44 @@
+"""The sample images that come with the problems: parts of the official test sets, never trained on."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+__all__ = ["COUNTS", "FOLDER", "NAMES", "load_samples"]
+
+FOLDER = Path(__file__).parent / "data"
+NAMES = ("mnist", "fashion-mnist")
+#  images of each split, in the order of the official test file: first the test images, then the validation
+# images
+COUNTS = {"test": 200, "validation": 100}
+
+
+def load_samples(name: str, split: str = "test") -> tuple[Tensor, Tensor]:
+    """Load shipped images.
+
+    Args:
+        name: ``"mnist"`` or ``"fashion-mnist"``.
+        split: ``"test"`` or ``"validation"``.
+
+    Returns:
+        images: ``(n, 1, 28, 28)`` in [0, 1], float32.
+        labels: ``(n,)`` int64, 0 to 9.
+
+    Raises:
+        ValueError: for another name or split.
+    """
+    if name not in NAMES or split not in COUNTS:
+        raise ValueError(f"no samples {name!r}, split {split!r}: names are {NAMES}, splits {tuple(COUNTS)}")
+    tensors = _read(name)
+    images = tensors[f"{split}_images"].to(torch.float32).div_(255)
+    return images[:, None], tensors[f"{split}_labels"].long()
+
+
+@functools.cache
+def _read(name: str) -> dict[str, Tensor]:
+    return load_file(FOLDER / f"{name}.safetensors")
