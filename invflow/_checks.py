@@ -67,24 +67,23 @@ def as_levels(value: float | Tensor, n: int, name: str, *, allow_zero: bool = Fa
 
 
 def looks_like_image(shape: Sequence[int]) -> bool:
-    """Whether a shape is a picture's (C, H, W), so that the range of its values can be judged."""
-    return len(shape) == 3 and shape[0] <= 4 and min(shape[1:]) >= 8
+    """Whether a shape is a picture's (C, H, W), grey or in colour, so that its range is known."""
+    return len(shape) == 3 and shape[0] in (1, 3, 4) and min(shape[1:]) >= 8
 
 
-def warn_of_range(values: Tensor, shape: Sequence[int], name: str) -> None:
-    """Warn of a picture that is not in [0, 1]; nothing is converted, since only the caller knows.
+def warn_of_range(x: Tensor, image_shape: Sequence[int]) -> None:
+    """Warn of pictures that are not in [0, 1]; nothing is converted, since only the caller knows.
 
     Args:
-        values: ``(n, *shape)``.
-        shape: of one row; only a picture's is looked at.
-        name: what the values are called in the warning.
+        x: ``(n, *image_shape)``.
+        image_shape: only a picture's is looked at.
     """
-    if not (looks_like_image(shape) and values.numel()):
+    if not (looks_like_image(image_shape) and x.numel()):
         return
-    low, high = float(values.detach().min()), float(values.detach().max())
+    low, high = float(x.detach().min()), float(x.detach().max())
     if high > 30:
-        warnings.warn(f"{name} has values up to {high:.4g}, which looks like [0, 255]: images are in [0, 1], "
-                      f"so pass {name} / 255", stacklevel=3)
+        warnings.warn(f"x has values up to {high:.4g}, which looks like [0, 255]: images are in [0, 1], so "
+                      "pass x / 255", stacklevel=3)
     elif low < -0.5 and high < 2:
-        warnings.warn(f"{name} has values down to {low:.4g}, which looks like [-1, 1]: images are in [0, 1], "
-                      f"so pass ({name} + 1) / 2, and half the noise level", stacklevel=3)
+        warnings.warn(f"x has values down to {low:.4g}, which looks like [-1, 1]: images are in [0, 1], so "
+                      "pass (x + 1) / 2, and half the noise level", stacklevel=3)

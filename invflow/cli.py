@@ -77,8 +77,8 @@ def solve(
         help="With --image: blur kernel; an image, .npy or .txt.")] = None,
     factor: Annotated[int | None, typer.Option(
         min=1, help="With --image: of super-resolution [default: 4].")] = None,
-    prior: Annotated[str, typer.Option(
-        help="With --image: a shipped prior, a folder, or a Hub repository id.")] = "mnist",
+    prior: Annotated[str | None, typer.Option(
+        help="A shipped name, a folder, or a Hub repository id [default: the problem's; mnist].")] = None,
     resize: Annotated[bool, typer.Option(
         "--resize", help="With --image: crop its centre and scale it to what the prior takes.")] = False,
     invert: Annotated[bool, typer.Option(
@@ -135,7 +135,7 @@ def _settings(steps: int | None, pairs: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _solve(problem: str | None, task: ImageTask | None, prior: str, solver_name: str,
+def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solver_name: str,
            settings: dict[str, Any], samples: int, observations: int, seed: int, device: str,
            output: Path) -> None:
     import torch
@@ -152,11 +152,11 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str, solver_name:
     if task is None:
         assert problem is not None
         posed = load_problem(problem)
-        solver = solver_by_name(solver_name, posed, **settings)
+        solver = solver_by_name(solver_name, posed if prior is None else prior, **settings)
         truth, likelihood = posed.simulate(observations, generator=generator, shuffle=False)
         what = problem
     else:
-        solver = solver_by_name(solver_name, prior, **settings)
+        solver = solver_by_name(solver_name, prior or "mnist", **settings)
         truth, likelihood = task.pose(solver, generator, _say)
         what = f"{task.file.name}, {task.operator}"
     move_solver(solver, place)
@@ -166,7 +166,7 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str, solver_name:
         "problem": what, "solver_name": solver_name, "seed": seed, "device": str(place),
         "operator": repr(likelihood.operator), "sigma": likelihood.sigma.tolist(),
     }
-    summary = summarise(posterior, likelihood, truth)
+    summary = summarise(posterior, likelihood, truth, progress=True)
     files = write_results(output, posterior, likelihood, truth, summary, _title(what, solver_name, posterior))
     typer.echo(f"{what}, {solver_name}, sigma {_levels(likelihood.sigma.tolist())}\n")
     typer.echo(format_table(summary))
@@ -231,7 +231,7 @@ def _operators() -> dict[str, str]:
     from invflow.solve import kebab
 
     documented = {name: operators.find(name).__doc__ or "" for name in operators.names()}
-    return {kebab(name): text.strip().split("\n")[0] for name, text in documented.items()}
+    return {kebab(name): text.strip().split("\n")[0].replace("``", "") for name, text in documented.items()}
 
 
 def _problems() -> dict[str, str]:

@@ -100,12 +100,18 @@ def cache_folder() -> Path:
 
 
 def _download(name: str) -> Path:
-    import torchvision.datasets
-
-    dataset = getattr(torchvision.datasets, DOWNLOADS[name])
     root = cache_folder() / name
-    for train in (True, False):
-        dataset(root=str(root), train=train, download=True)
+    try:
+        import torchvision.datasets
+
+        dataset = getattr(torchvision.datasets, DOWNLOADS[name])
+        for train in (True, False):
+            dataset(root=str(root), train=train, download=True)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"{name!r} is no folder here and could not be downloaded ({error}): pass the folder that "
+            "holds the official files, such as train-images-idx3-ubyte.gz"
+        ) from error
     return root / DOWNLOADS[name]
 
 
@@ -127,6 +133,8 @@ def _load_folder(folder: Path, split: str, size: int | None,
     # a flat folder is training data: were it also the test split, nobody would notice
     place = folder if split == "train" and not (folder / split).is_dir() else folder / split
     files = sorted(f for f in place.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    if place == folder:
+        files = [f for f in files if f.relative_to(folder).parts[0] != "test"]
     if not files:
         raise FileNotFoundError(
             f"no images of the split {split!r} in {folder}. Looked for the IDX files {', '.join(idx_names)} "

@@ -191,6 +191,8 @@ def _read_pixels(path: Path, say: Say) -> Tensor:
             frames = getattr(file, "n_frames", 1)
             if frames > 1:
                 say(f"{path.name} holds {frames} images: took the first")
+            if file.format == "PNG" and file.mode in ("RGB", "RGBA") and path.read_bytes()[24] == 16:
+                say(f"{path.name} has 16 bits for each colour, of which Pillow reads 8")
             return _pixels(ImageOps.exif_transpose(file), path.name, say)
     except UnidentifiedImageError as error:
         raise ValueError(f"{str(path)!r} is no image, at least in no format that Pillow reads") from error

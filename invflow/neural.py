@@ -79,9 +79,13 @@ class NeuralFlowMap(FlowMap):
         width = int(self.options.get("embedding", 128))
         with torch.random.fork_rng(devices=[]):
             self.times = TimeEmbedding(width)
+            self.gate = nn.Linear(width, 1) if self.skip == "denoiser" else None
         self.network = build_network(network, self.state_shape, self.state_shape[0], self.state_shape[0],
                                      {**self.options, "embedding": width})
         initialise(self, generator)
+        if self.gate is not None:
+            nn.init.zeros_(self.gate.weight)
+            nn.init.ones_(self.gate.bias)
 
     @property
     def decode_affine(self) -> tuple[float, float]:
@@ -91,7 +95,8 @@ class NeuralFlowMap(FlowMap):
     def average_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Average velocity u(x, s, t) on the way from s to t: ``(n, *state_shape)`` to the same."""
         s_column, t_column = expand_time(s, x), expand_time(t, x)
-        out = self.network(x, self.times(s_column.flatten(), t_column.flatten() - s_column.flatten())).to(x.dtype)
+        embedding = self.times(s_column.flatten(), t_column.flatten() - s_column.flatten())
+        out = self.network(x, embedding).to(x.dtype)
         g_s = ((1 - s_column) ** 2 + (s_column * self.std) ** 2).sqrt()
         if self.skip == "flow":
             # X_{s,t}(x) = t mean + (g_t / g_s)(x - s mean); dividing X - x by t - s by hand leaves an expression
@@ -99,7 +104,10 @@ class NeuralFlowMap(FlowMap):
             g_t = ((1 - t_column) ** 2 + (t_column * self.std) ** 2).sqrt()
             slope = (self.std**2 * (s_column + t_column) - (2 - s_column - t_column)) / (g_s * (g_s + g_t))
         else:
-            slope = (s_column * self.std**2 - (1 - s_column)) / g_s**2
+            # the Gaussian's denoiser keeps a share of the noisy state. A small network cannot see the noise of every
+            # value well enough to take it out again: a learned gate, of the times alone, does that for it
+            gate = self.gate(embedding).to(x.dtype).view_as(s_column) / (1.1 - s_column)
+            slope = (s_column * self.std**2 * (1 - gate) - (1 - s_column)) / g_s**2
         return self.mean + slope * (x - s_column * self.mean) + self.std / g_s * out
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:

@@ -205,7 +205,7 @@ class Operator(torch.nn.Module):
         Warns:
             UserWarning: if the values of a picture look like [0, 255] or [-1, 1].
         """
-        warn_of_range(x, self.image_shape, "x")
+        warn_of_range(x, self.image_shape)
         clean = self(x)
         level = as_levels(sigma, clean.shape[0], "sigma", allow_zero=True).to(clean)
         noise = draw_noise(tuple(clean.shape), generator).to(clean)

@@ -128,7 +128,7 @@ class Posterior:
         variance = torch.zeros_like(mean)
         for rows, part in _pieces(self.num_observations, self.num_samples, flat.shape[2]):
             variance[rows] += weights[rows, :, part] @ (flat[rows, part] - mean[rows]).square()
-        share = 1 - self.weights.double().square().sum(1)
+        share = 1 - _precise(self.log_weights).exp().square().sum(1)
         share = torch.where(share < 1e-6, torch.nan, share).to(flat.dtype)
         return (variance / share.reshape(-1, 1, 1)).sqrt().reshape(-1, *self.image_shape)
 
@@ -148,7 +148,7 @@ class Posterior:
         """
         if not 0 <= q <= 1:
             raise ValueError(f"a quantile lies in [0, 1], not at {q}: write quantile(0.05) for 5%")
-        flat, weights = self.samples.flatten(2), self.weights.double()
+        flat, weights = self.samples.flatten(2), _precise(self.log_weights).exp()
         out = torch.empty_like(flat[:, 0])
         for rows, part in _pieces(self.num_observations, flat.shape[2], self.num_samples):
             out[rows, part] = _weighted_quantile(flat[rows, :, part], weights[rows], q, self.weighted)
@@ -169,7 +169,7 @@ class Posterior:
         """Effective sample size 1 / sum w^2, ``(B,)``, in particles; None for a solver without weights."""
         if not self.weighted:
             return None
-        return 1 / self.weights.double().square().sum(1).to(self.log_weights.dtype)
+        return 1 / _precise(self.log_weights).exp().square().sum(1).to(self.log_weights.dtype)
 
     # -- other posteriors out of this one --------------------------------------------------------------------
 
@@ -193,7 +193,7 @@ class Posterior:
         device = generator.device
         offset = torch.rand((shape[0], 1), generator=generator, device=device, dtype=torch.float64)
         order = torch.rand(shape, generator=generator, device=device, dtype=torch.float64).argsort(1)
-        total = self.weights.double().cumsum(1).to(device)
+        total = self.log_weights.to(device).double().exp().cumsum(1)
         points = (torch.arange(n, device=device) + offset) / n * total[:, -1:]
         # right=True: the first particle whose cumulative weight is above the point, never one of weight zero
         index = torch.searchsorted(total, points, right=True).clamp(max=self.num_samples - 1)
@@ -313,6 +313,11 @@ def _checked_samples(samples: Tensor) -> Tensor:
     return samples
 
 
+def _precise(values: Tensor) -> Tensor:
+    """In double precision, where the device has it."""
+    return values.float() if values.device.type == "mps" else values.double()
+
+
 def _normalised(log_weights: Tensor | None, samples: Tensor) -> Tensor:
     b, n = samples.shape[:2]
     if log_weights is None:
@@ -320,7 +325,7 @@ def _normalised(log_weights: Tensor | None, samples: Tensor) -> Tensor:
     if tuple(log_weights.shape) != (b, n):
         raise ValueError(f"log_weights of shape {tuple(log_weights.shape)} do not fit samples of shape "
                          f"{tuple(samples.shape)}: one for each particle, ({b}, {n})")
-    log_weights = log_weights.detach().to(samples.device, torch.float64)
+    log_weights = _precise(log_weights.detach().to(samples.device))
     bad = log_weights.isnan() | (log_weights == torch.inf)
     if bool(bad.any()):
         i, j = (int(k) for k in bad.nonzero()[0])
@@ -351,7 +356,7 @@ def _pieces(observations: int, length: int, width: int) -> Iterator[tuple[slice,
 
 
 def _weighted_quantile(values: Tensor, weights: Tensor, q: float, weighted: bool) -> Tensor:
-    """Quantile over the second dimension: ``(b, N, p)`` values, ``(b, N)`` float64 weights, to ``(b, p)``."""
+    """Quantile over the second dimension: ``(b, N, p)`` values and ``(b, N)`` weights to ``(b, p)``."""
     count = weights.shape[1]
     if not weighted:  # two neighbouring order statistics
         position = min(max(q * (count + 1), 1.0), float(count))

@@ -31,13 +31,14 @@ _NOTES = {
 
 @torch.no_grad()
 def summarise(posterior: Posterior, likelihood: Reward | None = None,
-              truth: Tensor | None = None) -> dict[str, Any]:
+              truth: Tensor | None = None, progress: bool = False) -> dict[str, Any]:
     """Numbers that judge a posterior.
 
     Args:
         posterior: of B observations.
         likelihood: of its observations; a :class:`~invflow.GaussianLikelihood` gives the residual.
         truth: ``(B, *image_shape)``, where it is known.
+        progress: show a progress bar if it takes over two seconds.
 
     Returns:
         ``per_observation``, lists of B numbers by name, and ``mean``, their means: ``psnr`` (dB) and ``ssim``
@@ -56,7 +57,7 @@ def summarise(posterior: Posterior, likelihood: Reward | None = None,
         if truth.ndim == 4 and min(truth.shape[2:]) >= 11:
             columns["ssim"] = ssim(mean, truth)
         if posterior.num_samples > 1:
-            columns["crps"] = torch.stack([_crps(posterior, b, truth[b]) for b in range(len(posterior))])
+            columns["crps"] = _crps(posterior, truth, progress)
     if isinstance(likelihood, GaussianLikelihood):
         columns["residual"] = _residual(posterior, likelihood)
     if posterior.num_samples > 1:
@@ -74,9 +75,16 @@ def summarise(posterior: Posterior, likelihood: Reward | None = None,
     }
 
 
-def _crps(posterior: Posterior, b: int, truth: Tensor) -> Tensor:
-    log_weights = posterior.log_weights[b : b + 1] if posterior.weighted else None
-    return crps(posterior.samples[b : b + 1], truth[None], log_weights).mean()
+def _crps(posterior: Posterior, truth: Tensor, progress: bool) -> Tensor:
+    """Mean CRPS over pixels, ``(B,)``, one observation at a time: it sorts all particles of each pixel."""
+    from tqdm import tqdm
+
+    scores = []
+    for b in tqdm(range(len(posterior)), disable=not progress, desc="CRPS", delay=2, leave=False):
+        rows = slice(b, b + 1)
+        log_weights = posterior.log_weights[rows] if posterior.weighted else None
+        scores.append(crps(posterior.samples[rows], truth[rows], log_weights).mean())
+    return torch.stack(scores)
 
 
 def _residual(posterior: Posterior, likelihood: GaussianLikelihood) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invflow._checks import Index, as_index, as_levels, warn_of_range
+from invflow._checks import Index, as_index, as_levels, looks_like_image
 from invflow._random import as_generator, draw_noise
 from invflow.noise import estimate_sigma
 from invflow.operator import Operator
@@ -295,7 +295,7 @@ class GaussianLikelihood(Likelihood):
 
     def __init__(self, operator: Operator, y: Tensor, sigma: float | Tensor | None = None) -> None:
         super().__init__(operator, y)
-        warn_of_range(self.y, operator.measurement_shape, "y")
+        self._warn_of_range()
         if sigma is None:
             sigma = estimate_sigma(self.y, self._observed)
             values = ", ".join(f"{value:.4g}" for value in sigma[:4].tolist())
@@ -303,6 +303,17 @@ class GaussianLikelihood(Likelihood):
             warnings.warn(f"sigma was estimated from y as {values}, by its median fine-scale difference, "
                           "which takes fine texture for noise: pass sigma=... if you know it", stacklevel=2)
         self.sigma = as_levels(sigma, len(self.y), "sigma").to(self.y)
+
+    def _warn_of_range(self) -> None:
+        """Warn of a measurement far above what the operator makes of a white image."""
+        shape, high = self.operator.image_shape, float(self.y.max())
+        if not (high > 30 and looks_like_image(shape)):
+            return
+        with torch.no_grad():
+            white = self.operator(self.y.new_ones(self.operator.num_sets, *shape))
+        if high > 20 * float(white.abs().max()):
+            warnings.warn(f"y has values up to {high:.4g}, a white image measures {float(white.max()):.4g}: "
+                          "it looks like [0, 255], and images are in [0, 1], so pass y / 255", stacklevel=3)
 
     def log_density(self, y: Tensor, clean: Tensor) -> Tensor:
         """Log of N(y; clean, sigma^2), entry by entry."""

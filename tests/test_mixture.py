@@ -185,6 +185,15 @@ def test_single_precision_is_enough() -> None:
     assert error.square().mean().sqrt() < 1e-5 * prior.means.square().mean().sqrt()
 
 
+def test_small_directions_of_the_means_are_kept() -> None:
+    """Two pairs of means, the pairs far apart: within a pair they are told apart at the end of the path."""
+    means = torch.tensor([[-3.0, 0.0], [-3.0, 0.02], [3.0, 0.0], [3.0, 0.02]], dtype=F64)
+    prior = GaussianMixtureFlow(means, 0.004)
+    x = prior.jump(randn(4000, 2), 0.0, 1.0)
+    for direction in torch.eye(2, dtype=F64):
+        assert ks(cdf(prior, x @ direction, 1.0, direction)) < 2.0
+
+
 def test_error_falls_with_the_fifth_power_of_the_steps() -> None:
     z = randn(300, 3)
     means = 2 * randn(4, 3, seed=1)

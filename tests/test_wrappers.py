@@ -152,6 +152,17 @@ def test_denoiser_of_a_gaussian_gives_its_flow() -> None:
     assert abs(images.std() - 0.2) < 4.5 * 0.2 / math.sqrt(2 * 8000)
 
 
+def test_denoiser_calls_are_counted() -> None:
+    prior, z = from_deepinv(gaussian_denoiser, SHAPE, steps=3, sigma_max=10.0).double(), randn(4, *SHAPE)
+    for method in (prior.denoise, prior.velocity, prior.score):
+        with prior.count() as calls:
+            method(z, 0.5)
+        assert calls.forward == 4
+    with prior.count() as calls:
+        prior.jump(z, 0.0, 1.0)
+    assert calls.forward == 4 * 3 * 2
+
+
 def test_ends_of_the_path_are_finite_and_close() -> None:
     exact, x = gaussian_flow(), MEAN + STD * randn(20, *SHAPE)
     prior = from_deepinv(gaussian_denoiser, SHAPE, steps=10, sigma_max=1e3, sigma_min=1e-4).double()

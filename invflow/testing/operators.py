@@ -216,7 +216,7 @@ def _check_views(operator: Operator, x: Tensor) -> None:
     embedded = operator.embed(y)
     expect(embedded.shape == x.shape and bool(torch.isfinite(embedded).all()),
            f"{name}: embed has shape {tuple(embedded.shape)}, expected {tuple(x.shape)}, with finite values")
-    expect_close(operator.embed(y), embedded, rounding(x.dtype), f"{name}: embed of the same measurement again",
+    expect_close(operator.embed(y), embedded, rounding(x.dtype), f"{name}: embed of the same y again",
                  "embed is deterministic")
     expect(torch.equal(y, kept), f"{name}: embed wrote into the measurement: copy before writing in place")
     maps, vector = operator.context()

@@ -41,7 +41,7 @@ def check_problem(problem: Problem, *, seed: int = 0) -> None:
         >>> check_problem(invflow.load_problem("gaussian/linear"))
     """
     expect(isinstance(problem, Problem), f"a {type(problem).__name__} is no Problem: derive it from one")
-    expect(bool(problem.name) and problem.name == problem.name.strip(), f"the name {problem.name!r} is no name")
+    expect(bool(problem.name.strip()), "the problem has no name")
     expect(isinstance(problem.operator, Operator), f"operator is a {type(problem.operator).__name__}")
     what = f"problem {problem.name!r}"
     with watch_global_seed(f"{what}.simulate"):
@@ -67,7 +67,7 @@ def _check_simulation(what: str, problem: Problem, truth: Tensor, likelihood: Ga
            f"{what}: truths must be finite floating-point numbers, these are {truth.dtype}")
     if looks_like_image(problem.image_shape):
         low, high = float(truth.min()), float(truth.max())
-        expect(-0.01 <= low and high <= 1.01, f"{what}: images range from {low:.3g} to {high:.3g}, not in [0, 1]")
+        expect(low >= -0.01 and high <= 1.01, f"{what}: images in [{low:.3g}, {high:.3g}], not in [0, 1]")
     expect(likelihood.num_observations == count,
            f"{what}: the likelihood has {likelihood.num_observations} observations, expected {count}")
     low, high = problem.sigma if isinstance(problem.sigma, tuple) else (problem.sigma, problem.sigma)
@@ -86,14 +86,15 @@ def _check_draws(what: str, problem: Problem, seed: int) -> None:
     expect(not torch.equal(likelihood.y, other.y), f"{what}: two generators gave the same measurements")
     if problem.random:
         sets = likelihood.operator.num_sets
-        expect(sets == count, f"{what}: random, but its operator drew {sets} parameter sets for {count} observations")
+        expect(sets == count, f"{what}: random, but {sets} parameter sets for {count} observations")
     # the residual of the truth is chi-squared over the entries observed, with standard deviation sqrt(2 /
     # entries)
     entries = likelihood.count_observed().expand(count).double()
     residual = likelihood.residual(truth[:, None])[:, 0].double()
     score = float(((residual - 1) * entries).sum() / (2 * entries.sum()).sqrt())
-    expect(abs(score) < 6, f"{what}: residuals of the truth average {float(residual.mean()):.3f} sigma^2, which is "
-                           f"{score:.0f} standard errors from 1: noise and likelihood disagree")
+    expect(abs(score) < 6,
+           f"{what}: residuals of the truth average {float(residual.mean()):.3f} sigma^2, which is "
+           f"{score:.0f} standard errors from 1: noise and likelihood disagree")
 
 
 def _check_images(what: str, problem: Problem, seed: int) -> None:
@@ -101,10 +102,12 @@ def _check_images(what: str, problem: Problem, seed: int) -> None:
     for split, images in splits.items():
         truth, _ = problem.simulate(len(images), generator=_generator(seed), split=split)
         drawn, every = (len({row.numpy().tobytes() for row in rows.cpu()}) for rows in (truth, images))
-        expect(drawn == every, f"{what}: {len(images)} draws of {split} images hold {drawn} different ones of {every}: "
-                               "draw without replacement")
-        first, _ = problem.simulate(min(3, len(images)), generator=_generator(seed), split=split, shuffle=False)
-        expect(torch.equal(first, images[: len(first)]), f"{what}: shuffle=False must give the first {split} images")
+        expect(drawn == every,
+               f"{what}: {len(images)} draws of {split} images hold {drawn} different ones of {every}: draw "
+               "without replacement")
+        few = min(3, len(images))
+        first, _ = problem.simulate(few, generator=_generator(seed), split=split, shuffle=False)
+        expect(torch.equal(first, images[:few]), f"{what}: shuffle=False must give the first {split} images")
         try:
             problem.simulate(len(images) + 1, split=split)
         except ValueError:
@@ -129,5 +132,6 @@ def _check_exact_posterior(what: str, problem: Problem, seed: int) -> None:
         share = coverage(samples, truth, level).double().flatten(1).mean(0)
         worst = float(share[(share - level).abs().argmax()])
         allowed = 5 * (level * (1 - level) / _OBSERVATIONS) ** 0.5
-        expect(abs(worst - level) < allowed, f"{what}: intervals of its exact posterior at level {level} hold the truth "
-                                             f"in {worst:.3f} of cases: it is not the posterior of these truths")
+        expect(abs(worst - level) < allowed,
+               f"{what}: intervals of its exact posterior at level {level} hold the truth in {worst:.3f} of "
+               "cases: it is not the posterior of these truths")

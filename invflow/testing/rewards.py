@@ -49,7 +49,6 @@ def check_reward(reward: Reward | Callable[[], Reward], image_shape: Sequence[in
         raise ValueError(f"{name} has no operator to tell the images' shape: pass image_shape=(C, H, W)")
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(count or 3, _PARTICLES, *shape, generator=generator, dtype=torch.float64)
-    kept = x.clone()
     subject = subject.to(torch.float64)
     with watch_global_seed(name):
         _check_values(subject, x)
@@ -58,11 +57,12 @@ def check_reward(reward: Reward | Callable[[], Reward], image_shape: Sequence[in
         _check_gradient(subject, x, gradient_tolerance, generator)
         if isinstance(subject, Likelihood):
             _check_simulate(subject, x, seed)
-    expect(torch.equal(x, kept), f"{name} wrote into the images: copy before writing in place")
 
 
 def _check_values(reward: Reward, x: Tensor) -> None:
-    name, values = type(reward).__name__, reward(x)
+    kept, name = x.clone(), type(reward).__name__
+    values = reward(x)
+    expect(torch.equal(x, kept), f"{name} wrote into the images: copy before writing in place")
     expect(tuple(values.shape) == tuple(x.shape[:2]) and values.is_floating_point(),
            f"{name}: images {tuple(x.shape)} score {values.dtype} {tuple(values.shape)}, expected floats "
            f"(B, N) = {tuple(x.shape[:2])}")

@@ -19,7 +19,7 @@ __all__ = ["checkerboard", "fashion_mnist", "fashion_mnist_vfm", "mnist", "mnist
 MAP_NETWORK = {"channels": [32, 128], "blocks": 2}
 ADAPTER_NETWORK = {"channels": [32, 96], "blocks": 2}
 
-PRIOR_SETTINGS = LoopSettings(steps=2500, batch_size=128, learning_rate=1.5e-3)
+PRIOR_SETTINGS = LoopSettings(steps=2000, batch_size=128, learning_rate=1.5e-3)
 VFM_SETTINGS = LoopSettings(steps=4500, batch_size=96, learning_rate=1e-3)
 
 

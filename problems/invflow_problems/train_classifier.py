@@ -87,20 +87,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("data", nargs="?", help="folder of the official files; default: download them")
     parser.add_argument("--output", type=Path, help="folder; default: where the library looks for it")
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--shift", type=int, default=1, help="pixels that images are shifted by at most")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     data, output = options.data or options.name, options.output or SHIPPED / f"{options.name}-classifier"
     images, labels = load_images(data, "train", labels=True, dtype=torch.uint8)
     start = time.perf_counter()
-    model = train_classifier(images, labels, CLASSES[options.name], epochs=options.epochs, seed=options.seed)
+    model = train_classifier(images, labels, CLASSES[options.name], epochs=options.epochs,
+                             shift=options.shift, seed=options.seed)
     seconds = time.perf_counter() - start
     model.save_pretrained(output, torch.float16)
-    card = describe(options.name, output, data, seconds, options.epochs, options.seed)
+    settings = f"--epochs {options.epochs} --shift {options.shift} --seed {options.seed}"
+    card = describe(options.name, output, data, seconds, settings)
     write_atomically(output / "README.md", lambda path: Path(path).write_text(card, encoding="utf-8"))
     print(card)
 
 
-def describe(name: str, folder: Path, data: str, seconds: float, epochs: int, seed: int) -> str:
+def describe(name: str, folder: Path, data: str, seconds: float, settings: str) -> str:
     """The card of a stored classifier, with its accuracy and confident share on the official test file."""
     model = Classifier.load(folder)
     images, labels = load_images(data, "test", labels=True)
@@ -121,7 +124,7 @@ images: see `invflow.nets.classifier.confident_share`.
 
 Trained on the official training file alone, in {seconds:.0f} s on one CPU core, by
 
-    python -m invflow_problems.train_classifier {name} FOLDER --epochs {epochs} --seed {seed}
+    python -m invflow_problems.train_classifier {name} FOLDER {settings}
 
 Training data: {LICENCES[name]}.
 """
