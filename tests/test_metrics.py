@@ -171,7 +171,7 @@ def test_spread_is_the_standard_deviation():
 
 @pytest.mark.parametrize(("count", "level"), [(19, 0.9), (99, 0.9), (64, 0.5), (199, 0.99)])
 def test_an_honest_posterior_has_nominal_coverage(count, level):
-    trials = 20000
+    trials = 10000
     covered = metrics.coverage(randn(trials, count), randn(trials, seed=1), level).to(F64)
     # exact where level (N + 1) / 2 is whole; else off by the curvature of the density, well under 0.004 here
     curvature = 0.004 if count == 64 else 0.0

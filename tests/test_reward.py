@@ -147,6 +147,8 @@ def test_simulated_counts_have_the_mean_and_variance_of_their_rate():
     for row, rate in zip(y, (4.0, 10.0)):
         assert float(row.mean()) == pytest.approx(rate, abs=5 * math.sqrt(rate / 3000))
         assert float(row.var()) == pytest.approx(rate, rel=5 * math.sqrt(2.5 / 3000))
+    dark = PoissonLikelihood(Denoising((1,)), torch.tensor([[1]]), 10.0)
+    assert float(dark.simulate(torch.full((1, 1000, 1), -0.1), seeded()).abs().max()) == 0
 
 
 def test_simulated_noise_has_its_level():
@@ -158,6 +160,14 @@ def test_simulated_noise_has_its_level():
     noise = (noise / likelihood.sigma.reshape(3, 1, 1, 1, 1))[observed]
     assert float(noise.std()) == pytest.approx(1, abs=5 / math.sqrt(2 * noise.numel()))
     assert float(noise.mean()) == pytest.approx(0, abs=5 / math.sqrt(noise.numel()))
+
+
+@pytest.mark.parametrize("name", ["boxes", "blurs", "super-resolution"])
+def test_forward_and_reverse_derivatives_agree(name):
+    likelihood, x, v = gaussian(name), rand(3, 2, *SHAPE, seed=2), rand(3, 2, *SHAPE, seed=3)
+    _, along = torch.func.jvp(likelihood, (x,), (v,))
+    gradient = torch.func.grad(lambda z: likelihood(z).sum())(x)
+    torch.testing.assert_close(along, (gradient * v).sum((2, 3, 4)))
 
 
 # -- batches ---------------------------------------------------------------------------------------

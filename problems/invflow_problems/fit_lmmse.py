@@ -47,8 +47,8 @@ def describe(name: str, fitted: LinearMMSE, stored: LinearMMSE, count: int) -> s
     table = "\n".join(rows)
     return f"""# Linear estimate for {name}
 
-Mean and covariance of the {count:,} images of the official training file, for `invflow.LinearMMSE.load`. Stored
-is a triangular factor of the covariance in half precision.
+Mean and covariance of the {count:,} images of the official training file, for
+`invflow.LinearMMSE.load`. Stored is a triangular factor of the covariance in half precision.
 
 | problem, 24 validation images | PSNR of the mean, dB | change by rounding, dB |
 |---|---|---|

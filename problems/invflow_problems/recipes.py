@@ -11,7 +11,9 @@ from invflow.neural import NeuralFlowMap, load_prior
 from invflow.solvers.vfm import VFM
 from invflow.training import LoopSettings, TrainingProblem, train_prior, train_vfm
 from invflow.training.recipe import Recipe, Run
-from invflow_operators import blur, elementwise, superresolution
+from invflow_operators import blur, elementwise, inpainting, superresolution
+from invflow_problems.checkerboard import NOISE, board_sample
+from invflow_problems.checkerboard import checkerboard as board_problem
 
 __all__ = ["checkerboard", "fashion_mnist", "fashion_mnist_vfm", "mnist", "mnist_vfm"]
 
@@ -28,8 +30,8 @@ def image_problems(image_shape: tuple[int, int, int]) -> list[TrainingProblem]:
     levels = (0.01, 0.2)
     return [
         TrainingProblem(elementwise.Denoising(image_shape), (0.05, 0.5)),
-        TrainingProblem(elementwise.RandomInpainting(image_shape), levels),
-        TrainingProblem(elementwise.BoxInpainting(image_shape), levels),
+        TrainingProblem(inpainting.RandomInpainting(image_shape), levels),
+        TrainingProblem(inpainting.BoxInpainting(image_shape, sides=(0.25, 0.55)), levels),
         TrainingProblem(superresolution.SuperResolution(image_shape, factor=4), levels),
         TrainingProblem(blur.GaussianBlur(image_shape), levels),
         TrainingProblem(blur.MotionBlur(image_shape), levels),
@@ -56,3 +58,30 @@ mnist_vfm = Recipe("mnist-vfm", "VFM for six problem classes on MNIST, from the 
                    lambda run: _train_image_vfm(run, "mnist"), data="mnist")
 fashion_mnist_vfm = Recipe("fashion-mnist-vfm", "VFM for six problem classes on Fashion-MNIST, from the prior",
                            VFM_SETTINGS, lambda run: _train_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
+
+BOARD_MAP, BOARD_ADAPTER = {"width": 256, "depth": 5}, {"width": 256, "depth": 4}
+BOARD_SETTINGS = LoopSettings(steps=8000, batch_size=1024, learning_rate=1e-3, weight_decay=0.0, ema=0.998,
+                              precision="no", log_every=200)
+BOARD_PRETRAINING = 3000
+
+
+def board_prior(settings: LoopSettings, run: Run) -> NeuralFlowMap:
+    """The checkerboard's prior, which joint training starts from, in ``folder/pretraining``."""
+    folder = run.folder / "pretraining"
+    if (folder / "prior" / "config.json").exists():
+        return load_prior(folder / "prior")
+    return train_prior(board_sample, settings, folder, network="mlp", options=BOARD_MAP, decode_affine=(1.0, 0.0),
+                       progress=run.progress, stop_at=run.stop_at)
+
+
+def train_board(run: Run, *, tau: float = 1.0, alpha: float = 0.5, frozen: bool = False) -> VFM:
+    """Pretrain and train jointly (or the adapter alone) on the checkerboard; ``run.prior`` skips the pretraining."""
+    pretraining = dataclasses.replace(run.settings, steps=min(BOARD_PRETRAINING, run.settings.steps))
+    prior = load_prior(run.prior) if run.prior else board_prior(pretraining, run)
+    return train_vfm(board_sample, prior, [TrainingProblem(board_problem.operator, NOISE)], run.settings, run.folder,
+                     options=BOARD_ADAPTER, tau=tau, alpha=alpha, frozen=frozen, progress=run.progress,
+                     stop_at=run.stop_at)
+
+
+checkerboard = Recipe("checkerboard", "VFM on the checkerboard of the VFM paper, prior included", BOARD_SETTINGS,
+                      train_board)
