@@ -36,20 +36,20 @@ _MODULES = ("operators", "problems", "testing", "metrics", "training", "datasets
 
 __all__ = ["__version__", *_NAMES, *_MODULES]
 
-if TYPE_CHECKING:
-    from invflow.adapter import Adapter
-    from invflow.flowmap import FlowMap
-    from invflow.mixture import GaussianMixtureFlow
-    from invflow.neural import NeuralFlowMap, load_prior
-    from invflow.operator import Operator
-    from invflow.posterior import NFE, Posterior
-    from invflow.problem import Problem, load_problem
-    from invflow.reward import FunctionReward, GaussianLikelihood, PoissonLikelihood, Reward
-    from invflow.solvers.base import Solver
-    from invflow.solvers.exact import ExactPosterior
-    from invflow.solvers.lmmse import LinearMMSE
-    from invflow.solvers.vfm import VFM
-    from invflow.wrappers import from_deepinv, from_velocity
+if TYPE_CHECKING:  # so that type checkers see what __getattr__ finds
+    from invflow.adapter import Adapter  # noqa: F401
+    from invflow.flowmap import FlowMap  # noqa: F401
+    from invflow.mixture import GaussianMixtureFlow  # noqa: F401
+    from invflow.neural import NeuralFlowMap, load_prior  # noqa: F401
+    from invflow.operator import Operator  # noqa: F401
+    from invflow.posterior import NFE, Posterior  # noqa: F401
+    from invflow.problem import Problem, load_problem  # noqa: F401
+    from invflow.reward import FunctionReward, GaussianLikelihood, PoissonLikelihood, Reward  # noqa: F401
+    from invflow.solvers.base import Solver  # noqa: F401
+    from invflow.solvers.exact import ExactPosterior  # noqa: F401
+    from invflow.solvers.lmmse import LinearMMSE  # noqa: F401
+    from invflow.solvers.vfm import VFM  # noqa: F401
+    from invflow.wrappers import from_deepinv, from_velocity  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:

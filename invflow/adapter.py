@@ -150,8 +150,8 @@ class Adapter(Countable):
         own = prior.fingerprint() if isinstance(prior, NeuralFlowMap) else None
         if self.trained_for is not None and own != self.trained_for:
             raise ValueError(
-                f"the adapter was trained with the map {self.trained_for}, not with {own}: an adapter proposes noise for "
-                "its own map only; use the pair that VFM.load gives, vfm.prior and vfm.adapter"
+                f"the adapter was trained with the map {self.trained_for}, not with {own}: an adapter proposes noise "
+                "for its own map only; use the pair that VFM.load gives, vfm.prior and vfm.adapter"
             )
 
     def config(self) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class NeuralFlowMap(FlowMap):
         embedding = self.times(s_column.flatten(), t_column.flatten() - s_column.flatten())
         out = self.network(x, embedding).to(x.dtype)
         g_s = ((1 - s_column) ** 2 + (s_column * self.std) ** 2).sqrt()
-        if self.skip == "flow":
+        if self.gate is None:
             # X_{s,t}(x) = t mean + (g_t / g_s)(x - s mean); dividing X - x by t - s by hand leaves an expression
             # without a zero over zero at s = t
             g_t = ((1 - t_column) ** 2 + (t_column * self.std) ** 2).sqrt()
@@ -151,7 +151,7 @@ class NeuralFlowMap(FlowMap):
         Raises:
             ValueError: if it is not there, is no flow map, or its files are damaged or do not fit each other.
         """
-        folder = resolve_folder(name, "flow map")
+        folder = resolve_folder(name, "flow-map")
         config = read_config(folder, "flow-map")
         try:
             prior = cls(tuple(config["state_shape"]), network=config["network"], options=config["options"],

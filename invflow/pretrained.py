@@ -21,9 +21,15 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SHIPPED = Path(__file__).parent / "weights"
 
 
-def shipped_names() -> list[str]:
-    """Names of the models that come with the library."""
-    return sorted(p.parent.name for p in SHIPPED.glob(f"*/{CONFIG}"))
+def shipped_names(kind: str | None = None) -> list[str]:
+    """Names of the models that come with the library, all of them or of one kind, as ``load`` takes them."""
+    names = []
+    for path in SHIPPED.glob(f"*/{CONFIG}"):
+        found = json.loads(path.read_text(encoding="utf-8"))["kind"]
+        if kind in (None, found):
+            # "mnist-vfm" and "mnist-lmmse" are loaded as "mnist" by the class that reads them
+            names.append(path.parent.name if kind in (None, "flow-map") else path.parent.name.rpartition("-")[0])
+    return sorted(names)
 
 
 def resolve_folder(name: str | os.PathLike[str], kind: str) -> Path:
@@ -31,7 +37,7 @@ def resolve_folder(name: str | os.PathLike[str], kind: str) -> Path:
 
     Args:
         name: a folder, the name of a shipped model, or a Hub repository id ``owner/name``.
-        kind: what is asked for, such as ``"flow map"``; used in messages.
+        kind: what is asked for, as configurations name it, such as ``"flow-map"``.
 
     Returns:
         The folder, downloaded where it had to be.
@@ -48,17 +54,17 @@ def resolve_folder(name: str | os.PathLike[str], kind: str) -> Path:
         return SHIPPED / str(name)
     if str(name).count("/") == 1 and not path.is_absolute() and not str(name).startswith("."):
         return _download(str(name), kind)
-    near = difflib.get_close_matches(str(name), shipped_names(), n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    near = difflib.get_close_matches(str(name), shipped_names(kind), n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(
-        f"no {kind} named {str(name)!r}{hint} Known: {', '.join(shipped_names())}; a folder that save_pretrained "
-        "wrote; or a Hub repository id 'owner/name'"
+        f"no {kind} named {str(name)!r}{hint} Known: {', '.join(shipped_names(kind)) or 'none'}; a folder that "
+        "save_pretrained wrote; or a Hub repository id 'owner/name'"
     )
 
 
 def _download(repo_id: str, kind: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         # weights and their description only: nothing else of a repository is ever opened
@@ -66,7 +72,7 @@ def _download(repo_id: str, kind: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"no {kind} at {repo_id!r}: it is neither a folder nor a Hub repository that can be reached "
-            f"({type(error).__name__}). Shipped: {', '.join(shipped_names())}"
+            f"({type(error).__name__}). Shipped: {', '.join(shipped_names(kind))}"
         ) from error
 
 

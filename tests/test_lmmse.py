@@ -145,7 +145,7 @@ def test_saving_keeps_the_estimate(tmp_path):
     (tmp_path / "half" / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ValueError, match="truncated"):
         LinearMMSE.load(tmp_path / "half")
-    with pytest.raises(ValueError, match="no linear estimate named 'mnst'"):
+    with pytest.raises(ValueError, match="no linear-mmse named 'mnst'"):
         LinearMMSE.load("mnst")
 
 

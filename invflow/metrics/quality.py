@@ -122,7 +122,7 @@ def crps(samples: Tensor, truth: Tensor, log_weights: Tensor | None = None, *, f
     half_sum = (ordered.diff(dim=1) * below * above).sum(1)
     if fair:
         half_mass = (w[:, 1:] * below).sum(1)  # equals (1 - sum w^2) / 2, without the cancellation
-        pass
+        half_sum = _ratio(half_sum, 2 * half_mass)
     return error - half_sum
 
 

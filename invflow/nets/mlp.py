@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -28,10 +30,11 @@ class MLP(nn.Module):
         embedding: size of a conditioning vector that is added after every hidden layer; 0 for none.
     """
 
-    def __init__(self, in_features: int, out_features: int, width: int = 256, depth: int = 5, embedding: int = 0) -> None:
+    def __init__(self, in_features: int, out_features: int, width: int = 256, depth: int = 5,
+                 embedding: int = 0) -> None:
         super().__init__()
         sizes = [in_features] + [width] * depth
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:]))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.condition = nn.Linear(embedding, width * depth) if embedding else None
         self.last = nn.Linear(width, out_features)
         nn.init.zeros_(self.last.weight)

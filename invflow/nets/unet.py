@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -85,10 +86,10 @@ class UNet(nn.Module):
         self.stride = patch * 2 ** (len(channels) - 1)
         self.stem = nn.Conv2d(in_channels * patch**2, channels[0], 3, padding=1)
         self.down = nn.ModuleList(nn.ModuleList(Block(c, embedding) for _ in range(blocks)) for c in channels)
-        self.shrink = nn.ModuleList(nn.Conv2d(4 * a, b, 1) for a, b in zip(channels[:-1], channels[1:]))
+        self.shrink = nn.ModuleList(nn.Conv2d(4 * a, b, 1) for a, b in pairwise(channels))
         self.attention = Attention(channels[-1]) if attention else nn.Identity()
         self.up = nn.ModuleList(nn.ModuleList(Block(c, embedding) for _ in range(blocks)) for c in channels)
-        self.grow = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in zip(channels[:-1], channels[1:]))
+        self.grow = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in pairwise(channels))
         self.norm = PixelNorm(channels[0])
         self.head = nn.Conv2d(channels[0], out_channels * patch**2, 3, padding=1)
         nn.init.zeros_(self.head.weight)

@@ -237,7 +237,7 @@ class LinearMMSE(Solver):
             ValueError: if it is not there, is no linear estimate, or its files are damaged.
         """
         shipped = SHIPPED / f"{name}-lmmse"
-        folder = shipped if shipped.is_dir() else resolve_folder(name, "linear estimate")
+        folder = shipped if shipped.is_dir() else resolve_folder(name, "linear-mmse")
         shape = read_config(folder, KIND).get("image_shape")
         if not isinstance(shape, list) or not all(isinstance(side, int) and side > 0 for side in shape):
             raise ValueError(f"{Path(folder)} states no valid image_shape in its config.json, but {shape!r}")

@@ -117,7 +117,7 @@ class VFM(Solver):
             ValueError: if it is not there, is no VFM, or its files are damaged or do not fit each other.
         """
         shipped = Path(__file__).parents[1] / "weights" / f"{name}-vfm"
-        folder = shipped if shipped.is_dir() else resolve_folder(name, "VFM")
+        folder = shipped if shipped.is_dir() else resolve_folder(name, "vfm")
         config = read_config(folder, "vfm")
         return cls(NeuralFlowMap.from_pretrained(folder / "map"), Adapter.from_pretrained(folder / "adapter"),
                    steps=steps or int(config.get("steps", 1)), chunk_size=chunk_size)

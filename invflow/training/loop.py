@@ -107,7 +107,7 @@ def shuffled(data: Tensor, settings: LoopSettings) -> Batches:
 
 
 def batches_of(data: Tensor | Sampler, settings: LoopSettings) -> Batches:
-    """Batches of a data set in memory, or of a function ``(n, generator) -> (n, ...)`` that makes new data each time."""
+    """Batches of a data set in memory, or of a function ``(n, generator) -> (n, ...)`` that makes new data."""
     if isinstance(data, Tensor):
         return shuffled(data, settings)
     sampler = data
@@ -151,7 +151,7 @@ def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: 
     from tqdm import tqdm
 
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
-    parameters = {
+    parameters: dict[str, Tensor] = {
         f"{name}.{key}": p
         for name, module in objective.trained().items() for key, p in module.named_parameters() if p.requires_grad
     }

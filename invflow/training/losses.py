@@ -59,7 +59,7 @@ def average_velocity_jvp(u: AverageVelocity, x: Tensor, s: Tensor, t: Tensor, v:
         ``(n, *shape)``, without a graph.
     """
     with torch.no_grad():
-        _, tangent = torch.func.jvp(lambda a, b: u(a, b, t), (x, s), (v, torch.ones_like(s)))
+        tangent = torch.func.jvp(lambda a, b: u(a, b, t), (x, s), (v, torch.ones_like(s)))[1]
     return tangent.detach()
 
 
@@ -103,7 +103,8 @@ def gaussian_kl(mean: Tensor, log_std: Tensor) -> Tensor:
 def normalise(loss: Tensor, power: float = 1.0, offset: float = 0.01) -> Tensor:
     """Divide a batch's loss by its own detached size, L / sg(L + c)^p: one scalar for the batch.
 
-    Applied to each image it would move the regression off the velocity; applied to the batch it only sets the size of the step.
+    Applied to each image it would move the regression off the velocity; applied to the batch it only sets the size
+    of the step.
     """
     return loss / (loss.detach().abs() + offset) ** power
 

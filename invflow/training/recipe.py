@@ -84,7 +84,7 @@ class Recipe:
 
 
 def list_recipes() -> dict[str, Recipe]:
-    """All recipes by name, from the entry-point group ``invflow.recipes``; each entry is a module, ``__all__`` its list."""
+    """All recipes by name, from the entry points ``invflow.recipes``; each entry is a module, ``__all__`` its list."""
     found: dict[str, Recipe] = {}
     for entry in entry_points(group=GROUP):
         module = importlib.import_module(entry.value)

@@ -66,6 +66,9 @@ class VFMObjective(Objective):
         one_step: share of those with (s, t) = (0, 1).
     """
 
+    problems: tuple[TrainingProblem, ...]
+    reward: Reward | None
+
     def __init__(self, prior: NeuralFlowMap, adapter: Adapter, problems: Sequence[TrainingProblem] = (), *,
                  reward: Reward | None = None, tau: float = 1.0, alpha: float = 0.5, frozen: bool = False,
                  distinct: float = 0.5, one_step: float = 1 / 3) -> None:
@@ -137,7 +140,7 @@ class VFMObjective(Objective):
 
     def _misfit(self, groups: list[tuple[Operator, Tensor, Tensor]], images: Tensor) -> Tensor:
         """``|y - A x|^2 / (2 sigma^2)`` of each row, or minus the reward."""
-        if not groups:
+        if self.reward is not None:
             return -self.reward(images[None])[0]
         parts = []
         for (operator, y, sigma), x in zip(groups, images.tensor_split(len(groups))):

@@ -1,4 +1,4 @@
-"""The checkerboard's table: ``python -m invflow_problems.board_table OUTPUT`` trains, evaluates, and sweeps tau and alpha.
+"""The checkerboard's table: ``python -m invflow_problems.board_table OUTPUT`` trains, evaluates, sweeps tau and alpha.
 
 The metrics are those that the VFM paper's code tabulates (arXiv 2603.07276), kept for comparison with it: the energy
 score with its diagonal, and the root of the clamped unbiased MMD. Everything else in the library uses the fair forms.
@@ -24,7 +24,8 @@ from invflow_problems.recipes import BOARD_SETTINGS, board_prior, train_board
 COLUMNS = ("nlpd", "crps", "share", "mmd", "spread", "prior_share", "prior_mmd")
 
 
-def evaluate(solver: Solver, *, num_observations: int = 1000, num_samples: int = 100, seed: int = 1) -> dict[str, float]:
+def evaluate(solver: Solver, *, num_observations: int = 1000, num_samples: int = 100,
+             seed: int = 1) -> dict[str, float]:
     """Metrics of a solver on the checkerboard.
 
     Args:

@@ -1,0 +1,214 @@
+"""The posterior in noise space: rewards of the one-step prior, and the densities that lead to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from invflow.flowmap import FlowMap
+from invflow.reward import Reward
+from invflow.smc import precise
+
+__all__ = ["NoiseProposal", "NoiseTarget", "Particles", "log_prior_over_proposal", "score_rows"]
+
+
+@runtime_checkable
+class NoiseProposal(Protocol):
+    """What NoiseSMC needs of a proposal; :class:`~invflow.Adapter` is one."""
+
+    def check_map(self, prior: FlowMap) -> None:
+        """Raise a ValueError for a map that the proposal was not made for."""
+
+    def propose(self, reward: Reward) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the noise of B observations, each ``(B, *state_shape)``."""
+
+
+@dataclass(frozen=True)
+class Particles:
+    """N particles for each of B observations, with all that has been computed at them.
+
+    Attributes:
+        noise: ``(B, N, *state_shape)``, z.
+        images: ``(B, N, *image_shape)``, f(z).
+        log_reward: ``(B, N)``, r(f(z)); -inf where it is NaN.
+        gradient: ``(B, N, *state_shape)``, of r(f(z)) with respect to z; None where no move needs it.
+    """
+
+    noise: Tensor
+    images: Tensor
+    log_reward: Tensor
+    gradient: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Particles:
+        """The particles with a function applied to each tensor."""
+        gradient = None if self.gradient is None else function(self.gradient)
+        return Particles(function(self.noise), function(self.images), function(self.log_reward), gradient)
+
+    def gather(self, rows: Tensor, index: Tensor) -> Particles:
+        """Particles ``index`` ``(b, n)`` of the observations ``rows`` ``(b,)``."""
+        return self.map(lambda values: values[rows[:, None], index])
+
+    def write(self, rows: Tensor, other: Particles) -> Particles:
+        """A copy in which the observations ``rows`` ``(b,)`` hold ``other``."""
+        gradient = self.gradient
+        if gradient is not None and other.gradient is not None:
+            gradient = gradient.index_copy(0, rows, other.gradient)
+        return Particles(self.noise.index_copy(0, rows, other.noise),
+                         self.images.index_copy(0, rows, other.images),
+                         self.log_reward.index_copy(0, rows, other.log_reward), gradient)
+
+    def choose(self, accept: Tensor, other: Particles) -> Particles:
+        """``other`` where ``accept`` ``(B, N)`` is true, else these."""
+
+        def pick(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(accept.reshape(*accept.shape, *[1] * (new.ndim - 2)), new, old)
+
+        gradient = self.gradient
+        if gradient is not None and other.gradient is not None:
+            gradient = pick(other.gradient, gradient)
+        return Particles(pick(other.noise, self.noise), pick(other.images, self.images),
+                         pick(other.log_reward, self.log_reward), gradient)
+
+
+def score_rows(reward: Reward, images: Tensor, owner: Tensor) -> Tensor:
+    """Reward of images that each belong to an observation, so that B times N rows can be cut anywhere.
+
+    Args:
+        reward: over B observations, or any number.
+        images: ``(n, *image_shape)``.
+        owner: ``(n,)``, the observation of each.
+
+    Returns:
+        ``(n,)``.
+    """
+    if reward.num_observations in (None, 1):
+        return reward(images[None])[0]
+    return reward.select(owner)(images[:, None])[:, 0]
+
+
+def log_prior_over_proposal(noise: Tensor, mean: Tensor, std: Tensor, batch_dims: int = 1) -> Tensor:
+    """log N(z; 0, I) - log N(z; mean, diag std^2), summed in float64.
+
+    Args:
+        noise: z, with ``batch_dims`` leading dimensions that are kept.
+        mean: of the proposal, broadcast against z.
+        std: of the proposal, over 0.
+        batch_dims: leading dimensions of the result.
+    """
+    noise, mean, std = precise(noise), precise(mean), precise(std)
+    terms = std.log() + 0.5 * ((noise - mean) / std).square() - 0.5 * noise.square()
+    return terms.flatten(batch_dims).sum(batch_dims)
+
+
+class NoiseTarget:
+    r"""The densities from a proposal q to the posterior in noise space, pi(z) = N(z; 0, I) e^{r(f(z))}.
+
+    At temperature lambda it is :math:`q^{1-\lambda} \pi^\lambda = N(\mu_\lambda, S_\lambda) \,
+    e^{\lambda r(f(z))}` up to a constant. With q = N(mu, S) the Gaussian reference has :math:`S_\lambda =
+    ((1-\lambda) S^{-1} + \lambda I)^{-1}` and :math:`\mu_\lambda = (1-\lambda) S_\lambda S^{-1} \mu`; with
+    q = N(0, I) it is N(0, I) throughout.
+
+    Args:
+        prior: the map; f(z) = ``prior.one_step(z)``.
+        reward: r, over B observations or any number (taken as one).
+        proposal: mean and standard deviation of q, each ``(B, *state_shape)``; None: q = N(0, I).
+        gradient: whether particles carry the gradient of r(f(z)).
+        chunk_size: rows through the map at a time.
+    """
+
+    def __init__(self, prior: FlowMap, reward: Reward, proposal: tuple[Tensor, Tensor] | None = None, *,
+                 gradient: bool = False, chunk_size: int = 256) -> None:
+        self.prior, self.reward = prior, reward
+        self.gradient, self.chunk_size = gradient, chunk_size
+        self.num_observations = 1 if reward.num_observations is None else reward.num_observations
+        self.proposal = None if proposal is None else self._checked(*proposal)
+
+    def _checked(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        expected = (self.num_observations, *self.prior.state_shape)
+        if tuple(mean.shape) != expected or tuple(std.shape) != expected:
+            raise ValueError(
+                f"the proposal gave a mean {tuple(mean.shape)} and a std {tuple(std.shape)}, expected both "
+                f"(B, *state_shape) = {expected}: return one Gaussian for each observation of the reward"
+            )
+        if not bool((torch.isfinite(mean) & torch.isfinite(std) & (std > 0)).all()):
+            raise ValueError(f"the proposal's mean must be finite and its std finite and > 0; the least std is "
+                             f"{float(std.min())}")
+        like = {"device": self.prior.device, "dtype": self.prior.dtype}
+        return mean.detach().to(**like), std.detach().to(**like)
+
+    def initial(self, standard: Tensor) -> Tensor:
+        """Draws from q out of standard normal numbers: ``(B, N, *state_shape)`` to the same."""
+        if self.proposal is None:
+            return standard
+        mean, std = self.proposal
+        return torch.addcmul(mean[:, None], std[:, None], standard)
+
+    def log_ratio(self, particles: Particles) -> Tensor:
+        """Log of N(z; 0, I) e^{r(f(z))} / q(z), ``(B, N)``: the importance weight from q to the posterior."""
+        if self.proposal is None:
+            return particles.log_reward
+        mean, std = self.proposal
+        ratio = log_prior_over_proposal(particles.noise, mean[:, None], std[:, None], batch_dims=2)
+        return ratio + particles.log_reward
+
+    def reference(self, temperature: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the Gaussian reference at a temperature.
+
+        Args:
+            temperature: ``(b,)``.
+            rows: ``(b,)``, which observations.
+
+        Returns:
+            Each of a shape that broadcasts against ``(b, N, *state_shape)``.
+        """
+        if self.proposal is None:
+            one = torch.ones((), device=self.prior.device, dtype=self.prior.dtype)
+            return torch.zeros_like(one), one
+        mean, std = (value[rows][:, None] for value in self.proposal)
+        level = temperature.to(mean).reshape(-1, *[1] * (mean.ndim - 1))
+        variance = 1 / ((1 - level) / std.square() + level)
+        return (1 - level) * variance / std.square() * mean, variance.sqrt()
+
+    def evaluate(self, noise: Tensor, rows: Tensor) -> Particles:
+        """Particles at the noise ``(b, N, *state_shape)`` of the observations ``rows`` ``(b,)``."""
+        count = noise.shape[1]
+        flat = self.evaluate_rows(noise.flatten(0, 1), rows.repeat_interleave(count))
+        return flat.map(lambda values: values.unflatten(0, (len(rows), count)))
+
+    def evaluate_rows(self, noise: Tensor, owner: Tensor) -> Particles:
+        """Particles at the noise ``(n, *state_shape)`` of the observations ``owner`` ``(n,)``, in chunks.
+
+        Returns:
+            Particles whose tensors have the one batch dimension n.
+        """
+        images = noise.new_empty((len(noise), *self.prior.image_shape))
+        scores = precise(noise.new_empty(len(noise)))
+        gradient = torch.empty_like(noise) if self.gradient else None
+        for start in range(0, len(noise), self.chunk_size):
+            part = slice(start, start + self.chunk_size)
+            z = noise[part].detach()
+            with torch.set_grad_enabled(self.gradient):
+                z = z.requires_grad_(self.gradient)
+                x = self.prior.one_step(z)
+                score = score_rows(self.reward, x, owner[part])
+                if gradient is not None:
+                    gradient[part] = self._differentiate(score, z)
+            images[part], scores[part] = x.detach(), precise(score.detach())
+        # a proposal may land where the network overflows: it is never accepted, and its drift is of no account
+        scores = torch.where(scores.isnan(), -torch.inf, scores)
+        if gradient is not None:
+            gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        return Particles(noise, images, scores, gradient)
+
+    def _differentiate(self, score: Tensor, z: Tensor) -> Tensor:
+        if not score.requires_grad:
+            raise ValueError(
+                f"the reward {type(self.reward).__name__} says that it is differentiable, but no gradient comes "
+                'back from it: use moves="crank-nicolson" or "elliptical-slice", or FunctionReward(fn, '
+                "differentiable=False) for a black box"
+            )
+        return torch.autograd.grad(score.sum(), z)[0]

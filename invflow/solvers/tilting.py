@@ -1,0 +1,363 @@
+"""The pieces of tilted sampling along a path: time grids, schedules of the reward, base kernels, look-aheads."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from invflow.flowmap import FlowMap, Time, expand_time
+from invflow.reward import Reward
+
+__all__ = ["AnnealedVariance", "BaseStep", "EulerStep", "Look", "LookAhead", "RenoiseStep", "Schedule", "base_steps",
+           "logit_grid", "schedule_values", "time_grid", "uniform_grid"]
+
+Diffusion: TypeAlias = "float | Callable[[float], float]"
+Grid: TypeAlias = "str | Sequence[float] | Callable[[int], Sequence[float]]"
+Schedule: TypeAlias = "str | Callable[[float], float] | AnnealedVariance"
+
+LOOK_AHEADS = ("flow_map", "denoiser", "none")
+
+
+# -- time grids --------------------------------------------------------------------------------------------------------
+
+
+def uniform_grid(steps: int) -> list[float]:
+    """``steps + 1`` times from 0 to 1, evenly spaced."""
+    return [i / steps for i in range(steps + 1)]
+
+
+def logit_grid(steps: int, first: float = 1 / 500, last: float = 0.99) -> list[float]:
+    """``steps + 1`` times from 0 to 1, those between ``first`` and ``last`` evenly spaced in log t / (1 - t).
+
+    Well-separated modes in d dimensions commit near t = 1 / (distance in noise units), which a uniform grid steps
+    over; fine detail appears where 1 - t is of its size.
+
+    Args:
+        steps: at least 1.
+        first: the first time after 0, in (0, 1).
+        last: the last time before 1, in (first, 1).
+    """
+    if not 0 < first < last < 1:
+        raise ValueError(f"a logit grid runs from first={first} to last={last}: they need 0 < first < last < 1")
+    if steps < 3:
+        return uniform_grid(steps) if steps == 1 else [0.0, math.sqrt(first * last), 1.0]
+    low, high = (math.log(t / (1 - t)) for t in (first, last))
+    inner = [1 / (1 + math.exp(-(low + (high - low) * i / (steps - 2)))) for i in range(steps - 1)]
+    return [0.0, *inner, 1.0]
+
+
+def time_grid(grid: Grid, steps: int) -> list[float]:
+    """The times that a sampler visits.
+
+    Args:
+        grid: ``"uniform"``, ``"logit"``, a function of the number of steps (such as ``functools.partial(logit_grid,
+            first=1e-4)``), or the times themselves, whose number then decides the steps.
+        steps: at least 1.
+
+    Returns:
+        Increasing times, the first 0 and the last 1.
+
+    Raises:
+        ValueError: for another name, under one step, or times that do not increase from 0 to 1.
+    """
+    if isinstance(grid, str):
+        known: dict[str, Callable[[int], Sequence[float]]] = {"uniform": uniform_grid, "logit": logit_grid}
+        if grid not in known:
+            raise ValueError(f"there is no time grid {grid!r}: choose 'uniform' or 'logit', or pass the times")
+        grid = known[grid]
+    if steps < 1:
+        raise ValueError(f"steps={steps}: the path from noise to data takes at least 1")
+    times = [float(t) for t in (grid(steps) if callable(grid) else grid)]
+    if len(times) < 2 or times[0] != 0 or times[-1] != 1 or any(b <= a for a, b in zip(times, times[1:])):
+        raise ValueError(
+            f"the time grid starts {times[:3]} and ends {times[-3:]}: times must increase strictly from exactly 0 "
+            "(noise) to exactly 1 (data), as in [0.0, 0.1, 0.5, 1.0]"
+        )
+    return times
+
+
+# -- schedules of the reward -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AnnealedVariance:
+    r"""Schedule of a Gaussian likelihood whose variance shrinks to sigma^2.
+
+    The look-ahead at time t knows the image to a variance of about
+    :math:`s^2 (1-t)^2 / ((1-t)^2 + t^2)` (exactly that for Gaussian data of standard deviation s; Song et al. 2023,
+    "Pseudoinverse-guided diffusion models"), which adds to the noise of the measurement. Up to a constant, the
+    likelihood with the greater variance is the fraction
+
+    .. math:: g(t) = \sigma^2 / (\sigma^2 + s^2 (1-t)^2 / ((1-t)^2 + t^2))
+
+    of the log likelihood. It does not vanish at t = 0, so weights start at g(0) r.
+
+    Args:
+        spread: s, in the units of the measurement; nonnegative.
+    """
+
+    spread: float = 1.0
+
+    def __call__(self, t: float, sigma: Tensor) -> Tensor:
+        """g(t) for noise levels ``(B,)``; in [0, 1]."""
+        extra = (self.spread * (1 - t)) ** 2 / ((1 - t) ** 2 + t**2)
+        return sigma**2 / (sigma**2 + extra)
+
+
+def schedule_values(schedule: Schedule, times: Sequence[float], reward: Reward, prior: FlowMap) -> Tensor:
+    """The fraction g(t) of the reward at each time.
+
+    Args:
+        schedule: ``"linear"`` for g(t) = t; ``"annealed"``, an :class:`AnnealedVariance` with the spread of data of
+            unit variance in state space; one with another spread; or a function g of t.
+        times: increasing, ending at 1.
+        reward: with a noise level ``sigma`` where the schedule is annealed.
+        prior: whose affine decoding gives the spread of ``"annealed"``.
+
+    Returns:
+        ``(B, len(times))``, or ``(1, len(times))`` where all observations share it, in float64 on the CPU.
+
+    Raises:
+        TypeError: for an annealed schedule of a reward without sigma.
+        ValueError: for an unknown name, or a g that decreases, leaves [0, 1], or does not end at 1.
+    """
+    if schedule == "linear":
+        return torch.tensor([list(times)], dtype=torch.float64)
+    if schedule == "annealed":
+        schedule = AnnealedVariance(1.0 if prior.decode_affine is None else abs(prior.decode_affine[0]))
+    if isinstance(schedule, str):
+        raise ValueError(f"there is no schedule {schedule!r}: choose 'linear' or 'annealed', or pass a function g(t)")
+    if isinstance(schedule, AnnealedVariance):
+        sigma = getattr(reward, "sigma", None)
+        if not isinstance(sigma, Tensor):
+            raise TypeError(
+                f"an annealed schedule needs a reward with a noise level sigma, as a GaussianLikelihood has, not a "
+                f"{type(reward).__name__}: pass schedule='linear', or a function g(t) from [0, 1] to [0, 1]"
+            )
+        level = sigma.detach().cpu().double()
+        values = torch.stack([schedule(t, level) for t in times], dim=1)
+    else:
+        values = torch.tensor([[float(schedule(t)) for t in times]], dtype=torch.float64)
+    ends_at_one = bool(((values[:, -1] - 1).abs() < 1e-6).all())
+    if not ends_at_one or bool((values < 0).any()) or bool((values.diff(dim=1) < -1e-9).any()):
+        shown = [round(v, 4) for v in values[0].tolist()]
+        raise ValueError(f"the schedule takes the values {shown[:3]} ... {shown[-2:]}: g(t) must rise from at least 0 "
+                         "to exactly 1 at t = 1, as in schedule=lambda t: t**2")
+    values[:, -1] = 1.0
+    return values
+
+
+# -- base kernels ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BaseStep(ABC):
+    """One step of a base sampler, the Gaussian kernel N(m(x), v I) from ``start`` to ``end``.
+
+    Attributes:
+        start, end: times.
+        variance: v; zero for a deterministic step.
+    """
+
+    start: float
+    end: float
+    variance: float
+
+    @abstractmethod
+    def mean(self, prior: FlowMap, x: Tensor, velocity: Tensor | None = None,
+             landing: Tensor | None = None) -> Tensor:
+        """The mean m(x).
+
+        Args:
+            prior: the flow map.
+            x: ``(n, *state_shape)``, states at time ``start``.
+            velocity: b_start(x), if known already; saves a call.
+            landing: X_{start,1}(x) in one jump, if known already; saves a call where the step jumps there.
+
+        Returns:
+            ``(n, *state_shape)``.
+        """
+
+
+@dataclass(frozen=True)
+class EulerStep(BaseStep):
+    """Euler-Maruyama step of dx = (b + eps s) dt + sqrt(2 eps) dW, so v = 2 eps dt.
+
+    Attributes:
+        diffusion: eps at the start; 0 for a step along the probability flow.
+    """
+
+    diffusion: float = 0.0
+
+    def mean(self, prior: FlowMap, x: Tensor, velocity: Tensor | None = None,
+             landing: Tensor | None = None) -> Tensor:
+        """x + dt (b + eps s), with the score from the velocity, s = (t b - x) / (1 - t)."""
+        b = prior.velocity(x, self.start) if velocity is None else velocity
+        score = (self.start * b - x) / (1 - self.start)
+        return x + (self.end - self.start) * (b + self.diffusion * score)
+
+
+@dataclass(frozen=True)
+class RenoiseStep(BaseStep):
+    """Jump to a time beyond the end, then add noise back: x' = (t'/u) X_{t,u}(x) + sqrt(v) xi.
+
+    With v = (1 - t')^2 - (t' (1 - u) / u)^2 every marginal is exact for an exact map, however few the steps.
+
+    Attributes:
+        target: u, at least ``end``; equal to it where v = 0.
+    """
+
+    target: float = 1.0
+
+    def mean(self, prior: FlowMap, x: Tensor, velocity: Tensor | None = None,
+             landing: Tensor | None = None) -> Tensor:
+        """(t'/u) X_{t,u}(x)."""
+        moved = landing if landing is not None and self.target == 1 else prior.jump(x, self.start, self.target)
+        return moved * (self.end / self.target)
+
+
+def base_steps(kernel: str, times: Sequence[float], diffusion: Diffusion) -> list[BaseStep]:
+    """The steps of a base sampler; the last one adds no noise.
+
+    Both kernels add noise of variance v = 2 eps dt at a step; renoising at most (1 - t')^2, which is all the noise
+    there is at its end, and which it adds where it jumps to u = 1.
+
+    Args:
+        kernel: ``"sde"`` or ``"renoise"``.
+        times: increasing from 0 to 1.
+        diffusion: eps(t), nonnegative, and zero at t = 1 for the SDE; a number c stands for c (1 - t). ``math.inf``
+            lets every renoising step jump to u = 1.
+
+    Raises:
+        ValueError: for another kernel; for a diffusion that is negative, or does not vanish at 1.
+    """
+    if kernel not in ("sde", "renoise"):
+        raise ValueError(f"there is no kernel {kernel!r}: choose 'sde' (Euler-Maruyama) or 'renoise'")
+    steps: list[BaseStep] = []
+    for start, end in zip(times, times[1:]):
+        eps = float(diffusion(start)) if callable(diffusion) else diffusion * (1 - start)
+        if not eps >= 0 or (kernel == "sde" and math.isinf(eps)):
+            raise ValueError(f"the diffusion eps is {eps} at t = {start:.4g}: it must be a number >= 0, finite but "
+                             "for kernel='renoise'; the default is 1 - t, diffusion=1.0")
+        if kernel == "sde":
+            eps = 0.0 if end == 1 else eps
+            steps.append(EulerStep(start, end, 2 * eps * (end - start), eps))
+            continue
+        left = (1 - end) ** 2
+        variance = min(2 * eps * (end - start), left)
+        kept = math.sqrt(left - variance) / end  # (1 - u) / u
+        steps.append(RenoiseStep(start, end, variance, end if variance == 0 else 1 / (1 + kept)))
+    if kernel == "sde" and callable(diffusion) and abs(float(diffusion(1.0))) > 1e-6:
+        raise ValueError(f"the diffusion eps is {float(diffusion(1.0))} at t = 1, where it must vanish: the score "
+                         "grows without bound there; multiply it by (1 - t)")
+    return steps
+
+
+# -- look-aheads -------------------------------------------------------------------------------------------------------
+
+
+class Look(NamedTuple):
+    """What a look-ahead finds out about n states at one time."""
+
+    value: Tensor  # (n,): r(L_t(x)), the reward of the image that the state is heading for
+    landing: Tensor | None  # (n, *state_shape): L_t(x), where the next step can use it
+    velocity: Tensor | None  # (n, *state_shape): b_t(x)
+    gradient: Tensor | None  # (n, *state_shape): of the value with respect to x
+    rate: Tensor | None  # (n,): (d/dt + b . grad) of the value
+
+    def take(self, index: Tensor) -> Look:
+        """Some of the states, in the order of the index."""
+        return Look(*(None if field is None else field[index] for field in self))
+
+    @staticmethod
+    def cat(looks: Sequence[Look]) -> Look:
+        """Looks at parts of the states, as one."""
+        if len(looks) == 1:
+            return looks[0]
+        return Look(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*looks)))
+
+
+@dataclass(frozen=True)
+class LookAhead:
+    """The look-ahead L_t: the image that a state at time t is heading for, and its reward.
+
+    Attributes:
+        prior: the flow map.
+        kind: ``"flow_map"`` for X_{t,1}(x), ``"denoiser"`` for E[m | x_t = x], ``"none"`` for x itself.
+        jumps: of the flow map, over equal parts of [t, 1].
+    """
+
+    prior: FlowMap
+    kind: str = "flow_map"
+    jumps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in LOOK_AHEADS:
+            raise ValueError(f"there is no look-ahead {self.kind!r}: choose one of {', '.join(LOOK_AHEADS)}")
+        if self.jumps < 1:
+            raise ValueError(f"look_ahead_steps={self.jumps}: a flow map looks ahead in at least 1 jump")
+
+    @property
+    def is_one_jump(self) -> bool:
+        """Whether the look-ahead is X_{t,1}(x) in a single call, which a renoising step to u = 1 needs as well."""
+        return self.kind == "flow_map" and self.jumps == 1
+
+    def __call__(self, reward: Reward, x: Tensor, t: float, shape: tuple[int, int], *, gradient: bool = False,
+                 velocity: bool = False, rate: bool = False) -> Look:
+        """Look ahead from n = b * k states of b observations.
+
+        Args:
+            reward: of those b observations.
+            x: ``(n, *state_shape)``, states at time t.
+            t: in [0, 1]; at 1 the look-ahead is the state itself.
+            shape: (b, k).
+            gradient: whether the gradient of the value is asked for. Where the value does not depend on the state
+                it is zero, also where the reward is -inf and its gradient undefined.
+            velocity: whether b_t(x) is; the denoiser needs no call of its own for it.
+            rate: whether (d/dt + b . grad) of the value is. It takes no further call of the network: with the
+                gradient known, b . grad is a product, and d/dt is part of the same backward pass.
+
+        Returns:
+            The look, detached.
+        """
+        differentiate = gradient or rate
+        with torch.set_grad_enabled(differentiate):
+            state = x.detach().requires_grad_(differentiate)
+            time: Time = t
+            if rate:
+                time = torch.full((len(x),), t, dtype=x.dtype, device=x.device, requires_grad=True)
+            landing, drift = self._land(state, t, time)
+            value = reward(self.prior.decode(landing).unflatten(0, shape)).flatten()
+        b = None if drift is None else drift.detach()
+        if b is None and (velocity or rate):
+            with torch.no_grad():
+                b = self.prior.velocity(x, t)
+        slope, change = None, None
+        if differentiate:
+            inputs = [state, time] if isinstance(time, Tensor) else [state]
+            found = torch.autograd.grad(value.sum(), inputs, allow_unused=True) if value.requires_grad else [None] * 2
+            slope = torch.zeros_like(x) if found[0] is None else found[0]
+            dead = (value.detach() == -torch.inf).reshape(-1, *[1] * (x.ndim - 1))
+            slope = torch.where(dead, 0.0, slope)
+            if rate and b is not None:
+                in_time = torch.zeros_like(value) if found[1] is None else found[1]
+                change = (slope * b).flatten(1).sum(1) + in_time
+        return Look(value.detach(), landing.detach(), b, slope, change)
+
+    def _land(self, x: Tensor, t: float, time: Time) -> tuple[Tensor, Tensor | None]:
+        """L_t(x), and the velocity where it was needed for it."""
+        if t == 1 or self.kind == "none":
+            return x, None
+        if self.kind == "denoiser":
+            drift = self.prior.velocity(x, time)
+            return x + (1 - expand_time(time, x)) * drift, drift
+        knots = [t, *(1 - (1 - t) * (self.jumps - k) / self.jumps for k in range(1, self.jumps + 1))]
+        for start, end in zip(knots, knots[1:]):
+            x = self.prior.jump(x, start, end)
+        return x, None
