@@ -26,7 +26,9 @@ _NAMES = {
     "NFE": "invflow.posterior",
     "Solver": "invflow.solvers.base",
     "VFM": "invflow.solvers.vfm",
+    "NoiseSMC": "invflow.solvers.noise_smc",
     "ExactPosterior": "invflow.solvers.exact",
+    "FMTT": "invflow.solvers.fmtt",
     "LinearMMSE": "invflow.solvers.lmmse",
     "Problem": "invflow.problem",
     "load_problem": "invflow.problem",
@@ -48,6 +50,7 @@ if TYPE_CHECKING:  # so that type checkers see what __getattr__ finds
     from invflow.solvers.base import Solver  # noqa: F401
     from invflow.solvers.exact import ExactPosterior  # noqa: F401
     from invflow.solvers.lmmse import LinearMMSE  # noqa: F401
+    from invflow.solvers.noise_smc import NoiseSMC  # noqa: F401
     from invflow.solvers.vfm import VFM  # noqa: F401
     from invflow.wrappers import from_deepinv, from_velocity  # noqa: F401
 

@@ -90,51 +90,66 @@ class CrankNicolson(Move):
 
     def __call__(self, target: NoiseTarget, particles: Particles, rows: Tensor, temperature: Tensor,
                  step_size: Tensor, random: MoveRandom) -> tuple[Particles, Tensor]:
+        """One move; see :class:`Move`."""
         mean, std = target.reference(temperature, rows)
+        h = _per_particle(step_size, particles.noise)
         u = (particles.noise - mean) / std
-        h = step_size.to(u).reshape(-1, *[1] * (u.ndim - 1))
-        rho = (1 - h.square()).sqrt()
-        center = rho * u
-        if self.uses_gradient:
-            center = center + (1 - rho) * self._drift(particles, temperature, std)
-        moved = center + h * random.standard
+        moved = (1 - h.square()).sqrt() * u + h * random.standard
         proposed = target.evaluate(mean + std * moved, rows)
         gain = scale_log(temperature[:, None], proposed.log_reward - particles.log_reward)
-        if self.uses_gradient:
-            gain = gain + self._asymmetry(u, moved, self._drift(particles, temperature, std),
-                                          self._drift(proposed, temperature, std), rho)
-        accept = random.uniform[..., 0].log() < gain
-        return particles.choose(accept, proposed), accept.double().mean(1).to(step_size)
-
-    def _drift(self, particles: Particles, temperature: Tensor, std: Tensor) -> Tensor:
-        raise NotImplementedError("a Crank-Nicolson move without gradient has no drift")
-
-    def _asymmetry(self, u: Tensor, moved: Tensor, drift: Tensor, drift_back: Tensor, rho: Tensor) -> Tensor:
-        raise NotImplementedError("a Crank-Nicolson move without gradient is symmetric")
+        return _accept(particles, proposed, gain, random)
 
 
-class CrankNicolsonLangevin(CrankNicolson):
+class CrankNicolsonLangevin(Move):
     r"""Crank-Nicolson with a Langevin drift (Cotter, Roberts, Stuart, White 2013).
 
-    In units of the reference, with v the gradient of lambda r(f(z)) in them,
-    :math:`u' = \rho u + (1 - \rho) v + h \xi`. The reference's own density cancels against the symmetric part
-    of the proposal's, which leaves the acceptance ratio
+    In units of the reference, with v the gradient of lambda r(f(z)) in them, :math:`u' = \rho u + s` with the
+    step :math:`s = (1 - \rho) v + h \xi`. The symmetric part of the proposal's density cancels against the
+    reference's, which leaves the log acceptance ratio
 
-    .. math:: \lambda (r' - r) + \frac{\langle u - \rho u', v' \rangle - \langle u' - \rho u, v \rangle
-        - \frac{1 - \rho}{2} (|v'|^2 - |v|^2)}{1 + \rho}.
+    .. math:: \lambda (r' - r) + \frac{\langle h^2 u - \rho s, v' \rangle - \langle s, v \rangle
+        - \frac{1 - \rho}{2} (|v'|^2 - |v|^2)}{1 + \rho},
+
+    v' being the gradient at u'. Written so, no difference of nearly equal densities is left in it.
     """
 
     uses_gradient = True
 
-    def _drift(self, particles: Particles, temperature: Tensor, std: Tensor) -> Tensor:
-        assert particles.gradient is not None
-        level = temperature.to(particles.noise).reshape(-1, *[1] * (particles.noise.ndim - 1))
-        return level * std * particles.gradient
+    def __call__(self, target: NoiseTarget, particles: Particles, rows: Tensor, temperature: Tensor,
+                 step_size: Tensor, random: MoveRandom) -> tuple[Particles, Tensor]:
+        """One move; see :class:`Move`."""
+        mean, std = target.reference(temperature, rows)
+        h = _per_particle(step_size, particles.noise)
+        rho = (1 - h.square()).sqrt()
+        scale = _per_particle(temperature, particles.noise) * std
+        u = (particles.noise - mean) / std
+        drift = scale * _gradient(particles)
+        step = (1 - rho) * drift + h * random.standard
+        proposed = target.evaluate(mean + std * (rho * u + step), rows)
+        back = scale * _gradient(proposed)
+        asymmetry = (h.square() * u - rho * step) * back - step * drift
+        asymmetry = asymmetry - 0.5 * (1 - rho) * (back.square() - drift.square())
+        gain = scale_log(temperature[:, None], proposed.log_reward - particles.log_reward)
+        gain = gain + precise(asymmetry / (1 + rho)).flatten(2).sum(2)
+        return _accept(particles, proposed, gain, random)
 
-    def _asymmetry(self, u: Tensor, moved: Tensor, drift: Tensor, drift_back: Tensor, rho: Tensor) -> Tensor:
-        inner = (u - rho * moved) * drift_back - (moved - rho * u) * drift
-        inner = inner - 0.5 * (1 - rho) * (drift_back.square() - drift.square())
-        return precise(inner / (1 + rho)).flatten(2).sum(2)
+
+def _per_particle(value: Tensor, noise: Tensor) -> Tensor:
+    """One value for each observation, shaped to broadcast against the noise."""
+    return value.to(noise).reshape(-1, *[1] * (noise.ndim - 1))
+
+
+def _gradient(particles: Particles) -> Tensor:
+    if particles.gradient is None:
+        raise ValueError("a Langevin move needs particles with gradients: NoiseTarget(..., gradient=True)")
+    return particles.gradient
+
+
+def _accept(particles: Particles, proposed: Particles, gain: Tensor,
+            random: MoveRandom) -> tuple[Particles, Tensor]:
+    """Accept with probability e^gain, and never where it is NaN."""
+    accept = random.uniform[..., 0].log() < gain
+    return particles.choose(accept, proposed), precise(accept).mean(1)
 
 
 class EllipticalSlice(Move):
@@ -151,6 +166,7 @@ class EllipticalSlice(Move):
 
     def __call__(self, target: NoiseTarget, particles: Particles, rows: Tensor, temperature: Tensor,
                  step_size: Tensor, random: MoveRandom) -> tuple[Particles, Tensor]:
+        """One move; see :class:`Move`."""
         mean, std = target.reference(temperature, rows)
         batch, trailing = particles.noise.shape[:2], particles.noise.shape[2:]
         mean, std = (v.expand(*batch, *trailing).flatten(0, 1) for v in (mean, std))
@@ -178,7 +194,7 @@ class EllipticalSlice(Move):
             high[pending] = torch.where(rejected < 0, high[pending], rejected)
             angle[pending] = torch.lerp(low[pending], high[pending], uniform[pending, 2 + k])
         accepted = 1 / tried.unflatten(0, batch).mean(1)
-        return current.map(lambda values: values.unflatten(0, batch)), accepted.to(step_size)
+        return current.map(lambda values: values.unflatten(0, batch)), accepted
 
 
 #: the moves by name

@@ -54,7 +54,9 @@ def _exact_target(source: Any) -> Callable[..., Solver]:
 #: one line for each solver
 SOLVERS: dict[str, SolverEntry] = {
     "vfm": _pretrained("VFM", "one network call for each sample; trained for certain problem classes"),
+    "fmtt": _on_prior("FMTT", "iterative tilting along the path, with exact weights; needs no training"),
     "lmmse": _pretrained("LinearMMSE", "best linear estimate and its Gaussian, a baseline"),
+    "noise-smc": _on_prior("NoiseSMC", "sequential Monte Carlo in noise space, exact as particles grow"),
     "exact": SolverEntry(
         "closed form, for Gaussian mixtures and problems that know theirs", _exact_target,
         lambda source: () if isinstance(source, invflow.Problem) else (_prior(source),),

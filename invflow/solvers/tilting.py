@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from invflow.flowmap import FlowMap, Time, expand_time
 from invflow.reward import Reward
 
 __all__ = ["AnnealedVariance", "BaseStep", "EulerStep", "Look", "LookAhead", "RenoiseStep", "Schedule", "base_steps",
-           "logit_grid", "schedule_values", "time_grid", "uniform_grid"]
+           "logit_grid", "make_times", "schedule_values", "uniform_grid"]
 
 Diffusion: TypeAlias = "float | Callable[[float], float]"
 Grid: TypeAlias = "str | Sequence[float] | Callable[[int], Sequence[float]]"
@@ -52,7 +53,7 @@ def logit_grid(steps: int, first: float = 1 / 500, last: float = 0.99) -> list[f
     return [0.0, *inner, 1.0]
 
 
-def time_grid(grid: Grid, steps: int) -> list[float]:
+def make_times(grid: Grid, steps: int) -> list[float]:
     """The times that a sampler visits.
 
     Args:
@@ -74,7 +75,7 @@ def time_grid(grid: Grid, steps: int) -> list[float]:
     if steps < 1:
         raise ValueError(f"steps={steps}: the path from noise to data takes at least 1")
     times = [float(t) for t in (grid(steps) if callable(grid) else grid)]
-    if len(times) < 2 or times[0] != 0 or times[-1] != 1 or any(b <= a for a, b in zip(times, times[1:])):
+    if len(times) < 2 or times[0] != 0 or times[-1] != 1 or any(b <= a for a, b in itertools.pairwise(times)):
         raise ValueError(
             f"the time grid starts {times[:3]} and ends {times[-3:]}: times must increase strictly from exactly 0 "
             "(noise) to exactly 1 (data), as in [0.0, 0.1, 0.5, 1.0]"
@@ -240,7 +241,7 @@ def base_steps(kernel: str, times: Sequence[float], diffusion: Diffusion) -> lis
     if kernel not in ("sde", "renoise"):
         raise ValueError(f"there is no kernel {kernel!r}: choose 'sde' (Euler-Maruyama) or 'renoise'")
     steps: list[BaseStep] = []
-    for start, end in zip(times, times[1:]):
+    for start, end in itertools.pairwise(times):
         eps = float(diffusion(start)) if callable(diffusion) else diffusion * (1 - start)
         if not eps >= 0 or (kernel == "sde" and math.isinf(eps)):
             raise ValueError(f"the diffusion eps is {eps} at t = {start:.4g}: it must be a number >= 0, finite but "
@@ -266,21 +267,21 @@ class Look(NamedTuple):
     """What a look-ahead finds out about n states at one time."""
 
     value: Tensor  # (n,): r(L_t(x)), the reward of the image that the state is heading for
-    landing: Tensor | None  # (n, *state_shape): L_t(x), where the next step can use it
-    velocity: Tensor | None  # (n, *state_shape): b_t(x)
-    gradient: Tensor | None  # (n, *state_shape): of the value with respect to x
-    rate: Tensor | None  # (n,): (d/dt + b . grad) of the value
+    landing: Tensor | None = None  # (n, *state_shape): L_t(x), where the next step can use it
+    velocity: Tensor | None = None  # (n, *state_shape): b_t(x)
+    gradient: Tensor | None = None  # (n, *state_shape): of the value with respect to x
+    rate: Tensor | None = None  # (n,): (d/dt + b . grad) of the value
 
-    def take(self, index: Tensor) -> Look:
+    def take(self, index: Tensor | slice) -> Look:
         """Some of the states, in the order of the index."""
-        return Look(*(None if field is None else field[index] for field in self))
+        rest = (None if field is None else field[index] for field in self[1:])
+        return Look(self.value[index], *rest)
 
     @staticmethod
     def cat(looks: Sequence[Look]) -> Look:
         """Looks at parts of the states, as one."""
-        if len(looks) == 1:
-            return looks[0]
-        return Look(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*looks)))
+        rest = (None if parts[0] is None else torch.cat(parts) for parts in zip(*(look[1:] for look in looks)))
+        return Look(torch.cat([look.value for look in looks]), *rest)
 
 
 @dataclass(frozen=True)
@@ -341,7 +342,9 @@ class LookAhead:
         slope, change = None, None
         if differentiate:
             inputs = [state, time] if isinstance(time, Tensor) else [state]
-            found = torch.autograd.grad(value.sum(), inputs, allow_unused=True) if value.requires_grad else [None] * 2
+            found: Sequence[Tensor | None] = (None, None)
+            if value.requires_grad:
+                found = torch.autograd.grad(value, inputs, torch.ones_like(value), allow_unused=True)
             slope = torch.zeros_like(x) if found[0] is None else found[0]
             dead = (value.detach() == -torch.inf).reshape(-1, *[1] * (x.ndim - 1))
             slope = torch.where(dead, 0.0, slope)
@@ -358,6 +361,6 @@ class LookAhead:
             drift = self.prior.velocity(x, time)
             return x + (1 - expand_time(time, x)) * drift, drift
         knots = [t, *(1 - (1 - t) * (self.jumps - k) / self.jumps for k in range(1, self.jumps + 1))]
-        for start, end in zip(knots, knots[1:]):
+        for start, end in itertools.pairwise(knots):
             x = self.prior.jump(x, start, end)
         return x, None

@@ -17,7 +17,9 @@ from invflow.neural import NeuralFlowMap
 from invflow.posterior import NFE, Posterior
 from invflow.pretrained import read_config, resolve_folder, write_atomically
 from invflow.reward import Reward
+from invflow.smc import log_mean_weight, pareto_k_hat, precise
 from invflow.solvers.base import Solver
+from invflow.solvers.noise_target import log_prior_over_proposal, score_rows
 
 __all__ = ["VFM"]
 
@@ -27,13 +29,18 @@ class VFM(Solver):
 
     x = decode(X_{0,1}(z)) with z ~ q(z | y, c) (arXiv 2603.07276). One call of the adapter for each observation and
     ``steps`` calls of the map for each sample. The samples are as good as the training made them, and come without
-    weights.
+    weights unless ``importance`` asks for them.
 
     Args:
         prior: the map that was trained together with the adapter.
         adapter: the noise adapter.
         steps: jumps from noise to data; more follow the same flow map over equal sub-intervals.
         chunk_size: rows through the map at a time. Samples do not depend on it beyond rounding.
+        importance: attach the log weights r(f(z)) + log N(z; 0, I) - log q(z) of the same samples, with the log
+            evidence and, in the diagnostics, their tail index ``k_hat``: it says whether these samples can be
+            trusted for this observation (:func:`invflow.smc.reliable_k_hat`). With several steps f is the map in
+            as many steps, a function of z too: the weights then lead to the posterior of that prior, the law of
+            :meth:`prior_samples`. Costs one reward for each sample, no network call.
 
     Raises:
         ValueError: if the adapter belongs to another map, or if a setting is under 1.
@@ -51,12 +58,13 @@ class VFM(Solver):
 
     needs_training = True
 
-    def __init__(self, prior: NeuralFlowMap, adapter: Adapter, *, steps: int = 1, chunk_size: int = 256) -> None:
+    def __init__(self, prior: NeuralFlowMap, adapter: Adapter, *, steps: int = 1, chunk_size: int = 256,
+                 importance: bool = False) -> None:
         if steps < 1 or chunk_size < 1:
             raise ValueError(f"steps={steps} and chunk_size={chunk_size} must be at least 1")
         adapter.check_map(prior)
         self.prior, self.adapter = prior, adapter
-        self.steps, self.chunk_size = steps, chunk_size
+        self.steps, self.chunk_size, self.importance = steps, chunk_size, importance
 
     @torch.no_grad()
     def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
@@ -78,15 +86,24 @@ class VFM(Solver):
             noise = draw_noise((rows, *self.prior.state_shape), as_generator(generator)).to(mean)
             images = noise.new_empty((rows, *self.prior.image_shape))
             owner = torch.arange(len(mean), device=mean.device).repeat_interleave(num_samples)
+            log_weights = precise(noise.new_empty(rows)) if self.importance else None
             starts = range(0, rows, self.chunk_size)
             for i in tqdm(starts, disable=not progress, desc="VFM", unit="chunk", delay=2):
                 part = slice(i, i + self.chunk_size)
                 z = torch.addcmul(mean[owner[part]], std[owner[part]], noise[part])
                 images[part] = self.prior.decode(self.prior.flow(z, self.steps))
+                if log_weights is not None:
+                    ratio = log_prior_over_proposal(z, mean[owner[part]], std[owner[part]])
+                    log_weights[part] = ratio + score_rows(reward, images[part], owner[part])
         nfe = NFE(forward=(map_calls.forward + adapter_calls.forward) / rows,
                   backward=(map_calls.backward + adapter_calls.backward) / rows)
-        return Posterior(images.unflatten(0, (len(mean), num_samples)), nfe=nfe, seconds=time.perf_counter() - start,
-                         diagnostics={"noise_std": std.flatten(1).mean(dim=1)}, settings=self.settings())
+        diagnostics, log_evidence = {"noise_std": std.flatten(1).mean(dim=1)}, None
+        if log_weights is not None:
+            log_weights = log_weights.unflatten(0, (len(mean), num_samples))
+            log_evidence = log_mean_weight(torch.zeros_like(log_weights), log_weights)
+            diagnostics["k_hat"] = pareto_k_hat(log_weights)
+        return Posterior(images.unflatten(0, (len(mean), num_samples)), log_weights, log_evidence, nfe=nfe,
+                         seconds=time.perf_counter() - start, diagnostics=diagnostics, settings=self.settings())
 
     def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw from the map's own law, ``(n, *image_shape)``, in the same number of steps as :meth:`sample`."""
@@ -94,7 +111,8 @@ class VFM(Solver):
 
     def settings(self) -> dict[str, Any]:
         """Settings as plain values, kept with each posterior."""
-        return {"solver": "VFM", "steps": self.steps, "chunk_size": self.chunk_size, "map": self.prior.fingerprint()}
+        return {"solver": "VFM", "steps": self.steps, "chunk_size": self.chunk_size, "importance": self.importance,
+                "map": self.prior.fingerprint()}
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write map and adapter into ``folder/map`` and ``folder/adapter``, and a ``config.json`` beside them."""
@@ -104,7 +122,8 @@ class VFM(Solver):
         write_atomically(Path(folder) / "config.json", lambda p: Path(p).write_text(text, encoding="utf-8"))
 
     @classmethod
-    def load(cls, name: str | os.PathLike[str], *, steps: int | None = None, chunk_size: int = 256) -> VFM:
+    def load(cls, name: str | os.PathLike[str], *, steps: int | None = None, chunk_size: int = 256,
+             importance: bool = False) -> VFM:
         """Load a trained VFM.
 
         Args:
@@ -112,6 +131,7 @@ class VFM(Solver):
                 repository id ``owner/name``.
             steps: jumps from noise to data; None takes what the folder says.
             chunk_size: rows through the map at a time.
+            importance: attach importance weights to the samples.
 
         Raises:
             ValueError: if it is not there, is no VFM, or its files are damaged or do not fit each other.
@@ -120,4 +140,4 @@ class VFM(Solver):
         folder = shipped if shipped.is_dir() else resolve_folder(name, "vfm")
         config = read_config(folder, "vfm")
         return cls(NeuralFlowMap.from_pretrained(folder / "map"), Adapter.from_pretrained(folder / "adapter"),
-                   steps=steps or int(config.get("steps", 1)), chunk_size=chunk_size)
+                   steps=steps or int(config.get("steps", 1)), chunk_size=chunk_size, importance=importance)

@@ -164,7 +164,7 @@ def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: 
     log = MetricsFile(Path(folder) / "metrics.csv", step) if accelerator.is_main_process else None
     end = min(settings.steps, stop_at or settings.steps)
     bar = tqdm(total=settings.steps, initial=step, disable=not (progress and accelerator.is_main_process),
-               unit="step", dynamic_ncols=True)
+               unit="step", dynamic_ncols=True, mininterval=0.5)
     saved = time.monotonic()
 
     def save() -> None:

@@ -1,0 +1,388 @@
+"""Flow map trajectory tilting: particles follow a base sampler, drawn to reward, with weights that correct them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invflow._random import as_generator, draw_noise
+from invflow.flowmap import FlowMap
+from invflow.posterior import NFE, Posterior
+from invflow.reward import Reward
+from invflow.smc import RESAMPLERS, effective_sample_size, precise, scale_log
+from invflow.solvers._particles import Chunk, FMTTState, PathRecord, Run, child_generator, first_bad, make_chunks
+from invflow.solvers.base import Solver
+from invflow.solvers.tilting import (
+    BaseStep,
+    Diffusion,
+    Grid,
+    Look,
+    LookAhead,
+    Schedule,
+    base_steps,
+    make_times,
+    schedule_values,
+)
+
+__all__ = ["FMTT", "FMTTState"]
+
+
+class FMTT(Solver):
+    r"""Flow map trajectory tilting: samples of p(x) e^{r(x)} by steps along the path that look ahead to its end.
+
+    At time t the particles are tilted by :math:`r_t(x) = g(t)\, r(L_t(x))`, the reward of the image that the
+    look-ahead :math:`L_t` sees coming (arXiv 2511.22688). A base step, the Gaussian kernel
+    :math:`p(x' \mid x) = N(m(x), v I)`, is shifted by :math:`\tfrac{v}{2} \nabla r_t`, and importance weights make up
+    for what the shift does not do.
+
+    **Twisted weights** are exact at any number of steps. With q the shifted kernel,
+
+    .. math:: \log w \mathrel{+}= \log p(x' \mid x) + r_{t'}(x') - \log q(x' \mid x) - r_t(x)
+
+    telescopes, from :math:`\log w = r_0(x_0)`, to the exact tilt by e^r of the law that :meth:`prior_samples` draws
+    from, for any look-ahead, schedule and flow map, learned or wrong (the twisting of Whiteley and Lee 2014).
+    **Jarzynski weights** are those of the continuous process: dA = g'(t) r(X_{t,1}(x)) dt with the exact flow map,
+    :math:`dA = (\partial_t + b_t \cdot \nabla) r_t dt` otherwise. They hold as steps grow and, with the flow map, as
+    far as the map is exact; the integral is taken by the trapezoidal rule.
+
+    Particles of an observation are resampled where their effective sample size is under a threshold. Of a reward
+    without gradient, resampling alone does the work, and twisted weights remain exact.
+
+    Args:
+        prior: a flow map trained with noise independent of the data.
+        steps: K, steps from noise to data.
+        look_ahead: ``"flow_map"`` for :math:`X_{t,1}`, ``"denoiser"`` for E[m | x_t], or ``"none"`` for the state.
+        look_ahead_steps: jumps of the flow map, over equal parts of [t, 1].
+        weights: ``"twisted"`` or ``"jarzynski"``.
+        kernel: ``"sde"``, Euler-Maruyama of dx = (b + eps s) dt + sqrt(2 eps) dW with a last step along the flow;
+            or ``"renoise"``, jumps of the flow map after which noise is added back, whose marginals are exact for an
+            exact map at any number of steps. Twisted weights only.
+        resample_threshold: share of N under which the effective sample size leads to resampling; 0 for never.
+        resampling: ``"systematic"``, ``"stratified"``, ``"multinomial"``, ``"residual"`` or ``"ssp"``.
+        schedule: ``"linear"`` for g(t) = t, ``"annealed"`` for a Gaussian likelihood whose variance shrinks to
+            sigma^2 (:class:`~invflow.solvers.tilting.AnnealedVariance` takes its spread), or an increasing g(t)
+            that ends at g(1) = 1.
+        diffusion: eps(t), zero at t = 1; a number c stands for c (1 - t). It sets v = 2 eps dt for both kernels.
+        time_grid: ``"uniform"``; ``"logit"``, even in log t / (1 - t), for data in many dimensions, whose modes part
+            early; a function of the steps; or the times themselves, whose number then decides the steps.
+        max_shift: greatest length of a shift in units of sqrt(v); weights remain exact, and with lighter tails.
+            Jarzynski weights need the whole shift, and none of theirs is capped.
+        chunk_size: rows through the map at a time. Samples do not depend on it beyond rounding.
+
+    Raises:
+        TypeError: for a prior that is no flow map.
+        ValueError: for a map whose noise depends on its data; for Jarzynski weights of renoising; for a setting that
+            is unknown or out of range.
+
+    Example:
+        >>> import math, torch, invflow
+        >>> angle = 2 * math.pi * torch.arange(8) / 8
+        >>> ring = 4.8 * torch.stack([angle.cos(), angle.sin()], dim=1)
+        >>> prior = invflow.GaussianMixtureFlow(ring, std=0.7)
+        >>> tilt = invflow.FunctionReward(lambda x: -x[:, 0].clamp(max=0) ** 2)
+        >>> g = torch.Generator().manual_seed(0)
+        >>> posterior = invflow.FMTT(prior, steps=10).sample(tilt, 256, generator=g)
+        >>> posterior.samples.shape
+        torch.Size([1, 256, 2])
+    """
+
+    def __init__(self, prior: FlowMap, *, steps: int = 50, look_ahead: str = "flow_map", look_ahead_steps: int = 1,
+                 weights: str = "twisted", kernel: str = "sde", resample_threshold: float = 0.5,
+                 resampling: str = "systematic", schedule: Schedule = "linear", diffusion: Diffusion = 1.0,
+                 time_grid: Grid = "uniform", max_shift: float = 3.0, chunk_size: int = 256) -> None:
+        _check_prior(prior)
+        if weights not in ("twisted", "jarzynski"):
+            raise ValueError(f"there are no weights {weights!r}: choose 'twisted' or 'jarzynski'")
+        if weights == "jarzynski" and kernel == "renoise":
+            raise ValueError(
+                "Jarzynski weights belong to the continuous dynamics, and renoising steps are jumps, which they do "
+                "not describe: pass weights='twisted', or kernel='sde'"
+            )
+        if resampling not in RESAMPLERS:
+            raise ValueError(f"there is no resampling {resampling!r}: choose one of {', '.join(RESAMPLERS)}")
+        if not 0 <= resample_threshold <= 1:
+            raise ValueError(f"resample_threshold={resample_threshold} is a share of the particles, from 0 to 1")
+        if not max_shift > 0 or chunk_size < 1:
+            raise ValueError(f"max_shift={max_shift} must be over 0, chunk_size={chunk_size} at least 1")
+        self.prior, self.weights, self.kernel = prior, weights, kernel
+        self.look_ahead = LookAhead(prior, look_ahead, look_ahead_steps)
+        self.resample_threshold, self.resampling = resample_threshold, resampling
+        self.schedule, self.diffusion, self.time_grid = schedule, diffusion, time_grid
+        self.max_shift, self.chunk_size = max_shift, chunk_size
+        self.times = make_times(time_grid, steps)
+        self.steps = len(self.times) - 1
+        self.base_steps: list[BaseStep] = base_steps(kernel, self.times, diffusion)
+        if isinstance(schedule, str) and schedule not in ("linear", "annealed"):
+            raise ValueError(f"there is no schedule {schedule!r}: choose 'linear' or 'annealed', or pass a function")
+
+    # -- the public calls ----------------------------------------------------------------------------------------------
+
+    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
+               progress: bool = False) -> Posterior:
+        """Draw weighted posterior samples; see :meth:`Solver.sample`.
+
+        Returns:
+            A posterior whose ``log_evidence`` is an estimate of log E[e^r] under :meth:`prior_samples` (unbiased
+            before the logarithm with twisted weights), and whose diagnostics hold ``times`` and, for each
+            observation: ``ess_path`` and ``reward_path`` ``(B, K + 1)``, the effective sample size and the weighted
+            mean of the look-ahead's reward; ``increment_std`` ``(B, K)``, the standard deviation of each step's log
+            weight increments; ``least_ess``, ``resamplings``, ``distinct_ancestors``, ``k_hat`` of the final weights
+            (NaN under 25 particles), ``capped_share`` of the shifts, and ``converged``.
+
+        Raises:
+            ValueError: for under one sample; for Jarzynski weights or an annealed schedule of a reward that does not
+                fit them; where the reward or its gradient is NaN or inf, with the step, observation and particle.
+
+        Warns:
+            UserWarning: where it has not converged, with the figures.
+        """
+        from tqdm import tqdm
+
+        start = time.perf_counter()
+        record = PathRecord()
+        with self.prior.count() as calls:
+            for state in tqdm(self.iterate(reward, num_samples, generator=generator), total=self.steps + 1,
+                              disable=not progress, desc="FMTT", unit="step", delay=2):
+                record.add(state)
+            images = self._decode(state.states.flatten(0, 1)).unflatten(0, state.states.shape[:2])
+        rows = len(images) * num_samples
+        diagnostics = record.finish(state, "FMTT")
+        return Posterior(images, state.log_weights, state.log_evidence.to(images.dtype),
+                         nfe=NFE(calls.forward / rows, calls.backward / rows), seconds=time.perf_counter() - start,
+                         diagnostics=diagnostics, settings=self.settings())
+
+    def iterate(self, reward: Reward, num_samples: int, *,
+                generator: torch.Generator | None = None) -> Iterator[FMTTState]:
+        """The particles at time 0 and after each of the K steps, for plots and for solvers built on this one.
+
+        Args:
+            reward: over B observations; one that scores any number alike stands for B = 1.
+            num_samples: N, particles for each observation.
+            generator: source of all random numbers.
+
+        Yields:
+            K + 1 states; their tensors are never written to afterwards.
+
+        Raises:
+            ValueError: as :meth:`sample`.
+        """
+        run = self._start(reward, num_samples, as_generator(generator))
+        nothing = torch.zeros(run.shape[0], device=run.x.device)
+        yield self._state(run, torch.zeros_like(run.path), nothing.bool(), nothing)
+        for step in self.base_steps:
+            resampled = self._resample(run, moves=step.variance > 0)
+            before = self._log_weights(run)
+            capped = self._advance(run, step)
+            yield self._state(run, before, resampled, capped)
+
+    @torch.no_grad()
+    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw from the law that is tilted, the base dynamics in the same steps: ``(n, *image_shape)``."""
+        if n < 1:
+            raise ValueError(f"prior_samples draws at least one image, not n={n}")
+        generator = as_generator(generator)
+        x = self.prior.noise(n, generator=generator)
+        for step in self.base_steps:
+            x = torch.cat([step.mean(self.prior, part) for part in x.split(self.chunk_size)])
+            if step.variance > 0:
+                x = x + math.sqrt(step.variance) * self.prior.noise(n, generator=generator)
+        return self._decode(x)
+
+    def settings(self) -> dict[str, Any]:
+        """Settings as plain values, kept with each posterior."""
+        plain = {name: value if isinstance(value, str | float | int) else repr(value)
+                 for name, value in (("schedule", self.schedule), ("diffusion", self.diffusion))}
+        grid = self.time_grid if isinstance(self.time_grid, str) else "custom"
+        return {"solver": "FMTT", "steps": self.steps, "look_ahead": self.look_ahead.kind,
+                "look_ahead_steps": self.look_ahead.jumps, "weights": self.weights, "kernel": self.kernel,
+                "resample_threshold": self.resample_threshold, "resampling": self.resampling, **plain,
+                "time_grid": grid, "max_shift": self.max_shift, "chunk_size": self.chunk_size}
+
+    # -- the steps -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _start(self, reward: Reward, num_samples: int, generator: torch.Generator) -> Run:
+        """Particles at time 0, with the weights r_0(x_0)."""
+        if num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
+        if self.weights == "jarzynski" and not reward.differentiable:
+            raise ValueError(
+                "Jarzynski weights hold for the dynamics with the reward's gradient, and this reward has none: pass "
+                "weights='twisted', which stay exact without it"
+            )
+        device = self.prior.device
+        reward = reward.to(device)
+        shape = (reward.num_observations or 1, num_samples)
+        gains = schedule_values(self.schedule, self.times, reward, self.prior)
+        chunks = make_chunks(reward, *shape, self.chunk_size)
+        rows = shape[0] * num_samples
+        x = draw_noise((rows, *self.prior.state_shape), generator).to(device=device, dtype=self.prior.dtype)
+        like = precise(x.new_zeros(shape))
+        ancestors = torch.arange(num_samples, device=device).expand(shape)
+        run = Run(chunks, gains.to(like), generator, shape, x, Look(like.flatten()), like, ancestors, like[:, 0])
+        run.look = Look.cat([self._look(run, chunk, x[chunk.rows], 0) for chunk in chunks])
+        if self.weights == "jarzynski":
+            run.path = self._tilt(run)
+        return run
+
+    def _look(self, run: Run, chunk: Chunk, x: Tensor, index: int, *, at_mean: bool = False) -> Look:
+        """Look ahead from a chunk at the time of that index, for no more than what the next step will use.
+
+        With ``at_mean``, from the means of a renoising step, for the gradient that shifts them.
+        """
+        ends = index == self.steps
+        moves = not ends and self.base_steps[index].variance > 0
+        pulls = chunk.reward.differentiable and bool((run.gains[:, index] > 0).any())
+        rate = self.weights == "jarzynski" and self.look_ahead.kind != "flow_map" and (
+            not ends or self.look_ahead.kind == "none")
+        gradient = at_mean or (self.kernel == "sde" and moves and pulls)
+        look = self.look_ahead(chunk.reward, x, self.times[index], chunk.shape, gradient=gradient, rate=rate,
+                               velocity=self.kernel == "sde" and not ends and not at_mean)
+        bad = first_bad(look)
+        if bad is not None:
+            what, row = bad
+            b, n = divmod(chunk.rows.start + row, run.shape[1])
+            finite = "finite" if bool(x[row].isfinite().all()) else "not finite either: the flow map or the steps fail"
+            raise ValueError(
+                f"the {what} is NaN or infinite at step {index} of {self.steps} (t = {self.times[index]:.4g}), "
+                f"observation {b}, particle {n}, whose state is {finite}: check the reward on images of such states"
+            )
+        if not self._reuses_landing(index):
+            look = look._replace(landing=None)
+        return look
+
+    def _reuses_landing(self, index: int) -> bool:
+        """Whether the step from the time of that index needs X_{t,1}(x), which the look-ahead then knows."""
+        if index == self.steps or not self.look_ahead.is_one_jump:
+            return False
+        return getattr(self.base_steps[index], "target", 0.0) == 1
+
+    @torch.no_grad()
+    def _advance(self, run: Run, step: BaseStep) -> Tensor:
+        """Move all particles by one step; returns the share of capped shifts, ``(B,)``."""
+        noise = torch.zeros(0)
+        if step.variance > 0:
+            noise = draw_noise(tuple(run.x.shape), run.generator).to(device=run.x.device, dtype=run.x.dtype)
+        moved, ratios, capped, looks = zip(*(self._advance_chunk(run, step, chunk, noise) for chunk in run.chunks))
+        old, look = run.look, Look.cat(looks)
+        run.x, run.look, run.index = torch.cat(moved), look, run.index + 1
+        if self.weights == "twisted":
+            run.path = run.path + torch.cat(ratios).view(run.shape)
+        else:
+            run.path = run.path + self._work(run, old)
+        return torch.cat(capped).view(run.shape).mean(1)
+
+    def _advance_chunk(self, run: Run, step: BaseStep, chunk: Chunk,
+                       noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Look]:
+        """New states ``(n, ...)``, log p(x' | x) - log q(x' | x) ``(n,)``, which shifts were capped, new looks."""
+        known = run.look.take(chunk.rows)
+        x = step.mean(self.prior, run.x[chunk.rows], known.velocity, known.landing)
+        ratio, capped = precise(x.new_zeros(len(x))), x.new_zeros(len(x))
+        if step.variance > 0:
+            pushed = noise[chunk.rows]
+            pull, capped = self._pull(run, step, chunk, x, known)
+            if pull is not None:
+                wide = precise(pull.flatten(1))
+                # in units of sqrt(v): log N(pull + noise; 0, I) - log N(pull + noise; pull, I)
+                ratio = -(0.5 * wide.square() + wide * precise(pushed.flatten(1))).sum(1)
+                pushed = pushed + pull
+            x = x + math.sqrt(step.variance) * pushed
+        return x, ratio, capped, self._look(run, chunk, x, run.index + 1)
+
+    def _pull(self, run: Run, step: BaseStep, chunk: Chunk, mean: Tensor,
+              known: Look) -> tuple[Tensor | None, Tensor]:
+        """The shift (v/2) grad r_t in units of sqrt(v), ``(n, ...)``, and where it was capped, ``(n,)``."""
+        index = run.index
+        gradient = known.gradient
+        if self.kernel == "renoise" and chunk.reward.differentiable:
+            index = run.index + 1  # grad r_{t'} at the mean, where the noise is to be added
+            gradient = self._look(run, chunk, mean, index, at_mean=True).gradient
+        free = mean.new_zeros(len(mean))
+        if gradient is None:
+            return None, free
+        gain = run.gains[:, index].expand(run.shape[0])[chunk.observations].repeat_interleave(chunk.shape[1])
+        column = (-1, *[1] * (mean.ndim - 1))
+        pull = 0.5 * math.sqrt(step.variance) * gain.to(mean).view(column) * gradient
+        if self.weights == "jarzynski":
+            return pull, free
+        length = pull.flatten(1).norm(dim=1)
+        scale = (self.max_shift / length.clamp(min=1e-30)).clamp(max=1.0)
+        return pull * scale.view(column), (scale < 1).to(mean)
+
+    # -- the weights ---------------------------------------------------------------------------------------------------
+
+    def _tilt(self, run: Run) -> Tensor:
+        """r_t(x) = g(t) r(L_t(x)) where the particles stand, ``(B, N)``."""
+        return scale_log(run.gains[:, run.index, None], precise(run.look.value).view(run.shape))
+
+    def _log_weights(self, run: Run) -> Tensor:
+        return run.path + self._tilt(run) if self.weights == "twisted" else run.path
+
+    def _work(self, run: Run, old: Look) -> Tensor:
+        """Jarzynski's dA over the step just made, by the trapezoidal rule: ``(B, N)``."""
+        low, high = run.gains[:, run.index - 1, None], run.gains[:, run.index, None]
+        reward = 0.5 * (precise(old.value) + precise(run.look.value)).view(run.shape)
+        work = scale_log(high - low, reward)
+        for gain, look in ((low, old), (high, run.look)):
+            if look.rate is not None:
+                half = 0.5 * (self.times[run.index] - self.times[run.index - 1])
+                work = work + half * gain * precise(look.rate).view(run.shape)
+        return work
+
+    def _resample(self, run: Run, moves: bool) -> Tensor:
+        """Resample the observations that need it, before a step that adds noise; returns which, ``(B,)``."""
+        never = torch.zeros(run.shape[0], dtype=torch.bool, device=run.x.device)
+        # copies that no noise will part again gain nothing
+        if self.resample_threshold == 0 or not moves:
+            return never
+        log_weights = self._log_weights(run)
+        index, chosen = self._select(log_weights, child_generator(run.generator))
+        if not bool(chosen.any()):
+            return never
+        gained = log_weights.logsumexp(1) - math.log(run.shape[1])
+        run.log_evidence = torch.where(chosen, run.log_evidence + gained, run.log_evidence)
+        flat = (index + run.shape[1] * torch.arange(run.shape[0], device=index.device)[:, None]).flatten()
+        run.x, run.look = run.x[flat], run.look.take(flat)
+        run.ancestors = run.ancestors.gather(1, index)
+        fresh = -self._tilt(run) if self.weights == "twisted" else torch.zeros_like(run.path)
+        run.path = torch.where(chosen[:, None], fresh, run.path)
+        return chosen
+
+    def _select(self, log_weights: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Which particles go on, ``(B, N)``, and which observations have been resampled, ``(B,)``."""
+        count = log_weights.shape[1]
+        ess = effective_sample_size(log_weights)
+        chosen = (ess > 0) & (ess < self.resample_threshold * count)
+        stay = torch.arange(count, device=log_weights.device).expand_as(log_weights)
+        if not bool(chosen.any()):
+            return stay, chosen
+        shares = torch.where(chosen[:, None], log_weights, 0.0).softmax(1)
+        return torch.where(chosen[:, None], RESAMPLERS[self.resampling](shares, count, generator), stay), chosen
+
+    def _state(self, run: Run, before: Tensor, resampled: Tensor, capped: Tensor) -> FMTTState:
+        log_weights = self._log_weights(run)
+        evidence = run.log_evidence + log_weights.logsumexp(1) - math.log(run.shape[1])
+        return FMTTState(run.index, self.times[run.index], run.x.unflatten(0, run.shape), log_weights,
+                         log_weights - before, run.look.value.view(run.shape), run.ancestors, evidence,
+                         resampled, capped)
+
+    def _decode(self, states: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([self.prior.decode(part) for part in states.split(self.chunk_size)])
+
+
+def _check_prior(prior: FlowMap) -> None:
+    if not isinstance(prior, FlowMap):
+        raise TypeError(f"FMTT follows a FlowMap, not a {type(prior).__name__}: pass invflow.load_prior('mnist'), say")
+    if not prior.independent_noise:
+        raise ValueError(
+            f"this {type(prior).__name__} was trained jointly with an adapter: its noise depends on the data, so its "
+            "velocity gives no score, and neither FMTT's dynamics nor its renoising have the data's law. Pass a map "
+            "trained with independent noise, such as invflow.load_prior('mnist'); for this map use "
+            "invflow.NoiseSMC(prior), which needs its jump only"
+        )
