@@ -230,7 +230,7 @@ def test_on_board_by_hand():
     assert on_board(points.reshape(7, 1, 2)).shape == (7, 1)
 
 
-@pytest.mark.parametrize("y", [0.3, 0.97, -1.02, 1.95, 2.3, -2.6, -2.2])
+@pytest.mark.parametrize("y", [0.3, 0.97, -1.02, 1.95, 2.3, -2.2, -3.2, 3.2])
 def test_the_exact_posterior_against_quadrature(y):
     draws = exact_posterior_samples(torch.tensor([y], dtype=torch.float64), 20000, generator())[0]
     assert on_board(draws).all()

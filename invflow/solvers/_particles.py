@@ -17,9 +17,6 @@ from invflow.solvers.tilting import Look
 
 __all__ = ["Chunk", "FMTTState", "PathRecord", "Run", "child_generator", "first_bad", "make_chunks"]
 
-#: the k-hat over which importance weights are not to be relied on (Vehtari et al. 2024)
-RELIABLE_K_HAT = 0.7
-
 
 @dataclass(frozen=True)
 class Chunk:
@@ -184,17 +181,15 @@ def _verdict(solver: str, count: int, ess: Tensor, ancestors: Tensor, k_hat: Ten
     spread. Where there are under twenty particles, half of them are asked for.
     """
     needed = max(2.0, min(10.0, count / 2))
-    # NaN is too few particles to say; inf is a tail of ties, and where it is one particle the size says so
-    heavy = (k_hat > RELIABLE_K_HAT) & k_hat.isfinite()
-    converged = (ess >= needed) & (ancestors >= needed) & ~heavy
+    converged = (ess >= needed) & (ancestors >= needed)
     if not bool(converged.all()):
         independent = torch.minimum(ess, ancestors.to(ess))
         worst = int(torch.where(converged, torch.inf, independent).argmin())
         warnings.warn(
-            f"{solver} has not converged for {int((~converged).sum())} of {len(converged)} observations: with {count} "
-            f"particles, observation {worst} is left with {int(ancestors[worst])} distinct ancestors, an effective "
-            f"sample size of {float(ess[worst]):.3g} and a k-hat of {float(k_hat[worst]):.2g} (wanted: {needed:.3g}, "
-            f"{needed:.3g}, at most {RELIABLE_K_HAT}). Its spread is not to be trusted: take more particles "
-            "or more steps, or a solver made for sharp likelihoods, invflow.NoiseSMC(prior)",
+            f"{solver} has not converged for {int((~converged).sum())} of {len(converged)} observations: of {count} "
+            f"particles, observation {worst} is left with {int(ancestors[worst])} distinct ancestors and an effective "
+            f"sample size of {float(ess[worst]):.3g}, under {needed:.3g} (k-hat {float(k_hat[worst]):.2g}). Its spread is "
+            "not to be trusted: take more particles or more steps, or a solver made for sharp likelihoods, "
+            "invflow.NoiseSMC(prior)",
             stacklevel=3)
     return converged

@@ -70,8 +70,8 @@ class FMTT(Solver):
         diffusion: eps(t), zero at t = 1; a number c stands for c (1 - t). It sets v = 2 eps dt for both kernels.
         time_grid: ``"uniform"``; ``"logit"``, even in log t / (1 - t), for data in many dimensions, whose modes part
             early; a function of the steps; or the times themselves, whose number then decides the steps.
-        max_shift: greatest length of a shift in units of sqrt(v); weights remain exact, and with lighter tails.
-            Jarzynski weights need the whole shift, and none of theirs is capped.
+        max_shift: greatest root mean square of a shift over the values of a state, in units of sqrt(v), the noise of
+            the step; weights remain exact. Jarzynski weights need the whole shift, and none of theirs is capped.
         chunk_size: rows through the map at a time. Samples do not depend on it beyond rounding.
 
     Raises:
@@ -94,7 +94,7 @@ class FMTT(Solver):
     def __init__(self, prior: FlowMap, *, steps: int = 50, look_ahead: str = "flow_map", look_ahead_steps: int = 1,
                  weights: str = "twisted", kernel: str = "sde", resample_threshold: float = 0.5,
                  resampling: str = "systematic", schedule: Schedule = "linear", diffusion: Diffusion = 1.0,
-                 time_grid: Grid = "uniform", max_shift: float = 3.0, chunk_size: int = 256) -> None:
+                 time_grid: Grid = "uniform", max_shift: float = 2.0, chunk_size: int = 256) -> None:
         _check_prior(prior)
         if weights not in ("twisted", "jarzynski"):
             raise ValueError(f"there are no weights {weights!r}: choose 'twisted' or 'jarzynski'")
@@ -310,7 +310,7 @@ class FMTT(Solver):
         pull = 0.5 * math.sqrt(step.variance) * gain.to(mean).view(column) * gradient
         if self.weights == "jarzynski":
             return pull, free
-        length = pull.flatten(1).norm(dim=1)
+        length = pull.flatten(1).square().mean(dim=1).sqrt()
         scale = (self.max_shift / length.clamp(min=1e-30)).clamp(max=1.0)
         return pull * scale.view(column), (scale < 1).to(mean)
 

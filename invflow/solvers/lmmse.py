@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from invflow._random import as_generator, draw_noise
 from invflow.posterior import Posterior
@@ -131,6 +130,8 @@ class LinearMMSE(Solver):
             TypeError: for anything but a Gaussian likelihood with a linear operator.
             ValueError: if the images have another shape.
         """
+        from tqdm import tqdm
+
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples}: ask for at least one sample")
         likelihood, start = self._supported(reward), time.perf_counter()

@@ -35,8 +35,8 @@ from invflow.solvers.noise_target import NoiseProposal, NoiseTarget, Particles
 __all__ = ["NoiseSMC", "NoiseSMCState"]
 
 _LEAST_STEP_SIZE = 1e-6
-# with the acceptance of Langevin moves, whose slope against log h is near -1.15 at 57%, a bit over Newton's
-_ADAPTATION = 1.5
+# the acceptance of Langevin moves falls by 1.15 per unit of log h at 57%: a little more than Newton's step
+_GAIN = 1.2
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class NoiseSMCState:
         log_weights: ``(B, N)``, of the particles; all 0 where they have been resampled.
         log_evidence: ``(B,)``, of the target at this temperature.
         ancestors: ``(B, N)``, the initial particle that each descends from.
-        step_size: ``(B,)``, h for the next temperature.
+        step_size: ``(B,)``, h of this step's moves.
+        first_temperature: ``(B,)``, the first one over 0, which tells how informative the reward is; 0 before.
         ess: ``(B,)``, effective sample size of this step's weights, in particles; NaN where none was made.
         k_hat: ``(B,)``, tail index of this step's weights; NaN where none was made.
         acceptance: ``(B,)``, mean over this step's moves; NaN where none was made.
@@ -61,6 +62,7 @@ class NoiseSMCState:
     log_evidence: Tensor
     ancestors: Tensor
     step_size: Tensor
+    first_temperature: Tensor
     ess: Tensor
     k_hat: Tensor
     acceptance: Tensor
@@ -263,7 +265,8 @@ class NoiseSMC(Solver):
         zero = torch.zeros_like(none)
         return NoiseSMCState(
             particles, zero, torch.zeros_like(particles.log_reward), zero,
-            torch.arange(count, device=rows.device).expand(observations, -1), zero + self.step_size, none, none, none)
+            torch.arange(count, device=rows.device).expand(observations, -1), zero + self.step_size, zero,
+            none, none, none)
 
     def _advance(self, target: NoiseTarget, move: Move, state: NoiseSMCState, step: int,
                  generator: torch.Generator) -> NoiseSMCState:
@@ -271,6 +274,7 @@ class NoiseSMC(Solver):
         active = state.temperature < 1
         log_ratio = target.log_ratio(state.particles)
         temperature = self._next_temperature(log_ratio, state.temperature, step)
+        step_size = self._adapted(move, state, temperature)
         increments = scale_log((temperature - state.temperature)[:, None], log_ratio)
         gained = log_mean_weight(torch.zeros_like(increments), increments)
         if not bool(torch.isfinite(gained).all()):
@@ -281,7 +285,8 @@ class NoiseSMC(Solver):
                 "-inf at some images, not at all of them, and never +inf or NaN: check it, or take more particles"
             )
         state = replace(
-            state, temperature=temperature, log_evidence=state.log_evidence + gained,
+            state, temperature=temperature, log_evidence=state.log_evidence + gained, step_size=step_size,
+            first_temperature=torch.where(state.temperature == 0, temperature, state.first_temperature),
             ess=torch.where(active, effective_sample_size(increments), torch.nan),
             k_hat=torch.where(active, pareto_k_hat(increments), torch.nan))
         if self.num_moves == 0:
@@ -298,8 +303,7 @@ class NoiseSMC(Solver):
         acceptance = torch.full_like(temperature, torch.nan).index_copy(0, rows, accepted)
         return replace(
             state, particles=state.particles.write(rows, particles), acceptance=acceptance,
-            ancestors=torch.where(active[:, None], state.ancestors.gather(1, index), state.ancestors),
-            step_size=self._adapted(move, state.step_size, acceptance))
+            ancestors=torch.where(active[:, None], state.ancestors.gather(1, index), state.ancestors))
 
     def _next_temperature(self, log_ratio: Tensor, temperature: Tensor, step: int) -> Tensor:
         if self.temperatures is not None:
@@ -308,12 +312,20 @@ class NoiseSMC(Solver):
             return torch.ones_like(temperature)
         return next_temperature(log_ratio, temperature, self.ess_threshold)
 
-    def _adapted(self, move: Move, step_size: Tensor, acceptance: Tensor) -> Tensor:
-        """Step size of the next temperature; the same where no move was made."""
+    def _adapted(self, move: Move, state: NoiseSMCState, temperature: Tensor) -> Tensor:
+        """Step size at the next temperature, from the acceptance at the last and from both temperatures.
+
+        Along a direction of which e^r knows the inverse variance L, the target has the inverse variance 1 + lambda L
+        in units of the reference, and h goes with its inverse square root. The first temperature is where the reward
+        begins to tell the particles apart, L = 1 / first: without this forecast h would trail behind.
+        """
         if self.acceptance is None or not move.tunable:
-            return step_size
-        factor = (_ADAPTATION * (acceptance - self.acceptance)).exp().nan_to_num(nan=1.0)
-        return (step_size * factor).clamp(_LEAST_STEP_SIZE, 1.0)
+            return state.step_size
+        first, last = state.first_temperature, state.temperature
+        change = _GAIN * (state.acceptance - self.acceptance) - 0.5 * ((first + temperature) / (first + last)).log()
+        adapted = (state.step_size * change.exp()).clamp(_LEAST_STEP_SIZE, 1.0)
+        # as it was before the first temperature, and after the last
+        return torch.where(state.acceptance.isnan() | (last == 1), state.step_size, adapted)
 
 
 def _checked_temperatures(temperatures: Sequence[float]) -> tuple[float, ...]:

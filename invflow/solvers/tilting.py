@@ -360,7 +360,7 @@ class LookAhead:
         if self.kind == "denoiser":
             drift = self.prior.velocity(x, time)
             return x + (1 - expand_time(time, x)) * drift, drift
-        knots = [t, *(1 - (1 - t) * (self.jumps - k) / self.jumps for k in range(1, self.jumps + 1))]
-        for start, end in itertools.pairwise(knots):
+        for k in range(self.jumps):
+            start, end = (1 - (1 - time) * (self.jumps - i) / self.jumps if i else time for i in (k, k + 1))
             x = self.prior.jump(x, start, end)
         return x, None

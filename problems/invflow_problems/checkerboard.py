@@ -75,12 +75,12 @@ def exact_posterior_samples(y: Tensor, n: int, generator: torch.Generator | None
     scale = torch.as_tensor(sigma, dtype=torch.float64, device=y.device).reshape(-1, 1)
     uniform = torch.rand(len(y), n, 2, generator=generator, device=generator.device, dtype=torch.float64)
     uniform = uniform.to(y.device)
-    # mirrored: beyond the board's edge the board is then the lower tail, where ndtr keeps its digits
+    # mirrored: beyond the board's edge the board is then the lower tail, where probabilities keep their digits
     flip = torch.where(centre < 0, -1.0, 1.0).double()
     low, high = ((edge - flip * centre) / scale for edge in (-2.0, 2.0))
     if bool((high < -35).any()):
         raise ValueError(f"a measurement of {float(y.abs().max()):.4g} lies too far off the board [-2, 2]")
-    lower, upper = torch.special.ndtr(low), torch.special.ndtr(high)
+    lower, upper = (torch.special.log_ndtr(edge).exp() for edge in (low, high))  # ndtr itself is 0 below -9
     quantile = torch.special.ndtri(lower + uniform[..., 0] * (upper - lower))
     first = _below((flip * (flip * centre + scale * quantile)).clamp(min=-2.0).to(y.dtype), 2.0)
     # which of the column's two cells, then the place in it from what is left of the draw

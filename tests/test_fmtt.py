@@ -1,0 +1,493 @@
+"""Flow map trajectory tilting: exactness of the weights, against the tilted base sampler and closed forms."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from invflow import FMTT, ExactPosterior, FlowMap, FunctionReward, GaussianLikelihood, GaussianMixtureFlow, Operator
+from invflow.flowmap import expand_time
+from invflow.posterior import Posterior
+from invflow.reward import Reward
+from invflow.solvers._particles import make_chunks
+from invflow.solvers.registry import solver_by_name
+from invflow.solvers.tilting import AnnealedVariance, LookAhead, base_steps, logit_grid, make_times, schedule_values
+from invflow.testing import check_solver
+
+F64 = torch.float64
+REPLICATES, PARTICLES = 16, 250
+LOOK_AHEADS = ("flow_map", "denoiser", "none")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Tilt(Reward):
+    """The same function of images for each of so many observations, which are replicates of one another."""
+
+    def __init__(self, fn: Callable[[Tensor], Tensor], count: int, differentiable: bool = True) -> None:
+        self.fn, self.num_observations, self.differentiable = fn, count, differentiable
+
+    def select(self, index: Any) -> Reward:
+        other = copy.copy(self)
+        other.num_observations = len(torch.arange(self.num_observations or 1)[index])
+        return other
+
+    def __call__(self, x: Tensor) -> Tensor:
+        assert x.shape[0] == self.num_observations
+        return self.fn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def left_penalty(x: Tensor) -> Tensor:
+    return -x[:, 0].clamp(max=0) ** 2
+
+
+def replicated(fn: Callable[[Tensor], Tensor] = left_penalty, count: int = REPLICATES) -> Tilt:
+    return Tilt(fn, count)
+
+
+@functools.cache
+def ring(steps: int = 4) -> GaussianMixtureFlow:
+    """Eight Gaussians of variance 0.5 at radius 4.8; few steps of the jump make it quick, and slightly wrong."""
+    angle = 2 * math.pi * torch.arange(8) / 8
+    return GaussianMixtureFlow(4.8 * torch.stack([angle.cos(), angle.sin()], 1), std=0.5**0.5, steps=steps)
+
+
+class Skewed(FlowMap):
+    """A map that was learned badly: the velocity and the jump are both off, each in its own way."""
+
+    state_shape = image_shape = (2,)
+
+    def velocity(self, x: Tensor, t: Any) -> Tensor:
+        return ring().velocity(x, t) + 0.4 * torch.sin(x.flip(1))
+
+    def jump(self, x: Tensor, s: Any, t: Any) -> Tensor:
+        gap = expand_time(t, x) - expand_time(s, x)
+        return 0.8 * ring().jump(x, s, t) + 0.2 * x + gap * torch.tensor([0.7, -0.4])
+
+
+class Gaussian(FlowMap):
+    """The flow of N(0, I) to N(0, I), with a map in closed form: one call for each jump."""
+
+    state_shape = image_shape = (3,)
+
+    def velocity(self, x: Tensor, t: Any) -> Tensor:
+        t = expand_time(t, x)
+        return x * (2 * t - 1) / ((1 - t) ** 2 + t**2)
+
+    def jump(self, x: Tensor, s: Any, t: Any) -> Tensor:
+        s, t = expand_time(s, x), expand_time(t, x)
+        return x * (((1 - t) ** 2 + t**2) / ((1 - s) ** 2 + s**2)).sqrt()
+
+
+class Row(Operator):
+    """One linear measurement."""
+
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("matrix", matrix)
+        self.measurement_shape, self.image_shape = (len(matrix),), (matrix.shape[1],)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix.T
+
+
+def quantities(x: Tensor, reward: Tensor) -> Tensor:
+    """What is compared: the share of the right half-plane and the reward, ``(..., 2)``."""
+    return torch.stack([(x[..., 0] > 0).double(), reward.double()], -1)
+
+
+def estimate(posterior: Posterior, fn: Callable[[Tensor], Tensor] = left_penalty) -> tuple[Tensor, Tensor]:
+    """Mean over the replicates, and its standard error."""
+    values = quantities(posterior.samples, fn(posterior.samples.flatten(0, 1)).unflatten(0, posterior.samples.shape[:2]))
+    each = (posterior.weights.double()[..., None] * values).sum(1)
+    return each.mean(0), each.std(0) / len(each) ** 0.5
+
+
+def tilted(x: Tensor, fn: Callable[[Tensor], Tensor] = left_penalty) -> tuple[Tensor, Tensor]:
+    """The same of independent draws of a base law, by importance weights e^r; the delta method's error."""
+    reward = fn(x).double()
+    weights = reward.exp() / reward.exp().sum()
+    values = quantities(x, reward)
+    mean = (weights[:, None] * values).sum(0)
+    return mean, (weights[:, None] * (values - mean)).square().sum(0).sqrt()
+
+
+def distance(found: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> float:
+    """The largest difference in standard errors."""
+    return float(((found[0] - truth[0]).abs() / (found[1] ** 2 + truth[1] ** 2).sqrt()).max())
+
+
+@functools.cache
+def base_truth(kernel: str, steps: int) -> tuple[Tensor, Tensor]:
+    return tilted(FMTT(ring(), steps=steps, kernel=kernel, chunk_size=10**6).prior_samples(40_000, generator=generator(5)))
+
+
+@functools.cache
+def exact_truth() -> tuple[Tensor, Tensor]:
+    return tilted(ring().sample(300_000, generator=generator(6)))
+
+
+def run(prior: FlowMap, reward: Reward | None = None, particles: int = PARTICLES, seed: int = 1,
+        solver: type[FMTT] = FMTT, **settings: Any) -> Posterior:
+    sampler = solver(prior, **{"chunk_size": 10**6, **settings})
+    return sampler.sample(reward or replicated(), particles, generator=generator(seed))
+
+
+# -- exactness ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("look_ahead", LOOK_AHEADS)
+@pytest.mark.parametrize("steps", [10, 25])
+@pytest.mark.parametrize("kernel", ["sde", "renoise"])
+def test_twisted_weights_give_the_tilted_base_sampler(kernel: str, steps: int, look_ahead: str) -> None:
+    posterior = run(ring(), steps=steps, kernel=kernel, look_ahead=look_ahead)
+    assert distance(estimate(posterior), base_truth(kernel, steps)) < 3
+
+
+@pytest.mark.parametrize("look_ahead", LOOK_AHEADS)
+def test_renoising_gives_the_exact_tilted_mixture_in_few_steps(look_ahead: str) -> None:
+    posterior = run(ring(8), steps=6, kernel="renoise", look_ahead=look_ahead)
+    assert distance(estimate(posterior), exact_truth()) < 3
+
+
+@pytest.mark.parametrize("kernel", ["sde", "renoise"])
+def test_twisted_weights_are_exact_with_a_wrong_map(kernel: str) -> None:
+    prior = Skewed()
+    base = FMTT(prior, steps=8, kernel=kernel, chunk_size=10**6)
+    truth = tilted(base.prior_samples(40_000, generator=generator(2)))
+    assert distance(truth, exact_truth()) > 3  # the map is wrong enough to be told from the exact one
+    assert distance(estimate(run(prior, steps=8, kernel=kernel)), truth) < 3
+
+
+@pytest.mark.parametrize("settings", [
+    {"schedule": lambda t: 0.4 + 0.6 * t**2}, {"diffusion": lambda t: 2 * (1 - t) ** 2}, {"time_grid": "logit"},
+    {"resample_threshold": 0.95}, {"resample_threshold": 0.0}, {"max_shift": 0.3}, {"max_shift": math.inf},
+], ids=["schedule", "diffusion", "grid", "resample", "never", "capped", "uncapped"])
+def test_twisted_weights_are_exact_for_any_setting(settings: dict[str, Any]) -> None:
+    base = FMTT(ring(), steps=8, chunk_size=10**6, **settings)
+    truth = tilted(base.prior_samples(40_000, generator=generator(3)))
+    assert distance(estimate(run(ring(), steps=8, **settings)), truth) < 3
+
+
+class ForgetsShift(FMTT):
+    """The density of q leaves out the shift."""
+
+    def _advance_chunk(self, *args: Any) -> Any:
+        x, ratio, capped, look = super()._advance_chunk(*args)
+        return x, torch.zeros_like(ratio), capped, look
+
+
+class ForgetsStart(FMTT):
+    """The weights start at zero, not at r_0."""
+
+    def _start(self, *args: Any) -> Any:
+        started = super()._start(*args)
+        started.path = -self._tilt(started)
+        return started
+
+
+@pytest.mark.parametrize("mistake", [ForgetsShift, ForgetsStart])
+def test_the_comparison_sees_what_is_forgotten(mistake: type[FMTT]) -> None:
+    settings: dict[str, Any] = {"steps": 10, "schedule": lambda t: 0.5 + 0.5 * t}
+    assert distance(estimate(run(ring(), **settings)), base_truth("sde", 10)) < 3
+    assert distance(estimate(run(ring(), solver=mistake, **settings)), base_truth("sde", 10)) > 6
+
+
+@pytest.mark.parametrize("look_ahead", LOOK_AHEADS)
+def test_jarzynski_weights_hold_at_many_steps(look_ahead: str) -> None:
+    posterior = run(ring(), steps=100, look_ahead=look_ahead, weights="jarzynski", particles=150)
+    assert distance(estimate(posterior), exact_truth()) < 3
+
+
+def test_without_resampling_a_better_look_ahead_brings_more_particles_over() -> None:
+    """The order of arXiv 2511.22688: 69% with the flow map, 61% with the denoiser, 53% with none."""
+    shares = {}
+    for look_ahead in LOOK_AHEADS:
+        posterior = run(ring(), steps=25, look_ahead=look_ahead, resample_threshold=0.0, max_shift=math.inf)
+        each = (posterior.samples[..., 0] > 0).double().mean(1)
+        shares[look_ahead] = (each.mean(), each.std() / len(each) ** 0.5)
+    for better, worse in (("flow_map", "denoiser"), ("denoiser", "none")):
+        gap = shares[better][0] - shares[worse][0]
+        assert gap > 3 * (shares[better][1] ** 2 + shares[worse][1] ** 2).sqrt()
+
+
+@pytest.mark.parametrize("weights", ["twisted", "jarzynski"])
+def test_evidence_is_that_of_the_base_sampler(weights: str) -> None:
+    steps = 10 if weights == "twisted" else 100
+    posterior = run(ring(), steps=steps, weights=weights, look_ahead="denoiser", particles=150)
+    base = FMTT(ring(), steps=steps, chunk_size=10**6).prior_samples(40_000 if steps == 10 else 5000, generator=generator(4))
+    reward = left_penalty(base).exp()
+    assert posterior.log_evidence is not None
+    ratio = posterior.log_evidence.exp() / reward.mean()
+    error = (ratio.var() / len(ratio) + (reward.std() / reward.mean()) ** 2 / len(reward)).sqrt()
+    assert abs(ratio.mean() - 1) < 3 * error
+
+
+@pytest.mark.parametrize("schedule", ["linear", "annealed"])
+def test_linear_gaussian_posterior_and_evidence_of_a_mixture(schedule: str) -> None:
+    means = torch.tensor([[0.0, 1.5], [1.5, 0.0], [-1.0, -1.0]], dtype=F64)
+    prior = GaussianMixtureFlow(means, std=0.5, weights=torch.tensor([0.5, 0.3, 0.2]), steps=6)
+    y = torch.tensor([[0.6]], dtype=F64).expand(20, 1)
+    likelihood = GaussianLikelihood(Row(torch.tensor([[1.0, 0.5]], dtype=F64)), y, sigma=0.3)
+    posterior = run(prior, likelihood, 300, kernel="renoise", steps=8, schedule=schedule)
+    exact = ExactPosterior(prior)
+    mean, covariance = exact.moments(likelihood.select([0]))
+    found = torch.cat([posterior.mean(), posterior.std().square()], 1)
+    truth = torch.cat([mean[0], covariance[0].diagonal()])
+    assert (((found.mean(0) - truth) / (found.std(0) / 20**0.5)).abs() < 3.5).all()
+    assert posterior.log_evidence is not None
+    ratio = (posterior.log_evidence - exact.log_evidence(likelihood)).exp()
+    assert abs(ratio.mean() - 1) < 3 * ratio.std() / 20**0.5
+
+
+@pytest.mark.parametrize("settings", [
+    {"kernel": "renoise"}, {"kernel": "renoise", "look_ahead": "denoiser", "schedule": "annealed"},
+    {"kernel": "renoise", "diffusion": math.inf, "resampling": "residual"},
+], ids=["flow map", "denoiser", "full renoising"])
+def test_contract(settings: dict[str, Any]) -> None:
+    check_solver(lambda prior: FMTT(prior, steps=6, **settings))
+
+
+@pytest.mark.parametrize("settings", [{}, {"weights": "jarzynski", "look_ahead": "denoiser"}])
+def test_contract_of_discretised_dynamics(settings: dict[str, Any]) -> None:
+    check_solver(lambda prior: FMTT(prior, steps=6, **settings), exact=False, num_samples=64)
+
+
+def test_a_black_box_reward_is_tilted_exactly_without_gradients() -> None:
+    reward = Tilt(left_penalty, REPLICATES, differentiable=False)
+    posterior = run(ring(), reward, steps=10, look_ahead="denoiser")
+    assert posterior.nfe.backward == 0
+    assert distance(estimate(posterior), base_truth("sde", 10)) < 3
+
+
+def test_a_reward_of_minus_infinity_is_a_weight_of_zero() -> None:
+    def inside(x: Tensor) -> Tensor:
+        return torch.where(x[:, 0] > 0, 0.0, -torch.inf)
+
+    posterior = run(ring(), Tilt(inside, 4, differentiable=False), steps=6, look_ahead="denoiser")
+    assert (posterior.samples[..., 0][posterior.weights > 0] > 0).all()
+    smooth = Tilt(lambda x: torch.where(x[:, 0] > 0, -x[:, 1] ** 2, -torch.inf), 4)
+    assert run(ring(), smooth, steps=6, look_ahead="denoiser").samples.isfinite().all()
+
+
+# -- its parts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("look_ahead", ["denoiser", "none", "flow_map"])
+def test_rate_is_the_change_along_the_flow(look_ahead: str) -> None:
+    means = torch.tensor([[2.0, 0.0], [-1.0, 1.0]], dtype=F64)
+    prior, t, h = GaussianMixtureFlow(means, std=0.6), 0.4, 1e-4
+    x = torch.randn(6, 2, generator=generator(), dtype=F64)
+    reward = FunctionReward(lambda image: torch.sin(image).sum(1))
+    ahead = LookAhead(prior, look_ahead)
+    look = ahead(reward, x, t, (2, 3), rate=True)
+    later, earlier = (ahead(reward, prior.jump(x, t, s), s, (2, 3)).value for s in (t + h, t - h))
+    torch.testing.assert_close(look.rate, (later - earlier) / (2 * h), atol=2e-5, rtol=1e-4)
+    if look_ahead == "flow_map":  # which sees the same end all along its way
+        assert look.rate is not None and look.rate.abs().max() < 1e-4
+
+
+def test_several_jumps_of_an_exact_map_look_ahead_like_one() -> None:
+    x, reward = torch.randn(4, 3, generator=generator(), dtype=F64), FunctionReward(lambda image: image.sum(1))
+    one, four = (LookAhead(Gaussian(), jumps=k)(reward, x, 0.3, (1, 4), gradient=True) for k in (1, 4))
+    torch.testing.assert_close(one.value, four.value)
+    torch.testing.assert_close(one.gradient, four.gradient)
+
+
+@pytest.mark.parametrize("diffusion", [1.0, 0.3, math.inf, lambda t: (1 - t) ** 2])
+def test_renoising_has_the_marginals_of_the_path(diffusion: Any) -> None:
+    prior, generator_ = Gaussian(), generator()
+    x = torch.randn(20_000, 3, generator=generator_, dtype=F64)
+    for step in base_steps("renoise", [0.0, 0.2, 0.5, 0.6, 0.9, 1.0], diffusion):
+        x = step.mean(prior, x) + step.variance**0.5 * torch.randn(x.shape, generator=generator_, dtype=F64)
+        exact = (1 - step.end) ** 2 + step.end**2
+        assert abs(x.var() / exact - 1) < 4 * (2 / x.numel()) ** 0.5
+    assert step.variance == 0
+
+
+def test_the_error_of_euler_steps_is_of_first_order() -> None:
+    """Of N(0, I) both kernels are linear, and the variance of their law follows from a recursion."""
+    errors = []
+    for steps in (20, 40, 80):
+        variance = 1.0
+        for step in base_steps("sde", make_times("uniform", steps), 1.0):
+            slope = float(step.mean(Gaussian(), torch.ones(1, 3, dtype=F64))[0, 0])
+            variance = slope**2 * variance + step.variance
+        errors.append(abs(variance - 1))
+    rates = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    assert all(0.8 < rate < 1.3 for rate in rates), rates
+
+
+def test_grids_and_schedules() -> None:
+    assert make_times("uniform", 4) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    for steps in (1, 2, 3, 20):
+        times = make_times("logit", steps)
+        assert len(times) == steps + 1 and times == sorted(set(times))
+    inner = torch.tensor(logit_grid(10, first=0.01, last=0.9)[1:-1], dtype=F64)
+    torch.testing.assert_close(torch.logit(inner).diff().diff(), torch.zeros(7, dtype=F64))
+    assert FMTT(ring(), time_grid=[0.0, 0.3, 1.0]).steps == 2
+    likelihood = GaussianLikelihood(Row(torch.ones(1, 2)), torch.zeros(2, 1), sigma=torch.tensor([0.5, 2.0]))
+    values = schedule_values(AnnealedVariance(1.5), [0.0, 0.5, 1.0], likelihood, ring())
+    at_half = [s**2 / (s**2 + 1.5**2 / 2) for s in (0.5, 2.0)]
+    torch.testing.assert_close(values[:, 1], torch.tensor(at_half, dtype=F64))
+    torch.testing.assert_close(values[:, 0], torch.tensor([0.25 / 2.5, 4 / 6.25], dtype=F64))
+    assert (values[:, 2] == 1).all()
+
+
+@pytest.mark.parametrize(("observations", "count", "size"), [(3, 5, 4), (3, 5, 11), (1, 1, 1), (2, 7, 100)])
+def test_chunks_cover_every_row_once(observations: int, count: int, size: int) -> None:
+    chunks = make_chunks(Tilt(left_penalty, observations), observations, count, size)
+    rows = [row for chunk in chunks for row in range(observations * count)[chunk.rows]]
+    assert rows == list(range(observations * count))
+    for chunk in chunks:
+        assert math.prod(chunk.shape) == chunk.rows.stop - chunk.rows.start <= max(size, 1)
+        assert chunk.reward.num_observations == chunk.shape[0]
+
+
+# -- the contract of a particle solver ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"kernel": "renoise"}, {"weights": "jarzynski", "look_ahead": "none"}, {"kernel": "renoise", "diffusion": math.inf},
+])
+def test_chunks_change_nothing(settings: dict[str, Any]) -> None:
+    prior = GaussianMixtureFlow(ring().means.double(), std=0.7, steps=3)
+    reward = Tilt(lambda x: 3 * left_penalty(x), 3)
+    results = [run(prior, reward, 20, steps=5, chunk_size=size, resample_threshold=0.9, **settings)
+               for size in (7, 45, 10**6)]
+    for other in results[1:]:
+        torch.testing.assert_close(other.samples, results[0].samples, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(other.log_weights, results[0].log_weights, rtol=1e-8, atol=1e-8)
+    assert results[0].diagnostics["resamplings"].min() > 0
+
+
+@pytest.mark.parametrize(("settings", "forward", "backward"), [
+    ({}, 2 * 5, 3),  # a velocity and a look-ahead for each step; no pull where g = 0 or v = 0
+    ({"look_ahead": "denoiser"}, 5, 3),  # which is the velocity
+    ({"look_ahead": "none"}, 5, 0),
+    ({"look_ahead_steps": 2}, 3 * 5, 2 * 3),
+    ({"kernel": "renoise"}, 5 + 5 + 4 - 3, 4),  # jumps, look-ahead of states and means, less jumps to u = 1
+    ({"weights": "jarzynski"}, 2 * 5, 3),
+    ({"weights": "jarzynski", "look_ahead": "denoiser"}, 5, 5),
+])
+def test_cost_is_counted(settings: dict[str, Any], forward: int, backward: int) -> None:
+    posterior = run(Gaussian(), FunctionReward(lambda x: -x.square().sum(1)), 12, steps=5, chunk_size=5, **settings)
+    assert (posterior.nfe.forward, posterior.nfe.backward) == (forward, backward)
+
+
+def test_iterate_yields_each_step_and_sample_is_a_loop_over_it() -> None:
+    solver, reward = FMTT(ring(), steps=4, look_ahead="denoiser"), Tilt(lambda x: 5 * left_penalty(x), 2)
+    states = list(solver.iterate(reward, 30, generator=generator()))
+    assert [state.step for state in states] == [0, 1, 2, 3, 4] and [s.time for s in states] == solver.times
+    posterior = solver.sample(reward, 30, generator=generator())
+    assert torch.equal(posterior.samples, states[-1].states)
+    torch.testing.assert_close(posterior.log_weights.double(), states[-1].log_weights.log_softmax(1), rtol=1e-5, atol=1e-5)
+    assert all(bool((s.ancestors[0].diff() >= 0).all()) for s in states)
+    assert bool(torch.stack([s.resampled for s in states]).any())
+    assert posterior.diagnostics["times"] == solver.times
+    for name in ("ess_path", "reward_path"):
+        assert posterior.diagnostics[name].shape == (2, 5)
+    assert posterior.diagnostics["increment_std"].shape == (2, 4)
+    assert (posterior.diagnostics["ess_path"][:, 0] == 30).all()  # r_0 is zero
+    assert (posterior.select([1]).diagnostics["k_hat"].shape) == (1,)
+
+
+def test_each_observation_is_resampled_on_its_own() -> None:
+    likelihood = GaussianLikelihood(Row(torch.tensor([[1.0, 0.0]])), torch.zeros(2, 1), sigma=torch.tensor([0.3, 1e3]))
+    posterior = run(ring(), likelihood, 64, steps=8, look_ahead="none")
+    resamplings, ancestors = posterior.diagnostics["resamplings"], posterior.diagnostics["distinct_ancestors"]
+    assert resamplings[0] > 0 and resamplings[1] == 0
+    assert ancestors[0] < 64 and ancestors[1] == 64
+
+
+def test_prior_samples_have_the_law_of_the_steps() -> None:
+    few, many = (FMTT(ring(), steps=k, chunk_size=999).prior_samples(4000, generator=generator()) for k in (2, 40))
+    radius = ring().sample(4000, generator=generator(1)).norm(dim=1)
+    error = radius.std() * (2 / 4000) ** 0.5
+    assert abs(many.norm(dim=1).mean() - radius.mean()) < 5 * error < abs(few.norm(dim=1).mean() - radius.mean())
+
+
+def test_it_says_whether_it_has_converged() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fine = run(ring(), replicated(count=2), 100, steps=10)
+    assert fine.diagnostics["converged"].all() and fine.diagnostics["k_hat"].shape == (2,)
+    sharp = GaussianLikelihood(Row(torch.eye(2)), torch.tensor([[4.8, 0.0]]), sigma=1e-3)
+    with pytest.warns(UserWarning, match=r"not converged for 1 of 1 .* distinct ancestors"):
+        bad = run(ring(), sharp, 50, steps=10)
+    assert not bad.diagnostics["converged"].any()
+
+
+def test_a_constant_reward_changes_nothing() -> None:
+    posterior = run(ring(), FunctionReward(lambda x: x.new_full((len(x),), 2.0)), 40, steps=4)
+    torch.testing.assert_close(posterior.weights, torch.full((1, 40), 1 / 40))
+    torch.testing.assert_close(posterior.log_evidence, torch.tensor([2.0]))
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+def test_nan_is_named_with_its_place() -> None:
+    def broken(x: Tensor) -> Tensor:
+        return torch.where(torch.arange(len(x)) == 7, torch.nan, x.sum(1))
+
+    with pytest.raises(ValueError, match=r"reward is NaN.* step 0 of 3 .*observation 1, particle 2.*is finite"):
+        run(ring(), Tilt(broken, 2), 5, steps=3)
+    rooted = FunctionReward(lambda x: (x[:, 0] * 0).sqrt())
+    with pytest.raises(ValueError, match="gradient of the reward is NaN or infinite at step 1"):
+        run(ring(), rooted, 5, steps=3)
+
+
+def test_a_map_trained_with_an_adapter_is_refused() -> None:
+    prior = Gaussian()
+    prior.independent_noise = False
+    with pytest.raises(ValueError, match=r"jointly with an adapter.*no score.*NoiseSMC"):
+        FMTT(prior)
+    with pytest.raises(TypeError, match="follows a FlowMap, not a str"):
+        FMTT("mnist")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"weights": "jarzynski", "kernel": "renoise"}, "weights='twisted', or kernel='sde'"),
+    ({"weights": "naive"}, "'twisted' or 'jarzynski'"), ({"kernel": "ode"}, "'sde' .* or 'renoise'"),
+    ({"look_ahead": "map"}, "flow_map, denoiser, none"), ({"look_ahead_steps": 0}, "at least 1 jump"),
+    ({"resampling": "fair"}, "systematic"), ({"resample_threshold": 2.0}, "share of the particles"),
+    ({"steps": 0}, "at least 1"), ({"time_grid": [0.0, 0.6, 0.5, 1.0]}, "increase strictly"),
+    ({"time_grid": "even"}, "'uniform' or 'logit'"), ({"schedule": "quick"}, "'linear' or 'annealed'"),
+    ({"diffusion": lambda t: 1.0}, "must vanish"), ({"diffusion": -1.0}, ">= 0"), ({"diffusion": math.inf}, "finite"),
+    ({"max_shift": 0.0}, "must be over 0"), ({"chunk_size": 0}, "at least 1"),
+])
+def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FMTT(ring(), **settings)
+
+
+def test_rewards_that_do_not_fit_the_settings() -> None:
+    tilt = FunctionReward(left_penalty)
+    with pytest.raises(TypeError, match="noise level sigma"):
+        run(ring(), tilt, 4, schedule="annealed")
+    with pytest.raises(ValueError, match="rise from at least 0"):
+        run(ring(), tilt, 4, schedule=lambda t: 1 - t)
+    with pytest.raises(ValueError, match="weights='twisted'"):
+        run(ring(), FunctionReward(left_penalty, differentiable=False), 4, weights="jarzynski")
+    with pytest.raises(ValueError, match="at least one sample"):
+        run(ring(), tilt, 0)
+    with pytest.raises(ValueError, match="at least one image"):
+        FMTT(ring()).prior_samples(0)
+
+
+def test_it_is_registered_by_name() -> None:
+    solver = solver_by_name("fmtt", ring(), steps=3, kernel="renoise")
+    assert isinstance(solver, FMTT) and solver.settings()["kernel"] == "renoise"
