@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +100,7 @@ def test_contract(moves: str) -> None:
     check_solver(lambda prior: NoiseSMC(prior, moves=moves, num_moves=num_moves, chunk_size=10_000))
 
 
+@pytest.mark.filterwarnings("ignore:not converged")  # without moves, and rightly
 @pytest.mark.parametrize("options", [{"resampling": "ssp"}, {"num_moves": 0}, {"temperatures": [0.1, 1.0]}])
 def test_contract_with_a_proposal(options: dict[str, Any]) -> None:
     check_solver(lambda prior: NoiseSMC(prior, proposal=OFF_CENTRE, chunk_size=10_000, **options))
@@ -165,7 +165,7 @@ def test_reference_is_the_tempered_gaussian() -> None:
     torch.testing.assert_close(difference, difference[:, :1].expand_as(difference))
     # and the importance weight is reward and prior over proposal
     particles = target.evaluate(z, torch.arange(2))
-    expected = (likelihood(0.5 * 0 + particles.images) + normal(0.0, 1.0).log_prob(z).sum(2)
+    expected = (likelihood(particles.images) + normal(0.0, 1.0).log_prob(z).sum(2)
                 - normal(OFF_CENTRE.mean, OFF_CENTRE.std).log_prob(z).sum(2))
     torch.testing.assert_close(target.log_ratio(particles), expected)
 
@@ -268,7 +268,7 @@ def test_importance_weights_of_vfm(steps: int) -> None:
     operator = MatrixOperator(MATRIX.float(), image_shape=(2,))
     operator.problem_class = "gaussian"
     likelihood = GaussianLikelihood(operator, torch.tensor([[0.3], [-0.8]]), sigma=0.7)
-    mean, std = adapter.propose(likelihood)
+    mean, std = (value.detach() for value in adapter.propose(likelihood))
     assert float((std - 1).abs().max()) > 0.05
 
     plain = invflow.VFM(prior, adapter, steps=steps, chunk_size=30).sample(likelihood, 50, generator=generator(4))
@@ -317,8 +317,8 @@ def test_each_observation_has_its_own_schedule() -> None:
     for state in states[1:-1]:
         if float(state.temperature[1]) < 1:
             assert float(state.ess[1]) == pytest.approx(100, rel=1e-4)
-    acceptance = torch.stack([state.acceptance[1] for state in states[-5:]])
-    assert float(acceptance.mean()) == pytest.approx(0.57, abs=0.2)
+    acceptance = torch.stack([state.acceptance[1] for state in states[-3:]])
+    assert float(acceptance.mean()) == pytest.approx(0.57, abs=0.12)
     assert float(states[-1].step_size[1]) < 0.3
 
     posterior = solver.sample(measured([0.9, 0.9], sigma), 200, generator=generator())
@@ -405,13 +405,10 @@ def test_refuses() -> None:
     with pytest.raises(ValueError, match="at least one sample"):
         NoiseSMC(gaussian()).sample(likelihood, 0)
 
-    def broken(fn: Callable[[Tensor], Tensor]) -> FunctionReward:
-        return FunctionReward(fn)
-
     with pytest.raises(ValueError, match="no gradient comes back"):
-        NoiseSMC(gaussian()).sample(broken(lambda x: x.detach()[:, 0]), 5)
-    with pytest.raises(ValueError, match="observation 0.*-inf"):
-        NoiseSMC(gaussian()).sample(broken(lambda x: x[:, 0] * torch.nan), 5)
+        NoiseSMC(gaussian()).sample(FunctionReward(lambda x: x.detach()[:, 0]), 5)
+    with pytest.raises(ValueError, match=r"observation 0.*-inf"):
+        NoiseSMC(gaussian()).sample(FunctionReward(lambda x: x[:, 0] * torch.nan), 5)
     thin = GaussianProposal(torch.zeros(2, dtype=F64), torch.tensor([0.0, 1.0], dtype=F64))
     with pytest.raises(ValueError, match="least std is 0"):
         NoiseSMC(gaussian(), proposal=thin).sample(likelihood, 5)

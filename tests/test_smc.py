@@ -117,7 +117,7 @@ def test_resampling_refuses(name: str) -> None:
     with pytest.raises(ValueError, match="n=0"):
         resample(WEIGHTS[None], 0, None)
     for bad in (-1.0, torch.nan, torch.inf):
-        with pytest.raises(ValueError, match="observation 1.*softmax"):
+        with pytest.raises(ValueError, match=r"observation 1.*softmax"):
             resample(torch.tensor([[0.5, 0.5], [bad, 2.0]]), 3, None)
     with pytest.raises(ValueError, match="observation 0"):
         resample(torch.zeros(1, 4), 3, None)

@@ -43,7 +43,7 @@ def judge(posterior: Posterior, likelihood: GaussianLikelihood, truth: Tensor) -
     return {
         "psnr": psnr(posterior.mean(), truth),
         "crps": crps(posterior.samples, truth, posterior.log_weights).flatten(1).mean(dim=1),
-        "coverage": coverage(posterior.samples, truth, 0.9, posterior.log_weights).flatten(1).mean(dim=1),
+        "coverage": coverage(posterior.samples, truth, 0.9, posterior.log_weights).float().flatten(1).mean(dim=1),
         "residual": likelihood.residual(posterior.samples).mean(dim=1).sqrt(),
         "spread": (spread.square() * quiet).sum(dim=1).div(quiet.sum(dim=1).clamp(min=1)).sqrt(),
     }
