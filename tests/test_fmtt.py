@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from invflow.solvers.tilting import AnnealedVariance, LookAhead, base_steps, log
 from invflow.testing import check_solver
 
 F64 = torch.float64
+# small runs are allowed not to converge; where the warning is the point, it is asked for
+pytestmark = pytest.mark.filterwarnings("ignore:FMTT has not converged")
 REPLICATES, PARTICLES = 16, 250
 LOOK_AHEADS = ("flow_map", "denoiser", "none")
 
@@ -56,7 +59,7 @@ def replicated(fn: Callable[[Tensor], Tensor] = left_penalty, count: int = REPLI
 
 
 @functools.cache
-def ring(steps: int = 4) -> GaussianMixtureFlow:
+def ring(steps: int = 3) -> GaussianMixtureFlow:
     """Eight Gaussians of variance 0.5 at radius 4.8; few steps of the jump make it quick, and slightly wrong."""
     angle = 2 * math.pi * torch.arange(8) / 8
     return GaussianMixtureFlow(4.8 * torch.stack([angle.cos(), angle.sin()], 1), std=0.5**0.5, steps=steps)
@@ -110,7 +113,8 @@ def quantities(x: Tensor, reward: Tensor) -> Tensor:
 
 def estimate(posterior: Posterior, fn: Callable[[Tensor], Tensor] = left_penalty) -> tuple[Tensor, Tensor]:
     """Mean over the replicates, and its standard error."""
-    values = quantities(posterior.samples, fn(posterior.samples.flatten(0, 1)).unflatten(0, posterior.samples.shape[:2]))
+    x = posterior.samples
+    values = quantities(x, fn(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
     each = (posterior.weights.double()[..., None] * values).sum(1)
     return each.mean(0), each.std(0) / len(each) ** 0.5
 
@@ -131,7 +135,8 @@ def distance(found: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> floa
 
 @functools.cache
 def base_truth(kernel: str, steps: int) -> tuple[Tensor, Tensor]:
-    return tilted(FMTT(ring(), steps=steps, kernel=kernel, chunk_size=10**6).prior_samples(40_000, generator=generator(5)))
+    base = FMTT(ring(), steps=steps, kernel=kernel, chunk_size=10**6)
+    return tilted(base.prior_samples(12_000 if kernel == "renoise" else 40_000, generator=generator(5)))
 
 
 @functools.cache
@@ -166,7 +171,7 @@ def test_renoising_gives_the_exact_tilted_mixture_in_few_steps(look_ahead: str) 
 def test_twisted_weights_are_exact_with_a_wrong_map(kernel: str) -> None:
     prior = Skewed()
     base = FMTT(prior, steps=8, kernel=kernel, chunk_size=10**6)
-    truth = tilted(base.prior_samples(40_000, generator=generator(2)))
+    truth = tilted(base.prior_samples(12_000, generator=generator(2)))
     assert distance(truth, exact_truth()) > 3  # the map is wrong enough to be told from the exact one
     assert distance(estimate(run(prior, steps=8, kernel=kernel)), truth) < 3
 
@@ -200,14 +205,14 @@ class ForgetsStart(FMTT):
 
 @pytest.mark.parametrize("mistake", [ForgetsShift, ForgetsStart])
 def test_the_comparison_sees_what_is_forgotten(mistake: type[FMTT]) -> None:
-    settings: dict[str, Any] = {"steps": 10, "schedule": lambda t: 0.5 + 0.5 * t}
+    settings: dict[str, Any] = {"steps": 10, "schedule": lambda t: 0.5 + 0.5 * t, "look_ahead": "none"}
     assert distance(estimate(run(ring(), **settings)), base_truth("sde", 10)) < 3
     assert distance(estimate(run(ring(), solver=mistake, **settings)), base_truth("sde", 10)) > 6
 
 
 @pytest.mark.parametrize("look_ahead", LOOK_AHEADS)
 def test_jarzynski_weights_hold_at_many_steps(look_ahead: str) -> None:
-    posterior = run(ring(), steps=100, look_ahead=look_ahead, weights="jarzynski", particles=150)
+    posterior = run(ring(), steps=100, look_ahead=look_ahead, weights="jarzynski", particles=100)
     assert distance(estimate(posterior), exact_truth()) < 3
 
 
@@ -227,21 +232,21 @@ def test_without_resampling_a_better_look_ahead_brings_more_particles_over() -> 
 def test_evidence_is_that_of_the_base_sampler(weights: str) -> None:
     steps = 10 if weights == "twisted" else 100
     posterior = run(ring(), steps=steps, weights=weights, look_ahead="denoiser", particles=150)
-    base = FMTT(ring(), steps=steps, chunk_size=10**6).prior_samples(40_000 if steps == 10 else 5000, generator=generator(4))
-    reward = left_penalty(base).exp()
+    base = FMTT(ring(), steps=steps, chunk_size=10**6)
+    reward = left_penalty(base.prior_samples(40_000 if steps == 10 else 10_000, generator=generator(4))).exp()
     assert posterior.log_evidence is not None
     ratio = posterior.log_evidence.exp() / reward.mean()
     error = (ratio.var() / len(ratio) + (reward.std() / reward.mean()) ** 2 / len(reward)).sqrt()
     assert abs(ratio.mean() - 1) < 3 * error
 
 
-@pytest.mark.parametrize("schedule", ["linear", "annealed"])
-def test_linear_gaussian_posterior_and_evidence_of_a_mixture(schedule: str) -> None:
+@pytest.mark.parametrize(("schedule", "look_ahead"), [("linear", "denoiser"), ("annealed", "flow_map")])
+def test_linear_gaussian_posterior_and_evidence_of_a_mixture(schedule: str, look_ahead: str) -> None:
     means = torch.tensor([[0.0, 1.5], [1.5, 0.0], [-1.0, -1.0]], dtype=F64)
     prior = GaussianMixtureFlow(means, std=0.5, weights=torch.tensor([0.5, 0.3, 0.2]), steps=6)
     y = torch.tensor([[0.6]], dtype=F64).expand(20, 1)
     likelihood = GaussianLikelihood(Row(torch.tensor([[1.0, 0.5]], dtype=F64)), y, sigma=0.3)
-    posterior = run(prior, likelihood, 300, kernel="renoise", steps=8, schedule=schedule)
+    posterior = run(prior, likelihood, 300, kernel="renoise", steps=6, schedule=schedule, look_ahead=look_ahead)
     exact = ExactPosterior(prior)
     mean, covariance = exact.moments(likelihood.select([0]))
     found = torch.cat([posterior.mean(), posterior.std().square()], 1)
@@ -257,7 +262,7 @@ def test_linear_gaussian_posterior_and_evidence_of_a_mixture(schedule: str) -> N
     {"kernel": "renoise", "diffusion": math.inf, "resampling": "residual"},
 ], ids=["flow map", "denoiser", "full renoising"])
 def test_contract(settings: dict[str, Any]) -> None:
-    check_solver(lambda prior: FMTT(prior, steps=6, **settings))
+    check_solver(lambda prior: FMTT(prior, steps=5, **settings), replicates=32, seed=1)
 
 
 @pytest.mark.parametrize("settings", [{}, {"weights": "jarzynski", "look_ahead": "denoiser"}])
@@ -296,7 +301,7 @@ def test_rate_is_the_change_along_the_flow(look_ahead: str) -> None:
     later, earlier = (ahead(reward, prior.jump(x, t, s), s, (2, 3)).value for s in (t + h, t - h))
     torch.testing.assert_close(look.rate, (later - earlier) / (2 * h), atol=2e-5, rtol=1e-4)
     if look_ahead == "flow_map":  # which sees the same end all along its way
-        assert look.rate is not None and look.rate.abs().max() < 1e-4
+        torch.testing.assert_close(look.rate, torch.zeros(6, dtype=F64), atol=1e-4, rtol=0)
 
 
 def test_several_jumps_of_an_exact_map_look_ahead_like_one() -> None:
@@ -326,7 +331,7 @@ def test_the_error_of_euler_steps_is_of_first_order() -> None:
             slope = float(step.mean(Gaussian(), torch.ones(1, 3, dtype=F64))[0, 0])
             variance = slope**2 * variance + step.variance
         errors.append(abs(variance - 1))
-    rates = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    rates = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert all(0.8 < rate < 1.3 for rate in rates), rates
 
 
@@ -334,7 +339,8 @@ def test_grids_and_schedules() -> None:
     assert make_times("uniform", 4) == [0.0, 0.25, 0.5, 0.75, 1.0]
     for steps in (1, 2, 3, 20):
         times = make_times("logit", steps)
-        assert len(times) == steps + 1 and times == sorted(set(times))
+        assert len(times) == steps + 1
+        assert times == sorted(set(times))
     inner = torch.tensor(logit_grid(10, first=0.01, last=0.9)[1:-1], dtype=F64)
     torch.testing.assert_close(torch.logit(inner).diff().diff(), torch.zeros(7, dtype=F64))
     assert FMTT(ring(), time_grid=[0.0, 0.3, 1.0]).steps == 2
@@ -360,7 +366,8 @@ def test_chunks_cover_every_row_once(observations: int, count: int, size: int) -
 
 
 @pytest.mark.parametrize("settings", [
-    {}, {"kernel": "renoise"}, {"weights": "jarzynski", "look_ahead": "none"}, {"kernel": "renoise", "diffusion": math.inf},
+    {}, {"kernel": "renoise"}, {"kernel": "renoise", "diffusion": math.inf},
+    {"weights": "jarzynski", "look_ahead": "none"},
 ])
 def test_chunks_change_nothing(settings: dict[str, Any]) -> None:
     prior = GaussianMixtureFlow(ring().means.double(), std=0.7, steps=3)
@@ -388,12 +395,14 @@ def test_cost_is_counted(settings: dict[str, Any], forward: int, backward: int) 
 
 
 def test_iterate_yields_each_step_and_sample_is_a_loop_over_it() -> None:
-    solver, reward = FMTT(ring(), steps=4, look_ahead="denoiser"), Tilt(lambda x: 5 * left_penalty(x), 2)
+    reward = Tilt(lambda x: -4 * (x - torch.tensor([4.8, 0.0])).square().sum(1), 2)
+    solver = FMTT(ring(), steps=4, look_ahead="denoiser", resample_threshold=0.9)
     states = list(solver.iterate(reward, 30, generator=generator()))
-    assert [state.step for state in states] == [0, 1, 2, 3, 4] and [s.time for s in states] == solver.times
+    assert [(s.step, s.time) for s in states] == list(enumerate(solver.times))
     posterior = solver.sample(reward, 30, generator=generator())
     assert torch.equal(posterior.samples, states[-1].states)
-    torch.testing.assert_close(posterior.log_weights.double(), states[-1].log_weights.log_softmax(1), rtol=1e-5, atol=1e-5)
+    last = states[-1].log_weights.log_softmax(1).float()
+    torch.testing.assert_close(posterior.log_weights, last, rtol=1e-5, atol=1e-5)
     assert all(bool((s.ancestors[0].diff() >= 0).all()) for s in states)
     assert bool(torch.stack([s.resampled for s in states]).any())
     assert posterior.diagnostics["times"] == solver.times
@@ -408,8 +417,8 @@ def test_each_observation_is_resampled_on_its_own() -> None:
     likelihood = GaussianLikelihood(Row(torch.tensor([[1.0, 0.0]])), torch.zeros(2, 1), sigma=torch.tensor([0.3, 1e3]))
     posterior = run(ring(), likelihood, 64, steps=8, look_ahead="none")
     resamplings, ancestors = posterior.diagnostics["resamplings"], posterior.diagnostics["distinct_ancestors"]
-    assert resamplings[0] > 0 and resamplings[1] == 0
-    assert ancestors[0] < 64 and ancestors[1] == 64
+    assert (resamplings > 0).tolist() == [True, False]
+    assert (ancestors < 64).tolist() == [True, False]
 
 
 def test_prior_samples_have_the_law_of_the_steps() -> None:
@@ -423,7 +432,7 @@ def test_it_says_whether_it_has_converged() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fine = run(ring(), replicated(count=2), 100, steps=10)
-    assert fine.diagnostics["converged"].all() and fine.diagnostics["k_hat"].shape == (2,)
+    assert fine.diagnostics["converged"].all()
     sharp = GaussianLikelihood(Row(torch.eye(2)), torch.tensor([[4.8, 0.0]]), sigma=1e-3)
     with pytest.warns(UserWarning, match=r"not converged for 1 of 1 .* distinct ancestors"):
         bad = run(ring(), sharp, 50, steps=10)
@@ -490,4 +499,5 @@ def test_rewards_that_do_not_fit_the_settings() -> None:
 
 def test_it_is_registered_by_name() -> None:
     solver = solver_by_name("fmtt", ring(), steps=3, kernel="renoise")
-    assert isinstance(solver, FMTT) and solver.settings()["kernel"] == "renoise"
+    assert isinstance(solver, FMTT)
+    assert solver.settings()["kernel"] == "renoise"

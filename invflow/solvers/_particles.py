@@ -188,8 +188,8 @@ def _verdict(solver: str, count: int, ess: Tensor, ancestors: Tensor, k_hat: Ten
         warnings.warn(
             f"{solver} has not converged for {int((~converged).sum())} of {len(converged)} observations: of {count} "
             f"particles, observation {worst} is left with {int(ancestors[worst])} distinct ancestors and an effective "
-            f"sample size of {float(ess[worst]):.3g}, under {needed:.3g} (k-hat {float(k_hat[worst]):.2g}). Its spread is "
-            "not to be trusted: take more particles or more steps, or a solver made for sharp likelihoods, "
+            f"sample size of {float(ess[worst]):.3g}, under {needed:.3g} (k-hat {float(k_hat[worst]):.2g}). Its spread "
+            "is not to be trusted: take more particles or more steps, or a solver made for sharp likelihoods, "
             "invflow.NoiseSMC(prior)",
             stacklevel=3)
     return converged

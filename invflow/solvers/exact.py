@@ -16,7 +16,7 @@ from invflow.posterior import NFE, Posterior
 from invflow.reward import GaussianLikelihood, Reward
 from invflow.solvers.base import Solver
 
-__all__ = ["ExactPosterior"]
+__all__ = ["ExactPosterior", "dense_matrix"]
 
 _ROWS_AT_A_TIME = 1024
 _VALUES_AT_A_TIME = 2**24
@@ -154,7 +154,7 @@ class ExactPosterior(Solver):
         y = likelihood.y.flatten(1).to(means)
         noise = likelihood.sigma.to(means).square()[:, None, None]
         count = likelihood.count_observed().to(means)[:, None]
-        matrix = _dense_matrix(likelihood).to(means)
+        matrix = dense_matrix(likelihood).to(means)
         left, singular, directions = torch.linalg.svd(matrix, full_matrices=False)
 
         residual = y[:, None] - means @ matrix.mT  # (B, K, m)
@@ -209,7 +209,7 @@ class ExactPosterior(Solver):
         return reward
 
 
-def _dense_matrix(likelihood: GaussianLikelihood) -> Tensor:
+def dense_matrix(likelihood: GaussianLikelihood) -> Tensor:
     """The operator's matrices ``(sets, m, d)``, by its action on the identity; unobserved rows are zero."""
     operator: Operator = likelihood.operator
     size = math.prod(operator.image_shape)

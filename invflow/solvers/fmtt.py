@@ -71,7 +71,8 @@ class FMTT(Solver):
         time_grid: ``"uniform"``; ``"logit"``, even in log t / (1 - t), for data in many dimensions, whose modes part
             early; a function of the steps; or the times themselves, whose number then decides the steps.
         max_shift: greatest root mean square of a shift over the values of a state, in units of sqrt(v), the noise of
-            the step; weights remain exact. Jarzynski weights need the whole shift, and none of theirs is capped.
+            the step. Twisted weights remain exact, and with a lower cap their tails are lighter; Jarzynski weights need
+            the whole shift, and none of theirs is capped.
         chunk_size: rows through the map at a time. Samples do not depend on it beyond rounding.
 
     Raises:
@@ -94,7 +95,7 @@ class FMTT(Solver):
     def __init__(self, prior: FlowMap, *, steps: int = 50, look_ahead: str = "flow_map", look_ahead_steps: int = 1,
                  weights: str = "twisted", kernel: str = "sde", resample_threshold: float = 0.5,
                  resampling: str = "systematic", schedule: Schedule = "linear", diffusion: Diffusion = 1.0,
-                 time_grid: Grid = "uniform", max_shift: float = 2.0, chunk_size: int = 256) -> None:
+                 time_grid: Grid = "uniform", max_shift: float = 1.0, chunk_size: int = 256) -> None:
         _check_prior(prior)
         if weights not in ("twisted", "jarzynski"):
             raise ValueError(f"there are no weights {weights!r}: choose 'twisted' or 'jarzynski'")

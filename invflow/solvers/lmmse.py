@@ -16,7 +16,7 @@ from invflow.posterior import Posterior
 from invflow.pretrained import SHIPPED, load_module, read_config, resolve_folder, save_module
 from invflow.reward import GaussianLikelihood, Reward
 from invflow.solvers.base import Solver
-from invflow.solvers.exact import _dense_matrix
+from invflow.solvers.exact import dense_matrix
 
 __all__ = ["LinearMMSE"]
 
@@ -163,7 +163,7 @@ class LinearMMSE(Solver):
         covariance = self.covariance.to(y.device)
         level = sigma[:1] if bool((sigma == sigma[0]).all()) else sigma  # at best, one solve serves all
         # rows that were not observed are zero: they pull at nothing
-        matrix = _dense_matrix(likelihood)
+        matrix = dense_matrix(likelihood)
         cross = covariance @ matrix.mT
         innovation = matrix @ cross
         innovation.diagonal(dim1=1, dim2=2).add_(level[:, None].square())

@@ -62,6 +62,7 @@ class VFMObjective(Objective):
             that pins the data down is rewarded and the adapter collapses.
         alpha: share of rows whose path starts from the adapter's noise.
         frozen: train the adapter alone, on a fixed map and without the MeanFlow term.
+        level_power: rows weigh on the adapter by sigma to this power, relative to the highest level.
         distinct: share of rows with s < t.
         one_step: share of those with (s, t) = (0, 1).
     """
@@ -71,7 +72,7 @@ class VFMObjective(Objective):
 
     def __init__(self, prior: NeuralFlowMap, adapter: Adapter, problems: Sequence[TrainingProblem] = (), *,
                  reward: Reward | None = None, tau: float = 1.0, alpha: float = 0.5, frozen: bool = False,
-                 distinct: float = 0.5, one_step: float = 1 / 3) -> None:
+                 level_power: float = 1.0, distinct: float = 0.5, one_step: float = 1 / 3) -> None:
         super().__init__()
         if bool(problems) == (reward is not None):
             raise ValueError("pass either problems to observe or one reward to align with")
@@ -81,7 +82,7 @@ class VFMObjective(Objective):
         # kept out of the module: their parameters are not trained, and moving them is this class's business
         self.__dict__["problems"] = tuple(problems)
         self.__dict__["reward"] = reward
-        self.tau, self.alpha, self.frozen = tau, alpha, frozen
+        self.tau, self.alpha, self.frozen, self.level_power = tau, alpha, frozen, level_power
         self.distinct, self.one_step = distinct, one_step
         self.highest = max((p.sigma[1] if isinstance(p.sigma, tuple) else p.sigma for p in problems), default=1.0)
 
@@ -96,7 +97,7 @@ class VFMObjective(Objective):
         mean, log_std, sigma = self._propose(groups, n, device)
         # an observation's weight may depend on what the adapter is given, such as its noise level, without moving
         # the optimum; without it the gradients of the lowest levels, of size 1 / sigma, drown all others
-        weight = (sigma / self.highest).view(-1, *([1] * (mean.ndim - 1)))
+        weight = ((sigma / self.highest) ** self.level_power).view(-1, *([1] * (mean.ndim - 1)))
         mean, log_std = scale_gradient(mean, weight), scale_gradient(log_std, weight)
         z = mean + log_std.exp() * draw_noise(tuple(mean.shape), generator).to(mean)
         fixed = {k: p.detach() for k, p in self.prior.named_parameters()}
@@ -170,9 +171,10 @@ class VFMObjective(Objective):
 
 
 def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[TrainingProblem], settings: LoopSettings,
-              folder: str | os.PathLike[str], *, options: dict[str, Any] | None = None, tau: float = 1.0,
-              alpha: float = 0.5, frozen: bool = False, distinct: float = 0.5, one_step: float = 1 / 3,
-              progress: bool = True, stop_at: int | None = None) -> VFM:
+              folder: str | os.PathLike[str], *, options: dict[str, Any] | None = None,
+              adapter: Adapter | None = None, tau: float = 1.0, alpha: float = 0.5, frozen: bool = False,
+              level_power: float = 1.0, distinct: float = 0.5, one_step: float = 1 / 3, progress: bool = True,
+              stop_at: int | None = None) -> VFM:
     """Train a Variational Flow Map from a prior, resuming if the folder holds a checkpoint.
 
     Args:
@@ -182,9 +184,11 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
         settings: of the loop.
         folder: for the checkpoint, the metrics and, when done, the VFM (``folder/vfm``).
         options: of the adapter's network; default the map's.
+        adapter: one to go on from, with the map that it was trained with as ``prior``; None starts a fresh one.
         tau: scale of the MeanFlow term; see :class:`VFMObjective`.
         alpha: share of rows whose path starts from the adapter's noise.
         frozen: train the adapter alone.
+        level_power: how much less rows of low noise weigh; see :class:`VFMObjective`.
         distinct: share of rows with s < t.
         one_step: share of those with (s, t) = (0, 1).
         progress: show a progress bar.
@@ -194,17 +198,24 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
         The solver, with averaged weights.
 
     Raises:
-        ValueError: if two problems share a class, or one has none.
+        ValueError: if two problems share a class, or one has none; or if the adapter to go on from belongs to another
+            map or knows other classes.
     """
     classes = [problem.operator.problem_class for problem in problems]
     if None in classes or len(set(classes)) < len(classes):
         raise ValueError(f"each training problem needs a problem_class of its own, not {classes}")
     image_map = copy.deepcopy(prior).train()
-    adapter = Adapter(prior.state_shape, classes=[str(c) for c in classes], network=prior.network_name,
-                      image_shape=prior.image_shape, options=prior.options if options is None else options,
-                      generator=seeded(settings.seed, 0, -4))
-    objective = VFMObjective(image_map, adapter, problems, tau=tau, alpha=alpha, frozen=frozen, distinct=distinct,
-                             one_step=one_step)
+    if adapter is not None:
+        adapter.check_map(prior)
+        if list(adapter.classes) != classes:
+            raise ValueError(f"the adapter knows {list(adapter.classes)}, but the problems are {classes}")
+        adapter = copy.deepcopy(adapter).train()
+    else:
+        adapter = Adapter(prior.state_shape, classes=[str(c) for c in classes], network=prior.network_name,
+                          image_shape=prior.image_shape, options=prior.options if options is None else options,
+                          generator=seeded(settings.seed, 0, -4))
+    objective = VFMObjective(image_map, adapter, problems, tau=tau, alpha=alpha, frozen=frozen,
+                             level_power=level_power, distinct=distinct, one_step=one_step)
     done = fit(objective, batches_of(data, settings), settings, folder, progress=progress, stop_at=stop_at)
     return _finish(image_map, adapter, frozen, done, folder)
 
