@@ -44,7 +44,8 @@ MUTATIONS = [
              "    accelerator = Accelerator(", "    torch.manual_seed(settings.seed)\n    accelerator = Accelerator(",
              "tests/test_training.py::test_training_does_not_touch_the_global_seed"),
     Mutation("the loss averaged over the state", "invflow/training/losses.py",
-             ".square().flatten(1).sum(dim=1)\n\n\ndef gaussian_kl", ".square().flatten(1).mean(dim=1)\n\n\ndef gaussian_kl",
+             ".square().flatten(1).sum(dim=1)\n\n\ndef gaussian_kl",
+             ".square().flatten(1).mean(dim=1)\n\n\ndef gaussian_kl",
              "tests/test_losses.py::test_loss_is_summed_over_the_state_and_reaches_the_noise"),
     Mutation("the noise cut off from the MeanFlow loss", "invflow/training/losses.py",
              "    v = data - noise\n", "    noise = noise.detach()\n    v = data - noise\n",
@@ -74,8 +75,9 @@ def survives(mutation: Mutation) -> bool:
             raise SystemExit(f"{mutation.name}: found {text.count(mutation.original)} times in {mutation.file}")
         path.write_text(text.replace(mutation.original, mutation.mistake))
         search = os.pathsep.join(str(tree / part) for part in (".", "operators", "problems"))
-        result = subprocess.run([sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", mutation.test], cwd=tree,
-                                env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", mutation.test]
+        result = subprocess.run(command, cwd=tree, env={**os.environ, "PYTHONPATH": search}, capture_output=True,
+                                text=True, check=False)
         if result.returncode not in (0, 1):
             raise SystemExit(f"{mutation.name}: pytest ended with {result.returncode}\n{result.stdout[-2000:]}")
         return result.returncode == 0

@@ -71,7 +71,7 @@ class Skewed(FlowMap):
     state_shape = image_shape = (2,)
 
     def velocity(self, x: Tensor, t: Any) -> Tensor:
-        return ring().velocity(x, t) + 0.4 * torch.sin(x.flip(1))
+        return ring().velocity(x, t) + 0.4 * torch.sin(x.flip(1)) + torch.tensor([0.5, 0.0])
 
     def jump(self, x: Tensor, s: Any, t: Any) -> Tensor:
         gap = expand_time(t, x) - expand_time(s, x)
@@ -183,7 +183,8 @@ def test_twisted_weights_are_exact_with_a_wrong_map(kernel: str) -> None:
 def test_twisted_weights_are_exact_for_any_setting(settings: dict[str, Any]) -> None:
     base = FMTT(ring(), steps=8, chunk_size=10**6, **settings)
     truth = tilted(base.prior_samples(40_000, generator=generator(3)))
-    assert distance(estimate(run(ring(), steps=8, **settings)), truth) < 3
+    posterior = run(ring(), particles=600, steps=8, look_ahead="denoiser", **settings)
+    assert distance(estimate(posterior), truth) < 3
 
 
 class ForgetsShift(FMTT):
@@ -203,11 +204,12 @@ class ForgetsStart(FMTT):
         return started
 
 
-@pytest.mark.parametrize("mistake", [ForgetsShift, ForgetsStart])
-def test_the_comparison_sees_what_is_forgotten(mistake: type[FMTT]) -> None:
-    settings: dict[str, Any] = {"steps": 10, "schedule": lambda t: 0.5 + 0.5 * t, "look_ahead": "none"}
-    assert distance(estimate(run(ring(), **settings)), base_truth("sde", 10)) < 3
-    assert distance(estimate(run(ring(), solver=mistake, **settings)), base_truth("sde", 10)) > 6
+@pytest.mark.parametrize(("mistake", "look_ahead"), [(ForgetsShift, "denoiser"), (ForgetsStart, "none")])
+def test_the_comparison_sees_what_is_forgotten(mistake: type[FMTT], look_ahead: str) -> None:
+    settings: dict[str, Any] = {"steps": 10, "schedule": lambda t: 0.5 + 0.5 * t, "look_ahead": look_ahead}
+    right, wrong = (run(ring(), particles=600, solver=solver, **settings) for solver in (FMTT, mistake))
+    assert distance(estimate(right), base_truth("sde", 10)) < 3
+    assert distance(estimate(wrong), base_truth("sde", 10)) > 5
 
 
 @pytest.mark.parametrize("look_ahead", LOOK_AHEADS)
@@ -409,7 +411,7 @@ def test_iterate_yields_each_step_and_sample_is_a_loop_over_it() -> None:
     for name in ("ess_path", "reward_path"):
         assert posterior.diagnostics[name].shape == (2, 5)
     assert posterior.diagnostics["increment_std"].shape == (2, 4)
-    assert (posterior.diagnostics["ess_path"][:, 0] == 30).all()  # r_0 is zero
+    assert (posterior.diagnostics["ess_path"][:, 0] > 29.999).all()  # r_0 is zero
     assert (posterior.select([1]).diagnostics["k_hat"].shape) == (1,)
 
 

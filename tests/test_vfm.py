@@ -203,7 +203,7 @@ def test_damaged_folders_are_refused(tmp_path):
         "a list": (lambda f: (f / "config.json").write_text("[]"), "kind 'list'"),
         "another kind": (lambda f: edit(f, kind="adapter"), "kind 'adapter'"),
         "another network": (lambda f: edit(f, network="resnet"), "no flow map that can be built"),
-        "another size": (lambda f: edit(f, options={"channels": [8, 32], "blocks": 1, "embedding": 16}), "does not fit"),
+        "another size": (lambda f: edit(f, options={**NETWORK, "channels": [8, 32]}), "does not fit"),
         "no shape": (lambda f: edit(f, state_shape=None), "no flow map that can be built"),
     }
     for name, (change, message) in cases.items():

@@ -19,7 +19,7 @@ from invflow.problem import load_problem
 from invflow.solvers.base import Solver
 from invflow.training.recipe import Run
 from invflow_problems.checkerboard import board_sample, exact_posterior_samples, on_board
-from invflow_problems.recipes import BOARD_SETTINGS, board_prior, train_board
+from invflow_problems.recipes import BOARD_PRETRAINING, BOARD_SETTINGS, board_prior, train_board
 
 COLUMNS = ("nlpd", "crps", "share", "mmd", "spread", "prior_share", "prior_mmd")
 
@@ -87,7 +87,7 @@ def main() -> None:
                 continue
             settings = dataclasses.replace(BOARD_SETTINGS, steps=steps, seed=seed)
             pretrained = arguments.output / f"seed{seed}"
-            board_prior(dataclasses.replace(BOARD_SETTINGS, steps=3000, seed=seed), Run(settings, pretrained))
+            board_prior(dataclasses.replace(settings, steps=BOARD_PRETRAINING), Run(settings, pretrained))
             run = Run(settings, arguments.output / f"seed{seed}" / name.replace("=", ""),
                       prior=str(pretrained / "pretraining" / "prior"))
             vfm = train_board(run, **changes)  # type: ignore[arg-type]

@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("data", choices=["mnist", "fashion-mnist"])
     parser.add_argument("--observations", type=int, default=100)
     parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 4], help="jumps of the VFM, each a row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vfm", help="folder of a VFM in place of the shipped one")
     parser.add_argument("--prior", help="folder of a prior in place of the shipped one")
@@ -82,7 +83,7 @@ def main() -> None:
     arguments = parser.parse_args()
     name = arguments.vfm or arguments.data
     solvers: dict[str, Solver] = {"LMMSE": LinearMMSE.load(arguments.data)}
-    solvers |= {f"VFM, {k} step{'s' * (k > 1)}": VFM.load(name, steps=k) for k in (1, 4)}
+    solvers |= {f"VFM, {k} step{'s' * (k > 1)}": VFM.load(name, steps=k) for k in arguments.steps}
     results: dict[str, Any] = {}
     print("| problem | solver | PSNR of the mean | CRPS | 90% coverage | residual | spread | calls | seconds |")
     print("|" + "---|" * 9)

@@ -78,7 +78,8 @@ fashion_mnist_vfm = Recipe("fashion-mnist-vfm", "VFM for six problem classes on 
 mnist_vfm_refined = Recipe("mnist-vfm-refined", "second stage of mnist-vfm, from --prior RUN/vfm", REFINED_SETTINGS,
                            _refine_image_vfm, data="mnist")
 fashion_mnist_vfm_refined = Recipe("fashion-mnist-vfm-refined",
-                                   "second stage of fashion-mnist-vfm, from --prior RUN/vfm", REFINED_SETTINGS, _refine_image_vfm, data="fashion-mnist")
+                                   "second stage of fashion-mnist-vfm, from --prior RUN/vfm", REFINED_SETTINGS,
+                                   _refine_image_vfm, data="fashion-mnist")
 
 BOARD_MAP, BOARD_ADAPTER = {"width": 256, "depth": 5}, {"width": 256, "depth": 4}
 BOARD_SETTINGS = LoopSettings(steps=8000, batch_size=1024, learning_rate=1e-3, weight_decay=0.0, ema=0.998,
