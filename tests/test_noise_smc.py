@@ -331,6 +331,28 @@ def test_each_observation_has_its_own_schedule() -> None:
     assert posterior.nfe.forward == (2 + 5 * (easy + int((path[1] < 1).sum()))) / 2
 
 
+def test_an_observation_does_not_feel_when_others_arrive() -> None:
+    """Its random numbers are its own, whether the other has arrived long before or comes long after."""
+    runs = []
+    for other in (3.0, 0.002):
+        sigma = torch.tensor([0.05, other], dtype=F64)
+        solver = NoiseSMC(gaussian(), num_moves=2, chunk_size=1000, resampling="residual")
+        runs.append(quiet(solver, measured([0.9, 0.9], sigma), 60, generator=generator()))
+    assert runs[0].diagnostics["temperatures"].shape != runs[1].diagnostics["temperatures"].shape
+    torch.testing.assert_close(runs[0].samples[0], runs[1].samples[0])
+
+
+@pytest.mark.parametrize("step_size", [0.02, 1.0])
+def test_step_size_is_found_from_a_wrong_start(step_size: float) -> None:
+    solver = NoiseSMC(gaussian(), step_size=step_size, ess_threshold=0.9, num_moves=1, chunk_size=1000)
+    posterior = quiet(solver, measured([0.9], 0.01), 200, generator=generator())
+    acceptance = posterior.diagnostics["acceptance"][0]
+    assert len(acceptance) > 12
+    assert abs(float(acceptance[0]) - 0.57) > 0.1
+    # Langevin steps on a target this flat in one direction: 0.57 up to the spread of 200 draws and of the trend
+    assert float(acceptance[-4:].mean()) == pytest.approx(0.57, abs=0.08)
+
+
 def test_a_limit_on_temperatures_is_kept() -> None:
     solver = NoiseSMC(gaussian(), max_temperatures=3, chunk_size=1000)
     with pytest.warns(UserWarning, match="effective sample size"):

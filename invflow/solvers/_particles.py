@@ -191,5 +191,5 @@ def _verdict(solver: str, count: int, ess: Tensor, ancestors: Tensor, k_hat: Ten
             f"sample size of {float(ess[worst]):.3g}, under {needed:.3g} (k-hat {float(k_hat[worst]):.2g}). Its spread "
             "is not to be trusted: take more particles or more steps, or a solver made for sharp likelihoods, "
             "invflow.NoiseSMC(prior)",
-            stacklevel=3)
+            stacklevel=4)
     return converged

@@ -196,13 +196,11 @@ class FMTT(Solver):
 
     def settings(self) -> dict[str, Any]:
         """Settings as plain values, kept with each posterior."""
-        plain = {name: value if isinstance(value, str | float | int) else repr(value)
-                 for name, value in (("schedule", self.schedule), ("diffusion", self.diffusion))}
-        grid = self.time_grid if isinstance(self.time_grid, str) else "custom"
         return {"solver": "FMTT", "steps": self.steps, "look_ahead": self.look_ahead.kind,
                 "look_ahead_steps": self.look_ahead.jumps, "weights": self.weights, "kernel": self.kernel,
-                "resample_threshold": self.resample_threshold, "resampling": self.resampling, **plain,
-                "time_grid": grid, "max_shift": self.max_shift, "chunk_size": self.chunk_size}
+                "resample_threshold": self.resample_threshold, "resampling": self.resampling,
+                "schedule": _plain(self.schedule), "diffusion": _plain(self.diffusion),
+                "time_grid": _plain(self.time_grid), "max_shift": _plain(self.max_shift), "chunk_size": self.chunk_size}
 
     # -- the steps -----------------------------------------------------------------------------------------------------
 
@@ -375,6 +373,13 @@ class FMTT(Solver):
     def _decode(self, states: Tensor) -> Tensor:
         with torch.no_grad():
             return torch.cat([self.prior.decode(part) for part in states.split(self.chunk_size)])
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON holds it; a function by its name."""
+    if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return getattr(value, "__name__", repr(value))
 
 
 def _check_prior(prior: FlowMap) -> None:
