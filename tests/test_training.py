@@ -242,10 +242,10 @@ def test_linear_gaussian_frozen_against_joint(tmp_path):
 
 
 def test_reward_alignment_tilts_the_prior(tmp_path):
-    """r(x) = 2 x_0 tilts N(0, C) to N(2 C e_0, C)."""
-    reward = invflow.FunctionReward(lambda x: 2 * x[:, 0])
+    """r(x) = x_0 tilts N(0, C) to N(C e_0, C)."""
+    reward = invflow.FunctionReward(lambda x: x[:, 0])
     reward.problem_class = "to-the-right"
-    loop = settings(steps=1200, batch_size=256, learning_rate=3e-3, warmup=50, ema=0.99, log_every=400)
+    loop = settings(steps=800, batch_size=256, learning_rate=3e-3, warmup=50, ema=0.99, log_every=400)
     start = NeuralFlowMap((2,), network="mlp", options={"width": 64, "depth": 3}, decode_affine=(1.0, 0.0),
                           generator=seeded(0, 0, 0))
     prior = train_prior(pairs, loop, tmp_path / "prior", network="mlp", options=start.options,
@@ -254,7 +254,7 @@ def test_reward_alignment_tilts_the_prior(tmp_path):
                           options={"width": 16, "depth": 2}, progress=False)
     posterior = vfm.sample(reward, 20_000, generator=seeded(3, 0, 0))
     mean = posterior.mean()[0]
-    torch.testing.assert_close(mean, torch.tensor([2.0, 1.8]), atol=0.25, rtol=0)
+    torch.testing.assert_close(mean, torch.tensor([1.0, 0.9]), atol=0.25, rtol=0)
     prior_mean = vfm.prior_samples(20_000, generator=seeded(4, 0, 0)).mean(dim=0)
     assert prior_mean.abs().max() < 0.25  # the unconditional samples survive
 

@@ -51,7 +51,8 @@ class VFMObjective(Objective):
     z is drawn from the adapter by reparametrisation. The noise end of the MeanFlow path is that z with probability
     alpha, else fresh noise, so that the map keeps its unconditional samples. The map is shaped by L_MF alone: in
     the observation term its weights are held fixed. With a reward r in place of problems, the observation term is
-    -r(f(z)).
+    -r(f(z)), and paths from the adapter's noise end in images drawn from the batch with weights e^r: pairing them with
+    the batch as it is would teach the map to undo the tilt. Batches must be large against the spread of e^r.
 
     Args:
         prior: the map.
@@ -162,7 +163,15 @@ class VFMObjective(Objective):
         states = self.prior.encode(data)
         fresh = draw_noise(tuple(states.shape), generator).to(states)
         joint = torch.rand(len(states), generator=generator, device=generator.device).to(states.device) < self.alpha
-        noise = torch.where(joint.view(-1, *([1] * (states.ndim - 1))), z, fresh)
+        joint = joint.view(-1, *([1] * (states.ndim - 1)))
+        if self.reward is not None:
+            # an observation pairs its noise with the image it came from; a reward comes from no image, and its noise
+            # belongs to images of the tilted law, drawn from the batch with weights e^r
+            with torch.no_grad():
+                weights = self.reward(data[None])[0].float().softmax(dim=0)
+            rows = torch.multinomial(weights.to(generator.device), len(states), replacement=True, generator=generator)
+            states = torch.where(joint, states[rows.to(states.device)], states)
+        noise = torch.where(joint, z, fresh)
         # rows come ordered by problem class and times by kind: mix them
         order = torch.randperm(len(states), generator=generator, device=generator.device).to(states.device)
         s, t, k = sample_times(len(states), distinct=self.distinct, one_step=self.one_step, generator=generator,
