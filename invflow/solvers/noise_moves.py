@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -185,7 +186,7 @@ class EllipticalSlice(Move):
             found = target.evaluate_rows(mean[pending] + std[pending] * point, owner[pending])
             tried[pending] += 1
             inside = scale_log(level[pending], found.log_reward) > height[pending]
-            current = current.write(pending[inside], found.map(lambda values, keep=inside: values[keep]))
+            current = current.write(pending[inside], found.map(partial(_rows, chosen=inside)))
             pending = pending[~inside]
             if len(pending) == 0 or k == _MAX_SHRINKS:
                 break
@@ -203,3 +204,8 @@ MOVES: dict[str, Move] = {
     "crank-nicolson": CrankNicolson(),
     "elliptical-slice": EllipticalSlice(),
 }
+
+
+def _rows(values: Tensor, chosen: Tensor) -> Tensor:
+    """Some rows of a tensor."""
+    return values[chosen]

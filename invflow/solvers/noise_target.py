@@ -137,8 +137,8 @@ class NoiseTarget:
         if not bool((torch.isfinite(mean) & torch.isfinite(std) & (std > 0)).all()):
             raise ValueError(f"the proposal's mean must be finite and its std finite and > 0; the least std is "
                              f"{float(std.min())}")
-        like = {"device": self.prior.device, "dtype": self.prior.dtype}
-        return mean.detach().to(**like), std.detach().to(**like)
+        device, dtype = self.prior.device, self.prior.dtype
+        return mean.detach().to(device, dtype), std.detach().to(device, dtype)
 
     def initial(self, standard: Tensor) -> Tensor:
         """Draws from q out of standard normal numbers: ``(B, N, *state_shape)`` to the same."""

@@ -28,30 +28,24 @@ LICENCES = {
 }
 
 
-def card(name: str, runs: list[Path], evaluation: dict[str, Any] | None) -> str:
+def card(name: str, run: Path, evaluation: dict[str, Any] | None) -> str:
     """The text that stands beside the weights: data, settings, seed, last training numbers, metrics on test images."""
     data = name.removesuffix("-vfm")
+    with safe_open(run / "checkpoint.safetensors", framework="pt") as file:
+        settings = json.loads(file.metadata()["settings"])
+    rows = list(csv.DictReader((run / "metrics.csv").open()))[-20:]
+    last = {key: sum(float(row[key]) for row in rows) / len(rows) for key in rows[0]}
+    shown = {k: v for k, v in last.items() if not k.startswith(("step", "loss", "learning", "grad"))}
     lines = [f"# {name}", "", f"{load_recipe(name).description}. Weights stored in half precision.", "",
              f"Data: {LICENCES[data]}; the test file was not touched.", "",
-             "Made on two CPU cores, with one thread and bfloat16 autocast, by", ""]
-    stages = [name, f"{name}-refined"][: len(runs)]
-    for number, stage in enumerate(stages, start=1):
-        start = f" --prior RUN{number - 1}/vfm" if number > 1 else ""
-        lines.append(f"    invflow train {stage} --data FOLDER{start} --output RUN{number}")
-    folders = " ".join(f"RUN{number}" for number in range(1, len(runs) + 1))
-    lines += [f"    python -m invflow_problems.make_weights {name} {folders}", ""]
-    for stage, run in zip(stages, runs):
-        with safe_open(run / "checkpoint.safetensors", framework="pt") as file:
-            settings = json.loads(file.metadata()["settings"])
-        rows = list(csv.DictReader((run / "metrics.csv").open()))[-20:]
-        last = {key: sum(float(row[key]) for row in rows) / len(rows) for key in rows[0]}
-        shown = {k: v for k, v in last.items() if not k.startswith(("step", "loss", "learning", "grad"))}
-        lines += [f"- {stage}: " + ", ".join(f"{k} {v}" for k, v in settings.items())
-                  + "; averages over the last twenty logged steps: "
-                  + ", ".join(f"{k} {v:.3g}" for k, v in shown.items()) + "."]
+             "Made on one CPU core, in bfloat16 autocast, by", "",
+             f"    invflow train {name} --data FOLDER --output RUN",
+             f"    python -m invflow_problems.make_weights {name} RUN", "",
+             "Settings: " + ", ".join(f"{k} {v}" for k, v in settings.items()) + ". Averages over the last twenty "
+             "logged steps: " + ", ".join(f"{k} {v:.3g}" for k, v in shown.items()) + "."]
     if evaluation:
-        lines += ["", f"Measured by `python -m invflow_problems.image_table {data}` (shipped test images, see its "
-                  "defaults):", ""]
+        lines += ["", f"Measured by `python -m invflow_problems.image_table {data} --steps 1` (100 test images, "
+                  "64 samples, seed 0):", ""]
         lines += _evaluation(evaluation, vfm=name.endswith("-vfm"))
     return "\n".join(lines) + "\n"
 
@@ -76,17 +70,17 @@ def main() -> None:
     """Store weights and card."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", help="such as mnist or mnist-vfm")
-    parser.add_argument("runs", type=Path, nargs="+", help="the folders that invflow train wrote, one for each stage")
+    parser.add_argument("run", type=Path, help="the folder that invflow train wrote")
     parser.add_argument("--evaluation", type=Path, help="JSON that image_table wrote")
     parser.add_argument("--output", type=Path, help="folder to write; default the library's own")
     arguments = parser.parse_args()
     folder = arguments.output or SHIPPED / arguments.name
     if arguments.name.endswith("-vfm"):
-        VFM.load(arguments.runs[-1] / "vfm").save_pretrained(folder, torch.float16)
+        VFM.load(arguments.run / "vfm").save_pretrained(folder, torch.float16)
     else:
-        NeuralFlowMap.from_pretrained(arguments.runs[-1] / "prior").save_pretrained(folder, torch.float16)
+        NeuralFlowMap.from_pretrained(arguments.run / "prior").save_pretrained(folder, torch.float16)
     evaluation = json.loads(arguments.evaluation.read_text()) if arguments.evaluation else None
-    text = card(arguments.name, arguments.runs, evaluation)
+    text = card(arguments.name, arguments.run, evaluation)
     write_atomically(folder / "README.md", lambda p: Path(p).write_text(text, encoding="utf-8"))
     print(f"wrote {folder}")
 

@@ -15,10 +15,7 @@ from invflow_operators import blur, elementwise, inpainting, superresolution
 from invflow_problems.checkerboard import NOISE, board_sample
 from invflow_problems.checkerboard import checkerboard as board_problem
 
-__all__ = [
-    "checkerboard", "fashion_mnist", "fashion_mnist_vfm", "fashion_mnist_vfm_refined", "mnist", "mnist_vfm",
-    "mnist_vfm_refined",
-]
+__all__ = ["checkerboard", "fashion_mnist", "fashion_mnist_vfm", "mnist", "mnist_vfm"]
 
 #: a U-Net on 14 x 14 and 7 x 7 positions, of the size that two CPU cores can train in under an hour
 MAP_NETWORK = {"channels": [32, 128], "blocks": 2}
@@ -28,9 +25,6 @@ PRIOR_SETTINGS = LoopSettings(steps=2000, batch_size=128, learning_rate=1.5e-3)
 VFM_SETTINGS = LoopSettings(steps=1800, batch_size=96, learning_rate=1e-3)
 #: tau is the scale of the data states (0.6); alpha keeps two paths in five unconditional
 TAU, ALPHA = 0.7, 0.6
-#: the second stage gives rows of low noise more weight. It leaves the mix of times alone: with three quarters of the
-#: rows at s < t, three quarters of those at (0, 1), it diverged within a hundred steps
-REFINED_SETTINGS = LoopSettings(steps=600, batch_size=96, learning_rate=4e-4, seed=1)
 
 
 def image_problems(image_shape: tuple[int, int, int]) -> list[TrainingProblem]:
@@ -59,16 +53,6 @@ def _train_image_vfm(run: Run, name: str) -> VFM:
                      options=ADAPTER_NETWORK, progress=run.progress, stop_at=run.stop_at, tau=TAU, alpha=ALPHA)
 
 
-def _refine_image_vfm(run: Run) -> VFM:
-    if run.prior is None:
-        raise ValueError("name the VFM to go on from: --prior RUN/vfm, where invflow train wrote the first stage")
-    images = load_images(str(run.data), split="train", dtype=torch.uint8)
-    start = VFM.load(run.prior)
-    return train_vfm(images, start.prior, image_problems(start.prior.image_shape), run.settings,  # type: ignore[arg-type]
-                     run.folder, adapter=start.adapter, level_power=0.5, progress=run.progress, stop_at=run.stop_at,
-                     tau=TAU, alpha=ALPHA)
-
-
 mnist = Recipe("mnist", "prior on MNIST, 28 x 28", PRIOR_SETTINGS, _train_image_prior, data="mnist")
 fashion_mnist = Recipe("fashion-mnist", "prior on Fashion-MNIST, 28 x 28", PRIOR_SETTINGS, _train_image_prior,
                        data="fashion-mnist")
@@ -76,11 +60,6 @@ mnist_vfm = Recipe("mnist-vfm", "VFM for six problem classes on MNIST, from the 
                    lambda run: _train_image_vfm(run, "mnist"), data="mnist")
 fashion_mnist_vfm = Recipe("fashion-mnist-vfm", "VFM for six problem classes on Fashion-MNIST, from the prior",
                            VFM_SETTINGS, lambda run: _train_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
-mnist_vfm_refined = Recipe("mnist-vfm-refined", "second stage of mnist-vfm, from --prior RUN/vfm", REFINED_SETTINGS,
-                           _refine_image_vfm, data="mnist")
-fashion_mnist_vfm_refined = Recipe("fashion-mnist-vfm-refined",
-                                   "second stage of fashion-mnist-vfm, from --prior RUN/vfm", REFINED_SETTINGS,
-                                   _refine_image_vfm, data="fashion-mnist")
 
 BOARD_MAP, BOARD_ADAPTER = {"width": 256, "depth": 5}, {"width": 256, "depth": 4}
 BOARD_SETTINGS = LoopSettings(steps=8000, batch_size=1024, learning_rate=1e-3, weight_decay=0.0, ema=0.998,
