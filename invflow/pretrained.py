@@ -48,10 +48,10 @@ def resolve_folder(name: str | os.PathLike[str], kind: str) -> Path:
     path = Path(name)
     if (path / CONFIG).is_file():
         return path
+    if (SHIPPED / str(name) / CONFIG).is_file():  # also where a data set of that name lies in the current folder
+        return SHIPPED / str(name)
     if path.is_dir():
         raise ValueError(f"the folder {str(name)!r} holds no {CONFIG}: pass a folder that save_pretrained wrote")
-    if (SHIPPED / str(name) / CONFIG).is_file():
-        return SHIPPED / str(name)
     if str(name).count("/") == 1 and not path.is_absolute() and not str(name).startswith("."):
         return _download(str(name), kind)
     near = difflib.get_close_matches(str(name), shipped_names(kind), n=1, cutoff=0.4)
