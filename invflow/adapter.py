@@ -132,7 +132,7 @@ class Adapter(Countable):
             raise ValueError(
                 f"the adapter was not trained for {what} (problem class {name!r}, {type(reward).__name__}); it knows "
                 f"Gaussian likelihoods of {', '.join(self.classes)}. Train one with invflow.training.train_vfm, or "
-                "use a solver that needs no training: FMTT, NoiseSMC, NoiseRTO, or ExactPosterior for a mixture"
+                "use a solver that needs no training: FMTT, NoiseSMC, or ExactPosterior for a mixture"
             )
         if operator is not None and tuple(operator.image_shape) != self.image_shape:
             raise ValueError(
