@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from tilting_models import Gaussian, Row
 from torch import Tensor
 
-from invflow import FMTT, ExactPosterior, FlowMap, FunctionReward, GaussianLikelihood, GaussianMixtureFlow, Operator
+from invflow import FMTT, ExactPosterior, FlowMap, FunctionReward, GaussianLikelihood, GaussianMixtureFlow
 from invflow.flowmap import expand_time
 from invflow.posterior import Posterior
 from invflow.reward import Reward
@@ -76,32 +77,6 @@ class Skewed(FlowMap):
         return 0.8 * ring().jump(x, s, t) + 0.2 * x + gap * torch.tensor([0.7, -0.4])
 
 
-class Gaussian(FlowMap):
-    """The flow of N(0, I) to N(0, I), with a map in closed form: one call for each jump."""
-
-    state_shape = image_shape = (3,)
-
-    def velocity(self, x: Tensor, t: Any) -> Tensor:
-        t = expand_time(t, x)
-        return x * (2 * t - 1) / ((1 - t) ** 2 + t**2)
-
-    def jump(self, x: Tensor, s: Any, t: Any) -> Tensor:
-        s, t = expand_time(s, x), expand_time(t, x)
-        return x * (((1 - t) ** 2 + t**2) / ((1 - s) ** 2 + s**2)).sqrt()
-
-
-class Row(Operator):
-    """One linear measurement."""
-
-    matrix: Tensor
-
-    def __init__(self, matrix: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("matrix", matrix)
-        self.measurement_shape, self.image_shape = (len(matrix),), (matrix.shape[1],)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.matrix.T
 
 
 def quantities(x: Tensor, reward: Tensor) -> Tensor:

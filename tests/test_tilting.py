@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from tilting_models import Gaussian, Row
 from torch import Tensor
 
-from invflow import FMTT, FlowMap, FunctionReward, GaussianLikelihood, GaussianMixtureFlow, Operator
-from invflow.flowmap import expand_time
+from invflow import FMTT, FunctionReward, GaussianLikelihood, GaussianMixtureFlow
 from invflow.reward import Reward
 from invflow.solvers._particles import make_chunks
 from invflow.solvers.tilting import AnnealedVariance, LookAhead, base_steps, logit_grid, make_times, schedule_values
@@ -36,32 +36,6 @@ class Shared(Reward):
         return x.flatten(2).sum(2)
 
 
-class Gaussian(FlowMap):
-    """The flow of N(0, I) to N(0, I), with a map in closed form: one call for each jump."""
-
-    state_shape = image_shape = (3,)
-
-    def velocity(self, x: Tensor, t: Any) -> Tensor:
-        t = expand_time(t, x)
-        return x * (2 * t - 1) / ((1 - t) ** 2 + t**2)
-
-    def jump(self, x: Tensor, s: Any, t: Any) -> Tensor:
-        s, t = expand_time(s, x), expand_time(t, x)
-        return x * (((1 - t) ** 2 + t**2) / ((1 - s) ** 2 + s**2)).sqrt()
-
-
-class Row(Operator):
-    """One linear measurement."""
-
-    matrix: Tensor
-
-    def __init__(self, matrix: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("matrix", matrix)
-        self.measurement_shape, self.image_shape = (len(matrix),), (matrix.shape[1],)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.matrix.T
 
 
 @pytest.mark.parametrize("look_ahead", ["denoiser", "none", "flow_map"])
