@@ -34,8 +34,9 @@ def gaussian_pairs(n, generator):
     return z, m
 
 
+@pytest.mark.parametrize("tangent", ["map", "path"])
 @pytest.mark.parametrize(("s", "t"), [(0.0, 1.0), (0.2, 0.7), (0.5, 0.5), (0.0, 0.3)])
-def test_true_average_velocity_is_a_stationary_point(s, t):
+def test_true_average_velocity_is_a_stationary_point(s, t, tangent):
     """At the true u the expected gradient vanishes: E[(u - target) phi(x_s)] = 0 for every test function phi.
 
     A target with time reversed, v - (t - s) du/ds, fails by tens of standard errors.
@@ -51,11 +52,23 @@ def test_true_average_velocity_is_a_stationary_point(s, t):
         shift = (coefficients[: len(x)] * features).sum(dim=1, keepdim=True)
         return gaussian_u(x, a, b) + (shift if x.shape[0] == n else 0)
 
-    meanflow_loss(u, z, m, s_rows, t_rows).sum().backward()
+    meanflow_loss(u, z, m, s_rows, t_rows, tangent=tangent).sum().backward()
     gradient = coefficients.grad
     assert gradient is not None
     error = gradient.mean(dim=0) / (gradient.std(dim=0) / n**0.5)
     assert error.abs().max() < 4, f"z-scores {error.tolist()}"
+
+
+def test_noise_of_the_target_under_both_tangents():
+    """Both lead to one regression; its target has the noise v - b itself, or what the map's derivative makes of it."""
+    g = torch.Generator().manual_seed(3)
+    z, m = gaussian_pairs(100_000, g)
+    s, t = torch.zeros(len(z), dtype=torch.float64), torch.ones(len(z), dtype=torch.float64)
+    target_noise = {kind: meanflow_loss(gaussian_u, z, m, s, t, tangent=kind).mean() for kind in ("map", "path")}
+    # u is the true average velocity, so that the loss is the variance of its target: at s = 0, v - b = m, and the
+    # path's tangent adds (du/dx) (v - b) with du/dx = STD - 1 to it, the derivative of the jump times v - b in all
+    assert target_noise["map"] == pytest.approx(STD**2, rel=0.02)
+    assert target_noise["path"] == pytest.approx((STD * STD) ** 2, rel=0.02)
 
 
 def test_derivative_matches_finite_differences():
@@ -80,7 +93,7 @@ def test_derivative_only_for_rows_with_distinct_times():
     s, t, k = sample_times(8, distinct=0.25, generator=g)
     meanflow_loss(u, z, m, s, t, k)
     assert k == 2
-    assert seen == [2, 8]  # two rows through the Jacobian-vector product, then all through the network
+    assert seen == [2, 2, 8]  # two rows for the direction and the Jacobian-vector product, then all of them
     seen.clear()
     meanflow_loss(u, z, m, s, s)
     assert seen == [8]

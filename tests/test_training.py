@@ -55,7 +55,7 @@ def test_resuming_gives_the_same_bits(tmp_path, joint):
     def run(folder, stop_at=None):
         if joint:
             return train_vfm(data, tiny_prior(), [first_coordinate()], settings(), folder, options=TINY,
-                             progress=False, stop_at=stop_at)
+                             model_error=True, progress=False, stop_at=stop_at)
         return train_prior(data, settings(), folder, network="mlp", options=TINY, decode_affine=(1.0, 0.0),
                            progress=False, stop_at=stop_at)
 
@@ -161,6 +161,36 @@ def test_frozen_training_changes_the_adapter_only(tmp_path):
     assert vfm.prior.fingerprint() == before
     assert vfm.prior.independent_noise
     assert any(p.any() for n, p in vfm.adapter.named_parameters() if "last" in n)
+
+
+def test_model_error_is_the_variance_that_the_map_leaves_unexplained():
+    """Fisher scoring finds delta^2 of residuals N(0, sigma^2 + delta^2), with noise levels that differ by row."""
+    objective = VFMObjective(tiny_prior(), Adapter((2,), classes=["first-coordinate"], network="mlp", options=TINY),
+                             [first_coordinate((0.05, 1.0))], model_error=True)
+    g, delta = torch.Generator().manual_seed(0), 0.4
+    operator = first_coordinate().operator
+    estimates = []
+    for _ in range(400):
+        sigma = objective.problems[0].draw_sigma(64, g)
+        y = (sigma**2 + delta**2).sqrt()[:, None] * torch.randn(64, 1, generator=g)
+        misfit, reports = objective._misfit([(operator, y, sigma)], torch.zeros(64, 2))
+        estimates.append(float(reports["model_error"]) ** 2)
+        assert misfit.shape == (64,)
+    settled = torch.tensor(estimates[100:])
+    # a batch of 64 tells delta^2 to about 0.035; the running mean over some 40 batches, seen 300 times, to 0.003
+    assert settled.mean() == pytest.approx(delta**2, abs=0.01)
+    assert float(misfit.mean()) == pytest.approx(0.5, abs=0.3)
+
+
+def test_model_error_vanishes_where_the_residual_is_noise():
+    objective = VFMObjective(tiny_prior(), Adapter((2,), classes=["first-coordinate"], network="mlp", options=TINY),
+                             [first_coordinate(0.3)], model_error=True)
+    g = torch.Generator().manual_seed(0)
+    operator = first_coordinate().operator
+    for _ in range(300):
+        y, sigma = 0.3 * torch.randn(256, 1, generator=g), torch.full((256,), 0.3)
+        objective._misfit([(operator, y, sigma)], torch.zeros(256, 2))
+    assert objective.model_variance[0] < 0.1 * 0.3**2
 
 
 def test_problem_classes_must_differ(tmp_path):

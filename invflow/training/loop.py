@@ -159,7 +159,8 @@ def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: 
                                   weight_decay=settings.weight_decay)
     objective.to(accelerator.device)
     average = {k: p.detach().clone() for k, p in parameters.items()}
-    step = _load(Path(folder), parameters, average, optimizer, settings)
+    buffers = dict(objective.named_buffers(recurse=False))
+    step = _load(Path(folder), parameters, average, buffers, optimizer, settings)
     wrapped, prepared = accelerator.prepare(objective, optimizer)
     log = MetricsFile(Path(folder) / "metrics.csv", step) if accelerator.is_main_process else None
     end = min(settings.steps, stop_at or settings.steps)
@@ -169,7 +170,7 @@ def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: 
 
     def save() -> None:
         if accelerator.is_main_process:
-            _save(Path(folder), step, parameters, average, optimizer, settings)
+            _save(Path(folder), step, parameters, average, buffers, optimizer, settings)
 
     with bar, stop_requests() as stop:
         while step < end:
@@ -267,11 +268,12 @@ def _identity(settings: LoopSettings) -> dict[str, Any]:
 
 
 def _save(folder: Path, step: int, parameters: dict[str, Tensor], average: dict[str, Tensor],
-          optimizer: torch.optim.Optimizer, settings: LoopSettings) -> None:
+          buffers: dict[str, Tensor], optimizer: torch.optim.Optimizer, settings: LoopSettings) -> None:
     from safetensors.torch import save_file
 
     tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in parameters.items()}
     tensors |= {f"average.{k}": v.cpu().contiguous() for k, v in average.items()}
+    tensors |= {f"objective.{k}": v.detach().cpu().contiguous() for k, v in buffers.items()}
     for key, p in parameters.items():
         for name, value in optimizer.state.get(p, {}).items():
             tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
@@ -279,9 +281,9 @@ def _save(folder: Path, step: int, parameters: dict[str, Tensor], average: dict[
     write_atomically(folder / CHECKPOINT, lambda path: save_file(tensors, path, metadata=metadata))
 
 
-def _load(folder: Path, parameters: dict[str, Tensor], average: dict[str, Tensor], optimizer: torch.optim.Optimizer,
-          settings: LoopSettings) -> int:
-    """Fill parameters, averages and optimiser state from the folder's checkpoint; returns the step, 0 without one."""
+def _load(folder: Path, parameters: dict[str, Tensor], average: dict[str, Tensor], buffers: dict[str, Tensor],
+          optimizer: torch.optim.Optimizer, settings: LoopSettings) -> int:
+    """Fill everything that a checkpoint holds from the folder's; returns the step, 0 without one."""
     from safetensors import safe_open
 
     path = folder / CHECKPOINT
@@ -306,7 +308,7 @@ def _load(folder: Path, parameters: dict[str, Tensor], average: dict[str, Tensor
                 states[p][field] = value if field == "step" else value.to(p.device)
             else:
                 with torch.no_grad():
-                    (parameters if kind == "model" else average)[key].copy_(value)
+                    {"model": parameters, "average": average, "objective": buffers}[kind][key].copy_(value)
     for p, state in states.items():
         if state:
             optimizer.state[p] = state

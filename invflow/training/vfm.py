@@ -22,6 +22,9 @@ from invflow.solvers.vfm import VFM
 from invflow.training.loop import LoopSettings, Objective, Sampler, batches_of, fit, seeded
 from invflow.training.losses import gaussian_kl, meanflow_loss, normalise, sample_times, scale_gradient
 
+#: share of a new batch in the running estimate of the map's own error
+MODEL_ERROR_RATE = 0.05
+
 __all__ = ["TrainingProblem", "VFMObjective", "train_alignment", "train_vfm"]
 
 
@@ -54,6 +57,14 @@ class VFMObjective(Objective):
     -r(f(z)), and paths from the adapter's noise end in images drawn from the batch with weights e^r: pairing them with
     the batch as it is would teach the map to undo the tilt. Batches must be large against the spread of e^r.
 
+    A learned map does not reach every image. With ``model_error`` its own error, of variance delta^2 for each problem
+    class, comes on top of the noise, and the observation term divides by sigma^2 + delta^2 (the approximation error of
+    Kaipio and Somersalo 2007). delta^2 is estimated while training, by maximum likelihood; at the exact posterior it is
+    zero, since there (x, y) is a joint draw and the mean squared residual sigma^2. With sigma^2 alone a map that is
+    still rough is fitted by noise pinned down everywhere: residuals shrink, and so does the spread where y says
+    nothing. The price: delta^2 also counts what a diagonal Gaussian cannot do, which biases the mean towards the
+    prior where the map itself is exact; hence off unless asked for.
+
     Args:
         prior: the map.
         adapter: the adapter.
@@ -64,16 +75,19 @@ class VFMObjective(Objective):
         alpha: share of rows whose path starts from the adapter's noise.
         frozen: train the adapter alone, on a fixed map and without the MeanFlow term.
         level_power: rows weigh on the adapter by sigma to this power, relative to the highest level.
+        model_error: whether to count on the map's own error, as a large network on images needs.
         distinct: share of rows with s < t.
         one_step: share of those with (s, t) = (0, 1).
     """
 
     problems: tuple[TrainingProblem, ...]
     reward: Reward | None
+    model_variance: Tensor
 
     def __init__(self, prior: NeuralFlowMap, adapter: Adapter, problems: Sequence[TrainingProblem] = (), *,
                  reward: Reward | None = None, tau: float = 1.0, alpha: float = 0.5, frozen: bool = False,
-                 level_power: float = 1.0, distinct: float = 0.5, one_step: float = 1 / 3) -> None:
+                 level_power: float = 1.0, model_error: bool = False, distinct: float = 0.5,
+                 one_step: float = 1 / 3) -> None:
         super().__init__()
         if bool(problems) == (reward is not None):
             raise ValueError("pass either problems to observe or one reward to align with")
@@ -84,7 +98,9 @@ class VFMObjective(Objective):
         self.__dict__["problems"] = tuple(problems)
         self.__dict__["reward"] = reward
         self.tau, self.alpha, self.frozen, self.level_power = tau, alpha, frozen, level_power
-        self.distinct, self.one_step = distinct, one_step
+        self.distinct, self.one_step, self.model_error = distinct, one_step, model_error
+        # of each problem class, NaN before the first batch; a buffer, so that checkpoints keep it
+        self.register_buffer("model_variance", torch.full((len(self.problems) if model_error else 0,), torch.nan))
         self.highest = max((p.sigma[1] if isinstance(p.sigma, tuple) else p.sigma for p in problems), default=1.0)
 
     def trained(self) -> dict[str, nn.Module]:
@@ -103,11 +119,10 @@ class VFMObjective(Objective):
         z = mean + log_std.exp() * draw_noise(tuple(mean.shape), generator).to(mean)
         fixed = {k: p.detach() for k, p in self.prior.named_parameters()}
         images = self.prior.decode(torch.func.functional_call(self.prior, fixed, (z, 0.0, 1.0)))
-        misfit = self._misfit(groups, images)
+        misfit, reports = self._misfit(groups, images)
         kl = gaussian_kl(mean, log_std)
         objective = misfit + kl
-        metrics = {"misfit": (misfit.detach() * 2 / self._num_values(groups)).mean(),
-                   "kl": kl.detach().mean(), "adapter_std": log_std.detach().exp().mean()}
+        metrics = {"kl": kl.detach().mean(), "adapter_std": log_std.detach().exp().mean(), **reports}
         if not self.frozen:
             flow, k = self._flow_loss(data, z, generator)
             objective = objective + flow / (2 * self.tau**2)
@@ -140,24 +155,35 @@ class VFMObjective(Objective):
         embedded, observed, summary, classes, sigma = (torch.cat(column) for column in zip(*parts))
         return *self.adapter(embedded, observed, summary, classes, sigma), sigma
 
-    def _misfit(self, groups: list[tuple[Operator, Tensor, Tensor]], images: Tensor) -> Tensor:
-        """``|y - A x|^2 / (2 sigma^2)`` of each row, or minus the reward."""
+    def _misfit(self, groups: list[tuple[Operator, Tensor, Tensor]],
+                images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """``|y - A x|^2 / (2 (sigma^2 + delta^2))`` of each row, or minus the reward; and numbers to report."""
         if self.reward is not None:
-            return -self.reward(images[None])[0]
-        parts = []
-        for (operator, y, sigma), x in zip(groups, images.tensor_split(len(groups))):
+            return -self.reward(images[None])[0], {}
+        misfit, misfit_in_sigma = [], []
+        for c, ((operator, y, sigma), x) in enumerate(zip(groups, images.tensor_split(len(groups)))):
             # entries that are not observed are zero on both sides
-            parts.append(0.5 * (y - operator(x)).flatten(1).square().sum(dim=1) / sigma**2)
-        return torch.cat(parts)
+            square = (y - operator(x)).flatten(1).square().sum(dim=1)
+            count = num_values(operator, y)
+            misfit_in_sigma.append(square.detach() / count / sigma**2)
+            variance = sigma**2
+            if self.model_error:
+                variance = variance + self._model_variance(c, square.detach(), count, sigma**2)
+            misfit.append(0.5 * square / variance)
+        reports = {"misfit": torch.cat(misfit_in_sigma).mean()}
+        if self.model_error:
+            reports["model_error"] = self.model_variance.mean().sqrt()
+        return torch.cat(misfit), reports
 
-    def _num_values(self, groups: list[tuple[Operator, Tensor, Tensor]]) -> Tensor:
-        """How many values are observed for each row, so that the reported misfit is 1 where the fit is right."""
-        counts = []
-        for operator, y, _ in groups:
-            observed = operator.observed()
-            full = torch.full((len(y),), float(math.prod(y.shape[1:])), device=y.device)
-            counts.append(full if observed is None else observed.flatten(1).sum(dim=1).expand(len(y)).to(full))
-        return torch.cat(counts) if counts else torch.full((1,), 2.0)
+    @torch.no_grad()
+    def _model_variance(self, c: int, square: Tensor, count: Tensor, noise_variance: Tensor) -> Tensor:
+        """delta^2 of a problem class, after a step of Fisher scoring towards what this batch says (0-d)."""
+        old = self.model_variance[c]
+        start = torch.isnan(old)
+        weight = count / (noise_variance + torch.where(start, 1.0, old)) ** 2
+        now = (weight * (square / count - noise_variance)).sum() / weight.sum()
+        self.model_variance[c] = torch.where(start, now, torch.lerp(old, now, MODEL_ERROR_RATE)).clamp(min=0.0)
+        return self.model_variance[c].clone()
 
     def _flow_loss(self, data: Tensor, z: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
         states = self.prior.encode(data)
@@ -179,11 +205,19 @@ class VFMObjective(Objective):
         return meanflow_loss(self.prior.average_velocity, noise[order], states[order], s, t, k), k
 
 
+def num_values(operator: Operator, y: Tensor) -> Tensor:
+    """How many values of each measurement are observed, ``(n,)``."""
+    observed = operator.observed()
+    if observed is None:
+        return torch.full((len(y),), float(math.prod(y.shape[1:])), device=y.device)
+    return observed.flatten(1).sum(dim=1).expand(len(y)).to(y)
+
+
 def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[TrainingProblem], settings: LoopSettings,
               folder: str | os.PathLike[str], *, options: dict[str, Any] | None = None,
               adapter: Adapter | None = None, tau: float = 1.0, alpha: float = 0.5, frozen: bool = False,
-              level_power: float = 1.0, distinct: float = 0.5, one_step: float = 1 / 3, progress: bool = True,
-              stop_at: int | None = None) -> VFM:
+              level_power: float = 1.0, model_error: bool = False, distinct: float = 0.5, one_step: float = 1 / 3,
+              progress: bool = True, stop_at: int | None = None) -> VFM:
     """Train a Variational Flow Map from a prior, resuming if the folder holds a checkpoint.
 
     Args:
@@ -198,6 +232,7 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
         alpha: share of rows whose path starts from the adapter's noise.
         frozen: train the adapter alone.
         level_power: how much less rows of low noise weigh; see :class:`VFMObjective`.
+        model_error: count on the map's own error in the observation term; see :class:`VFMObjective`.
         distinct: share of rows with s < t.
         one_step: share of those with (s, t) = (0, 1).
         progress: show a progress bar.
@@ -224,7 +259,8 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
                           image_shape=prior.image_shape, options=prior.options if options is None else options,
                           generator=seeded(settings.seed, 0, -4))
     objective = VFMObjective(image_map, adapter, problems, tau=tau, alpha=alpha, frozen=frozen,
-                             level_power=level_power, distinct=distinct, one_step=one_step)
+                             level_power=level_power, model_error=model_error, distinct=distinct,
+                             one_step=one_step)
     done = fit(objective, batches_of(data, settings), settings, folder, progress=progress, stop_at=stop_at)
     return _finish(image_map, adapter, frozen, done, folder)
 

@@ -22,9 +22,9 @@ MAP_NETWORK = {"channels": [32, 128], "blocks": 2}
 ADAPTER_NETWORK = {"channels": [32, 96], "blocks": 2}
 
 PRIOR_SETTINGS = LoopSettings(steps=2000, batch_size=128, learning_rate=1.5e-3)
-VFM_SETTINGS = LoopSettings(steps=1800, batch_size=96, learning_rate=1e-3)
-#: tau is the scale of the data states (0.6); alpha keeps two paths in five unconditional
-TAU, ALPHA = 0.7, 0.6
+VFM_SETTINGS = LoopSettings(steps=5000, batch_size=96, learning_rate=1e-3)
+#: tau is the scale of the data states (0.6); alpha keeps one path in five unconditional
+TAU, ALPHA = 0.7, 0.8
 
 
 def image_problems(image_shape: tuple[int, int, int]) -> list[TrainingProblem]:
@@ -50,7 +50,8 @@ def _train_image_vfm(run: Run, name: str) -> VFM:
     images = load_images(str(run.data), split="train", dtype=torch.uint8)
     prior = load_prior(run.prior or name)
     return train_vfm(images, prior, image_problems(prior.image_shape), run.settings, run.folder,  # type: ignore[arg-type]
-                     options=ADAPTER_NETWORK, progress=run.progress, stop_at=run.stop_at, tau=TAU, alpha=ALPHA)
+                     options=ADAPTER_NETWORK, progress=run.progress, stop_at=run.stop_at, tau=TAU, alpha=ALPHA,
+                     level_power=0.0, model_error=True)
 
 
 mnist = Recipe("mnist", "prior on MNIST, 28 x 28", PRIOR_SETTINGS, _train_image_prior, data="mnist")
