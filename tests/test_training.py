@@ -136,7 +136,7 @@ def joint_gradients(monkeypatch, without_flow):
                       generator=torch.Generator().manual_seed(1))
     objective = VFMObjective(prior, adapter, [first_coordinate()])
     if without_flow:
-        monkeypatch.setattr(vfm_module, "meanflow_loss", lambda u, z, m, *times: 0 * m.sum(dim=1))
+        monkeypatch.setattr(vfm_module, "meanflow_loss", lambda u, z, m, *times, tangent: 0 * m.sum(dim=1))
     loss, _ = objective(pairs(16, seeded(0, 0, 0)), seeded(0, 1, 0))
     loss.backward()
     return prior, adapter

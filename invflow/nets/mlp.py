@@ -28,12 +28,19 @@ class MLP(nn.Module):
         width: hidden size.
         depth: hidden layers.
         embedding: size of a conditioning vector that is added after every hidden layer; 0 for none.
+        num_frequencies: sinusoids of each input that the first layer sees beside it (Tancik et al. 2020), which sharp
+            edges need; 0 for none.
+        max_frequency: the largest of their angular frequencies, which are evenly spaced.
     """
 
+    frequencies: Tensor
+
     def __init__(self, in_features: int, out_features: int, width: int = 256, depth: int = 5,
-                 embedding: int = 0) -> None:
+                 embedding: int = 0, num_frequencies: int = 0, max_frequency: float = 8.0) -> None:
         super().__init__()
-        sizes = [in_features] + [width] * depth
+        frequencies = max_frequency * torch.arange(1, num_frequencies + 1) / max(1, num_frequencies)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        sizes = [in_features * (1 + 2 * num_frequencies)] + [width] * depth
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.condition = nn.Linear(embedding, width * depth) if embedding else None
         self.last = nn.Linear(width, out_features)
@@ -47,6 +54,9 @@ class MLP(nn.Module):
             if embedding is None:
                 raise ValueError("this MLP is conditional: pass its embedding, (n, embedding)")
             shifts = list(self.condition(embedding).chunk(len(self.layers), dim=1))
+        if len(self.frequencies):
+            angles = (x[:, :, None] * self.frequencies).flatten(1)
+            x = torch.cat([x, angles.sin(), angles.cos()], dim=1)
         for layer, shift in zip(self.layers, shifts):
             h = layer(x) if shift is None else layer(x) + shift
             h = nn.functional.silu(h)

@@ -64,7 +64,7 @@ def average_velocity_jvp(u: AverageVelocity, x: Tensor, s: Tensor, t: Tensor, v:
 
 
 def meanflow_loss(u: AverageVelocity, noise: Tensor, data: Tensor, s: Tensor, t: Tensor,
-                  num_distinct: int | None = None, *, tangent: str = "map") -> Tensor:
+                  num_distinct: int | None = None, *, tangent: str = "path") -> Tensor:
     r"""MeanFlow loss of each row, summed over the state (Geng et al. 2025).
 
     With v = m - z and :math:`x_s = (1 - s) z + s m`, u(x_s, s, t) regresses on v + (t - s) sg[du/ds]; where s = t
@@ -83,7 +83,7 @@ def meanflow_loss(u: AverageVelocity, noise: Tensor, data: Tensor, s: Tensor, t:
         s: ``(n,)``.
         t: ``(n,)``, not below s.
         num_distinct: how many rows have s < t, if those come first; None looks.
-        tangent: direction of the derivative, ``"map"`` for u(x_s, s, s), ``"path"`` for v.
+        tangent: direction of the derivative, ``"path"`` for v, ``"map"`` for u(x_s, s, s).
 
     Returns:
         ``(n,)``.
@@ -92,7 +92,7 @@ def meanflow_loss(u: AverageVelocity, noise: Tensor, data: Tensor, s: Tensor, t:
         ValueError: for an unknown tangent.
     """
     if tangent not in ("map", "path"):
-        raise ValueError(f"there is no tangent {tangent!r}: pass 'map' or 'path'")
+        raise ValueError(f"there is no tangent {tangent!r}: pass 'path' or 'map'")
     column = expand_time(s, data)
     v = data - noise
     x = (1 - column) * noise + column * data

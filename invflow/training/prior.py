@@ -24,12 +24,14 @@ class MeanFlowObjective(Objective):
         prior: the map that is trained.
         distinct: share of rows with s < t.
         one_step: share of those with (s, t) = (0, 1).
+        tangent: of the MeanFlow loss, ``"path"`` or ``"map"``; see :func:`~invflow.training.losses.meanflow_loss`.
     """
 
-    def __init__(self, prior: NeuralFlowMap, distinct: float = 0.5, one_step: float = 1 / 3) -> None:
+    def __init__(self, prior: NeuralFlowMap, distinct: float = 0.5, one_step: float = 1 / 3,
+                 tangent: str = "path") -> None:
         super().__init__()
         self.prior = prior
-        self.distinct, self.one_step = distinct, one_step
+        self.distinct, self.one_step, self.tangent = distinct, one_step, tangent
 
     def trained(self) -> dict[str, nn.Module]:
         """The map."""
@@ -41,7 +43,7 @@ class MeanFlowObjective(Objective):
         noise = draw_noise(tuple(states.shape), generator).to(states)
         s, t, k = sample_times(len(states), distinct=self.distinct, one_step=self.one_step, generator=generator,
                                device=states.device)
-        losses = meanflow_loss(self.prior.average_velocity, noise, states, s, t, k)
+        losses = meanflow_loss(self.prior.average_velocity, noise, states, s, t, k, tangent=self.tangent)
         per_value = losses.detach() / self.prior.dimension
         return normalise(losses.mean()), {"flow_matching": per_value[k:].mean(), "meanflow": per_value[:k].mean()}
 
@@ -69,7 +71,7 @@ def data_statistics(images: Tensor, decode_affine: tuple[float, float], floor: f
 def train_prior(data: Tensor | Sampler, settings: LoopSettings, folder: str | os.PathLike[str], *,
                 network: str = "unet", options: dict[str, Any] | None = None,
                 decode_affine: tuple[float, float] = (0.5, 0.5), distinct: float = 0.5, one_step: float = 1 / 3,
-                progress: bool = True, stop_at: int | None = None) -> NeuralFlowMap:
+                tangent: str = "path", progress: bool = True, stop_at: int | None = None) -> NeuralFlowMap:
     """Train a prior, resuming if the folder holds a checkpoint.
 
     Args:
@@ -81,6 +83,7 @@ def train_prior(data: Tensor | Sampler, settings: LoopSettings, folder: str | os
         decode_affine: (scale, shift) of the decoding; ``(0.5, 0.5)`` for states in [-1, 1].
         distinct: share of rows with s < t.
         one_step: share of those with (s, t) = (0, 1).
+        tangent: ``"path"`` or ``"map"``; see :func:`~invflow.training.losses.meanflow_loss`.
         progress: show a progress bar.
         stop_at: stop at this step, with a checkpoint.
 
@@ -91,7 +94,7 @@ def train_prior(data: Tensor | Sampler, settings: LoopSettings, folder: str | os
     mean, std = data_statistics(sample, decode_affine)
     prior = NeuralFlowMap(tuple(sample.shape[1:]), network=network, options=options, decode_affine=decode_affine,
                           mean=mean, std=std, generator=seeded(settings.seed, 0, -2))
-    objective = MeanFlowObjective(prior, distinct, one_step)
+    objective = MeanFlowObjective(prior, distinct, one_step, tangent)
     if fit(objective, batches_of(data, settings), settings, folder, progress=progress, stop_at=stop_at):
         prior.save_pretrained(Path(folder) / "prior")
     return prior.cpu().eval().requires_grad_(False)

@@ -78,6 +78,7 @@ class VFMObjective(Objective):
         model_error: whether to count on the map's own error, as a large network on images needs.
         distinct: share of rows with s < t.
         one_step: share of those with (s, t) = (0, 1).
+        tangent: of the MeanFlow loss, ``"path"`` or ``"map"``; see :func:`~invflow.training.losses.meanflow_loss`.
     """
 
     problems: tuple[TrainingProblem, ...]
@@ -87,7 +88,7 @@ class VFMObjective(Objective):
     def __init__(self, prior: NeuralFlowMap, adapter: Adapter, problems: Sequence[TrainingProblem] = (), *,
                  reward: Reward | None = None, tau: float = 1.0, alpha: float = 0.5, frozen: bool = False,
                  level_power: float = 1.0, model_error: bool = False, distinct: float = 0.5,
-                 one_step: float = 1 / 3) -> None:
+                 one_step: float = 1 / 3, tangent: str = "path") -> None:
         super().__init__()
         if bool(problems) == (reward is not None):
             raise ValueError("pass either problems to observe or one reward to align with")
@@ -98,7 +99,7 @@ class VFMObjective(Objective):
         self.__dict__["problems"] = tuple(problems)
         self.__dict__["reward"] = reward
         self.tau, self.alpha, self.frozen, self.level_power = tau, alpha, frozen, level_power
-        self.distinct, self.one_step, self.model_error = distinct, one_step, model_error
+        self.distinct, self.one_step, self.tangent, self.model_error = distinct, one_step, tangent, model_error
         # of each problem class, NaN before the first batch; a buffer, so that checkpoints keep it
         self.register_buffer("model_variance", torch.full((len(self.problems) if model_error else 0,), torch.nan))
         self.highest = max((p.sigma[1] if isinstance(p.sigma, tuple) else p.sigma for p in problems), default=1.0)
@@ -202,7 +203,8 @@ class VFMObjective(Objective):
         order = torch.randperm(len(states), generator=generator, device=generator.device).to(states.device)
         s, t, k = sample_times(len(states), distinct=self.distinct, one_step=self.one_step, generator=generator,
                                device=states.device)
-        return meanflow_loss(self.prior.average_velocity, noise[order], states[order], s, t, k), k
+        return meanflow_loss(self.prior.average_velocity, noise[order], states[order], s, t, k,
+                             tangent=self.tangent), k
 
 
 def num_values(operator: Operator, y: Tensor) -> Tensor:
@@ -217,7 +219,7 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
               folder: str | os.PathLike[str], *, options: dict[str, Any] | None = None,
               adapter: Adapter | None = None, tau: float = 1.0, alpha: float = 0.5, frozen: bool = False,
               level_power: float = 1.0, model_error: bool = False, distinct: float = 0.5, one_step: float = 1 / 3,
-              progress: bool = True, stop_at: int | None = None) -> VFM:
+              tangent: str = "path", progress: bool = True, stop_at: int | None = None) -> VFM:
     """Train a Variational Flow Map from a prior, resuming if the folder holds a checkpoint.
 
     Args:
@@ -235,6 +237,7 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
         model_error: count on the map's own error in the observation term; see :class:`VFMObjective`.
         distinct: share of rows with s < t.
         one_step: share of those with (s, t) = (0, 1).
+        tangent: ``"path"`` or ``"map"``; see :func:`~invflow.training.losses.meanflow_loss`.
         progress: show a progress bar.
         stop_at: stop at this step, with a checkpoint.
 
@@ -260,15 +263,15 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
                           generator=seeded(settings.seed, 0, -4))
     objective = VFMObjective(image_map, adapter, problems, tau=tau, alpha=alpha, frozen=frozen,
                              level_power=level_power, model_error=model_error, distinct=distinct,
-                             one_step=one_step)
+                             one_step=one_step, tangent=tangent)
     done = fit(objective, batches_of(data, settings), settings, folder, progress=progress, stop_at=stop_at)
     return _finish(image_map, adapter, frozen, done, folder)
 
 
 def train_alignment(data: Tensor | Sampler, prior: NeuralFlowMap, reward: Reward, name: str, settings: LoopSettings,
                     folder: str | os.PathLike[str], *, options: dict[str, Any] | None = None, tau: float = 1.0,
-                    alpha: float = 0.5, distinct: float = 0.5, one_step: float = 1 / 3, progress: bool = True,
-                    stop_at: int | None = None) -> VFM:
+                    alpha: float = 0.5, distinct: float = 0.5, one_step: float = 1 / 3,
+                    tangent: str = "path", progress: bool = True, stop_at: int | None = None) -> VFM:
     """One-step reward alignment: the joint objective with a reward in place of the log likelihood.
 
     Args:
@@ -283,6 +286,7 @@ def train_alignment(data: Tensor | Sampler, prior: NeuralFlowMap, reward: Reward
         alpha: share of rows whose path starts from the adapter's noise.
         distinct: share of rows with s < t.
         one_step: share of those with (s, t) = (0, 1).
+        tangent: ``"path"`` or ``"map"``; see :func:`~invflow.training.losses.meanflow_loss`.
         progress: show a progress bar.
         stop_at: stop at this step, with a checkpoint.
 
@@ -295,7 +299,7 @@ def train_alignment(data: Tensor | Sampler, prior: NeuralFlowMap, reward: Reward
     adapter = Adapter(prior.state_shape, classes=[name], network=prior.network_name, image_shape=prior.image_shape,
                       options=prior.options if options is None else options, generator=seeded(settings.seed, 0, -4))
     objective = VFMObjective(image_map, adapter, reward=reward, tau=tau, alpha=alpha, distinct=distinct,
-                             one_step=one_step)
+                             one_step=one_step, tangent=tangent)
     done = fit(objective, batches_of(data, settings), settings, folder, progress=progress, stop_at=stop_at)
     return _finish(image_map, adapter, False, done, folder)
 

@@ -42,8 +42,8 @@ def image_problems(image_shape: tuple[int, int, int]) -> list[TrainingProblem]:
 
 def _train_image_prior(run: Run) -> NeuralFlowMap:
     images = load_images(str(run.data), split="train", dtype=torch.uint8)
-    return train_prior(images, run.settings, run.folder, options=MAP_NETWORK, progress=run.progress,
-                       stop_at=run.stop_at)
+    return train_prior(images, run.settings, run.folder, options=MAP_NETWORK, tangent="map",
+                       progress=run.progress, stop_at=run.stop_at)
 
 
 def _train_image_vfm(run: Run, name: str) -> VFM:
@@ -51,7 +51,7 @@ def _train_image_vfm(run: Run, name: str) -> VFM:
     prior = load_prior(run.prior or name)
     return train_vfm(images, prior, image_problems(prior.image_shape), run.settings, run.folder,  # type: ignore[arg-type]
                      options=ADAPTER_NETWORK, progress=run.progress, stop_at=run.stop_at, tau=TAU, alpha=ALPHA,
-                     level_power=0.0, model_error=True)
+                     level_power=0.0, model_error=True, tangent="map")
 
 
 mnist = Recipe("mnist", "prior on MNIST, 28 x 28", PRIOR_SETTINGS, _train_image_prior, data="mnist")
@@ -62,7 +62,10 @@ mnist_vfm = Recipe("mnist-vfm", "VFM for six problem classes on MNIST, from the 
 fashion_mnist_vfm = Recipe("fashion-mnist-vfm", "VFM for six problem classes on Fashion-MNIST, from the prior",
                            VFM_SETTINGS, lambda run: _train_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
 
-BOARD_MAP, BOARD_ADAPTER = {"width": 256, "depth": 5}, {"width": 256, "depth": 4}
+#: the cells' edges need sinusoids of the input: in 2,000 steps of pretraining they raised the share of four-step draws
+#: on the board from 0.62 to 0.83; up to 16 instead of 8 it was 0.74
+BOARD_MAP = {"width": 256, "depth": 5, "num_frequencies": 4, "max_frequency": 8.0}
+BOARD_ADAPTER = {"width": 256, "depth": 4, "num_frequencies": 4, "max_frequency": 8.0}
 BOARD_SETTINGS = LoopSettings(steps=8000, batch_size=1024, learning_rate=1e-3, weight_decay=0.0, ema=0.998,
                               precision="no", log_every=200)
 BOARD_PRETRAINING = 3000
