@@ -1,11 +1,45 @@
-"""Metrics: pure functions of samples and truth, image quality and distances between laws."""
+"""Metrics: pure functions of samples and truth.
 
+Image quality and scores (:mod:`quality`, :mod:`perceptual`), distances between laws (:mod:`distances`,
+:mod:`two_sample`, :mod:`features`), and calibration (:mod:`ranks`, :mod:`calibration`, :mod:`intervals`).
+"""
+
+from invflow.metrics.calibration import (
+    ChiSquare,
+    CoverageCurve,
+    MeanTest,
+    SpreadSkill,
+    contraction,
+    coverage_curve,
+    mean_test,
+    random_pit,
+    residual_chi_square,
+    spread_skill,
+    tarp_curve,
+    tarp_ranks,
+    z_scores,
+)
 from invflow.metrics.distances import (
+    max_sliced_wasserstein,
     median_distance,
     mmd,
     mmd_root,
     sliced_wasserstein,
 )
+from invflow.metrics.features import (
+    PrecisionRecall,
+    classifier_features,
+    frechet_distance,
+    inception_features,
+    precision_recall,
+)
+from invflow.metrics.intervals import (
+    ConformalIntervals,
+    conformal_scale,
+    highest_density_coverage,
+    highest_density_interval,
+)
+from invflow.metrics.perceptual import lpips
 from invflow.metrics.quality import (
     central_interval,
     coverage,
@@ -17,19 +51,64 @@ from invflow.metrics.quality import (
     spread,
     ssim,
 )
+from invflow.metrics.ranks import (
+    RankTest,
+    detectable_shift,
+    detectable_spread,
+    ecdf_band,
+    holm,
+    random_ranks,
+    rank_power,
+    rank_test,
+)
+from invflow.metrics.two_sample import C2ST, classifier_two_sample_test
 
 __all__ = [
+    "C2ST",
+    "ChiSquare",
+    "ConformalIntervals",
+    "CoverageCurve",
+    "MeanTest",
+    "PrecisionRecall",
+    "RankTest",
+    "SpreadSkill",
     "central_interval",
+    "classifier_features",
+    "classifier_two_sample_test",
+    "conformal_scale",
+    "contraction",
     "coverage",
+    "coverage_curve",
     "crps",
+    "detectable_shift",
+    "detectable_spread",
+    "ecdf_band",
     "energy_score",
+    "frechet_distance",
     "gaussian_crps",
+    "highest_density_coverage",
+    "highest_density_interval",
+    "holm",
+    "inception_features",
+    "lpips",
+    "max_sliced_wasserstein",
+    "mean_test",
     "median_distance",
     "mmd",
     "mmd_root",
     "nlpd",
+    "precision_recall",
     "psnr",
+    "random_pit",
+    "random_ranks",
+    "rank_power",
+    "rank_test",
+    "residual_chi_square",
     "sliced_wasserstein",
     "spread",
+    "spread_skill",
     "ssim",
+    "tarp_curve",
+    "tarp_ranks",
+    "z_scores",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from invflow._random import draw_noise
 from invflow.metrics.quality import exact_distances, normalised_weights, pair_mass
 
-__all__ = ["median_distance", "mmd", "mmd_root", "sliced_wasserstein"]
+__all__ = ["max_sliced_wasserstein", "median_distance", "mmd", "mmd_root", "sliced_wasserstein"]
 
 
 def median_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -106,15 +106,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, p: int = 1, *, num_projections: int
     if p not in (1, 2):
         raise ValueError(f"p={p}: sliced_wasserstein is written for p=1 and p=2")
     a, b = _flat_pair(x, y, "sliced_wasserstein")
-    dimension = a.shape[2]
-    if projections is None:
-        projections = draw_noise((num_projections, dimension), generator)
-    directions = projections.to(a).flatten(1)
-    if directions.shape[1] != dimension:
-        raise ValueError(
-            f"projections {tuple(projections.shape)} do not fit samples {tuple(x.shape)}: pass (P, *shape)"
-        )
-    directions = directions / torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+    directions = _directions(projections, num_projections, a, generator)
     plain = log_weights is None and y_log_weights is None and a.shape[1] == b.shape[1]
     wa = normalised_weights(log_weights, a, "sliced_wasserstein")
     wb = normalised_weights(y_log_weights, b, "sliced_wasserstein")
@@ -122,12 +114,87 @@ def sliced_wasserstein(x: Tensor, y: Tensor, p: int = 1, *, num_projections: int
     chunk = max(1, max_entries // (a.shape[0] * (a.shape[1] + b.shape[1])))
     for direction in directions.split(chunk):
         u, v = (torch.einsum("bnd,pd->bpn", z, direction) for z in (a, b))
-        if plain:
-            cost = (u.sort(-1).values - v.sort(-1).values).abs().pow(p).mean(-1)
-        else:
-            cost = _weighted_transport(u, wa, v, wb, p)
-        total += cost.sum(1)
+        total += _transport(u, wa, v, wb, p, plain).sum(1)
     return (total / directions.shape[0]).pow(1 / p)
+
+
+def max_sliced_wasserstein(x: Tensor, y: Tensor, p: int = 2, *, num_projections: int = 100,
+                           projections: Tensor | None = None, steps: int = 100, log_weights: Tensor | None = None,
+                           y_log_weights: Tensor | None = None,
+                           generator: torch.Generator | None = None) -> Tensor:
+    """Maximum sliced Wasserstein distance: W_p along the direction where it is largest (Deshpande et al. 2019).
+
+    The best of the directions tried starts a gradient ascent, for each b its own. It is a lower bound of the
+    maximum, and positive for equal laws: with N samples and d dimensions of the order (d / N)^(1/2), so compare
+    values of the same N and M only.
+
+    Args:
+        x: ``(B, N, *shape)``.
+        y: ``(B, M, *shape)``.
+        p: 1 or 2.
+        num_projections: random directions to start from, and the axis between the two means.
+        projections: directions to try in place of these, ``(P, *shape)``.
+        steps: of the ascent (Adam); 0 takes the best direction tried.
+        log_weights: of x, ``(B, N)`` or None.
+        y_log_weights: of y, ``(B, M)`` or None.
+        generator: source of the directions.
+
+    Returns:
+        ``(B,)``, in the units of the samples.
+
+    Raises:
+        ValueError: if the shapes do not fit or p is neither 1 nor 2.
+    """
+    if p not in (1, 2):
+        raise ValueError(f"p={p}: max_sliced_wasserstein is written for p=1 and p=2")
+    a, b = _flat_pair(x, y, "max_sliced_wasserstein")
+    plain = log_weights is None and y_log_weights is None and a.shape[1] == b.shape[1]
+    wa = normalised_weights(log_weights, a, "max_sliced_wasserstein")
+    wb = normalised_weights(y_log_weights, b, "max_sliced_wasserstein")
+
+    def cost(directions: Tensor) -> Tensor:
+        """W_p^p along directions ``(B, P, D)``: ``(B, P)``."""
+        directions = directions / torch.linalg.vector_norm(directions, dim=2, keepdim=True)
+        u, v = (directions @ z.mT for z in (a, b))
+        return _transport(u, wa, v, wb, p, plain)
+
+    with torch.no_grad():
+        start = _directions(projections, num_projections, a, generator).expand(len(a), -1, -1)
+        if projections is None:
+            between = (wa[:, None] @ a) - (wb[:, None] @ b)
+            length = torch.linalg.vector_norm(between, dim=2, keepdim=True)
+            start = torch.cat([start, torch.where(length > 0, between, start[:, :1])], 1)
+        tried = torch.cat([cost(part) for part in start.split(256, 1)], 1)
+        best, index = tried.max(1)
+        direction = start.gather(1, index[:, None, None].expand(-1, 1, a.shape[2]))
+    with torch.enable_grad():
+        direction = (direction / torch.linalg.vector_norm(direction, dim=2, keepdim=True)).detach().requires_grad_()
+        optimiser = torch.optim.Adam([direction], lr=0.05)
+        for _ in range(steps):
+            optimiser.zero_grad()
+            found = cost(direction)[:, 0]
+            best = best.maximum(found.detach())
+            (-found.clamp(min=torch.finfo(found.dtype).tiny).log().sum()).backward()
+            optimiser.step()
+    return best.pow(1 / p)
+
+
+def _directions(projections: Tensor | None, count: int, a: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Unit directions ``(P, D)`` for samples ``(B, N, D)``."""
+    if projections is None:
+        projections = draw_noise((count, a.shape[2]), generator)
+    directions = projections.to(a).flatten(1)
+    if directions.shape[1] != a.shape[2]:
+        raise ValueError(f"projections {tuple(projections.shape)} do not fit samples of {a.shape[2]} values each: pass "
+                         "(P, *shape)")
+    return directions / torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+
+
+def _transport(u: Tensor, wu: Tensor, v: Tensor, wv: Tensor, p: int, plain: bool) -> Tensor:
+    """W_p^p on the line, ``(B, P, N)`` and ``(B, P, M)`` to ``(B, P)``; plain: equal weights and N = M."""
+    if plain:
+        return (u.sort(-1).values - v.sort(-1).values).abs().pow(p).mean(-1)
+    return _weighted_transport(u, wu, v, wv, p)
 
 
 def _weighted_transport(u: Tensor, wu: Tensor, v: Tensor, wv: Tensor, p: int) -> Tensor:

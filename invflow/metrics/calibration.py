@@ -1,0 +1,283 @@
+"""Whether stated uncertainty is true: TARP, z-scores, contraction, coverage curves, spread against skill.
+
+Samples are ``(B, N, *image_shape)``, truths ``(B, *image_shape)``, one truth for each of B independent
+simulations. Functions without log weights take equally weighted samples: resample weighted ones first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from invflow._random import as_generator
+from invflow.metrics.quality import _check, pair_mass, spread
+from invflow.metrics.ranks import random_ranks
+
+__all__ = ["ChiSquare", "CoverageCurve", "MeanTest", "SpreadSkill", "contraction", "coverage_curve", "mean_test",
+           "random_pit", "residual_chi_square", "spread_skill", "tarp_curve", "tarp_ranks", "z_scores"]
+
+
+def random_pit(ranks: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """Probability integral transforms from ranks, (rank + U) / (N + 1): exactly uniform for an exact posterior.
+
+    Args:
+        ranks: any shape, integers from 0 to N; see :func:`random_ranks`.
+        num_samples: N.
+        generator: source of U.
+
+    Returns:
+        The same shape, float64, in [0, 1).
+    """
+    generator = as_generator(generator)
+    uniform = torch.rand(tuple(ranks.shape), generator=generator, device=generator.device, dtype=torch.float64)
+    return (ranks + uniform.to(ranks.device)) / (num_samples + 1)
+
+
+# -- TARP ----------------------------------------------------------------------------------------------------
+
+
+def tarp_ranks(samples: Tensor, truth: Tensor, references: Tensor,
+               generator: torch.Generator | None = None) -> Tensor:
+    """How many samples lie nearer to a reference point than the truth does.
+
+    Tests of accuracy with random points (Lemos, Coogan, Hezaveh, Perreault-Levasseur 2023, "Sampling-based
+    accuracy testing of posterior estimators for general inference"): for an exact posterior the ranks are
+    uniform, whatever the references, and with references that may lie anywhere they are for no other. Test
+    them with :func:`rank_test`; they see dependence between pixels, which ranks of single pixels do not.
+
+    Args:
+        samples: ``(B, N, *image_shape)``, equally weighted.
+        truth: ``(B, *image_shape)``.
+        references: ``(B, *image_shape)``, drawn without looking at the truths; they may depend on the
+            measurements.
+        generator: decides ties.
+
+    Returns:
+        ``(B,)`` int64, from 0 to N.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    _check(samples, truth, None, "tarp_ranks", fair=False)
+    if references.shape != truth.shape:
+        raise ValueError(f"tarp_ranks: references {tuple(references.shape)} do not fit the truth {tuple(truth.shape)}: "
+                         "pass one reference image for each truth")
+    near = torch.linalg.vector_norm((samples - references[:, None]).flatten(2).double(), dim=2)
+    far = torch.linalg.vector_norm((truth - references).flatten(1).double(), dim=1)
+    return random_ranks(near, far, generator)
+
+
+def tarp_curve(ranks: Tensor, num_samples: int, levels: Tensor) -> Tensor:
+    """Expected coverage of the random balls, the share of simulations with rank / N under each level.
+
+    Args:
+        ranks: ``(B,)``, of :func:`tarp_ranks`.
+        num_samples: N.
+        levels: ``(K,)``, credibility levels in [0, 1].
+
+    Returns:
+        ``(K,)``; near the levels themselves for an exact posterior. Over them at low and under them at high
+        levels for one that is too wide, the other way round for one that is too narrow.
+    """
+    share = ranks.to(levels) / num_samples
+    return (share[:, None] < levels).to(levels).mean(0)
+
+
+# -- z-scores, contraction, spread against skill -----------------------------------------------------------------
+
+
+def z_scores(samples: Tensor, truth: Tensor, log_weights: Tensor | None = None) -> Tensor:
+    """Posterior z-scores (mean - truth) / standard deviation (Schad, Betancourt, Vasishth 2021).
+
+    Args:
+        samples: ``(B, N, *image_shape)``, N >= 2.
+        truth: ``(B, *image_shape)``.
+        log_weights: ``(B, N)`` or None.
+
+    Returns:
+        ``(B, *image_shape)``. For an exact Gaussian posterior of mean 0 and variance (1 + 1/N)(N - 1)/(N - 3);
+        infinite, or NaN for an error of 0, where the samples have no spread.
+
+    Raises:
+        ValueError: if the shapes do not fit or N is under 2.
+    """
+    weights = _check(samples, truth, log_weights, "z_scores", fair=True)
+    mean = (weights.reshape(*weights.shape, *([1] * (samples.ndim - 2))) * samples).sum(1)
+    return (mean - truth) / spread(samples, log_weights)
+
+
+def contraction(samples: Tensor, prior_variance: Tensor, log_weights: Tensor | None = None) -> Tensor:
+    """Posterior contraction 1 - (posterior variance) / (prior variance) (Schad, Betancourt, Vasishth 2021).
+
+    Args:
+        samples: ``(B, N, *image_shape)``, N >= 2.
+        prior_variance: ``(*image_shape)``.
+        log_weights: ``(B, N)`` or None.
+
+    Returns:
+        ``(B, *image_shape)``: near 1 where the data tell much, near 0 where they tell nothing; below where the
+        posterior is wider than the prior.
+    """
+    return 1 - spread(samples, log_weights).square() / prior_variance
+
+
+class SpreadSkill(NamedTuple):
+    """Root mean squares over the pixels of an observation, ``(B,)`` each; see :func:`spread_skill`."""
+
+    spread: Tensor
+    skill: Tensor
+
+    def ratio(self) -> tuple[float, float]:
+        """Ratio of the root mean squares over all observations, and its standard error (delta method).
+
+        1 for an exact posterior, under 1 for one that is too narrow (or biased).
+        """
+        a, b = self.spread.double().square(), self.skill.double().square()
+        ratio = float((a.mean() / b.mean()).sqrt())
+        influence = 0.5 * ratio * (a / a.mean() - b / b.mean())
+        return ratio, float(influence.std() / math.sqrt(len(a))) if len(a) > 1 else math.nan
+
+
+def spread_skill(samples: Tensor, truth: Tensor, log_weights: Tensor | None = None) -> SpreadSkill:
+    """Spread of the samples against the error of their mean (Fortin, Abaza, Anctil, Turcotte 2014).
+
+    For an exact posterior of any shape the mean squares agree in expectation over simulations, for any N: the
+    spread here has the factor sqrt(1 + 1/N) by which the mean of N samples errs more than the exact one.
+
+    Args:
+        samples: ``(B, N, *image_shape)``, N >= 2.
+        truth: ``(B, *image_shape)``.
+        log_weights: ``(B, N)`` or None; N is then the effective sample size.
+
+    Returns:
+        ``spread`` and ``skill``, ``(B,)`` each, in the units of the image.
+
+    Raises:
+        ValueError: if the shapes do not fit or N is under 2.
+    """
+    weights = _check(samples, truth, log_weights, "spread_skill", fair=True)
+    mean = (weights.reshape(*weights.shape, *([1] * (samples.ndim - 2))) * samples).sum(1)
+    error = (mean - truth).reshape(len(truth), -1).square().mean(1).sqrt()
+    own = spread(samples, log_weights).reshape(len(truth), -1).square().mean(1).sqrt()
+    return SpreadSkill(own * (2 - pair_mass(weights)).sqrt(), error)  # 1 + sum w^2, which is 1 + 1/N
+
+
+# -- means over simulations -------------------------------------------------------------------------------------
+
+
+class MeanTest(NamedTuple):
+    """A mean over independent simulations, its standard error and a two-sided p-value."""
+
+    mean: float
+    standard_error: float
+    p_value: float
+
+
+def mean_test(values: Tensor, expected: float) -> MeanTest:
+    """Student's test that independent values have this mean; exact for Gaussian ones, else for many.
+
+    Args:
+        values: ``(B,)``, one number for each simulation.
+        expected: the mean under the null hypothesis.
+
+    Returns:
+        Mean, standard error, p-value; without any spread the p-value is 1 at the expected mean, else 0. For B =
+        1 the last two are NaN.
+    """
+    from scipy.special import stdtr
+
+    values = values.double().flatten()
+    mean, count = float(values.mean()), len(values)
+    if count < 2:
+        return MeanTest(mean, math.nan, math.nan)
+    error = float(values.std()) / math.sqrt(count)
+    if error == 0:
+        return MeanTest(mean, 0.0, 1.0 if math.isclose(mean, expected, abs_tol=1e-12) else 0.0)
+    return MeanTest(mean, error, float(2 * stdtr(count - 1, -abs(mean - expected) / error)))
+
+
+class CoverageCurve(NamedTuple):
+    """Coverage of central intervals at several levels, ``(K,)`` each, with the error over simulations."""
+
+    levels: Tensor
+    coverage: Tensor
+    standard_error: Tensor
+
+
+def coverage_curve(pit: Tensor, levels: Sequence[float] | Tensor) -> CoverageCurve:
+    """Coverage of central intervals against their nominal level, over all pixels.
+
+    A pixel is covered at level p where \\|PIT - 1/2\\| <= p / 2, which has the probability p exactly for an exact
+    posterior with any number of samples, any level, and ties. Pixels of one simulation depend on each other:
+    the standard error is over simulations.
+
+    Args:
+        pit: ``(B, ...)``, of :func:`random_pit`.
+        levels: in (0, 1).
+
+    Returns:
+        Levels, coverage and standard error, ``(K,)`` each; NaN errors for B = 1.
+    """
+    level = torch.as_tensor(levels, dtype=torch.float64, device=pit.device)
+    off = (pit - 0.5).abs().reshape(len(pit), -1)
+    covered = torch.stack([(off <= p / 2).double().mean(1) for p in level], 1)  # (B, K)
+    error = covered.std(0) / math.sqrt(len(pit)) if len(pit) > 1 else torch.full_like(level, torch.nan)
+    return CoverageCurve(level, covered.mean(0), error)
+
+
+# -- the residual -----------------------------------------------------------------------------------------------
+
+
+class ChiSquare(NamedTuple):
+    """Residual chi-square ``(B, N)``, its degrees of freedom ``(B, 1)``, and the upper tail ``(B, N)``."""
+
+    statistic: Tensor
+    degrees: Tensor
+    p_value: Tensor
+
+
+def residual_chi_square(residual: Tensor, sigma: float | Tensor, observed: Tensor | None = None) -> ChiSquare:
+    """Sum of (y - A x)^2 / sigma^2 over the observed entries, with its p-value.
+
+    The truth has a chi-square law of as many degrees of freedom as entries were observed. So has a single
+    exact posterior sample, over truths drawn from the prior with their measurements: together they have the
+    same joint law. The posterior mean has not, and samples of the same observation are not independent of
+    each other.
+
+    Args:
+        residual: y - A(x), ``(B, N, *measurement_shape)``.
+        sigma: noise standard deviation, a number or ``(B,)``.
+        observed: ``(1 or B, *measurement_shape)`` in bool, or None for all.
+
+    Returns:
+        Statistic, degrees, and the probability of a larger one. Near 0: the sample does not explain the
+        measurement; near 1: it follows its noise.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    if residual.ndim < 3:
+        raise ValueError(f"residual_chi_square takes residuals (B, N, *measurement_shape), not "
+                         f"{tuple(residual.shape)}: pass likelihood.y[:, None] - likelihood.predict(samples)")
+    level = torch.as_tensor(sigma, dtype=torch.float64, device=residual.device)
+    level = level.reshape(-1, *([1] * (residual.ndim - 1)))
+    if len(level) not in (1, len(residual)):
+        raise ValueError(f"sigma has {len(level)} entries, but there are {len(residual)} observations: pass a "
+                         "number or one for each")
+    if not bool((level > 0).all()):
+        raise ValueError(f"sigma is {level.flatten().tolist()[:4]}: a noise level is over 0")
+    square = (residual.double() / level).square()
+    if observed is None:
+        degrees = square.new_full((len(residual), 1), float(math.prod(residual.shape[2:])))
+    else:
+        if tuple(observed.shape[1:]) != tuple(residual.shape[2:]) or len(observed) not in (1, len(residual)):
+            raise ValueError(f"observed has shape {tuple(observed.shape)}, residuals {tuple(residual.shape)}: pass "
+                             "(1 or B, *measurement_shape), as operator.observed() gives it")
+        square = torch.where(observed[:, None], square, 0.0)
+        degrees = observed.reshape(len(observed), -1).sum(1, keepdim=True).double().expand(len(residual), 1)
+    statistic = square.flatten(2).sum(2)
+    return ChiSquare(statistic, degrees, torch.special.gammaincc(degrees / 2, statistic / 2))

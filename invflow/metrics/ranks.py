@@ -1,0 +1,295 @@
+"""Simulation-based calibration: ranks of truths among samples, and exact tests of their uniformity.
+
+If a truth and N samples of its posterior are exchangeable given the measurement, the rank of the truth among
+them, by any quantity, is uniform on 0 .. N (Talts, Betancourt, Simpson, Vehtari, Gelman 2018, "Validating
+Bayesian inference algorithms with simulation-based calibration"). The quantity may depend on the measurement
+(Modrak, Moon, Kim, Buerkner, Huurre, Faltejskova, Gelman, Vehtari 2023).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invflow._random import as_generator
+
+__all__ = ["RankTest", "detectable_shift", "detectable_spread", "ecdf_band", "holm", "random_ranks", "rank_power",
+           "rank_test"]
+
+_GREATEST_SPREAD = 64.0
+
+
+def random_ranks(samples: Tensor, truth: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Rank of each truth among its samples, ties decided at random.
+
+    Among k samples equal to the truth each of the k + 1 places is equally likely, so that the rank is uniform
+    for discrete quantities too.
+
+    Args:
+        samples: ``(B, N, *shape)``, equally weighted: resample weighted ones first.
+        truth: ``(B, *shape)``.
+        generator: decides ties; drawn from in any case.
+
+    Returns:
+        ``(B, *shape)`` int64, from 0 (all samples above the truth) to N.
+
+    Raises:
+        ValueError: if the shapes do not fit, or for a value that is NaN.
+    """
+    if samples.ndim != truth.ndim + 1 or (samples.shape[0], *samples.shape[2:]) != tuple(truth.shape):
+        raise ValueError(f"random_ranks: samples {tuple(samples.shape)} do not fit the truth {tuple(truth.shape)}: "
+                         "pass samples (B, N, *shape) and truth (B, *shape)")
+    if bool(samples.isnan().any()) or bool(truth.isnan().any()):
+        raise ValueError("random_ranks: NaN has no rank; check the quantity at these samples")
+    generator = as_generator(generator)
+    uniform = torch.rand(tuple(truth.shape), generator=generator, device=generator.device, dtype=torch.float64)
+    below = (samples < truth[:, None]).sum(1)
+    ties = (samples == truth[:, None]).sum(1)
+    return below + (uniform.to(ties.device) * (ties + 1)).long().minimum(ties)
+
+
+@dataclass(frozen=True)
+class RankTest:
+    """Whether ranks are uniform: their distribution function against its simultaneous band.
+
+    Attributes:
+        p_value: exact; under ``alpha`` just where the function leaves the band of that level.
+        ecdf: ``(N,)``, share of ranks under k, for k = 1 .. N.
+        lower, upper: ``(N,)``, the band; the function stays inside with probability at least 1 - alpha.
+        alpha: level of the band.
+    """
+
+    p_value: float
+    ecdf: Tensor
+    lower: Tensor
+    upper: Tensor
+    alpha: float
+
+
+def rank_test(ranks: Tensor, num_samples: int, alpha: float = 0.05) -> RankTest:
+    r"""Test that ranks are uniform on 0 .. N, by simultaneous bands of their distribution function.
+
+    The statistic is the least pointwise binomial tail, :math:`\gamma = 2 \min_k \min(P(R_k \le r_k), P(R_k \ge
+    r_k))`, with :math:`R_k \sim \text{Bin}(B, k / (N + 1))` the number of ranks under k (Saeilynoja, Buerkner,
+    Vehtari 2022, "Graphical test for discrete uniformity and its applications"). Its law is computed exactly,
+    by recursion over k: counts of the rank values are independent Poisson variables given their sum.
+
+    Args:
+        ranks: ``(B,)``, integers from 0 to N, of independent simulations.
+        num_samples: N.
+        alpha: level of the band, in (0, 1).
+
+    Returns:
+        p-value and band. P(p-value <= a) is at most a, a little less since ranks are discrete.
+
+    Raises:
+        ValueError: for ranks of another shape or out of range.
+
+    Example:
+        >>> import torch
+        >>> from invflow.metrics import rank_test
+        >>> g = torch.Generator().manual_seed(0)
+        >>> rank_test(torch.randint(100, (200,), generator=g), 99).p_value > 0.05
+        True
+    """
+    if ranks.ndim != 1 or len(ranks) == 0 or ranks.is_floating_point():
+        raise ValueError(f"rank_test takes integer ranks (B,), not {tuple(ranks.shape)} of {ranks.dtype}: test the "
+                         "ranks of one quantity at a time, ranks[:, i]")
+    if not 0 <= int(ranks.min()) <= int(ranks.max()) <= num_samples:
+        raise ValueError(f"ranks lie between {int(ranks.min())} and {int(ranks.max())}, expected 0 to {num_samples}, "
+                         "the number of samples that each truth was ranked among")
+    count = len(ranks)
+    below = torch.bincount(ranks.cpu(), minlength=num_samples + 1).cumsum(0)[:-1]  # ranks under 1 .. N
+    tails = _pointwise_tails(count, num_samples)
+    observed = 2 * float(tails[np.arange(num_samples), below.numpy()].min())
+    lower, upper = ecdf_band(count, num_samples, alpha)
+    return RankTest(_probability_of_less(observed, count, num_samples), below / count, lower, upper, alpha)
+
+
+def ecdf_band(num_simulations: int, num_samples: int, alpha: float = 0.05) -> tuple[Tensor, Tensor]:
+    """Simultaneous band of the distribution function of B uniform ranks on 0 .. N; see :func:`rank_test`.
+
+    Args:
+        num_simulations: B.
+        num_samples: N.
+        alpha: the function leaves the band with at most this probability.
+
+    Returns:
+        ``(lower, upper)``, each ``(N,)``: least and greatest share of ranks under k inside the band, k = 1 .. N.
+    """
+    if num_simulations < 1 or num_samples < 1 or not 0 < alpha < 1:
+        raise ValueError("a band takes simulations and samples of at least 1 and alpha in (0, 1), not "
+                         f"{num_simulations}, {num_samples} and {alpha}")
+    level = _critical_level(num_simulations, num_samples, alpha)
+    inside = 2 * _pointwise_tails(num_simulations, num_samples) > level
+    first = inside.argmax(1)
+    last = num_simulations - inside[:, ::-1].argmax(1)
+    return torch.from_numpy(first / num_simulations), torch.from_numpy(last / num_simulations)
+
+
+def rank_power(num_simulations: int, num_samples: int, alpha: float = 0.05, *, spread: float = 1.0,
+               shift: float = 0.0) -> float:
+    """Probability that :func:`rank_test` rejects samples of a wrong Gaussian, exactly.
+
+    The truth is a draw from N(0, 1), the samples come from N(shift, spread^2).
+
+    Args:
+        num_simulations: B.
+        num_samples: N.
+        alpha: level of the test, in (0, 1).
+        spread: standard deviation of the samples over the right one: under 1 overconfident.
+        shift: error of their mean, in right standard deviations.
+
+    Returns:
+        The power; for spread 1 and shift 0 the size of the test, at most alpha.
+    """
+    level = _critical_level(num_simulations, num_samples, alpha)
+    inside = 2 * _pointwise_tails(num_simulations, num_samples) > level
+    return 1 - _probability_inside(inside, num_simulations, tuple(_rank_probabilities(num_samples, spread, shift)))
+
+
+@functools.lru_cache(maxsize=256)
+def detectable_spread(num_simulations: int, num_samples: int, alpha: float = 0.05,
+                      power: float = 0.8) -> tuple[float, float]:
+    """Errors of the spread that :func:`rank_test` finds with this power.
+
+    Args:
+        num_simulations: B.
+        num_samples: N.
+        alpha: level of the test.
+        power: in (alpha, 1).
+
+    Returns:
+        ``(narrow, wide)``: ratios of the samples' standard deviation to the right one; posteriors narrower than
+        the first or wider than the second are rejected with at least this power (Gaussian ones, see
+        :func:`rank_power`). 0 and infinity where none between 1/64 and 64 is.
+    """
+    def rejects(log_ratio: float) -> bool:
+        return rank_power(num_simulations, num_samples, alpha, spread=math.exp(log_ratio)) >= power
+
+    limit = math.log(_GREATEST_SPREAD)
+    return math.exp(_least_found(rejects, -limit)), math.exp(_least_found(rejects, limit))
+
+
+@functools.lru_cache(maxsize=256)
+def detectable_shift(num_simulations: int, num_samples: int, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Error of the mean, in right standard deviations, that :func:`rank_test` finds with this power.
+
+    Arguments as :func:`detectable_spread`; infinity where none up to 8 is.
+    """
+    return _least_found(lambda shift: rank_power(num_simulations, num_samples, alpha, shift=shift) >= power, 8.0)
+
+
+def _least_found(rejects: Callable[[float], bool], end: float) -> float:
+    """Between 0 and ``end``, where power begins to be enough; infinity of its sign where it is not even there."""
+    if not rejects(end):
+        return math.copysign(math.inf, end)
+    missed, caught = 0.0, end
+    for _ in range(12):
+        middle = 0.5 * (missed + caught)
+        missed, caught = (missed, middle) if rejects(middle) else (middle, caught)
+    return caught
+
+
+def holm(p_values: Tensor) -> Tensor:
+    """Adjusted p-values: rejecting those under alpha keeps the chance of any false rejection under alpha (Holm 1979).
+
+    Args:
+        p_values: ``(m,)``; NaN for a test that was not made, which does not count.
+
+    Returns:
+        ``(m,)``, at least as large, at most 1.
+    """
+    adjusted = torch.full_like(p_values, torch.nan)
+    made = (~p_values.isnan()).nonzero()[:, 0]
+    order = made[p_values[made].argsort(stable=True)]
+    factor = torch.arange(len(order), 0, -1, dtype=p_values.dtype, device=p_values.device)
+    if len(order):
+        adjusted[order] = (factor * p_values[order]).cummax(0).values.clamp(max=1)
+    return adjusted
+
+
+# -- the law of the statistic ----------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=32)
+def _pointwise_tails(count: int, num_samples: int) -> np.ndarray:
+    """The smaller binomial tail, P(R_k <= r) or P(R_k >= r), for k = 1 .. N and r = 0 .. B: ``(N, B + 1)``."""
+    from scipy.special import bdtr  # far lighter than scipy.stats
+
+    share = np.arange(1, num_samples + 1)[:, None] / (num_samples + 1)
+    below = bdtr(np.arange(count + 1.0), count, share)
+    # by symmetry, so that both tails round alike: R_k >= r just where B - R_k, of share 1 - k / (N + 1), is <= B - r
+    return np.minimum(below, below[::-1, ::-1])
+
+
+@functools.lru_cache(maxsize=256)
+def _critical_level(count: int, num_samples: int, alpha: float) -> float:
+    """Largest value g with P(gamma <= g) <= alpha; a function is inside the band where all of its tails are over g."""
+    # the statistic takes these values only
+    values = np.unique(2 * _pointwise_tails(count, num_samples))
+    low, high = -1, len(values)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _probability_of_less(float(values[middle]), count, num_samples) <= alpha:
+            low = middle
+        else:
+            high = middle
+    return float(values[low]) * (1 + 1e-9) if low >= 0 else 0.0
+
+
+@functools.lru_cache(maxsize=8192)
+def _probability_of_less(level: float, count: int, num_samples: int) -> float:
+    """P(gamma <= level) for uniform ranks."""
+    inside = 2 * _pointwise_tails(count, num_samples) > level * (1 + 1e-9)  # with a margin for rounding of ties
+    uniform = (1 / (num_samples + 1),) * (num_samples + 1)
+    return min(1.0, max(0.0, 1 - _probability_inside(inside, count, uniform)))
+
+
+def _probability_inside(inside: np.ndarray, count: int, probabilities: Sequence[float]) -> float:
+    """Probability that cumulative counts of a multinomial stay where ``inside`` ``(N, B + 1)`` is true.
+
+    Given their sum, independent Poisson counts are multinomial: the law of the running sum is convolved with
+    one Poisson law for each rank value, and cut to what is inside.
+    """
+    law = np.zeros(count + 1)
+    law[0] = 1.0
+    last, poisson = -1.0, law
+    for k, probability in enumerate(probabilities):
+        if probability != last:
+            last, poisson = probability, _poisson(count * probability, count)
+        law = np.convolve(law, poisson)[: count + 1]
+        if k < len(inside):
+            law = np.where(inside[k], law, 0.0)
+    return float(law[count] / _poisson(float(count), count)[count])
+
+
+def _poisson(mean: float, largest: int) -> np.ndarray:
+    k = np.arange(largest + 1)
+    log = k * math.log(mean) - mean - _log_factorials(largest) if mean > 0 else np.where(k == 0, 0.0, -np.inf)
+    return np.exp(log)
+
+
+@functools.lru_cache(maxsize=32)
+def _log_factorials(largest: int) -> np.ndarray:
+    return np.array([math.lgamma(k + 1.0) for k in range(largest + 1)])
+
+
+def _rank_probabilities(num_samples: int, spread: float, shift: float) -> np.ndarray:
+    """Law of the rank of a draw from N(0, 1) among N draws from N(shift, spread^2), by quadrature: ``(N + 1,)``."""
+    from scipy.special import gammaln, log_ndtr
+
+    z = np.linspace(-8, 8, 2001)
+    weight = np.exp(-0.5 * z**2)
+    weight /= weight.sum()
+    u = (z - shift) / spread
+    k = np.arange(num_samples + 1)[:, None]
+    chosen = gammaln(num_samples + 1) - gammaln(k + 1) - gammaln(num_samples - k + 1)
+    law = np.exp(chosen + k * log_ndtr(u) + (num_samples - k) * log_ndtr(-u)) @ weight
+    return law / law.sum()

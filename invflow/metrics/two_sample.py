@@ -1,0 +1,112 @@
+"""Classifier two-sample test: can a small network tell two sets of samples apart?"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from invflow._random import as_generator, draw_noise
+from invflow.metrics.distances import _flat_pair
+from invflow.metrics.quality import normalised_weights
+
+__all__ = ["C2ST", "classifier_two_sample_test"]
+
+
+class C2ST(NamedTuple):
+    """Accuracy on held-out samples, ``(B,)``, and the p-value of the laws being equal, ``(B,)``."""
+
+    accuracy: Tensor
+    p_value: Tensor
+
+
+def classifier_two_sample_test(x: Tensor, y: Tensor, log_weights: Tensor | None = None,
+                               y_log_weights: Tensor | None = None, *, hidden: int = 64, steps: int = 300,
+                               learning_rate: float = 1e-2, weight_decay: float = 1e-2,
+                               generator: torch.Generator | None = None) -> C2ST:
+    r"""Classifier two-sample test (Lopez-Paz and Oquab 2017): half of the samples train, the other half judge.
+
+    For each b a network with one hidden layer learns which set a sample is from, on standardised values; all b
+    are trained at once. The accuracy is the mean of both sets' shares judged right, 1/2 for equal laws whatever N
+    and M. Given the trained network, the two shares judged "first" have the same expectation for equal laws: the
+    p-value is that of their difference being larger, one-sided, by the normal approximation.
+
+    A large p-value says that this classifier saw no difference in this many samples, no more.
+
+    Args:
+        x: ``(B, N, *shape)``, N >= 4; the features of :func:`classifier_features` where images are large.
+        y: ``(B, M, *shape)``, M >= 4.
+        log_weights: of x, ``(B, N)`` or None. The number of samples is then the effective one.
+        y_log_weights: of y, ``(B, M)`` or None.
+        hidden: units.
+        steps: of Adam, on the whole training half at a time.
+        learning_rate: of Adam.
+        weight_decay: of Adam, decoupled.
+        generator: source of the halves and of the first weights.
+
+    Returns:
+        ``accuracy`` and ``p_value``, ``(B,)`` each.
+
+    Raises:
+        ValueError: if the shapes do not fit or a set has fewer than four samples.
+    """
+    a, b = _flat_pair(x, y, "classifier_two_sample_test")
+    if min(a.shape[1], b.shape[1]) < 4:
+        raise ValueError(f"the test takes at least four samples of each law, not {a.shape[1]} and {b.shape[1]}")
+    generator = as_generator(generator)
+    sets, masses = [], []
+    for values, given in ((a, log_weights), (b, y_log_weights)):
+        order = torch.rand(values.shape[:2], generator=generator, device=generator.device).argsort(1).to(a.device)
+        weights = normalised_weights(given, values, "classifier_two_sample_test")
+        sets.append(values.gather(1, order[:, :, None].expand_as(values)).detach().float())
+        masses.append(weights.gather(1, order).float())
+    halves = [values.shape[1] // 2 for values in sets]
+    train = torch.cat([v[:, :h] for v, h in zip(sets, halves)], 1)
+    mass = torch.cat([_share(w[:, :h]) / 2 for w, h in zip(masses, halves)], 1)
+    target = torch.cat([torch.ones(halves[0]), torch.zeros(halves[1])]).to(train)
+    centre = (mass[:, :, None] * train).sum(1, keepdim=True)
+    scale = (mass[:, :, None] * (train - centre).square()).sum(1, keepdim=True).sqrt().clamp(min=1e-12)
+    parameters = _first_weights(len(train), train.shape[2], hidden, generator, train)
+    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    with torch.enable_grad():
+        for _ in range(steps):
+            optimiser.zero_grad()
+            logits = _logits((train - centre) / scale, parameters)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                logits, target.expand_as(logits), weight=mass, reduction="sum")
+            loss.backward()
+            optimiser.step()
+    first, variance = [], []
+    with torch.no_grad():
+        for values, weights, half in zip(sets, masses, halves):
+            held = _share(weights[:, half:])
+            judged = (_logits((values[:, half:] - centre) / scale, parameters) > 0).float()
+            first.append((held * judged).sum(1).double())
+            variance.append(held.double().square().sum(1))  # 1 / number of samples
+        accuracy = 0.5 * (first[0] + 1 - first[1])
+        size = [1 / v for v in variance]
+        pooled = (size[0] * first[0] + size[1] * first[1]) / (size[0] + size[1])
+        error = (pooled * (1 - pooled) * (variance[0] + variance[1])).sqrt()
+        score = torch.where(error > 0, (first[0] - first[1]) / error.clamp(min=1e-300), 0.0)
+    return C2ST(accuracy.to(a.dtype), torch.special.ndtr(-score).to(a.dtype))
+
+
+def _share(weights: Tensor) -> Tensor:
+    """Weights of one half, summing to 1; equal ones where the half has no weight at all."""
+    total = weights.sum(1, keepdim=True)
+    return torch.where(total > 0, weights / total.clamp(min=1e-30), 1 / weights.shape[1])
+
+
+def _first_weights(batch: int, inputs: int, hidden: int, generator: torch.Generator, like: Tensor) -> list[Tensor]:
+    shapes = [(inputs, hidden), (1, hidden), (hidden, 1)]
+    gains = [math.sqrt(2 / inputs), 0.5, math.sqrt(1 / hidden)]
+    # the same first weights for all b: the result of one does not depend on how many there are
+    values = [draw_noise(shape, generator).to(like) * gain for shape, gain in zip(shapes, gains)]
+    return [value.expand(batch, *value.shape).clone().requires_grad_() for value in values]
+
+
+def _logits(x: Tensor, parameters: list[Tensor]) -> Tensor:
+    inner, bias, outer = parameters
+    return (torch.relu(x @ inner + bias) @ outer)[..., 0]
