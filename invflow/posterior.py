@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from invflow._posterior_checks import checked_evidence, checked_samples, normalised, precise
 from invflow._random import as_generator
 
 if TYPE_CHECKING:
@@ -80,10 +79,10 @@ class Posterior:
     def __init__(self, samples: Tensor, log_weights: Tensor | None = None, log_evidence: Tensor | None = None,
                  nfe: NFE | None = None, seconds: float = 0.0, diagnostics: Mapping[str, Any] | None = None,
                  settings: Mapping[str, Any] | None = None) -> None:
-        self.samples = _checked_samples(samples)
+        self.samples = checked_samples(samples)
         self.weighted = log_weights is not None
-        self.log_weights = _normalised(log_weights, self.samples)
-        self.log_evidence = _checked_evidence(log_evidence, self.samples)
+        self.log_weights = normalised(log_weights, self.samples)
+        self.log_evidence = checked_evidence(log_evidence, self.samples)
         self.nfe = NFE() if nfe is None else nfe
         self.seconds = float(seconds)
         self.diagnostics: dict[str, Any] = dict(diagnostics or {})
@@ -128,7 +127,7 @@ class Posterior:
         variance = torch.zeros_like(mean)
         for rows, part in _pieces(self.num_observations, self.num_samples, flat.shape[2]):
             variance[rows] += weights[rows, :, part] @ (flat[rows, part] - mean[rows]).square()
-        share = 1 - _precise(self.log_weights).exp().square().sum(1)
+        share = 1 - precise(self.log_weights).exp().square().sum(1)
         share = torch.where(share < 1e-6, torch.nan, share).to(flat.dtype)
         return (variance / share.reshape(-1, 1, 1)).sqrt().reshape(-1, *self.image_shape)
 
@@ -148,7 +147,7 @@ class Posterior:
         """
         if not 0 <= q <= 1:
             raise ValueError(f"a quantile lies in [0, 1], not at {q}: write quantile(0.05) for 5%")
-        flat, weights = self.samples.flatten(2), _precise(self.log_weights).exp()
+        flat, weights = self.samples.flatten(2), precise(self.log_weights).exp()
         out = torch.empty_like(flat[:, 0])
         for rows, part in _pieces(self.num_observations, flat.shape[2], self.num_samples):
             out[rows, part] = _weighted_quantile(flat[rows, :, part], weights[rows], q, self.weighted)
@@ -169,7 +168,7 @@ class Posterior:
         """Effective sample size 1 / sum w^2, ``(B,)``, in particles; None for a solver without weights."""
         if not self.weighted:
             return None
-        return 1 / _precise(self.log_weights).exp().square().sum(1).to(self.log_weights.dtype)
+        return 1 / precise(self.log_weights).exp().square().sum(1).to(self.log_weights.dtype)
 
     # -- other posteriors out of this one --------------------------------------------------------------------
 
@@ -267,6 +266,40 @@ class Posterior:
         fields = read_posterior(Path(path))
         return cls(**{**fields, "nfe": NFE(**fields["nfe"])})
 
+    def to_xarray(self) -> Any:
+        """As an ``xarray.Dataset``, with weights, evidence and all diagnostics that it can hold.
+
+        Returns:
+            ``samples`` over observation, sample and the axes of an image; ``log_weight`` of a weighted posterior,
+            ``log_evidence`` and each diagnostic that belongs to the observations; calls, seconds, settings and the
+            rest, as JSON, among the attributes. ``to_netcdf`` writes it to a file.
+
+        Raises:
+            ImportError: if xarray is not installed, with what installs it.
+        """
+        from invflow._posterior_export import to_xarray
+
+        return to_xarray(self)
+
+    def to_arviz(self, *, generator: torch.Generator | None = None) -> Any:
+        """As what arviz works with, one chain of N draws of the variable ``x`` over observation and image.
+
+        Arviz takes draws to count equally, so a weighted posterior is resampled, and its effective sample size kept
+        among the attributes; the diagnostics of chains, such as R-hat, say nothing about it.
+
+        Args:
+            generator: source of randomness, for a weighted posterior.
+
+        Returns:
+            A ``DataTree`` or, before version 1, an ``InferenceData``, with the group ``posterior``.
+
+        Raises:
+            ImportError: if arviz is not installed, with what installs it.
+        """
+        from invflow._posterior_export import to_arviz
+
+        return to_arviz(self, generator)
+
     # -- short descriptions ----------------------------------------------------------------------------------
 
     def __len__(self) -> int:
@@ -280,6 +313,9 @@ class Posterior:
             facts["ess"] = f"{ess.min():.0f} at least of {self.num_samples}"
         if self.log_evidence is not None:
             facts["log evidence"] = ", ".join(f"{v:.4g}" for v in self.log_evidence[:4].tolist())
+        k_hat = self.diagnostics.get("k_hat")
+        if isinstance(k_hat, Tensor) and k_hat.numel() and not bool(k_hat.isnan().all()):
+            facts["k-hat"] = f"{float(k_hat.nan_to_num(nan=-torch.inf).max()):.2f} at most (over 0.7 weights mislead)"
         facts["calls per sample"] = str(self.nfe)
         facts["seconds"] = f"{self.seconds:.3g}"
         return facts
@@ -288,62 +324,12 @@ class Posterior:
         return "Posterior(" + "; ".join(f"{k}: {v}" for k, v in self._facts().items()) + ")"
 
     def _repr_html_(self) -> str:
-        facts = ((html.escape(k), html.escape(v)) for k, v in self._facts().items())
-        rows = "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in facts)
-        return f"<table><caption>Posterior</caption>{rows}</table>"
+        from invflow._posterior_export import posterior_html
 
+        return posterior_html(self, self._facts())
 
-def _checked_samples(samples: Tensor) -> Tensor:
-    if not isinstance(samples, Tensor) or not samples.is_floating_point():
-        kind = samples.dtype if isinstance(samples, Tensor) else type(samples).__name__
-        raise TypeError(f"samples are a floating-point tensor (B, N, *image_shape), not {kind}")
-    if samples.ndim < 3 or samples.shape[0] == 0 or samples.shape[1] == 0:
-        raise ValueError("samples have shape (B, N, *image_shape) with B and N at least 1, not "
-                         f"{tuple(samples.shape)}; for a single observation write samples.unsqueeze(0)")
-    samples = samples.detach()
-    if samples.dtype not in (torch.float32, torch.float64):  # half precision spoils sums over thousands
-        samples = samples.float()
-    broken = ~torch.isfinite(samples).flatten(2).all(2)
-    if bool(broken.any()):
-        b, n = (int(i) for i in broken.nonzero()[0])
-        raise ValueError(
-            f"{int(broken.sum())} of {broken.numel()} samples hold values that are not finite, the first in "
-            f"particle {n} of observation {b}: check the solver's step sizes and its reward there"
-        )
-    return samples
-
-
-def _precise(values: Tensor) -> Tensor:
-    """In double precision, where the device has it."""
-    return values.float() if values.device.type == "mps" else values.double()
-
-
-def _normalised(log_weights: Tensor | None, samples: Tensor) -> Tensor:
-    b, n = samples.shape[:2]
-    if log_weights is None:
-        return torch.full((b, n), -math.log(n), dtype=samples.dtype, device=samples.device)
-    if tuple(log_weights.shape) != (b, n):
-        raise ValueError(f"log_weights of shape {tuple(log_weights.shape)} do not fit samples of shape "
-                         f"{tuple(samples.shape)}: one for each particle, ({b}, {n})")
-    log_weights = _precise(log_weights.detach().to(samples.device))
-    bad = log_weights.isnan() | (log_weights == torch.inf)
-    if bool(bad.any()):
-        i, j = (int(k) for k in bad.nonzero()[0])
-        raise ValueError(f"the log weight of particle {j} of observation {i} is {log_weights[i, j].item()}")
-    total = log_weights.logsumexp(1, keepdim=True)
-    if bool(total.isinf().any()):
-        empty = int(total.squeeze(1).isinf().nonzero()[0])
-        raise ValueError(f"all {n} log weights of observation {empty} are -inf: no particle is compatible")
-    return (log_weights - total).to(samples.dtype)
-
-
-def _checked_evidence(log_evidence: Tensor | None, samples: Tensor) -> Tensor | None:
-    if log_evidence is None:
-        return None
-    if tuple(log_evidence.shape) != (samples.shape[0],):
-        raise ValueError(f"log_evidence has shape ({samples.shape[0]},), one for each observation, "
-                         f"not {tuple(log_evidence.shape)}")
-    return log_evidence.detach().to(samples.device)
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
 
 def _pieces(observations: int, length: int, width: int) -> Iterator[tuple[slice, slice]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pickle
+import struct
+import sys
 
 import numpy as np
 import pytest
@@ -266,6 +269,75 @@ def test_descriptions_are_short(weighted: Posterior) -> None:
     assert "2.5 forward, 1 backward" in text
     assert len(text) < 300
     assert "<table>" in weighted._repr_html_()
+
+
+# -- notebooks and other libraries ---------------------------------------------------------------------------
+
+
+def test_a_notebook_sees_figure_and_numbers() -> None:
+    samples = torch.rand(3, 6, 1, 8, 8, generator=generator())
+    posterior = Posterior(samples, torch.zeros(3, 6), diagnostics={"k_hat": torch.tensor([0.1, float("nan"), 0.9]),
+                                                                   "<tag>": 1.0})
+    bundle = posterior._repr_mimebundle_()
+    assert bundle["text/plain"] == repr(posterior)
+    page = bundle["text/html"]
+    assert "6 at least of 6" in page
+    assert "0.90 at most" in page
+    assert "<tag>" not in page
+    data = base64.b64decode(page.split("base64,")[1].split("'")[0])
+    assert data.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", data[16:24])
+    # the truth among the diagnostics is shown too: one more column
+    posterior.diagnostics["truth"] = samples[:, 0]
+    again = base64.b64decode(posterior._repr_html_().split("base64,")[1].split("'")[0])
+    assert struct.unpack(">II", again[16:24])[0] > width
+    assert height < 1000
+    posterior.diagnostics["truth"] = torch.zeros(3, 5)  # something else of that name
+    assert "base64" in posterior._repr_html_()
+    assert "base64" not in Posterior(torch.randn(2, 4, 7))._repr_html_()
+    assert "base64" in Posterior(torch.randn(2, 4, 2))._repr_html_()
+
+
+def test_export_to_xarray(weighted: Posterior, tmp_path) -> None:
+    pytest.importorskip("xarray")
+    weighted.diagnostics |= {"map": weighted.samples[:, 0], "path": torch.arange(6.0).view(3, 2), "note": "a",
+                             "other": torch.arange(4)}
+    data = weighted.to_xarray()
+    assert data["samples"].dims == ("observation", "sample", "channel", "height", "width")
+    assert np.array_equal(data["samples"].values, weighted.samples.numpy())
+    weights = np.exp(data["log_weight"])
+    assert np.allclose(weights.sum("sample"), 1, atol=1e-5)
+    mean = (weights * data["samples"]).sum("sample")
+    assert np.allclose(mean.values, weighted.mean().numpy(), atol=1e-5)
+    assert data["map"].dims == ("observation", "channel", "height", "width")
+    assert data["path"].shape == (3, 2)
+    assert json.loads(data.attrs["diagnostics"])["note"] == "a"
+    assert json.loads(data.attrs["diagnostics"])["other"] == [0, 1, 2, 3]
+    assert data.attrs["calls_forward"] == weighted.nfe.forward
+    plain = Posterior(torch.zeros(2, 3, 4)).to_xarray()
+    assert plain["samples"].dims == ("observation", "sample", "value")
+    assert "log_weight" not in plain
+
+
+def test_export_to_arviz(weighted: Posterior) -> None:
+    pytest.importorskip("arviz")
+    data = weighted.to_arviz(generator=generator())
+    x = data["posterior"]["x"]
+    assert x.dims == ("chain", "draw", "observation", "channel", "height", "width")
+    assert x.shape == (1, 40, 3, 1, 4, 5)
+    resampled = weighted.resample(40, generator=generator())
+    assert np.array_equal(x.values[0], resampled.samples.transpose(0, 1).numpy())
+    assert json.loads(data["posterior"].attrs["diagnostics"])["resampled_from_ess"] == pytest.approx(
+        weighted.ess().tolist())
+    plain = Posterior(torch.arange(24.0).view(2, 3, 4)).to_arviz()["posterior"]["x"]
+    assert np.array_equal(plain.values[0, :, 1], np.arange(12.0, 24.0).reshape(3, 4))
+
+
+@pytest.mark.parametrize("name", ["xarray", "arviz"])
+def test_exports_say_what_they_need(weighted: Posterior, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=f"pip install {name}"):
+        getattr(weighted, f"to_{name}")()
 
 
 # -- figure --------------------------------------------------------------------------------------------------
