@@ -27,12 +27,28 @@ _NAMES = {
     "Solver": "invflow.solvers.base",
     "VFM": "invflow.solvers.vfm",
     "NoiseSMC": "invflow.solvers.noise_smc",
+    "NoiseRTO": "invflow.solvers.noise_rto",
     "ExactPosterior": "invflow.solvers.exact",
     "FMTT": "invflow.solvers.fmtt",
+    "TopKSearch": "invflow.solvers.search",
+    "BeamSearch": "invflow.solvers.search",
+    "BestOfN": "invflow.solvers.search",
     "LinearMMSE": "invflow.solvers.lmmse",
+    "DPS": "invflow.solvers.deepinv_samplers",
+    "PiGDM": "invflow.solvers.deepinv_samplers",
+    "MomentMatching": "invflow.solvers.deepinv_samplers",
+    "DiffPIR": "invflow.solvers.deepinv_samplers",
+    "DDRM": "invflow.solvers.deepinv_samplers",
+    "ULA": "invflow.solvers.deepinv_langevin",
+    "PnPFlow": "invflow.solvers.pnp_flow",
+    "Flower": "invflow.solvers.flower",
+    "TwistedDiffusion": "invflow.solvers.twisted_diffusion",
     "Problem": "invflow.problem",
     "load_problem": "invflow.problem",
+    "Comparison": "invflow.comparison",
+    "compare": "invflow.comparison",
     "load_prior": "invflow.neural",
+    "calibrate": "invflow.calibration",
 }
 _MODULES = ("operators", "problems", "testing", "metrics", "training", "datasets")
 
@@ -40,6 +56,8 @@ __all__ = ["__version__", *_NAMES, *_MODULES]
 
 if TYPE_CHECKING:  # so that type checkers see what __getattr__ finds
     from invflow.adapter import Adapter  # noqa: F401
+    from invflow.calibration import calibrate  # noqa: F401
+    from invflow.comparison import Comparison, compare  # noqa: F401
     from invflow.flowmap import FlowMap  # noqa: F401
     from invflow.mixture import GaussianMixtureFlow  # noqa: F401
     from invflow.neural import NeuralFlowMap, load_prior  # noqa: F401
@@ -48,9 +66,16 @@ if TYPE_CHECKING:  # so that type checkers see what __getattr__ finds
     from invflow.problem import Problem, load_problem  # noqa: F401
     from invflow.reward import FunctionReward, GaussianLikelihood, PoissonLikelihood, Reward  # noqa: F401
     from invflow.solvers.base import Solver  # noqa: F401
+    from invflow.solvers.deepinv_langevin import ULA  # noqa: F401
+    from invflow.solvers.deepinv_samplers import DDRM, DPS, DiffPIR, MomentMatching, PiGDM  # noqa: F401
     from invflow.solvers.exact import ExactPosterior  # noqa: F401
+    from invflow.solvers.flower import Flower  # noqa: F401
     from invflow.solvers.lmmse import LinearMMSE  # noqa: F401
+    from invflow.solvers.noise_rto import NoiseRTO  # noqa: F401
     from invflow.solvers.noise_smc import NoiseSMC  # noqa: F401
+    from invflow.solvers.pnp_flow import PnPFlow  # noqa: F401
+    from invflow.solvers.search import BeamSearch, BestOfN, TopKSearch  # noqa: F401
+    from invflow.solvers.twisted_diffusion import TwistedDiffusion  # noqa: F401
     from invflow.solvers.vfm import VFM  # noqa: F401
     from invflow.wrappers import from_deepinv, from_velocity  # noqa: F401
 

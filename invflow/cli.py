@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from invflow.cli_calibrate import calibrate
+from invflow.cli_compare import compare
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -83,7 +86,8 @@ def solve(
         "--resize", help="With --image: crop its centre and scale it to what the prior takes.")] = False,
     invert: Annotated[bool, typer.Option(
         "--invert", help="With --image: exchange dark and light, as for ink on paper.")] = False,
-    solver: Annotated[str, typer.Option(help="See invflow list solvers.")] = "vfm",
+    solver: Annotated[str | None, typer.Option(
+        help="See invflow list solvers [default: vfm; fmtt where a reward tilts the prior].")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Posterior samples for each observation.")] = 64,
     observations: Annotated[int | None, typer.Option(
         min=1, help="Observations of the problem, from the first test image [default: 4].")] = None,
@@ -135,27 +139,29 @@ def _settings(steps: int | None, pairs: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solver_name: str,
+def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solver_name: str | None,
            settings: dict[str, Any], samples: int, observations: int, seed: int, device: str,
            output: Path) -> None:
     import torch
 
     from invflow.problem import load_problem
-    from invflow.report import format_table, summarise
-    from invflow.solve import check_device, move_solver, write_results
+    from invflow.report import format_table, summarise, summarise_tilted
+    from invflow.solve import check_device, move_solver, write_results, write_tilted_results
     from invflow.solvers.registry import solver_by_name
 
     truth: Tensor | None
     likelihood: Any
-    place = check_device(device)
+    place, posed = check_device(device), None
     generator = torch.Generator().manual_seed(seed)
     if task is None:
         assert problem is not None
         posed = load_problem(problem)
+        solver_name = solver_name or ("fmtt" if posed.tilts else "vfm")
         solver = solver_by_name(solver_name, posed if prior is None else prior, **settings)
         truth, likelihood = posed.simulate(observations, generator=generator, shuffle=False)
         what = problem
     else:
+        solver_name = solver_name or "vfm"
         solver = solver_by_name(solver_name, prior or "mnist", **settings)
         truth, likelihood = task.pose(solver, generator, _say)
         what = f"{task.file.name}, {task.operator}"
@@ -164,8 +170,14 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
     posterior = solver.sample(likelihood, samples, generator=generator, progress=True)
     posterior.settings |= {
         "problem": what, "solver_name": solver_name, "seed": seed, "device": str(place),
-        "operator": repr(likelihood.operator), "sigma": likelihood.sigma.tolist(),
     }
+    if posed is not None and posed.tilts:
+        summary = summarise_tilted(posterior, likelihood, posed.quantities, posed.expectations)
+        files = write_tilted_results(output, posterior, posed, likelihood, summary,
+                                     _title(what, solver_name, posterior), generator)
+        typer.echo(f"{what}, {solver_name}\n\n{format_table(summary)}\n\nwrote " + ", ".join(map(str, files)))
+        return
+    posterior.settings |= {"operator": repr(likelihood.operator), "sigma": likelihood.sigma.tolist()}
     summary = summarise(posterior, likelihood, truth, progress=True)
     files = write_results(output, posterior, likelihood, truth, summary, _title(what, solver_name, posterior))
     typer.echo(f"{what}, {solver_name}, sigma {_levels(likelihood.sigma.tolist())}\n")
@@ -301,6 +313,10 @@ def bench(
     typer.echo(format_results(results, device))
     if not all(result.passed for result in results):
         raise typer.Exit(1)
+
+
+app.command()(_user_errors(calibrate))
+app.command()(_user_errors(compare))
 
 
 def main() -> None:
