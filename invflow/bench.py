@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -181,18 +182,21 @@ def bench_operators(repeats: int, device: torch.device, generator: torch.Generat
         yield Result(f"loop of 64 {name} over one batch", "64 forward and adjoint, 28 x 28", a, b, a / b, 5.0, True)
 
 
-MEMORY_SCRIPT = """
-import json, resource, sys
-from pathlib import Path
-import torch
-from invflow.bench import fresh_vfm, training_problems, SHAPE
-from invflow.reward import GaussianLikelihood
+def peak_memory() -> int:
+    """Most bytes that this process has held, on Linux and macOS."""
+    import resource
 
-def peak():
     status = Path("/proc/self/status")
     if status.exists():  # getrusage inherits the peak of the process that started this one
-        return 1024 * int(next(l.split()[1] for l in status.read_text().splitlines() if l.startswith("VmHWM")))
+        return 1024 * int(next(x.split()[1] for x in status.read_text().splitlines() if x.startswith("VmHWM")))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+MEMORY_SCRIPT = """
+import json
+import torch
+from invflow.bench import fresh_vfm, peak_memory, training_problems, SHAPE
+from invflow.reward import GaussianLikelihood
 
 g = torch.Generator().manual_seed(0)
 vfm = fresh_vfm(torch.device("cpu"), g)
@@ -200,9 +204,9 @@ operator = training_problems()[2].operator.randomize(1, g)
 y = operator.measure(torch.rand(1, *SHAPE, generator=g), 0.025, generator=g)
 likelihood = GaussianLikelihood(operator, y, sigma=0.025)
 vfm.sample(likelihood, 1, generator=g)
-before = peak()
+before = peak_memory()
 posterior = vfm.sample(likelihood, 10_000, generator=g)
-print(json.dumps([(peak() - before) / 1e9, posterior.seconds]))
+print(json.dumps([(peak_memory() - before) / 1e9, posterior.seconds]))
 """
 
 
@@ -226,8 +230,16 @@ def bench_memory(repeats: int, device: torch.device, generator: torch.Generator)
     yield Result("memory above the loaded network", sizes, seconds, float("nan"), peak, 1.0)
 
 
+def bench_particles(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
+    """FMTT and NoiseSMC over their network calls, and the memory of many particles."""
+    from invflow import bench_particles as particles  # which imports this module
+
+    yield from particles.bench_particles(repeats, device, generator)
+    yield from particles.bench_particle_memory(repeats, device, generator)
+
+
 BENCHES = {"sampling": bench_sampling, "training": bench_training, "operators": bench_operators,
-           "memory": bench_memory}
+           "memory": bench_memory, "particles": bench_particles}
 
 
 def run(repeats: int = 20, device: str = "cpu", only: list[str] | None = None, seed: int = 0,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import warnings
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tilting_models import Gaussian, Row
+from tilting_models import Gaussian, Row, Tilt
 from torch import Tensor
 
 from invflow import FMTT, ExactPosterior, FlowMap, FunctionReward, GaussianLikelihood, GaussianMixtureFlow
@@ -25,28 +24,13 @@ from invflow.testing import check_solver
 F64 = torch.float64
 # small runs are allowed not to converge; where the warning is the point, it is asked for
 pytestmark = pytest.mark.filterwarnings("ignore:FMTT has not converged")
-REPLICATES, PARTICLES = 16, 250
+# with 16 replicates the standard error itself is off by a fifth: three of them are exceeded in one to three cases of 100
+REPLICATES, PARTICLES = 40, 100
 LOOK_AHEADS = ("flow_map", "denoiser", "none")
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-class Tilt(Reward):
-    """The same function of images for each of so many observations, which are replicates of one another."""
-
-    def __init__(self, fn: Callable[[Tensor], Tensor], count: int, differentiable: bool = True) -> None:
-        self.fn, self.num_observations, self.differentiable = fn, count, differentiable
-
-    def select(self, index: Any) -> Reward:
-        other = copy.copy(self)
-        other.num_observations = len(torch.arange(self.num_observations or 1)[index])
-        return other
-
-    def __call__(self, x: Tensor) -> Tensor:
-        assert x.shape[0] == self.num_observations
-        return self.fn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 def left_penalty(x: Tensor) -> Tensor:
@@ -372,7 +356,7 @@ def test_a_map_trained_with_an_adapter_is_refused() -> None:
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"weights": "jarzynski", "kernel": "renoise"}, "weights='twisted', or kernel='sde'"),
-    ({"weights": "naive"}, "'twisted' or 'jarzynski'"), ({"kernel": "ode"}, "'sde' .* or 'renoise'"),
+    ({"weights": "naive"}, "'twisted', 'jarzynski' or 'none'"), ({"kernel": "ode"}, "'sde' .* or 'renoise'"),
     ({"look_ahead": "map"}, "flow_map, denoiser, none"), ({"look_ahead_steps": 0}, "at least 1 jump"),
     ({"resampling": "fair"}, "systematic"), ({"resample_threshold": 2.0}, "share of the particles"),
     ({"steps": 0}, "at least 1"), ({"time_grid": [0.0, 0.6, 0.5, 1.0]}, "increase strictly"),

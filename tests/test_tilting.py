@@ -14,7 +14,8 @@ from torch import Tensor
 from invflow import FMTT, FunctionReward, GaussianLikelihood, GaussianMixtureFlow
 from invflow.reward import Reward
 from invflow.solvers._particles import make_chunks
-from invflow.solvers.tilting import AnnealedVariance, LookAhead, base_steps, logit_grid, make_times, schedule_values
+from invflow.solvers.kernels import base_steps
+from invflow.solvers.tilting import AnnealedVariance, LookAhead, logit_grid, make_times, schedule_values
 
 F64 = torch.float64
 

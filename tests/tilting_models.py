@@ -1,13 +1,17 @@
-"""A flow map and an operator that the tests of tilted sampling share."""
+"""A flow map, an operator and a reward that the tests of tilted sampling share."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from invflow import FlowMap, Operator
 from invflow.flowmap import expand_time
+from invflow.reward import Reward
 
 
 class Gaussian(FlowMap):
@@ -36,3 +40,19 @@ class Row(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.matrix.T
+
+
+class Tilt(Reward):
+    """The same function of images for each of so many observations, which are replicates of one another."""
+
+    def __init__(self, fn: Callable[[Tensor], Tensor], count: int, differentiable: bool = True) -> None:
+        self.fn, self.num_observations, self.differentiable = fn, count, differentiable
+
+    def select(self, index: Any) -> Reward:
+        other = copy.copy(self)
+        other.num_observations = len(torch.arange(self.num_observations or 1)[index])
+        return other
+
+    def __call__(self, x: Tensor) -> Tensor:
+        assert x.shape[0] == self.num_observations
+        return self.fn(x.flatten(0, 1)).unflatten(0, x.shape[:2])

@@ -1,21 +1,19 @@
-"""What particle solvers along a path share: chunks of B x N rows, and the record of how the weights fared."""
+"""What particle solvers along a path share: chunks of B x N rows, their state, and checks."""
 
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from invflow.reward import Reward
-from invflow.smc import count_distinct, effective_sample_size, pareto_k_hat, precise
+from invflow.solvers.conjugate import Spectrum
 from invflow.solvers.tilting import Look
 
-__all__ = ["Chunk", "FMTTState", "PathRecord", "Run", "child_generator", "first_bad", "make_chunks"]
+__all__ = ["Chunk", "FMTTState", "Run", "child_generator", "first_bad", "make_chunks"]
 
 
 @dataclass(frozen=True)
@@ -121,75 +119,4 @@ class Run:
     ancestors: Tensor  # (B, N)
     log_evidence: Tensor  # (B,): up to the last resampling
     index: int = 0
-
-
-class PathRecord:
-    """Diagnostics collected along the path, and the verdict on whether the particles have converged."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self.columns: dict[str, list[Tensor]] = {"ess": [], "reward": [], "spread": [], "capped": []}
-        self.resamplings: Tensor | None = None
-
-    def add(self, state: FMTTState) -> None:
-        """Take in the state after one more step."""
-        shares = state.log_weights.softmax(1)
-        columns = self.columns
-        self.times.append(state.time)
-        columns["ess"].append(effective_sample_size(state.log_weights))
-        # a reward of -inf in a particle of weight zero says nothing about the mean
-        rewards = torch.where(shares > 0, precise(state.rewards), 0.0)
-        columns["reward"].append((shares * rewards).sum(1))
-        columns["capped"].append(precise(state.capped))
-        columns["spread"].append(_spread(state))
-        count = state.resampled.long()
-        self.resamplings = count if self.resamplings is None else self.resamplings + count
-
-    def finish(self, state: FMTTState, solver: str) -> dict[str, Any]:
-        """The diagnostics by name; warns where an observation has not converged.
-
-        Args:
-            state: the last one.
-            solver: its name, for the warning.
-        """
-        ess = torch.stack(self.columns["ess"], dim=1)
-        ancestors = count_distinct(state.ancestors)
-        k_hat = pareto_k_hat(state.log_weights)
-        converged = _verdict(solver, state.log_weights.shape[1], ess[:, -1], ancestors, k_hat)
-        return {
-            "times": self.times, "ess_path": ess, "reward_path": torch.stack(self.columns["reward"], dim=1),
-            "increment_std": torch.stack(self.columns["spread"][1:], dim=1),
-            "least_ess": ess.min(1).values, "resamplings": self.resamplings, "distinct_ancestors": ancestors,
-            "k_hat": k_hat, "capped_share": torch.stack(self.columns["capped"][1:], dim=1).mean(1),
-            "converged": converged,
-        }
-
-
-def _spread(state: FMTTState) -> Tensor:
-    """Standard deviation of the last step's log weight increments under the weights before it, ``(B,)``."""
-    alive = state.log_increments.isfinite()
-    increments = torch.where(alive, state.log_increments, 0.0)
-    shares = torch.where(alive, state.log_weights - increments, -torch.inf).softmax(1).nan_to_num(nan=0.0)
-    mean = (shares * increments).sum(1, keepdim=True)
-    return (shares * (increments - mean).square()).sum(1).sqrt()
-
-
-def _verdict(solver: str, count: int, ess: Tensor, ancestors: Tensor, k_hat: Tensor) -> Tensor:
-    """Whether each observation has converged, ``(B,)``; warns with the worst one's figures.
-
-    Ten independent particles tell a mean to a third of a standard deviation; with fewer nothing is said about
-    spread. Where there are under twenty particles, half of them are asked for.
-    """
-    needed = max(2.0, min(10.0, count / 2))
-    converged = (ess >= needed) & (ancestors >= needed)
-    if not bool(converged.all()):
-        independent = torch.minimum(ess, ancestors.to(ess))
-        worst = int(torch.where(converged, torch.inf, independent).argmin())
-        warnings.warn(
-            f"{solver} has not converged for {int((~converged).sum())} of {len(converged)} observations: of {count} "
-            f"particles, observation {worst} is left with {int(ancestors[worst])} distinct ancestors and an effective "
-            f"sample size of {float(ess[worst]):.3g}, under {needed:.3g} (k-hat {float(k_hat[worst]):.2g}). Its spread "
-            "is not to be trusted: take more particles or more steps, or a solver made for sharp likelihoods, "
-            "invflow.NoiseSMC(prior)",
-            stacklevel=4)
-    return converged
+    spectrum: Spectrum | None = None  # of the operators, for the conjugate proposal

@@ -13,21 +13,15 @@ from torch import Tensor
 from invflow._random import as_generator, draw_noise
 from invflow.flowmap import FlowMap
 from invflow.posterior import NFE, Posterior
-from invflow.reward import Reward
+from invflow.reward import GaussianLikelihood, Reward
 from invflow.smc import RESAMPLERS, effective_sample_size, precise, scale_log
-from invflow.solvers._particles import Chunk, FMTTState, PathRecord, Run, child_generator, first_bad, make_chunks
+from invflow.solvers._particles import Chunk, FMTTState, Run, child_generator, first_bad, make_chunks
+from invflow.solvers._path_record import PathRecord
+from invflow.solvers._settings import check_prior, check_settings, plain
 from invflow.solvers.base import Solver
-from invflow.solvers.tilting import (
-    BaseStep,
-    Diffusion,
-    Grid,
-    Look,
-    LookAhead,
-    Schedule,
-    base_steps,
-    make_times,
-    schedule_values,
-)
+from invflow.solvers.conjugate import Conjugate, check_conjugate, find_spectrum
+from invflow.solvers.kernels import BaseStep, Diffusion, base_steps
+from invflow.solvers.tilting import Grid, Look, LookAhead, Schedule, make_times, schedule_values
 
 __all__ = ["FMTT", "FMTTState"]
 
@@ -53,15 +47,24 @@ class FMTT(Solver):
     Particles of an observation are resampled where their effective sample size is under a threshold. Of a reward
     without gradient, resampling alone does the work, and twisted weights remain exact.
 
+    A shift by the gradient overshoots where sigma is small against the step. For a Gaussian likelihood with a linear
+    operator ``proposal="conjugate"`` conditions each step on the measurement instead, in closed form and without a
+    gradient of the network, see :class:`~invflow.solvers.conjugate.Conjugate`. Even so, a sharp measurement of hundreds
+    of pixels leaves any weights to a few particles; ``weights="none"`` keeps all of them, equally weighted, as an
+    approximation whose error the weights left out would have told: ``converged`` says so.
+
     Args:
         prior: a flow map trained with noise independent of the data.
         steps: K, steps from noise to data.
         look_ahead: ``"flow_map"`` for :math:`X_{t,1}`, ``"denoiser"`` for E[m | x_t], or ``"none"`` for the state.
         look_ahead_steps: jumps of the flow map, over equal parts of [t, 1].
-        weights: ``"twisted"`` or ``"jarzynski"``.
+        weights: ``"twisted"``, ``"jarzynski"``, or ``"none"``: the draws of the proposals as they are, never
+            resampled, equally weighted, approximate. The diagnostics are those of twisted weights.
         kernel: ``"sde"``, Euler-Maruyama of dx = (b + eps s) dt + sqrt(2 eps) dW with a last step along the flow;
+            ``"ancestral"``, the steps of denoising diffusion models, one call each with the denoiser as look-ahead;
             or ``"renoise"``, jumps of the flow map after which noise is added back, whose marginals are exact for an
-            exact map at any number of steps. Twisted weights only.
+            exact map at any number of steps. Jarzynski weights take the SDE only.
+        proposal: ``"gradient"``; ``"conjugate"``; or a :class:`~invflow.solvers.conjugate.Conjugate` with settings.
         resample_threshold: share of N under which the effective sample size leads to resampling; 0 for never.
         resampling: ``"systematic"``, ``"stratified"``, ``"multinomial"``, ``"residual"`` or ``"ssp"``.
         schedule: ``"linear"`` for g(t) = t, ``"annealed"`` for a Gaussian likelihood whose variance shrinks to
@@ -93,24 +96,16 @@ class FMTT(Solver):
     """
 
     def __init__(self, prior: FlowMap, *, steps: int = 50, look_ahead: str = "flow_map", look_ahead_steps: int = 1,
-                 weights: str = "twisted", kernel: str = "sde", resample_threshold: float = 0.5,
-                 resampling: str = "systematic", schedule: Schedule = "linear", diffusion: Diffusion = 1.0,
-                 time_grid: Grid = "uniform", max_shift: float = 1.0, chunk_size: int = 256) -> None:
-        _check_prior(prior)
-        if weights not in ("twisted", "jarzynski"):
-            raise ValueError(f"there are no weights {weights!r}: choose 'twisted' or 'jarzynski'")
-        if weights == "jarzynski" and kernel == "renoise":
-            raise ValueError(
-                "Jarzynski weights belong to the continuous dynamics, and renoising steps are jumps, which they do "
-                "not describe: pass weights='twisted', or kernel='sde'"
-            )
-        if resampling not in RESAMPLERS:
-            raise ValueError(f"there is no resampling {resampling!r}: choose one of {', '.join(RESAMPLERS)}")
-        if not 0 <= resample_threshold <= 1:
-            raise ValueError(f"resample_threshold={resample_threshold} is a share of the particles, from 0 to 1")
-        if not max_shift > 0 or chunk_size < 1:
-            raise ValueError(f"max_shift={max_shift} must be over 0, chunk_size={chunk_size} at least 1")
-        self.prior, self.weights, self.kernel = prior, weights, kernel
+                 weights: str = "twisted", kernel: str = "sde", proposal: str | Conjugate = "gradient",
+                 resample_threshold: float = 0.5, resampling: str = "systematic", schedule: Schedule = "linear",
+                 diffusion: Diffusion = 1.0, time_grid: Grid = "uniform", max_shift: float = 1.0,
+                 chunk_size: int = 256) -> None:
+        check_prior(prior)
+        check_settings(weights, kernel, proposal, resample_threshold, resampling, schedule, max_shift, chunk_size)
+        self.prior, self.weights, self.kernel, self.proposal = prior, weights, kernel, proposal
+        self.conjugate = proposal if isinstance(proposal, Conjugate) else None
+        if proposal == "conjugate":
+            self.conjugate = Conjugate()
         self.look_ahead = LookAhead(prior, look_ahead, look_ahead_steps)
         self.resample_threshold, self.resampling = resample_threshold, resampling
         self.schedule, self.diffusion, self.time_grid = schedule, diffusion, time_grid
@@ -118,8 +113,6 @@ class FMTT(Solver):
         self.times = make_times(time_grid, steps)
         self.steps = len(self.times) - 1
         self.base_steps: list[BaseStep] = base_steps(kernel, self.times, diffusion)
-        if isinstance(schedule, str) and schedule not in ("linear", "annealed"):
-            raise ValueError(f"there is no schedule {schedule!r}: choose 'linear' or 'annealed', or pass a function")
 
     # -- the public calls ----------------------------------------------------------------------------------------------
 
@@ -131,9 +124,12 @@ class FMTT(Solver):
             A posterior whose ``log_evidence`` is an estimate of log E[e^r] under :meth:`prior_samples` (unbiased
             before the logarithm with twisted weights), and whose diagnostics hold ``times`` and, for each
             observation: ``ess_path`` and ``reward_path`` ``(B, K + 1)``, the effective sample size and the weighted
-            mean of the look-ahead's reward; ``increment_std`` ``(B, K)``, the standard deviation of each step's log
-            weight increments; ``least_ess``, ``resamplings``, ``distinct_ancestors``, ``k_hat`` of the final weights
-            (NaN under 25 particles), ``capped_share`` of the shifts, and ``converged``.
+            mean of the look-ahead's reward, beside ``calls_path``, the calls that a particle had taken by then;
+            ``increment_std`` ``(B, K)``, the standard deviation of each step's log weight increments;
+            ``thermodynamic_length``, ``total_discrepancy`` and ``discrepancy_path``, see
+            :class:`~invflow.solvers._path_record.PathRecord`; ``least_ess``, ``resamplings``, ``distinct_ancestors``,
+            ``k_hat`` of the final weights (NaN under 25 particles), ``capped_share`` of the shifts, and
+            ``converged``.
 
         Raises:
             ValueError: for under one sample; for Jarzynski weights or an annealed schedule of a reward that does not
@@ -145,15 +141,16 @@ class FMTT(Solver):
         from tqdm import tqdm
 
         start = time.perf_counter()
-        record = PathRecord()
+        record, rows = PathRecord(), num_samples * (reward.num_observations or 1)
+        name, weighted = self.settings()["solver"], self.weights != "none"
         with self.prior.count() as calls:
             for state in tqdm(self.iterate(reward, num_samples, generator=generator), total=self.steps + 1,
-                              disable=not progress, desc="FMTT", unit="step", delay=2):
-                record.add(state)
+                              disable=not progress, desc=name, unit="step", delay=2):
+                record.add(state, (calls.forward + calls.backward) / rows)
             images = self._decode(state.states.flatten(0, 1)).unflatten(0, state.states.shape[:2])
-        rows = len(images) * num_samples
-        diagnostics = record.finish(state, "FMTT")
-        return Posterior(images, state.log_weights, state.log_evidence.to(images.dtype),
+        diagnostics = record.finish(state, name, weighted=weighted)
+        return Posterior(images, state.log_weights if weighted else None,
+                         state.log_evidence.to(images.dtype) if weighted else None,
                          nfe=NFE(calls.forward / rows, calls.backward / rows), seconds=time.perf_counter() - start,
                          diagnostics=diagnostics, settings=self.settings())
 
@@ -198,9 +195,10 @@ class FMTT(Solver):
         """Settings as plain values, kept with each posterior."""
         return {"solver": "FMTT", "steps": self.steps, "look_ahead": self.look_ahead.kind,
                 "look_ahead_steps": self.look_ahead.jumps, "weights": self.weights, "kernel": self.kernel,
+                "proposal": plain(self.proposal),
                 "resample_threshold": self.resample_threshold, "resampling": self.resampling,
-                "schedule": _plain(self.schedule), "diffusion": _plain(self.diffusion),
-                "time_grid": _plain(self.time_grid), "max_shift": _plain(self.max_shift), "chunk_size": self.chunk_size}
+                "schedule": plain(self.schedule), "diffusion": plain(self.diffusion),
+                "time_grid": plain(self.time_grid), "max_shift": plain(self.max_shift), "chunk_size": self.chunk_size}
 
     # -- the steps -----------------------------------------------------------------------------------------------------
 
@@ -217,13 +215,16 @@ class FMTT(Solver):
         device = self.prior.device
         reward = reward.to(device)
         shape = (reward.num_observations or 1, num_samples)
-        gains = schedule_values(self.schedule, self.times, reward, self.prior)
+        known = self.times[-2] if self.look_ahead.makes_last_step(self.kernel) else 1.0
+        gains = schedule_values(self.schedule, self.times, reward, self.prior, known)
         chunks = make_chunks(reward, *shape, self.chunk_size)
         rows = shape[0] * num_samples
         x = draw_noise((rows, *self.prior.state_shape), generator).to(device=device, dtype=self.prior.dtype)
         like = precise(x.new_zeros(shape))
         ancestors = torch.arange(num_samples, device=device).expand(shape)
         run = Run(chunks, gains.to(like), generator, shape, x, Look(like.flatten()), like, ancestors, like[:, 0])
+        if self.conjugate is not None:
+            run.spectrum = find_spectrum(check_conjugate(reward, self.prior))
         run.look = Look.cat([self._look(run, chunk, x[chunk.rows], 0) for chunk in chunks])
         if self.weights == "jarzynski":
             run.path = self._tilt(run)
@@ -239,9 +240,9 @@ class FMTT(Solver):
         pulls = chunk.reward.differentiable and bool((run.gains[:, index] > 0).any())
         rate = self.weights == "jarzynski" and self.look_ahead.kind != "flow_map" and (
             not ends or self.look_ahead.kind == "none")
-        gradient = at_mean or (self.kernel == "sde" and moves and pulls)
+        gradient = at_mean or (self.kernel != "renoise" and moves and pulls and self.conjugate is None)
         look = self.look_ahead(chunk.reward, x, self.times[index], chunk.shape, gradient=gradient, rate=rate,
-                               velocity=self.kernel == "sde" and not ends and not at_mean)
+                               velocity=self.kernel != "renoise" and not ends and not at_mean)
         bad = first_bad(look)
         if bad is not None:
             what, row = bad
@@ -251,7 +252,7 @@ class FMTT(Solver):
                 f"the {what} is NaN or infinite at step {index} of {self.steps} (t = {self.times[index]:.4g}), "
                 f"observation {b}, particle {n}, whose state is {finite}: check the reward on images of such states"
             )
-        if not self._reuses_landing(index):
+        if not self._reuses_landing(index) and not self._is_martingale:
             look = look._replace(landing=None)
         return look
 
@@ -260,6 +261,11 @@ class FMTT(Solver):
         if index == self.steps or not self.look_ahead.is_one_jump:
             return False
         return getattr(self.base_steps[index], "target", 0.0) == 1
+
+    @property
+    def _is_martingale(self) -> bool:
+        """Whether the conjugate proposal knows what the next look is expected to see: what this one saw."""
+        return self.conjugate is not None and self.kernel == "ancestral" and self.look_ahead.kind == "denoiser"
 
     @torch.no_grad()
     def _advance(self, run: Run, step: BaseStep) -> Tensor:
@@ -270,10 +276,10 @@ class FMTT(Solver):
         moved, ratios, capped, looks = zip(*(self._advance_chunk(run, step, chunk, noise) for chunk in run.chunks))
         old, look = run.look, Look.cat(looks)
         run.x, run.look, run.index = torch.cat(moved), look, run.index + 1
-        if self.weights == "twisted":
-            run.path = run.path + torch.cat(ratios).view(run.shape)
-        else:
+        if self.weights == "jarzynski":
             run.path = run.path + self._work(run, old)
+        else:
+            run.path = run.path + torch.cat(ratios).view(run.shape)
         return torch.cat(capped).view(run.shape).mean(1)
 
     def _advance_chunk(self, run: Run, step: BaseStep, chunk: Chunk,
@@ -282,7 +288,9 @@ class FMTT(Solver):
         known = run.look.take(chunk.rows)
         x = step.mean(self.prior, run.x[chunk.rows], known.velocity, known.landing)
         ratio, capped = precise(x.new_zeros(len(x))), x.new_zeros(len(x))
-        if step.variance > 0:
+        if step.variance > 0 and self.conjugate is not None:
+            x, ratio = self._condition(run, step, chunk, x, known, noise[chunk.rows])
+        elif step.variance > 0:
             pushed = noise[chunk.rows]
             pull, capped = self._pull(run, step, chunk, x, known)
             if pull is not None:
@@ -292,6 +300,20 @@ class FMTT(Solver):
                 pushed = pushed + pull
             x = x + math.sqrt(step.variance) * pushed
         return x, ratio, capped, self._look(run, chunk, x, run.index + 1)
+
+    def _condition(self, run: Run, step: BaseStep, chunk: Chunk, mean: Tensor, known: Look,
+                   noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The step conditioned on the measurement: new states, and log p(x' | x) - log q(x' | x)."""
+        assert self.conjugate is not None
+        assert self.prior.decode_affine is not None
+        assert isinstance(chunk.reward, GaussianLikelihood)
+        ahead = known.landing if self._is_martingale else self.look_ahead.land(mean, step.end)
+        assert ahead is not None
+        gain = run.gains[:, run.index + 1].expand(run.shape[0])[chunk.observations]
+        spectrum = None if run.spectrum is None else run.spectrum.select(chunk.observations)
+        slope = self.conjugate.slope(self.look_ahead.kind, step.end)
+        return self.conjugate(chunk.reward, spectrum, gain, slope, mean, step.variance, self.prior.decode(ahead),
+                              noise, self.prior.decode_affine[0])
 
     def _pull(self, run: Run, step: BaseStep, chunk: Chunk, mean: Tensor,
               known: Look) -> tuple[Tensor | None, Tensor]:
@@ -320,7 +342,7 @@ class FMTT(Solver):
         return scale_log(run.gains[:, run.index, None], precise(run.look.value).view(run.shape))
 
     def _log_weights(self, run: Run) -> Tensor:
-        return run.path + self._tilt(run) if self.weights == "twisted" else run.path
+        return run.path if self.weights == "jarzynski" else run.path + self._tilt(run)
 
     def _work(self, run: Run, old: Look) -> Tensor:
         """Jarzynski's dA over the step just made, by the trapezoidal rule: ``(B, N)``."""
@@ -334,27 +356,30 @@ class FMTT(Solver):
         return work
 
     def _resample(self, run: Run, moves: bool) -> Tensor:
-        """Resample the observations that need it, before a step that adds noise; returns which, ``(B,)``."""
+        """Resample those that need it, before a step whose noise parts the copies; returns which, ``(B,)``."""
         never = torch.zeros(run.shape[0], dtype=torch.bool, device=run.x.device)
-        # copies that no noise will part again gain nothing
-        if self.resample_threshold == 0 or not moves:
+        if self.resample_threshold == 0 or self.weights == "none" or not moves:
             return never
         log_weights = self._log_weights(run)
-        index, chosen = self._select(log_weights, child_generator(run.generator))
+        index, chosen = self._select(run, log_weights)
         if not bool(chosen.any()):
             return never
         gained = log_weights.logsumexp(1) - math.log(run.shape[1])
         run.log_evidence = torch.where(chosen, run.log_evidence + gained, run.log_evidence)
-        flat = (index + run.shape[1] * torch.arange(run.shape[0], device=index.device)[:, None]).flatten()
-        run.x, run.look = run.x[flat], run.look.take(flat)
-        run.ancestors = run.ancestors.gather(1, index)
-        fresh = -self._tilt(run) if self.weights == "twisted" else torch.zeros_like(run.path)
+        self._gather(run, index)
+        fresh = torch.zeros_like(run.path) if self.weights == "jarzynski" else -self._tilt(run)
         run.path = torch.where(chosen[:, None], fresh, run.path)
         return chosen
 
-    def _select(self, log_weights: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _gather(self, run: Run, index: Tensor) -> None:
+        """Put particles ``index`` ``(B, N)`` in the place of all."""
+        flat = (index + run.shape[1] * torch.arange(run.shape[0], device=index.device)[:, None]).flatten()
+        run.x, run.look = run.x[flat], run.look.take(flat)
+        run.ancestors = run.ancestors.gather(1, index)
+
+    def _select(self, run: Run, log_weights: Tensor) -> tuple[Tensor, Tensor]:
         """Which particles go on, ``(B, N)``, and which observations have been resampled, ``(B,)``."""
-        count = log_weights.shape[1]
+        count, generator = log_weights.shape[1], child_generator(run.generator)
         ess = effective_sample_size(log_weights)
         chosen = (ess > 0) & (ess < self.resample_threshold * count)
         stay = torch.arange(count, device=log_weights.device).expand_as(log_weights)
@@ -373,22 +398,3 @@ class FMTT(Solver):
     def _decode(self, states: Tensor) -> Tensor:
         with torch.no_grad():
             return torch.cat([self.prior.decode(part) for part in states.split(self.chunk_size)])
-
-
-def _plain(value: Any) -> Any:
-    """A setting as JSON holds it; a function by its name."""
-    if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return getattr(value, "__name__", repr(value))
-
-
-def _check_prior(prior: FlowMap) -> None:
-    if not isinstance(prior, FlowMap):
-        raise TypeError(f"FMTT follows a FlowMap, not a {type(prior).__name__}: pass invflow.load_prior('mnist'), say")
-    if not prior.independent_noise:
-        raise ValueError(
-            f"this {type(prior).__name__} was trained jointly with an adapter: its noise depends on the data, so its "
-            "velocity gives no score, and neither FMTT's dynamics nor its renoising have the data's law. Pass a map "
-            "trained with independent noise, such as invflow.load_prior('mnist'); for this map use "
-            "invflow.NoiseSMC(prior), which needs its jump only"
-        )

@@ -1,10 +1,9 @@
-"""The pieces of tilted sampling along a path: time grids, schedules of the reward, base kernels, look-aheads."""
+"""The pieces of tilted sampling along a path: time grids, schedules of the reward, look-aheads."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -14,11 +13,11 @@ from torch import Tensor
 
 from invflow.flowmap import FlowMap, Time, expand_time
 from invflow.reward import Reward
+from invflow.solvers.kernels import BaseStep
 
-__all__ = ["AnnealedVariance", "BaseStep", "EulerStep", "Look", "LookAhead", "RenoiseStep", "Schedule", "base_steps",
-           "logit_grid", "make_times", "schedule_values", "uniform_grid"]
+__all__ = ["AnnealedVariance", "BaseStep", "Grid", "Look", "LookAhead", "Schedule", "logit_grid", "make_times",
+           "schedule_values", "uniform_grid"]
 
-Diffusion: TypeAlias = "float | Callable[[float], float]"
 Grid: TypeAlias = "str | Sequence[float] | Callable[[int], Sequence[float]]"
 Schedule: TypeAlias = "str | Callable[[float], float] | AnnealedVariance"
 
@@ -99,19 +98,28 @@ class AnnealedVariance:
 
     of the log likelihood. It does not vanish at t = 0, so weights start at g(0) r.
 
+    Where the last step goes to what the look-ahead sees, nothing is unknown from the time before it: what was, then,
+    is left out of the variance at all times.
+
     Args:
         spread: s, in the units of the measurement; nonnegative.
     """
 
     spread: float = 1.0
 
-    def __call__(self, t: float, sigma: Tensor) -> Tensor:
-        """g(t) for noise levels ``(B,)``; in [0, 1]."""
-        extra = (self.spread * (1 - t)) ** 2 / ((1 - t) ** 2 + t**2)
+    def __call__(self, t: float, sigma: Tensor, known: float = 1.0) -> Tensor:
+        """g(t) for noise levels ``(B,)``, where the look-ahead knows all from the time ``known``; in [0, 1]."""
+        extra = self.spread**2 * max(0.0, _unknown(t) - _unknown(known))
         return sigma**2 / (sigma**2 + extra)
 
 
-def schedule_values(schedule: Schedule, times: Sequence[float], reward: Reward, prior: FlowMap) -> Tensor:
+def _unknown(t: float) -> float:
+    """The variance of N(0, 1) data given a state at time t."""
+    return (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
+
+
+def schedule_values(schedule: Schedule, times: Sequence[float], reward: Reward, prior: FlowMap,
+                    known: float = 1.0) -> Tensor:
     """The fraction g(t) of the reward at each time.
 
     Args:
@@ -120,6 +128,7 @@ def schedule_values(schedule: Schedule, times: Sequence[float], reward: Reward, 
         times: increasing, ending at 1.
         reward: with a noise level ``sigma`` where the schedule is annealed.
         prior: whose affine decoding gives the spread of ``"annealed"``.
+        known: the time from which the look-ahead sees what the last step makes, for an annealed schedule.
 
     Returns:
         ``(B, len(times))``, or ``(1, len(times))`` where all observations share it, in float64 on the CPU.
@@ -142,7 +151,7 @@ def schedule_values(schedule: Schedule, times: Sequence[float], reward: Reward, 
                 f"{type(reward).__name__}: pass schedule='linear', or a function g(t) from [0, 1] to [0, 1]"
             )
         level = sigma.detach().cpu().double()
-        values = torch.stack([schedule(t, level) for t in times], dim=1)
+        values = torch.stack([schedule(t, level, known) for t in times], dim=1)
     else:
         values = torch.tensor([[float(schedule(t)) for t in times]], dtype=torch.float64)
     ends_at_one = bool(((values[:, -1] - 1).abs() < 1e-6).all())
@@ -152,112 +161,6 @@ def schedule_values(schedule: Schedule, times: Sequence[float], reward: Reward, 
                          "to exactly 1 at t = 1, as in schedule=lambda t: t**2")
     values[:, -1] = 1.0
     return values
-
-
-# -- base kernels ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class BaseStep(ABC):
-    """One step of a base sampler, the Gaussian kernel N(m(x), v I) from ``start`` to ``end``.
-
-    Attributes:
-        start, end: times.
-        variance: v; zero for a deterministic step.
-    """
-
-    start: float
-    end: float
-    variance: float
-
-    @abstractmethod
-    def mean(self, prior: FlowMap, x: Tensor, velocity: Tensor | None = None,
-             landing: Tensor | None = None) -> Tensor:
-        """The mean m(x).
-
-        Args:
-            prior: the flow map.
-            x: ``(n, *state_shape)``, states at time ``start``.
-            velocity: b_start(x), if known already; saves a call.
-            landing: X_{start,1}(x) in one jump, if known already; saves a call where the step jumps there.
-
-        Returns:
-            ``(n, *state_shape)``.
-        """
-
-
-@dataclass(frozen=True)
-class EulerStep(BaseStep):
-    """Euler-Maruyama step of dx = (b + eps s) dt + sqrt(2 eps) dW, so v = 2 eps dt.
-
-    Attributes:
-        diffusion: eps at the start; 0 for a step along the probability flow.
-    """
-
-    diffusion: float = 0.0
-
-    def mean(self, prior: FlowMap, x: Tensor, velocity: Tensor | None = None,
-             landing: Tensor | None = None) -> Tensor:
-        """x + dt (b + eps s), with the score from the velocity, s = (t b - x) / (1 - t)."""
-        b = prior.velocity(x, self.start) if velocity is None else velocity
-        score = (self.start * b - x) / (1 - self.start)
-        return x + (self.end - self.start) * (b + self.diffusion * score)
-
-
-@dataclass(frozen=True)
-class RenoiseStep(BaseStep):
-    """Jump to a time beyond the end, then add noise back: x' = (t'/u) X_{t,u}(x) + sqrt(v) xi.
-
-    With v = (1 - t')^2 - (t' (1 - u) / u)^2 every marginal is exact for an exact map, however few the steps.
-
-    Attributes:
-        target: u, at least ``end``; equal to it where v = 0.
-    """
-
-    target: float = 1.0
-
-    def mean(self, prior: FlowMap, x: Tensor, velocity: Tensor | None = None,
-             landing: Tensor | None = None) -> Tensor:
-        """(t'/u) X_{t,u}(x)."""
-        moved = landing if landing is not None and self.target == 1 else prior.jump(x, self.start, self.target)
-        return moved * (self.end / self.target)
-
-
-def base_steps(kernel: str, times: Sequence[float], diffusion: Diffusion) -> list[BaseStep]:
-    """The steps of a base sampler; the last one adds no noise.
-
-    Both kernels add noise of variance v = 2 eps dt at a step; renoising at most (1 - t')^2, which is all the noise
-    there is at its end, and which it adds where it jumps to u = 1.
-
-    Args:
-        kernel: ``"sde"`` or ``"renoise"``.
-        times: increasing from 0 to 1.
-        diffusion: eps(t), nonnegative, and zero at t = 1 for the SDE; a number c stands for c (1 - t). ``math.inf``
-            lets every renoising step jump to u = 1.
-
-    Raises:
-        ValueError: for another kernel; for a diffusion that is negative, or does not vanish at 1.
-    """
-    if kernel not in ("sde", "renoise"):
-        raise ValueError(f"there is no kernel {kernel!r}: choose 'sde' (Euler-Maruyama) or 'renoise'")
-    steps: list[BaseStep] = []
-    for start, end in itertools.pairwise(times):
-        eps = float(diffusion(start)) if callable(diffusion) else diffusion * (1 - start)
-        if not eps >= 0 or (kernel == "sde" and math.isinf(eps)):
-            raise ValueError(f"the diffusion eps is {eps} at t = {start:.4g}: it must be a number >= 0, finite but "
-                             "for kernel='renoise'; the default is 1 - t, diffusion=1.0")
-        if kernel == "sde":
-            eps = 0.0 if end == 1 else eps
-            steps.append(EulerStep(start, end, 2 * eps * (end - start), eps))
-            continue
-        left = (1 - end) ** 2
-        variance = min(2 * eps * (end - start), left)
-        kept = math.sqrt(left - variance) / end  # (1 - u) / u
-        steps.append(RenoiseStep(start, end, variance, end if variance == 0 else 1 / (1 + kept)))
-    if kernel == "sde" and callable(diffusion) and abs(float(diffusion(1.0))) > 1e-6:
-        raise ValueError(f"the diffusion eps is {float(diffusion(1.0))} at t = 1, where it must vanish: the score "
-                         "grows without bound there; multiply it by (1 - t)")
-    return steps
 
 
 # -- look-aheads -------------------------------------------------------------------------------------------------------
@@ -308,6 +211,15 @@ class LookAhead:
     def is_one_jump(self) -> bool:
         """Whether the look-ahead is X_{t,1}(x) in a single call, which a renoising step to u = 1 needs as well."""
         return self.kind == "flow_map" and self.jumps == 1
+
+    def makes_last_step(self, kernel: str) -> bool:
+        """Whether the last step of a base sampler goes to what the look-ahead sees."""
+        return self.is_one_jump if kernel == "renoise" else self.kind == "denoiser"
+
+    @torch.no_grad()
+    def land(self, x: Tensor, t: float) -> Tensor:
+        """The data state L_t(x) alone: ``(n, *state_shape)`` to the same."""
+        return self._land(x, t, t)[0]
 
     def __call__(self, reward: Reward, x: Tensor, t: float, shape: tuple[int, int], *, gradient: bool = False,
                  velocity: bool = False, rate: bool = False) -> Look:

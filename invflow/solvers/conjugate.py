@@ -1,0 +1,206 @@
+"""The conjugate proposal of tilted sampling: each step conditioned on a linear-Gaussian measurement in closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from invflow.flowmap import FlowMap
+from invflow.operator import Operator
+from invflow.reward import GaussianLikelihood, Reward
+from invflow.smc import precise
+from invflow.solvers.exact import dense_matrix
+
+__all__ = ["Conjugate", "Spectrum", "check_conjugate", "find_spectrum"]
+
+#: entries of the operator's dense matrices, all parameter sets together, up to which they are decomposed
+_MOST_ENTRIES = 20_000_000
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues and eigenvectors of A A^T of S parameter sets, in the m values of a measurement.
+
+    Attributes:
+        values: ``(S, m)``, at least 0; zero for what was not observed.
+        vectors: ``(S, m, m)``, in columns; None where A A^T is diagonal.
+    """
+
+    values: Tensor
+    vectors: Tensor | None = None
+
+    def select(self, part: slice) -> Spectrum:
+        """Those of some observations; itself if one set is shared by all."""
+        if len(self.values) == 1:
+            return self
+        return Spectrum(self.values[part], None if self.vectors is None else self.vectors[part])
+
+    def apply(self, factors: Tensor, y: Tensor) -> Tensor:
+        """U diag(factors) U^T y, for factors ``(b, 1, m)`` and measurements ``(b, k, m)``."""
+        if self.vectors is None:
+            return factors * y
+        vectors = self.vectors.to(y)
+        return ((y @ vectors) * factors) @ vectors.mT
+
+
+@torch.no_grad()
+def find_spectrum(likelihood: GaussianLikelihood) -> Spectrum | None:
+    """The spectrum of A A^T, over the observed entries.
+
+    Two measurements tell whether it is diagonal, as for masks and for averages over separate blocks; otherwise it is
+    decomposed, where the operator is small enough.
+
+    Args:
+        likelihood: with a linear operator.
+
+    Returns:
+        The spectrum; None for a large operator whose A A^T is not diagonal.
+    """
+    operator, like = likelihood.operator, likelihood.y
+    sets, shape = operator.num_sets, tuple(operator.measurement_shape)
+
+    def square(y: Tensor) -> Tensor:
+        rows = y.expand(sets, *shape)
+        return _observe(operator, operator(operator.adjoint(_observe(operator, rows)))).flatten(1)
+
+    probe = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(like)
+    diagonal, seen = square(torch.ones_like(probe)), square(probe)
+    if bool((diagonal * probe.flatten(1) - seen).abs().max() <= 100 * torch.finfo(like.dtype).eps * seen.abs().max()):
+        return Spectrum(diagonal.clamp(min=0))
+    entries = sets * math.prod(shape) * max(math.prod(shape), math.prod(operator.image_shape))
+    if entries > _MOST_ENTRIES:
+        return None
+    matrix = dense_matrix(likelihood)
+    values, vectors = torch.linalg.eigh(matrix @ matrix.mT)
+    return Spectrum(values.clamp(min=0).to(like), vectors.to(like))
+
+
+def check_conjugate(reward: Reward, prior: FlowMap) -> GaussianLikelihood:
+    """The reward, if a step can be conditioned on it in closed form.
+
+    Raises:
+        TypeError: for anything but a Gaussian likelihood.
+        ValueError: for an operator that is not linear, or a decoding that is not affine.
+    """
+    way_out = "pass proposal='gradient', which takes any reward"
+    if not isinstance(reward, GaussianLikelihood):
+        raise TypeError(f"proposal='conjugate' conditions each step on a GaussianLikelihood, not on a "
+                        f"{type(reward).__name__}: {way_out}")
+    if not reward.operator.linear:
+        raise ValueError(f"proposal='conjugate' takes linear operators, and {type(reward.operator).__name__} is not "
+                         f"linear: {way_out}")
+    if prior.decode_affine is None or tuple(prior.image_shape) != tuple(prior.state_shape):
+        raise ValueError(f"proposal='conjugate' measures the states themselves, and the images of this "
+                         f"{type(prior).__name__} are no affine function of its states: {way_out}")
+    return reward
+
+
+@dataclass(frozen=True)
+class Conjugate:
+    r"""Proposal q(x' | x) that is the base step conditioned on the measurement, of a linear look-ahead.
+
+    With the look-ahead :math:`L(x') \approx \ell + c\,(x' - m)`, the tilt :math:`e^{g r(L(x'))}` of a linear-Gaussian
+    reward is Gaussian in x', and its product with the base step N(m, v I) is the Gaussian
+
+    .. math:: q = N(m + s, C), \quad C^{-1} = \frac{I}{v} + \frac{g c^2}{\sigma^2} A^T A, \quad
+        s = C\, \frac{g c}{\sigma^2} A^T (y - A \ell).
+
+    It never steps beyond the measurement, however small sigma is against the step, where a gradient step overshoots;
+    and it takes no gradient of the network. The slope c is that of data N(0, s^2 I) (for the denoiser,
+    :math:`t s^2 / ((1 - t)^2 + t^2 s^2)`; Song et al. 2023, "Pseudoinverse-guided diffusion models", have its
+    variance). A slope that is wrong costs weights, not exactness: q is Gaussian with a known density. One that is too
+    large makes q narrower than the target and its weights heavy-tailed, so choose s rather too small. In the
+    eigenvectors of A A^T all of it is diagonal; where they are not to be had (see :func:`find_spectrum`) the shift is
+    found by a fixed number of conjugate gradient steps, and the covariance stays v I.
+
+    Args:
+        spread: s, standard deviation of the data in state space, over 0.
+        iterations: of conjugate gradients.
+    """
+
+    spread: float = 1.0
+    iterations: int = 20
+
+    def __post_init__(self) -> None:
+        if not (self.spread > 0 and math.isfinite(self.spread)) or self.iterations < 1:
+            raise ValueError(f"spread={self.spread} must be over 0 and finite, iterations={self.iterations} at least 1")
+
+    def slope(self, kind: str, t: float) -> float:
+        """Derivative of a look-ahead from time t, for data N(0, s^2 I)."""
+        variance = (1 - t) ** 2 + (t * self.spread) ** 2
+        if kind == "none":
+            return 1.0
+        return t * self.spread**2 / variance if kind == "denoiser" else self.spread / math.sqrt(variance)
+
+    def __call__(self, likelihood: GaussianLikelihood, spectrum: Spectrum | None, gain: Tensor, slope: float,
+                 mean: Tensor, variance: float, predicted: Tensor, noise: Tensor,
+                 scale: float) -> tuple[Tensor, Tensor]:
+        """Propose the next states of b observations with k particles each, n = b k.
+
+        Args:
+            likelihood: of the b observations.
+            spectrum: of their operators, 1 set or b.
+            gain: ``(b,)``, g at the end of the step.
+            slope: c.
+            mean: ``(n, *state_shape)``, m.
+            variance: v.
+            predicted: ``(n, *image_shape)``, the decoded image of l, where the look-ahead sees the mean.
+            noise: ``(n, *state_shape)``, standard normal.
+            scale: of the decoding.
+
+        Returns:
+            The states x' ``(n, *state_shape)``, and log N(x'; m, v I) - log q(x') ``(n,)``.
+        """
+        b = len(likelihood.y)
+        operator = likelihood.operator.expand(len(mean) // b)
+
+        def measure(x: Tensor) -> Tensor:
+            return _observe(operator, operator(x)).flatten(1).unflatten(0, (b, -1))
+
+        def pull_back(y: Tensor) -> Tensor:
+            return operator.adjoint(_observe(operator, y.reshape(-1, *operator.measurement_shape)))
+
+        residual = likelihood.y.to(mean).flatten(1)[:, None] - measure(predicted)
+        weight = (gain.to(mean) / likelihood.sigma.to(mean).square())[:, None, None]
+        step = scale * slope
+        if spectrum is None:
+            solved = self._solve(lambda y: y + weight * variance * step**2 * measure(pull_back(y)), weight * residual)
+            moved = variance * step * pull_back(solved)
+            change, volume = moved + math.sqrt(variance) * noise, precise(mean.new_zeros(b, 1))
+        else:
+            values = spectrum.values.to(mean)[:, None]
+            known = weight * variance * step**2 * values  # (b, 1, m): what the measurement adds to the precision, by v
+            kept = 1 / (1 + known)
+            # (1 - sqrt(kept)) / values, without the zero over zero of what is not observed
+            narrow = weight * variance * step**2 * kept / (1 + kept.sqrt())
+            moved = variance * step * pull_back(spectrum.apply(weight * kept, residual))
+            narrowed = noise - pull_back(spectrum.apply(narrow, measure(noise)))
+            change = moved + math.sqrt(variance) * narrowed
+            volume = precise(known).log1p().sum(2)
+        squares = precise(noise).square() - precise(change).square() / variance
+        ratio = 0.5 * (squares.flatten(1).sum(1) - volume.expand(b, len(mean) // b).flatten())
+        return mean + change, ratio
+
+    def _solve(self, apply: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
+        """Conjugate gradients, row by row, always as many steps, so that the answer is a function of the row alone."""
+        tiny = torch.finfo(target.dtype).tiny
+        solution, residual, direction = torch.zeros_like(target), target, target
+        size = residual.square().sum(2, keepdim=True)
+        for _ in range(self.iterations):
+            moved = apply(direction)
+            length = size / (direction * moved).sum(2, keepdim=True).clamp(min=tiny)
+            solution, residual = solution + length * direction, residual - length * moved
+            new = residual.square().sum(2, keepdim=True)
+            direction, size = residual + new / size.clamp(min=tiny) * direction, new
+        return solution
+
+
+def _observe(operator: Operator, y: Tensor) -> Tensor:
+    """A measurement with zeros where nothing was observed."""
+    observed = operator.observed()
+    return y if observed is None else torch.where(observed, y, 0.0)
+

@@ -1,0 +1,354 @@
+"""Search for images of high reward at a stated budget of calls: optimisation, not posterior sampling."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invflow._random import as_generator, draw_noise
+from invflow.flowmap import FlowMap
+from invflow.posterior import NFE, Posterior
+from invflow.reward import Reward
+from invflow.solvers._particles import Chunk, FMTTState, first_bad, make_chunks
+from invflow.solvers._selection import JumpCalls, SelectingFMTT
+from invflow.solvers.base import Solver
+from invflow.solvers.tilting import Grid, Look
+
+__all__ = ["BeamSearch", "BestOfN", "SearchState", "TopKSearch"]
+
+
+@dataclass(frozen=True)
+class SearchState:
+    """What a search holds after one of its rounds.
+
+    Attributes:
+        step: rounds done, from 1.
+        time: from which the images were looked ahead to.
+        images: ``(B, N, *image_shape)``.
+        rewards: ``(B, N)``, theirs.
+        ancestors: ``(B, N)``, the index of each one's ancestor among the first N.
+    """
+
+    step: int
+    time: float
+    images: Tensor
+    rewards: Tensor
+    ancestors: Tensor
+
+
+class SearchSolver(Solver):
+    """What searches share: the budget, and a result that says what it is.
+
+    A subclass writes :meth:`iterate`, whose last state is returned.
+    """
+
+    def __init__(self, prior: FlowMap, budget: int, chunk_size: int) -> None:
+        if not isinstance(prior, FlowMap):
+            raise TypeError(f"{type(self).__name__} searches through a FlowMap, not a {type(prior).__name__}: pass "
+                            "invflow.load_prior('mnist'), say")
+        if budget < 1 or budget != int(budget) or chunk_size < 1:
+            raise ValueError(f"budget={budget} is a whole number of calls for each sample, at least 1; "
+                             f"chunk_size={chunk_size} at least 1")
+        self.prior, self.budget, self.chunk_size = prior, int(budget), chunk_size
+        self._jumps = JumpCalls(prior)
+
+    @abstractmethod
+    def iterate(self, reward: Reward, num_samples: int, *,
+                generator: torch.Generator | None = None) -> Iterator[SearchState]:
+        """The images after each round of the search; :meth:`sample` is a loop over it.
+
+        Args:
+            reward: over B observations; one that scores any number alike stands for B = 1.
+            num_samples: N, images for each observation.
+            generator: source of all random numbers.
+        """
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Settings as plain values, kept with each result."""
+
+    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
+               progress: bool = False) -> Posterior:
+        """Search for images of high reward. The result is no posterior sample, whatever the budget.
+
+        Args:
+            reward: over B observations.
+            num_samples: N, images for each observation.
+            generator: source of all random numbers.
+            progress: show a progress bar.
+
+        Returns:
+            Samples without weights or evidence. ``diagnostics`` holds ``kind``, "search"; ``reward`` ``(B, N)``;
+            ``reward_path`` ``(B, rounds)``, the mean reward after each round, beside ``calls_path``, the calls for each
+            sample by then; ``budget`` and ``calls``, those used, forward and backward together, at most the budget;
+            ``distinct_ancestors`` ``(B,)``.
+
+        Raises:
+            ValueError: for a budget that cannot be met, with the least that can; for under one sample; for a reward
+                that is NaN.
+        """
+        from tqdm import tqdm
+
+        if num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
+        start, rewards, spent = time.perf_counter(), [], []
+        rows = num_samples * (reward.num_observations or 1)
+        rounds = self.iterate(reward, num_samples, generator=generator)
+        with self.prior.count() as calls:
+            for state in tqdm(rounds, disable=not progress, desc=type(self).__name__, unit="round", delay=2):
+                rewards.append(state.rewards.mean(1))
+                spent.append((calls.forward + calls.backward) / rows)
+        ancestors = torch.tensor([len(row.unique()) for row in state.ancestors], device=state.rewards.device)
+        diagnostics = {"kind": "search", "reward": state.rewards, "reward_path": torch.stack(rewards, 1),
+                       "calls_path": spent, "budget": self.budget, "calls": spent[-1], "distinct_ancestors": ancestors}
+        return Posterior(state.images, nfe=NFE(calls.forward / rows, calls.backward / rows),
+                         seconds=time.perf_counter() - start, diagnostics=diagnostics,
+                         settings={"kind": "search", **self.settings()})
+
+
+class BestOfN(SearchSolver):
+    """Best of N: each sample is the best of as many prior draws as the budget pays for. Optimisation, not sampling.
+
+    With ``selections=1`` the candidates are independent draws of the prior. More selections share the budget among
+    rounds along the path, t = 0, 1/R, ... (**multi-best-of-N**, the searches of arXiv 2511.22688, which gives no code;
+    this is how it is done here): each round adds fresh noise to the best image so far, back to time t, looks ahead
+    from there with the flow map, and keeps the best seen. The samples are searched for apart, so they are independent.
+
+    Args:
+        prior: the flow map.
+        budget: calls for each sample, all rounds together.
+        selections: R, rounds.
+        steps: jumps of the flow map to the image of a candidate.
+        chunk_size: rows through the map at a time.
+
+    Raises:
+        TypeError: for a prior that is no flow map.
+        ValueError: for a budget that does not pay for one candidate in each round, or a setting out of range.
+
+    Example:
+        >>> import torch, invflow
+        >>> prior = invflow.GaussianMixtureFlow(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), std=0.5, steps=2)
+        >>> right = invflow.FunctionReward(lambda x: x[:, 0])
+        >>> best = invflow.BestOfN(prior, budget=200).sample(right, 4, generator=torch.Generator().manual_seed(0))
+        >>> best.settings["kind"], best.ess()
+        ('search', None)
+    """
+
+    #: whether the samples of an observation compete with each other
+    shared = False
+
+    def __init__(self, prior: FlowMap, *, budget: int = 64, selections: int = 1, steps: int = 1,
+                 chunk_size: int = 256) -> None:
+        super().__init__(prior, budget, chunk_size)
+        if selections < 1 or steps < 1:
+            raise ValueError(f"selections={selections} and steps={steps} must be at least 1")
+        self.rounds, self.steps = selections, steps
+        cost = self._cost(selections)
+        self.candidates = self.budget // cost
+        if self.candidates < 1:
+            raise ValueError(f"a budget of {budget} calls does not pay for {selections} selections of one candidate, "
+                             f"{cost} calls: pass budget={cost} or more, or fewer selections")
+
+    def _cost(self, rounds: int) -> int:
+        """Calls of one candidate in each of so many rounds."""
+        return sum(self._jumps.look(k / rounds, self.steps)[0] for k in range(rounds))
+
+    def settings(self) -> dict[str, Any]:
+        """Settings as plain values, kept with each result."""
+        return {"solver": "BestOfN", "budget": self.budget, "selections": self.rounds, "candidates": self.candidates,
+                "steps": self.steps, "chunk_size": self.chunk_size}
+
+    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw from the law of a single candidate of the first round, ``(n, *image_shape)``."""
+        return self.prior.generate(n, self.steps, generator=generator, chunk_size=self.chunk_size)
+
+    @torch.no_grad()
+    def iterate(self, reward: Reward, num_samples: int, *,
+                generator: torch.Generator | None = None) -> Iterator[SearchState]:
+        """The best images after each round; see :meth:`SearchSolver.iterate`."""
+        generator, reward = as_generator(generator), reward.to(self.prior.device)
+        shape = (reward.num_observations or 1, num_samples)
+        chunks = make_chunks(reward, *shape, self.chunk_size)
+        best: tuple[Tensor, Tensor, Tensor] | None = None  # data states, rewards and ancestors, each (B, N, ...)
+        for k in range(self.rounds):
+            t, parents = k / self.rounds, best
+            for _ in range(self.candidates):
+                noise = draw_noise((shape[0] * num_samples, *self.prior.state_shape), generator)
+                x = (1 - t) * noise.to(device=self.prior.device, dtype=self.prior.dtype)
+                if parents is not None:
+                    x = x + t * parents[0].flatten(0, 1)
+                pieces = zip(*(self._try(chunk, x[chunk.rows], t, shape[1]) for chunk in chunks))
+                landed, scores = (torch.cat(piece).unflatten(0, shape) for piece in pieces)
+                lineage = torch.arange(num_samples, device=scores.device).expand(shape)
+                tried = (landed, scores, lineage if parents is None else parents[2])
+                best = tried if best is None else self._merge(best, tried)
+            assert best is not None
+            images = torch.cat([self.prior.decode(part) for part in best[0].flatten(0, 1).split(self.chunk_size)])
+            yield SearchState(k + 1, t, images.unflatten(0, shape), best[1], best[2])
+
+    def _try(self, chunk: Chunk, x: Tensor, t: float, count: int) -> tuple[Tensor, Tensor]:
+        """Data states that x at time t leads to, and their rewards."""
+        for i in range(self.steps):
+            x = self.prior.jump(x, t + (1 - t) * i / self.steps, t + (1 - t) * (i + 1) / self.steps)
+        value = chunk.reward(self.prior.decode(x).unflatten(0, chunk.shape)).flatten()
+        bad = first_bad(Look(value))
+        if bad is not None:
+            b, n = divmod(chunk.rows.start + bad[1], count)
+            raise ValueError(f"the reward is {float(value[bad[1]])} for a candidate of observation {b}, sample {n}, "
+                             f"looked ahead to from t = {t:.4g}: check the reward on images of the prior")
+        return x, value
+
+    def _merge(self, best: tuple[Tensor, ...], tried: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """The better of two, place by place."""
+        better = tried[1] > best[1]
+        one, two, three = (torch.where(better.view(*better.shape, *[1] * (new.ndim - 2)), new, old)
+                           for new, old in zip(tried, best))
+        return one, two, three
+
+
+class BeamSearch(BestOfN):
+    """Beam search: N beams branch along the path, and the N best of all branches go on. Optimisation, not sampling.
+
+    At each of the times 0, 1/R, 2/R, ... every beam branches: fresh noise takes its image back to that time, the flow
+    map looks ahead from there, and the N best of all that an observation has seen are its beams from then on. Beams
+    compete, so they come to share ancestors and modes.
+
+    Args:
+        prior: the flow map.
+        budget: calls for each beam; it decides the number of rounds, R = budget / (branches steps).
+        branches: of each beam in each round.
+        steps: jumps of the flow map to the image of a branch.
+        chunk_size: rows through the map at a time.
+
+    Raises:
+        TypeError: for a prior that is no flow map.
+        ValueError: for a budget that does not pay for one round, or a setting out of range.
+    """
+
+    shared = True
+
+    def __init__(self, prior: FlowMap, *, budget: int = 64, branches: int = 4, steps: int = 1,
+                 chunk_size: int = 256) -> None:
+        SearchSolver.__init__(self, prior, budget, chunk_size)
+        if branches < 1 or steps < 1:
+            raise ValueError(f"branches={branches} and steps={steps} must be at least 1")
+        self.steps, self.candidates = steps, branches
+        cost = branches * self._cost(1)
+        if cost > self.budget:
+            raise ValueError(f"a budget of {budget} calls does not pay for one round of {branches} branches, {cost} "
+                             f"calls: pass budget={cost} or more, or fewer branches")
+        self.rounds = largest(lambda rounds: branches * self._cost(rounds) <= self.budget, 1, self.budget)
+
+    def settings(self) -> dict[str, Any]:
+        """Settings as plain values, kept with each result."""
+        return {"solver": "BeamSearch", "budget": self.budget, "branches": self.candidates, "rounds": self.rounds,
+                "steps": self.steps, "chunk_size": self.chunk_size}
+
+    def _merge(self, best: tuple[Tensor, ...], tried: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """The N best of both, for each observation."""
+        count = best[1].shape[1]
+        states, scores, lineage = (torch.cat(pair, 1) for pair in zip(best, tried))
+        index = scores.topk(count, dim=1).indices
+        rows = torch.arange(len(index), device=index.device)[:, None]
+        return states[rows, index], scores[rows, index], lineage[rows, index]
+
+
+class TopKSearch(SearchSolver):
+    """Top-k search: FMTT's dynamics, whose particles are replaced by copies of the k best. Optimisation, not sampling.
+
+    The particles follow :class:`~invflow.FMTT` with the reward's gradient where it has one. At selections evenly spaced
+    along the path the k of highest look-ahead reward take the place of all N (arXiv 2511.22688). It finds maximisers,
+    and collapses modes: the more selections, the fewer are left.
+
+    Args:
+        prior: a flow map trained with noise independent of the data.
+        budget: calls for each sample, forward and backward; it decides the number of steps.
+        k: particles kept at a selection; at most N.
+        selections: how often.
+        look_ahead, look_ahead_steps, kernel, max_shift, time_grid, chunk_size: as for :class:`~invflow.FMTT`.
+
+    Raises:
+        TypeError: for a prior that is no flow map.
+        ValueError: for a setting out of range; in :meth:`sample`, for a budget that does not pay for a step between
+            selections.
+    """
+
+    def __init__(self, prior: FlowMap, *, budget: int = 100, k: int = 1, selections: int = 4,
+                 look_ahead: str = "flow_map", look_ahead_steps: int = 1, kernel: str = "sde", max_shift: float = 1.0,
+                 time_grid: Grid = "uniform", chunk_size: int = 256) -> None:
+        super().__init__(prior, budget, chunk_size)
+        if k < 1 or selections < 1:
+            raise ValueError(f"k={k} and selections={selections} must be at least 1")
+        if not isinstance(time_grid, str) and not callable(time_grid):
+            raise ValueError("the budget decides the number of steps, so the times cannot be given one by one: pass "
+                             "time_grid='uniform', 'logit', or a function of the number of steps")
+        self.k, self.selections = k, selections
+        self.options: dict[str, Any] = {
+            "look_ahead": look_ahead, "look_ahead_steps": look_ahead_steps, "kernel": kernel, "max_shift": max_shift,
+            "time_grid": time_grid,
+        }
+        self._dynamics(selections + 1)  # so that settings are judged now
+
+    def _dynamics(self, steps: int) -> SelectingFMTT:
+        return SelectingFMTT(self.prior, self.k, self.selections, steps=steps, chunk_size=self.chunk_size,
+                             **self.options)
+
+    def _affordable(self, reward: Reward) -> SelectingFMTT:
+        """The dynamics with as many steps as the budget pays for."""
+        least = self._dynamics(self.selections + 1)
+        cost = least.calls(reward, self._jumps)
+        if cost > self.budget:
+            raise ValueError(f"a budget of {self.budget} calls does not pay for {self.selections} selections along the "
+                             f"path, which take {least.steps} steps and {cost} calls: pass budget={cost} or more, or "
+                             "fewer selections")
+
+        def pays(steps: int) -> bool:
+            return self._dynamics(steps).calls(reward, self._jumps) <= self.budget
+
+        return self._dynamics(largest(pays, least.steps, self.budget))
+
+    def settings(self) -> dict[str, Any]:
+        """Settings as plain values, kept with each result."""
+        known = self._dynamics(self.selections + 1).settings()
+        return {"solver": "TopKSearch", "budget": self.budget, "k": self.k, "selections": self.selections,
+                **{name: known[name] for name in self.options}, "chunk_size": self.chunk_size}
+
+    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw from the base dynamics, without reward and selection, in 50 steps: ``(n, *image_shape)``."""
+        return self._dynamics(max(50, self.selections + 1)).prior_samples(n, generator=generator)
+
+    def iterate(self, reward: Reward, num_samples: int, *,
+                generator: torch.Generator | None = None) -> Iterator[SearchState]:
+        """The particles after each step; see :meth:`SearchSolver.iterate`.
+
+        Raises:
+            ValueError: for fewer particles than k; as :meth:`SearchSolver.sample`.
+        """
+        if self.k > num_samples:
+            raise ValueError(f"of {num_samples} particles no k={self.k} can be kept: pass num_samples={self.k} or more")
+        return self._states(self._affordable(reward).iterate(reward, num_samples, generator=generator))
+
+    def _states(self, states: Iterator[FMTTState]) -> Iterator[SearchState]:
+        for state in states:
+            if state.step == 0:
+                continue
+            rows = state.states.flatten(0, 1)
+            with torch.no_grad():
+                images = torch.cat([self.prior.decode(part) for part in rows.split(self.chunk_size)])
+            yield SearchState(state.step, state.time, images.unflatten(0, state.states.shape[:2]), state.rewards,
+                              state.ancestors)
+
+
+def largest(holds: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest whole number up to ``high`` for which it holds, where it holds for ``low`` and then ceases to."""
+    high = max(low, high) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
