@@ -22,6 +22,10 @@ _NAMES = {
     "FunctionReward": "invflow.reward",
     "GaussianLikelihood": "invflow.reward",
     "PoissonLikelihood": "invflow.reward",
+    "ClassReward": "invflow.image_rewards",
+    "MaskMatchReward": "invflow.image_rewards",
+    "MirrorReward": "invflow.image_rewards",
+    "RotationReward": "invflow.image_rewards",
     "Posterior": "invflow.posterior",
     "NFE": "invflow.posterior",
     "Solver": "invflow.solvers.base",
@@ -59,6 +63,7 @@ if TYPE_CHECKING:  # so that type checkers see what __getattr__ finds
     from invflow.calibration import calibrate  # noqa: F401
     from invflow.comparison import Comparison, compare  # noqa: F401
     from invflow.flowmap import FlowMap  # noqa: F401
+    from invflow.image_rewards import ClassReward, MaskMatchReward, MirrorReward, RotationReward  # noqa: F401
     from invflow.mixture import GaussianMixtureFlow  # noqa: F401
     from invflow.neural import NeuralFlowMap, load_prior  # noqa: F401
     from invflow.operator import Operator  # noqa: F401

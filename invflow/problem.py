@@ -1,11 +1,11 @@
-"""Problem: a named prior, operator, noise level and source of truths, sometimes with the exact posterior."""
+"""Problem: a named prior with something to draw from it: a measurement to invert, or a reward to tilt it by."""
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from torch import Tensor
 from invflow import _plugins
 from invflow._random import as_generator
 from invflow.operator import Operator
-from invflow.reward import GaussianLikelihood
+from invflow.repeated import RepeatedReward
+from invflow.reward import GaussianLikelihood, Reward
 
 if TYPE_CHECKING:
     from invflow.flowmap import FlowMap
@@ -26,10 +27,13 @@ SPLITS = ("test", "validation")
 
 
 class Problem:
-    """A named inverse problem: where truths come from and how they are measured.
+    """A named problem: a prior and what is to be drawn from it, with all that is known about the answer.
 
-    What costs time to build or load may be passed as a function without arguments, which is called once,
-    when first
+    Most are inverse problems, with an operator and a noise level: truths are measured, and the posterior given
+    the measurement is asked for. A problem with a ``reward`` in their place has no measurement: asked for is its
+    prior p tilted by the reward, p(x) e^{r(x)}.
+
+    What costs time to build or load may be passed as a function without arguments, which is called once, when first
     needed: listing problems then builds none.
 
     Args:
@@ -41,15 +45,22 @@ class Problem:
             from for each observation, uniformly in the logarithm.
         images: a function of a split, ``"test"`` or ``"validation"``, to truths ``(n, *image_shape)`` in
             [0, 1].
-        sampler: in place of images, a function ``(n, generator)`` that draws truths from a known law.
+        sampler: in place of images, a function ``(n, generator)`` that draws truths from a known law; with a reward,
+            independent draws of the tilted law itself, where they can be had (in closed form, or by rejection).
         random: whether each observation gets fresh operator parameters, by ``operator.randomize``.
         prior: in place of the one that ``prior_name`` names, a function that builds the prior.
         exact: a function that builds a solver which draws from the exact posterior; unnecessary where the
-            prior is a :class:`~invflow.GaussianMixtureFlow`.
+            prior is a :class:`~invflow.GaussianMixtureFlow`, and with a reward where there is a sampler.
+        reward: in place of operator and sigma, a reward of any number of observations, or a function that builds it.
+        quantities: scalar functions of images ``(n, *image_shape)`` to ``(n,)`` by name, by which solvers of a problem
+            with a reward are judged, such as the share of a half-plane; the mean reward always is one.
+        expectations: a function that gives those of their means under the tilted law that are known, by the same
+            names (and ``"reward"``).
         description: one line.
 
     Raises:
-        ValueError: for a sigma that is not positive, or without exactly one source of truths.
+        ValueError: for a sigma that is not positive; without exactly one source of truths for a measurement; for
+            a measurement and a reward, or neither.
 
     Example:
         >>> import torch, invflow
@@ -63,24 +74,41 @@ class Problem:
         (torch.Size([3, 1, 16, 16]), 3)
     """
 
-    def __init__(self, name: str, prior_name: str | None, operator: Operator | Callable[[], Operator],
-                 sigma: float | tuple[float, float], *, images: Callable[[str], Tensor] | None = None,
+    def __init__(self, name: str, prior_name: str | None, operator: Operator | Callable[[], Operator] | None = None,
+                 sigma: float | tuple[float, float] | None = None, *, images: Callable[[str], Tensor] | None = None,
                  sampler: Callable[[int, torch.Generator], Tensor] | None = None, random: bool = False,
                  prior: Callable[[], FlowMap] | None = None, exact: Callable[[], Solver] | None = None,
-                 description: str = "") -> None:
-        low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
-        if not 0 < low <= high < float("inf"):
-            raise ValueError(f"sigma={sigma}: pass a noise level over 0, or a range (low, high) of them")
-        if (images is None) == (sampler is None):
-            raise ValueError(f"problem {name!r}: pass either images or sampler, one source of truths")
+                 reward: Reward | Callable[[], Reward] | None = None,
+                 quantities: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+                 expectations: Callable[[], Mapping[str, float]] | None = None, description: str = "") -> None:
+        if (operator is None) != (sigma is None) or (operator is None) == (reward is None):
+            raise ValueError(f"problem {name!r}: pass an operator and sigma, or a reward in place of both")
+        if sigma is not None:
+            low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+            if not 0 < low <= high < float("inf"):
+                raise ValueError(f"sigma={sigma}: pass a noise level over 0, or a range (low, high) of them")
+            if (images is None) == (sampler is None):
+                raise ValueError(f"problem {name!r}: pass either images or sampler, one source of truths")
+        elif images is not None or random or (prior is None and prior_name is None):
+            raise ValueError(f"problem {name!r} has a reward: it takes a prior or its name, no images and no random "
+                             "operators; a sampler draws from the tilted law")
+        if reward is None and (quantities or expectations):
+            raise ValueError(f"problem {name!r}: quantities and expectations belong to a problem with a reward")
         self.name, self.prior_name, self.sigma, self.random = name, prior_name, sigma, random
         self.description = description
+        self.quantities = dict(quantities or {})
         self._operator, self._images, self._sampler = operator, images, sampler
-        self._prior, self._exact = prior, exact
+        self._prior, self._exact, self._reward, self._expectations = prior, exact, reward, expectations
 
     @functools.cached_property
     def operator(self) -> Operator:
-        """The forward model; of a random problem, one that fresh parameters are drawn for."""
+        """The forward model; of a random problem, one that fresh parameters are drawn for.
+
+        Raises:
+            ValueError: if the problem has a reward in its place.
+        """
+        if self._operator is None:
+            raise ValueError(f"problem {self.name!r} tilts its prior by a reward: it has no operator, see its reward")
         return self._operator if isinstance(self._operator, Operator) else self._operator()
 
     @functools.cached_property
@@ -99,14 +127,36 @@ class Problem:
         return load_prior(self.prior_name)
 
     @property
+    def tilts(self) -> bool:
+        """Whether the prior is to be tilted by a reward; else there is a measurement to invert."""
+        return self._reward is not None
+
+    @functools.cached_property
+    def reward(self) -> Reward:
+        """What the prior is tilted by: a reward of images that scores any number of observations alike.
+
+        Raises:
+            ValueError: of an inverse problem, whose reward is the likelihood that :meth:`simulate` gives.
+        """
+        if self._reward is None:
+            raise ValueError(f"problem {self.name!r} is an inverse problem: its reward is the likelihood of a "
+                             "measurement, truth, likelihood = problem.simulate(4)")
+        return self._reward if isinstance(self._reward, Reward) else self._reward()
+
+    @functools.cached_property
+    def expectations(self) -> dict[str, float]:
+        """What is known of the means under the tilted law: of the quantities, and of ``"reward"``; by name."""
+        return dict(self._expectations()) if self._expectations is not None else {}
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one truth."""
-        return tuple(self.operator.image_shape)
+        return tuple(self.prior.image_shape if self.tilts else self.operator.image_shape)
 
     @property
     def problem_class(self) -> str | None:
-        """The name under which an adapter can have been trained for the operator."""
-        return self.operator.problem_class
+        """The name under which an adapter can have been trained for the operator; None with a reward."""
+        return None if self.tilts else self.operator.problem_class
 
     @property
     def has_images(self) -> bool:
@@ -133,9 +183,8 @@ class Problem:
 
     @torch.no_grad()
     def simulate(self, num_observations: int, *, generator: torch.Generator | None = None,
-                 source: str = "data", split: str = "test",
-                 shuffle: bool = True) -> tuple[Tensor, GaussianLikelihood]:
-        """Draw truths and measure them.
+                 source: str = "data", split: str = "test", shuffle: bool = True) -> tuple[Any, Any]:
+        """Draw truths and measure them; of a problem with a reward, draw from the tilted law.
 
         Args:
             num_observations: B, at least 1.
@@ -147,15 +196,22 @@ class Problem:
                 call. Truths that are drawn from a law are always drawn.
 
         Returns:
-            truth: ``(B, *image_shape)``.
-            likelihood: of B observations.
+            truth: ``(B, *image_shape)``; with a reward, independent draws of the tilted law, or None where the
+                problem cannot draw from it.
+            likelihood: a :class:`~invflow.GaussianLikelihood` of B observations; with a reward, that reward for B
+                independent repeats, each of which a solver gives particles of its own. Either way ``truth[b]`` is
+                a draw of the law that the samples of observation b should follow.
 
         Raises:
-            ValueError: for an unknown source or split, or for more images than there are.
+            ValueError: for an unknown source or split, or for more images than there are; for truths from the
+                prior of a problem with a reward.
         """
         if num_observations < 1:
             raise ValueError(f"num_observations={num_observations}: simulate takes at least one observation")
         generator = as_generator(generator)
+        if self.tilts:
+            return self._simulate_tilted(num_observations, generator, source)
+        assert self.sigma is not None
         truth = self._truths(num_observations, generator, source, split, shuffle)
         operator = self.operator.randomize(num_observations, generator) if self.random else self.operator
         sigma: float | Tensor
@@ -167,6 +223,16 @@ class Problem:
             sigma = self.sigma
         y = operator.measure(truth, sigma, generator=generator)
         return truth, GaussianLikelihood(operator, y, sigma)
+
+    def _simulate_tilted(self, count: int, generator: torch.Generator,
+                         source: str) -> tuple[Tensor | None, RepeatedReward]:
+        if source != "data":
+            raise ValueError(
+                f"problem {self.name!r} tilts its prior by a reward, so that a draw of the prior is no truth of it: "
+                "pass source='data' for draws of the tilted law"
+            )
+        truth = None if self._sampler is None else self._sampler(count, generator)
+        return truth, RepeatedReward(self.reward, count)
 
     def _truths(self, count: int, generator: torch.Generator, source: str, split: str,
                 shuffle: bool) -> Tensor:
@@ -191,10 +257,18 @@ class Problem:
         """A solver that draws from the exact posterior.
 
         Raises:
-            TypeError: if none is known: the prior is no mixture, and the problem brings no exact solver.
+            TypeError: if none is known: the prior is no mixture, and the problem brings no exact solver; or, with a
+                reward, no sampler.
         """
         if self._exact is not None:
             return self._exact()
+        if self.tilts:
+            if self._sampler is None:
+                raise TypeError(f"problem {self.name!r} has no exact sampler of its tilted law: use a problem that "
+                                "has one, such as 'mixture/half-plane'")
+            from invflow.solvers.drawn import DrawnPosterior
+
+            return DrawnPosterior(self._sampler, self.reward, prior=self.prior)
         from invflow.mixture import GaussianMixtureFlow
 
         if self._prior is None or not isinstance(self.prior, GaussianMixtureFlow):
@@ -207,6 +281,8 @@ class Problem:
         return ExactPosterior(self.prior)
 
     def __repr__(self) -> str:
+        if self.tilts:
+            return f"Problem({self.name!r}, prior={self.prior_name!r}, tilted by a reward)"
         kind = "random operators" if self.random else "one operator"
         return f"Problem({self.name!r}, prior={self.prior_name!r}, sigma={self.sigma}, {kind})"
 
@@ -239,7 +315,7 @@ def load_problem(name: str) -> Problem:
         name: such as ``"mnist/box-inpainting"``; see :func:`list_problems`.
 
     Returns:
-        The problem; its operator and prior are its own, not shared with other calls.
+        The problem; its operator, prior and reward are its own, not shared with other calls.
 
     Raises:
         ValueError: for an unknown name, with the nearest known one.
@@ -250,6 +326,6 @@ def load_problem(name: str) -> Problem:
     if name not in known:
         raise ValueError(f"there is no problem {name!r}: {_plugins.nearest(name, list(known))}")
     problem = copy.copy(known[name])
-    for cached in ("operator", "prior"):
+    for cached in ("operator", "prior", "reward"):
         problem.__dict__.pop(cached, None)
     return problem

@@ -16,6 +16,7 @@ from invflow.problem import GROUP
 if TYPE_CHECKING:
     from invflow_problems.checkerboard import checkerboard as checkerboard
     from invflow_problems.gaussian import gaussian_linear as gaussian_linear
+    from invflow_problems.half_plane import half_plane as half_plane
     from invflow_problems.images import fashion_mnist_box_inpainting as fashion_mnist_box_inpainting
     from invflow_problems.images import fashion_mnist_denoising as fashion_mnist_denoising
     from invflow_problems.images import fashion_mnist_gaussian_blur as fashion_mnist_gaussian_blur
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     from invflow_problems.images import mnist_motion_blur as mnist_motion_blur
     from invflow_problems.images import mnist_random_inpainting as mnist_random_inpainting
     from invflow_problems.images import mnist_super_resolution as mnist_super_resolution
+    from invflow_problems.mixture25 import mixture25 as mixture25
+    from invflow_problems.ring import ring_wavy as ring_wavy
+    from invflow_problems.tilt import mnist_mirror as mnist_mirror
+    from invflow_problems.tilt import mnist_open_centre as mnist_open_centre
+    from invflow_problems.tilt import mnist_rotation as mnist_rotation
+    from invflow_problems.tilt import mnist_tilt_3 as mnist_tilt_3
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch import Tensor
 from invflow.metrics import crps, psnr, ssim
 from invflow.posterior import Posterior
 from invflow.pretrained import write_atomically
+from invflow.repeated import score
 from invflow.reward import GaussianLikelihood, Reward
 
-__all__ = ["format_table", "summarise", "write_json"]
+__all__ = ["format_table", "summarise", "summarise_tilted", "write_json"]
 
 _COLUMNS = {
     "psnr": ("PSNR", "{:.2f}"), "rmse": ("RMSE", "{:.3f}"), "ssim": ("SSIM", "{:.3f}"),
@@ -60,6 +62,35 @@ def summarise(posterior: Posterior, likelihood: Reward | None = None,
             columns["crps"] = _crps(posterior, truth, progress)
     if isinstance(likelihood, GaussianLikelihood):
         columns["residual"] = _residual(posterior, likelihood)
+    return _summary(columns, posterior)
+
+
+@torch.no_grad()
+def summarise_tilted(posterior: Posterior, reward: Reward, quantities: Mapping[str, Callable[[Tensor], Tensor]] = {},
+                     expectations: Mapping[str, float] = {}) -> dict[str, Any]:
+    """Numbers that judge samples of a prior tilted by a reward.
+
+    Args:
+        posterior: of B repeats, with or without weights.
+        reward: of these repeats.
+        quantities: functions of images ``(n, *image_shape)`` to ``(n,)`` by name.
+        expectations: their known means under the tilted law, and that of ``"reward"``, by name.
+
+    Returns:
+        As :func:`summarise`: weighted means of the ``reward`` and of each quantity, ``std``, ``ess``, and the
+        ``log evidence`` where the solver gives it; besides, ``expected``, the known means.
+    """
+    weights, x = posterior.weights.double(), posterior.samples
+    columns = {"reward": (weights * score(reward, x)).sum(1)}
+    for name, quantity in quantities.items():
+        values = torch.cat([quantity(part) for part in x.flatten(0, 1).split(1024)])
+        columns[name] = (weights * values.view(weights.shape)).sum(1)
+    if posterior.log_evidence is not None:
+        columns["log evidence"] = posterior.log_evidence
+    return {**_summary(columns, posterior), "expected": {k: v for k, v in expectations.items() if k in columns}}
+
+
+def _summary(columns: dict[str, Tensor], posterior: Posterior) -> dict[str, Any]:
     if posterior.num_samples > 1:
         columns["std"] = posterior.std().square().flatten(1).mean(1).sqrt()
     ess = posterior.ess()
@@ -106,19 +137,25 @@ def format_table(summary: dict[str, Any], rows: int = 8) -> str:
     Returns:
         A few lines without a final line break.
     """
-    names = [name for name in _COLUMNS if name in summary["per_observation"]]
-    count = summary["observations"]
-    cells = [["observation", *(_COLUMNS[name][0] for name in names)]]
+    found, count, expected = summary["per_observation"], summary["observations"], summary.get("expected")
+    # quantities of a problem's own come first
+    names = [*(name for name in found if name not in _COLUMNS), *(name for name in _COLUMNS if name in found)]
+
+    def row(first: str, values: dict[str, float]) -> list[str]:
+        return [first, *(_COLUMNS.get(n, (n, "{:.4f}"))[1].format(values[n]) if n in values else "" for n in names)]
+
+    cells = [["observation" if expected is None else "repeat", *(_COLUMNS.get(n, (n, ""))[0] for n in names)]]
     for b in range(min(rows, count) if count > 1 else 0):
-        cells.append([str(b + 1), *(_COLUMNS[n][1].format(summary["per_observation"][n][b]) for n in names)])
+        cells.append(row(str(b + 1), {n: found[n][b] for n in names}))
     if count > rows:
-        cells.append(["...", *("" for _ in names)])
-    last = "mean" if count > 1 else "1"
-    cells.append([last, *(_COLUMNS[name][1].format(summary["mean"][name]) for name in names)])
+        cells.append(row("...", {}))
+    cells.append(row("mean" if count > 1 else "1", summary["mean"]))
+    if expected:
+        cells.append(row("exact", expected))
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
     calls = summary["calls_per_sample"]
-    lines += ["", f"{summary['samples']} samples for each observation; network calls per sample: "
+    lines += ["", f"{summary['samples']} samples for each {cells[0][0]}; network calls per sample: "
               f"{calls['forward']:.3g} forward, {calls['backward']:.3g} backward; {summary['seconds']:.2f} s"]
     return "\n".join(lines + [note for name, note in _NOTES.items() if name in names])
 

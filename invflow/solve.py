@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from invflow import operators
 from invflow._plugins import nearest
 from invflow.imageio import read_image, read_kernel, read_mask
-from invflow.reward import GaussianLikelihood
+from invflow.reward import GaussianLikelihood, Reward
 
 if TYPE_CHECKING:
     from invflow.operator import Operator
     from invflow.posterior import Posterior
+    from invflow.problem import Problem
     from invflow.solvers.base import Solver
 
-__all__ = ["ImageTask", "check_device", "kebab", "move_solver", "operator_by_name", "write_results"]
+__all__ = ["ImageTask", "check_device", "kebab", "move_solver", "operator_by_name", "write_results",
+           "write_tilted_results"]
 
 Say = Callable[[str], None]
 
@@ -255,16 +257,51 @@ def write_results(folder: Path, posterior: Posterior, likelihood: GaussianLikeli
     Returns:
         The files.
     """
+    figure = posterior.plot(truth, likelihood.y, observed=likelihood.operator.observed(), title=title)
+    posterior.diagnostics["observation"] = likelihood.y
+    if truth is not None:
+        posterior.diagnostics["truth"] = truth
+    return _write(folder, figure, posterior, summary)
+
+
+def write_tilted_results(folder: Path, posterior: Posterior, problem: Problem, reward: Reward, summary: dict[str, Any],
+                         title: str, generator: torch.Generator) -> list[Path]:
+    """The files of :func:`write_results` for a problem with a reward: points in the plane are drawn beside exact ones.
+
+    Args:
+        folder: made where it does not exist.
+        posterior: of B repeats.
+        problem: whose exact draws are shown, where it knows how to draw them.
+        reward: of the repeats.
+        summary: of :func:`invflow.report.summarise_tilted`.
+        title: of the figure.
+        generator: draws the exact points.
+
+    Returns:
+        The files.
+    """
+    if posterior.image_shape != (2,):
+        return _write(folder, posterior.plot(title=title), posterior, summary)
+    from invflow.plot_plane import plane_figure
+
+    exact = None
+    try:
+        solver = problem.exact_posterior()
+        exact = solver.sample(reward.select(0), 2000, generator=generator).samples[0]
+    except TypeError:  # none is known
+        pass
+    prior = problem.prior.generate(2000, generator=generator)
+    figure = plane_figure(posterior, exact=exact, prior=prior, title=title)
+    return _write(folder, figure, posterior, summary)
+
+
+def _write(folder: Path, figure: Any, posterior: Posterior, summary: dict[str, Any]) -> list[Path]:
     from invflow._posterior_file import versions
     from invflow.pretrained import write_atomically
     from invflow.report import write_json
 
     files = [folder / "figure.png", folder / "posterior.safetensors", folder / "metrics.json"]
-    figure = posterior.plot(truth, likelihood.y, observed=likelihood.operator.observed(), title=title)
     write_atomically(files[0], lambda name: figure.savefig(name, format="png"))
-    posterior.diagnostics["observation"] = likelihood.y
-    if truth is not None:
-        posterior.diagnostics["truth"] = truth
     posterior.save(files[1])
     write_json({**summary, "settings": posterior.settings, "versions": versions()}, files[2])
     return files

@@ -20,6 +20,10 @@ from invflow_problems.checkerboard import board_sample, exact_posterior_samples,
 TASKS = ["denoising", "random-inpainting", "box-inpainting", "super-resolution", "gaussian-blur",
          "motion-blur"]
 SHIPPED = ["checkerboard", "gaussian/linear", *(f"{data}/{task}" for data in samples.NAMES for task in TASKS)]
+# checked in test_tilting_problems.py
+TILTED = ["mixture/half-plane", "ring/wavy", "mnist/mirror", "mnist/open-centre", "mnist/rotation",
+          *(f"mnist/tilt-{digit}" for digit in range(10))]
+MIXTURES = ["mixture/25", *(f"mixture/25-{d}-{m}" for d in (8, 80, 800) for m in (1, 2, 4))]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -45,10 +49,11 @@ def test_every_shipped_problem_keeps_the_contract(name):
 
 def test_the_shipped_problems_are_these():
     found = list_problems()
-    assert set(SHIPPED) <= set(found)
+    assert {*SHIPPED, *TILTED, *MIXTURES} <= set(found)
+    assert {name for name, problem in found.items() if problem.tilts} >= set(TILTED)
     assert all(problem.description for problem in found.values())
     assert found["mnist/denoising"].sigma == 0.25
-    assert {p.sigma for n, p in found.items() if "mnist" in n and "denoising" not in n} == {0.025}
+    assert {p.sigma for n, p in found.items() if "mnist" in n and "denoising" not in n and not p.tilts} == {0.025}
     box = load_problem("mnist/box-inpainting").operator.observed()[0, 0]
     hidden = torch.zeros(28, 28, dtype=torch.bool)
     hidden[7:21, 7:21] = True

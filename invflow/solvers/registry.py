@@ -80,7 +80,8 @@ SOLVERS: dict[str, SolverEntry] = {
 def _name(source: Source) -> str | os.PathLike[str]:
     if isinstance(source, invflow.Problem):
         if source.prior_name is None:
-            raise ValueError(f"nothing was trained for the problem {source.name!r}: use --solver exact")
+            raise ValueError(f"nothing was trained for the problem {source.name!r}: use --solver fmtt, "
+                         "noise-smc or exact")
         return source.prior_name
     if isinstance(source, invflow.FlowMap):
         raise ValueError(

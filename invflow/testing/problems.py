@@ -6,16 +6,21 @@ import torch
 from torch import Tensor
 
 from invflow._checks import looks_like_image
+from invflow.flowmap import FlowMap
 from invflow.metrics import coverage
+from invflow.mixture import GaussianMixtureFlow
 from invflow.operator import Operator
 from invflow.problem import SPLITS, Problem
-from invflow.reward import GaussianLikelihood
+from invflow.repeated import score
+from invflow.reward import GaussianLikelihood, Reward
 from invflow.testing._tools import expect, watch_global_seed
 
 __all__ = ["check_problem"]
 
 #: observations and draws that the exact posterior is checked on
 _OBSERVATIONS, _DRAWS = 400, 39
+#: draws of a tilted law, and of the prior that is weighted to it
+_TILTED, _WEIGHTED = 2000, 40_000
 
 
 def check_problem(problem: Problem, *, seed: int = 0) -> None:
@@ -28,8 +33,12 @@ def check_problem(problem: Problem, *, seed: int = 0) -> None:
     images than there are; where truths are drawn from a law with an exact posterior, the coverage of its
     intervals.
 
+    Of a problem with a reward: that prior and reward fit each other; shapes, repeats and reproducibility of what it
+    simulates; that each quantity gives a number for each image; draws of the tilted law against the known expectations,
+    and, where the prior is a Gaussian mixture, both against draws of the prior weighted by e^r.
+
     Args:
-        problem: the problem. Its prior is not loaded, unless its exact posterior needs it.
+        problem: the problem. Its prior is not loaded, unless its exact posterior or its reward needs it.
         seed: of the simulations.
 
     Raises:
@@ -42,6 +51,9 @@ def check_problem(problem: Problem, *, seed: int = 0) -> None:
     """
     expect(isinstance(problem, Problem), f"a {type(problem).__name__} is no Problem: derive it from one")
     expect(bool(problem.name.strip()), "the problem has no name")
+    if problem.tilts:
+        _check_tilt(f"problem {problem.name!r}", problem, seed)
+        return
     expect(isinstance(problem.operator, Operator), f"operator is a {type(problem.operator).__name__}")
     what = f"problem {problem.name!r}"
     with watch_global_seed(f"{what}.simulate"):
@@ -70,6 +82,7 @@ def _check_simulation(what: str, problem: Problem, truth: Tensor, likelihood: Ga
         expect(low >= -0.01 and high <= 1.01, f"{what}: images in [{low:.3g}, {high:.3g}], not in [0, 1]")
     expect(likelihood.num_observations == count,
            f"{what}: the likelihood has {likelihood.num_observations} observations, expected {count}")
+    assert problem.sigma is not None
     low, high = problem.sigma if isinstance(problem.sigma, tuple) else (problem.sigma, problem.sigma)
     level = likelihood.sigma
     expect(bool(((level > 0.999 * low) & (level < 1.001 * high)).all()),
@@ -135,3 +148,69 @@ def _check_exact_posterior(what: str, problem: Problem, seed: int) -> None:
         expect(abs(worst - level) < allowed,
                f"{what}: intervals of its exact posterior at level {level} hold the truth in {worst:.3f} of "
                "cases: it is not the posterior of these truths")
+
+
+# -- problems with a reward ------------------------------------------------------------------------------------
+
+
+def _check_tilt(what: str, problem: Problem, seed: int) -> None:
+    expect(isinstance(problem.prior, FlowMap), f"{what}: its prior is a {type(problem.prior).__name__}, no FlowMap")
+    expect(isinstance(problem.reward, Reward), f"{what}: its reward is a {type(problem.reward).__name__}, no Reward")
+    expect(problem.reward.num_observations is None,
+           f"{what}: its reward has observations of its own: a measurement belongs to an operator and sigma")
+    with watch_global_seed(f"{what}.simulate"):
+        base = problem.prior.generate(4, generator=_generator(seed))
+        for name, values in (("reward", score(problem.reward, base[None])[0]), *_quantities(problem, base).items()):
+            expect(tuple(values.shape) == (4,) and not bool(values.isnan().any()),
+                   f"{what}: {name} of 4 draws of the prior is {tuple(values.shape)} or NaN, expected 4 numbers")
+        truth, reward = problem.simulate(3, generator=_generator(seed))
+        expect(reward.num_observations == 3, f"{what}: 3 repeats, but a reward of {reward.num_observations}")
+        unknown = set(problem.expectations) - {"reward", *problem.quantities}
+        expect(not unknown, f"{what}: expectations of {sorted(unknown)}, which are no quantities")
+        if truth is None:
+            return
+        again, _ = problem.simulate(3, generator=_generator(seed))
+        other, _ = problem.simulate(3, generator=_generator(seed + 1))
+        expect(tuple(truth.shape) == (3, *problem.image_shape),
+               f"{what}: truths have shape {tuple(truth.shape)}, expected {(3, *problem.image_shape)}")
+        expect(torch.equal(truth, again) and not torch.equal(truth, other),
+               f"{what}: truths are not decided by the generator: draw everything with it")
+    _check_tilted_law(what, problem, seed)
+
+
+def _quantities(problem: Problem, x: Tensor) -> dict[str, Tensor]:
+    return {name: quantity(x).double() for name, quantity in problem.quantities.items()}
+
+
+def _check_tilted_law(what: str, problem: Problem, seed: int) -> None:
+    """Known expectations, draws of the tilted law, and weighted draws of the prior: each pair within five errors."""
+    mixture, known = isinstance(problem.prior, GaussianMixtureFlow), problem.expectations
+    if not (mixture or known):
+        return
+    generator = _generator(seed + 2)
+    draws, _ = problem.simulate(_TILTED, generator=generator)
+    means = {"draws of the tilted law": _means(problem, draws, torch.zeros(len(draws)))}
+    if isinstance(problem.prior, GaussianMixtureFlow):
+        base = problem.prior.decode(problem.prior.sample(_WEIGHTED, generator=generator))
+        means["draws of the prior weighted by e^r"] = _means(problem, base, score(problem.reward, base[None])[0])
+    if known:
+        means["expectations"] = {name: (value, 0.0) for name, value in known.items()}
+    sources = list(means)
+    for i, first in enumerate(sources):
+        for second in sources[i + 1 :]:
+            for name in means[first].keys() & means[second].keys():
+                (a, error), (b, other) = means[first][name], means[second][name]
+                expect(abs(a - b) <= 5 * (error**2 + other**2) ** 0.5 + 1e-4 * abs(b),
+                       f"{what}: the mean {name} is {a:.4f} by {first} and {b:.4f} by {second}, with standard errors "
+                       f"{error:.4f} and {other:.4f}: these are not one law")
+
+
+def _means(problem: Problem, x: Tensor, log_weights: Tensor) -> dict[str, tuple[float, float]]:
+    """Weighted means of reward and quantities, each with its standard error (of a ratio, by the delta method)."""
+    weights = log_weights.double().softmax(0)
+    values = {"reward": score(problem.reward, x[None])[0].double(), **_quantities(problem, x)}
+    found = {}
+    for name, value in values.items():
+        mean = (weights * value).sum()
+        found[name] = (float(mean), float((weights * (value - mean)).square().sum().sqrt()))
+    return found

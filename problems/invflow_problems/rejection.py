@@ -1,0 +1,52 @@
+"""Rejection sampling, for truths of tilted laws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["rejection_sample"]
+
+
+@torch.no_grad()
+def rejection_sample(propose: Callable[[int, torch.Generator], Tensor], reward: Callable[[Tensor], Tensor], n: int,
+                     generator: torch.Generator, *, bound: float = 0.0, batch: int = 4096,
+                     max_proposals: int = 10_000_000) -> Tensor:
+    """Independent draws of p(x) e^{r(x)}: a draw of p is kept with probability e^{r(x) - bound} (von Neumann 1951).
+
+    Args:
+        propose: ``(n, generator)`` to independent draws of p, ``(n, *image_shape)``.
+        reward: r, ``(n, *image_shape)`` to ``(n,)``.
+        n: draws wanted.
+        generator: source of all random numbers.
+        bound: a number that r never exceeds.
+        batch: draws of p at a time.
+        max_proposals: draws of p after which it gives up.
+
+    Returns:
+        ``(n, *image_shape)``, in the order in which they were drawn.
+
+    Raises:
+        ValueError: if a reward exceeds the bound.
+        RuntimeError: if too few are accepted.
+    """
+    kept: list[Tensor] = []
+    found = drawn = 0
+    while found < n:
+        if drawn >= max_proposals:
+            raise RuntimeError(f"of {drawn} draws of the prior {found} were accepted, {n} were asked for: the reward "
+                               "is too sharp for rejection")
+        x = propose(batch, generator)
+        values = reward(x).double()
+        if float(values.max()) > bound + 1e-4:
+            raise ValueError(f"a reward of {float(values.max()):.4g} exceeds the bound {bound}: pass bound=")
+        uniform = torch.rand(batch, generator=generator, device=generator.device, dtype=torch.float64)
+        accepted = x[(uniform.to(values.device).log() < values - bound)]
+        kept.append(accepted)
+        found, drawn = found + len(accepted), drawn + batch
+        if found:  # as many as seem to be needed, within reason
+            batch = max(batch, min(16 * batch, math.ceil(1.1 * (n - found) * drawn / found)))
+    return torch.cat(kept)[:n]

@@ -1,0 +1,84 @@
+r"""A thin ring, tilted to a wavy curve: six arches that meet in round cusps, as a cycloid's do.
+
+The prior is a ring of radius 2, made of 80 Gaussians of standard deviation 0.2, so close that no eye parts them. The
+reward is :math:`r(x) = -(|x| - c(\theta))^2 / (2 \cdot 0.08^2)`, the curve's radius in the direction of x being
+:math:`c(\theta) = 2 + 0.4 (2 \sqrt{\cos^2 3 \theta + 0.01} - 1)`: thinner than the ring, and in and out of it. Truths
+are drawn by rejection.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from invflow.mixture import GaussianMixtureFlow
+from invflow.problem import Problem
+from invflow.reward import FunctionReward, Reward
+from invflow_problems.rejection import rejection_sample
+
+__all__ = ["curve_radius", "on_curve", "ring_wavy", "wavy_reward", "wavy_sample"]
+
+RADIUS, THICKNESS, COUNT = 2.0, 0.2, 80
+ARCHES, HEIGHT, WIDTH = 6, 0.4, 0.08
+
+
+def curve_radius(x: Tensor) -> Tensor:
+    """Radius of the curve in the direction of points: ``(n, 2)`` to ``(n,)``."""
+    angle = torch.atan2(x[:, 1], x[:, 0])
+    # the root of a square, rounded off where it would have a corner, so that the reward has a gradient everywhere
+    arch = ((ARCHES / 2 * angle).cos().square() + 0.01).sqrt()
+    return RADIUS + HEIGHT * (2 * arch - 1)
+
+
+def wavy_reward(x: Tensor) -> Tensor:
+    """r(x) = -(|x| - c(theta))^2 / (2 0.08^2): ``(n, 2)`` to ``(n,)``; at most 0."""
+    radius = (x.square().sum(1) + 1e-12).sqrt()
+    return -0.5 * ((radius - curve_radius(x)) / WIDTH).square()
+
+
+def wavy_sample(n: int, generator: torch.Generator) -> Tensor:
+    """Independent draws of the tilted ring by rejection: ``(n, 2)``."""
+    prior = _prior()
+    return rejection_sample(lambda count, g: prior.sample(count, generator=g), wavy_reward, n, generator)
+
+
+def on_curve(x: Tensor) -> Tensor:
+    """1 where a point is within 0.16 of the curve, measured from the origin, else 0: ``(n, 2)`` to ``(n,)``."""
+    return ((x.norm(dim=1) - curve_radius(x)).abs() < 2 * WIDTH).to(x)
+
+
+def _outside(x: Tensor) -> Tensor:
+    return (x.norm(dim=1) > RADIUS).to(x)
+
+
+@functools.cache
+def _prior() -> GaussianMixtureFlow:
+    angle = 2 * math.pi * torch.arange(COUNT, dtype=torch.float64) / COUNT
+    means = RADIUS * torch.stack([angle.cos(), angle.sin()], dim=1)
+    return GaussianMixtureFlow(means.float(), std=THICKNESS)
+
+
+@functools.cache
+def _expectations() -> dict[str, float]:
+    """By the midpoint rule in polar coordinates, on a quarter of the plane: the others are its mirror images."""
+    prior = GaussianMixtureFlow(_prior().means.double(), std=THICKNESS)
+    radius = 0.5 + (torch.arange(1500, dtype=torch.float64) + 0.5) / 500  # the circle itself is an edge of cells
+    angle = math.pi / 2 * (torch.arange(180, dtype=torch.float64) + 0.5) / 180
+    r, a = (v.flatten() for v in torch.meshgrid(radius, angle, indexing="ij"))
+    x = torch.stack([r * a.cos(), r * a.sin()], dim=1)
+    log_density = torch.cat([prior.log_prob(part) + wavy_reward(part) for part in x.split(2**16)])
+    mass = (log_density + r.log()).softmax(0)
+    functions = {"share on the curve": on_curve, "share outside": _outside, "reward": wavy_reward}
+    return {name: float((mass * function(x)).sum()) for name, function in functions.items()}
+
+
+def _reward() -> Reward:
+    return FunctionReward(wavy_reward)
+
+
+ring_wavy = Problem("ring/wavy", None, reward=_reward, prior=_prior, sampler=wavy_sample,
+                    quantities={"share on the curve": on_curve, "share outside": _outside},
+                    expectations=_expectations, description="a thin ring, tilted to a curve of six arches")
