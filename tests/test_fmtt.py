@@ -24,7 +24,7 @@ from invflow.testing import check_solver
 F64 = torch.float64
 # small runs are allowed not to converge; where the warning is the point, it is asked for
 pytestmark = pytest.mark.filterwarnings("ignore:FMTT has not converged")
-# with 16 replicates the standard error itself is off by a fifth: three of them are exceeded in one to three cases of 100
+# with 16 replicates the standard error itself is off by a fifth: three of them are exceeded in 1 to 3 cases of 100
 REPLICATES, PARTICLES = 40, 100
 LOOK_AHEADS = ("flow_map", "denoiser", "none")
 
