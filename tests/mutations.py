@@ -108,6 +108,15 @@ MUTATIONS = [
     Mutation("a map's error that grows with the noise", "invflow/training/vfm.py",
              "weight * (square / count - noise_variance)", "weight * (square / count)",
              "tests/test_training.py::test_model_error_vanishes_where_the_residual_is_noise"),
+    Mutation("Hamiltonian moves that forget what they gained", "invflow/solvers/noise_hamiltonian.py",
+             " - (extra - start) - gained", " - gained",
+             "tests/test_noise_chains.py::test_hamiltonian_moves_leave_a_nonlinear_target_as_it_is"),
+    Mutation("randomise-then-optimise weights without their determinant", "invflow/solvers/noise_rto_weights.py",
+             "torch.linalg.slogdet(derivative)[1] - 0.5 * torch", "- 0.5 * torch",
+             "tests/test_noise_rto.py::test_weights_against_quadrature"),
+    Mutation("measurement noise of the wrong size in randomise-then-optimise", "invflow/solvers/noise_rto.py",
+             "likelihood.y + sigma * error", "likelihood.y + error",
+             "tests/test_noise_rto.py::test_exact_where_all_is_linear"),
 ]
 
 

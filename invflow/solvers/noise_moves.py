@@ -12,9 +12,13 @@ from torch import Tensor
 
 from invflow._random import as_generator, draw_noise
 from invflow.smc import precise, scale_log
+from invflow.solvers.noise_metric import Preconditioner
 from invflow.solvers.noise_target import NoiseTarget, Particles
 
-__all__ = ["MOVES", "CrankNicolson", "CrankNicolsonLangevin", "EllipticalSlice", "Move", "MoveRandom"]
+__all__ = [
+    "CrankNicolson", "CrankNicolsonLangevin", "EllipticalSlice", "Move", "MoveRandom", "accept_or_stay", "gradient_of",
+    "per_particle",
+]
 
 _MAX_SHRINKS = 40  # the bracket shrinks by half or so each time: what is left then is rounding
 
@@ -47,11 +51,15 @@ class Move(ABC):
         uses_gradient: whether particles must carry the gradient of r(f(z)).
         tunable: whether there is a step size.
         uniforms: uniform random numbers that one move of one particle takes.
+        preconditioned: whether it uses a metric where it is given one.
+        best_acceptance: share of proposals accepted at which it moves farthest for its calls.
     """
 
     uses_gradient = False
     tunable = True
     uniforms = 1
+    preconditioned = False
+    best_acceptance = 0.57
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> MoveRandom:
         """Random numbers for a move of ``shape = (B, N, *state_shape)``.
@@ -65,7 +73,8 @@ class Move(ABC):
 
     @abstractmethod
     def __call__(self, target: NoiseTarget, particles: Particles, rows: Tensor, temperature: Tensor,
-                 step_size: Tensor, random: MoveRandom) -> tuple[Particles, Tensor]:
+                 step_size: Tensor, random: MoveRandom,
+                 preconditioner: Preconditioner | None = None) -> tuple[Particles, Tensor]:
         """Move b observations.
 
         Args:
@@ -75,6 +84,7 @@ class Move(ABC):
             temperature: ``(b,)``, lambda.
             step_size: ``(b,)``, h in (0, 1]; ignored by a move that is not tunable.
             random: from :meth:`draw`.
+            preconditioner: gives the metric to a move that uses one, and is told the gradients; others ignore it.
 
         Returns:
             The particles, and ``(b,)``, the share of proposals that was accepted.
@@ -90,15 +100,16 @@ class CrankNicolson(Move):
     """
 
     def __call__(self, target: NoiseTarget, particles: Particles, rows: Tensor, temperature: Tensor,
-                 step_size: Tensor, random: MoveRandom) -> tuple[Particles, Tensor]:
+                 step_size: Tensor, random: MoveRandom,
+                 preconditioner: Preconditioner | None = None) -> tuple[Particles, Tensor]:
         """One move; see :class:`Move`."""
         mean, std = target.reference(temperature, rows)
-        h = _per_particle(step_size, particles.noise)
+        h = per_particle(step_size, particles.noise)
         u = (particles.noise - mean) / std
         moved = (1 - h.square()).sqrt() * u + h * random.standard
         proposed = target.evaluate(mean + std * moved, rows)
         gain = scale_log(temperature[:, None], proposed.log_reward - particles.log_reward)
-        return _accept(particles, proposed, gain, random)
+        return accept_or_stay(particles, proposed, gain, random)
 
 
 class CrankNicolsonLangevin(Move):
@@ -117,37 +128,39 @@ class CrankNicolsonLangevin(Move):
     uses_gradient = True
 
     def __call__(self, target: NoiseTarget, particles: Particles, rows: Tensor, temperature: Tensor,
-                 step_size: Tensor, random: MoveRandom) -> tuple[Particles, Tensor]:
+                 step_size: Tensor, random: MoveRandom,
+                 preconditioner: Preconditioner | None = None) -> tuple[Particles, Tensor]:
         """One move; see :class:`Move`."""
         mean, std = target.reference(temperature, rows)
-        h = _per_particle(step_size, particles.noise)
+        h = per_particle(step_size, particles.noise)
         rho = (1 - h.square()).sqrt()
-        scale = _per_particle(temperature, particles.noise) * std
+        scale = per_particle(temperature, particles.noise) * std
         u = (particles.noise - mean) / std
-        drift = scale * _gradient(particles)
+        drift = scale * gradient_of(particles)
         step = (1 - rho) * drift + h * random.standard
         proposed = target.evaluate(mean + std * (rho * u + step), rows)
-        back = scale * _gradient(proposed)
+        back = scale * gradient_of(proposed)
         asymmetry = (h.square() * u - rho * step) * back - step * drift
         asymmetry = asymmetry - 0.5 * (1 - rho) * (back.square() - drift.square())
         gain = scale_log(temperature[:, None], proposed.log_reward - particles.log_reward)
         gain = gain + precise(asymmetry / (1 + rho)).flatten(2).sum(2)
-        return _accept(particles, proposed, gain, random)
+        return accept_or_stay(particles, proposed, gain, random)
 
 
-def _per_particle(value: Tensor, noise: Tensor) -> Tensor:
+def per_particle(value: Tensor, noise: Tensor) -> Tensor:
     """One value for each observation, shaped to broadcast against the noise."""
     return value.to(noise).reshape(-1, *[1] * (noise.ndim - 1))
 
 
-def _gradient(particles: Particles) -> Tensor:
+def gradient_of(particles: Particles) -> Tensor:
+    """Of r(f(z)) with respect to z, at the particles."""
     if particles.gradient is None:
         raise ValueError("a Langevin move needs particles with gradients: NoiseTarget(..., gradient=True)")
     return particles.gradient
 
 
-def _accept(particles: Particles, proposed: Particles, gain: Tensor,
-            random: MoveRandom) -> tuple[Particles, Tensor]:
+def accept_or_stay(particles: Particles, proposed: Particles, gain: Tensor,
+                   random: MoveRandom) -> tuple[Particles, Tensor]:
     """Accept with probability e^gain, and never where it is NaN."""
     accept = random.uniform[..., 0].log() < gain
     return particles.choose(accept, proposed), precise(accept).mean(1)
@@ -166,7 +179,8 @@ class EllipticalSlice(Move):
     uniforms = 2 + _MAX_SHRINKS
 
     def __call__(self, target: NoiseTarget, particles: Particles, rows: Tensor, temperature: Tensor,
-                 step_size: Tensor, random: MoveRandom) -> tuple[Particles, Tensor]:
+                 step_size: Tensor, random: MoveRandom,
+                 preconditioner: Preconditioner | None = None) -> tuple[Particles, Tensor]:
         """One move; see :class:`Move`."""
         mean, std = target.reference(temperature, rows)
         batch, trailing = particles.noise.shape[:2], particles.noise.shape[2:]
@@ -196,14 +210,6 @@ class EllipticalSlice(Move):
             angle[pending] = torch.lerp(low[pending], high[pending], uniform[pending, 2 + k])
         accepted = 1 / tried.unflatten(0, batch).mean(1)
         return current.map(lambda values: values.unflatten(0, batch)), accepted
-
-
-#: the moves by name
-MOVES: dict[str, Move] = {
-    "crank-nicolson-langevin": CrankNicolsonLangevin(),
-    "crank-nicolson": CrankNicolson(),
-    "elliptical-slice": EllipticalSlice(),
-}
 
 
 def _rows(values: Tensor, chosen: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,47 +25,24 @@ from invflow.smc import (
     log_mean_weight,
     next_temperature,
     pareto_k_hat,
+    precise,
     scale_log,
 )
 from invflow.solvers.base import Solver
-from invflow.solvers.noise_convergence import judge, mean_squared_residual
-from invflow.solvers.noise_moves import MOVES, Move
-from invflow.solvers.noise_target import NoiseProposal, NoiseTarget, Particles
+from invflow.solvers.noise_chains import ChainRecord, run_chains
+from invflow.solvers.noise_convergence import judge, judge_chains, mean_squared_residual
+from invflow.solvers.noise_hamiltonian import MOVES, Hamiltonian
+from invflow.solvers.noise_metric import Preconditioner
+from invflow.solvers.noise_moves import Move
+from invflow.solvers.noise_rto import Draws, NoiseRTO
+from invflow.solvers.noise_state import NoiseSMCState
+from invflow.solvers.noise_target import NoiseProposal, NoiseTarget, Particles, check_prior_and_proposal
 
 __all__ = ["NoiseSMC", "NoiseSMCState"]
 
 _LEAST_STEP_SIZE = 1e-6
 # the acceptance of Langevin moves falls by 1.15 per unit of log h at 57%: a little more than Newton's step
 _GAIN = 1.2
-
-
-@dataclass(frozen=True)
-class NoiseSMCState:
-    """Where a run stands after one temperature; B observations with N particles each.
-
-    Attributes:
-        particles: with ``noise`` ``(B, N, *state_shape)`` and ``images`` ``(B, N, *image_shape)``.
-        temperature: ``(B,)``, lambda, from 0 to 1.
-        log_weights: ``(B, N)``, of the particles; all 0 where they have been resampled.
-        log_evidence: ``(B,)``, of the target at this temperature.
-        ancestors: ``(B, N)``, the initial particle that each descends from.
-        step_size: ``(B,)``, h of this step's moves.
-        first_temperature: ``(B,)``, the first one over 0, which tells how informative the reward is; 0 before.
-        ess: ``(B,)``, effective sample size of this step's weights, in particles; NaN where none was made.
-        k_hat: ``(B,)``, tail index of this step's weights; NaN where none was made.
-        acceptance: ``(B,)``, mean over this step's moves; NaN where none was made.
-    """
-
-    particles: Particles
-    temperature: Tensor
-    log_weights: Tensor
-    log_evidence: Tensor
-    ancestors: Tensor
-    step_size: Tensor
-    first_temperature: Tensor
-    ess: Tensor
-    k_hat: Tensor
-    acceptance: Tensor
 
 
 class NoiseSMC(Solver):
@@ -83,6 +60,19 @@ class NoiseSMC(Solver):
     temperatures only. The estimate of the evidence e^{log_evidence} is consistent, and unbiased where
     ``temperatures`` and the step size (``acceptance=None``) are given beforehand.
 
+    **Sharp likelihoods on images** defeat the plain moves: the posterior is thin along a hundred directions that turn
+    from place to place, and particles resampled at dozens of temperatures all descend from a few. Two things help.
+    ``moves="preconditioned-hamiltonian"`` follows the posterior in a metric learnt from gradients of earlier moves
+    (:class:`~invflow.solvers.noise_metric.Preconditioner`). ``start="rto"`` takes the particles from
+    :class:`~invflow.NoiseRTO`, independent draws that explain the measurement but are no exact sample, straight to
+    temperature 1. There ``num_adaptations`` moves set step size and metric; both are frozen, and ``num_moves``
+    Metropolis-corrected moves follow. Every particle is then the end of a Markov chain of its own, which converges to
+    the posterior as the moves go on, not as N grows; there is no log evidence. The moves correct what is local; from
+    one explanation of the measurement to another they rarely lead, and then the shares of explanations are those of
+    the draws, which ``memory`` in the diagnostics tells and ``converged`` takes account of. With
+    ``start=NoiseRTO(prior, weights=True)``, for small measurements, the draws are weighted and resampled first: then
+    there is log evidence, and it converges as N grows too.
+
     With ``num_moves`` 0 it is importance sampling: one step from q to the posterior. With an adapter this is the
     importance-weighted VFM, and its k-hat says whether VFM alone can be trusted for this observation.
 
@@ -90,12 +80,19 @@ class NoiseSMC(Solver):
         prior: any flow map; the map that the adapter was trained with where there is a proposal.
         proposal: an :class:`~invflow.Adapter`, or any object with ``check_map(prior)`` and ``propose(reward)``;
             None: the particles start at N(0, I).
-        moves: ``"crank-nicolson-langevin"``; ``"crank-nicolson"`` or ``"elliptical-slice"``, which need no
-            gradient. None: the first for differentiable rewards, else the second.
+        start: ``"prior"``: at temperature 0, in the proposal or N(0, I); ``"rto"`` or a :class:`~invflow.NoiseRTO` of
+            the same prior: at temperature 1, in its draws, where a proposal only helps the optimiser.
+        moves: ``"crank-nicolson-langevin"``, ``"hamiltonian"`` or ``"preconditioned-hamiltonian"``;
+            ``"crank-nicolson"`` or ``"elliptical-slice"``, which need no gradient. None: the first for differentiable
+            rewards, else ``"crank-nicolson"``; the third with a start by randomise-then-optimise.
         num_moves: moves of each particle at each temperature, at least 0.
+        leapfrog_steps: of each Hamiltonian move, calls forward and backward; None: 40 with a start by
+            randomise-then-optimise, else 10.
+        num_adaptations: moves before step size and metric are frozen, with a start by randomise-then-optimise.
         ess_threshold: conditional effective sample size to be kept, as a share of N in (0, 1).
         acceptance: share of proposals to be accepted, towards which the step size goes, in (0, 1); None leaves
-            the step size as it is. 0.57 suits Langevin moves (Roberts and Rosenthal 1998).
+            the step size as it is. ``"best"``: 0.57, which suits Langevin moves (Roberts and Rosenthal 1998), 0.8 for
+            Hamiltonian ones.
         step_size: h of the first temperature, in (0, 1]; a move keeps sqrt(1 - h^2) of its noise.
         temperatures: ascending, the last 1, in place of adaptive ones.
         resampling: one of ``"multinomial"``, ``"stratified"``, ``"systematic"``, ``"residual"``, ``"ssp"``.
@@ -117,33 +114,32 @@ class NoiseSMC(Solver):
         torch.Size([1, 256, 2])
     """
 
-    def __init__(self, prior: FlowMap, *, proposal: NoiseProposal | None = None, moves: str | None = None,
-                 num_moves: int = 5, ess_threshold: float = 0.5, acceptance: float | None = 0.57,
-                 step_size: float = 0.5, temperatures: Sequence[float] | None = None,
-                 resampling: str = "systematic", chunk_size: int = 256, max_temperatures: int = 200) -> None:
-        if not isinstance(prior, FlowMap):
-            raise TypeError(f"the prior is a {type(prior).__name__}, expected an invflow.FlowMap, such as "
-                            "invflow.load_prior('mnist')")
-        if proposal is not None:
-            if not isinstance(proposal, NoiseProposal):
-                raise TypeError(f"a {type(proposal).__name__} is no proposal, which needs check_map(prior) and "
-                                "propose(reward): pass an invflow.Adapter, such as vfm.adapter")
-            proposal.check_map(prior)
+    def __init__(self, prior: FlowMap, *, proposal: NoiseProposal | None = None, start: str | NoiseRTO = "prior",
+                 moves: str | None = None, num_moves: int = 5, leapfrog_steps: int | None = None,
+                 num_adaptations: int = 3, ess_threshold: float = 0.5, acceptance: float | str | None = "best",
+                 step_size: float = 0.5, temperatures: Sequence[float] | None = None, resampling: str = "systematic",
+                 chunk_size: int = 256, max_temperatures: int = 200) -> None:
+        check_prior_and_proposal(prior, proposal)
         for kind, name, known in (("moves", moves, MOVES), ("resampling", resampling, RESAMPLERS)):
             if name is not None and name not in known:
                 raise ValueError(f"{kind}={name!r} is not known: {nearest(name, list(known))}")
-        if num_moves < 0 or chunk_size < 1 or max_temperatures < 1:
-            raise ValueError(f"num_moves={num_moves} must be at least 0, chunk_size={chunk_size} and "
-                             f"max_temperatures={max_temperatures} at least 1")
-        if not 0 < ess_threshold < 1 or not (acceptance is None or 0 < acceptance < 1) or not 0 < step_size <= 1:
+        leapfrog_steps = (10 if start == "prior" else 40) if leapfrog_steps is None else leapfrog_steps
+        if num_moves < 0 or min(chunk_size, max_temperatures, leapfrog_steps) < 1 or num_adaptations < 0:
+            raise ValueError(f"num_moves={num_moves} and num_adaptations={num_adaptations} must be at least 0, "
+                             f"chunk_size={chunk_size}, max_temperatures={max_temperatures} and "
+                             f"leapfrog_steps={leapfrog_steps} at least 1")
+        share = 0.5 if acceptance in ("best", None) else acceptance  # which may still be a word
+        if not 0 < ess_threshold < 1 or isinstance(share, str) or not 0 < share < 1 or not 0 < step_size <= 1:
             raise ValueError(f"ess_threshold={ess_threshold} and acceptance={acceptance} must lie in (0, 1), "
-                             f"step_size={step_size} in (0, 1]")
+                             f"step_size={step_size} in (0, 1]; acceptance may be None or 'best', too")
         self.temperatures = None if temperatures is None else _checked_temperatures(temperatures)
         if num_moves == 0 and self.temperatures is not None and len(self.temperatures) > 1:
             raise ValueError("without moves the weights take one step to temperature 1: pass temperatures only "
                              "with num_moves over 0")
         self.prior, self.proposal = prior, proposal
+        self.start = _checked_start(start, prior, self.temperatures, num_moves)
         self.moves, self.num_moves, self.resampling = moves, num_moves, resampling
+        self.leapfrog_steps, self.num_adaptations = leapfrog_steps, num_adaptations
         self.ess_threshold, self.acceptance, self.step_size = ess_threshold, acceptance, step_size
         self.chunk_size, self.max_temperatures = chunk_size, max_temperatures
 
@@ -159,7 +155,11 @@ class NoiseSMC(Solver):
             and NaN); ``distinct_ancestors``, initial particles with descendants left; ``least_ess``, the least
             effective sample size of a step's weights, in particles; ``k_hat``, the largest of a step's weights;
             ``step_size``, the last; ``residual``, the mean squared residual in sigma^2, where the reward has
-            one; and ``converged``, whether all of these are as they should be, see the warning.
+            one; and ``converged``, whether all of these are as they should be, see the warning. With a start by
+            randomise-then-optimise also: ``solved``, the share of its draws that reached a minimum;
+            ``share_moved``, of the frozen chains; ``quarter_turns``, how often they could have crossed the prior's
+            width; ``drift``, of the potential |z|^2 / 2 - r in standard errors, large while they are on their way;
+            ``memory``, the correlation between the images at the start and the end of the frozen chains.
 
         Raises:
             ValueError: for under one sample; for Langevin moves with a reward that has no gradient; if no
@@ -170,20 +170,24 @@ class NoiseSMC(Solver):
         """
         from tqdm import tqdm
 
-        start = time.perf_counter()
+        start, generator = time.perf_counter(), as_generator(generator)
         trace: list[tuple[Tensor, ...]] = []
+        record = ChainRecord(self.leapfrog_steps if isinstance(self._move(reward), Hamiltonian) else 1)
         with ExitStack() as scopes, tqdm(disable=not progress, desc="NoiseSMC", unit="temperature",
                                          delay=2) as bar:
             counted = [m for m in (self.prior, self.proposal) if isinstance(m, Countable)]
             calls = [scopes.enter_context(module.count()) for module in counted]
-            for state in self.iterate(reward, num_samples, generator=generator):
+            draws = None if self.start == "prior" else self._draw(reward, num_samples, generator, progress)
+            for state in self._run(reward, num_samples, draws, generator):
                 trace.append((state.temperature, state.acceptance, state.ess, state.k_hat))
+                if draws is not None:
+                    record.add(state)
                 if progress:
                     bar.update()
                     bar.set_postfix(temperature=f"{float(state.temperature.min()):.3g}")
-        temperatures, acceptance, ess, k_hat = (torch.stack(v[1:], dim=1) for v in zip(*trace))
+        temperatures, acceptance, ess, k_hat = (torch.stack(v, dim=1) for v in zip(*trace))
         diagnostics = {
-            "temperatures": temperatures, "acceptance": acceptance,
+            "temperatures": temperatures[:, 1:], "acceptance": acceptance[:, 1:],
             "distinct_ancestors": count_distinct(state.ancestors),
             "least_ess": ess.nan_to_num(nan=torch.inf).amin(1),
             # without a single number, NaN
@@ -193,12 +197,17 @@ class NoiseSMC(Solver):
         residual = mean_squared_residual(reward, state.particles.images, state.log_weights, self.chunk_size)
         if residual is not None:
             diagnostics["residual"] = residual
-        diagnostics["converged"], complaint = judge(diagnostics, reward, num_samples, moved=self.num_moves > 0)
+        if draws is not None:
+            diagnostics |= record.diagnostics() | {"solved": precise(draws.converged).mean(1)}
+            diagnostics["converged"], complaint = judge_chains(diagnostics, reward, draws.log_weights is not None)
+        else:
+            diagnostics["converged"], complaint = judge(diagnostics, reward, num_samples, moved=self.num_moves > 0)
         if complaint is not None:
             warnings.warn(complaint, stacklevel=3)  # over the decorator
         rows = state.ancestors.numel()
         nfe = NFE(sum(c.forward for c in calls) / rows, sum(c.backward for c in calls) / rows)
-        return Posterior(state.particles.images, None if self.num_moves else state.log_weights, state.log_evidence,
+        evidence = None if bool(state.log_evidence.isnan().all()) else state.log_evidence
+        return Posterior(state.particles.images, None if self.num_moves else state.log_weights, evidence,
                          nfe, time.perf_counter() - start, diagnostics, self.settings())
 
     @torch.no_grad()
@@ -213,22 +222,40 @@ class NoiseSMC(Solver):
 
         Yields:
             A :class:`NoiseSMCState` for temperature 0, and one after each step. An observation that has arrived at
-            1 stays as it is.
+            1 stays as it is. With a start by randomise-then-optimise, one for its draws, and one after each move.
 
         Raises:
             ValueError: as :meth:`sample`.
         """
+        generator = as_generator(generator)
+        draws = None if self.start == "prior" else self._draw(reward, num_samples, generator, False)
+        yield from self._run(reward, num_samples, draws, generator)
+
+    def _draw(self, reward: Reward, num_samples: int, generator: torch.Generator | None, progress: bool) -> Draws:
+        start = self.start
+        if not isinstance(start, NoiseRTO):
+            start = NoiseRTO(self.prior, proposal=self.proposal, chunk_size=self.chunk_size)
+        return start.draw(reward, num_samples, generator=generator, progress=progress)
+
+    def _run(self, reward: Reward, num_samples: int, draws: Draws | None,
+              generator: torch.Generator) -> Iterator[NoiseSMCState]:
         if num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
-        move, generator = self._move(reward), as_generator(generator)
-        proposal = None if self.proposal is None else self.proposal.propose(reward)
+        move = self._move(reward)
+        proposal = None if self.proposal is None or draws is not None else self.proposal.propose(reward)
         target = NoiseTarget(self.prior, reward, proposal, gradient=move.uses_gradient and self.num_moves > 0,
                              chunk_size=self.chunk_size)
+        if draws is not None:
+            yield from run_chains(
+                target, draws, move, num_moves=self.num_moves, num_adaptations=self.num_adaptations,
+                acceptance=self._aim(move), step_size=self.step_size, resampling=self.resampling, generator=generator)
+            return
         state = self._start(target, num_samples, generator)
+        preconditioner = Preconditioner(target.num_observations) if move.preconditioned else None
         yield state
         step = 0
         while bool((state.temperature < 1).any()):
-            state = self._advance(target, move, state, step, generator)
+            state = self._advance(target, move, state, step, generator, preconditioner)
             step += 1
             yield state
 
@@ -238,22 +265,25 @@ class NoiseSMC(Solver):
 
     def settings(self) -> dict[str, Any]:
         """Settings as plain values, kept with each posterior."""
-        names = ("moves", "num_moves", "ess_threshold", "acceptance", "temperatures", "resampling", "chunk_size",
-                 "max_temperatures")
+        names = ("moves", "num_moves", "leapfrog_steps", "num_adaptations", "ess_threshold", "acceptance",
+                 "temperatures", "resampling", "chunk_size", "max_temperatures")
         proposal = None if self.proposal is None else type(self.proposal).__name__
-        return {"solver": "NoiseSMC", "proposal": proposal, "initial_step_size": self.step_size,
+        start = self.start.settings() if isinstance(self.start, NoiseRTO) else self.start
+        return {"solver": "NoiseSMC", "proposal": proposal, "start": start, "initial_step_size": self.step_size,
                 **{name: getattr(self, name) for name in names}}
 
     # -- one run ------------------------------------------------------------------------------------------------
 
     def _move(self, reward: Reward) -> Move:
-        name = self.moves or ("crank-nicolson-langevin" if reward.differentiable else "crank-nicolson")
+        langevin = "crank-nicolson-langevin" if self.start == "prior" else "preconditioned-hamiltonian"
+        name = self.moves or (langevin if reward.differentiable else "crank-nicolson")
         if MOVES[name].uses_gradient and self.num_moves > 0 and not reward.differentiable:
             raise ValueError(
                 f"moves={name!r} take gradients, which the reward {type(reward).__name__} says it has not "
                 '(differentiable=False): use moves="crank-nicolson" or moves="elliptical-slice"'
             )
-        return MOVES[name]
+        move = MOVES[name]
+        return Hamiltonian(self.leapfrog_steps, move.preconditioned) if isinstance(move, Hamiltonian) else move
 
     def _start(self, target: NoiseTarget, count: int, generator: torch.Generator) -> NoiseSMCState:
         observations = target.num_observations
@@ -269,9 +299,9 @@ class NoiseSMC(Solver):
             none, none, none)
 
     def _advance(self, target: NoiseTarget, move: Move, state: NoiseSMCState, step: int,
-                 generator: torch.Generator) -> NoiseSMCState:
+                 generator: torch.Generator, preconditioner: Preconditioner | None) -> NoiseSMCState:
         """One temperature: reweight, and with moves resample and move."""
-        active = state.temperature < 1
+        active, last = state.temperature < 1, state.temperature
         log_ratio = target.log_ratio(state.particles)
         temperature = self._next_temperature(log_ratio, state.temperature, step)
         step_size = self._adapted(move, state, temperature)
@@ -296,9 +326,12 @@ class NoiseSMC(Solver):
         rows = active.nonzero()[:, 0]
         particles = state.particles.gather(rows, index[rows])
         accepted = torch.zeros_like(temperature[rows])
+        if preconditioner is not None:
+            self._fit(preconditioner, target, particles, rows, last[rows], temperature[rows])
         for _ in range(self.num_moves):
             random = move.draw(tuple(state.particles.noise.shape), generator).select(rows).to(particles.noise)
-            particles, rate = move(target, particles, rows, temperature[rows], state.step_size[rows], random)
+            particles, rate = move(target, particles, rows, temperature[rows], state.step_size[rows], random,
+                                   preconditioner)
             accepted += rate / self.num_moves
         acceptance = torch.full_like(temperature, torch.nan).index_copy(0, rows, accepted)
         return replace(
@@ -312,6 +345,20 @@ class NoiseSMC(Solver):
             return torch.ones_like(temperature)
         return next_temperature(log_ratio, temperature, self.ess_threshold)
 
+    def _fit(self, preconditioner: Preconditioner, target: NoiseTarget, particles: Particles, rows: Tensor,
+             last: Tensor, temperature: Tensor) -> None:
+        """A metric for the moves to come, from what the moves at the last temperature saw of the gradient."""
+        seen_at = last
+        if bool((last == 0).all()) and particles.gradient is not None:  # at the first: from the particles themselves
+            preconditioner.see(rows, particles.gradient)
+            seen_at = temperature
+        preconditioner.fit(rows, seen_at, temperature, target.reference(temperature, rows)[1])
+        preconditioner.forget()
+
+    def _aim(self, move: Move) -> float | None:
+        """Share of proposals to be accepted."""
+        return move.best_acceptance if self.acceptance == "best" else self.acceptance  # type: ignore[return-value]
+
     def _adapted(self, move: Move, state: NoiseSMCState, temperature: Tensor) -> Tensor:
         """Step size at the next temperature, from the acceptance at the last and from both temperatures.
 
@@ -319,10 +366,13 @@ class NoiseSMC(Solver):
         in units of the reference, and h goes with its inverse square root. The first temperature is where the reward
         begins to tell the particles apart, L = 1 / first: without this forecast h would trail behind.
         """
-        if self.acceptance is None or not move.tunable:
+        aim = self._aim(move)
+        if aim is None or not move.tunable:
             return state.step_size
         first, last = state.first_temperature, state.temperature
-        change = _GAIN * (state.acceptance - self.acceptance) - 0.5 * ((first + temperature) / (first + last)).log()
+        change = _GAIN * (state.acceptance - aim)
+        if not move.preconditioned:  # a metric has the forecast in it
+            change = change - 0.5 * ((first + temperature) / (first + last)).log()
         adapted = (state.step_size * change.exp()).clamp(_LEAST_STEP_SIZE, 1.0)
         # as it was before the first temperature, and after the last
         return torch.where(state.acceptance.isnan() | (last == 1), state.step_size, adapted)
@@ -335,3 +385,16 @@ def _checked_temperatures(temperatures: Sequence[float]) -> tuple[float, ...]:
         raise ValueError(f"temperatures are {values}, expected ascending ones over 0 of which the last is 1, such "
                          "as [0.01, 0.1, 1.0]")
     return values
+
+
+def _checked_start(start: str | NoiseRTO, prior: FlowMap, temperatures: object, num_moves: int) -> str | NoiseRTO:
+    if isinstance(start, str) and start not in ("prior", "rto"):
+        raise ValueError(f"start={start!r} is not known: pass 'prior', 'rto' or an invflow.NoiseRTO")
+    if not isinstance(start, str | NoiseRTO):
+        raise TypeError(f"the start is a {type(start).__name__}, expected 'prior', 'rto' or an invflow.NoiseRTO")
+    if isinstance(start, NoiseRTO) and start.prior is not prior:
+        raise ValueError("the start draws from another prior: pass NoiseRTO(prior, ...) with the same one")
+    if start != "prior" and (num_moves == 0 or temperatures is not None):
+        raise ValueError("a start by randomise-then-optimise is moved at temperature 1: pass num_moves over 0 and no "
+                         "temperatures")
+    return start

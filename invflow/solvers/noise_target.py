@@ -13,7 +13,9 @@ from invflow.flowmap import FlowMap
 from invflow.reward import Reward
 from invflow.smc import precise
 
-__all__ = ["NoiseProposal", "NoiseTarget", "Particles", "log_prior_over_proposal", "score_rows"]
+__all__ = [
+    "NoiseProposal", "NoiseTarget", "Particles", "check_prior_and_proposal", "log_prior_over_proposal", "score_rows",
+]
 
 
 @runtime_checkable
@@ -25,6 +27,18 @@ class NoiseProposal(Protocol):
 
     def propose(self, reward: Reward) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the noise of B observations, each ``(B, *state_shape)``."""
+
+
+def check_prior_and_proposal(prior: object, proposal: object) -> None:
+    """Refuse what is no flow map, what is no proposal, and a proposal that was made for another map."""
+    if not isinstance(prior, FlowMap):
+        raise TypeError(f"the prior is a {type(prior).__name__}, expected an invflow.FlowMap, such as "
+                        "invflow.load_prior('mnist')")
+    if proposal is not None:
+        if not isinstance(proposal, NoiseProposal):
+            raise TypeError(f"a {type(proposal).__name__} is no proposal, which needs check_map(prior) and "
+                            "propose(reward): pass an invflow.Adapter, such as vfm.adapter")
+        proposal.check_map(prior)
 
 
 @dataclass(frozen=True)
