@@ -1,9 +1,15 @@
-"""What all tests share: the --device option."""
+"""What all tests share: the --device option, and one thread for each of several processes."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would fight for them
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

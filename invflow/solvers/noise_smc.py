@@ -115,7 +115,7 @@ class NoiseSMC(Solver):
     """
 
     def __init__(self, prior: FlowMap, *, proposal: NoiseProposal | None = None, start: str | NoiseRTO = "prior",
-                 moves: str | None = None, num_moves: int = 5, leapfrog_steps: int | None = None,
+                 moves: str | None = None, num_moves: int = 10, leapfrog_steps: int | None = None,
                  num_adaptations: int = 3, ess_threshold: float = 0.5, acceptance: float | str | None = "best",
                  step_size: float = 0.5, temperatures: Sequence[float] | None = None, resampling: str = "systematic",
                  chunk_size: int = 256, max_temperatures: int = 200) -> None:
