@@ -60,7 +60,8 @@ fashion_mnist = Recipe("fashion-mnist", "prior on Fashion-MNIST, 28 x 28", PRIOR
 mnist_vfm = Recipe("mnist-vfm", "VFM for six problem classes on MNIST, from the prior", VFM_SETTINGS,
                    lambda run: _train_image_vfm(run, "mnist"), data="mnist")
 fashion_mnist_vfm = Recipe("fashion-mnist-vfm", "VFM for six problem classes on Fashion-MNIST, from the prior",
-                           dataclasses.replace(VFM_SETTINGS, steps=1800), lambda run: _train_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
+                           dataclasses.replace(VFM_SETTINGS, steps=1800),
+                           lambda run: _train_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
 
 #: without sinusoids of the input: in 2,000 steps of pretraining they raised the share of four-step draws on the board
 #: from 0.62 to 0.83, but joint training through so rough a map diverged at learning rates of 1e-3 and 3e-4
