@@ -326,8 +326,8 @@ def test_each_observation_has_its_own_schedule() -> None:
     assert torch.equal(posterior.diagnostics["temperatures"], path[:, 1:])
     # alone, the first is what it was beside the other: also its cost is its own
     alone = solver.sample(measured([0.9], sigma[:1]), 200, generator=generator())
-    assert alone.nfe.forward == 1 + 5 * easy
-    assert alone.nfe.backward == 1 + 5 * easy
+    assert alone.nfe.forward == 1 + solver.num_moves * easy
+    assert alone.nfe.backward == 1 + solver.num_moves * easy
     assert posterior.nfe.forward == (2 + 5 * (easy + int((path[1] < 1).sum()))) / 2
 
 

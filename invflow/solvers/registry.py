@@ -80,8 +80,8 @@ SOLVERS: dict[str, SolverEntry] = {
 def _name(source: Source) -> str | os.PathLike[str]:
     if isinstance(source, invflow.Problem):
         if source.prior_name is None:
-            raise ValueError(f"nothing was trained for the problem {source.name!r}: use --solver fmtt, "
-                         "noise-smc or exact")
+            raise ValueError(f"nothing was trained for the problem {source.name!r}: use --solver exact, "
+                         "fmtt or noise-smc")
         return source.prior_name
     if isinstance(source, invflow.FlowMap):
         raise ValueError(
