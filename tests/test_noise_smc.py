@@ -328,7 +328,7 @@ def test_each_observation_has_its_own_schedule() -> None:
     alone = solver.sample(measured([0.9], sigma[:1]), 200, generator=generator())
     assert alone.nfe.forward == 1 + solver.num_moves * easy
     assert alone.nfe.backward == 1 + solver.num_moves * easy
-    assert posterior.nfe.forward == (2 + 5 * (easy + int((path[1] < 1).sum()))) / 2
+    assert posterior.nfe.forward == (2 + solver.num_moves * (easy + int((path[1] < 1).sum()))) / 2
 
 
 def test_an_observation_does_not_feel_when_others_arrive() -> None:
