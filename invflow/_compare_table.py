@@ -22,8 +22,11 @@ from invflow.metrics import classifier_features, frechet_distance
 from invflow.pretrained import write_atomically
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from matplotlib.figure import Figure
 
+    from invflow._certificate import Certificate
     from invflow.problem import Problem
 
 __all__ = ["Comparison", "gather"]
@@ -214,19 +217,31 @@ class Comparison:
 
         return pareto_figure(self, metric)
 
+    def report(self, path: str | os.PathLike[str], *, reference: str | None = None,
+               certificates: Mapping[str, Certificate] | None = None, command: str | None = None) -> None:
+        """Write one HTML page that needs nothing but itself: tables, drawings, galleries, how to reproduce it.
+
+        Args:
+            path: of the page; folders above it are made.
+            reference, certificates, command: see :func:`invflow.html_report.render_report`.
+        """
+        from invflow.html_report import write_report
+
+        write_report(self, path, reference=reference, certificates=certificates, command=command)
+
     def examples(self, problem: str, solver: str) -> dict[str, Tensor]:
         """Images of the first observations of a problem.
 
         Returns:
-            ``truth``, ``observation``, ``mean``, ``std`` and ``covered`` (whether the truth lies in the 90% interval),
-            each ``(b, ...)``, and ``samples`` ``(b, n, ...)``; those that there are.
+            ``truth``, ``observation``, ``observed`` (which entries of the measurement are), ``mean``, ``std`` and
+            ``covered`` (whether the truth lies in the 90% interval), each ``(b, ...)``, and ``samples`` ``(b, n,
+            ...)``; those that there are.
         """
-        parts = self._parts or {}
-        if not parts and self.folder is not None:
+        if not self._parts and self.folder is not None:
             files = sorted((self.folder / "parts").glob("*/*/*.safetensors"))
-            parts = {task: part for task, part in ((_task_of(path), read_part(path)) for path in files)
-                     if task is not None and part is not None}
-        own = [part.tensors for task, part in sorted(parts.items(), key=lambda item: item[0].start)
+            self._parts = {task: part for task, part in ((_task_of(path), read_part(path)) for path in files)
+                           if task is not None and part is not None}
+        own = [part.tensors for task, part in sorted((self._parts or {}).items(), key=lambda item: item[0].start)
                if (task.problem, task.solver) == (problem, solver)]
         names = {name for tensors in own for name in tensors} - {"features"}
         return {name: torch.cat([tensors[name] for tensors in own if name in tensors]) for name in sorted(names)}

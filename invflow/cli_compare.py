@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,8 +30,8 @@ def compare(
 ) -> None:
     """Compare solvers on the same observations: quality, honesty and cost, with standard errors.
 
-    Writes table.csv, table.md, observations.csv, comparison.json and pareto.png. The same command resumes a killed run;
-    for several processes: accelerate launch -m invflow compare PROBLEM ...
+    Writes report.html, one page with everything, and table.csv, table.md, observations.csv, comparison.json and
+    pareto.png. The same command resumes a killed run; for several processes: accelerate launch -m invflow compare ...
     """
     import invflow
     from invflow.solve import check_device
@@ -49,8 +50,12 @@ def compare(
                                  output=output, split=split, progress=True,
                                  device=place if place.type != "cpu" else None)
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
+        words = ["invflow", "compare", *problems, *(word for text in solver for word in ("--solver", text)),
+                 "--observations", observations, "--samples", samples, "--seed", seed, "--split", split,
+                 "--device", device, "--output", output]
+        comparison.report(output / "report.html", command=shlex.join(map(str, words)))
         typer.echo(comparison.to_markdown())
-        typer.echo(f"\nwrote {output}")
+        typer.echo(f"\nwrote {output}; open {output / 'report.html'}")
 
 
 def parse_solver(text: str) -> tuple[str, Any]:

@@ -17,6 +17,7 @@ from invflow._compare_judge import LEVEL, features_of, judge
 from invflow._compare_parts import Part, Task, derive_seed, plan, read_part, write_part
 from invflow._compare_table import Comparison, gather
 from invflow.problem import Problem, load_problem
+from invflow.reward import Likelihood
 from invflow.solvers.base import Solver
 
 if TYPE_CHECKING:
@@ -303,6 +304,9 @@ def _gallery(posterior: Posterior, reward: Reward, truth: Tensor | None, count: 
     y = getattr(reward, "y", None)
     if isinstance(y, Tensor):
         kept["observation"] = y[:count]
+        observed = reward.operator.observed() if isinstance(reward, Likelihood) else None
+        if observed is not None:
+            kept["observed"] = observed.expand(len(y), *y.shape[1:])[:count]
     if truth is not None:
         kept["truth"] = truth[:count].to(first.samples)
         if first.num_samples > 1:

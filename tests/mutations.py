@@ -117,6 +117,11 @@ MUTATIONS = [
     Mutation("measurement noise of the wrong size in randomise-then-optimise", "invflow/solvers/noise_rto.py",
              "likelihood.y + sigma * error", "likelihood.y + error",
              "tests/test_noise_rto.py::test_exact_where_all_is_linear"),
+    Mutation("names unescaped in the report", "invflow/_html_parts.py",
+             "c if isinstance(c, Markup) else html.escape(c)", "c", "tests/test_html_report.py"),
+    Mutation("better and worse swapped in the report", "invflow/_html_table.py",
+             '(difference < 0) == (better == "low")', '(difference > 0) == (better == "low")',
+             "tests/test_html_report.py::test_differences_are_coloured_where_a_direction_is_better"),
 ]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +148,8 @@ def main() -> None:
                                 num_observations=arguments.observations, num_samples=arguments.samples,
                                 seed=arguments.seed, output=arguments.output, split=arguments.split, part_size=4,
                                 progress=True)
+    if os.environ.get("RANK", "0") == "0":
+        found.report(arguments.output / "report.html")
     print(found.to_markdown(COLUMNS))
 
 
