@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-__all__ = ["fingerprint", "load_module", "read_config", "resolve_folder", "save_module", "shipped_names"]
+__all__ = ["fingerprint", "kind_of", "load_module", "read_config", "resolve_folder", "save_module", "shipped_names"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SHIPPED = Path(__file__).parent / "weights"
@@ -74,6 +74,19 @@ def _download(repo_id: str, kind: str) -> Path:
             f"no {kind} at {repo_id!r}: it is neither a folder nor a Hub repository that can be reached "
             f"({type(error).__name__}). Shipped: {', '.join(shipped_names(kind))}"
         ) from error
+
+
+def kind_of(name: str | os.PathLike[str]) -> str:
+    """What a model is, such as ``"flow-map"`` or ``"vfm"``, for callers that take more than one kind.
+
+    Raises:
+        ValueError: if it is not there, or its ``config.json`` names no kind.
+    """
+    path = resolve_folder(name, "flow-map") / CONFIG
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["kind"])
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} names no kind of model: pass a folder that save_pretrained wrote") from error
 
 
 def read_config(folder: Path, kind: str) -> dict[str, Any]:

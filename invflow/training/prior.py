@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,9 @@ def data_statistics(images: Tensor, decode_affine: tuple[float, float], floor: f
 
 def train_prior(data: Tensor | Sampler, settings: LoopSettings, folder: str | os.PathLike[str], *,
                 network: str = "unet", options: dict[str, Any] | None = None,
-                decode_affine: tuple[float, float] = (0.5, 0.5), distinct: float = 0.5, one_step: float = 1 / 3,
-                tangent: str = "path", progress: bool = True, stop_at: int | None = None) -> NeuralFlowMap:
+                decode_affine: tuple[float, float] = (0.5, 0.5), start: NeuralFlowMap | None = None,
+                distinct: float = 0.5, one_step: float = 1 / 3, tangent: str = "path", progress: bool = True,
+                stop_at: int | None = None) -> NeuralFlowMap:
     """Train a prior, resuming if the folder holds a checkpoint.
 
     Args:
@@ -81,6 +83,8 @@ def train_prior(data: Tensor | Sampler, settings: LoopSettings, folder: str | os
         network: ``"unet"`` or ``"mlp"``.
         options: of the network.
         decode_affine: (scale, shift) of the decoding; ``(0.5, 0.5)`` for states in [-1, 1].
+        start: a map to go on from, which stays as it is (a copy is trained); its network, decoding, mean and standard
+            deviation are kept. None starts afresh.
         distinct: share of rows with s < t.
         one_step: share of those with (s, t) = (0, 1).
         tangent: ``"path"`` or ``"map"``; see :func:`~invflow.training.losses.meanflow_loss`.
@@ -89,11 +93,24 @@ def train_prior(data: Tensor | Sampler, settings: LoopSettings, folder: str | os
 
     Returns:
         The map with averaged weights, in evaluation mode.
+
+    Raises:
+        ValueError: if the map to go on from takes images of another shape, or was trained jointly with an adapter.
     """
     sample = data if isinstance(data, Tensor) else data(16384, seeded(settings.seed, 0, -3))
-    mean, std = data_statistics(sample, decode_affine)
-    prior = NeuralFlowMap(tuple(sample.shape[1:]), network=network, options=options, decode_affine=decode_affine,
-                          mean=mean, std=std, generator=seeded(settings.seed, 0, -2))
+    if start is None:
+        mean, std = data_statistics(sample, decode_affine)
+        prior = NeuralFlowMap(tuple(sample.shape[1:]), network=network, options=options, decode_affine=decode_affine,
+                              mean=mean, std=std, generator=seeded(settings.seed, 0, -2))
+    elif start.image_shape != tuple(sample.shape[1:]):
+        raise ValueError(f"the map to go on from takes images {start.image_shape}, but the data are "
+                         f"{tuple(sample.shape[1:])}: leave out start to train a new one")
+    elif not start.independent_noise:
+        raise ValueError("the map to go on from was trained jointly with an adapter, and its noise is not independent "
+                         "of the data: pass a prior, or go on with train_vfm")
+    else:
+        prior = copy.deepcopy(start).requires_grad_(True)
+    prior.train()
     objective = MeanFlowObjective(prior, distinct, one_step, tangent)
     if fit(objective, batches_of(data, settings), settings, folder, progress=progress, stop_at=stop_at):
         prior.save_pretrained(Path(folder) / "prior")

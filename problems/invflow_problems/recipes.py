@@ -8,6 +8,7 @@ import torch
 
 from invflow.datasets import load_images
 from invflow.neural import NeuralFlowMap, load_prior
+from invflow.pretrained import kind_of
 from invflow.solvers.vfm import VFM
 from invflow.training import LoopSettings, TrainingProblem, train_prior, train_vfm
 from invflow.training.recipe import Recipe, Run
@@ -42,16 +43,21 @@ def image_problems(image_shape: tuple[int, int, int]) -> list[TrainingProblem]:
 
 def _train_image_prior(run: Run) -> NeuralFlowMap:
     images = load_images(str(run.data), split="train", dtype=torch.uint8)
-    return train_prior(images, run.settings, run.folder, options=MAP_NETWORK, tangent="map",
+    start = load_prior(run.prior) if run.prior else None
+    return train_prior(images, run.settings, run.folder, options=MAP_NETWORK, start=start, tangent="map",
                        progress=run.progress, stop_at=run.stop_at)
 
 
 def _train_image_vfm(run: Run, name: str) -> VFM:
     images = load_images(str(run.data), split="train", dtype=torch.uint8)
-    prior = load_prior(run.prior or name)
+    if run.prior and kind_of(run.prior) == "vfm":  # go on from its map and its adapter
+        begun = VFM.load(run.prior)
+        prior, adapter = begun.prior, begun.adapter
+    else:
+        prior, adapter = load_prior(run.prior or name), None
     return train_vfm(images, prior, image_problems(prior.image_shape), run.settings, run.folder,  # type: ignore[arg-type]
-                     options=ADAPTER_NETWORK, progress=run.progress, stop_at=run.stop_at, tau=TAU, alpha=ALPHA,
-                     level_power=0.0, model_error=True, tangent="map")
+                     options=ADAPTER_NETWORK, adapter=adapter, progress=run.progress, stop_at=run.stop_at, tau=TAU,
+                     alpha=ALPHA, level_power=0.0, model_error=True, tangent="map")
 
 
 mnist = Recipe("mnist", "prior on MNIST, 28 x 28", PRIOR_SETTINGS, _train_image_prior, data="mnist")
