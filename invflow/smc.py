@@ -21,6 +21,7 @@ __all__ = [
 
 _BISECTIONS = 60
 _LEAST_TAIL = 5  # a tail with fewer draws says nothing about its index
+_HEAVY_SHARE = 0.1  # of all weight: what fewer draws than that must hold over the others to be called degenerate
 
 
 def precise(values: Tensor) -> Tensor:
@@ -63,6 +64,12 @@ def systematic(weights: Tensor, n: int, generator: torch.Generator | None = None
     """One uniform number shared by all n strata (Kitagawa 1996); arguments as :func:`multinomial`.
 
     A particle appears n w times, rounded up or down.
+
+    Example:
+        >>> import torch
+        >>> from invflow.smc import systematic
+        >>> systematic(torch.tensor([[0.5, 0.25, 0.25]]), 4, torch.Generator().manual_seed(0))
+        tensor([[0, 0, 1, 2]])
     """
     cumulative = _cumulative(weights, n)
     return _invert(cumulative, _strata(_uniform((len(weights), 1), weights, generator), n))
@@ -181,6 +188,12 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
 
     Returns:
         ``(B,)``, in particles, from 1 to N; 0 where all weights are zero.
+
+    Example:
+        >>> import torch
+        >>> from invflow.smc import effective_sample_size
+        >>> effective_sample_size(torch.tensor([[0.5, 0.5, 0.0]]).log())
+        tensor([2.], dtype=torch.float64)
     """
     log_weights = precise(log_weights)
     ess = (2 * log_weights.logsumexp(1) - (2 * log_weights).logsumexp(1)).exp()
@@ -287,8 +300,9 @@ def pareto_k_hat(log_weights: Tensor) -> Tensor:
         log_weights: ``(B, N)``, of any normalisation; -inf is a weight of zero.
 
     Returns:
-        ``(B,)``. NaN where N is under 25, too few for a tail; 0 where the largest weights are all equal;
-        inf where fewer than five of them differ from the next, as when one particle holds all the weight.
+        ``(B,)``. NaN where N is under 25, too few for a tail; 0 where the largest weights are all equal. Where fewer
+        than five of them exceed the next there is no tail to fit: inf if what they exceed it by is over a tenth of all
+        weight, as when one particle holds it all, else 0, as for a bounded reward that most particles reach.
     """
     log_weights = precise(log_weights)
     count = log_weights.shape[1]
@@ -302,7 +316,9 @@ def pareto_k_hat(log_weights: Tensor) -> Tensor:
     greatest = torch.where(positive > 0, excess[:, -1], 1.0)
     index = _zhang_stephens(excess / greatest[:, None], positive.clamp(min=1))
     index = (positive * index + 10 * 0.5) / (positive + 10)
-    index = torch.where(positive < _LEAST_TAIL, torch.inf, index)
+    total = (log_weights - largest[:, :1]).exp().nan_to_num(nan=0.0).sum(1)
+    heavy = excess.sum(1) > _HEAVY_SHARE * total
+    index = torch.where(positive < _LEAST_TAIL, torch.where(heavy, torch.inf, 0.0), index)
     return torch.where(positive == 0, 0.0, index)
 
 

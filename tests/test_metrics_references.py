@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from invflow import metrics
 
@@ -245,15 +246,18 @@ def test_inception_features_with_weights_that_are_there(tmp_path):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = inception_v3(weights=None, init_weights=False, aux_logits=True, transform_input=False)
-    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
     images = torch.rand(2, 1, 40, 40, generator=generator())
-    features = metrics.inception_features(images, tmp_path / "weights.pth", chunk_size=1)
+    features = metrics.inception_features(images, tmp_path / "weights.safetensors", chunk_size=1)
     assert features.shape == (2, 2048)
     assert torch.isfinite(features).all()
-    torch.testing.assert_close(metrics.inception_features(images, tmp_path / "weights.pth"), features, rtol=1e-3,
-                               atol=1e-4)
-    with pytest.raises(FileNotFoundError, match=r"nothing\.pth"):
-        metrics.inception_features(images, tmp_path / "nothing.pth")
+    torch.testing.assert_close(metrics.inception_features(images, tmp_path / "weights.safetensors"), features,
+                               rtol=1e-3, atol=1e-4)
+    with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors"):
+        metrics.inception_features(images, tmp_path / "nothing.safetensors")
+    torch.save(model.state_dict(), tmp_path / "pickle.safetensors")
+    with pytest.raises(ValueError, match="pickles are not read"):
+        metrics.inception_features(images, tmp_path / "pickle.safetensors")
 
 
 def test_lpips_with_weights_that_are_there(tmp_path, monkeypatch):

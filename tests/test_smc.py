@@ -227,6 +227,12 @@ def test_k_hat_where_there_is_no_tail() -> None:
     assert float(pareto_k_hat(one)) == torch.inf
     two_values = torch.cat([torch.zeros(1, 30), torch.full((1, 70), -3.0)], dim=1)
     assert float(pareto_k_hat(two_values)) == 0.0
+    # a bounded reward that most particles reach: three weights a little over hundreds of equal ones are no tail
+    saturated = torch.zeros(1, 400)
+    saturated[0, :3] = 0.1
+    assert float(pareto_k_hat(saturated)) == 0.0
+    saturated[0, 0] = 5.0  # one weight of a hundred and fifty among them is a quarter of all
+    assert float(pareto_k_hat(saturated)) == torch.inf
     assert float(pareto_k_hat(-1e4 * torch.arange(100)[None])) > 1
     assert reliable_k_hat(100) == pytest.approx(0.5)
     assert reliable_k_hat(10**6) == 0.7

@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from invflow.metrics.quality import exact_distances
 
 __all__ = ["PrecisionRecall", "classifier_features", "frechet_distance", "inception_features", "precision_recall"]
 
-_INCEPTION = "inception_v3_google-0cc3c7bd.pth"
+_INCEPTION = "inception_v3_google-0cc3c7bd"
 
 
 @torch.no_grad()
@@ -52,11 +54,18 @@ def inception_features(images: Tensor, weights: str | os.PathLike[str] | None = 
     """Pooled features of Inception v3 as torchvision has it, where its weights are present; nothing is downloaded.
 
     Distances in these features compare methods with each other. Published FID values use another port of the
-    network, and are not comparable.
+    network, and are not comparable. The weights are read as safetensors only; torchvision's are a pickle, which may run
+    code as it is read. To turn the one into the other, once::
+
+        from safetensors.torch import save_file
+        from torchvision.models import inception_v3
+        model = inception_v3(weights="IMAGENET1K_V1")
+        save_file(model.state_dict(), "inception_v3_google-0cc3c7bd.safetensors")
 
     Args:
         images: ``(n, 1 or 3, H, W)``, nominally in [0, 1]; clipped, and scaled to 299 x 299.
-        weights: the file; None looks for torchvision's in the cache of ``torch.hub``.
+        weights: a safetensors file; None looks for ``inception_v3_google-0cc3c7bd.safetensors`` in the checkpoint
+            folder of ``torch.hub``.
         chunk_size: images at a time.
 
     Returns:
@@ -64,15 +73,16 @@ def inception_features(images: Tensor, weights: str | os.PathLike[str] | None = 
 
     Raises:
         FileNotFoundError: if the weights are not there, naming the file.
-        ValueError: for images of another shape.
+        ValueError: for images of another shape; for a file that is no safetensors, or of another network.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"inception_features takes images (n, 1 or 3, H, W), not {tuple(images.shape)}")
-    path = Path(weights) if weights is not None else Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION
+    default = Path(torch.hub.get_dir()) / "checkpoints" / f"{_INCEPTION}.safetensors"
+    path = default if weights is None else Path(weights)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no Inception weights at {str(path)!r}: put torchvision's {_INCEPTION} there or pass weights=, or use "
-            "classifier_features, which are shipped"
+            f"no Inception weights at {str(path)!r}: help(inception_features) tells how to make the file of "
+            "torchvision's weights; or use classifier_features, which are shipped"
         )
     model = _inception(str(path))
     mean, std = (images.new_tensor(v, device="cpu", dtype=torch.float32)[:, None, None]
@@ -194,6 +204,10 @@ def _inception(path: str) -> nn.Module:
     from torchvision.models import inception_v3
 
     model = inception_v3(weights=None, init_weights=False, aux_logits=True, transform_input=False)
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path!r} holds no Inception v3 of torchvision as safetensors (pickles are not read): "
+                         f"help(inception_features) tells how to make one. {str(error)[:200]}") from error
     model.fc = nn.Identity()
     return model.eval().requires_grad_(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from invflow.flowmap import FlowMap
@@ -14,9 +15,12 @@ __all__ = ["check_prior", "check_settings", "plain"]
 
 
 def plain(value: Any) -> Any:
-    """A setting as JSON holds it; a function by its name."""
+    """A setting as JSON holds it; a function by its name, and what of its arguments is fixed."""
     if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
+    if isinstance(value, partial):  # whose repr holds an address, which no two runs share
+        fixed = [*map(str, value.args), *(f"{key}={setting}" for key, setting in value.keywords.items())]
+        return f"{plain(value.func)}({', '.join(fixed)})"
     return getattr(value, "__name__", repr(value))
 
 

@@ -43,7 +43,8 @@ JUMP_STEPS = 8
 _RANGE = {"value_range": (-20.0, 20.0)}
 #: name in the table: solver by name, and its settings
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "noise-smc": ("noise-smc", {"moves": "crank-nicolson-langevin", "num_moves": 20}),
+    # many temperatures of few moves: at equal calls their weights vary less than few temperatures of many moves
+    "noise-smc": ("noise-smc", {"moves": "crank-nicolson-langevin", "num_moves": 6, "ess_threshold": 0.9}),
     "fmtt": ("fmtt", {"steps": 100, "kernel": "renoise", "time_grid": "logit", "schedule": AnnealedVariance(10.0)}),
     "fmtt conjugate": ("fmtt", {"steps": 100, "kernel": "renoise", "time_grid": "logit", "proposal": "conjugate",
                                 "schedule": AnnealedVariance(3.0)}),
