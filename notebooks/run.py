@@ -106,6 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     # the arrays are small: more threads gain nothing, and where cores are shared their barriers cost minutes
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm, where there are no widgets
     failed = False
     for path in choose(options.names):
         began = time.monotonic()

@@ -47,6 +47,13 @@ def test_there_are_notebooks_with_distinct_numbers():
     assert len(set(numbers)) == len(numbers)
 
 
+def test_notebooks_refer_to_notebooks_that_exist():
+    numbers = {int(path.name[:2]) for path in PATHS}
+    for path in PATHS:
+        named = {int(n) for cell in load(path)["cells"] for n in re.findall(r"[Nn]otebook (\d+)", source(cell))}
+        assert named <= numbers, path.name
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 class TestNotebook:
     def test_is_valid_and_small(self, path):
