@@ -11,6 +11,9 @@ from typing import Any
 
 __all__ = ["find", "modules", "names", "nearest"]
 
+#: packages that come with invflow; others may be named invflow_anything
+_BUILT_IN = ("invflow_operators.", "invflow_problems.")
+
 
 @functools.cache
 def modules(group: str) -> tuple[ModuleType, ...]:
@@ -20,7 +23,7 @@ def modules(group: str) -> tuple[ModuleType, ...]:
         along.
     """
     found = []
-    entries = sorted(entry_points(group=group), key=lambda e: (not e.value.startswith("invflow_"), e.value))
+    entries = sorted(entry_points(group=group), key=lambda e: (not e.value.startswith(_BUILT_IN), e.value))
     for entry in entries:
         try:
             module = entry.load()

@@ -1,4 +1,4 @@
-"""The command line: ``invflow solve``, ``list``, ``train`` and ``bench``."""
+"""The command line: ``invflow solve``, ``list``, ``train`` and ``bench``; other commands have files of their own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import typer
 
 from invflow.cli_calibrate import calibrate
 from invflow.cli_compare import compare
+from invflow.cli_new import new
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +71,9 @@ def solve(
     image: Annotated[Path | None, typer.Option(help="Your own image, in place of a problem.")] = None,
     operator: Annotated[str | None, typer.Option(
         help="With --image: what degrades it; see invflow list operators.")] = None,
+    operator_setting: Annotated[list[str] | None, typer.Option(
+        "--operator-set", metavar="NAME=VALUE",
+        help="With --image: a setting of the operator, such as std=2; may be repeated.")] = None,
     sigma: Annotated[float | None, typer.Option(
         help="With --image: noise standard deviation [default: 0.05; estimated with --observed].")] = None,
     observed: Annotated[bool, typer.Option(
@@ -106,7 +110,8 @@ def solve(
 
     task: ImageTask | None = None
     own = {"--operator": operator, "--sigma": sigma, "--observed": observed or None, "--mask": mask,
-           "--kernel": kernel, "--factor": factor, "--resize": resize or None, "--invert": invert or None}
+           "--kernel": kernel, "--factor": factor, "--resize": resize or None, "--invert": invert or None,
+           "--operator-set": operator_setting or None}
     if image is not None:
         if problem is not None:
             raise ValueError(f"pass a problem ({problem}) or --image, not both")
@@ -114,7 +119,8 @@ def solve(
             raise ValueError("--image needs --operator NAME; invflow list operators shows the names")
         if observations is not None:
             raise ValueError("--observations belongs to a problem: an image file is one observation")
-        task = ImageTask(image, operator, sigma, observed, mask, kernel, factor, resize, invert)
+        task = ImageTask(image, operator, sigma, observed, mask, kernel, factor, resize, invert,
+                         _settings(None, operator_setting or [], "--operator-set", "std=2"))
     elif problem is None:
         raise ValueError("pass a problem, such as mnist/box-inpainting, or --image FILE --operator NAME; "
                          "invflow list shows what there is")
@@ -126,12 +132,13 @@ def solve(
     _solve(problem, task, prior, solver, settings, samples, observations or 4, seed, device, output)
 
 
-def _settings(steps: int | None, pairs: list[str]) -> dict[str, Any]:
+def _settings(steps: int | None, pairs: list[str], option: str = "--set",
+              example: str = "chunk_size=64") -> dict[str, Any]:
     settings: dict[str, Any] = {} if steps is None else {"steps": steps}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals):
-            raise ValueError(f"--set takes NAME=VALUE, such as --set chunk_size=64, not {pair!r}")
+            raise ValueError(f"{option} takes NAME=VALUE, such as {option} {example}, not {pair!r}")
         try:
             settings[name.replace("-", "_")] = json.loads(value)
         except json.JSONDecodeError:  # a word
@@ -317,6 +324,7 @@ def bench(
 
 app.command()(_user_errors(calibrate))
 app.command()(_user_errors(compare))
+app.command()(_user_errors(new))
 
 
 def main() -> None:

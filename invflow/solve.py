@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,7 @@ class ImageTask:
         factor: of super-resolution.
         resize: crop and scale the file to what the prior takes.
         invert: take 1 - image, for dark strokes on a light ground.
+        settings: of the operator, by the names of its other parameters.
     """
 
     file: Path
@@ -59,6 +60,7 @@ class ImageTask:
     factor: int | None = None
     resize: bool = False
     invert: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def pose(self, solver: Solver, generator: torch.Generator,
              say: Say) -> tuple[Tensor | None, GaussianLikelihood]:
@@ -78,7 +80,8 @@ class ImageTask:
         """
         image_shape = _image_shape(solver)
         operator = operator_by_name(self.operator, image_shape, factor=self.factor, mask=self.mask,
-                                    kernel=self.kernel, observed=self.observed, generator=generator, say=say)
+                                    kernel=self.kernel, observed=self.observed, settings=self.settings,
+                                    generator=generator, say=say)
         if self.observed:
             if self.resize:
                 raise ValueError(
@@ -127,6 +130,7 @@ def _warn_of_style(image: Tensor, solver: Solver, say: Say) -> None:
 
 def operator_by_name(name: str, image_shape: tuple[int, ...], *, factor: int | None = None,
                      mask: Path | None = None, kernel: Path | None = None, observed: bool = False,
+                     settings: Mapping[str, Any] | None = None,
                      generator: torch.Generator | None = None, say: Say = print) -> Operator:
     """Build an operator as the command line asks for it.
 
@@ -137,6 +141,7 @@ def operator_by_name(name: str, image_shape: tuple[int, ...], *, factor: int | N
         mask: file of a mask; the operator's name then says as which class the adapter takes it.
         kernel: file of a blur kernel; likewise.
         observed: whether a measurement exists already, so that no parameter may be drawn at random.
+        settings: other parameters of the operator, by name.
         generator: draws random parameters.
         say: called with a sentence for each thing assumed.
 
@@ -150,20 +155,26 @@ def operator_by_name(name: str, image_shape: tuple[int, ...], *, factor: int | N
     key = kebab(name).replace("_", "-")
     if key not in known:
         raise ValueError(f"there is no operator {name!r}: {nearest(key, list(known))}")
+    settings = dict(settings or {})
+    if settings and (mask is not None or kernel is not None):
+        raise ValueError(f"--operator-set {next(iter(settings))}=... does not go with --mask or --kernel, which give "
+                         "the operator's parameters")
     if mask is not None:
         return _masked(key, image_shape, mask, say)
     if kernel is not None:
         return _blurred(key, image_shape, kernel, say)
     kind: Any = operators.find(known[key])
     parameters = inspect.signature(kind).parameters
+    _check_settings(key, settings, parameters)
     if factor is not None and "factor" not in parameters:
         raise ValueError(f"--factor belongs to super-resolution, not to {key}")
     missing = [p for p, v in parameters.items() if v.default is v.empty and v.kind is v.POSITIONAL_OR_KEYWORD]
-    for needed in missing:
+    for needed in (p for p in missing if p not in settings):
         if needed in ("mask", "kernel"):
             raise ValueError(f"{key} needs its {needed}: pass --{needed} FILE")
         if needed != "image_shape":
-            raise ValueError(f"{key} needs its {needed}, which no option gives: build it in Python")
+            raise ValueError(f"{key} needs its {needed}: pass --operator-set {needed}=..., or build it in Python if "
+                             "that is no number or word")
     if observed and "generator" in parameters:
         option = "--mask" if "inpainting" in key else "--kernel"
         raise ValueError(f"{key} draws its parameters at random, but a file that is observed was made with "
@@ -171,11 +182,25 @@ def operator_by_name(name: str, image_shape: tuple[int, ...], *, factor: int | N
     arguments: dict[str, Any] = {"generator": generator} if "generator" in parameters else {}
     if factor is not None:
         arguments["factor"] = factor
-    operator: Operator = kind(image_shape, **arguments)
+    operator: Operator = kind(image_shape, **arguments, **settings)
     if observed and key in ("box-inpainting", "gaussian-blur"):
         option = "--mask" if key == "box-inpainting" else "--kernel"
         say(f"assumed the operator's defaults, {operator}: pass {option} FILE for others")
     return operator
+
+
+def _check_settings(key: str, settings: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
+    """Expect that the operator has these settings, and that no other option gives them."""
+    options = {"image_shape": "the prior", "generator": "--seed", "mask": "--mask", "kernel": "--kernel",
+               "factor": "--factor"}
+    named = [p for p, v in parameters.items() if v.kind in (v.POSITIONAL_OR_KEYWORD, v.KEYWORD_ONLY)]
+    known = [p for p in named if p not in options]
+    for name in settings:
+        if name in options and name in parameters:
+            raise ValueError(f"the {name} of {key} is given by {options[name]}, not by --operator-set")
+        if name not in known:
+            knows = f"it has {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"the operator {key} has no setting {name!r}: {knows}")
 
 
 def _masked(key: str, image_shape: tuple[int, ...], file: Path, say: Say) -> Operator:

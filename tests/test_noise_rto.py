@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from noise_tools import F64, GaussianProposal, generator, randn, within
 from torch import Tensor
 
 import invflow
@@ -17,31 +18,6 @@ from invflow.operators import MatrixOperator
 from invflow.solvers.noise_lbfgs import BatchedLBFGS
 from invflow.solvers.registry import solver_by_name
 from invflow.testing import check_solver
-
-F64 = torch.float64
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=F64)
-
-
-class GaussianProposal:
-    """As an adapter: one Gaussian for each observation, here the same for all."""
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        self.mean, self.std = mean, std
-
-    def check_map(self, prior: FlowMap) -> None:
-        if prior.state_shape != tuple(self.mean.shape):
-            raise ValueError("the proposal was made for another map")
-
-    def propose(self, reward: Any) -> tuple[Tensor, Tensor]:
-        count = reward.num_observations or 1
-        return self.mean.expand(count, -1), self.std.expand(count, -1)
 
 
 class Bent(FlowMap):
@@ -60,13 +36,6 @@ class Bent(FlowMap):
     def jump(self, x: Tensor, s: Any, t: Any) -> Tensor:
         first, second = x.unbind(1)
         return torch.stack([first, second + self.a * (first.square() - 1) + self.b * second.sin()], dim=1)
-
-
-def within(estimates: Tensor, truth: Tensor, standard_errors: float = 4.5) -> None:
-    """The mean over independent runs ``(runs, ...)`` is ``truth`` within standard errors."""
-    error = estimates.std(0) / math.sqrt(len(estimates))
-    distance = (estimates.mean(0) - truth).abs()
-    assert bool((distance <= standard_errors * error).all()), (distance / error).tolist()
 
 
 def quadrature(prior: FlowMap, likelihood: GaussianLikelihood) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from noise_tools import F64, GaussianProposal, generator, randn, within
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
@@ -16,45 +17,19 @@ import invflow
 from invflow import (
     Adapter,
     ExactPosterior,
-    FlowMap,
     FunctionReward,
     GaussianLikelihood,
     GaussianMixtureFlow,
     NoiseSMC,
 )
 from invflow.operators import MatrixOperator
-from invflow.reward import Reward
 from invflow.smc import pareto_k_hat
 from invflow.solvers.noise_hamiltonian import MOVES
 from invflow.solvers.noise_target import NoiseTarget
 from invflow.solvers.registry import solver_by_name
 from invflow.testing import check_solver
 
-F64 = torch.float64
 NAMES = list(MOVES)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=F64)
-
-
-class GaussianProposal:
-    """As an adapter: one Gaussian for each observation, here the same for all; rightly placed or not."""
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        self.mean, self.std = mean, std
-
-    def check_map(self, prior: FlowMap) -> None:
-        if prior.state_shape != tuple(self.mean.shape):
-            raise ValueError("the proposal was made for another map")
-
-    def propose(self, reward: Reward) -> tuple[Tensor, Tensor]:
-        count = reward.num_observations or 1
-        return self.mean.expand(count, -1), self.std.expand(count, -1)
 
 
 OFF_CENTRE = GaussianProposal(torch.tensor([0.6, -0.2], dtype=F64), torch.tensor([0.7, 1.3], dtype=F64))
@@ -81,13 +56,6 @@ def quiet(solver: NoiseSMC, *arguments: Any, **options: Any) -> invflow.Posterio
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return solver.sample(*arguments, **options)
-
-
-def within(estimates: Tensor, truth: Tensor, standard_errors: float = 4.5) -> None:
-    """The mean over independent runs ``(runs, ...)`` is ``truth`` within standard errors."""
-    error = estimates.std(0) / math.sqrt(len(estimates))
-    distance = (estimates.mean(0) - truth).abs()
-    assert bool((distance <= standard_errors * error).all()), (distance / error).tolist()
 
 
 # -- the contract -----------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from invflow.flowmap import FlowMap
-from invflow.testing._tools import expect, expect_close, rounding, watch_global_seed
+from invflow.testing._flow_laws import check_law, check_regression
+from invflow.testing._tools import attempt, expect, expect_close, rounding, watch_global_seed
 
 __all__ = ["check_flow_map"]
 
@@ -16,20 +17,28 @@ _ROWS = 6
 
 
 def check_flow_map(flow_map: FlowMap | Callable[[], FlowMap], *, exact: bool = True, tolerance: float = 1e-3,
-                   seed: int = 0) -> None:
+                   images: Tensor | None = None, seed: int = 0) -> None:
     """Check that a flow map keeps the contract that solvers rely on.
 
     Checked: shapes and types; rows that do not depend on each other; times as floats or one for each row;
     X_{s,s} the identity; the velocity as the derivative of the jump at t = s; the semigroup
     X_{s,t} = X_{u,t} o X_{s,u}; decoding and its inverse; denoiser and score; the count of calls, forward and
-    backward; ``generate`` reproducible, independent of the chunks, and without the global seed.
+    backward; ``generate`` reproducible, independent of the chunks, and without the global seeds.
+
+    The direction of time is checked in two ways. Of an exact map trained with independent noise, the score must be
+    that of the law that the map itself makes of noise: E[s_t(x)] = 0 and E[x . s_t(x)] = -d (Stein 1981), within five
+    standard errors and a tenth; of a million seeds, about one would raise a false alarm, and a seed that passes always
+    passes. (A reversed flow of a Gaussian centred at zero is a flow of another Gaussian, and is not found so.) Given
+    ``images``, the velocity must predict m - z better than it would at the other time or with the other sign.
 
     Args:
         flow_map: the map, or a function of no arguments that makes it.
-        exact: whether the jump solves the ODE of the velocity. False, for a learned map, leaves the semigroup
-            and the inverse of a decoder that is not affine out.
+        exact: whether the jump solves the ODE of the velocity, and that is the one of a law. False, for a learned map,
+            leaves the semigroup, Stein's identities and the inverse of a decoder that is not affine out.
         tolerance: relative root-mean-square error allowed in the semigroup and in the velocity as a
             derivative (by finite differences: at best about 1e-4 in float32, 1e-7 in float64).
+        images: ``(n, *image_shape)``, at least 16 of those that the map was trained for: the surest test of a
+            learned map's time, sign and range.
         seed: of the states that it is tried on.
 
     Raises:
@@ -41,19 +50,25 @@ def check_flow_map(flow_map: FlowMap | Callable[[], FlowMap], *, exact: bool = T
         >>> check_flow_map(invflow.GaussianMixtureFlow(torch.eye(3), std=0.5))
     """
     prior = flow_map if isinstance(flow_map, FlowMap) else flow_map()
-    expect(isinstance(prior, FlowMap), f"a {type(prior).__name__} is no FlowMap: derive it from one")
+    expect(isinstance(prior, FlowMap),
+           f"a {type(prior).__name__} is no FlowMap: derive it from invflow.FlowMap, and pass an instance")
     _check_attributes(prior)
     generator = torch.Generator().manual_seed(seed)
     with watch_global_seed(f"{type(prior).__name__}.noise"):
         noise = prior.noise(_ROWS, generator=generator)
     with watch_global_seed(f"{type(prior).__name__}.velocity or jump"), torch.no_grad():
         # states as they occur at t = 1/4: not noise, so that the later times are not tried far off the data
-        x = prior.jump(noise, 0.0, 0.25)
+        x = attempt(lambda: prior.jump(noise, 0.0, 0.25), f"{type(prior).__name__}: jump(x, 0.0, 0.25) of states "
+                    f"{tuple(noise.shape)}", "It gets (n, *state_shape), and times as floats or tensors (n,)")
         _check_evaluation(prior, x)
         _check_rows(prior, x)
         _check_jump(prior, x, exact, tolerance)
         _check_denoiser_and_score(prior, x)
         _check_decoding(prior, prior.jump(noise, 0.0, 1.0), exact)
+        if exact and prior.independent_noise:
+            check_law(prior, seed)
+        if images is not None:
+            check_regression(prior, images, seed)
     _check_counting(prior, x)
     _check_generate(prior, seed)
 
@@ -81,7 +96,8 @@ def _check_evaluation(prior: FlowMap, x: Tensor) -> None:
         "jump(x, s, t) with t of shape (n,)": lambda: prior.jump(x, times / 2, times),
     }
     for what, call in calls.items():
-        out = call()
+        out = attempt(call, what,
+                      "It takes times as floats, 0-d tensors or tensors (n,): see invflow.flowmap.expand_time")
         expect(out.shape == x.shape and out.dtype == x.dtype,
                f"{what} made {tuple(out.shape)} {out.dtype} of states {tuple(x.shape)} {x.dtype}: both must "
                "be kept")
@@ -121,8 +137,8 @@ def _check_jump(prior: FlowMap, x: Tensor, exact: bool, tolerance: float) -> Non
     for s, u, t in ((0.25, 0.6, 1.0), (0.25, 0.3, 0.95), (0.25, 0.1, 0.0)):
         expect_close(prior.jump(prior.jump(x, s, u), u, t), prior.jump(x, s, t), tolerance,
                      f"two jumps {s} -> {u} -> {t} against one",
-                     "The jump is not the flow of one ODE, or solves it too coarsely: raise its number "
-                     "of steps; for a learned map pass exact=False.")
+                     "The semigroup X_{s,t} = X_{u,t} o X_{s,u} is broken: the jump is not the flow of one ODE, or "
+                     "solves it too coarsely (raise its number of steps); for a learned map pass exact=False.")
 
 
 def _check_denoiser_and_score(prior: FlowMap, x: Tensor) -> None:
@@ -130,7 +146,8 @@ def _check_denoiser_and_score(prior: FlowMap, x: Tensor) -> None:
     velocity = prior.velocity(x, t)
     expect_close(prior.denoise(x, t), x + (1 - t) * velocity, limit,
                  "denoise(x, t) against x + (1 - t) velocity",
-                 "The two are linked by that identity on the linear path x_t = (1 - t) z + t m.")
+                 "The two are linked by that identity on the linear path x_t = (1 - t) z + t m. Both are states: a "
+                 "denoiser of images in [0, 1] gets decode(x), and its answer is encoded (as by invflow.from_deepinv).")
     if prior.independent_noise:
         expect_close(prior.score(x, t), (t * velocity - x) / (1 - t), limit,
                      "score(x, t) against (t velocity - x) / (1 - t)",
@@ -161,7 +178,7 @@ def _check_decoding(prior: FlowMap, state: Tensor, exact: bool) -> None:
                      "Solvers for linear-Gaussian problems rely on decode_affine: correct it, or use None.")
     if affine is not None or exact:
         expect_close(back, state, 10 * rounding(state.dtype), "encode(decode(x)) against x",
-                     "encode must invert decode.")
+                     "encode must invert decode: images are in [0, 1], states in the range of the map's training.")
     expect(tuple(back.shape) == tuple(state.shape),
            f"encode made {tuple(back.shape)} of images {tuple(image.shape)}, expected {tuple(state.shape)}")
 

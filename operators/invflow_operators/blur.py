@@ -185,6 +185,13 @@ class MotionBlur(Blur):
 
     Raises:
         ValueError: for an intensity out of range or a kernel larger than the image.
+
+    Example:
+        >>> import torch
+        >>> from invflow.operators import MotionBlur
+        >>> operator = MotionBlur((1, 28, 28), generator=torch.Generator().manual_seed(0))
+        >>> round(float(operator.kernel.sum()), 3)
+        1.0
     """
 
     def __init__(self, image_shape: Sequence[int], kernel_size: int | None = None, intensity: float = 0.5,

@@ -113,6 +113,18 @@ class DeepinvOperator(Operator):
         """``(n, *image_shape)`` to ``(n, *measurement_shape)``, without noise."""
         return _as_real(self.physics.A(self._as_input(x))).to(x.dtype)
 
+    @staticmethod
+    def as_measurement(measured: Any) -> Tensor:
+        """What a physics measured as this operator's measurement: complex numbers in pairs, lists joined.
+
+        Args:
+            measured: ``(n, ...)``, real or complex, or a list of such.
+
+        Returns:
+            ``(n, *measurement_shape)``, real.
+        """
+        return _as_real(measured)
+
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """deepinv's, where it has a singular value decomposition; else by conjugate gradients."""
         from deepinv.physics import DecomposablePhysics
