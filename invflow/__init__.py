@@ -16,16 +16,23 @@ _NAMES = {
     "NeuralFlowMap": "invflow.neural",
     "from_velocity": "invflow.wrappers",
     "from_deepinv": "invflow.wrappers",
+    "from_diffusers": "invflow.diffusers_prior",
+    "as_reconstructor": "invflow.deepinv_bridge",
+    "metric_from_deepinv": "invflow.deepinv_bridge",
+    "LatentFlowMap": "invflow.latent",
     "Adapter": "invflow.adapter",
     "Operator": "invflow.operator",
     "Reward": "invflow.reward",
     "FunctionReward": "invflow.reward",
     "GaussianLikelihood": "invflow.reward",
     "PoissonLikelihood": "invflow.reward",
+    "RepeatedReward": "invflow.repeated",
     "ClassReward": "invflow.image_rewards",
     "MaskMatchReward": "invflow.image_rewards",
     "MirrorReward": "invflow.image_rewards",
     "RotationReward": "invflow.image_rewards",
+    "ImageTextReward": "invflow.vision_rewards",
+    "YesNoReward": "invflow.vision_rewards",
     "Posterior": "invflow.posterior",
     "NFE": "invflow.posterior",
     "Solver": "invflow.solvers.base",
@@ -62,19 +69,24 @@ if TYPE_CHECKING:  # so that type checkers see what __getattr__ finds
     from invflow.adapter import Adapter  # noqa: F401
     from invflow.calibration import calibrate  # noqa: F401
     from invflow.comparison import Comparison, compare  # noqa: F401
+    from invflow.deepinv_bridge import as_reconstructor, metric_from_deepinv  # noqa: F401
+    from invflow.diffusers_prior import from_diffusers  # noqa: F401
     from invflow.flowmap import FlowMap  # noqa: F401
     from invflow.image_rewards import ClassReward, MaskMatchReward, MirrorReward, RotationReward  # noqa: F401
+    from invflow.latent import LatentFlowMap  # noqa: F401
     from invflow.mixture import GaussianMixtureFlow  # noqa: F401
     from invflow.neural import NeuralFlowMap, load_prior  # noqa: F401
     from invflow.operator import Operator  # noqa: F401
     from invflow.posterior import NFE, Posterior  # noqa: F401
     from invflow.problem import Problem, load_problem  # noqa: F401
+    from invflow.repeated import RepeatedReward  # noqa: F401
     from invflow.reward import FunctionReward, GaussianLikelihood, PoissonLikelihood, Reward  # noqa: F401
     from invflow.solvers.base import Solver  # noqa: F401
     from invflow.solvers.deepinv_langevin import ULA  # noqa: F401
     from invflow.solvers.deepinv_samplers import DDRM, DPS, DiffPIR, MomentMatching, PiGDM  # noqa: F401
     from invflow.solvers.exact import ExactPosterior  # noqa: F401
     from invflow.solvers.flower import Flower  # noqa: F401
+    from invflow.solvers.fmtt import FMTT  # noqa: F401
     from invflow.solvers.lmmse import LinearMMSE  # noqa: F401
     from invflow.solvers.noise_rto import NoiseRTO  # noqa: F401
     from invflow.solvers.noise_smc import NoiseSMC  # noqa: F401
@@ -82,6 +94,7 @@ if TYPE_CHECKING:  # so that type checkers see what __getattr__ finds
     from invflow.solvers.search import BeamSearch, BestOfN, TopKSearch  # noqa: F401
     from invflow.solvers.twisted_diffusion import TwistedDiffusion  # noqa: F401
     from invflow.solvers.vfm import VFM  # noqa: F401
+    from invflow.vision_rewards import ImageTextReward, YesNoReward  # noqa: F401
     from invflow.wrappers import from_deepinv, from_velocity  # noqa: F401
 
 

@@ -1,0 +1,156 @@
+"""The pictures of the gallery: ``python docs/make_gallery.py`` makes all, ``python docs/make_gallery.py NAME`` one.
+
+Written to ``docs/gallery``, with the shipped weights and seed 0;
+some minutes on two CPU cores, most of it for ``solvers``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+
+import invflow
+
+FOLDER = Path(__file__).resolve().parent / "gallery"
+TASKS = ("denoising", "random-inpainting", "box-inpainting", "super-resolution", "gaussian-blur", "motion-blur")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """Of all random numbers of a picture."""
+    return torch.Generator().manual_seed(seed)
+
+
+def tiles(rows: dict[str, list[Tensor]], headings: list[str], cell: float = 1.0) -> Any:
+    """Rows of images ``(1, H, W)`` or ``(h, w)`` with their names at the left and headings above."""
+    columns = max(len(row) for row in rows.values())
+    figure, axes = plt.subplots(len(rows), columns, squeeze=False, layout="constrained",
+                                figsize=(cell * columns + 1.2, cell * len(rows) + 0.3))
+    for line, (name, images) in zip(axes, rows.items()):
+        for place in line:
+            place.set_axis_off()
+        line[0].text(-0.12, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
+        for place, image in zip(line, images):
+            place.imshow(image.squeeze().clamp(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    for place, heading in zip(axes[0], headings):
+        place.set_title(heading, fontsize=8)
+    return figure
+
+
+def six_problems(data: str) -> Any:
+    """The first test image under six problems, with the one-step VFM."""
+    vfm, rows = invflow.VFM.load(data), {}
+    for k, task in enumerate(TASKS):
+        truth, likelihood = invflow.load_problem(f"{data}/{task}").simulate(6, generator=generator(), shuffle=False)
+        posterior = vfm.sample(likelihood, 64, generator=generator())
+        seen = likelihood.y[k]
+        observed = likelihood.operator.observed()
+        if observed is not None:  # grey where nothing was seen
+            seen = torch.where(observed[k % len(observed)], seen, 0.5)
+        std = 2 * posterior.std()[k]
+        rows[task] = [truth[k], seen, *posterior.samples[k, :4], posterior.mean()[k], std]
+    return tiles(rows, ["truth", "observation", "sample", "sample", "sample", "sample", "mean", "2 x std"])
+
+
+def solvers() -> Any:
+    """One digit with a hole, five samples of each of several solvers."""
+    truth, likelihood = invflow.load_problem("mnist/box-inpainting").simulate(1, generator=generator(), shuffle=False)
+    vfm, prior = invflow.VFM.load("mnist"), invflow.load_prior("mnist")
+    conjugate = {"look_ahead": "denoiser", "kernel": "ancestral", "proposal": "conjugate", "weights": "none"}
+    listed: dict[str, invflow.Solver] = {
+        "LinearMMSE": invflow.LinearMMSE.load("mnist"), "VFM, 1 step": vfm,
+        "VFM, 4 steps": invflow.VFM.load("mnist", steps=4),
+        "FMTT, conjugate,\nno weights": invflow.FMTT(prior, steps=100, **conjugate),
+        "NoiseRTO": invflow.NoiseRTO(vfm.prior, proposal=vfm.adapter), "PnPFlow\n(restoration)": invflow.PnPFlow(prior),
+    }
+    seen = torch.where(likelihood.operator.observed()[0], likelihood.y[0], 0.5)
+    rows = {}
+    for name, solver in listed.items():
+        samples = solver.sample(likelihood, 5, generator=generator()).samples[0]
+        rows[name] = [truth[0], seen, *samples]
+    return tiles(rows, ["truth", "observation", *["sample"] * 5])
+
+
+def prior_steps() -> Any:
+    """The same noise carried to data in one, two and four jumps."""
+    rows = {}
+    for data in ("mnist", "fashion-mnist"):
+        prior = invflow.load_prior(data)
+        for steps in (1, 2, 4):
+            rows[f"{data},\n{steps} step{'s' * (steps > 1)}"] = list(prior.generate(8, steps, generator=generator()))
+    return tiles(rows, [])
+
+
+def half_plane() -> Any:
+    """Eight Gaussians tilted away from the left half, by FMTT and exactly."""
+    from invflow.plot_plane import plane_figure
+
+    problem = invflow.load_problem("mixture/half-plane")
+    _, reward = problem.simulate(2, generator=generator())
+    posterior = invflow.FMTT(problem.prior, steps=25).sample(reward, 1000, generator=generator())
+    exact = problem.exact_posterior().sample(reward.select(0), 1000, generator=generator(1)).samples[0]
+    prior = problem.prior.generate(1000, generator=generator(2))
+    return plane_figure(posterior, exact=exact, prior=prior, title="FMTT, 25 steps, flow-map look-ahead")
+
+
+def overconfident() -> Any:
+    """A certificate of a sampler whose noise level is said to be half of what it is."""
+
+    class Overconfident(invflow.Solver):
+        def __init__(self, solver: invflow.Solver) -> None:
+            self.solver = solver
+
+        def sample(self, reward: Any, num_samples: int, **options: Any) -> invflow.Posterior:
+            wrong = invflow.GaussianLikelihood(reward.operator, reward.y, reward.sigma / 2)
+            return self.solver.sample(wrong, num_samples, **options)
+
+        def prior_samples(self, n: int, **options: Any) -> Tensor:
+            return self.solver.prior_samples(n, **options)
+
+    problem = invflow.load_problem("gaussian/linear")
+    solver = Overconfident(problem.exact_posterior())
+    return invflow.calibrate(solver, problem, num_simulations=300, generator=generator()).plot()
+
+
+PICTURES: dict[str, Callable[[], Any]] = {
+    "six-problems": lambda: six_problems("mnist"), "six-problems-fashion": lambda: six_problems("fashion-mnist"),
+    "solvers": solvers, "prior-steps": prior_steps, "half-plane": half_plane, "overconfident": overconfident,
+}
+
+
+def save(figure: Any, path: Path, width: int = 1000) -> None:
+    """Write a figure as a small PNG: so many pixels wide, 64 colours."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=width / figure.get_figwidth(), facecolor="white")
+    plt.close(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.open(buffer).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB", flush=True)
+
+
+def main() -> None:
+    """Make the pictures that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*PICTURES, []], help="default: all")
+    names = parser.parse_args().names or list(PICTURES)
+    for name in names:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of weights that were left out, which is the point there
+            save(PICTURES[name](), FOLDER / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

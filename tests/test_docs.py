@@ -1,0 +1,183 @@
+"""What the documentation shows: every Python block runs, page by page, and every command line is one that exists."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^(?P<pad>[ ]*)```(?P<kind>\w+)[^\n]*\n(?P<body>.*?)^(?P=pad)```[ ]*$", re.DOTALL | re.MULTILINE)
+#: on the line before a block, with the reason why it does not run, as in <!-- not run: needs a GPU -->
+NOT_RUN = re.compile(r"<!-- not run: \w.*-->\s*$")
+
+
+def blocks(page: Path, kind: str) -> list[tuple[int, str]]:
+    """Fenced blocks of one kind: line of the first line of code, and the code, without its indentation."""
+    text, found = page.read_text(encoding="utf-8"), []
+    for fence in FENCE.finditer(text):
+        if fence["kind"] == kind and not NOT_RUN.search(text[: fence.start()].rstrip()):
+            body = re.sub(rf"^{fence['pad']}", "", fence["body"], flags=re.MULTILINE)
+            found.append((text.count("\n", 0, fence.start("body")) + 1, body))
+    return found
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+# -- Python ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # solvers warn of few particles, which are few to be quick
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("Agg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    namespace: dict[str, object] = {"__name__": "__docs__"}
+    for line, code in blocks(page, "python"):
+        # blank lines before the code, so that a traceback has the page's own line numbers
+        compiled = compile("\n" * (line - 1) + code, str(page), "exec", dont_inherit=True)
+        exec(compiled, namespace)
+    plt.close("all")
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+
+def commands() -> list[tuple[str, str]]:
+    """All command lines of bash blocks: page with line, and the words, comments and line breaks taken out."""
+    found = []
+    for page in PAGES:
+        for line, body in blocks(page, "bash"):
+            for offset, text in enumerate(body.replace("\\\n", "  ").splitlines()):
+                for command in re.split(r"&&|;", text):
+                    if shlex.split(command, comments=True):
+                        found.append((f"{name(page)}:{line + offset}", " ".join(command.split())))
+    return found
+
+
+def check_invflow(words: list[str], own: set[str]) -> None:
+    """Parse an ``invflow`` command as the program would, without running it; names and settings must exist.
+
+    ``own`` are operators that the page itself has the reader write.
+    """
+    import typer.main
+
+    from invflow.cli import app
+
+    group = typer.main.get_command(app)
+    if not words or words[0].startswith("-"):
+        group.make_context("invflow", words or ["--help"], resilient_parsing=True)
+        return
+    command = group.commands[words[0]]
+    given = command.make_context(words[0], words[1:]).params
+    if words[0] in ("solve", "calibrate"):
+        check_problems([given["problem"]])
+        problem = given["problem"] or "mnist/denoising"
+        check_settings(given["solver"] or "vfm", problem, given["setting"] or [])
+    if words[0] == "solve" and given["operator"] and given["operator"] not in own:
+        from invflow import operators
+
+        operators.find(given["operator"])
+    if words[0] == "compare":
+        from invflow.cli_compare import parse_solver
+
+        check_problems(given["problems"])
+        for text in given["solver"]:
+            parse_solver(text)
+            head, _, tail = text.partition(":")
+            check_settings(head.rpartition("=")[2], given["problems"][0], [pair for pair in tail.split(",") if pair])
+    if words[0] == "train":
+        from invflow.training import LoopSettings
+        from invflow.training.recipe import load_recipe
+
+        load_recipe(given["name"])
+        known = inspect.signature(LoopSettings).parameters
+        assert all(pair.partition("=")[0] in known for pair in given["setting"] or [])
+
+
+def check_problems(names: list[str | None]) -> None:
+    from invflow.problem import list_problems
+
+    assert all(n is None or n in list_problems() for n in names), f"no such problem among {names}"
+
+
+def check_settings(solver: str, problem: str, settings: list[str]) -> None:
+    from invflow.problem import load_problem
+    from invflow.solvers.registry import SOLVERS
+
+    target = SOLVERS[solver].target(load_problem(problem))
+    known = inspect.signature(target).parameters
+    for pair in settings:
+        key, equals, _ = pair.partition("=")
+        assert equals, f"{pair!r} is no NAME=VALUE"
+        assert key.replace("-", "_") in known, f"{solver} has no setting {key!r}"
+
+
+def check(command: str, page: str = "") -> None:
+    """One command line: those of the library in full, modules and scripts by their existence."""
+    words = shlex.split(command, comments=True)
+    if words[0] == "accelerate":
+        assert words[1:4] == ["launch", "-m", "invflow"]
+        words = ["invflow", *words[4:]]
+    if words[0] in ("python", "python3") and words[1] == "-m":
+        if words[2] == "invflow":
+            words = words[2:]
+        else:
+            assert importlib.util.find_spec(words[2]) is not None, f"there is no module {words[2]}"
+    elif words[0] in ("python", "python3"):
+        assert (ROOT / words[1]).is_file(), f"there is no file {words[1]}"
+    if words[0] == "invflow":
+        from invflow.solve import kebab
+
+        text = (ROOT / page).read_text(encoding="utf-8") if page else ""
+        check_invflow(words[1:], {kebab(own) for own in re.findall(r"^class (\w+)\(Operator\)", text, re.MULTILINE)})
+
+
+@pytest.mark.parametrize(("place", "command"), commands(), ids=lambda value: value if ".md:" in value else "")
+def test_commands_exist(place, command):
+    check(command, place.partition(":")[0])
+
+
+@pytest.mark.parametrize("command", [
+    "invflow solve mnist/nothing", "invflow solve mnist/denoising --sample 3", "invflow solve --samples many",
+    "invflow solve mnist/denoising --solver vfm --set step=4", "invflow compare mnist/denoising --solver vfm:step=4",
+    "invflow train mnist --set learning=1", "python -m invflow_problems.nothing", "invflow paint",
+    "python docs/nothing.py",
+])
+def test_wrong_commands_are_found_out(command):
+    with pytest.raises(Exception):  # noqa: B017 -- of the parser, of a lookup, of an assertion
+        check(command)
+
+
+# -- the site --------------------------------------------------------------------------------------------------------
+
+
+def test_pages_name_nothing_of_a_machine():
+    leak = re.compile(r"(?<![\w.])/(?:home|root|Users|work|opt|var|mnt)/\w|\b[A-Z]:\\\w|site-packages|localhost")
+    for page in PAGES:
+        found = leak.search(page.read_text(encoding="utf-8"))
+        assert found is None, f"{name(page)} says {found[0]!r}"
+
+
+def test_public_names_are_in_the_reference():
+    import invflow
+
+    reference = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs" / "api").glob("*.md"))
+    listed = {line.rpartition(".")[2] for line in reference.splitlines() if line.startswith("::: ")}
+    missing = sorted({*invflow._NAMES, *invflow.training.__all__, *invflow.testing.__all__} - listed)
+    assert not missing, f"docs/api lacks {', '.join(missing)}"
+
+
+def test_pictures_are_small():
+    for file in (ROOT / "docs").rglob("*.png"):
+        assert file.stat().st_size < 150_000, f"{name(file)} has {file.stat().st_size} bytes"
