@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from invflow._posterior_file import as_json
-from invflow.pretrained import write_atomically
+from invflow.pretrained import digest, parse_json, write_atomically
 
 __all__ = ["Part", "Task", "derive_seed", "plan", "read_part", "write_part"]
 
@@ -71,8 +71,8 @@ def plan(problems: list[str], solvers: list[str], observations: int, size: int) 
 
 def derive_seed(*parts: object) -> int:
     """A seed for a named purpose: the same everywhere, and another for each."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 2
+    found = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(found[:8], "big") >> 2
 
 
 def _slug(name: str) -> str:
@@ -93,7 +93,8 @@ def write_part(part: Part, path: Path, setup: dict[str, Any]) -> None:
               "failure": part.failure}
     stored = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in part.tensors.items()}
     stored = stored or {"empty": torch.zeros(1)}
-    text = json.dumps(as_json(header, "part"))
+    plain = as_json({**header, "content": digest(stored, {})}, "part")
+    text = json.dumps({**plain, "digest": digest({}, plain)})
     write_atomically(path, lambda name: save_file(stored, name, {"invflow": text}))
 
 
@@ -112,19 +113,22 @@ def read_part(path: Path, setup: dict[str, Any] | None = None, tensors: bool = T
         return None
     try:
         with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {})["invflow"])
-            names = [key for key in file.keys() if key != "empty"] if tensors else []  # noqa: SIM118 - not a dict
-            held = {key: file.get_tensor(key) for key in names}
-    except (SafetensorError, OSError, KeyError, ValueError):
+            header = parse_json((file.metadata() or {})["invflow"])
+            held = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118 - not a dict
+        whole, content = header.pop("digest", None), header.get("content")
+        damaged = whole is not None and whole != digest({}, header)
+        if damaged or header["format"] != _FORMAT or (content and tensors and content != digest(held, {})):
+            return None
+        held.pop("empty", None)
+        found = Part(header["columns"], header["costs"], held, header["seed"], header["failure"])
+        theirs = dict(header["setup"])
+    except Exception:  # safetensors and JSON fail on damaged files with errors of many kinds
         return None  # cut short by a full disk, say: made anew
-    if header.get("format") != _FORMAT:
-        return None
-    if setup is not None and header["setup"] != json.loads(json.dumps(as_json(setup, "setup"))):
-        theirs = header["setup"]
+    if setup is not None and theirs != json.loads(json.dumps(as_json(setup, "setup"))):
         differing = sorted(key for key in {*theirs, *setup} if theirs.get(key) != as_json(setup.get(key), key))
         raise ValueError(
             f"{path} belongs to another comparison: it differs in {', '.join(differing)} ("
             + "; ".join(f"{key}: {theirs.get(key)!r} there, {setup.get(key)!r} here" for key in differing[:3])
             + "). Pass another output folder, or the same settings to go on with this one"
         )
-    return Part(header["columns"], header["costs"], held, header["seed"], header["failure"])
+    return found

@@ -19,7 +19,7 @@ from invflow._compare_judge import METRICS
 from invflow._compare_parts import Part, Task, read_part
 from invflow._posterior_file import as_json, versions
 from invflow.metrics import classifier_features, frechet_distance
-from invflow.pretrained import write_atomically
+from invflow.pretrained import parse_json, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -275,15 +275,17 @@ class Comparison:
             raise FileNotFoundError(f"there is no {str(path)!r}: pass the folder of a comparison that has ended; an "
                                     "interrupted one goes on with the same call of invflow.compare")
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = parse_json(path.read_text(encoding="utf-8"))
             if found["format"] != _FORMAT:
                 raise ValueError(f"its format is {found['format']!r}, not {_FORMAT!r}")
             sets = {p: {s: {m: (v[0], v[1]) for m, v in row.items()} for s, row in table.items()}
                     for p, table in found["sets"].items()}
-            return cls(found["values"], sets, found["costs"], found["failures"], found["settings"], found["solvers"],
+            read = cls(found["values"], sets, found["costs"], found["failures"], found["settings"], found["solvers"],
                        found["seeds"], found["versions"], Path(folder))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} holds no comparison that can be read: {error}") from error
+            read.to_markdown()  # which takes every number
+        except Exception as error:  # what a table of something else fails with is any error
+            raise ValueError(f"{path} holds no comparison that can be read: {error!r}") from error
+        return read
 
     def __str__(self) -> str:
         return self.to_markdown()
@@ -388,11 +390,11 @@ def _set_metrics(parts: list[Part], references: Tensor | None) -> dict[str, tupl
 
 def _task_of(path: Path) -> Task | None:
     """The task that a part's file belongs to."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            setup = json.loads((file.metadata() or {})["invflow"])["setup"]
+            setup = parse_json((file.metadata() or {})["invflow"])["setup"]
         return Task(setup["problem"], setup["label"], setup["start"], setup["stop"])
-    except (SafetensorError, OSError, KeyError, ValueError):
+    except Exception:  # damaged, in whichever way
         return None

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 import invflow
-from invflow.pretrained import write_atomically
+from invflow.pretrained import digest, parse_json, write_atomically
 
 if TYPE_CHECKING:
     from invflow.posterior import Posterior
@@ -50,6 +50,7 @@ def write_posterior(posterior: Posterior, path: Path) -> None:
     }
     # clones, because safetensors refuses tensors that share memory
     stored = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+    header["digest"] = digest(stored, header)
     write_atomically(path, lambda name: save_file(stored, name, {"invflow": json.dumps(header)}))
 
 
@@ -66,17 +67,20 @@ def read_posterior(path: Path) -> dict[str, Any]:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # safetensors has errors of its own, and KeyErrors for types that torch lacks
         raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
     try:
-        header = json.loads(metadata["invflow"])
+        header = parse_json(metadata["invflow"])
         if header["format"] != _FORMAT:
             raise ValueError(f"its format is {header['format']!r}, this version of invflow reads {_FORMAT!r}")
+        known = header.pop("digest", None)
+        if known is not None and known != digest(tensors, header):
+            raise ValueError("it is not as it was saved: its numbers or its settings were changed")
         nfe = {"forward": float(header["nfe"]["forward"]), "backward": float(header["nfe"]["backward"])}
         diagnostics, settings = dict(header["diagnostics"]), dict(header["settings"])
         settings["versions"] = header["versions"]
         samples, seconds = tensors["samples"], float(header["seconds"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
         raise ValueError(
             f"{path} is a safetensors file but holds no posterior that can be read ({type(error).__name__}: "
             f"{error}): pass one that Posterior.save wrote"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from invflow.counting import Countable
 from invflow.nets.embedding import TimeEmbedding
 from invflow.neural import NeuralFlowMap, build_network, initialise
-from invflow.pretrained import load_module, read_config, resolve_folder, save_module
+from invflow.pretrained import load_built, read_config, resolve_folder, save_module
 from invflow.reward import GaussianLikelihood, Reward
 
 __all__ = ["Adapter"]
@@ -38,6 +38,17 @@ class Adapter(Countable):
         options: of the network.
         trained_for: fingerprint of the map that it was trained with; None before training.
         generator: initialises the weights.
+
+    Example:
+        >>> import torch
+        >>> from invflow import Adapter, GaussianLikelihood
+        >>> from invflow.operators import MatrixOperator
+        >>> operator = MatrixOperator(torch.tensor([[1.0, 0.0]]), image_shape=(2,), problem_class="first")
+        >>> options = {"width": 16, "depth": 2}
+        >>> adapter = Adapter((2,), classes=["first"], network="mlp", options=options, generator=torch.Generator())
+        >>> mean, std = adapter.propose(GaussianLikelihood(operator, torch.ones(3, 1), sigma=0.1))
+        >>> mean.shape
+        torch.Size([3, 2])
     """
 
     def __init__(self, state_shape: tuple[int, ...], *, classes: Sequence[str],
@@ -132,7 +143,7 @@ class Adapter(Countable):
             raise ValueError(
                 f"the adapter was not trained for {what} (problem class {name!r}, {type(reward).__name__}); it knows "
                 f"Gaussian likelihoods of {', '.join(self.classes)}. Train one with invflow.training.train_vfm, or "
-                "use a solver that needs no training: FMTT, NoiseSMC, or ExactPosterior for a mixture"
+                "use a solver that needs no training: FMTT, NoiseSMC, NoiseRTO, or ExactPosterior for a mixture"
             )
         if operator is not None and tuple(operator.image_shape) != self.image_shape:
             raise ValueError(
@@ -175,11 +186,13 @@ class Adapter(Countable):
         """
         folder = resolve_folder(name, "adapter")
         config = read_config(folder, "adapter")
-        try:
-            adapter = cls(tuple(config["state_shape"]), image_shape=tuple(config["image_shape"]),
-                          classes=config["classes"], network=config["network"], options=config["options"],
-                          trained_for=config["trained_for"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{folder / 'config.json'} describes no adapter that can be built: {error!r}") from error
-        load_module(adapter, folder)
+
+        def build() -> Adapter:
+            classes = config["classes"]
+            if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+                raise TypeError(f"classes are {classes!r}, no list of names")
+            return cls(tuple(config["state_shape"]), image_shape=tuple(config["image_shape"]), classes=classes,
+                       network=config["network"], options=config["options"], trained_for=config["trained_for"])
+
+        adapter = load_built(build, folder, config, "adapter")
         return adapter.eval().requires_grad_(False)

@@ -67,7 +67,7 @@ def calibrate(solver: Solver, problem: Problem, *, num_simulations: int = 200, n
         progress: show a progress bar.
 
     Returns:
-        A :class:`~invflow._certificate.Certificate`: print it, ``plot()`` it, ``save`` it.
+        A :class:`~invflow.calibration.Certificate` to print, to ``plot()`` and to ``save``.
 
     Raises:
         ValueError: for a setting out of range, or a folder with another calibration.

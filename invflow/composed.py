@@ -21,6 +21,12 @@ class ComposedOperator(Operator):
 
     Raises:
         ValueError: if the shapes or the numbers of parameter sets do not fit.
+
+    Example:
+        >>> import torch
+        >>> from invflow.operators import GaussianBlur, SuperResolution
+        >>> (SuperResolution((1, 28, 28), factor=4) @ GaussianBlur((1, 28, 28))).measurement_shape
+        (1, 7, 7)
     """
 
     def __init__(self, outer: Operator, inner: Operator, problem_class: str | None = None) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Literal, overload
+from typing import IO, Literal, overload
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 #: data sets that are fetched by name, and the torchvision class that knows their addresses and checksums
 DOWNLOADS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
+
+_MOST_PACKED = 1100  # bytes that a byte of a gzip file can stand for, a little over what deflate reaches
 
 _SPLITS = {"train": "train", "test": "t10k"}
 _CIFAR_FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
@@ -160,26 +163,36 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
         ValueError: if the file is no IDX file of bytes, or shorter or longer than its header says.
     """
     path = Path(path)
+    packed = path.suffix == ".gz"
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if packed else path.open("rb") as file:
+            return _read_idx(path, file, path.stat().st_size * (_MOST_PACKED if packed else 1))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is no complete gzip file ({error}): fetch it again") from error
+
+
+def _read_idx(path: Path, file: IO[bytes], largest: int) -> Tensor:
+    """The array of an open file, which cannot hold more than so many bytes: no more than it declares is unpacked."""
+    data = file.read(4)
     if len(data) < 4 or data[:3] != b"\x00\x00\x08" or not 1 <= data[3] <= 4:
         raise ValueError(
-            f"{path} is no IDX file of bytes: it begins with {data[:4].hex(' ')}, not 00 00 08 and a rank"
+            f"{path} is no IDX file of bytes: it begins with {data.hex(' ')}, not 00 00 08 and a rank"
         )
-    header = 4 + 4 * data[3]
-    if len(data) < header:
-        raise ValueError(f"{path} is truncated: {len(data)} bytes, less than its header of {header}")
-    shape = struct.unpack(f">{data[3]}I", data[4:header])
-    values = torch.frombuffer(bytearray(data), dtype=torch.uint8)[header:]
-    expected = int(torch.tensor(shape, dtype=torch.int64).prod())
-    if values.numel() != expected:
-        problem = "truncated" if values.numel() < expected else "too long"
-        raise ValueError(
-            f"{path} is {problem}: its header says shape {shape}, {expected} bytes, but has {values.numel()}"
-        )
-    return values.reshape(shape)
+    rank = data[3]
+    data = file.read(4 * rank)
+    if len(data) < 4 * rank:
+        raise ValueError(f"{path} is truncated: {4 + len(data)} bytes, less than its header of {4 + 4 * rank}")
+    shape = struct.unpack(f">{rank}I", data)
+    expected = math.prod(shape)
+    if not 0 < expected <= largest:
+        raise ValueError(f"{path} is truncated or damaged: its header says shape {shape}, {expected} bytes, and it "
+                         f"cannot hold more than {largest}")
+    data = file.read(expected + 1)  # to the end, where gzip's checksum is
+    if len(data) != expected:
+        problem = "truncated" if len(data) < expected else "too long"
+        raise ValueError(f"{path} is {problem}: its header says shape {shape}, {expected} bytes, but it has "
+                         f"{len(data) if len(data) < expected else 'more'}")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(shape)
 
 
 def _load_idx_pair(path: Path) -> tuple[Tensor, Tensor | None]:
@@ -208,6 +221,10 @@ def _load_cifar(paths: list[Path]) -> tuple[Tensor, Tensor]:
             raise ValueError(f"{path} is truncated: {len(data)} bytes, no multiple of {row}")
         rows.append(torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(-1, row))
     table = torch.cat(rows)
+    greatest = int(table[:, 0].max())
+    if greatest > 9:
+        raise ValueError(f"{paths[0].parent} holds labels up to {greatest}, but CIFAR-10 has ten classes: its files are "
+                         "damaged, or others")
     return table[:, 1:].reshape(-1, 3, 32, 32).clone(), table[:, 0].long()
 
 

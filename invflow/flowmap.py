@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invflow._memory import ChunkSize
 from invflow._ode import Time, expand_time, integrate
 from invflow._random import draw_noise
 from invflow.counting import Countable
@@ -186,8 +187,8 @@ class FlowMap(Countable):
         """
         if n < 1 or steps < 1:
             raise ValueError(f"generate takes n >= 1 and steps >= 1, not n={n}, steps={steps}")
-        noise = self.noise(n, generator=generator)
-        return torch.cat([self.decode(self.flow(z, steps)) for z in noise.split(chunk_size)])
+        noise, size = self.noise(n, generator=generator), ChunkSize(chunk_size, type(self).__name__)
+        return size.map(lambda z: self.decode(self.flow(z, steps)), noise)
 
     def flow(self, z: Tensor, steps: int = 1) -> Tensor:
         """Carry noise to data in ``steps`` equal jumps: ``(n, *state_shape)`` to the same; differentiable."""

@@ -91,6 +91,14 @@ class MaskMatchReward(_ImageReward):
 
     Raises:
         ValueError: for an empty mask, a scale that is not positive, or shapes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from invflow.image_rewards import MaskMatchReward
+        >>> corner = torch.zeros(8, 8)
+        >>> corner[:2, :2] = 1
+        >>> MaskMatchReward(1.0, corner, scale=0.5)(torch.zeros(1, 3, 1, 8, 8))
+        tensor([[-8., -8., -8.]])
     """
 
     def __init__(self, target: Tensor | float, mask: Tensor, scale: float) -> None:
@@ -166,6 +174,12 @@ class RotationReward(_InvarianceReward):
 
     Args:
         scale: s, over 0. Images are square.
+
+    Example:
+        >>> import torch
+        >>> from invflow.image_rewards import RotationReward
+        >>> RotationReward(1.0)(torch.ones(1, 2, 1, 8, 8)).abs()
+        tensor([[0., 0.]])
     """
 
     def orbit(self, x: Tensor) -> Sequence[Tensor]:

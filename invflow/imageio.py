@@ -18,6 +18,9 @@ __all__ = ["fit_to", "read_image", "read_kernel", "read_mask", "write_image"]
 
 Say = Callable[[str], None]
 
+#: of Pillow, those that decode by themselves: EPS, for one, would be handed to Ghostscript, which runs programs
+FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "TGA", "AVIF")
+
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow has it
 
 
@@ -29,7 +32,8 @@ def read_image(path: str | os.PathLike[str], *, channels: int | None = None,
                image_shape: Sequence[int] | None = None, resize: bool = False, say: Say = _warn) -> Tensor:
     """Read an image file as a tensor in [0, 1].
 
-    Reads what Pillow reads (PNG, JPEG, TIFF, WebP, BMP, ...), 8 or 16 bits, turned upright by its EXIF tag.
+    Reads PNG, JPEG, TIFF, WebP, BMP, GIF, PPM, JPEG 2000, TGA and AVIF, as far as Pillow does, 8 or 16 bits, turned
+    upright by its EXIF tag, up to 89 million pixels.
     What has to be changed is changed and said: colour becomes grey by luminance, grey becomes colour by
     repetition, transparency is laid on white, only the first frame of several is taken.
 
@@ -186,18 +190,28 @@ def _read_pixels(path: Path, say: Say) -> Tensor:
 
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
+    Image.init()
+    known, said = [name for name in FORMATS if name in Image.OPEN], []
     try:
-        with Image.open(path) as file:
-            frames = getattr(file, "n_frames", 1)
-            if frames > 1:
-                say(f"{path.name} holds {frames} images: took the first")
-            if file.format == "PNG" and file.mode in ("RGB", "RGBA") and path.read_bytes()[24] == 16:
-                say(f"{path.name} has 16 bits for each colour, of which Pillow reads 8")
-            return _pixels(ImageOps.exif_transpose(file), path.name, say)
+        with warnings.catch_warnings():
+            # a small file that declares a huge image is an error, before anything of that size is made
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=known) as file:
+                frames = getattr(file, "n_frames", 1)
+                if frames > 1:
+                    said.append(f"{path.name} holds {frames} images: took the first")
+                if file.format == "PNG" and file.mode in ("RGB", "RGBA") and path.read_bytes()[24] == 16:
+                    said.append(f"{path.name} has 16 bits for each colour, of which Pillow reads 8")
+                pixels = _pixels(ImageOps.exif_transpose(file), path.name, said.append)
     except UnidentifiedImageError as error:
-        raise ValueError(f"{str(path)!r} is no image, at least in no format that Pillow reads") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{str(path)!r} is an image that cannot be read: {error}") from error
+        raise ValueError(f"{str(path)!r} is no image, at least in no format that is read here, which are "
+                         f"{', '.join(known)}") from error
+    except Exception as error:  # on damaged files Pillow fails with errors of any kind
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{str(path)!r} is an image that cannot be read: {reason}") from error
+    for sentence in said:
+        say(sentence)
+    return pixels
 
 
 def _pixels(image: Any, name: str, say: Say) -> Tensor:
@@ -246,12 +260,17 @@ def _read_array(path: Path, say: Say) -> Tensor:
     if path.suffix.lower() not in (".npy", ".txt"):
         return _to_channels(_read_pixels(path, say), 1, path.name, say)
     try:
-        # pickled arrays are programs: never loaded
-        is_table = path.suffix.lower() == ".txt"
-        array = np.loadtxt(path, ndmin=2) if is_table else np.load(path, allow_pickle=False)
-        values = torch.from_numpy(np.asarray(array).astype(np.float32))
-    except (OSError, ValueError, EOFError, TypeError) as error:
-        raise ValueError(f"{str(path)!r} holds no array of numbers: {error}") from error
+        if path.suffix.lower() == ".txt":
+            array = np.loadtxt(path, ndmin=2)
+        else:
+            # pickled arrays are programs: never loaded. Mapped, a header that declares more than the file holds fails
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or array.size == 0:
+            raise ValueError(f"a {getattr(array, 'dtype', type(array).__name__)} in place of numbers, or nothing")
+        with np.errstate(over="ignore"):
+            values = torch.from_numpy(np.array(array, dtype=np.float32))
+    except Exception as error:  # numpy's header is a Python expression: a damaged one fails with errors of any kind
+        raise ValueError(f"{str(path)!r} holds no array of numbers: {str(error) or type(error).__name__}") from error
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"{str(path)!r} holds values that are not finite")
     return values

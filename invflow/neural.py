@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -12,11 +13,12 @@ from invflow.flowmap import FlowMap, Time, expand_time
 from invflow.nets.embedding import TimeEmbedding
 from invflow.nets.mlp import MLP
 from invflow.nets.unet import UNet
-from invflow.pretrained import fingerprint, load_module, read_config, resolve_folder, save_module
+from invflow.pretrained import fingerprint, load_built, read_config, resolve_folder, save_module
 
 __all__ = ["NeuralFlowMap", "load_prior"]
 
 NETWORKS = ("unet", "mlp")
+MOST_LAYERS = 200
 
 
 class NeuralFlowMap(FlowMap):
@@ -69,12 +71,14 @@ class NeuralFlowMap(FlowMap):
             raise ValueError(f"skip is {skip!r}, but only 'flow' and 'denoiser' are known")
         self.independent_noise = independent_noise
         self._decode_affine = (float(decode_affine[0]), float(decode_affine[1]))
+        if not (all(map(math.isfinite, self._decode_affine)) and self._decode_affine[0] != 0):
+            raise ValueError(f"decode_affine is {self._decode_affine}: pass a finite (scale, shift), the scale not 0")
         for name, value, default in (("mean", mean, 0.0), ("std", std, 1.0)):
             tensor = torch.full((1,) * len(state_shape), default) if value is None else value.float()
             if tensor.ndim != len(state_shape) or torch.broadcast_shapes(tensor.shape, state_shape) != self.state_shape:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, which does not broadcast to {state_shape}")
             self.register_buffer(name, tensor.clone())
-        if bool((self.std <= 0).any()):
+        if not self.std.is_meta and bool((self.std <= 0).any()):
             raise ValueError("std must be positive: it is the scale of the data states")
         width = int(self.options.get("embedding", 128))
         with torch.random.fork_rng(devices=[]):
@@ -153,14 +157,18 @@ class NeuralFlowMap(FlowMap):
         """
         folder = resolve_folder(name, "flow-map")
         config = read_config(folder, "flow-map")
-        try:
-            prior = cls(tuple(config["state_shape"]), network=config["network"], options=config["options"],
-                        decode_affine=config["decode_affine"], mean=torch.zeros(config["mean_shape"]),
-                        std=torch.ones(config["std_shape"]), skip=config["skip"],
-                        independent_noise=config["independent_noise"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{folder / 'config.json'} describes no flow map that can be built: {error!r}") from error
-        load_module(prior, folder)
+
+        def build() -> NeuralFlowMap:
+            if not isinstance(config["independent_noise"], bool):
+                raise TypeError(f"independent_noise is {config['independent_noise']!r}, neither true nor false")
+            return cls(tuple(config["state_shape"]), network=config["network"], options=config["options"],
+                       decode_affine=config["decode_affine"], mean=torch.zeros(config["mean_shape"]),
+                       std=torch.ones(config["std_shape"]), skip=config["skip"],
+                       independent_noise=config["independent_noise"])
+
+        prior = load_built(build, folder, config, "flow map")
+        if bool((prior.std <= 0).any()):
+            raise ValueError(f"{folder}: std must be positive: it is the scale of the data states")
         return prior.eval().requires_grad_(False)
 
 
@@ -171,6 +179,9 @@ def build_network(name: str, shape: tuple[int, ...], in_channels: int, out_chann
         raise ValueError(f"a U-Net takes states (C, H, W), not {shape}: use network='mlp' for vectors")
     if name == "mlp" and len(shape) != 1:
         raise ValueError(f"a perceptron takes states (d,), not {shape}: use network='unet' for images")
+    for count in (*(options.get(key, 1) for key in ("blocks", "depth")), len(options.get("channels", ()))):
+        if count > MOST_LAYERS:  # from a damaged file: to build them would never end
+            raise ValueError(f"the network's options ask for {count} layers or levels, more than {MOST_LAYERS}")
     with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator: put it back
         build = UNet if name == "unet" else MLP
         network: nn.Module = build(in_channels, out_channels, **options)
@@ -186,7 +197,7 @@ def initialise(module: nn.Module, generator: torch.Generator | None) -> None:
 
     generator = as_generator(generator)
     for layer in module.modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and not layer.weight.is_meta:
             with torch.no_grad():
                 if bool((layer.weight != 0).any()):
                     noise = torch.randn(layer.weight.shape, generator=generator)
@@ -206,5 +217,11 @@ def load_prior(name: str | os.PathLike[str]) -> NeuralFlowMap:
 
     Raises:
         ValueError: for an unknown name (with the nearest known one) or damaged files.
+
+    Example:
+        >>> import invflow
+        >>> prior = invflow.load_prior("mnist")
+        >>> prior.image_shape, prior.independent_noise
+        ((1, 28, 28), True)
     """
     return NeuralFlowMap.from_pretrained(name)

@@ -30,6 +30,13 @@ def estimate_sigma(y: Tensor, observed: Tensor | None = None) -> Tensor:
 
     Raises:
         ValueError: for measurements that are no pictures, see no noise, or are observed in too few places.
+
+    Example:
+        >>> import torch
+        >>> from invflow.noise import estimate_sigma
+        >>> y = 0.5 + 0.1 * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+        >>> round(float(estimate_sigma(y)), 1)
+        0.1
     """
     if y.ndim != 4 or min(y.shape[2:]) < 3:
         raise ValueError(

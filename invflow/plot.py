@@ -140,7 +140,8 @@ def _grid_figure(posterior: Posterior, truth: Tensor | None, observation: Tensor
     pictures = _picture(std[0]) is not None and not bool(std.isnan().all())
     layout = _Layout([name for name, _ in columns], len(posterior), cell, bar=0.62 if pictures else 0.1,
                      caption=0.06 if truth is None else 0.2, heading=0.0 if title is None else 0.3)
-    figure = PosteriorFigure(figsize=layout.size, dpi=150, facecolor="white")
+    # every cell is placed by hand: constrained layout, which a style may switch on, would only warn
+    figure = PosteriorFigure(figsize=layout.size, dpi=150, facecolor="white", layout="none")
     deviations = torch.stack([_rms(image) for image in std]).nan_to_num(0.0)
     scale = Normalize(0.0, max(float(deviations.max()), 1e-3))
     for row in range(len(posterior)):

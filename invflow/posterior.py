@@ -264,7 +264,10 @@ class Posterior:
         from invflow._posterior_file import read_posterior
 
         fields = read_posterior(Path(path))
-        return cls(**{**fields, "nfe": NFE(**fields["nfe"])})
+        try:
+            return cls(**{**fields, "nfe": NFE(**fields["nfe"])})
+        except TypeError as error:
+            raise ValueError(f"{path} holds no posterior: {error}") from error
 
     def to_xarray(self) -> Any:
         """As an ``xarray.Dataset``, with weights, evidence and all diagnostics that it can hold.

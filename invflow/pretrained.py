@@ -7,15 +7,18 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-__all__ = ["fingerprint", "kind_of", "load_module", "read_config", "resolve_folder", "save_module", "shipped_names"]
+__all__ = ["digest", "fingerprint", "kind_of", "load_built", "parse_json", "read_config", "resolve_folder",
+           "save_module", "shipped_names"]
+
+M = TypeVar("M", bound=nn.Module)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SHIPPED = Path(__file__).parent / "weights"
@@ -84,8 +87,8 @@ def kind_of(name: str | os.PathLike[str]) -> str:
     """
     path = resolve_folder(name, "flow-map") / CONFIG
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["kind"])
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        return str(parse_json(path.read_text(encoding="utf-8"))["kind"])
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} names no kind of model: pass a folder that save_pretrained wrote") from error
 
 
@@ -97,15 +100,23 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no {CONFIG}: pass a folder that save_pretrained wrote") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict) or config.get("kind") != kind:
         found = config.get("kind") if isinstance(config, dict) else type(config).__name__
         raise ValueError(f"{path} describes a model of kind {found!r}, but kind {kind!r} was expected")
     return config
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON; also text that nests a thousandfold fails with a ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
 
 
 def write_atomically(path: Path, write: Any) -> None:
@@ -129,7 +140,7 @@ def save_module(module: nn.Module, folder: str | os.PathLike[str], config: dict[
     Args:
         module: the module.
         folder: made if it does not exist.
-        config: JSON-serialisable, with a ``kind``.
+        config: JSON-serialisable, with a ``kind``; a ``digest`` of it and of the tensors is added.
         dtype: type that floating-point tensors are stored in, such as ``torch.float16``; None keeps theirs.
     """
     tensors = {
@@ -137,22 +148,47 @@ def save_module(module: nn.Module, folder: str | os.PathLike[str], config: dict[
         for k, v in module.state_dict().items()
     }
     write_atomically(Path(folder) / WEIGHTS, lambda p: save_file(tensors, p))
-    text = json.dumps(config, indent=2) + "\n"
+    text = json.dumps({**config, "digest": digest(tensors, config)}, indent=2) + "\n"
     write_atomically(Path(folder) / CONFIG, lambda p: Path(p).write_text(text, encoding="utf-8"))
 
 
-def load_module(module: nn.Module, folder: Path) -> None:
-    """Load a module's tensors from a folder, in the module's own types.
+def load_built(build: Callable[[], M], folder: Path, config: Mapping[str, Any], what: str) -> M:
+    """Build a module and load its tensors, in its own types; nothing large is made before the file is known to fit.
+
+    Args:
+        build: makes the module from the configuration. It is called on torch's meta device first, where tensors have
+            shapes only.
+        folder: that the tensors lie in.
+        config: of :func:`read_config`.
+        what: is built, for errors.
 
     Raises:
-        ValueError: if the file is missing, truncated or not safetensors, or if its tensors do not fit.
+        ValueError: for a configuration that nothing can be built from; if the file is missing, truncated or not
+            safetensors, its tensors do not fit, or they are not those that were saved.
     """
+    try:
+        with torch.device("meta"):
+            frame = build()
+    except Exception as error:  # a configuration may break a constructor in any way
+        raise ValueError(f"{folder / CONFIG} describes no {what} that can be built: {error!r}") from error
+    tensors = _read_tensors(folder, frame)
+    known = config.get("digest")
+    if known is not None and known != digest(tensors, {k: v for k, v in config.items() if k != "digest"}):
+        raise ValueError(f"{folder}: {CONFIG} or {WEIGHTS} is not as it was saved: fetch both again; after a change on "
+                         f'purpose, take the "digest" out of {CONFIG}')
+    module = build()
+    module.load_state_dict(tensors)
+    return module
+
+
+def _read_tensors(folder: Path, module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a folder, which fit a module and are finite."""
     path = folder / WEIGHTS
     try:
         tensors = load_file(path)
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no {WEIGHTS}: pickled weights are never loaded") from error
-    except (SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # safetensors has errors of its own, and KeyErrors for types that torch lacks
         raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
     own = module.state_dict()
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
@@ -164,10 +200,23 @@ def load_module(module: nn.Module, folder: Path) -> None:
         raise ValueError(
             f"{path} does not fit its {CONFIG}: missing {missing[:3]}, unknown {unknown[:3]}, shapes {shapes[:3]}"
         )
+    kinds = [f"{k} {tensors[k].dtype}" for k in own if tensors[k].is_floating_point() != own[k].is_floating_point()]
+    if kinds:
+        raise ValueError(f"{path} holds numbers of another kind than the model takes: {kinds[:3]}")
     broken = [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
     if broken:
         raise ValueError(f"{path} holds values that are not finite, in {broken[:3]}")
-    module.load_state_dict(tensors)
+    return tensors
+
+
+def digest(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> str:
+    """Digest of tensors, bit for bit, and of plain data that JSON holds: it tells damage that file formats do not."""
+    found = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return found.hexdigest()[:32]
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -319,6 +319,11 @@ def load_problem(name: str) -> Problem:
 
     Raises:
         ValueError: for an unknown name, with the nearest known one.
+
+    Example:
+        >>> import invflow
+        >>> invflow.load_problem("mnist/box-inpainting")
+        Problem('mnist/box-inpainting', prior='mnist', sigma=0.025, one operator)
     """
     known = list_problems()
     if not known:

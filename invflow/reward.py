@@ -82,8 +82,7 @@ class FunctionReward(Reward):
 
     Args:
         fn: ``(n, *image_shape)`` to ``(n,)``.
-        differentiable: False for a black box, which is called without gradients and may return anything that
-            :func:`torch.as_tensor` takes.
+        differentiable: False for a black box, called without gradients; it may return what ``torch.as_tensor`` takes.
 
     Example:
         >>> import torch, invflow
@@ -357,6 +356,11 @@ class PoissonLikelihood(Likelihood):
     Raises:
         ValueError: for a gain or a background out of range, and for counts that are negative, not whole,
             not finite or of another shape.
+
+    Example:
+        >>> import torch, invflow
+        >>> from invflow.operators import Denoising
+        >>> counts = invflow.PoissonLikelihood(Denoising((1, 8, 8)), torch.full((2, 1, 8, 8), 5), gain=10.0)
     """
 
     level_names = ("gain", "background")

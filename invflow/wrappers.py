@@ -174,12 +174,13 @@ def from_velocity(velocity: _Velocity, state_shape: tuple[int, ...], *, steps: i
             (rk4) or 6 (dopri5) velocities.
         image_shape: shape of one image. Default: the state's.
         decode: ``(scale, shift)`` of an affine decoding, image = scale state + shift: (0.5, 0.5) for states
-            in [-1, 1]; or two functions (decode, encode), for a latent model.
+            in [-1, 1]; or two functions (decode, encode), for a latent model, as
+            :class:`~invflow.LatentFlowMap` takes them for any flow.
         independent_noise: whether the velocity was trained with noise independent of the data. Else there is
             no score, and samplers along the path refuse the map.
         convention: ``"data-at-1"`` for this library's time, x_t = (1 - t) z + t m and velocity m - z;
             ``"data-at-0"`` for the reverse, x_t = (1 - t) m + t z and velocity z - m (MeanFlow; flow matching
-            in diffusers, whose own timesteps are 1000 t).
+            in diffusers, whose own timesteps are 1000 t: :func:`~invflow.from_diffusers` knows them).
         method: ``"euler"``, ``"midpoint"``, ``"heun"``, ``"rk4"`` or ``"dopri5"``.
 
     Returns:

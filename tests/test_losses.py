@@ -10,8 +10,10 @@ from invflow.training.losses import (
     gaussian_kl,
     meanflow_loss,
     normalise,
+    sample_between,
     sample_times,
     scale_gradient,
+    semigroup_average,
 )
 
 STD = 0.6  # of the Gaussian data in these tests
@@ -69,6 +71,39 @@ def test_noise_of_the_target_under_both_tangents():
     # path's tangent adds (du/dx) (v - b) with du/dx = STD - 1 to it, the derivative of the jump times v - b in all
     assert target_noise["map"] == pytest.approx(STD**2, rel=0.02)
     assert target_noise["path"] == pytest.approx((STD * STD) ** 2, rel=0.02)
+
+
+def test_two_jumps_have_the_average_velocity_of_one():
+    g = torch.Generator().manual_seed(5)
+    x = torch.randn(100, 1, generator=g, dtype=torch.float64)
+    s, t = torch.rand(2, 100, generator=g, dtype=torch.float64).sort(dim=0).values
+    s[:10], t[:10] = 0.0, 1.0
+    middle = sample_between(s, t, g)
+    assert ((s <= middle) & (middle <= t)).all()
+    assert (middle - s).gt(0).float().mean() > 0.9
+    torch.testing.assert_close(semigroup_average(gaussian_u, x, s, t, middle), gaussian_u(x, s, t))
+
+
+def test_semigroup_loss_is_consistency_apart_and_flow_matching_together():
+    """Rows with s < t have the noise-free target of an exact map, and only the others shape the noise."""
+    g = torch.Generator().manual_seed(6)
+    z, m = gaussian_pairs(64, g)
+    z.requires_grad_(True)
+    s, t, k = sample_times(64, generator=g)
+    s, t = s.double(), t.double()
+    middle = sample_between(s, t, g)
+    losses = meanflow_loss(gaussian_u, z, m, s, t, k, middle, tangent="semigroup")
+    assert losses[:k].max() < 1e-20
+    torch.testing.assert_close(losses[k:], meanflow_loss(gaussian_u, z, m, s, t, k, tangent="path")[k:])
+    torch.testing.assert_close(losses, meanflow_loss(gaussian_u, z, m, s, t, None, middle, tangent="semigroup"))
+    wrong = meanflow_loss(lambda x, a, b: gaussian_u(x, a, b) + x * (b - a)[:, None] ** 2, z, m, s, t, k, middle,
+                          tangent="semigroup")
+    assert wrong[:k].mean() > 1e-3
+    (gradient,) = torch.autograd.grad(wrong.sum(), z)
+    assert (gradient[:k] == 0).all()
+    assert (gradient[k:] != 0).all()
+    with pytest.raises(ValueError, match="sample_between"):
+        meanflow_loss(gaussian_u, z, m, s, t, k, tangent="semigroup")
 
 
 def test_derivative_matches_finite_differences():

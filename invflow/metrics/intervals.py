@@ -89,7 +89,7 @@ def highest_density_coverage(log_density: Tensor, truth_log_density: Tensor, lev
     size = 1 / weights.square().sum(1)
     denser = (weights * (log_density > truth_log_density[:, None])).sum(1)
     # the rank of a further sample among N is uniform on N + 1 places, of which a share `level` is inside
-    return (denser * size + 0.5) / (size + 1) <= level
+    return (denser * size + 0.5) / (size + 1) <= level + 1e-9  # at a tie rounding, and so the order, would decide
 
 
 # -- split conformal ---------------------------------------------------------------------------------------------

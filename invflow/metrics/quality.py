@@ -42,6 +42,12 @@ def psnr(x: Tensor, truth: Tensor, data_range: float = 1.0) -> Tensor:
 
     Raises:
         ValueError: if the shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> from invflow.metrics import psnr
+        >>> round(float(psnr(torch.full((1, 1, 4, 4), 0.6), torch.full((1, 1, 4, 4), 0.5))), 3)
+        20.0
     """
     x, truth, lead = _pair(x, truth, "psnr")
     error = (x - truth).square().flatten(lead).mean(-1)
@@ -108,6 +114,12 @@ def crps(samples: Tensor, truth: Tensor, log_weights: Tensor | None = None, *, f
 
     Raises:
         ValueError: if the shapes do not fit, or ``fair`` with fewer than two samples.
+
+    Example:
+        >>> import torch
+        >>> from invflow.metrics import crps
+        >>> crps(torch.tensor([[[0.0], [1.0]]]), torch.tensor([[0.5]]))  # errors of 0.5, less half of a distance of 1
+        tensor([[0.]])
     """
     weights = _check(samples, truth, log_weights, "crps", fair)
     error = (samples - truth[:, None]).abs()
@@ -278,6 +290,13 @@ def coverage(samples: Tensor, truth: Tensor, level: float = 0.9, log_weights: Te
 
     Raises:
         ValueError: if the shapes do not fit or N is too small for the level.
+
+    Example:
+        >>> import torch
+        >>> from invflow.metrics import coverage
+        >>> samples = torch.arange(19.0).reshape(1, 19, 1)
+        >>> coverage(samples, torch.tensor([[9.0]])), coverage(samples, torch.tensor([[30.0]]))
+        (tensor([[True]]), tensor([[False]]))
     """
     _check(samples, truth, log_weights, "coverage", fair=False)
     low, high = central_interval(samples, level, log_weights)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from invflow.nets.mlp import init_linear
-from invflow.pretrained import SHIPPED, load_module, read_config, resolve_folder, save_module
+from invflow.pretrained import SHIPPED, load_built, read_config, resolve_folder, save_module
 
 __all__ = ["Classifier", "confident_share"]
 
@@ -86,11 +86,8 @@ class Classifier(nn.Module):
         shipped = SHIPPED / f"{name}-classifier"
         folder = shipped if shipped.is_dir() else resolve_folder(name, "classifier")
         config = read_config(Path(folder), KIND)
-        try:
-            model = cls(config["image_shape"], config["classes"], width=int(config["width"]))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"the config.json of {folder} describes no classifier: {error!r}") from error
-        load_module(model, Path(folder))
+        model = load_built(lambda: cls(config["image_shape"], config["classes"], width=int(config["width"])),
+                           Path(folder), config, "classifier")
         return model.eval().requires_grad_(False)
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from invflow._memory import ChunkSize
 from invflow.reward import Reward
+from invflow.solvers._finite import first_row
 from invflow.solvers.conjugate import Spectrum
 from invflow.solvers.tilting import Look
 
-__all__ = ["Chunk", "FMTTState", "Run", "child_generator", "first_bad", "make_chunks"]
+__all__ = ["Chunk", "FMTTState", "Run", "child_generator", "first_bad", "make_chunks", "over_chunks"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,40 @@ class Chunk:
     observations: slice
     shape: tuple[int, int]
     reward: Reward
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return self.rows.stop - self.rows.start
+
+    def halves(self) -> tuple[Chunk, Chunk]:
+        """The same rows as two chunks: some of the observations each, or half the particles of a single one."""
+        axis = 0 if self.shape[0] > 1 else 1
+        middle, per = self.shape[axis] // 2, self.shape[1] if axis == 0 else 1
+        cuts = (slice(0, middle), slice(middle, self.shape[axis]))
+        first, second = (
+            Chunk(slice(self.rows.start + cut.start * per, self.rows.start + cut.stop * per),
+                  slice(self.observations.start + cut.start, self.observations.start + cut.stop)
+                  if axis == 0 else self.observations,
+                  (cut.stop - cut.start, self.shape[1]) if axis == 0 else (1, cut.stop - cut.start),
+                  self.reward.select(cut) if axis == 0 else self.reward)
+            for cut in cuts)
+        return first, second
+
+
+def over_chunks(chunks: list[Chunk], size: ChunkSize, work: Callable[[Chunk], T]) -> list[T]:
+    """Work done chunk by chunk; one that does not fit in memory is halved, in the list too, for what is to come."""
+    waiting, results = chunks[::-1], []
+    chunks.clear()
+    while waiting:
+        chunk = waiting.pop()
+        done = size.attempt(chunk.count, partial(work, chunk)) if chunk.count <= size.rows else None
+        if done is None:
+            waiting.extend(reversed(chunk.halves()))
+        else:
+            chunks.append(chunk)
+            results.append(done[0])
+    return results
 
 
 def make_chunks(reward: Reward, observations: int, count: int, size: int) -> list[Chunk]:
@@ -59,19 +99,22 @@ def child_generator(parent: torch.Generator) -> torch.Generator:
     return torch.Generator(parent.device).manual_seed(int(seed))
 
 
-def first_bad(look: Look) -> tuple[str, int] | None:
-    """What is NaN in a look, or a reward of +inf, and its first row; None where all is well.
+def first_bad(look: Look, state: Tensor) -> tuple[str, int] | None:
+    """What is not finite in a look from states ``(n, *state_shape)``, and its first row; None where all is well.
 
     A reward of -inf is no error: it is a weight of zero.
     """
     checks: Sequence[tuple[str, Tensor | None]] = (
+        ("state", ~state.isfinite()),
+        ("image of the look-ahead", None if look.landing is None else ~look.landing.isfinite()),
         ("reward", look.value.isnan() | (look.value == torch.inf)),
-        ("gradient of the reward", None if look.gradient is None else ~look.gradient.flatten(1).isfinite().all(1)),
+        ("gradient of the reward", None if look.gradient is None else ~look.gradient.isfinite()),
         ("rate of the reward", None if look.rate is None else look.rate.isnan()),
     )
     for what, bad in checks:
-        if bad is not None and bool(bad.any()):
-            return what, int(bad.nonzero()[0])
+        row = None if bad is None else first_row(bad)
+        if row is not None:
+            return what, row
     return None
 
 
@@ -110,6 +153,7 @@ class Run:
     """What one call carries from step to step; particles of all observations stand in one row after another."""
 
     chunks: list[Chunk]
+    size: ChunkSize
     gains: Tensor  # (B or 1, K + 1): g at each time
     generator: torch.Generator
     shape: tuple[int, int]  # (B, N)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invflow.reward import GaussianLikelihood, Reward
 from invflow.smc import conditional_ess, count_distinct, effective_sample_size, pareto_k_hat, precise
 from invflow.solvers._particles import FMTTState
 
-__all__ = ["PathRecord"]
+__all__ = ["PathRecord", "advise"]
 
 #: over this tail index the mean of the weights converges too slowly to be of use (Vehtari et al. 2024)
 _WORST_K_HAT = 0.7
@@ -69,13 +70,14 @@ class PathRecord:
         self.previous = after
         return before, torch.where(before > -torch.inf, after - before, 0.0)
 
-    def finish(self, state: FMTTState, solver: str, *, weighted: bool = True) -> dict[str, Any]:
+    def finish(self, state: FMTTState, solver: str, *, weighted: bool = True, advice: str = "") -> dict[str, Any]:
         """The diagnostics by name; warns where an observation has not converged.
 
         Args:
             state: the last one.
             solver: its name, for the warning.
             weighted: False where the weights were left out, and have to be all but equal for that to be right.
+            advice: what else to try, for the warning.
         """
         ess, gap = (torch.stack(self.columns[name], dim=1) for name in ("ess", "gap"))
         found = {
@@ -87,7 +89,7 @@ class PathRecord:
             "distinct_ancestors": count_distinct(state.ancestors), "k_hat": pareto_k_hat(state.log_weights),
             "capped_share": torch.stack(self.columns["capped"][1:], dim=1).mean(1),
         }
-        found["converged"] = _verdict(solver, state.log_weights.shape[1], found, weighted)
+        found["converged"] = _verdict(solver, state.log_weights.shape[1], found, weighted, advice)
         return found
 
 
@@ -107,7 +109,14 @@ def _discrepancy(before: Tensor, increments: Tensor) -> Tensor:
     return -share.clamp(max=1.0).log()
 
 
-def _verdict(solver: str, count: int, found: dict[str, Any], weighted: bool) -> Tensor:
+def advise(reward: Reward, conjugate: object) -> str:
+    """What a sampler guided by gradients can do better for this reward; empty where there is nothing to say."""
+    if conjugate is None and isinstance(reward, GaussianLikelihood) and reward.operator.linear:
+        return ", or FMTT's proposal='conjugate' with schedule='annealed', which conditions on the measurement"
+    return ""
+
+
+def _verdict(solver: str, count: int, found: dict[str, Any], weighted: bool, advice: str) -> Tensor:
     """Whether each observation has converged, ``(B,)``; warns with the worst one's figures.
 
     Ten independent particles tell a mean to a third of a standard deviation; with fewer nothing is said about
@@ -133,6 +142,6 @@ def _verdict(solver: str, count: int, found: dict[str, Any], weighted: bool) -> 
             f"sample size of {float(ess[worst]):.3g} (asked for: {needed:.3g}), with k-hat {float(k_hat[worst]):.2g} "
             f"(at most {_WORST_K_HAT}, but for its error) and a total discrepancy of {float(discrepancy[worst]):.3g} "
             f"(at most {count}). Its spread is not to be trusted: take more particles or more steps, or a solver made "
-            "for sharp likelihoods, invflow.NoiseSMC(prior)",
+            f"for sharp likelihoods, invflow.NoiseSMC(prior){advice}",
             stacklevel=4)
     return converged

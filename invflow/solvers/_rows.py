@@ -10,11 +10,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from invflow._memory import ChunkSize
 from invflow._random import as_generator
 from invflow.flowmap import FlowMap
 from invflow.operator import Operator
 from invflow.posterior import NFE, Posterior
 from invflow.reward import GaussianLikelihood, Reward
+from invflow.solvers._finite import check_finite
 from invflow.solvers._singular import SingularSystem, find_system
 from invflow.solvers.base import Solver
 
@@ -186,17 +188,20 @@ class RowSampler(Solver):
         total = batch * per_observation
         owner = torch.arange(batch).repeat_interleave(per_observation)
         seeds = RowNoise.seeds(total, generator)
-        pieces = []
-        name = type(self).__name__
-        for i in tqdm(range(0, total, self.chunk_size), disable=not progress, desc=name, unit="chunk", delay=2):
-            part = slice(i, min(i + self.chunk_size, total))
+
+        @torch.no_grad()
+        def run(part: slice) -> Tensor:
             chosen = cast(GaussianLikelihood, likelihood.select(owner[part]))
             noise = RowNoise(seeds, part, generator.device)
             rows = Rows(chosen, None if system is None else system.select(owner[part]), noise, kept, blank)
-            with torch.no_grad():
-                pieces.append(self._run(rows).detach().to(self.prior.dtype))
-        images = torch.cat(pieces).reshape(batch, per_observation * kept, *self.prior.image_shape)
-        return images[:, :num_samples]
+            return self._run(rows).detach().to(self.prior.dtype)
+
+        name = type(self).__name__
+        chunks = tqdm(ChunkSize(self.chunk_size, name).over(total, run), total=-(-total // self.chunk_size),
+                      disable=not progress, desc=name, unit="chunk", delay=2)
+        images = torch.cat([images for _, images in chunks])
+        check_finite(name, "its end", per_observation * kept, images.flatten(0, 1))
+        return images.reshape(batch, per_observation * kept, *self.prior.image_shape)[:, :num_samples]
 
     def _check_system(self, likelihood: GaussianLikelihood, system: SingularSystem | None) -> None:
         """Raise where the method cannot do without a singular system and there is none."""

@@ -100,6 +100,8 @@ class SelectingFMTT(FMTT):
         settings: of FMTT.
     """
 
+    name = "TopKSearch"
+
     def __init__(self, prior: FlowMap, k: int, selections: int, **settings: Any) -> None:
         super().__init__(prior, weights="none", **settings)
         self.k = k

@@ -37,6 +37,14 @@ class ULA(DeepinvSampler):
     Raises:
         TypeError, ValueError: for a prior or a setting that does not fit; in ``sample``, for an operator that is not
             linear.
+
+    Example:
+        >>> import torch, invflow
+        >>> from invflow.operators import Denoising
+        >>> prior = invflow.GaussianMixtureFlow(torch.full((1, 1, 4, 4), 0.5), std=0.1)
+        >>> likelihood = invflow.GaussianLikelihood(Denoising((1, 4, 4)), torch.full((2, 1, 4, 4), 0.7), sigma=0.1)
+        >>> invflow.ULA(prior, burn_in=10, thinning=5).sample(likelihood, 3).samples.shape
+        torch.Size([2, 3, 1, 4, 4])
     """
 
     uses_system = True

@@ -154,6 +154,14 @@ class PiGDM(_GuidedDiffusion):
     Raises:
         TypeError, ValueError: for a prior or a setting that does not fit; in ``sample``, for an operator that is not
             linear.
+
+    Example:
+        >>> import torch, invflow
+        >>> from invflow.operators import Denoising
+        >>> prior = invflow.GaussianMixtureFlow(torch.full((1, 1, 4, 4), 0.5), std=0.1)
+        >>> likelihood = invflow.GaussianLikelihood(Denoising((1, 4, 4)), torch.full((2, 1, 4, 4), 0.7), sigma=0.1)
+        >>> invflow.PiGDM(prior, steps=10).sample(likelihood, 3).samples.shape
+        torch.Size([2, 3, 1, 4, 4])
     """
 
     uses_system = True
@@ -189,6 +197,15 @@ class MomentMatching(_GuidedDiffusion):
     Raises:
         TypeError, ValueError: for a prior or a setting that does not fit; in ``sample``, for an operator that is not
             linear.
+
+    Example:
+        >>> import torch, invflow
+        >>> from invflow.operators import Denoising
+        >>> prior = invflow.GaussianMixtureFlow(torch.full((1, 1, 4, 4), 0.5), std=0.1)
+        >>> likelihood = invflow.GaussianLikelihood(Denoising((1, 4, 4)), torch.full((2, 1, 4, 4), 0.7), sigma=0.1)
+        >>> posterior = invflow.MomentMatching(prior, steps=10, iterations=3).sample(likelihood, 2)
+        >>> posterior.nfe
+        NFE(forward=10.0, backward=50.0)
     """
 
     _settings = ("steps", "weight", "iterations", "value_range")
@@ -226,6 +243,14 @@ class DiffPIR(DeepinvSampler):
     Raises:
         TypeError, ValueError: for a prior or a setting that does not fit; in ``sample``, for an operator that is not
             linear.
+
+    Example:
+        >>> import torch, invflow
+        >>> from invflow.operators import Denoising
+        >>> prior = invflow.GaussianMixtureFlow(torch.full((1, 1, 4, 4), 0.5), std=0.1)
+        >>> likelihood = invflow.GaussianLikelihood(Denoising((1, 4, 4)), torch.full((2, 1, 4, 4), 0.7), sigma=0.1)
+        >>> invflow.DiffPIR(prior, steps=10).sample(likelihood, 3).nfe.forward
+        10.0
     """
 
     uses_system = True
@@ -274,6 +299,14 @@ class DDRM(DeepinvSampler):
     Raises:
         TypeError, ValueError: for a prior or a setting that does not fit; in ``sample``, for an operator whose
             singular value decomposition is out of reach, with the samplers that do without.
+
+    Example:
+        >>> import torch, invflow
+        >>> from invflow.operators import Denoising
+        >>> prior = invflow.GaussianMixtureFlow(torch.full((1, 1, 4, 4), 0.5), std=0.1)
+        >>> likelihood = invflow.GaussianLikelihood(Denoising((1, 4, 4)), torch.full((2, 1, 4, 4), 0.7), sigma=0.1)
+        >>> invflow.DDRM(prior, steps=10).sample(likelihood, 3).samples.shape
+        torch.Size([2, 3, 1, 4, 4])
     """
 
     uses_system = True

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from invflow._memory import ChunkSize
 from invflow._random import as_generator, draw_noise
 from invflow.mixture import GaussianMixtureFlow, draw_components
 from invflow.operator import Operator
@@ -102,10 +103,9 @@ class ExactPosterior(Solver):
         shape = (observations, num_samples, self.prior.dimension)
         noise = draw_noise(shape, generator).to(index.device)
         chunk = max(1, _VALUES_AT_A_TIME // noise[0].numel())
-        samples = torch.cat([
-            self._draw(exact.pick(slice(b, b + chunk)), index[b:b + chunk], noise[b:b + chunk])
-            for b in range(0, observations, chunk)
-        ])
+        pieces = ChunkSize(chunk, "ExactPosterior").over(
+            observations, lambda part: self._draw(exact.pick(part), index[part], noise[part]))
+        samples = torch.cat([piece for _, piece in pieces])
         return Posterior(samples.unflatten(2, self.prior.image_shape),
                          log_evidence=exact.log_evidence.to(self.prior.dtype), nfe=NFE(0, 0),
                          seconds=time.perf_counter() - start,

@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from invflow._memory import ChunkSize
 from invflow._random import as_generator, draw_noise
 from invflow.flowmap import FlowMap
 from invflow.posterior import NFE, Posterior
 from invflow.reward import GaussianLikelihood, Reward
 from invflow.smc import RESAMPLERS, effective_sample_size, precise, scale_log
-from invflow.solvers._particles import Chunk, FMTTState, Run, child_generator, first_bad, make_chunks
-from invflow.solvers._path_record import PathRecord
+from invflow.solvers._finite import not_finite
+from invflow.solvers._particles import Chunk, FMTTState, Run, child_generator, first_bad, make_chunks, over_chunks
+from invflow.solvers._path_record import PathRecord, advise
 from invflow.solvers._settings import check_prior, check_settings, plain
 from invflow.solvers.base import Solver
 from invflow.solvers.conjugate import Conjugate, check_conjugate, find_spectrum
@@ -95,6 +98,8 @@ class FMTT(Solver):
         torch.Size([1, 256, 2])
     """
 
+    name = "FMTT"  # in what is said
+
     def __init__(self, prior: FlowMap, *, steps: int = 50, look_ahead: str = "flow_map", look_ahead_steps: int = 1,
                  weights: str = "twisted", kernel: str = "sde", proposal: str | Conjugate = "gradient",
                  resample_threshold: float = 0.5, resampling: str = "systematic", schedule: Schedule = "linear",
@@ -140,15 +145,14 @@ class FMTT(Solver):
         """
         from tqdm import tqdm
 
-        start = time.perf_counter()
+        start, name, weighted = time.perf_counter(), self.name, self.weights != "none"
         record, rows = PathRecord(), num_samples * (reward.num_observations or 1)
-        name, weighted = self.settings()["solver"], self.weights != "none"
         with self.prior.count() as calls:
             for state in tqdm(self.iterate(reward, num_samples, generator=generator), total=self.steps + 1,
                               disable=not progress, desc=name, unit="step", delay=2):
                 record.add(state, (calls.forward + calls.backward) / rows)
             images = self._decode(state.states.flatten(0, 1)).unflatten(0, state.states.shape[:2])
-        diagnostics = record.finish(state, name, weighted=weighted)
+        diagnostics = record.finish(state, name, weighted=weighted, advice=advise(reward, self.conjugate))
         return Posterior(images, state.log_weights if weighted else None,
                          state.log_evidence.to(images.dtype) if weighted else None,
                          nfe=NFE(calls.forward / rows, calls.backward / rows), seconds=time.perf_counter() - start,
@@ -183,17 +187,17 @@ class FMTT(Solver):
         """Draw from the law that is tilted, the base dynamics in the same steps: ``(n, *image_shape)``."""
         if n < 1:
             raise ValueError(f"prior_samples draws at least one image, not n={n}")
-        generator = as_generator(generator)
+        generator, size = as_generator(generator), self._size()
         x = self.prior.noise(n, generator=generator)
         for step in self.base_steps:
-            x = torch.cat([step.mean(self.prior, part) for part in x.split(self.chunk_size)])
+            x = size.map(partial(step.mean, self.prior), x)
             if step.variance > 0:
                 x = x + math.sqrt(step.variance) * self.prior.noise(n, generator=generator)
         return self._decode(x)
 
     def settings(self) -> dict[str, Any]:
         """Settings as plain values, kept with each posterior."""
-        return {"solver": "FMTT", "steps": self.steps, "look_ahead": self.look_ahead.kind,
+        return {"solver": self.name, "steps": self.steps, "look_ahead": self.look_ahead.kind,
                 "look_ahead_steps": self.look_ahead.jumps, "weights": self.weights, "kernel": self.kernel,
                 "proposal": plain(self.proposal),
                 "resample_threshold": self.resample_threshold, "resampling": self.resampling,
@@ -208,10 +212,8 @@ class FMTT(Solver):
         if num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
         if self.weights == "jarzynski" and not reward.differentiable:
-            raise ValueError(
-                "Jarzynski weights hold for the dynamics with the reward's gradient, and this reward has none: pass "
-                "weights='twisted', which stay exact without it"
-            )
+            raise ValueError("Jarzynski weights hold for dynamics by the reward's gradient, and this reward has none: "
+                             "pass weights='twisted', which stay exact without it")
         device = self.prior.device
         reward = reward.to(device)
         shape = (reward.num_observations or 1, num_samples)
@@ -222,10 +224,11 @@ class FMTT(Solver):
         x = draw_noise((rows, *self.prior.state_shape), generator).to(device=device, dtype=self.prior.dtype)
         like = precise(x.new_zeros(shape))
         ancestors = torch.arange(num_samples, device=device).expand(shape)
-        run = Run(chunks, gains.to(like), generator, shape, x, Look(like.flatten()), like, ancestors, like[:, 0])
+        run = Run(chunks, self._size(), gains.to(like), generator, shape, x, Look(like.flatten()), like, ancestors,
+                  like[:, 0])
         if self.conjugate is not None:
             run.spectrum = find_spectrum(check_conjugate(reward, self.prior))
-        run.look = Look.cat([self._look(run, chunk, x[chunk.rows], 0) for chunk in chunks])
+        run.look = Look.cat(over_chunks(chunks, run.size, lambda chunk: self._look(run, chunk, x[chunk.rows], 0)))
         if self.weights == "jarzynski":
             run.path = self._tilt(run)
         return run
@@ -243,15 +246,9 @@ class FMTT(Solver):
         gradient = at_mean or (self.kernel != "renoise" and moves and pulls and self.conjugate is None)
         look = self.look_ahead(chunk.reward, x, self.times[index], chunk.shape, gradient=gradient, rate=rate,
                                velocity=self.kernel != "renoise" and not ends and not at_mean)
-        bad = first_bad(look)
-        if bad is not None:
-            what, row = bad
-            b, n = divmod(chunk.rows.start + row, run.shape[1])
-            finite = "finite" if bool(x[row].isfinite().all()) else "not finite either: the flow map or the steps fail"
-            raise ValueError(
-                f"the {what} is NaN or infinite at step {index} of {self.steps} (t = {self.times[index]:.4g}), "
-                f"observation {b}, particle {n}, whose state is {finite}: check the reward on images of such states"
-            )
+        if (bad := first_bad(look, x)) is not None:
+            place = divmod(chunk.rows.start + bad[1], run.shape[1])
+            raise not_finite(self.name, bad[0], f"step {index} of {self.steps} (t = {self.times[index]:.4g})", *place)
         if not self._reuses_landing(index) and not self._is_martingale:
             look = look._replace(landing=None)
         return look
@@ -273,7 +270,8 @@ class FMTT(Solver):
         noise = torch.zeros(0)
         if step.variance > 0:
             noise = draw_noise(tuple(run.x.shape), run.generator).to(device=run.x.device, dtype=run.x.dtype)
-        moved, ratios, capped, looks = zip(*(self._advance_chunk(run, step, chunk, noise) for chunk in run.chunks))
+        moved, ratios, capped, looks = zip(*over_chunks(
+            run.chunks, run.size, lambda chunk: self._advance_chunk(run, step, chunk, noise)))
         old, look = run.look, Look.cat(looks)
         run.x, run.look, run.index = torch.cat(moved), look, run.index + 1
         if self.weights == "jarzynski":
@@ -323,14 +321,13 @@ class FMTT(Solver):
         if self.kernel == "renoise" and chunk.reward.differentiable:
             index = run.index + 1  # grad r_{t'} at the mean, where the noise is to be added
             gradient = self._look(run, chunk, mean, index, at_mean=True).gradient
-        free = mean.new_zeros(len(mean))
         if gradient is None:
-            return None, free
+            return None, mean.new_zeros(len(mean))
         gain = run.gains[:, index].expand(run.shape[0])[chunk.observations].repeat_interleave(chunk.shape[1])
         column = (-1, *[1] * (mean.ndim - 1))
         pull = 0.5 * math.sqrt(step.variance) * gain.to(mean).view(column) * gradient
         if self.weights == "jarzynski":
-            return pull, free
+            return pull, mean.new_zeros(len(mean))
         length = pull.flatten(1).square().mean(dim=1).sqrt()
         scale = (self.max_shift / length.clamp(min=1e-30)).clamp(max=1.0)
         return pull * scale.view(column), (scale < 1).to(mean)
@@ -395,6 +392,9 @@ class FMTT(Solver):
                          log_weights - before, run.look.value.view(run.shape), run.ancestors, evidence,
                          resampled, capped)
 
+    @torch.no_grad()
     def _decode(self, states: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([self.prior.decode(part) for part in states.split(self.chunk_size)])
+        return self._size().map(self.prior.decode, states)
+
+    def _size(self) -> ChunkSize:
+        return ChunkSize(self.chunk_size, self.name)

@@ -11,9 +11,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from invflow._memory import ChunkSize
 from invflow._random import as_generator, draw_noise
 from invflow.posterior import Posterior
-from invflow.pretrained import SHIPPED, load_module, read_config, resolve_folder, save_module
+from invflow.pretrained import SHIPPED, load_built, read_config, resolve_folder, save_module
 from invflow.reward import GaussianLikelihood, Reward
 from invflow.solvers.base import Solver
 from invflow.solvers.exact import dense_matrix
@@ -137,10 +138,9 @@ class LinearMMSE(Solver):
         likelihood, start = self._supported(reward), time.perf_counter()
         batch, size, rows = len(likelihood.y), self.mean.numel(), likelihood.y[0].numel()
         noise = draw_noise((batch, num_samples, size + rows), as_generator(generator)).to(likelihood.y.device)
-        pieces = []
-        for part in tqdm(self._parts(likelihood), disable=not progress, desc="LinearMMSE", delay=2):
-            chosen = cast(GaussianLikelihood, likelihood.select(part))
-            pieces.append(self._solve(chosen, noise[part].double()))
+        chunks = ChunkSize(self._together(likelihood), "LinearMMSE").over(
+            batch, lambda part: self._solve(cast(GaussianLikelihood, likelihood.select(part)), noise[part].double()))
+        pieces = [piece for _, piece in tqdm(chunks, disable=not progress, desc="LinearMMSE", delay=2)]
         samples, mean, std, log_evidence = (torch.cat(piece) for piece in zip(*pieces, strict=True))
         shape = (batch, *self.image_shape)
         return Posterior(samples.to(likelihood.y).reshape(batch, num_samples, *self.image_shape),
@@ -149,12 +149,10 @@ class LinearMMSE(Solver):
                                       "std": std.to(likelihood.y).reshape(shape)},
                          settings={"solver": "LinearMMSE", "chunk_size": self.chunk_size})
 
-    def _parts(self, likelihood: GaussianLikelihood) -> list[slice]:
-        """Observations that are solved for together: all, where they share operator and noise level."""
-        batch = len(likelihood.y)
-        if likelihood.operator.num_sets == 1 and bool((likelihood.sigma == likelihood.sigma[0]).all()):
-            return [slice(0, batch)]
-        return [slice(i, min(i + self.chunk_size, batch)) for i in range(0, batch, self.chunk_size)]
+    def _together(self, likelihood: GaussianLikelihood) -> int:
+        """How many observations are solved for together: all, where they share operator and noise level."""
+        shared = likelihood.operator.num_sets == 1 and bool((likelihood.sigma == likelihood.sigma[0]).all())
+        return len(likelihood.y) if shared else self.chunk_size
 
     def _solve(self, likelihood: GaussianLikelihood, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Samples ``(B, N, d)``, means and standard deviations ``(B, d)`` and log evidences ``(B,)``."""
@@ -239,12 +237,13 @@ class LinearMMSE(Solver):
         """
         shipped = SHIPPED / f"{name}-lmmse"
         folder = shipped if shipped.is_dir() else resolve_folder(name, "linear-mmse")
-        shape = read_config(folder, KIND).get("image_shape")
+        config = read_config(folder, KIND)
+        shape = config.get("image_shape")
         if not isinstance(shape, list) or not all(isinstance(side, int) and side > 0 for side in shape):
             raise ValueError(f"{Path(folder)} states no valid image_shape in its config.json, but {shape!r}")
         size = math.prod(shape)
-        stored = _Stored(torch.zeros(size), torch.zeros(size * (size + 1) // 2))
-        load_module(stored, Path(folder))
+        stored = load_built(lambda: _Stored(torch.zeros(size), torch.zeros(size * (size + 1) // 2)), Path(folder),
+                            config, "linear estimate")
         solver = cls.__new__(cls)
         factor = torch.zeros(size, size)
         factor[_upper(size)] = stored.factor

@@ -66,7 +66,7 @@ def run_chains(target: NoiseTarget, draws: Draws, move: Move, *, num_moves: int,
     if preconditioner is not None and particles.gradient is not None:
         preconditioner.see(rows, particles.gradient)
     for k in range(num_adaptations + num_moves):
-        adapting = k < num_adaptations
+        adapting, target.where = k < num_adaptations, f"move {k + 1} of {num_adaptations + num_moves}"
         if preconditioner is not None:
             preconditioner.recording = adapting
         kernel = move

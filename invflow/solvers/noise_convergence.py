@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from invflow._memory import ChunkSize
 from invflow.reward import Reward
 from invflow.smc import effective_sample_size, precise, reliable_k_hat
 
@@ -37,9 +38,11 @@ def mean_squared_residual(reward: Reward, images: Tensor, log_weights: Tensor, c
         return None
     count = images.shape[1]
     owner = torch.arange(len(images), device=images.device).repeat_interleave(count)
-    parts = [reward.select(index).residual(x[:, None])[:, 0]  # type: ignore[attr-defined]
-             for x, index in zip(images.flatten(0, 1).split(chunk_size), owner.split(chunk_size))]
-    return (log_weights.softmax(1) * precise(torch.cat(parts)).unflatten(0, (-1, count))).sum(1)
+    rows = images.flatten(0, 1)
+    parts = ChunkSize(chunk_size, "the residual").over(
+        len(rows), lambda part: reward.select(owner[part]).residual(rows[part, None])[:, 0])  # type: ignore[attr-defined]
+    residual = torch.cat([part for _, part in parts])
+    return (log_weights.softmax(1) * precise(residual).unflatten(0, (-1, count))).sum(1)
 
 
 def largest_residual(reward: Reward) -> Tensor:

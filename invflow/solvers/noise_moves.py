@@ -197,7 +197,7 @@ class EllipticalSlice(Move):
         for k in range(_MAX_SHRINKS + 1):
             theta = angle[pending].to(u).reshape(-1, *[1] * len(trailing))
             point = u[pending] * theta.cos() + standard[pending] * theta.sin()
-            found = target.evaluate_rows(mean[pending] + std[pending] * point, owner[pending])
+            found = target.evaluate_rows(mean[pending] + std[pending] * point, owner[pending], pending % batch[1])
             tried[pending] += 1
             inside = scale_log(level[pending], found.log_reward) > height[pending]
             current = current.write(pending[inside], found.map(partial(_rows, chosen=inside)))

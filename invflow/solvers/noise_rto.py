@@ -12,12 +12,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from invflow._memory import ChunkSize
 from invflow._random import as_generator, draw_noise
 from invflow.counting import Countable
 from invflow.flowmap import FlowMap
 from invflow.posterior import NFE, Posterior
 from invflow.reward import GaussianLikelihood, Reward
 from invflow.smc import log_mean_weight, pareto_k_hat, precise
+from invflow.solvers._finite import FARTHEST, first_row, not_finite
 from invflow.solvers.base import Solver
 from invflow.solvers.noise_convergence import judge_draws, mean_squared_residual
 from invflow.solvers.noise_lbfgs import BatchedLBFGS
@@ -161,7 +163,7 @@ class NoiseRTO(Solver):
             counted = [m for m in (self.prior, self.proposal) if isinstance(m, Countable)]
             calls = [scopes.enter_context(module.count()) for module in counted]
             draws = self.draw(reward, num_samples, generator=generator, progress=progress)
-            images = torch.cat([self.prior.one_step(z) for z in draws.noise.flatten(0, 1).split(self.chunk_size)])
+            images = ChunkSize(self.chunk_size, "NoiseRTO").map(self.prior.one_step, draws.noise.flatten(0, 1))
         images = images.unflatten(0, draws.objective.shape)
         diagnostics, complaint = self.examine(draws, images, reward)
         if complaint is not None:
@@ -208,7 +210,8 @@ class NoiseRTO(Solver):
             generator: source of randomness.
 
         Yields:
-            A :class:`NoiseRTOState` of a chunk after each of its iterations, and before the first.
+            A :class:`NoiseRTOState` of a chunk after each of its iterations, and before the first. A chunk that does
+            not fit in memory begins again, in halves.
 
         Raises:
             TypeError, ValueError: as :meth:`sample`.
@@ -225,16 +228,16 @@ class NoiseRTO(Solver):
             proposal = (mean.detach().to(xi), std.detach().to(xi))
         owner = torch.arange(observations, device=xi.device).repeat_interleave(num_samples)
         linearisation = self._linearise(likelihood, proposal) if self.weights else None
-        for low in range(0, len(owner), self.chunk_size):
-            rows = slice(low, min(low + self.chunk_size, len(owner)))
+
+        def run(rows: slice) -> Iterator[NoiseRTOState]:
             chosen = cast(GaussianLikelihood, likelihood.select(owner[rows]))
-            problem = PerturbedProblem(prior, chosen, xi[rows], error[rows])
+            problem = PerturbedProblem(prior, chosen, xi[rows], error[rows], places=(rows.start, num_samples))
             if linearisation is not None:
                 for solution in solve_linearised(problem, linearisation.select(owner[rows]), self.max_iterations):
                     yield NoiseRTOState(rows, solution.noise, 0.5 * solution.residual.square(), solution.residual,
                                         solution.iterations, solution.active, solution.converged,
                                         solution.log_weights)
-                continue
+                return
             start, scale = problem.xi, None
             if proposal is not None:
                 scale = proposal[1][owner[rows]]
@@ -243,11 +246,13 @@ class NoiseRTO(Solver):
             optimiser = BatchedLBFGS(problem.value_and_gradient, start.flatten(1), scale=scale, memory=self.memory,
                                      tolerance=self.tolerance)
             yield self._state(rows, optimiser)
-            for _ in range(self.max_iterations):
+            for problem.iteration in range(1, self.max_iterations + 1):
                 if not bool(optimiser.active.any()):
                     break
                 optimiser.step()
                 yield self._state(rows, optimiser)
+
+        yield from ChunkSize(self.chunk_size, "NoiseRTO").stream(len(owner), run)
 
     def _state(self, rows: slice, optimiser: BatchedLBFGS) -> NoiseRTOState:
         return NoiseRTOState(rows, optimiser.point.reshape(-1, *self.prior.state_shape), optimiser.value.clone(),
@@ -313,10 +318,17 @@ class PerturbedProblem:
         likelihood: of n observations, one for each draw.
         xi: ``(n, *state_shape)``.
         error: ``(n, *measurement_shape)``, standard normal.
+        places: (first, N): row r is draw ``first + r`` of all B N, for errors.
+
+    Attributes:
+        iteration: of the optimiser, for errors; it is kept up to date from outside.
     """
 
-    def __init__(self, prior: FlowMap, likelihood: GaussianLikelihood, xi: Tensor, error: Tensor) -> None:
-        self.prior, self.likelihood, self.xi, self.error = prior, likelihood, xi, error
+    iteration = 0
+
+    def __init__(self, prior: FlowMap, likelihood: GaussianLikelihood, xi: Tensor, error: Tensor,
+                 places: tuple[int, int] = (0, 1)) -> None:
+        self.prior, self.likelihood, self.xi, self.error, self.places = prior, likelihood, xi, error, places
         self.perturbed = cast(GaussianLikelihood, likelihood.select(slice(None)))
         sigma = likelihood.sigma.reshape(-1, *[1] * (error.ndim - 1))
         self.perturbed.y = likelihood.y + sigma * error  # entries that were not observed count for nothing
@@ -328,9 +340,21 @@ class PerturbedProblem:
         likelihood = cast(GaussianLikelihood, self.perturbed.select(rows))
         with torch.enable_grad():
             z = noise.detach().unflatten(1, self.xi.shape[1:]).requires_grad_()
-            residual = likelihood.residual(self.prior.one_step(z)[:, None])[:, 0]
+            image = self.prior.one_step(z)
+            residual = likelihood.residual(image[:, None])[:, 0]
+            self.check(noise, image, residual, rows)
             misfit = 0.5 * count * residual
             gradient, = torch.autograd.grad(misfit.sum(), z)
         offset = (z.detach() - self.xi[rows]).flatten(1)
         value = precise(misfit.detach()) + 0.5 * precise(offset).square().sum(1)
         return value, (gradient + offset.view_as(gradient)).flatten(1)
+
+    @torch.no_grad()
+    def check(self, noise: Tensor, images: Tensor, misfit: Tensor, rows: Tensor) -> None:
+        """Raise where an image is not finite or a misfit NaN; not for trial steps of over a hundred deviations."""
+        broken = ~images.flatten(1).isfinite().all(1)
+        row = first_row((broken | misfit.isnan()) & (noise.flatten(1).abs().amax(1) <= FARTHEST))
+        if row is not None:
+            place = divmod(self.places[0] + int(rows[row]), self.places[1])
+            what = "image of the flow map" if bool(broken[row]) else "reward"
+            raise not_finite("NoiseRTO", what, f"iteration {self.iteration}", *place)

@@ -104,6 +104,7 @@ def solve_linearised(problem: PerturbedProblem, linearisation: Linearisation,
     iterations, converged = torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)
     log_weights = precise(torch.full_like(residual, -torch.inf))
     for k in range(max_iterations + 1):
+        problem.iteration = k
         z = (xi[rows] + (jacobian[rows].mT @ u[rows][..., None])[..., 0]).view(-1, *problem.xi.shape[1:])
         value, slope, log_likelihood = _linearise(problem, z, rows, columns)
         equations = u[rows] + value - target[rows]
@@ -178,10 +179,12 @@ def _scaled(problem: PerturbedProblem, noise: Tensor, rows: Tensor, columns: Ten
     """h ``(k, m)`` and the log likelihood ``(k,)``."""
     likelihood = cast("GaussianLikelihood", problem.likelihood.select(rows))
     images = problem.prior.one_step(noise)[:, None]
+    log_likelihood = likelihood(images)[:, 0]
+    problem.check(noise, images, log_likelihood, rows)
     clean = likelihood.predict(images)[:, 0].flatten(1)[:, columns]
     observed = _mask(likelihood, columns)
     scaled = clean / likelihood.sigma[:, None].to(clean)
-    return (scaled if observed is None else scaled * observed), likelihood(images)[:, 0]
+    return (scaled if observed is None else scaled * observed), log_likelihood
 
 
 def _measured(likelihood: GaussianLikelihood, columns: Tensor) -> Tensor:

@@ -162,8 +162,8 @@ class NoiseSMC(Solver):
             ``memory``, the correlation between the images at the start and the end of the frozen chains.
 
         Raises:
-            ValueError: for under one sample; for Langevin moves with a reward that has no gradient; if no
-                particle of an observation has a finite reward.
+            ValueError: for under one sample; for Langevin moves with a reward that has no gradient; if no particle of
+                an observation has a finite reward; where a reward or an image is NaN, with step and particle.
 
         Warns:
             UserWarning: of observations for which it has not converged, with what was seen.
@@ -195,8 +195,7 @@ class NoiseSMC(Solver):
             "step_size": state.step_size,
         }
         residual = mean_squared_residual(reward, state.particles.images, state.log_weights, self.chunk_size)
-        if residual is not None:
-            diagnostics["residual"] = residual
+        diagnostics |= {} if residual is None else {"residual": residual}
         if draws is not None:
             diagnostics |= record.diagnostics() | {"solved": precise(draws.converged).mean(1)}
             diagnostics["converged"], complaint = judge_chains(diagnostics, reward, draws.log_weights is not None)
@@ -311,8 +310,8 @@ class NoiseSMC(Solver):
             b = int((~torch.isfinite(gained)).nonzero()[0])
             raise ValueError(
                 f"the rewards of observation {b} give its {increments.shape[1]} particles no weight to go on with: "
-                f"they lie between {float(log_ratio[b].min())} and {float(log_ratio[b].max())}; a reward may be "
-                "-inf at some images, not at all of them, and never +inf or NaN: check it, or take more particles"
+                f"they lie between {float(log_ratio[b].min())} and {float(log_ratio[b].max())}; a reward may be -inf "
+                "at some images, not at all of them: check it, or take more particles"
             )
         state = replace(
             state, temperature=temperature, log_evidence=state.log_evidence + gained, step_size=step_size,
@@ -328,7 +327,8 @@ class NoiseSMC(Solver):
         accepted = torch.zeros_like(temperature[rows])
         if preconditioner is not None:
             self._fit(preconditioner, target, particles, rows, last[rows], temperature[rows])
-        for _ in range(self.num_moves):
+        for k in range(self.num_moves):
+            target.where = f"step {step + 1}, move {k + 1} of {self.num_moves}"
             random = move.draw(tuple(state.particles.noise.shape), generator).select(rows).to(particles.noise)
             particles, rate = move(target, particles, rows, temperature[rows], state.step_size[rows], random,
                                    preconditioner)

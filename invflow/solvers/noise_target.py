@@ -9,9 +9,11 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from invflow._memory import ChunkSize
 from invflow.flowmap import FlowMap
 from invflow.reward import Reward
 from invflow.smc import precise
+from invflow.solvers._finite import FARTHEST, first_row, not_finite
 
 __all__ = [
     "NoiseProposal", "NoiseTarget", "Particles", "check_prior_and_proposal", "log_prior_over_proposal", "score_rows",
@@ -48,7 +50,7 @@ class Particles:
     Attributes:
         noise: ``(B, N, *state_shape)``, z.
         images: ``(B, N, *image_shape)``, f(z).
-        log_reward: ``(B, N)``, r(f(z)); -inf where it is NaN.
+        log_reward: ``(B, N)``, r(f(z)); -inf where the noise is so far out that the map or the reward overflows.
         gradient: ``(B, N, *state_shape)``, of r(f(z)) with respect to z; None where no move needs it.
     """
 
@@ -132,12 +134,17 @@ class NoiseTarget:
         proposal: mean and standard deviation of q, each ``(B, *state_shape)``; None: q = N(0, I).
         gradient: whether particles carry the gradient of r(f(z)).
         chunk_size: rows through the map at a time.
+
+    Attributes:
+        where: the step, to be said in errors; the caller keeps it up to date.
     """
+
+    where = "step 0"
 
     def __init__(self, prior: FlowMap, reward: Reward, proposal: tuple[Tensor, Tensor] | None = None, *,
                  gradient: bool = False, chunk_size: int = 256) -> None:
         self.prior, self.reward = prior, reward
-        self.gradient, self.chunk_size = gradient, chunk_size
+        self.gradient, self._size = gradient, ChunkSize(chunk_size, "NoiseSMC")
         self.num_observations = 1 if reward.num_observations is None else reward.num_observations
         self.proposal = None if proposal is None else self._checked(*proposal)
 
@@ -193,17 +200,28 @@ class NoiseTarget:
         flat = self.evaluate_rows(noise.flatten(0, 1), rows.repeat_interleave(count))
         return flat.map(lambda values: values.unflatten(0, (len(rows), count)))
 
-    def evaluate_rows(self, noise: Tensor, owner: Tensor) -> Particles:
+    def evaluate_rows(self, noise: Tensor, owner: Tensor, particle: Tensor | None = None) -> Particles:
         """Particles at the noise ``(n, *state_shape)`` of the observations ``owner`` ``(n,)``, in chunks.
+
+        Args:
+            noise: z.
+            owner: the observation of each.
+            particle: ``(n,)``, the index of each among its observation's, to be said in errors; None: 0, 1, ... in
+                the order of the rows of each observation.
 
         Returns:
             Particles whose tensors have the one batch dimension n.
+
+        Raises:
+            ValueError: where the map's image is not finite, or the reward NaN or +inf, at noise within a hundred
+                standard deviations. Farther out, where only a trial step that fails leads, the reward is -inf: such
+                noise is never accepted.
         """
         images = noise.new_empty((len(noise), *self.prior.image_shape))
         scores = precise(noise.new_empty(len(noise)))
         gradient = torch.empty_like(noise) if self.gradient else None
-        for start in range(0, len(noise), self.chunk_size):
-            part = slice(start, start + self.chunk_size)
+
+        def run(part: slice) -> None:
             z = noise[part].detach()
             with torch.set_grad_enabled(self.gradient):
                 z = z.requires_grad_(self.gradient)
@@ -212,11 +230,27 @@ class NoiseTarget:
                 if gradient is not None:
                     gradient[part] = self._differentiate(score, z)
             images[part], scores[part] = x.detach(), precise(score.detach())
-        # a proposal may land where the network overflows: it is never accepted, and its drift is of no account
-        scores = torch.where(scores.isnan(), -torch.inf, scores)
-        if gradient is not None:
+
+        for _ in self._size.over(len(noise), run):
+            pass
+        scores = self._checked_scores(noise, images, scores, owner, particle)
+        if gradient is not None:  # where it is not finite, the drift of a proposal may be anything
             gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         return Particles(noise, images, scores, gradient)
+
+    def _checked_scores(self, noise: Tensor, images: Tensor, scores: Tensor, owner: Tensor,
+                        particle: Tensor | None) -> Tensor:
+        """The rewards, -inf where the noise is too far out; else an error that names the first bad one."""
+        broken = ~images.flatten(1).isfinite().all(1)
+        bad = broken | scores.isnan() | (scores == torch.inf)
+        if not bool(bad.any()):
+            return scores
+        row = first_row(bad & (noise.flatten(1).abs().amax(1) <= FARTHEST))  # NaN is not within it either
+        if row is None:
+            return torch.where(bad, -torch.inf, scores)
+        b = int(owner[row])
+        n = int((owner[:row] == b).sum()) if particle is None else int(particle[row])
+        raise not_finite("NoiseSMC", "image of the flow map" if bool(broken[row]) else "reward", self.where, b, n)
 
     def _differentiate(self, score: Tensor, z: Tensor) -> Tensor:
         if not score.requires_grad:

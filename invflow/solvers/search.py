@@ -6,16 +6,19 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from invflow._memory import ChunkSize
 from invflow._random import as_generator, draw_noise
 from invflow.flowmap import FlowMap
 from invflow.posterior import NFE, Posterior
 from invflow.reward import Reward
-from invflow.solvers._particles import Chunk, FMTTState, first_bad, make_chunks
+from invflow.solvers._finite import not_finite
+from invflow.solvers._particles import Chunk, FMTTState, first_bad, make_chunks, over_chunks
 from invflow.solvers._selection import JumpCalls, SelectingFMTT
 from invflow.solvers.base import Solver
 from invflow.solvers.tilting import Grid, Look
@@ -174,7 +177,7 @@ class BestOfN(SearchSolver):
         """The best images after each round; see :meth:`SearchSolver.iterate`."""
         generator, reward = as_generator(generator), reward.to(self.prior.device)
         shape = (reward.num_observations or 1, num_samples)
-        chunks = make_chunks(reward, *shape, self.chunk_size)
+        chunks, size = make_chunks(reward, *shape, self.chunk_size), ChunkSize(self.chunk_size, type(self).__name__)
         best: tuple[Tensor, Tensor, Tensor] | None = None  # data states, rewards and ancestors, each (B, N, ...)
         for k in range(self.rounds):
             t, parents = k / self.rounds, best
@@ -183,25 +186,25 @@ class BestOfN(SearchSolver):
                 x = (1 - t) * noise.to(device=self.prior.device, dtype=self.prior.dtype)
                 if parents is not None:
                     x = x + t * parents[0].flatten(0, 1)
-                pieces = zip(*(self._try(chunk, x[chunk.rows], t, shape[1]) for chunk in chunks))
+                pieces = zip(*over_chunks(chunks, size, partial(self._try, x, k, shape[1])))
                 landed, scores = (torch.cat(piece).unflatten(0, shape) for piece in pieces)
                 lineage = torch.arange(num_samples, device=scores.device).expand(shape)
                 tried = (landed, scores, lineage if parents is None else parents[2])
                 best = tried if best is None else self._merge(best, tried)
             assert best is not None
-            images = torch.cat([self.prior.decode(part) for part in best[0].flatten(0, 1).split(self.chunk_size)])
+            images = size.map(self.prior.decode, best[0].flatten(0, 1))
             yield SearchState(k + 1, t, images.unflatten(0, shape), best[1], best[2])
 
-    def _try(self, chunk: Chunk, x: Tensor, t: float, count: int) -> tuple[Tensor, Tensor]:
-        """Data states that x at time t leads to, and their rewards."""
+    def _try(self, states: Tensor, k: int, count: int, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Data states that a chunk of the states of round k leads to, and their rewards."""
+        x, t = states[chunk.rows], k / self.rounds
         for i in range(self.steps):
             x = self.prior.jump(x, t + (1 - t) * i / self.steps, t + (1 - t) * (i + 1) / self.steps)
         value = chunk.reward(self.prior.decode(x).unflatten(0, chunk.shape)).flatten()
-        bad = first_bad(Look(value))
+        bad = first_bad(Look(value, x), states[chunk.rows])
         if bad is not None:
-            b, n = divmod(chunk.rows.start + bad[1], count)
-            raise ValueError(f"the reward is {float(value[bad[1]])} for a candidate of observation {b}, sample {n}, "
-                             f"looked ahead to from t = {t:.4g}: check the reward on images of the prior")
+            raise not_finite(type(self).__name__, bad[0], f"step {k + 1} of {self.rounds} (t = {t:.4g})",
+                             *divmod(chunk.rows.start + bad[1], count))
         return x, value
 
     def _merge(self, best: tuple[Tensor, ...], tried: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,6 +232,14 @@ class BeamSearch(BestOfN):
     Raises:
         TypeError: for a prior that is no flow map.
         ValueError: for a budget that does not pay for one round, or a setting out of range.
+
+    Example:
+        >>> import torch, invflow
+        >>> prior = invflow.GaussianMixtureFlow(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), std=0.5, steps=2)
+        >>> right = invflow.FunctionReward(lambda x: x[:, 0])
+        >>> beams = invflow.BeamSearch(prior, budget=200).sample(right, 4, generator=torch.Generator().manual_seed(0))
+        >>> beams.diagnostics["calls"] <= 200
+        True
     """
 
     shared = True
@@ -277,6 +288,14 @@ class TopKSearch(SearchSolver):
         TypeError: for a prior that is no flow map.
         ValueError: for a setting out of range; in :meth:`sample`, for a budget that does not pay for a step between
             selections.
+
+    Example:
+        >>> import torch, invflow
+        >>> prior = invflow.GaussianMixtureFlow(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), std=0.5, steps=2)
+        >>> right = invflow.FunctionReward(lambda x: x[:, 0])
+        >>> best = invflow.TopKSearch(prior, budget=500).sample(right, 8, generator=torch.Generator().manual_seed(0))
+        >>> int(best.diagnostics["distinct_ancestors"])
+        1
     """
 
     def __init__(self, prior: FlowMap, *, budget: int = 100, k: int = 1, selections: int = 4,
@@ -335,12 +354,13 @@ class TopKSearch(SearchSolver):
         return self._states(self._affordable(reward).iterate(reward, num_samples, generator=generator))
 
     def _states(self, states: Iterator[FMTTState]) -> Iterator[SearchState]:
+        size = ChunkSize(self.chunk_size, type(self).__name__)
         for state in states:
             if state.step == 0:
                 continue
             rows = state.states.flatten(0, 1)
             with torch.no_grad():
-                images = torch.cat([self.prior.decode(part) for part in rows.split(self.chunk_size)])
+                images = size.map(self.prior.decode, rows)
             yield SearchState(state.step, state.time, images.unflatten(0, state.states.shape[:2]), state.rewards,
                               state.ancestors)
 

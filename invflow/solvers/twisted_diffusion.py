@@ -66,6 +66,8 @@ class TwistedDiffusion(FMTT):
         torch.Size([1, 64, 2])
     """
 
+    name = "TwistedDiffusion"
+
     def __init__(self, prior: FlowMap, *, steps: int = 100, resample_threshold: float = 0.5,
                  resampling: str = "systematic", schedule: Schedule = "constant", time_grid: Grid = "uniform",
                  max_shift: float = math.inf, chunk_size: int = 256) -> None:
@@ -79,7 +81,7 @@ class TwistedDiffusion(FMTT):
         """Settings as plain values, kept with each posterior."""
         names = ("steps", "resample_threshold", "resampling", "schedule", "time_grid", "max_shift", "chunk_size")
         known = super().settings()
-        return {"solver": "TwistedDiffusion", **{name: known[name] for name in names}}
+        return {"solver": self.name, **{name: known[name] for name in names}}
 
     def _look(self, run: Run, chunk: Chunk, x: Tensor, index: int, *, at_mean: bool = False) -> Look:
         look = super()._look(run, chunk, x, index, at_mean=at_mean)

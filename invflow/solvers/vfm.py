@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invflow._memory import ChunkSize
 from invflow._random import as_generator, draw_noise
 from invflow.adapter import Adapter
 from invflow.neural import NeuralFlowMap
@@ -18,6 +19,7 @@ from invflow.posterior import NFE, Posterior
 from invflow.pretrained import read_config, resolve_folder, write_atomically
 from invflow.reward import Reward
 from invflow.smc import log_mean_weight, pareto_k_hat, precise
+from invflow.solvers._finite import check_finite
 from invflow.solvers.base import Solver
 from invflow.solvers.noise_target import log_prior_over_proposal, score_rows
 
@@ -88,14 +90,19 @@ class VFM(Solver):
             images = noise.new_empty((rows, *self.prior.image_shape))
             owner = torch.arange(len(mean), device=mean.device).repeat_interleave(num_samples)
             log_weights = precise(noise.new_empty(rows)) if self.importance else None
-            starts = range(0, rows, self.chunk_size)
-            for i in tqdm(starts, disable=not progress, desc="VFM", unit="chunk", delay=2):
-                part = slice(i, i + self.chunk_size)
+
+            def run(part: slice) -> None:
                 z = torch.addcmul(mean[owner[part]], std[owner[part]], noise[part])
                 images[part] = self.prior.decode(self.prior.flow(z, self.steps))
                 if log_weights is not None:
                     ratio = log_prior_over_proposal(z, mean[owner[part]], std[owner[part]])
                     log_weights[part] = ratio + score_rows(reward, images[part], owner[part])
+
+            chunks = ChunkSize(self.chunk_size, "VFM").over(rows, run)
+            for _ in tqdm(chunks, total=-(-rows // self.chunk_size), disable=not progress, desc="VFM", unit="chunk",
+                          delay=2):
+                pass
+            check_finite("VFM", f"after {self.steps} of {self.steps} steps", num_samples, images, log_weights)
         nfe = NFE(forward=(map_calls.forward + adapter_calls.forward) / rows,
                   backward=(map_calls.backward + adapter_calls.backward) / rows)
         diagnostics, log_evidence = {"noise_std": std.flatten(1).mean(dim=1)}, None
@@ -139,6 +146,8 @@ class VFM(Solver):
         """
         shipped = Path(__file__).parents[1] / "weights" / f"{name}-vfm"
         folder = shipped if shipped.is_dir() else resolve_folder(name, "vfm")
-        config = read_config(folder, "vfm")
+        own = read_config(folder, "vfm").get("steps", 1)
+        if type(own) is not int or not 1 <= own <= 1000:
+            raise ValueError(f"the config.json of {folder} asks for steps={own!r}: a whole number from 1 to 1000")
         return cls(NeuralFlowMap.from_pretrained(folder / "map"), Adapter.from_pretrained(folder / "adapter"),
-                   steps=steps or int(config.get("steps", 1)), chunk_size=chunk_size, importance=importance)
+                   steps=own if steps is None else steps, chunk_size=chunk_size, importance=importance)

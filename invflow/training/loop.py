@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invflow.pretrained import write_atomically
+from invflow.pretrained import digest, parse_json, write_atomically
 
 __all__ = ["LoopSettings", "Objective", "fit"]
 
@@ -242,8 +242,11 @@ class MetricsFile:
         self.rows: list[dict[str, Any]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            with path.open(newline="") as handle:
-                rows = [r for r in csv.DictReader(handle) if int(r["step"]) <= step]
+            try:
+                with path.open(newline="") as handle:
+                    rows = [r for r in csv.DictReader(handle) if int(r["step"]) <= step]
+            except (KeyError, TypeError, ValueError, csv.Error) as error:
+                raise ValueError(f"{path} is no table of a training ({error!r}): move it away, train again") from error
             path.unlink()
             for row in rows:
                 self._append(row)
@@ -277,7 +280,8 @@ def _save(folder: Path, step: int, parameters: dict[str, Tensor], average: dict[
     for key, p in parameters.items():
         for name, value in optimizer.state.get(p, {}).items():
             tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    metadata = {"step": str(step), "settings": json.dumps(_identity(settings))}
+    plain = {"step": str(step), "settings": json.dumps(_identity(settings))}
+    metadata = {**plain, "digest": digest(tensors, plain)}
     write_atomically(folder / CHECKPOINT, lambda path: save_file(tensors, path, metadata=metadata))
 
 
@@ -289,27 +293,42 @@ def _load(folder: Path, parameters: dict[str, Tensor], average: dict[str, Tensor
     path = folder / CHECKPOINT
     if not path.exists():
         return 0
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        theirs, ours = json.loads(metadata["settings"]), _identity(settings)
-        if theirs != ours:
-            changed = [k for k in ours if theirs.get(k) != ours[k]]
-            raise ValueError(
-                f"{path} was made with other settings ({', '.join(f'{k}={theirs.get(k)}' for k in changed)}): train "
-                "into another folder, or repeat those settings to resume"
-            )
-        states: dict[Tensor, dict[str, Tensor]] = {p: {} for p in parameters.values()}
-        for name in file.keys():  # noqa: SIM118
-            kind, key = name.split(".", 1)
-            value = file.get_tensor(name)
-            if kind == "optimizer":
-                field, key = key.split(".", 1)
-                p = parameters[key]
-                states[p][field] = value if field == "step" else value.to(p.device)
-            else:
-                with torch.no_grad():
-                    {"model": parameters, "average": average, "objective": buffers}[kind][key].copy_(value)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata())
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        known = metadata.pop("digest", None)
+        if known is not None and known != digest(tensors, metadata):
+            raise ValueError("it is not as it was saved")
+        theirs, ours, step = parse_json(metadata["settings"]), _identity(settings), int(metadata["step"])
+        changed = [k for k in ours if theirs.get(k) != ours[k]]
+        targets = {"model": parameters, "average": average, "objective": buffers}
+        names = {f"{kind}.{key}": value for kind, held in targets.items() for key, value in held.items()}
+        wrong = [k for k, v in names.items() if k not in tensors or tensors[k].shape != v.shape]
+        wrong += [k for k in tensors if k not in names and (k.split(".")[0] != "optimizer"
+                                                            or k.split(".", 2)[2] not in parameters)]
+        changed += [] if theirs == ours else sorted(set(theirs) - set(ours))
+        wrong += [k for k, v in tensors.items() if k.startswith("optimizer.") and k not in wrong
+                  and not k.startswith("optimizer.step.") and v.shape != parameters[k.split(".", 2)[2]].shape]
+        if not changed and (wrong or not 0 <= step <= settings.steps):
+            raise ValueError(f"step {step}; tensors that are missing or do not fit: {wrong[:3]}")
+    except Exception as error:  # safetensors and JSON fail on damaged files with errors of many kinds
+        raise ValueError(f"{path} is damaged, or a checkpoint of something else ({error}): delete it to begin anew"
+                         ) from error
+    if changed:
+        raise ValueError(
+            f"{path} was made with other settings ({', '.join(f'{k}={theirs.get(k)}' for k in changed)}): train "
+            "into another folder, or repeat those settings to resume"
+        )
+    states: dict[Tensor, dict[str, Tensor]] = {p: {} for p in parameters.values()}
+    for name, value in tensors.items():
+        if name in names:
+            with torch.no_grad():
+                names[name].copy_(value)
+        else:
+            _, field, key = name.split(".", 2)
+            states[parameters[key]][field] = value if field == "step" else value.to(parameters[key].device)
     for p, state in states.items():
         if state:
             optimizer.state[p] = state
-    return int(metadata["step"])
+    return step

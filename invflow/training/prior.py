@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from invflow._random import draw_noise
 from invflow.neural import NeuralFlowMap
 from invflow.training.loop import LoopSettings, Objective, Sampler, batches_of, fit, seeded
-from invflow.training.losses import meanflow_loss, normalise, sample_times
+from invflow.training.losses import meanflow_loss, normalise, sample_between, sample_times
 
 __all__ = ["MeanFlowObjective", "data_statistics", "train_prior"]
 
@@ -25,7 +25,8 @@ class MeanFlowObjective(Objective):
         prior: the map that is trained.
         distinct: share of rows with s < t.
         one_step: share of those with (s, t) = (0, 1).
-        tangent: of the MeanFlow loss, ``"path"`` or ``"map"``; see :func:`~invflow.training.losses.meanflow_loss`.
+        tangent: of the MeanFlow loss, ``"path"``, ``"map"`` or ``"semigroup"``; see
+            :func:`~invflow.training.losses.meanflow_loss`.
     """
 
     def __init__(self, prior: NeuralFlowMap, distinct: float = 0.5, one_step: float = 1 / 3,
@@ -44,7 +45,8 @@ class MeanFlowObjective(Objective):
         noise = draw_noise(tuple(states.shape), generator).to(states)
         s, t, k = sample_times(len(states), distinct=self.distinct, one_step=self.one_step, generator=generator,
                                device=states.device)
-        losses = meanflow_loss(self.prior.average_velocity, noise, states, s, t, k, tangent=self.tangent)
+        middle = (sample_between(s, t, generator),) if self.tangent == "semigroup" else ()
+        losses = meanflow_loss(self.prior.average_velocity, noise, states, s, t, k, *middle, tangent=self.tangent)
         per_value = losses.detach() / self.prior.dimension
         return normalise(losses.mean()), {"flow_matching": per_value[k:].mean(), "meanflow": per_value[:k].mean()}
 
@@ -87,7 +89,7 @@ def train_prior(data: Tensor | Sampler, settings: LoopSettings, folder: str | os
             deviation are kept. None starts afresh.
         distinct: share of rows with s < t.
         one_step: share of those with (s, t) = (0, 1).
-        tangent: ``"path"`` or ``"map"``; see :func:`~invflow.training.losses.meanflow_loss`.
+        tangent: ``"path"``, ``"map"`` or ``"semigroup"``; see :func:`~invflow.training.losses.meanflow_loss`.
         progress: show a progress bar.
         stop_at: stop at this step, with a checkpoint.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import time
 from pathlib import Path
 
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor
 from invflow.metrics import energy_score, mmd_root, nlpd
 from invflow.problem import load_problem
 from invflow.solvers.base import Solver
+from invflow.solvers.vfm import VFM
 from invflow.training.recipe import Run
 from invflow_problems.checkerboard import board_sample, exact_posterior_samples, on_board
-from invflow_problems.recipes import BOARD_PRETRAINING, BOARD_SETTINGS, board_prior, train_board
+from invflow_problems.recipes import BOARD_CONSOLIDATION, BOARD_PRETRAINING, BOARD_SETTINGS, board_prior, train_board
 
 COLUMNS = ("nlpd", "crps", "share", "mmd", "spread", "prior_share", "prior_mmd")
 
@@ -68,7 +70,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=BOARD_SETTINGS.steps, help="joint steps of the main run")
-    parser.add_argument("--sweep-steps", type=int, default=2000, help="joint steps of the frozen map and the sweeps")
+    parser.add_argument("--sweep-steps", type=int, default=1500, help="joint steps of the frozen map and the sweeps")
     parser.add_argument("--only-main", action="store_true", help="leave out the frozen map and the sweeps")
     arguments = parser.parse_args()
     plans: list[tuple[str, int, dict[str, float | bool]]] = [("joint", arguments.steps, {})]
@@ -76,7 +78,7 @@ def main() -> None:
         sweep = arguments.sweep_steps
         plans += [("frozen", sweep, {"frozen": True})]
         plans += [(f"tau={tau:g}", sweep, {"tau": tau}) for tau in (0.3, 0.5, 1.0, 2.0)]
-        plans += [(f"alpha={alpha:g}", sweep, {"alpha": alpha}) for alpha in (0.2, 0.8)]
+        plans += [(f"alpha={alpha:g}", sweep, {"alpha": alpha}) for alpha in (0.2, 0.5, 0.8)]
     table = arguments.output / "table.csv"
     done = set()
     if table.exists():
@@ -87,14 +89,22 @@ def main() -> None:
                 continue
             settings = dataclasses.replace(BOARD_SETTINGS, steps=steps, seed=seed)
             pretrained = arguments.output / f"seed{seed}"
+            folder = pretrained / name.replace("=", "")
+            start = time.process_time()
             board_prior(dataclasses.replace(settings, steps=BOARD_PRETRAINING), Run(settings, pretrained))
-            run = Run(settings, arguments.output / f"seed{seed}" / name.replace("=", ""),
-                      prior=str(pretrained / "pretraining" / "prior"))
-            vfm = train_board(run, **changes)  # type: ignore[arg-type]
-            for jumps in (1, 2, 4):
-                vfm.steps = jumps
-                append(table, {"configuration": name, "seed": seed, "training_steps": steps, "jumps": jumps,
-                               **evaluate(vfm)})
+            run = Run(settings, folder, prior=str(pretrained / "pretraining" / "prior"))
+            vfm = train_board(run, consolidation=round(BOARD_CONSOLIDATION * steps / BOARD_SETTINGS.steps),
+                              **changes)  # type: ignore[arg-type]
+            # processor time in this process: the first configuration's holds the pretraining too
+            seconds = round(time.process_time() - start)
+            solvers = {name: vfm}
+            if not changes:
+                solvers["before the last stage"] = VFM.load(folder / "joint" / "vfm")
+            for what, solver in solvers.items():
+                for jumps in (1, 2, 4):
+                    solver.steps = jumps
+                    append(table, {"configuration": what, "seed": seed, "training_steps": steps, "jumps": jumps,
+                                   "cpu_seconds": seconds, **evaluate(solver)})
     exact = load_problem("checkerboard").exact_posterior()
     summarise(table, evaluate(exact))
 
@@ -120,7 +130,8 @@ def summarise(table: Path, exact: dict[str, float]) -> None:
         chosen = [r for r in rows if (r["configuration"], r["jumps"]) == (name, jumps)]
         values = torch.tensor([[float(r[c]) for c in COLUMNS] for r in chosen])
         deviation = values.std(dim=0) if len(chosen) > 1 else torch.zeros(len(COLUMNS))
-        cells = [f"{m:.3f} ± {d:.3f}" for m, d in zip(values.mean(dim=0).tolist(), deviation.tolist())]
+        cells = [f"{m:.3f}" + (f" ± {d:.3f}" if len(chosen) > 1 else "")
+                 for m, d in zip(values.mean(dim=0).tolist(), deviation.tolist())]
         print(f"| {name} | {jumps} | {len(chosen)} | " + " | ".join(cells) + " |")
 
 

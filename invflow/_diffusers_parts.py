@@ -1,0 +1,212 @@
+"""Pieces of :func:`invflow.from_diffusers`: conditions, one call of a model, autoencoders, pipelines."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+__all__ = ["Codec", "Condition", "Network", "load_pipeline", "split_pipeline"]
+
+PACKED = "img_ids"  # an argument of the models that take their latents as a sequence of 2 x 2 patches
+
+
+class Condition(nn.Module):
+    """Arguments held fixed: one row of each tensor, repeated for the batch; tensors move and change type with it.
+
+    Args:
+        values: by argument name: tensors ``(1, ...)``, numbers (one for each row), dictionaries of such, or anything
+            else, which is passed as it is.
+
+    Raises:
+        ValueError: for a tensor with several rows.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.plain: dict[str, Any] = {}
+        self.nested = nn.ModuleDict()
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                self.nested[name] = Condition(value)
+            elif isinstance(value, Tensor) or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+                tensor = torch.as_tensor(value).detach()
+                tensor = tensor[None] if tensor.ndim == 0 else tensor
+                if tensor.shape[0] != 1:
+                    raise ValueError(
+                        f"{name} has shape {tuple(tensor.shape)}, {tensor.shape[0]} rows: a prior has one condition, "
+                        f"held fixed; pass one row, (1, {', '.join(map(str, tensor.shape[1:])) or '...'})"
+                    )
+                self.names.append(name)
+                self.register_buffer(f"value_{name}", tensor, persistent=False)
+            else:
+                self.plain[name] = value
+
+    def rows(self, n: int, dtype: torch.dtype) -> dict[str, Any]:
+        """The arguments for n rows, floating-point tensors in ``dtype``."""
+        found: dict[str, Any] = dict(self.plain)
+        for name in self.names:
+            tensor: Tensor = getattr(self, f"value_{name}")
+            tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            found[name] = tensor.expand(n, *tensor.shape[1:])
+        return found | {name: condition.rows(n, dtype) for name, condition in self.nested.items()}  # type: ignore
+
+
+class Network(nn.Module):
+    """A model of diffusers as a function of states and timesteps, with everything else held fixed.
+
+    Args:
+        model: called by its argument names, the first of which is the state.
+        condition: its other arguments.
+        unconditional: those of classifier-free guidance; None for none.
+        guidance_scale: w in v_unconditional + w (v_condition - v_unconditional).
+
+    Raises:
+        TypeError: if the model does not take timesteps, or an argument of that name.
+    """
+
+    def __init__(self, model: nn.Module, condition: Mapping[str, Any], unconditional: Mapping[str, Any] | None,
+                 guidance_scale: float | None) -> None:
+        super().__init__()
+        parameters = inspect.signature(model.forward).parameters
+        names = list(parameters)
+        anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if not names or "timestep" not in names:
+            raise TypeError(f"{type(model).__name__}.forward takes {names}, no 'timestep': it is no model of diffusers "
+                            "that from_diffusers knows; wrap its velocity with invflow.from_velocity")
+        self.packed = PACKED in names
+        made = {names[0], "timestep", "return_dict"} | ({"img_ids", "txt_ids"} if self.packed else set())
+        for name in {**condition, **(unconditional or {})}:
+            if name in made:
+                raise TypeError(f"{name} is made here: leave it out")
+            if name not in names and not anything:
+                free = [n for n in names if n not in made]
+                raise TypeError(f"{type(model).__name__} takes no argument {name!r}: its conditions are {free}")
+        if (unconditional is None) != (guidance_scale is None):
+            raise ValueError("classifier-free guidance takes both guidance_scale and unconditional={...}, the "
+                             "arguments without the condition, such as encoder_hidden_states of an empty text")
+        self.model, self.first, self.guidance_scale = model, names[0], guidance_scale
+        self.returns_dict = "return_dict" in names or anything
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.condition = Condition(condition).to(device)
+        self.unconditional = None if unconditional is None else Condition({**condition, **unconditional}).to(device)
+
+    @property
+    def calls(self) -> int:
+        """Rows through the model for one row of states."""
+        return 1 if self.unconditional is None else 2
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """The prediction: states ``(n, *shape)`` and timesteps ``(n,)`` to ``(n, *shape)``, in the type of x."""
+        out = self._predict(x, timestep, self.condition)
+        if self.unconditional is None or self.guidance_scale is None:
+            return out
+        other = self._predict(x, timestep, self.unconditional)
+        return other + self.guidance_scale * (out - other)
+
+    def _predict(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
+        arguments = condition.rows(len(x), dtype)
+        state = x.to(dtype)
+        if self.packed:
+            state = pixel_unshuffle(state, 2).flatten(2).transpose(1, 2)
+            height, width = x.shape[2] // 2, x.shape[3] // 2
+            grid = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(state)
+            arguments["img_ids"] = torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1)
+            text = arguments.get("encoder_hidden_states")
+            arguments["txt_ids"] = state.new_zeros(0 if text is None else text.shape[1], 3)
+        if self.returns_dict:
+            arguments["return_dict"] = False
+        arguments |= {self.first: state, "timestep": timestep}
+        if forward_ad.unpack_dual(state).tangent is None:
+            out = self.model(**arguments)
+        else:  # the fused kernels of attention have no forward-mode derivative
+            with sdpa_kernel(SDPBackend.MATH):
+                out = self.model(**arguments)
+        out = out[0] if isinstance(out, (tuple, list)) else getattr(out, "sample", out)
+        if self.packed:
+            out = pixel_shuffle(out.transpose(1, 2).unflatten(2, (height, width)), 2)
+        elif out.shape[1] == 2 * x.shape[1] and out.shape[2:] == x.shape[2:]:
+            out = out[:, :x.shape[1]]  # the other half is a learned variance
+        if out.shape != x.shape:
+            raise ValueError(f"{type(self.model).__name__} made {tuple(out.shape)} of states {tuple(x.shape)}: "
+                             "from_diffusers takes models that keep the shape (or add a learned variance)")
+        return out.to(x.dtype)
+
+
+class Codec(nn.Module):
+    """An autoencoder of diffusers between codes of unit scale and images in [0, 1].
+
+    Args:
+        vae: its ``config`` may have ``scaling_factor`` and ``shift_factor``, or ``latents_mean`` and ``latents_std``:
+            code = (mean of the posterior - shift) * scaling.
+    """
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        config: Any = getattr(vae, "config", None)
+        self.vae = vae
+        scaling = float(getattr(config, "scaling_factor", None) or 1.0)
+        shift = getattr(config, "latents_mean", None)
+        spread = getattr(config, "latents_std", None)
+        if shift is None or spread is None:
+            shift, spread = [float(getattr(config, "shift_factor", None) or 0.0)], [1.0]
+        self.register_buffer("shift", torch.tensor(shift, dtype=torch.get_default_dtype())[:, None, None], False)
+        self.register_buffer("scale", torch.tensor(spread, dtype=torch.get_default_dtype())[:, None, None] / scaling,
+                             False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the autoencoder."""
+        return next((p.dtype for p in self.vae.parameters()), torch.get_default_dtype())
+
+    def decode(self, state: Tensor) -> Tensor:
+        """Image in [0, 1] of a code, differentiable."""
+        code: Any = state * self.scale.to(state) + self.shift.to(state)  # type: ignore[operator]
+        image: Tensor = self.vae.decode(code.to(self.dtype), return_dict=False)[0]  # type: ignore[operator]
+        return image.to(state.dtype) / 2 + 0.5
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Code of an image in [0, 1]: the mean of the encoder's posterior."""
+        out: Any = self.vae.encode((2 * image - 1).to(self.dtype))  # type: ignore[operator]
+        if hasattr(out, "latent_dist"):
+            code = out.latent_dist.mode()
+        else:
+            code = out.latents if hasattr(out, "latents") else out.latent
+        code = code.to(image.dtype)
+        return (code - self.shift.to(image)) / self.scale.to(image)  # type: ignore[operator]
+
+
+def load_pipeline(name: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Any:
+    """A pipeline of diffusers, from a folder or a Hub repository; safetensors only, no code of the repository.
+
+    Raises:
+        ImportError: without diffusers.
+    """
+    try:
+        from diffusers import DiffusionPipeline  # type: ignore[attr-defined]
+    except ImportError as error:
+        raise ImportError("loading a pipeline by name needs diffusers: pip install 'invflow[diffusers]'") from error
+    return DiffusionPipeline.from_pretrained(name, use_safetensors=True, torch_dtype=dtype)
+
+
+def split_pipeline(pipeline: Any) -> tuple[nn.Module, Any, nn.Module | None]:
+    """Model, scheduler and autoencoder (or None) of a pipeline.
+
+    Raises:
+        TypeError: if it has no transformer or U-Net, or no scheduler.
+    """
+    model = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
+    if model is None or getattr(pipeline, "scheduler", None) is None:
+        raise TypeError(f"{type(pipeline).__name__} has no transformer or unet with a scheduler: pass the parts, "
+                        "from_diffusers(model, scheduler, vae)")
+    vae = getattr(pipeline, "vae", None)
+    return model, pipeline.scheduler, getattr(pipeline, "vqvae", None) if vae is None else vae

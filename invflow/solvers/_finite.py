@@ -1,0 +1,54 @@
+"""Values that are not finite stop a solver, with an error that says where they came up."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["FARTHEST", "check_finite", "first_row", "not_finite"]
+
+#: noise of N(0, I), in absolute value, beyond which a network may overflow: only a trial step that fails leads there
+FARTHEST = 100.0
+
+
+_ADVICE = {
+    "state": "the steps or the flow map's velocity fail there; try a flow map that is finite everywhere, or more steps",
+    "image": "the flow map fails there; look at what it makes of such noise",
+    "reward": "the state there is finite, so check the reward on images of such states; it may be -inf, a weight of "
+              "zero, never +inf or NaN",
+}
+
+
+def first_row(bad: Tensor) -> int | None:
+    """The first row that is True, of ``(n,)`` or ``(n, ...)``; None where there is none."""
+    rows = bad.flatten(1).any(1) if bad.ndim > 1 else bad
+    return int(rows.nonzero()[0]) if bool(rows.any()) else None
+
+
+def not_finite(solver: str, what: str, where: str, observation: int, particle: int) -> ValueError:
+    """The error for a value that is NaN or infinite: solver, step, observation and particle."""
+    advice = next((text for word, text in _ADVICE.items() if what.startswith(word)), _ADVICE["reward"])
+    return ValueError(f"{solver}: the {what} is NaN or infinite at {where}, observation {observation}, particle "
+                      f"{particle}: {advice}")
+
+
+def check_finite(solver: str, where: str, count: int, images: Tensor, scores: Tensor | None = None) -> None:
+    """Raise where images are not finite, or scores NaN or +inf.
+
+    Args:
+        solver: its name.
+        where: the step.
+        count: N, particles of each observation.
+        images: ``(B N, *image_shape)``.
+        scores: ``(B N,)``: rewards, or log weights made of them.
+
+    Raises:
+        ValueError: with the solver, the step, the observation and the particle.
+    """
+    bad = {"image that the flow map makes": ~torch.isfinite(images)}
+    if scores is not None:
+        bad["reward"] = scores.isnan() | (scores == torch.inf)
+    for what, places in bad.items():
+        row = first_row(places)
+        if row is not None:
+            raise not_finite(solver, what, where, *divmod(row, count))

@@ -1,0 +1,253 @@
+"""Distilling a velocity into a flow map, so that one call makes the jump that took an ODE.
+
+Time runs from noise (t = 0) to data (t = 1). The teacher is a deterministic velocity b, not a noisy v = m - z: both
+losses are zero for the exact map, whatever the states they are evaluated at.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invflow._random import draw_noise
+from invflow.flowmap import FlowMap, expand_time
+from invflow.latent import LatentFlowMap
+from invflow.neural import NeuralFlowMap
+from invflow.training.loop import LoopSettings, Objective, Sampler, batches_of, fit, seeded
+from invflow.training.losses import AverageVelocity, average_velocity_jvp, normalise, sample_times
+from invflow.training.prior import data_statistics
+
+__all__ = ["DistillationObjective", "distill", "lagrangian_distillation_loss", "meanflow_distillation_loss"]
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+LOSSES = ("lagrangian", "meanflow")
+
+
+def meanflow_distillation_loss(u: AverageVelocity, teacher: Velocity, x: Tensor, s: Tensor, t: Tensor,
+                               num_distinct: int | None = None) -> Tensor:
+    r"""MeanFlow loss of each row with the teacher's velocity in place of the data's (Geng et al. 2025).
+
+    u(x, s, t) regresses on b_s(x) + (t - s) sg[du/ds], du/ds along the teacher's path, dx = b ds; where s = t that
+    is b itself. It is the Eulerian equation (d/ds + b . grad) X_{s,t} = 0 of Boffi, Albergo, Vanden-Eijnden (2024),
+    with the derivative held fixed. The teacher is called once for each row, at x.
+
+    Args:
+        u: average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
+        teacher: b, ``(n, *shape), (n,) -> (n, *shape)``.
+        x: ``(n, *shape)``, states at time s.
+        s: ``(n,)``.
+        t: ``(n,)``, not below s.
+        num_distinct: how many rows have s < t, if those come first; None looks.
+
+    Returns:
+        ``(n,)``, summed over the state.
+    """
+    with torch.no_grad():
+        b = teacher(x, s)
+    rows = torch.nonzero(s != t)[:, 0] if num_distinct is None else slice(0, num_distinct)
+    target = b
+    if s[rows].numel():
+        derivative = average_velocity_jvp(u, x[rows].detach(), s[rows], t[rows], b[rows])
+        correction = torch.zeros_like(b)
+        correction[rows] = (expand_time(t, b) - expand_time(s, b))[rows] * derivative.to(b.dtype)
+        target = b + correction
+    return (u(x, s, t) - target).square().flatten(1).sum(dim=1)
+
+
+def lagrangian_distillation_loss(u: AverageVelocity, teacher: Velocity, x: Tensor, s: Tensor, t: Tensor,
+                                 num_distinct: int | None = None, *, through_teacher: bool = False) -> Tensor:
+    r"""Lagrangian map distillation of each row (Boffi, Albergo, Vanden-Eijnden 2024, "Flow map matching").
+
+    The map's end moves with the teacher's velocity: with X = x + (t - s) u(x, s, t), the loss is the squared norm of
+    dX/dt - b_t(X), dX/dt = u + (t - s) du/dt. The gradient passes through the derivative in t; where s = t the loss
+    is flow matching to b. The teacher is called once for each row, at X.
+
+    Args:
+        u: average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
+        teacher: b, ``(n, *shape), (n,) -> (n, *shape)``.
+        x: ``(n, *shape)``, states at time s.
+        s: ``(n,)``.
+        t: ``(n,)``, not below s.
+        num_distinct: how many rows have s < t, if those come first; None looks.
+        through_teacher: differentiate b_t(X) in X too, as the loss is written; False holds b_t(X) fixed, which has
+            the same minimum and needs no backward pass through the teacher.
+
+    Returns:
+        ``(n,)``, summed over the state.
+    """
+    rows = torch.nonzero(s != t)[:, 0] if num_distinct is None else torch.arange(num_distinct, device=s.device)
+    others = torch.ones(len(s), dtype=torch.bool, device=s.device)
+    others[rows] = False
+    residuals = x.new_zeros(x.shape)
+    if len(rows):
+        first, start, end = x[rows], s[rows], t[rows]
+        mean, slope = torch.func.jvp(lambda time: u(first, start, time), (end,), (torch.ones_like(end),))[:2]
+        length = expand_time(end, first) - expand_time(start, first)
+        landing = first + length * mean.to(first.dtype)
+        if through_teacher:
+            b = teacher(landing, end)
+        else:
+            with torch.no_grad():
+                b = teacher(landing.detach(), end)
+        residuals = residuals.index_copy(0, rows, (mean + length * slope - b).to(x.dtype))
+    if bool(others.any()):
+        with torch.no_grad():
+            b = teacher(x[others], s[others])
+        kept = torch.nonzero(others)[:, 0]
+        residuals = residuals.index_copy(0, kept, (u(x[others], s[others], t[others]) - b).to(x.dtype))
+    return residuals.square().flatten(1).sum(dim=1)
+
+
+class DistillationObjective(Objective):
+    """A flow map learns to jump where the teacher's ODE goes.
+
+    Args:
+        student: the map that is trained.
+        teacher: any flow map with states of the same shape; its jump is used for the states of its path only.
+        loss: ``"lagrangian"`` or ``"meanflow"``.
+        from_data: whether batches are images, whose codes are noised to time s; False: they are noise, and the
+            teacher's own path carries it to time s.
+        distinct: share of rows with s < t.
+        one_step: share of those with (s, t) = (0, 1).
+        through_teacher: of the Lagrangian loss; see :func:`lagrangian_distillation_loss`.
+
+    Raises:
+        ValueError: for an unknown loss, or states of different shapes.
+    """
+
+    def __init__(self, student: NeuralFlowMap, teacher: FlowMap, loss: str = "lagrangian", *, from_data: bool = False,
+                 distinct: float = 0.75, one_step: float = 1 / 3, through_teacher: bool = False) -> None:
+        super().__init__()
+        if loss not in LOSSES:
+            raise ValueError(f"there is no distillation loss {loss!r}: pass one of {', '.join(LOSSES)}")
+        if student.state_shape != tuple(teacher.state_shape):
+            raise ValueError(f"the student's states have shape {student.state_shape}, the teacher's "
+                             f"{tuple(teacher.state_shape)}: they must agree")
+        self.student, self.teacher, self.loss, self.from_data = student, teacher, loss, from_data
+        self.distinct, self.one_step, self.through_teacher = distinct, one_step, through_teacher
+
+    def trained(self) -> dict[str, nn.Module]:
+        """The student."""
+        return {"map": self.student}
+
+    def forward(self, data: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch of images or of noise, and its two parts for each value of the state."""
+        device = data.device
+        s, t, k = sample_times(len(data), distinct=self.distinct, one_step=self.one_step, generator=generator,
+                               device=device)
+        # the student computes in lower precision where it was asked to; the teacher's velocity is the truth
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            if self.from_data:
+                states = self.teacher.encode(data)
+                noise = draw_noise(tuple(states.shape), generator).to(states)
+                x = torch.lerp(noise, states, expand_time(s, states))
+            else:
+                x = data.clone()
+                moved = s > 0
+                x[moved] = self.teacher.jump(data[moved], 0.0, s[moved])
+
+        def teacher(state: Tensor, time: Tensor) -> Tensor:
+            with torch.autocast(device.type, enabled=False):
+                return self.teacher.velocity(state, time)
+
+        u = self.student.average_velocity
+        if self.loss == "meanflow":
+            losses = meanflow_distillation_loss(u, teacher, x, s, t, k)
+        else:
+            losses = lagrangian_distillation_loss(u, teacher, x, s, t, k, through_teacher=self.through_teacher)
+        per_value = losses.detach() / self.student.dimension
+        return normalise(losses.mean()), {"velocity": per_value[k:].mean(), "map": per_value[:k].mean()}
+
+
+def distill(teacher: FlowMap, settings: LoopSettings, folder: str | os.PathLike[str], *,
+            data: Tensor | Sampler | None = None, loss: str = "lagrangian", network: str | None = None,
+            options: dict[str, Any] | None = None, start: NeuralFlowMap | None = None, distinct: float = 0.75,
+            one_step: float = 1 / 3, through_teacher: bool = False, progress: bool = True,
+            stop_at: int | None = None) -> NeuralFlowMap | LatentFlowMap:
+    """Train a flow map that makes a teacher's jumps in one call, resuming if the folder holds a checkpoint.
+
+    The teacher is any :class:`~invflow.FlowMap`: what ``from_velocity``, ``from_deepinv`` and ``from_diffusers`` make,
+    a mixture, a latent map. Solvers that run the one-step map many times (NoiseSMC, NoiseRTO, FMTT's look-ahead) then
+    pay one call for each jump.
+
+    Args:
+        teacher: stays as it is; where it runs through an ODE, ``ode_steps`` says how finely.
+        settings: of the loop.
+        folder: for the checkpoint, the metrics and, when done, the map (``folder/prior``).
+        data: images ``(n, *image_shape)``, floats in [0, 1] or bytes, or a function ``(n, generator)`` that makes
+            them: the teacher is then asked at their noised states, one velocity a row. None asks it along its own
+            path: no data, but an ODE to time s for each row. Between the two lies ``data=teacher.generate(n)``.
+        loss: ``"lagrangian"`` or ``"meanflow"``.
+        network: ``"unet"`` or ``"mlp"``; None takes the first for states (C, H, W), the second for vectors.
+        options: of the network.
+        start: a map to go on from, which stays as it is; None starts afresh.
+        distinct: share of rows with s < t; the others learn the velocity.
+        one_step: share of those with (s, t) = (0, 1).
+        through_teacher: of the Lagrangian loss; see :func:`lagrangian_distillation_loss`.
+        progress: show a progress bar.
+        stop_at: stop at this step, with a checkpoint.
+
+    Returns:
+        The map with averaged weights, in evaluation mode; for a teacher whose decoding is not affine, a
+        :class:`~invflow.LatentFlowMap` of it and the teacher's decoder.
+
+    Raises:
+        ValueError: for an unknown loss, or a map to go on from with states of another shape.
+
+    Example:
+        >>> import tempfile, torch, invflow
+        >>> from invflow.training import LoopSettings, distill
+        >>> teacher = invflow.GaussianMixtureFlow(torch.eye(2), std=0.5)
+        >>> settings = LoopSettings(steps=2, batch_size=32, precision="no")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     student = distill(teacher, settings, folder, options={"width": 16, "depth": 2}, progress=False)
+        >>> student.generate(3, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([3, 2])
+    """
+    shape, device = tuple(teacher.state_shape), teacher.device
+    if start is None:
+        mean, std = data_statistics(_states(teacher, data, settings.seed), (1.0, 0.0))
+        student = NeuralFlowMap(shape, network=network or ("unet" if len(shape) == 3 else "mlp"), options=options,
+                                decode_affine=teacher.decode_affine or (1.0, 0.0), mean=mean, std=std,
+                                independent_noise=teacher.independent_noise, generator=seeded(settings.seed, 0, -2))
+    else:
+        student = copy.deepcopy(start).requires_grad_(True)
+    student.train()
+    required = [p.requires_grad for p in teacher.parameters()]
+    objective = DistillationObjective(student, teacher.requires_grad_(False), loss, from_data=data is not None,
+                                      distinct=distinct, one_step=one_step, through_teacher=through_teacher)
+    source: Tensor | Sampler = data if data is not None else lambda n, g: draw_noise((n, *shape), g)
+    try:
+        done = fit(objective, batches_of(source, settings), settings, folder, progress=progress, stop_at=stop_at)
+    finally:
+        teacher.to(device)
+        for parameter, value in zip(teacher.parameters(), required):
+            parameter.requires_grad_(value)
+    student.cpu().eval().requires_grad_(False)
+    if done:
+        student.save_pretrained(Path(folder) / "prior")
+    if teacher.decode_affine is not None:
+        return student
+    student = student.to(device)
+    if isinstance(teacher, LatentFlowMap):
+        return teacher.with_latent(student)
+    return LatentFlowMap(student, teacher.decode, teacher.encode, image_shape=tuple(teacher.image_shape))
+
+
+@torch.no_grad()
+def _states(teacher: FlowMap, data: Tensor | Sampler | None, seed: int, count: int = 1024) -> Tensor:
+    """States to take the mean and the standard deviation of, on the CPU."""
+    if data is None:
+        noise = teacher.noise(count, generator=seeded(seed, 0, -3))
+        return torch.cat([teacher.flow(z).cpu() for z in noise.split(256)])
+    images = data if isinstance(data, Tensor) else data(count, seeded(seed, 0, -3))
+    # a data set may be in an order: take rows from all of it
+    images = images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
+    images = images.float() / 255 if images.dtype == torch.uint8 else images
+    return torch.cat([teacher.encode(part.to(teacher.device, teacher.dtype)).cpu() for part in images.split(256)])
