@@ -78,6 +78,19 @@ def test_checkpoint_of_other_settings_is_refused(tmp_path):
         train_prior(data, settings(learning_rate=0.1), tmp_path, network="mlp", options=TINY, progress=False)
 
 
+def test_each_training_has_its_own_precision(tmp_path):
+    data = pairs(100, torch.Generator().manual_seed(0))
+
+    def run(name, precision):
+        prior = train_prior(data, settings(precision=precision), tmp_path / name, network="mlp", options=TINY,
+                            decode_affine=(1.0, 0.0), progress=False)
+        return prior.generate(4, steps=1, generator=torch.Generator().manual_seed(1))
+
+    exact, rounded, again = run("a", "no"), run("b", "bf16"), run("c", "no")
+    assert torch.equal(exact, again)
+    assert not torch.equal(exact, rounded)
+
+
 def test_training_does_not_touch_the_global_seed(tmp_path):
     before = torch.random.get_rng_state()
     train_vfm(pairs, tiny_prior(), [first_coordinate()], settings(steps=2), tmp_path, options=TINY, progress=False)

@@ -87,6 +87,8 @@ def path_calls(solver: FMTT, reward: Reward, jumps: JumpCalls | None = None) -> 
             forward += there[0]  # at the mean
         if moves and kernel == "renoise" and gradients:
             forward, backward = forward + there[0], backward + there[1]
+    if solver.weights == "jarzynski" and ahead.kind == "none":
+        forward += 1  # the velocity at the end, for the last trapezium
     return forward, backward
 
 

@@ -148,8 +148,11 @@ def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: 
         FloatingPointError: if the loss is not finite; names the step.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from tqdm import tqdm
 
+    # accelerate keeps the precision of the process's first training, and refuses another: each training has its own
+    AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
     parameters: dict[str, Tensor] = {
         f"{name}.{key}": p

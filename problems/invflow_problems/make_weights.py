@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,47 @@ LICENCES = {
 }
 
 
-def card(name: str, run: Path, evaluation: dict[str, Any] | None) -> str:
-    """The text that stands beside the weights: data, settings, seed, last training numbers, metrics on test images."""
-    data = name.removesuffix("-vfm")
+def read_settings(run: Path) -> dict[str, Any]:
+    """Settings of the loop that a finished run was made with."""
     with safe_open(run / "checkpoint.safetensors", framework="pt") as file:
-        settings = json.loads(file.metadata()["settings"])
-    rows = list(csv.DictReader((run / "metrics.csv").open()))[-20:]
-    last = {key: sum(float(row[key]) for row in rows) / len(rows) for key in rows[0]}
-    shown = {k: v for k, v in last.items() if not k.startswith(("step", "loss", "learning", "grad"))}
-    lines = [f"# {name}", "", f"{load_recipe(name).description}. Weights stored in half precision.", "",
+        return json.loads(file.metadata()["settings"])
+
+
+def commands(stages: list[tuple[str, Path]]) -> list[str]:
+    """The command of each stage, RUN1 going on from nothing, RUN2 from RUN1, with what differs from the recipe."""
+    lines = []
+    for k, (name, run) in enumerate(stages):
+        own = asdict(load_recipe(name).settings)
+        changed = [f"--set {key}={value}" for key, value in read_settings(run).items()
+                   if key in own and json.loads(json.dumps(own[key])) != value]
+        parts = [f"invflow train {name} --data FOLDER", *([f"--prior RUN{k}/vfm"] if k else []), *changed,
+                 f"--output RUN{k + 1}"]
+        lines.append("    " + " ".join(parts))
+    return lines
+
+
+def card(name: str, stages: list[tuple[str, Path]], evaluation: dict[str, Any] | None) -> str:
+    """The text that stands beside the weights: data, settings, seed, last training numbers, metrics on test images.
+
+    Args:
+        name: of the weights.
+        stages: recipe and folder of each training, in their order; all but the first went on from the one before.
+        evaluation: what image_table measured.
+    """
+    data = name.removesuffix("-vfm")
+    lines = [f"# {name}", "", f"{load_recipe(stages[0][0]).description}. Weights stored in half precision.", "",
              f"Data: {LICENCES[data]}; the test file was not touched.", "",
-             "Made on one CPU core, in bfloat16 autocast, by", "",
-             f"    invflow train {name} --data FOLDER --output RUN",
-             f"    python -m invflow_problems.make_weights {name} RUN", "",
-             "Settings: " + ", ".join(f"{k} {v}" for k, v in settings.items()) + ". Averages over the last twenty "
-             "logged steps: " + ", ".join(f"{k} {v:.3g}" for k, v in shown.items()) + "."]
+             "Made on one CPU core, in bfloat16 autocast, by", "", *commands(stages),
+             f"    python -m invflow_problems.make_weights {name} RUN{len(stages)}"
+             + "".join(f" --after {recipe}=RUN{k + 1}" for k, (recipe, _) in enumerate(stages[:-1]))
+             + (f" --recipe {stages[-1][0]}" if stages[-1][0] != name else "")]
+    for k, (_, run) in enumerate(stages):
+        rows = list(csv.DictReader((run / "metrics.csv").open()))[-20:]
+        last = {key: sum(float(row[key]) for row in rows) / len(rows) for key in rows[0]}
+        shown = {key: v for key, v in last.items() if not key.startswith(("step", "loss", "learning", "grad"))}
+        lines += ["", f"RUN{k + 1}: " + ", ".join(f"{key} {v}" for key, v in read_settings(run).items())
+                  + ". Averages over the last twenty logged steps: "
+                  + ", ".join(f"{key} {v:.3g}" for key, v in shown.items()) + "."]
     if evaluation:
         lines += ["", f"Measured by `python -m invflow_problems.image_table {data} --steps 1` (100 test images, "
                   "64 samples, seed 0):", ""]
@@ -71,6 +98,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", help="such as mnist or mnist-vfm")
     parser.add_argument("run", type=Path, help="the folder that invflow train wrote")
+    parser.add_argument("--recipe", help="that wrote RUN, where it has another name than the weights")
+    parser.add_argument("--after", action="append", default=[], metavar="RECIPE=RUN",
+                        help="a training that RUN went on from; several in their order")
     parser.add_argument("--evaluation", type=Path, help="JSON that image_table wrote")
     parser.add_argument("--output", type=Path, help="folder to write; default the library's own")
     arguments = parser.parse_args()
@@ -80,7 +110,8 @@ def main() -> None:
     else:
         NeuralFlowMap.from_pretrained(arguments.run / "prior").save_pretrained(folder, torch.float16)
     evaluation = json.loads(arguments.evaluation.read_text()) if arguments.evaluation else None
-    text = card(arguments.name, arguments.run, evaluation)
+    before = [(recipe, Path(run)) for recipe, _, run in (text.partition("=") for text in arguments.after)]
+    text = card(arguments.name, [*before, (arguments.recipe or arguments.name, arguments.run)], evaluation)
     write_atomically(folder / "README.md", lambda p: Path(p).write_text(text, encoding="utf-8"))
     print(f"wrote {folder}")
 

@@ -19,7 +19,7 @@ from invflow.reward import Reward
 from invflow.solvers.fmtt import FMTT
 from invflow_problems.tilting_parts import affordable, sample_quietly
 
-__all__ = ["BUDGET", "DIGIT_FIELDS", "LOOK_AHEADS", "DigitReward", "evaluate_digits"]
+__all__ = ["BUDGET", "DIGIT_FIELDS", "LOOK_AHEADS", "PARTICLES", "DigitReward", "evaluate_digits"]
 
 #: calls for each particle, forward and backward: with this number each look-ahead takes exactly as many
 BUDGET = 46

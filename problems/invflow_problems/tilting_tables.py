@@ -29,7 +29,7 @@ from invflow.nets.classifier import Classifier
 from invflow_problems.half_plane import tilted_expectations
 from invflow_problems.mixture_table import append_row, read_rows
 from invflow_problems.tilting_budget import BUDGET_FIELDS, BUDGETS, CASES, METHODS, evaluate_budget, takes
-from invflow_problems.tilting_digits import DIGIT_FIELDS, LOOK_AHEADS, evaluate_digits
+from invflow_problems.tilting_digits import DIGIT_FIELDS, LOOK_AHEADS, PARTICLES, evaluate_digits
 from invflow_problems.tilting_weights import (
     DIMENSIONS,
     ERROR_FIELDS,
@@ -102,9 +102,9 @@ def format_budget(rows: Rows, budgets: Sequence[int] = BUDGETS) -> str:
     for problem in dict.fromkeys(row["problem"] for row in rows):
         lines += [f"{problem}:", "", *_head(["method", "calls", "backward among them", "mean reward", "W1",
                                              "error of shares", "modes"])]
-        for method, budget in itertools.product(("exact", *METHODS), budgets):
+        for method, budget in (("exact", BUDGETS[0]), *itertools.product(METHODS, budgets)):
             chosen = choose(rows, problem=problem, method=method, budget=budget)
-            if not chosen or (method == "exact" and budget != budgets[0]):
+            if not chosen:
                 continue
             forward, backward = (mean_and_std(chosen, name)[0] for name in ("calls", "backward"))
             lines.append(_line([method, f"{forward + backward:.0f}", f"{backward:.0f}", _with_std(chosen, "reward", 3),
@@ -258,13 +258,15 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
     parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES), metavar="NAME",
                         help=f"of {', '.join(TABLES)}; default: all")
     parser.add_argument("--judge", type=Path, help="folder of a second MNIST classifier, for the digits")
+    parser.add_argument("--particles", type=int, default=PARTICLES, help="for each digit; the CSV does not tell them")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     judge = None if options.judge is None else Classifier.load(options.judge)
     for name in options.only:
         table = TABLES[name]
-        run = functools.partial(evaluate_digits, judge=judge) if name == "digits" else None
+        digits = functools.partial(evaluate_digits, judge=judge, particles=options.particles)
+        run = digits if name == "digits" else None
         rows = fill(table, options.output / f"{name}.csv", run)
         text = table.markdown(rows)
         (options.output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
