@@ -7,8 +7,9 @@ import math
 import os
 import struct
 import zlib
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -171,7 +172,7 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
         raise ValueError(f"{path} is no complete gzip file ({error}): fetch it again") from error
 
 
-def _read_idx(path: Path, file: IO[bytes], largest: int) -> Tensor:
+def _read_idx(path: Path, file: gzip.GzipFile | BufferedReader, largest: int) -> Tensor:
     """The array of an open file, which cannot hold more than so many bytes: no more than it declares is unpacked."""
     data = file.read(4)
     if len(data) < 4 or data[:3] != b"\x00\x00\x08" or not 1 <= data[3] <= 4:
@@ -223,8 +224,8 @@ def _load_cifar(paths: list[Path]) -> tuple[Tensor, Tensor]:
     table = torch.cat(rows)
     greatest = int(table[:, 0].max())
     if greatest > 9:
-        raise ValueError(f"{paths[0].parent} holds labels up to {greatest}, but CIFAR-10 has ten classes: its files are "
-                         "damaged, or others")
+        raise ValueError(f"{paths[0].parent} holds labels up to {greatest}, but CIFAR-10 has ten classes: its files "
+                         "are damaged, or others")
     return table[:, 1:].reshape(-1, 3, 32, 32).clone(), table[:, 0].long()
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import invflow
 from invflow.adapter import Adapter
-from invflow.operators import Denoising, MaskInpainting, MatrixOperator
+from invflow.operators import Denoising, MatrixOperator
 from invflow.reward import GaussianLikelihood
 from invflow.solvers.registry import SOLVERS
 
@@ -79,14 +79,14 @@ ROUNDING = {"vfm": 1e-5, "noise-rto": 1e-6, **dict.fromkeys(
 
 @st.composite
 def likelihoods(draw: Any, name: str, count: int) -> GaussianLikelihood:
-    """Of ``count`` observations: a shared or an own matrix, a mask, or the identity, where the solver knows them."""
+    """Of ``count`` observations: a shared or an own matrix, entries, or the identity, where the solver knows them."""
     seed = draw(seeds)
     operators: list[Callable[[], invflow.Operator]] = [lambda: Denoising((3,))]
     if name != "vfm":
         operators += [
             lambda: MatrixOperator(tensor(seed, 2, 3), image_shape=(3,)),
             lambda: MatrixOperator(tensor(seed, count, 2, 3), image_shape=(3,)),
-            lambda: MaskInpainting(torch.tensor([True, False, True]), image_shape=(3,)),
+            lambda: MatrixOperator(torch.eye(3, dtype=F64)[:, [0, 2]].mT, image_shape=(3,)),
         ]
     operator = draw(st.sampled_from(operators))()
     dtype = torch.float32 if name == "vfm" else F64

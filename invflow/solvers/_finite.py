@@ -10,10 +10,10 @@ __all__ = ["FARTHEST", "check_finite", "first_row", "not_finite"]
 #: noise of N(0, I), in absolute value, beyond which a network may overflow: only a trial step that fails leads there
 FARTHEST = 100.0
 
-
 _ADVICE = {
     "state": "the steps or the flow map's velocity fail there; try a flow map that is finite everywhere, or more steps",
-    "image": "the flow map fails there; look at what it makes of such noise",
+    "image": "values that are not finite tell of a flow map that fails on such states, or of steps or weights that are "
+             "too large",
     "reward": "the state there is finite, so check the reward on images of such states; it may be -inf, a weight of "
               "zero, never +inf or NaN",
 }
@@ -45,7 +45,7 @@ def check_finite(solver: str, where: str, count: int, images: Tensor, scores: Te
     Raises:
         ValueError: with the solver, the step, the observation and the particle.
     """
-    bad = {"image that the flow map makes": ~torch.isfinite(images)}
+    bad = {"image": ~torch.isfinite(images)}
     if scores is not None:
         bad["reward"] = scores.isnan() | (scores == torch.inf)
     for what, places in bad.items():

@@ -31,7 +31,8 @@ class PathRecord:
     - the **thermodynamic length** is :math:`\sum_k \sqrt{D_k}`. Where the increments are small it is the sum of their
       standard deviations, and with Jarzynski weights and many steps it tends to the Fisher-Rao length of the path of
       tilted laws as the flow carries them to the data (with the flow map, p e^{g(t) r}; Crooks 2007, "Measuring
-      thermodynamic length"; Sivak and Crooks 2012), which does not depend on how the path is divided. Twisted weights also hold the noise of each step: compare theirs at equal steps.
+      thermodynamic length"; Sivak and Crooks 2012), which does not depend on how the path is divided. Twisted
+      weights also hold the noise of each step: compare theirs at equal steps.
 
     The weights :math:`r_0(x_0)` at the start count as a step. A discrepancy estimated from N particles never exceeds
     log N.
