@@ -63,8 +63,9 @@ BUILDERS: dict[type[Reward], Callable[[Any, int, int], Reward]] = {
     MaskMatchReward: lambda d, s, c: MaskMatchReward(tensor(s, *SHAPE), tensor(s + 1, 4, 4) > -1.5, 0.4),
     MirrorReward: lambda d, s, c: MirrorReward(0.3), RotationReward: lambda d, s, c: RotationReward(0.3),
 }
-#: not from here: it takes a trained network, and is tested with it
+#: not from here: they take trained networks, and are tested with them
 ELSEWHERE = {ClassReward}
+ELSEWHERE_MODULES = ("invflow.vision_rewards",)
 
 
 def _kinds(of: type) -> Iterator[type]:
@@ -75,7 +76,8 @@ def _kinds(of: type) -> Iterator[type]:
 
 def test_every_reward_has_its_builder() -> None:
     public = {kind for kind in _kinds(Reward)
-              if kind.__module__.startswith("invflow.") and not kind.__name__.startswith("_")}
+              if kind.__module__.startswith("invflow.") and not kind.__name__.startswith("_")
+              and kind.__module__ not in ELSEWHERE_MODULES}
     assert public - {Likelihood} - ELSEWHERE <= set(BUILDERS), "say in BUILDERS how to make the new one"
 
 

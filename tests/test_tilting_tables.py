@@ -141,7 +141,7 @@ def test_twisted_weights_stay_with_the_base_of_a_wrong_map(kernel: str) -> None:
 
 @pytest.mark.parametrize("method", ["unweighted, denoiser", "unweighted, flow map", "Jarzynski, flow map"])
 def test_other_weights_do_not(method: str) -> None:
-    rows = as_text(evaluate_error("both", 0.4, method, particles=300, steps=8))
+    rows = as_text(evaluate_error("both", 0.4, method, particles=900, steps=8))
     difference, error = from_base(rows, "reward")
     assert abs(difference) > 5 * error
 
