@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib
 
 from invflow._compare_judge import METRICS
+from invflow._html_plot import points_of
 from invflow.plot import PosteriorFigure
 
 if TYPE_CHECKING:
@@ -49,15 +50,7 @@ def pareto_figure(comparison: Comparison, metric: str = "crps", columns: int = 3
 
 
 def _panel(axes: matplotlib.axes.Axes, comparison: Comparison, problem: str, metric: str) -> None:
-    points = {}
-    for solver in comparison.solvers:
-        if solver in comparison.costs[problem]:
-            try:
-                mean, error = comparison.mean(problem, solver, metric)
-            except KeyError:
-                continue
-            if math.isfinite(mean):
-                points[solver] = (comparison.calls(problem, solver), mean, error if math.isfinite(error) else 0.0)
+    points = points_of(comparison, problem, metric)
     front = comparison.pareto(problem, metric)
     called = [calls for calls, _, _ in points.values() if calls > 0]
     edge = min([1.0, *called]) / 3  # where no call is drawn

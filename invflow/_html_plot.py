@@ -12,7 +12,7 @@ from invflow._html_parts import Markup, element
 if TYPE_CHECKING:
     from invflow._compare_table import Comparison
 
-__all__ = ["pareto_drawings", "plotted_metrics"]
+__all__ = ["pareto_drawings", "plotted_metrics", "points_of"]
 
 _WIDTH, _HEIGHT = 360.0, 270.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 350.0, 14.0, 226.0
@@ -24,7 +24,7 @@ def plotted_metrics(comparison: Comparison, problem: str, most: int = 4) -> list
     """Metrics that are worth a drawing, the most telling first."""
     order = ["crps", "coverage", "psnr", "frechet", "sliced_wasserstein", "reward", "residual", "rmse"]
     having = [m for m in order if m in comparison.metrics(problem)]
-    return [m for m in having if len(_points(comparison, problem, m)) > 1][:most]
+    return [m for m in having if len(points_of(comparison, problem, m)) > 1][:most]
 
 
 def pareto_drawings(comparison: Comparison, problem: str) -> list[Markup]:
@@ -32,7 +32,7 @@ def pareto_drawings(comparison: Comparison, problem: str) -> list[Markup]:
     return [_drawing(comparison, problem, metric) for metric in plotted_metrics(comparison, problem)]
 
 
-def _points(comparison: Comparison, problem: str, metric: str) -> dict[str, tuple[float, float, float]]:
+def points_of(comparison: Comparison, problem: str, metric: str) -> dict[str, tuple[float, float, float]]:
     """Calls, mean and standard error by solver."""
     points = {}
     for solver in comparison.solvers:
@@ -72,7 +72,7 @@ class _Axis:
 
 
 def _drawing(comparison: Comparison, problem: str, metric: str) -> Markup:
-    points, front = _points(comparison, problem, metric), comparison.pareto(problem, metric)
+    points, front = points_of(comparison, problem, metric), comparison.pareto(problem, metric)
     shown = METRICS.get(metric)
     title = shown.title if shown else metric
     called = [calls for calls, _, _ in points.values() if calls > 0]
