@@ -167,6 +167,23 @@ MUTATIONS = [
     Mutation("a map's error of another size than it says", "problems/invflow_problems/tilting_weights.py",
              "self.size * self.spread * math.sqrt(2)", "self.size * self.spread",
              "tests/test_tilting_tables.py::test_the_error_of_the_map_has_the_size_that_it_says"),
+    Mutation("a chunk that fails cut to single rows", "invflow/_memory.py",
+             "self.rows = min(self.rows, -(-count // 2))", "self.rows = 1",
+             "tests/test_out_of_memory.py::test_vfm_goes_on_with_half_the_rows"),
+    Mutation("fresh noise after a failed attempt", "invflow/solvers/_rows.py",
+             "            noise = RowNoise(seeds, part, generator.device)",
+             "            noise = RowNoise(RowNoise.seeds(total, generator), part, generator.device)",
+             "tests/test_out_of_memory.py"),
+    Mutation("NaN rewards taken for zero weights", "invflow/solvers/noise_target.py",
+             "bad = broken | scores.isnan() | (scores == torch.inf)", "bad = broken & scores.isnan()",
+             "tests/test_not_finite.py"),
+    Mutation("a digest that is not compared", "invflow/pretrained.py",
+             "if known is not None and known != digest", "if False and known != digest", "tests/test_fuzz.py"),
+    Mutation("any format of Pillow's", "invflow/imageio.py", "Image.open(path, formats=known)", "Image.open(path)",
+             "tests/test_fuzz.py::test_postscript_under_a_pictures_name_is_not_handed_to_ghostscript"),
+    Mutation("a CRPS that is not fair", "invflow/metrics/quality.py",
+             "half_sum = _ratio(half_sum, 2 * half_mass)", "half_sum = half_sum",
+             "tests/test_properties_metrics.py"),
 ]
 
 
