@@ -161,7 +161,7 @@ MUTATIONS = [
     Mutation("the sign of other people's velocity", "invflow/_diffusers_paths.py",
              "return -predict(x", "return predict(x", "tests/test_diffusers.py"),
     Mutation("codes drawn where the mean is due", "invflow/_diffusers_parts.py",
-             "latent_dist.mode()", "latent_dist.sample()", "tests/test_diffusers.py"),
+             "latent_dist.mode()", "latent_dist.sample()", "tests/test_diffusers_models.py"),
     Mutation("a distillation without its correction", "invflow/training/distillation.py",
              "target = b + correction", "target = b", "tests/test_distillation.py"),
     Mutation("a map's error of another size than it says", "problems/invflow_problems/tilting_weights.py",
