@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from invflow.nets.embedding import TimeEmbedding
 from invflow.neural import NeuralFlowMap, build_network, initialise
 from invflow.pretrained import load_built, read_config, resolve_folder, save_module
 from invflow.reward import GaussianLikelihood, Reward
+
+if TYPE_CHECKING:
+    from invflow.operator import Operator
 
 __all__ = ["Adapter"]
 
@@ -115,14 +119,27 @@ class Adapter(Countable):
             arguments = self.unconditional(n)
         else:
             n = len(reward.y)
-            operator = reward.operator
-            observed, summary = operator.context()
-            arguments = (operator.embed(reward.y), observed.expand(n, *observed.shape[1:]),
-                         summary.expand(n, -1), reward.sigma.expand(n))
+            arguments = self.observe(reward.operator, reward.y, reward.sigma.expand(n))
         embedded, observed, summary, sigma = (a.to(device, dtype) for a in arguments)
         classes = torch.full((n,), index, device=device, dtype=torch.long)
         mean, log_std = self(embedded, observed, summary, classes, sigma)
         return mean, log_std.exp()
+
+    def observe(self, operator: Operator, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the network is told of measurements ``(n, *measurement_shape)`` at noise levels ``(n,)``.
+
+        Returns:
+            The first three arguments of :meth:`forward`, and the noise levels.
+        """
+        observed, summary = operator.context()
+        return (operator.embed(y), observed.expand(len(y), *observed.shape[1:]), summary.expand(len(y), -1), sigma)
+
+    def to_state(self, z: Tensor) -> Tensor:
+        """Noise of the map for noise in the adapter's coordinates, both ``(n, *state_shape)`` and N(0, I) a priori.
+
+        Here they are the same. An adapter whose Gaussian is diagonal in other orthonormal coordinates turns them.
+        """
+        return z
 
     def unconditional(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Inputs for a reward without an observation: a grey image, nothing observed, no kernel, unit noise."""
@@ -145,7 +162,7 @@ class Adapter(Countable):
                 f"Gaussian likelihoods of {', '.join(self.classes)}. Train one with invflow.training.train_vfm, or "
                 "use a solver that needs no training: FMTT, NoiseSMC, NoiseRTO, or ExactPosterior for a mixture"
             )
-        if operator is not None and tuple(operator.image_shape) != self.image_shape:
+        if operator is not None and tuple(operator.image_shape) != self.image_shape and not self.resizable:
             raise ValueError(
                 f"the operator takes images {tuple(operator.image_shape)}, but the adapter was trained on "
                 f"{self.image_shape}: build the operator with image_shape={self.image_shape}"
@@ -164,6 +181,27 @@ class Adapter(Countable):
                 f"the adapter was trained with the map {self.trained_for}, not with {own}: an adapter proposes noise "
                 "for its own map only; use the pair that VFM.load gives, vfm.prior and vfm.adapter"
             )
+
+    @property
+    def resizable(self) -> bool:
+        """Whether the adapter takes measurements of images of any size."""
+        return False
+
+    def resized(self, image_shape: tuple[int, ...]) -> Adapter:
+        """The same adapter, with the same weights, for images ``(C, H, W)`` of another size.
+
+        Raises:
+            ValueError: for another number of channels, or an adapter that is tied to its size.
+        """
+        shape = tuple(image_shape)
+        if shape == self.image_shape:
+            return self
+        if not self.resizable or len(shape) != 3 or shape[0] != self.image_shape[0]:
+            why = "" if self.resizable else ", and it is tied to that size"
+            raise ValueError(f"the adapter takes images {self.image_shape}{why}: it cannot take {shape}")
+        other = copy.copy(self)  # shares all weights
+        other.state_shape = other.image_shape = shape
+        return other
 
     def config(self) -> dict[str, Any]:
         """What :meth:`from_pretrained` needs, beside the weights."""
@@ -191,8 +229,15 @@ class Adapter(Countable):
             classes = config["classes"]
             if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
                 raise TypeError(f"classes are {classes!r}, no list of names")
-            return cls(tuple(config["state_shape"]), image_shape=tuple(config["image_shape"]), classes=classes,
-                       network=config["network"], options=config["options"], trained_for=config["trained_for"])
+            if config.get("form", "plain") not in ("plain", "spectral"):
+                raise TypeError(f"the form of the adapter is {config['form']!r}, neither 'plain' nor 'spectral'")
+            shared: dict[str, Any] = {"image_shape": tuple(config["image_shape"]), "classes": classes,
+                                      "options": config["options"], "trained_for": config["trained_for"]}
+            if config.get("form") == "spectral":
+                from invflow.spectral_adapter import SpectralAdapter
+
+                return SpectralAdapter(tuple(config["state_shape"]), decode_affine=config["decode_affine"], **shared)
+            return cls(tuple(config["state_shape"]), network=config["network"], **shared)
 
         adapter = load_built(build, folder, config, "adapter")
         return adapter.eval().requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from typing import Any
@@ -14,10 +15,15 @@ from invflow.nets.embedding import TimeEmbedding
 from invflow.nets.mlp import MLP
 from invflow.nets.unet import UNet
 from invflow.pretrained import fingerprint, load_built, read_config, resolve_folder, save_module
+from invflow.spectral import Spectrum
 
 __all__ = ["NeuralFlowMap", "load_prior"]
 
-NETWORKS = ("unet", "mlp")
+NETWORKS = ("unet", "mlp", "none")
+SKIPS = ("flow", "denoiser", "spectral")
+#: what a spectral map's network adds is small against the data's spread. At full scale the first hundred steps of a
+#: training add errors of the low frequencies, which an adapter then learns to undo
+RESIDUAL = 0.2
 MOST_LAYERS = 200
 
 
@@ -31,16 +37,20 @@ class NeuralFlowMap(FlowMap):
     on the diagonal. ``skip="flow"`` takes the Gaussian's average velocity from s to t: right in few dimensions, where
     the first guess has the data's spread. ``skip="denoiser"`` takes its velocity at s: a jump from pure noise is then
     mean + std * network, which carries no noise over, and pixels that never change cost nothing. For images this
-    turned noisy one-step samples into clean ones.
+    turned noisy one-step samples into clean ones. ``skip="spectral"`` is the first form for a stationary Gaussian with
+    the data's spectrum in place of independent pixels: noise is coloured as photographs are, and a linear problem's
+    posterior begins at the best linear estimate. With it, a U-Net without attention, and a mean and a std for each
+    channel alone, the map takes images of any size (:meth:`resized`).
 
     Args:
         state_shape: ``(C, H, W)`` for a U-Net, ``(d,)`` for a perceptron.
-        network: ``"unet"`` or ``"mlp"``.
+        network: ``"unet"``, ``"mlp"``, or ``"none"`` for what the skip alone makes, the exact flow of a Gaussian.
         options: settings of the network, such as ``{"channels": [32, 128], "blocks": 2}``.
         decode_affine: (scale, shift) with image = scale * state + shift; ``(0.5, 0.5)`` for states in [-1, 1].
         mean: mean of the data states, broadcastable to ``state_shape``; default 0.
         std: standard deviation of the data states, likewise; default 1.
-        skip: ``"flow"`` or ``"denoiser"``; None takes the first for vectors, the second for images.
+        skip: ``"flow"``, ``"denoiser"`` or ``"spectral"``; None takes the first for vectors, the second for images.
+        spectrum: for ``"spectral"``: of the data states; default white.
         independent_noise: False for a map trained jointly with an adapter.
         generator: initialises the weights; none draws them from the operating system's randomness.
 
@@ -59,7 +69,8 @@ class NeuralFlowMap(FlowMap):
 
     def __init__(self, state_shape: tuple[int, ...], *, network: str = "unet", options: dict[str, Any] | None = None,
                  decode_affine: tuple[float, float] = (0.5, 0.5), mean: Tensor | None = None,
-                 std: Tensor | None = None, skip: str | None = None, independent_noise: bool = True,
+                 std: Tensor | None = None, skip: str | None = None, spectrum: Spectrum | None = None,
+                 independent_noise: bool = True,
                  generator: torch.Generator | None = None) -> None:
         super().__init__()
         if network not in NETWORKS:
@@ -67,8 +78,9 @@ class NeuralFlowMap(FlowMap):
         self.state_shape = self.image_shape = tuple(state_shape)
         self.network_name, self.options = network, dict(options or {})
         self.skip = skip or ("denoiser" if len(state_shape) == 3 else "flow")
-        if self.skip not in ("flow", "denoiser"):
-            raise ValueError(f"skip is {skip!r}, but only 'flow' and 'denoiser' are known")
+        if self.skip not in SKIPS or (self.skip == "spectral" and len(state_shape) != 3):
+            raise ValueError(f"skip is {skip!r} for states {tuple(state_shape)}, but only {SKIPS} are known, the last "
+                             "for images alone")
         self.independent_noise = independent_noise
         self._decode_affine = (float(decode_affine[0]), float(decode_affine[1]))
         if not (all(map(math.isfinite, self._decode_affine)) and self._decode_affine[0] != 0):
@@ -84,8 +96,11 @@ class NeuralFlowMap(FlowMap):
         with torch.random.fork_rng(devices=[]):
             self.times = TimeEmbedding(width)
             self.gate = nn.Linear(width, 1) if self.skip == "denoiser" else None
-        self.network = build_network(network, self.state_shape, self.state_shape[0], self.state_shape[0],
-                                     {**self.options, "embedding": width})
+        self.spectrum = (spectrum or Spectrum(state_shape[0])) if self.skip == "spectral" else None
+        # beside the state a spectral map's network sees the state that the Gaussian's flow would bring it to
+        seen = state_shape[0] * (2 if self.spectrum is not None else 1)
+        self.network = None if network == "none" else build_network(
+            network, self.state_shape, seen, self.state_shape[0], {**self.options, "embedding": width})
         initialise(self, generator)
         if self.gate is not None:
             nn.init.zeros_(self.gate.weight)
@@ -100,8 +115,10 @@ class NeuralFlowMap(FlowMap):
         """Average velocity u(x, s, t) on the way from s to t: ``(n, *state_shape)`` to the same."""
         s_column, t_column = expand_time(s, x), expand_time(t, x)
         embedding = self.times(s_column.flatten(), t_column.flatten() - s_column.flatten())
-        out = self.network(x, embedding).to(x.dtype)
         g_s = ((1 - s_column) ** 2 + (s_column * self.std) ** 2).sqrt()
+        if self.spectrum is not None:
+            return self._spectral_velocity(self.spectrum, x, s_column, t_column, g_s, embedding)
+        out = 0.0 if self.network is None else self.network(x, embedding).to(x.dtype)
         if self.gate is None:
             # X_{s,t}(x) = t mean + (g_t / g_s)(x - s mean); dividing X - x by t - s by hand leaves an expression
             # without a zero over zero at s = t
@@ -113,6 +130,54 @@ class NeuralFlowMap(FlowMap):
             gate = self.gate(embedding).to(x.dtype).view_as(s_column) / (1.1 - s_column)
             slope = (s_column * self.std**2 * (1 - gate) - (1 - s_column)) / g_s**2
         return self.mean + slope * (x - s_column * self.mean) + self.std / g_s * out
+
+    def _spectral_velocity(self, spectrum: Spectrum, x: Tensor, s: Tensor, t: Tensor, g: Tensor,
+                           embedding: Tensor) -> Tensor:
+        """The same formula as for independent pixels, for each coefficient of a stationary Gaussian."""
+        with torch.autocast(x.device.type, enabled=False):  # bf16 would round the transforms to three digits
+            scale = spectrum.scales(*x.shape[-2:]).to(x.dtype)
+            coefficients = spectrum.forward_transform(x - s * self.mean)
+            g_s = ((1 - s) ** 2 + (s * scale) ** 2).sqrt()
+            g_t = ((1 - t) ** 2 + (t * scale) ** 2).sqrt()
+            slope = (scale**2 * (s + t) - (2 - s - t)) / (g_s * (g_s + g_t))
+            linear = self.mean + spectrum.inverse_transform(slope * coefficients)
+            if self.network is None:
+                return linear
+            end = spectrum.inverse_transform(scale / g_s * coefficients)
+        seen = torch.cat([(x - s * self.mean) / g, end / self.std], dim=1)
+        return linear + RESIDUAL * self.std / g * self.network(seen, embedding).to(x.dtype)
+
+    @property
+    def resizable(self) -> bool:
+        """Whether the map takes images of any size: nothing in it is tied to a place or a number of pixels."""
+        local = self.network is None or (self.network_name == "unet" and not self.options.get("attention", True))
+        return len(self.state_shape) == 3 and local and self.mean.shape[1:] == self.std.shape[1:] == (1, 1)
+
+    def resized(self, image_shape: tuple[int, ...]) -> NeuralFlowMap:
+        """The same map, with the same weights, for images of another size.
+
+        Args:
+            image_shape: ``(C, H, W)``, with the map's own C.
+
+        Raises:
+            ValueError: for another number of channels, or a map that is tied to its size.
+
+        Example:
+            >>> import invflow
+            >>> options = {"channels": [8, 16], "blocks": 1, "attention": False}
+            >>> prior = invflow.NeuralFlowMap((3, 64, 64), options=options, skip="spectral")
+            >>> prior.resized((3, 100, 75)).generate(1, steps=1).shape
+            torch.Size([1, 3, 100, 75])
+        """
+        shape = tuple(image_shape)
+        if shape == self.state_shape:
+            return self
+        if not self.resizable or len(shape) != 3 or shape[0] != self.state_shape[0]:
+            why = "" if self.resizable else ", and it is tied to that size"
+            raise ValueError(f"the map takes images {self.state_shape}{why}: it cannot take {shape}")
+        other = copy.copy(self)  # shares all weights
+        other.state_shape = other.image_shape = shape
+        return other
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Velocity b_t(x) = u(x, t, t)."""
@@ -185,7 +250,7 @@ def build_network(name: str, shape: tuple[int, ...], in_channels: int, out_chann
     with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator: put it back
         build = UNet if name == "unet" else MLP
         network: nn.Module = build(in_channels, out_channels, **options)
-    stride = getattr(network, "stride", 1)
+    stride = getattr(network, "stride", 1) if options.get("attention", True) else 1
     if len(shape) == 3 and (shape[1] % stride or shape[2] % stride):
         raise ValueError(f"images are {shape[1]} x {shape[2]}, but this U-Net takes multiples of {stride}")
     return network

@@ -62,7 +62,8 @@ class ConsolidationObjective(VFMObjective):
         mean, log_std, _ = self._propose(groups, len(data), data.device)
         fresh = draw_noise(tuple(mean.shape), generator).to(mean)
         joint = torch.rand(len(mean), generator=generator, device=generator.device).to(mean.device) < self.alpha
-        return torch.where(joint.view(-1, *([1] * (mean.ndim - 1))), mean + log_std.exp() * fresh, fresh)
+        proposed = self.adapter.to_state(mean + log_std.exp() * fresh)
+        return torch.where(joint.view(-1, *([1] * (mean.ndim - 1))), proposed, fresh)
 
     @torch.no_grad()
     def _path(self, z: Tensor) -> Tensor:

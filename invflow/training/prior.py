@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from invflow._random import draw_noise
 from invflow.neural import NeuralFlowMap
+from invflow.spectral import Spectrum
 from invflow.training.loop import LoopSettings, Objective, Sampler, batches_of, fit, seeded
 from invflow.training.losses import meanflow_loss, normalise, sample_between, sample_times
+
+SAMPLE = 16384  # data drawn from a function for its statistics
 
 __all__ = ["MeanFlowObjective", "data_statistics", "train_prior"]
 
@@ -71,11 +74,24 @@ def data_statistics(images: Tensor, decode_affine: tuple[float, float], floor: f
     return ((mean / scale - shift) / gain).float(), (std / scale / gain).clamp(min=floor).float()
 
 
+def stationary_statistics(images: Tensor, decode_affine: tuple[float, float]) -> tuple[Tensor, Tensor, Spectrum]:
+    """Mean and standard deviation of each channel of the data states, ``(C, 1, 1)``, and their spectrum.
+
+    Args:
+        images: ``(n, C, H, W)``, floats in [0, 1] or bytes.
+        decode_affine: (scale, shift) of the decoding.
+    """
+    values = images[:16384].float() / (255 if images.dtype == torch.uint8 else 1)
+    states = (values - decode_affine[1]) / decode_affine[0]
+    mean = states.mean(dim=(0, 2, 3), keepdim=True)
+    return mean[0], states.std(dim=(0, 2, 3))[:, None, None], Spectrum.estimate(states - mean)
+
+
 def train_prior(data: Tensor | Sampler, settings: LoopSettings, folder: str | os.PathLike[str], *,
                 network: str = "unet", options: dict[str, Any] | None = None,
                 decode_affine: tuple[float, float] = (0.5, 0.5), start: NeuralFlowMap | None = None,
-                distinct: float = 0.5, one_step: float = 1 / 3, tangent: str = "path", progress: bool = True,
-                stop_at: int | None = None) -> NeuralFlowMap:
+                skip: str | None = None, distinct: float = 0.5, one_step: float = 1 / 3, tangent: str = "path",
+                progress: bool = True, stop_at: int | None = None) -> NeuralFlowMap:
     """Train a prior, resuming if the folder holds a checkpoint.
 
     Args:
@@ -87,6 +103,8 @@ def train_prior(data: Tensor | Sampler, settings: LoopSettings, folder: str | os
         decode_affine: (scale, shift) of the decoding; ``(0.5, 0.5)`` for states in [-1, 1].
         start: a map to go on from, which stays as it is (a copy is trained); its network, decoding, mean and standard
             deviation are kept. None starts afresh.
+        skip: form of the map; see :class:`~invflow.NeuralFlowMap`. For ``"spectral"`` mean and standard deviation are
+            those of each channel, and the spectrum is estimated too.
         distinct: share of rows with s < t.
         one_step: share of those with (s, t) = (0, 1).
         tangent: ``"path"``, ``"map"`` or ``"semigroup"``; see :func:`~invflow.training.losses.meanflow_loss`.
@@ -99,11 +117,14 @@ def train_prior(data: Tensor | Sampler, settings: LoopSettings, folder: str | os
     Raises:
         ValueError: if the map to go on from takes images of another shape, or was trained jointly with an adapter.
     """
-    sample = data if isinstance(data, Tensor) else data(16384, seeded(settings.seed, 0, -3))
+    sample = data if isinstance(data, Tensor) else data(SAMPLE, seeded(settings.seed, 0, -3))
     if start is None:
         mean, std = data_statistics(sample, decode_affine)
+        spectrum = None
+        if skip == "spectral":
+            mean, std, spectrum = stationary_statistics(sample, decode_affine)
         prior = NeuralFlowMap(tuple(sample.shape[1:]), network=network, options=options, decode_affine=decode_affine,
-                              mean=mean, std=std, generator=seeded(settings.seed, 0, -2))
+                              mean=mean, std=std, skip=skip, spectrum=spectrum, generator=seeded(settings.seed, 0, -2))
     elif start.image_shape != tuple(sample.shape[1:]):
         raise ValueError(f"the map to go on from takes images {start.image_shape}, but the data are "
                          f"{tuple(sample.shape[1:])}: leave out start to train a new one")

@@ -19,11 +19,13 @@ from invflow.neural import NeuralFlowMap
 from invflow.operator import Operator
 from invflow.reward import Reward
 from invflow.solvers.vfm import VFM
+from invflow.spectral_adapter import SpectralAdapter
 from invflow.training.loop import LoopSettings, Objective, Sampler, batches_of, fit, seeded
 from invflow.training.losses import (
     gaussian_kl,
     meanflow_loss,
     normalise,
+    pair_score,
     sample_between,
     sample_times,
     scale_gradient,
@@ -89,6 +91,11 @@ class VFMObjective(Objective):
         one_step: share of those with (s, t) = (0, 1).
         tangent: of the MeanFlow loss, ``"path"``, ``"map"`` or ``"semigroup"``; see
             :func:`~invflow.training.losses.meanflow_loss`.
+        score: weight of a proper score of the samples against the truth, the fair CRPS of two samples summed over
+            pixels, in the adapter's objective alone. The other terms lead to the posterior of the prior that the map
+            holds; where a small map holds a poor one (photographs), the score leads to margins that are right for the
+            images trained on. It costs a second call of the map for each row. Of the order of one over the posterior's
+            standard deviation in image units.
     """
 
     problems: tuple[TrainingProblem, ...]
@@ -98,8 +105,10 @@ class VFMObjective(Objective):
     def __init__(self, prior: NeuralFlowMap, adapter: Adapter, problems: Sequence[TrainingProblem] = (), *,
                  reward: Reward | None = None, tau: float = 1.0, alpha: float = 0.5, frozen: bool = False,
                  level_power: float = 1.0, model_error: bool = False, distinct: float = 0.5,
-                 one_step: float = 1 / 3, tangent: str = "path") -> None:
+                 one_step: float = 1 / 3, tangent: str = "path", score: float = 0.0) -> None:
         super().__init__()
+        if score and reward is not None:
+            raise ValueError("score compares samples with the truth that was observed: a reward has none")
         if bool(problems) == (reward is not None):
             raise ValueError("pass either problems to observe or one reward to align with")
         if tau <= 0 or not 0 <= alpha <= 1:
@@ -110,6 +119,7 @@ class VFMObjective(Objective):
         self.__dict__["reward"] = reward
         self.tau, self.alpha, self.frozen, self.level_power = tau, alpha, frozen, level_power
         self.distinct, self.one_step, self.tangent, self.model_error = distinct, one_step, tangent, model_error
+        self.score = score
         # of each problem class, NaN before the first batch; a buffer, so that checkpoints keep it
         self.register_buffer("model_variance", torch.full((len(self.problems) if model_error else 0,), torch.nan))
         self.highest = max((p.sigma[1] if isinstance(p.sigma, tuple) else p.sigma for p in problems), default=1.0)
@@ -127,13 +137,20 @@ class VFMObjective(Objective):
         # the optimum; without it the gradients of the lowest levels, of size 1 / sigma, drown all others
         weight = ((sigma / self.highest) ** self.level_power).view(-1, *([1] * (mean.ndim - 1)))
         mean, log_std = scale_gradient(mean, weight), scale_gradient(log_std, weight)
-        z = mean + log_std.exp() * draw_noise(tuple(mean.shape), generator).to(mean)
+        draws = 2 if self.score else 1
+        noise = draw_noise((draws, *mean.shape), generator).to(mean)
+        z = self.adapter.to_state((mean + log_std.exp() * noise).flatten(0, 1))
         fixed = {k: p.detach() for k, p in self.prior.named_parameters()}
         images = self.prior.decode(torch.func.functional_call(self.prior, fixed, (z, 0.0, 1.0)))
-        misfit, reports = self._misfit(groups, images)
+        misfit, reports = self._misfit(groups, images[:n])
         kl = gaussian_kl(mean, log_std)
         objective = misfit + kl
         metrics = {"kl": kl.detach().mean(), "adapter_std": log_std.detach().exp().mean(), **reports}
+        if self.score:
+            score = pair_score(images[:n], images[n:], data)
+            objective = objective + self.score * score
+            metrics["crps"] = score.detach().mean() / self.prior.dimension
+        z = z[:n]
         if not self.frozen:
             flow, k = self._flow_loss(data, z, generator)
             objective = objective + flow / (2 * self.tau**2)
@@ -159,11 +176,9 @@ class VFMObjective(Objective):
             return *self.adapter(embedded, observed, summary, classes, sigma), sigma
         parts: list[tuple[Tensor, ...]] = []
         for operator, y, level in groups:
-            observed, summary = operator.context()
             index = self.adapter.classes.index(str(operator.problem_class))
-            parts.append((operator.embed(y), observed.expand(len(y), *observed.shape[1:]),
-                          summary.expand(len(y), -1), torch.full((len(y),), index, device=device), level))
-        embedded, observed, summary, classes, sigma = (torch.cat(column) for column in zip(*parts))
+            parts.append((*self.adapter.observe(operator, y, level), torch.full((len(y),), index, device=device)))
+        embedded, observed, summary, sigma, classes = (torch.cat(column) for column in zip(*parts))
         return *self.adapter(embedded, observed, summary, classes, sigma), sigma
 
     def _misfit(self, groups: list[tuple[Operator, Tensor, Tensor]],
@@ -230,7 +245,7 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
               folder: str | os.PathLike[str], *, options: dict[str, Any] | None = None,
               adapter: Adapter | None = None, tau: float = 1.0, alpha: float = 0.5, frozen: bool = False,
               level_power: float = 1.0, model_error: bool = False, distinct: float = 0.5, one_step: float = 1 / 3,
-              tangent: str = "path", progress: bool = True, stop_at: int | None = None) -> VFM:
+              tangent: str = "path", score: float = 0.0, progress: bool = True, stop_at: int | None = None) -> VFM:
     """Train a Variational Flow Map from a prior, resuming if the folder holds a checkpoint.
 
     Args:
@@ -249,6 +264,7 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
         distinct: share of rows with s < t.
         one_step: share of those with (s, t) = (0, 1).
         tangent: ``"path"``, ``"map"`` or ``"semigroup"``; see :func:`~invflow.training.losses.meanflow_loss`.
+        score: weight of the samples' CRPS; see :class:`VFMObjective`.
         progress: show a progress bar.
         stop_at: stop at this step, with a checkpoint.
 
@@ -269,14 +285,21 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
             raise ValueError(f"the adapter knows {list(adapter.classes)}, but the problems are {classes}")
         adapter = copy.deepcopy(adapter).train()
     else:
-        adapter = Adapter(prior.state_shape, classes=[str(c) for c in classes], network=prior.network_name,
-                          image_shape=prior.image_shape, options=prior.options if options is None else options,
-                          generator=seeded(settings.seed, 0, -4))
+        adapter = fresh_adapter(prior, [str(c) for c in classes], options, seeded(settings.seed, 0, -4))
     objective = VFMObjective(image_map, adapter, problems, tau=tau, alpha=alpha, frozen=frozen,
                              level_power=level_power, model_error=model_error, distinct=distinct,
-                             one_step=one_step, tangent=tangent)
+                             one_step=one_step, tangent=tangent, score=score)
     done = fit(objective, batches_of(data, settings), settings, folder, progress=progress, stop_at=stop_at)
     return finish(image_map, adapter, frozen, done, folder)
+
+
+def fresh_adapter(prior: NeuralFlowMap, classes: list[str], options: dict[str, Any] | None,
+                  generator: torch.Generator) -> Adapter:
+    """An untrained adapter of the kind that goes with a map; ``options`` of its network default to the map's."""
+    if prior.spectrum is not None:
+        return SpectralAdapter.for_map(prior, classes, options, generator)
+    return Adapter(prior.state_shape, classes=classes, network=prior.network_name, image_shape=prior.image_shape,
+                   options=prior.options if options is None else options, generator=generator)
 
 
 def train_alignment(data: Tensor | Sampler, prior: NeuralFlowMap, reward: Reward, name: str, settings: LoopSettings,

@@ -1,0 +1,156 @@
+"""The adapter for photographs: begins at the best linear estimate, and is diagonal in cosines of small blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, pad, pixel_shuffle, pixel_unshuffle
+
+from invflow.adapter import LOG_VARIANCE, Adapter
+from invflow.nets.unet import UNet
+from invflow.neural import NeuralFlowMap, initialise
+from invflow.spectral import BLOCK, Spectrum, block_dct, gaussian_estimate, opponent_matrix
+
+if TYPE_CHECKING:
+    from invflow.operator import Operator
+
+__all__ = ["SpectralAdapter"]
+
+#: the scale of the correction in units of the state; at full scale the first steps of a training are all error
+CORRECTION = 0.1
+FEATURES = 4  # values a pixel that the network hands to the layer that makes the standard deviations
+
+
+class SpectralAdapter(Adapter):
+    r"""Noise adapter for maps with ``skip="spectral"``: q(z | y, c), diagonal in the cosines of 8 x 8 blocks.
+
+    The map's Gaussian part turns noise z into the state mean + S^{1/2} z, so what is known of the image is known of
+    the noise. The adapter first takes the best linear estimate under that Gaussian
+    (:func:`~invflow.spectral.gaussian_estimate`); its network, which sees that estimate and the measurement,
+    *restores* it, x = estimate + correction, as a residual denoiser does (Zhang et al. 2017); and the mean of the noise
+    is S^{-1/2} (x - mean). The standard deviations are those of coefficients of cosines in blocks, of brightness and of
+    two colour differences: what noise or blur leaves open differs much between slow and fast cosines, and a Gaussian
+    that is diagonal in pixels cannot say so. They begin at what observing each coefficient directly would leave.
+
+    It is fully convolutional: measurements of images of any size are taken (:meth:`resized`).
+
+    Args:
+        state_shape: ``(C, H, W)`` of the images trained on.
+        classes: the problem classes.
+        image_shape: of the images; default ``state_shape``.
+        options: of the U-Net, which has no attention.
+        decode_affine: (scale, shift) with image = scale * state + shift.
+        spectrum: of the map.
+        mean: of the map, ``(C, 1, 1)``.
+        trained_for: fingerprint of the map; None before training.
+        generator: initialises the weights.
+
+    Example:
+        >>> import torch
+        >>> from invflow import GaussianLikelihood
+        >>> from invflow.operators import Denoising
+        >>> from invflow.spectral_adapter import SpectralAdapter
+        >>> options = {"channels": [8, 16, 16], "blocks": 1}
+        >>> adapter = SpectralAdapter((3, 64, 64), classes=["denoising"], options=options)
+        >>> y = torch.rand(1, 3, 30, 50)
+        >>> adapter.resized((3, 30, 50)).propose(GaussianLikelihood(Denoising((3, 30, 50)), y, sigma=0.1))[0].shape
+        torch.Size([1, 3, 30, 50])
+    """
+
+    mean: Tensor
+
+    def __init__(self, state_shape: tuple[int, ...], *, classes: Sequence[str],
+                 image_shape: tuple[int, ...] | None = None, options: dict[str, Any] | None = None,
+                 decode_affine: tuple[float, float] = (0.5, 0.5), spectrum: Spectrum | None = None,
+                 mean: Tensor | None = None, trained_for: str | None = None,
+                 generator: torch.Generator | None = None) -> None:
+        options = {**(options or {}), "attention": False}
+        super().__init__(state_shape, classes=classes, image_shape=image_shape, network="unet", options=options,
+                         trained_for=trained_for, generator=generator)
+        channels = self.state_shape[0]
+        self.decode_affine = (float(decode_affine[0]), float(decode_affine[1]))
+        self.spectrum = Spectrum(channels, None if spectrum is None else spectrum.log_std)
+        self.register_buffer("mean", torch.zeros(channels, 1, 1) if mean is None else mean.detach().clone())
+        width = int(self.options.get("embedding", 128))
+        with torch.random.fork_rng(devices=[]):
+            self.network = UNet(2 * channels + 1, channels + FEATURES, **{**self.options, "embedding": width})
+            self.widths = nn.Conv2d(FEATURES * BLOCK**2, channels * BLOCK**2, 1)
+        initialise(self, generator)
+        nn.init.zeros_(self.problem.weight)
+        nn.init.zeros_(self.widths.weight)
+
+    @classmethod
+    def for_map(cls, prior: NeuralFlowMap, classes: Sequence[str], options: dict[str, Any] | None = None,
+                generator: torch.Generator | None = None) -> SpectralAdapter:
+        """A fresh adapter for a map with ``skip="spectral"``.
+
+        Raises:
+            ValueError: for another map.
+        """
+        if prior.spectrum is None:
+            raise ValueError(f"the map has skip={prior.skip!r}: a SpectralAdapter goes with skip='spectral'")
+        return cls(prior.state_shape, classes=classes, options=prior.options if options is None else options,
+                   decode_affine=prior.decode_affine, spectrum=prior.spectrum, mean=prior.mean, generator=generator)
+
+    def observe(self, operator: Operator, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As for every adapter; the embedded measurement comes after the best linear estimate, ``(n, 2C, H, W)``."""
+        embedded, observed, summary, sigma = super().observe(operator, y, sigma)
+        scale, shift = self.decode_affine
+        estimate = gaussian_estimate(self.spectrum, self.mean, self.decode_affine, operator, y, sigma)
+        return torch.cat([scale * estimate + shift, embedded], dim=1), observed, summary, sigma
+
+    def forward(self, embedded: Tensor, observed: Tensor, summary: Tensor, classes: Tensor,
+                sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation of the noise in the coordinates of :meth:`to_state`.
+
+        Args:
+            embedded: ``(n, 2C, H, W)``, best linear estimates and measurements as images, in [0, 1].
+            observed: ``(n, 1, H, W)``, 1 where the operator observes directly.
+            summary: ``(n, 32)``, the operator's summary of its kernel.
+            classes: ``(n,)``, indices into :attr:`classes`.
+            sigma: ``(n,)``, noise levels in the measurement's units.
+
+        Returns:
+            Mean and log standard deviation, each ``(n, C, H, W)``.
+        """
+        scale, shift = self.decode_affine
+        embedding = self.noise_level(torch.log10(sigma) + 1) + self.problem(classes) + self.summary(summary)
+        out = self.network(torch.cat([2 * embedded - 1, observed], dim=1), embedding).to(embedded.dtype)
+        self.record_output(out, len(out))
+        channels, (height, width) = self.mean.shape[0], embedded.shape[-2:]
+        with torch.autocast(embedded.device.type, enabled=False):
+            state = (embedded[:, :channels] - shift) / scale + CORRECTION * out[:, :channels]
+            mean = self.from_state(self.spectrum.whiten(state - self.mean))
+            below = (-height % BLOCK, -width % BLOCK)
+            features = pad(out[:, channels:], (0, below[1], 0, below[0]), mode="replicate")
+            widths = pixel_shuffle(self.widths(pixel_unshuffle(features, BLOCK)), BLOCK)[..., :height, :width]
+            log_variance = 2 * widths - torch.log1p(self._information(observed, sigma, below))[..., :height, :width]
+        return mean, 0.5 * log_variance.clamp(*LOG_VARIANCE)
+
+    def _information(self, observed: Tensor, sigma: Tensor, below: tuple[int, int]) -> Tensor:
+        """Prior variance over noise variance of each block's coefficients, were they observed: ``(n, C, H', W')``."""
+        share = avg_pool2d(pad(observed, (0, below[1], 0, below[0])), BLOCK)[:, :, :, None, :, None]
+        power = (self.spectrum.scales(BLOCK, BLOCK) * self.decode_affine[0]).square()[:, None, :, None, :]
+        return (share * power / sigma.view(-1, 1, 1, 1, 1, 1).square()).flatten(4).flatten(2, 3)
+
+    def to_state(self, z: Tensor) -> Tensor:
+        """Noise of the map for coefficients of cosines in blocks, in opponent colours."""
+        colours = opponent_matrix(z.shape[1], z.dtype, z.device)
+        return (colours.mT @ block_dct(z, inverse=True).flatten(2)).view_as(z)
+
+    def from_state(self, z: Tensor) -> Tensor:
+        """Coefficients of the map's noise, the inverse of :meth:`to_state`."""
+        colours = opponent_matrix(z.shape[1], z.dtype, z.device)
+        return block_dct((colours @ z.flatten(2)).view_as(z))
+
+    @property
+    def resizable(self) -> bool:
+        """True: nothing is tied to a place or a number of pixels."""
+        return True
+
+    def config(self) -> dict[str, Any]:
+        """What :meth:`from_pretrained` needs, beside the weights."""
+        return {**super().config(), "form": "spectral", "decode_affine": list(self.decode_affine)}

@@ -1,0 +1,262 @@
+"""Stationary Gaussian images: transforms, spectra, the best linear estimate, the maps and adapters built on them."""
+
+import math
+
+import pytest
+import scipy.fft
+import torch
+
+import invflow
+from invflow.operators import BoxInpainting, Denoising, GaussianBlur, MaskInpainting, MatrixOperator, SuperResolution
+from invflow.solvers.vfm import VFM
+from invflow.spectral import Spectrum, block_dct, dct2, gaussian_estimate, opponent_matrix
+from invflow.spectral_adapter import SpectralAdapter
+
+OPTIONS = {"channels": [8, 16, 16], "blocks": 1, "attention": False}
+AFFINE = (0.5, 0.5)
+
+
+def natural(channels: int = 3) -> Spectrum:
+    """A power law of slope -1 in amplitude, weaker in the colour differences."""
+    log_std = -Spectrum.frequencies().log()[None] - 3.0 - torch.arange(channels, dtype=torch.float64)[:, None]
+    return Spectrum(channels, log_std).double()
+
+
+def dense(spectrum: Spectrum, shape: tuple[int, int, int]) -> torch.Tensor:
+    """S^{1/2} as a matrix."""
+    units = torch.eye(math.prod(shape), dtype=torch.float64).view(-1, *shape)
+    return spectrum.colour(units).flatten(1).T
+
+
+def spectral_map(shape=(3, 32, 32), **kwargs) -> invflow.NeuralFlowMap:
+    return invflow.NeuralFlowMap(shape, options=OPTIONS, skip="spectral", spectrum=natural(shape[0]).float(),
+                                 mean=torch.full((shape[0], 1, 1), -0.1), std=torch.full((shape[0], 1, 1), 0.5),
+                                 generator=torch.Generator().manual_seed(0), **kwargs)
+
+
+def test_cosine_transform_is_the_orthonormal_one_of_scipy():
+    x = torch.randn(2, 3, 9, 14, dtype=torch.float64)
+    expected = scipy.fft.dctn(x.numpy(), axes=(-2, -1), norm="ortho")
+    torch.testing.assert_close(dct2(x), torch.as_tensor(expected))
+    torch.testing.assert_close(dct2(dct2(x), inverse=True), x)
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (19, 30), (5, 8), (3, 1)])
+def test_block_cosines_are_orthonormal_and_stay_in_their_block(shape):
+    x = torch.randn(2, 3, *shape, dtype=torch.float64)
+    torch.testing.assert_close(block_dct(block_dct(x), inverse=True), x)
+    torch.testing.assert_close(block_dct(x).square().sum(), x.square().sum())
+    single = torch.zeros(1, 1, *shape, dtype=torch.float64)
+    single[..., 0, 0] = 1.0
+    outside = block_dct(single)[..., 8:, :]
+    assert outside.numel() == 0 or outside.abs().max() < 1e-12
+
+
+def test_block_cosine_matches_scipy_in_the_first_block():
+    x = torch.randn(16, 16, dtype=torch.float64)
+    expected = scipy.fft.dctn(x[:8, :8].numpy(), norm="ortho")
+    torch.testing.assert_close(block_dct(x)[:8, :8], torch.as_tensor(expected))
+
+
+def test_opponent_colours_are_orthonormal():
+    matrix = opponent_matrix(3, torch.float64)
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(3, dtype=torch.float64))
+
+
+def test_estimate_recovers_a_known_spectrum():
+    spectrum = natural()
+    z = torch.randn(1500, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = Spectrum.estimate(spectrum.colour(z)).double()
+    # within the band that crops of 32 pixels hold; each coefficient's variance is a mean of 1,500
+    inside = (Spectrum.frequencies() >= 1 / 48) & (Spectrum.frequencies() <= 0.6)
+    error = (found.log_std - spectrum.log_std)[:, inside].abs()
+    assert error.max() < 0.06, error
+
+
+def test_spectrum_follows_its_power_law_at_any_size():
+    spectrum = natural(1)
+    for height, width in ((16, 16), (50, 37), (300, 200)):
+        scales = spectrum.scales(height, width)
+        radius = math.hypot(3 / (2 * height), 5 / (2 * width))
+        assert math.isclose(float(scales[0, 3, 5]), math.exp(-3) / radius, rel_tol=1e-5)
+    # the same correlation between neighbours, whatever the frame: the law of a crop is not that of its file's size
+    small, large = (spectrum.scales(n, n)[0].square() for n in (64, 256))
+    contrast = [(p * (2 - 2 * torch.cos(math.pi * torch.arange(len(p), dtype=torch.float64) / len(p)))).mean()
+                for p in (small, large)]
+    assert math.isclose(float(contrast[0]), float(contrast[1]), rel_tol=0.05)
+
+
+def scattered_mask(shape):
+    return (torch.rand(1, *shape[1:], generator=torch.Generator().manual_seed(1)) > 0.5).float()
+
+
+OPERATORS = {
+    "denoising": lambda shape: Denoising(shape),
+    "hole": lambda shape: BoxInpainting(shape, box=(6, 5)),
+    "scattered": lambda shape: MaskInpainting(scattered_mask(shape), shape),
+    "blur": lambda shape: GaussianBlur(shape, std=1.0, kernel_size=5),
+    "super-resolution": lambda shape: SuperResolution(shape, factor=3),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_gaussian_estimate_is_the_posterior_mean(name):
+    shape = (3, 12, 11)
+    operator, spectrum, mean = OPERATORS[name](shape).double(), natural(), torch.full((3, 1, 1), 0.2).double()
+    g = torch.Generator().manual_seed(2)
+    x = (spectrum.colour(torch.randn(2, *shape, generator=g, dtype=torch.float64)) + mean) * 0.5 + 0.5
+    sigma = torch.tensor([0.05, 0.2], dtype=torch.float64)
+    y = operator.measure(x, sigma, generator=g)
+    found = gaussian_estimate(spectrum, mean, AFFINE, operator, y, sigma, iterations=400)
+    d = math.prod(shape)
+    root = dense(spectrum, shape) * 0.5
+    a = operator(torch.eye(d, dtype=torch.float64).view(-1, *shape)).flatten(1).T
+    prior_mean = (mean * 0.5 + 0.5).expand(shape).flatten()
+    for row in range(2):
+        precision = torch.linalg.inv(root @ root.T) + a.T @ a / sigma[row] ** 2
+        observed = operator.observed()
+        seen = torch.ones(len(a), dtype=torch.bool) if observed is None else observed[0].flatten()
+        difference = torch.where(seen, y[row].flatten() - a @ prior_mean, 0.0)
+        exact = prior_mean + torch.linalg.solve(precision, a.T @ difference) / sigma[row] ** 2
+        torch.testing.assert_close((found[row] * 0.5 + 0.5).flatten(), exact, rtol=0, atol=1e-6)
+
+
+def test_a_hole_is_filled_in_a_few_steps():
+    shape, spectrum, mean = (1, 64, 64), natural(1), torch.zeros(1, 1, 1).double()
+    operator = BoxInpainting(shape, box=(24, 24)).double()
+    g = torch.Generator().manual_seed(3)
+    x = spectrum.colour(torch.randn(1, *shape, generator=g, dtype=torch.float64)) * 0.5 + 0.5
+    sigma = torch.tensor([0.01], dtype=torch.float64)
+    y = operator.measure(x, sigma, generator=g)
+    few, many = (gaussian_estimate(spectrum, mean, AFFINE, operator, y, sigma, iterations=k) for k in (12, 500))
+    hole = ~operator.observed().expand(1, *shape)
+    # with the stationary preconditioner alone, 12 steps leave 0.5 of the hole's content to be found
+    assert (few - many)[hole].std() < 0.15 * many[hole].std()
+
+
+def test_untrained_spectral_map_is_the_gaussian_flow():
+    prior = spectral_map((3, 10, 12)).double()
+    spectrum, mean = prior.spectrum, prior.mean
+    x, t = torch.randn(2, 3, 10, 12, dtype=torch.float64), 0.6
+    root = dense(spectrum, (3, 10, 12))
+    covariance = root @ root.T
+    d = len(root)
+    # m ~ N(mean, S), z ~ N(0, I): E[m - z | x_t] by the rule for joint Gaussians
+    joint = (1 - t) ** 2 * torch.eye(d, dtype=torch.float64) + t**2 * covariance
+    cross = t * covariance - (1 - t) * torch.eye(d, dtype=torch.float64)
+    flat_mean = mean.expand(3, 10, 12).flatten()
+    expected = flat_mean + (cross @ torch.linalg.solve(joint, (x.flatten(1) - t * flat_mean).T)).T
+    torch.testing.assert_close(prior.velocity(x, t).flatten(1), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(prior.jump(prior.jump(x, 0.0, 0.3), 0.3, 1.0), prior.jump(x, 0.0, 1.0))
+    torch.testing.assert_close(prior.jump(x, 0.0, 1.0), mean + spectrum.colour(x))
+
+
+def test_resized_map_shares_weights_and_keeps_its_fingerprint():
+    prior = spectral_map()
+    larger = prior.resized((3, 50, 37))
+    assert larger.network is prior.network
+    assert larger.fingerprint() == prior.fingerprint()
+    assert larger.generate(2, steps=1, generator=torch.Generator().manual_seed(0)).shape == (2, 3, 50, 37)
+    assert prior.image_shape == (3, 32, 32)
+    with pytest.raises(ValueError, match="cannot take"):
+        prior.resized((1, 32, 32))
+    tied = invflow.NeuralFlowMap((3, 32, 32), options={"channels": [8], "blocks": 1, "attention": False},
+                                 mean=torch.zeros(3, 32, 32))
+    with pytest.raises(ValueError, match="tied"):
+        tied.resized((3, 40, 40))
+
+
+def test_adapter_begins_at_the_best_linear_estimate():
+    prior = spectral_map()
+    adapter = SpectralAdapter.for_map(prior, ["denoising", "gaussian-blur"], OPTIONS)
+    for operator in (Denoising((3, 40, 30)), GaussianBlur((3, 40, 30), std=1.5, kernel_size=7)):
+        y = torch.rand(2, 3, 40, 30, generator=torch.Generator().manual_seed(0))
+        mean, _ = adapter.resized((3, 40, 30)).propose(invflow.GaussianLikelihood(operator, y, sigma=0.1))
+        image = prior.resized((3, 40, 30)).jump(adapter.to_state(mean), 0.0, 1.0)
+        expected = gaussian_estimate(prior.spectrum, prior.mean, AFFINE, operator, y, torch.full((2,), 0.1))
+        torch.testing.assert_close(image, expected, rtol=0, atol=2e-4)
+
+
+def test_adapter_begins_at_the_exact_spread_for_white_images():
+    prior = invflow.NeuralFlowMap((3, 32, 32), options=OPTIONS, skip="spectral", mean=torch.zeros(3, 1, 1),
+                                  std=torch.ones(3, 1, 1))
+    adapter = SpectralAdapter.for_map(prior, ["denoising"], OPTIONS)
+    likelihood = invflow.GaussianLikelihood(Denoising((3, 32, 32)), torch.rand(1, 3, 32, 32), sigma=0.2)
+    _, std = adapter.propose(likelihood)
+    # states of variance 1 are images of variance 1/4
+    torch.testing.assert_close(std, torch.full_like(std, (1 + 0.25 / 0.2**2) ** -0.5))
+
+
+def test_adapter_coordinates_are_orthonormal():
+    adapter = SpectralAdapter.for_map(spectral_map(), ["denoising"], OPTIONS).double()
+    z = torch.randn(2, 3, 19, 32, dtype=torch.float64)
+    torch.testing.assert_close(adapter.from_state(adapter.to_state(z)), z)
+    torch.testing.assert_close(adapter.to_state(z).square().sum(), z.square().sum())
+
+
+def test_adapter_moves_with_the_image():
+    """Fully convolutional: far from the borders, an image moved by a block gives noise moved by a block."""
+    adapter = SpectralAdapter((1, 64, 64), classes=["denoising"], options={"channels": [4, 8], "blocks": 1},
+                              generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for module in (adapter.network.head, adapter.widths):
+            module.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    y = torch.rand(1, 1, 72, 64, generator=torch.Generator().manual_seed(2))
+    windows = [y[:, :, :64], y[:, :, 8:]]
+    stds = [adapter.propose(invflow.GaussianLikelihood(Denoising((1, 64, 64)), w, sigma=0.1))[1] for w in windows]
+    inner = slice(24, 40)
+    torch.testing.assert_close(stds[0][:, :, 32:40, inner], stds[1][:, :, 24:32, inner], rtol=1e-3, atol=1e-4)
+
+
+def test_saved_pair_loads_back(tmp_path):
+    prior = spectral_map(independent_noise=False)
+    adapter = SpectralAdapter.for_map(prior, ["denoising"], OPTIONS, torch.Generator().manual_seed(1))
+    adapter.trained_for = prior.fingerprint()
+    vfm = VFM(prior, adapter)
+    vfm.save_pretrained(tmp_path / "pair")
+    loaded = VFM.load(tmp_path / "pair")
+    assert isinstance(loaded.adapter, SpectralAdapter)
+    assert loaded.prior.skip == "spectral"
+    y = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    likelihood = invflow.GaussianLikelihood(Denoising((3, 32, 32)), y, sigma=0.1)
+    first, second = (v.sample(likelihood, 3, generator=torch.Generator().manual_seed(0)).samples
+                     for v in (vfm, loaded))
+    torch.testing.assert_close(first, second)
+
+
+def test_vfm_of_an_untrained_pair_is_the_exact_posterior_of_white_images():
+    """White images, denoising: the posterior factorises in any orthonormal coordinates, so the pair can hold it."""
+    shape, sigma = (3, 16, 16), 0.3
+    prior = invflow.NeuralFlowMap(shape, options=OPTIONS, skip="spectral", mean=torch.zeros(3, 1, 1),
+                                  std=torch.ones(3, 1, 1))
+    vfm = VFM(prior, SpectralAdapter.for_map(prior, ["denoising"], OPTIONS))
+    y = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    n = 4000
+    samples = vfm.sample(invflow.GaussianLikelihood(Denoising(shape), y, sigma=sigma), n,
+                         generator=torch.Generator().manual_seed(1)).samples[0]
+    gain = 0.25 / (0.25 + sigma**2)
+    mean, std = 0.5 + gain * (y[0] - 0.5), math.sqrt(gain) * sigma
+    z = (samples.mean(0) - mean) / (std / math.sqrt(n))
+    assert abs(float(z.square().mean()) - 1) < 3 * math.sqrt(2 / z.numel())
+    assert abs(float(samples.var(0).mean()) / std**2 - 1) < 3 * math.sqrt(2 / (n * z.numel()))
+
+
+def test_nonlinear_operators_fall_back_to_their_embedding():
+    operator = MatrixOperator(torch.eye(12), image_shape=(12,))
+    assert operator.linear
+    square = Square((1, 4, 4))
+    y = square(torch.rand(2, 1, 4, 4))
+    found = gaussian_estimate(natural(1).float(), torch.zeros(1, 1, 1), AFFINE, square, y, torch.full((2,), 0.1))
+    torch.testing.assert_close(found * 0.5 + 0.5, square.embed(y))
+
+
+class Square(invflow.Operator):
+    linear = False
+
+    def __init__(self, image_shape):
+        super().__init__()
+        self.image_shape = self.measurement_shape = tuple(image_shape)
+        self.linear = False
+
+    def forward(self, x):
+        return x.square()
