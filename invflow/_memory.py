@@ -35,6 +35,8 @@ class ChunkSize:
     Args:
         rows: at a time, at least 1.
         name: of the solver or the map, for what is said.
+        shrink: called where a single row does not fit, with what the allocator said: makes the work on a row smaller,
+            says so, and returns True; or returns False, where nothing is left to do. Default: nothing is.
 
     Attributes:
         rows: at a time, by now.
@@ -49,10 +51,10 @@ class ChunkSize:
         tensor([ 0.,  1.,  4.,  9., 16.])
     """
 
-    def __init__(self, rows: int, name: str) -> None:
+    def __init__(self, rows: int, name: str, shrink: Callable[[str], bool] | None = None) -> None:
         if rows < 1:
             raise ValueError(f"chunk_size={rows}: at least 1 row at a time")
-        self.rows, self._asked, self._name = rows, rows, name
+        self.rows, self._asked, self._name, self._shrink = rows, rows, name, shrink
 
     def over(self, total: int, work: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
         """Work on rows 0 to ``total - 1``, in order.
@@ -99,16 +101,18 @@ class ChunkSize:
             if not is_out_of_memory(error):
                 raise
             said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            if count <= 1:
+            if count <= 1 and not (self._shrink is not None and self._shrink(said)):
                 raise torch.OutOfMemoryError(
                     f"{self._name}: a single row does not fit in memory, where chunk_size={self._asked} was asked "
                     f"for: {said}. Take smaller images, a smaller network, or another device"
                 ) from error
         # only here, with the error gone, does nothing hold on to the tensors of the attempt any more
-        self.rows = min(self.rows, -(-count // 2))
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if count <= 1:
+            return None
+        self.rows = min(self.rows, -(-count // 2))
         warnings.warn(
             f"{self._name}: {count} rows at a time do not fit in memory ({said}): goes on with {self.rows}, with the "
             f"same random numbers; chunk_size={self.rows} spares the attempt", stacklevel=2)

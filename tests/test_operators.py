@@ -313,7 +313,7 @@ def test_given_masks_are_drawn_with_replacement():
     (lambda: BoxInpainting((1, 8, 8)).randomize(3, seeded())(rand(6, 1, 8, 8)), r"3 parameter.*expand\(2\)"),
     (lambda: BoxInpainting((1, 8, 8)).randomize(3, seeded())(rand(4, 1, 8, 8)), r"3 param.*randomize\(4\)"),
     (lambda: SuperResolution((1, 8, 8)).adjoint(rand(2, 1, 8, 8)), r"\(n, 1, 2, 2\)"),
-    (lambda: SuperResolution((1, 9, 9)), r"by 4 of images \(1, 9, 9\)"),
+    (lambda: SuperResolution((1, 9, 9), 10), r"by 10 of images \(1, 9, 9\).* from 1 to 9"),
     (lambda: SuperResolution((1, 8, 8), filter="cubic"), "'average' or 'bicubic'"),
     (lambda: MaskInpainting(rand(8, 8)), "pass mask > 0.5"),
     (lambda: MaskInpainting(torch.ones(8, 8), image_shape=(1, 8, 9)), r"\(8, 8\).*\(1, 8, 9\)"),

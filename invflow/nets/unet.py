@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
+from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle, silu
 
-__all__ = ["UNet"]
+__all__ = ["UNet", "can_tile", "tiles"]
 
 
 class PixelNorm(nn.Module):
@@ -67,7 +68,12 @@ class UNet(nn.Module):
     """U-Net ``(n, in_channels, H, W), (n, embedding) -> (n, out_channels, H, W)``; its last layer starts at zero.
 
     The stem folds ``patch`` x ``patch`` pixels into channels, so that no convolution runs at full resolution: on a
-    CPU that is most of the cost. ``patch * 2 ** (levels - 1)`` must divide H and W (:attr:`stride`).
+    CPU that is most of the cost.
+
+    Without attention an image may have any size. One whose sides are no multiples of ``patch * 2 ** (levels - 1)``
+    (:attr:`stride`) is continued at the right and at the bottom by its last pixels, and what comes out is cropped.
+    An output pixel then depends on no input further than :attr:`halo` pixels away, so that a large image can be worked
+    on in overlapping tiles, with the same result up to rounding. With attention the stride must divide H and W.
 
     Args:
         in_channels: channels of the input.
@@ -77,7 +83,22 @@ class UNet(nn.Module):
         embedding: size of the conditioning vector.
         patch: side of the folded patches.
         attention: self-attention at the coarsest level. Without it the network is fully convolutional.
+
+    Attributes:
+        stride: of which the padded sides are multiples.
+        tile: where an image is worked on in tiles, their side in pixels without the overlap, rounded up to the stride;
+            None, as at the start: never. Sides up to ``tile + 2 * halo`` are not cut; nor is anything while a gradient
+            is recorded. :func:`tiles` sets it for a while.
+
+    Example:
+        >>> import torch
+        >>> from invflow.nets.unet import UNet
+        >>> network = UNet(3, 3, channels=(8, 16), blocks=1, embedding=4, attention=False)
+        >>> network(torch.zeros(1, 3, 50, 33), torch.zeros(1, 4)).shape, network.halo
+        (torch.Size([1, 3, 50, 33]), 28)
     """
+
+    tile: int | None = None
 
     def __init__(self, in_channels: int, out_channels: int, channels: Sequence[int] = (64, 128), blocks: int = 2,
                  embedding: int = 128, patch: int = 2, attention: bool = True) -> None:
@@ -95,13 +116,77 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
+    @property
+    def halo(self) -> int:
+        """Pixels that an output pixel may depend on beyond itself, to each side, rounded up to the stride.
+
+        Raises:
+            ValueError: with attention, which sees the whole image.
+        """
+        if not isinstance(self.attention, nn.Identity):
+            raise ValueError("a U-Net with attention depends on the whole image: build it with attention=False")
+        levels, reach = len(self.down), 0
+        for cell in range(2 ** (levels - 1)):  # where a cell lies in its coarsest one decides how far it sees
+            radius = 2 * len(self.up[0])  # type: ignore[arg-type]
+            low, high = cell - 1 - radius, cell + 1 + radius  # from the head through the finest blocks on the way up
+            for _ in range(levels - 1):
+                low, high = low // 2 - radius, high // 2 + radius
+            for level in range(levels):  # the same way back, from the coarsest blocks on the way down
+                low, high = (2 * low, 2 * high + 1) if level else (low, high)
+                low, high = low - radius, high + radius
+            low, high = low - 1, high + 1  # the stem
+            reach = max(reach, self.patch * (cell + 1 - low) - 1, self.patch * (high + 1 - cell) - 1)
+        return -(-reach // self.stride) * self.stride
+
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Apply the network; H and W must be multiples of :attr:`stride`."""
-        if x.shape[-1] % self.stride or x.shape[-2] % self.stride:
-            raise ValueError(
-                f"the image is {x.shape[-2]} x {x.shape[-1]}, but the U-Net takes sides that are multiples of "
-                f"{self.stride}: crop or pad it"
-            )
+        """Apply the network.
+
+        Args:
+            x: ``(n, in_channels, H, W)``.
+            embedding: ``(n, embedding)``.
+
+        Returns:
+            ``(n, out_channels, H, W)``.
+
+        Raises:
+            ValueError: with attention, for sides that are no multiples of the stride.
+        """
+        height, width = x.shape[-2:]
+        bottom, right = -height % self.stride, -width % self.stride
+        if bottom or right:
+            if not isinstance(self.attention, nn.Identity):
+                raise ValueError(
+                    f"the image is {height} x {width}, but the U-Net takes sides that are multiples of "
+                    f"{self.stride}: crop or pad it"
+                )
+            x = pad(x, (0, right, 0, bottom), mode="replicate")
+        if self.tile is None or (torch.is_grad_enabled() and self._needs_gradient(x, embedding)):
+            out = self._whole(x, embedding)
+        else:
+            out = self._tiled(x, embedding, self.tile)
+        return out[..., :height, :width] if bottom or right else out
+
+    def _needs_gradient(self, *inputs: Tensor) -> bool:
+        return any(x.requires_grad for x in inputs) or any(p.requires_grad for p in self.parameters())
+
+    def _tiled(self, x: Tensor, embedding: Tensor, tile: int) -> Tensor:
+        """The network on overlapping tiles of a padded image, the cores of their outputs put together."""
+        if tile < 1:
+            raise ValueError(f"tile is {tile}: pass the side of a tile in pixels, at least 1, or None")
+        core, halo = -(-tile // self.stride) * self.stride, self.halo
+        pieces = [_pieces(side, core, halo) for side in x.shape[-2:]]
+        if all(len(along) == 1 for along in pieces):
+            return self._whole(x, embedding)
+        rows = []
+        for top, bottom, first, last in pieces[0]:
+            row = []
+            for left, right, begin, end in pieces[1]:
+                out = self._whole(x[..., top:bottom, left:right], embedding)
+                row.append(out[..., first:last, begin:end].clone())  # not a view, which would keep the whole tile
+            rows.append(torch.cat(row, dim=-1))
+        return torch.cat(rows, dim=-2)
+
+    def _whole(self, x: Tensor, embedding: Tensor) -> Tensor:
         x = self.stem(pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last))
         skips: list[Tensor] = []
         for level, blocks in enumerate(self.down):
@@ -117,3 +202,51 @@ class UNet(nn.Module):
             if level > 0:
                 x = skips.pop() + pixel_shuffle(self.grow[level - 1](x), 2)
         return pixel_shuffle(self.head(silu(self.norm(x))), self.patch)
+
+
+def _pieces(side: int, core: int, halo: int) -> list[tuple[int, int, int, int]]:
+    """Cuts along one axis: where each piece begins and ends in the image, and where its core does in the piece."""
+    if side <= core + 2 * halo:
+        return [(0, side, 0, side)]
+    cuts = []
+    for start in range(0, side, core):
+        stop = min(start + core, side)
+        low, high = max(start - halo, 0), min(stop + halo, side)
+        cuts.append((low, high, start - low, stop - low))
+    return cuts
+
+
+@contextmanager
+def tiles(module: nn.Module, tile: int | None) -> Iterator[None]:
+    """Work in tiles, in all U-Nets of a module that have no attention, while the context lasts.
+
+    Args:
+        module: a U-Net, or what contains some.
+        tile: side of the tiles in pixels, without the overlap; None: whole images.
+
+    Example:
+        >>> import torch
+        >>> from invflow.nets.unet import UNet, tiles
+        >>> network = UNet(1, 1, channels=(8,), blocks=1, embedding=4, attention=False).requires_grad_(False)
+        >>> with tiles(network, 16):
+        ...     network(torch.zeros(1, 1, 80, 40), torch.zeros(1, 4)).shape
+        torch.Size([1, 1, 80, 40])
+    """
+    networks = _local(module)
+    before = [network.tile for network in networks]
+    for network in networks:
+        network.tile = tile
+    try:
+        yield
+    finally:
+        for network, value in zip(networks, before, strict=True):
+            network.tile = value
+
+
+def can_tile(module: nn.Module) -> bool:
+    """Whether :func:`tiles` changes anything in a module."""
+    return bool(_local(module))
+
+
+def _local(module: nn.Module) -> list[UNet]:
+    return [m for m in module.modules() if isinstance(m, UNet) and isinstance(m.attention, nn.Identity)]

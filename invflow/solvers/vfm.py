@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from torch import Tensor
 from invflow._memory import ChunkSize
 from invflow._random import as_generator, draw_noise
 from invflow.adapter import Adapter
+from invflow.nets.unet import can_tile, tiles
 from invflow.neural import NeuralFlowMap
 from invflow.posterior import NFE, Posterior
 from invflow.pretrained import read_config, resolve_folder, write_atomically
@@ -25,6 +30,9 @@ from invflow.solvers.noise_target import log_prior_over_proposal, score_rows
 
 __all__ = ["VFM"]
 
+# images of more pixels are worked on in tiles unless the caller chooses; larger tiles have less overlap
+WHOLE, TILE, SMALLEST_TILE = 2**20, 512, 64
+
 
 class VFM(Solver):
     r"""Variational Flow Map: an adapter proposes noise, the flow map turns it into a posterior sample.
@@ -33,11 +41,19 @@ class VFM(Solver):
     ``steps`` calls of the map for each sample. The samples are as good as the training made them, and come without
     weights unless ``importance`` asks for them.
 
+    Where map and adapter are fully convolutional (``prior.resizable``) the image may have any size: that of the
+    likelihood's operator. The noise has the size of the image, and one call restores the whole of it.
+
     Args:
         prior: the map that was trained together with the adapter.
         adapter: the noise adapter.
         steps: jumps from noise to data; more follow the same flow map over equal sub-intervals.
-        chunk_size: rows through the map at a time. Samples do not depend on it beyond rounding.
+        chunk_size: rows through the map at a time, of the size that it was trained on. Of larger images so many fewer
+            as they have more pixels (256 rows of 64 x 64 are one row of 1024 x 768). Samples do not depend on it beyond
+            rounding.
+        tile: side in pixels of the overlapping tiles in which the networks work on images that are larger than those
+            that they were trained on; samples are the same up to rounding. None takes whole images up to about one
+            megapixel and tiles of 512 beyond; where a single row does not fit in memory, tiles that do.
         importance: attach the log weights r(f(z)) + log N(z; 0, I) - log q(z) of the same samples, with the log
             evidence and, in the diagnostics, their tail index ``k_hat``: it says whether these samples can be
             trusted for this observation (:func:`invflow.smc.reliable_k_hat`). With several steps f is the map in
@@ -45,7 +61,8 @@ class VFM(Solver):
             :meth:`prior_samples`. Costs one reward for each sample, no network call.
 
     Raises:
-        ValueError: if the adapter belongs to another map, or if a setting is under 1.
+        ValueError: if the adapter belongs to another map, if a setting is under 1, or for tiles with networks that
+            cannot be cut (a perceptron, or a U-Net with attention).
 
     Example:
         >>> import torch, invflow
@@ -61,11 +78,15 @@ class VFM(Solver):
     needs_training = True
 
     def __init__(self, prior: NeuralFlowMap, adapter: Adapter, *, steps: int = 1, chunk_size: int = 256,
-                 importance: bool = False) -> None:
-        if steps < 1 or chunk_size < 1:
-            raise ValueError(f"steps={steps} and chunk_size={chunk_size} must be at least 1")
+                 importance: bool = False, tile: int | None = None) -> None:
+        if steps < 1 or chunk_size < 1 or (tile is not None and tile < 1):
+            asked = "" if tile is None else f", tile={tile}"
+            raise ValueError(f"steps={steps}, chunk_size={chunk_size}{asked} must be at least 1")
         adapter.check_map(prior)
-        self.prior, self.adapter = prior, adapter
+        if tile is not None and not (can_tile(prior) and can_tile(adapter)):
+            raise ValueError(f"tile={tile}, but the networks of this VFM see the whole image at once, so that tiles "
+                             "would change the samples: leave tile=None")
+        self.prior, self.adapter, self.tile = prior, adapter, tile
         self._map = prior.fingerprint()  # a third of the time of a single sample, if taken at each call
         self.steps, self.chunk_size, self.importance = steps, chunk_size, importance
 
@@ -76,31 +97,37 @@ class VFM(Solver):
 
         Raises:
             ValueError: for a likelihood or reward that the adapter was not trained for; names the problem classes
-                that it knows and the solvers that need no training.
+                that it knows and the solvers that need no training. For images of another size than those trained
+                on, unless map and adapter take any.
         """
         from tqdm import tqdm
 
         if num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
         start = time.perf_counter()
-        with self.prior.count() as map_calls, self.adapter.count() as adapter_calls:
-            mean, std = self.adapter.propose(reward)
+        self.adapter.class_index(reward)  # before anything of the images' size is made
+        operator = getattr(reward, "operator", None)
+        prior, adapter = self.resized(self.prior.image_shape if operator is None else operator.image_shape)
+        with prior.count() as map_calls, adapter.count() as adapter_calls, self._sized(prior, adapter) as size:
+            mean, std = self._propose(adapter, reward, size)
             rows = len(mean) * num_samples
-            noise = draw_noise((rows, *self.prior.state_shape), as_generator(generator)).to(mean)
-            images = noise.new_empty((rows, *self.prior.image_shape))
+            noise = draw_noise((rows, *prior.state_shape), as_generator(generator)).to(mean)
+            # in the noise's place: sixteen samples of a large photograph are most of what is held
+            same = noise.shape[1:] == prior.image_shape
+            images = noise if same else noise.new_empty((rows, *prior.image_shape))
             owner = torch.arange(len(mean), device=mean.device).repeat_interleave(num_samples)
             log_weights = precise(noise.new_empty(rows)) if self.importance else None
 
             def run(part: slice) -> None:
                 z = torch.addcmul(mean[owner[part]], std[owner[part]], noise[part])
-                images[part] = self.prior.decode(self.prior.flow(z, self.steps))
+                made = prior.decode(prior.flow(adapter.to_state(z), self.steps))
                 if log_weights is not None:
                     ratio = log_prior_over_proposal(z, mean[owner[part]], std[owner[part]])
-                    log_weights[part] = ratio + score_rows(reward, images[part], owner[part])
+                    log_weights[part] = ratio + score_rows(reward, made, owner[part])
+                images[part] = made  # last: where memory ends, the same noise is worked on once more
 
-            chunks = ChunkSize(self.chunk_size, "VFM").over(rows, run)
-            for _ in tqdm(chunks, total=-(-rows // self.chunk_size), disable=not progress, desc="VFM", unit="chunk",
-                          delay=2):
+            for _ in tqdm(size.over(rows, run), total=-(-rows // size.rows), disable=not progress, desc="VFM",
+                          unit="chunk", delay=2):
                 pass
             check_finite("VFM", f"after {self.steps} of {self.steps} steps", num_samples, images, log_weights)
         nfe = NFE(forward=(map_calls.forward + adapter_calls.forward) / rows,
@@ -113,14 +140,76 @@ class VFM(Solver):
         return Posterior(images.unflatten(0, (len(mean), num_samples)), log_weights, log_evidence, nfe=nfe,
                          seconds=time.perf_counter() - start, diagnostics=diagnostics, settings=self.settings())
 
-    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw from the map's own law, ``(n, *image_shape)``, in the same number of steps as :meth:`sample`."""
-        return self.prior.generate(n, self.steps, generator=generator, chunk_size=self.chunk_size)
+    @torch.no_grad()
+    def prior_samples(self, n: int, image_shape: Sequence[int] | None = None, *,
+                      generator: torch.Generator | None = None) -> Tensor:
+        """Draw from the map's own law, ``(n, *image_shape)``, in the same number of steps as :meth:`sample`.
+
+        Args:
+            n: number of samples.
+            image_shape: ``(C, H, W)`` of the images; None: that which the map was trained on.
+            generator: source of randomness.
+
+        Raises:
+            ValueError: for a shape that the map does not take.
+        """
+        if n < 1:
+            raise ValueError(f"prior_samples takes n >= 1, not n={n}")
+        prior, adapter = self.resized(image_shape or self.prior.image_shape)
+        with self._sized(prior, adapter) as size:
+            return size.map(lambda z: prior.decode(prior.flow(z, self.steps)), prior.noise(n, generator=generator))
+
+    def resized(self, image_shape: Sequence[int]) -> tuple[NeuralFlowMap, Adapter]:
+        """Map and adapter for images ``(C, H, W)`` of another size; they share their weights with the VFM's own.
+
+        Raises:
+            ValueError: if they do not take images of that shape.
+        """
+        shape = tuple(image_shape)
+        if shape == tuple(self.prior.image_shape):
+            return self.prior, self.adapter
+        return self.prior.resized(shape), self.adapter.resized(shape)
+
+    @contextmanager
+    def _sized(self, prior: NeuralFlowMap, adapter: Adapter) -> Iterator[ChunkSize]:
+        """Rows at a time for images of this size, and the networks in tiles where they are to be."""
+        trained, pixels = _pixels(self.prior.image_shape), _pixels(prior.image_shape)
+        cuttable = can_tile(prior) and can_tile(adapter)
+        now = self.tile if self.tile is not None else TILE if cuttable and pixels > WHOLE else None
+        with ExitStack() as stack:
+
+            def cut(tile: int | None) -> None:
+                stack.enter_context(tiles(prior, tile))
+                stack.enter_context(tiles(adapter, tile))
+
+            def shrink(said: str) -> bool:
+                nonlocal now
+                smaller = min(TILE if now is None else now // 2, max(prior.image_shape[1:], default=0) // 2)
+                if not cuttable or smaller < SMALLEST_TILE:
+                    return False
+                warnings.warn(f"VFM: a single image of {prior.image_shape} does not fit in memory ({said}): goes on "
+                              f"in tiles, with the same random numbers; tile={smaller} spares the attempt",
+                              stacklevel=2)
+                now = smaller
+                cut(now)
+                return True
+
+            cut(now)
+            rows = self.chunk_size if pixels <= trained else max(1, self.chunk_size * trained // pixels)
+            yield ChunkSize(rows, "VFM", shrink)
+
+    def _propose(self, adapter: Adapter, reward: Reward, size: ChunkSize) -> tuple[Tensor, Tensor]:
+        total = reward.num_observations or 1
+        parts = [out for _, out in size.over(total, lambda part: adapter.propose(
+            reward if part == slice(0, total) else reward.select(part)))]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([mean for mean, _ in parts]), torch.cat([std for _, std in parts])
 
     def settings(self) -> dict[str, Any]:
         """Settings as plain values, kept with each posterior."""
         return {"solver": "VFM", "steps": self.steps, "chunk_size": self.chunk_size, "importance": self.importance,
-                "map": self._map}
+                "tile": self.tile, "map": self._map}
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write map and adapter into ``folder/map`` and ``folder/adapter``, and a ``config.json`` beside them."""
@@ -131,7 +220,7 @@ class VFM(Solver):
 
     @classmethod
     def load(cls, name: str | os.PathLike[str], *, steps: int | None = None, chunk_size: int = 256,
-             importance: bool = False) -> VFM:
+             importance: bool = False, tile: int | None = None) -> VFM:
         """Load a trained VFM.
 
         Args:
@@ -140,6 +229,7 @@ class VFM(Solver):
             steps: jumps from noise to data; None takes what the folder says.
             chunk_size: rows through the map at a time.
             importance: attach importance weights to the samples.
+            tile: side of the tiles for large images.
 
         Raises:
             ValueError: if it is not there, is no VFM, or its files are damaged or do not fit each other.
@@ -150,4 +240,8 @@ class VFM(Solver):
         if type(own) is not int or not 1 <= own <= 1000:
             raise ValueError(f"the config.json of {folder} asks for steps={own!r}: a whole number from 1 to 1000")
         return cls(NeuralFlowMap.from_pretrained(folder / "map"), Adapter.from_pretrained(folder / "adapter"),
-                   steps=own if steps is None else steps, chunk_size=chunk_size, importance=importance)
+                   steps=own if steps is None else steps, chunk_size=chunk_size, importance=importance, tile=tile)
+
+
+def _pixels(shape: Sequence[int]) -> int:
+    return math.prod(shape[1:]) if len(shape) > 1 else 1

@@ -19,8 +19,9 @@ _LATTICE = (
 def transfer_summary(kernels: Tensor, center: tuple[float, float], image_shape: tuple[int, ...]) -> Tensor:
     """Transfer functions of kernels at 16 low frequencies.
 
-    The frequencies are up to four times three periods per image side: at that spacing a kernel over a third
-    of the image, the usual size here, is told from others.
+    The frequencies are up to four times three periods per image side, or per 64 pixels where the image is
+    larger: at that spacing a kernel over a third of the image, the usual size here, is told from others, and
+    a kernel has the same summary in a large photograph as in the crops that an adapter was trained on.
 
     Args:
         kernels: ``(n, channels, h, w)``; channels are averaged.
@@ -35,7 +36,7 @@ def transfer_summary(kernels: Tensor, center: tuple[float, float], image_shape: 
     angles = []
     for axis in (0, 1):
         offset = torch.arange(kernels.shape[1 + axis], device=kernels.device).to(kernels.dtype) - center[axis]
-        angles.append(2 * math.pi * lattice[:, axis, None] * offset / image_shape[1 + axis])
+        angles.append(2 * math.pi * lattice[:, axis, None] * offset / min(image_shape[1 + axis], 64))
     phase = angles[0][:, :, None] + angles[1][:, None, :]
     real = torch.einsum("nhw,fhw->nf", kernels, phase.cos())
     imaginary = -torch.einsum("nhw,fhw->nf", kernels, phase.sin())

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invflow.operator import Operator
+from invflow_operators._banded import bicubic_downsampling, bicubic_taps
 from invflow_operators._transfer import transfer_summary
 
 __all__ = ["SuperResolution"]
@@ -17,18 +18,19 @@ __all__ = ["SuperResolution"]
 class SuperResolution(Operator):
     r"""Downsampling by an integer factor with an antialiasing filter, A(x) = R x C'.
 
-    Both filters act on rows and columns apart, so the operator is two small matrices R, (H / f, H), and
-    C, (W / f, W); its adjoint is R' y C and its pseudo-inverse R^+ y (C^+)', both exact.
+    Both filters act on rows and columns apart, so the operator is two matrices R, (ceil(H / f), H), and
+    C, (ceil(W / f), W); its adjoint is R' y C and its pseudo-inverse R^+ y (C^+)', both exact. None of them is
+    stored where sides are long: blocks of pixels in one case, a band around the diagonal in the other.
 
     Args:
         image_shape: (C, H, W).
-        factor: divides H and W.
+        factor: where it does not divide H or W, the last row or column averages over the pixels that are left.
         filter: "average" pools over blocks of factor x factor pixels; "bicubic" is Keys's kernel (1981,
             a = -1/2) stretched by the factor, its weights normalised at the border, as Pillow and
             ``torch.nn.functional.interpolate(..., antialias=True)`` have it.
 
     Raises:
-        ValueError: for a factor that does not divide the sides, or an unknown filter.
+        ValueError: for a factor that is not whole or exceeds a side, or an unknown filter.
 
     Example:
         >>> from invflow.operators import SuperResolution
@@ -36,41 +38,48 @@ class SuperResolution(Operator):
         (3, 64, 64)
     """
 
-    rows: Tensor
-    columns: Tensor
-    rows_inverse: Tensor
-    columns_inverse: Tensor
+    row_sizes: Tensor
+    column_sizes: Tensor
 
     def __init__(self, image_shape: Sequence[int], factor: int = 4, filter: str = "average") -> None:
         super().__init__()
         shape = tuple(image_shape)
-        if len(shape) != 3 or factor != int(factor) or factor < 1 or shape[1] % factor or shape[2] % factor:
+        if len(shape) != 3 or factor != int(factor) or not 1 <= factor <= min(shape[1:]):
             raise ValueError(
-                f"super-resolution by {factor} of images {shape}: pass image_shape=(C, H, W) and a whole "
-                "factor that divides H and W"
+                f"super-resolution by {factor} of images {shape}: pass image_shape=(C, H, W) and a whole factor"
+                + (f" from 1 to {min(shape[1:])}" if len(shape) == 3 else "")
             )
         if filter not in ("average", "bicubic"):
             raise ValueError(f"unknown filter {filter!r}: pass 'average' or 'bicubic'")
         self.factor, self.filter = int(factor), filter
         self.image_shape = shape
-        self.measurement_shape = (shape[0], shape[1] // self.factor, shape[2] // self.factor)
+        self.measurement_shape = (shape[0], -(-shape[1] // self.factor), -(-shape[2] // self.factor))
         self.problem_class = f"super-resolution-x{self.factor}"
-        for name, side in (("rows", shape[1]), ("columns", shape[2])):
-            matrix = _downsampling_matrix(side, self.factor, filter)
-            self.register_buffer(name, matrix.to(torch.get_default_dtype()))
-            self.register_buffer(f"{name}_inverse", torch.linalg.pinv(matrix).to(torch.get_default_dtype()))
+        if filter == "bicubic":
+            self.rows, self.rows_inverse = bicubic_downsampling(shape[1], self.factor)
+            self.columns, self.columns_inverse = bicubic_downsampling(shape[2], self.factor)
+        for name, side, count in zip(("row", "column"), shape[1:], self.measurement_shape[1:], strict=True):
+            sizes = torch.full((count,), float(self.factor))
+            sizes[-1] = side - (count - 1) * self.factor  # the last block is as large as what is left
+            self.register_buffer(f"{name}_sizes", sizes.to(torch.get_default_dtype()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(n, C, H, W)`` to ``(n, C, H / f, W / f)``."""
-        return self.rows.to(x.dtype) @ x @ self.columns.to(x.dtype).mT
+        """``(n, C, H, W)`` to ``(n, C, ceil(H / f), ceil(W / f))``."""
+        if self.filter == "bicubic":
+            return self.rows(self.columns(x).mT).mT
+        return F.avg_pool2d(x, self.factor, ceil_mode=True)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """``(n, C, H / f, W / f)`` to ``(n, C, H, W)``."""
-        return self.rows.to(y.dtype).mT @ y @ self.columns.to(y.dtype)
+        """``(n, C, ceil(H / f), ceil(W / f))`` to ``(n, C, H, W)``."""
+        if self.filter == "bicubic":
+            return self.rows.transpose(self.columns.transpose(y).mT).mT
+        return self._repeat(y / torch.outer(self.row_sizes, self.column_sizes).to(y.dtype))
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """``(n, C, H / f, W / f)`` to ``(n, C, H, W)``; for "average", each pixel repeated over its block."""
-        return self.rows_inverse.to(y.dtype) @ y @ self.columns_inverse.to(y.dtype).mT
+        """``(n, C, ceil(H / f), ceil(W / f))`` to ``(n, C, H, W)``; for "average", each pixel over its block."""
+        if self.filter == "bicubic":
+            return self.rows_inverse(self.columns_inverse(y).mT).mT
+        return self._repeat(y)
 
     def embed(self, y: Tensor) -> Tensor:
         """The pseudo-inverse, which both filters have well conditioned."""
@@ -79,20 +88,20 @@ class SuperResolution(Operator):
     def context(self) -> tuple[Tensor, Tensor]:
         """Ones, and the transfer function of the filter in the middle of the image."""
         maps, _ = super().context()
-        profiles = [matrix[len(matrix) // 2] for matrix in (self.rows, self.columns)]
-        return maps, transfer_summary(torch.outer(*profiles)[None, None], self._center(), self.image_shape)
+        profiles, center = zip(*(self._profile(side) for side in self.image_shape[1:]), strict=True)
+        kernel = torch.outer(*profiles).to(maps)[None, None]
+        return maps, transfer_summary(kernel, (center[0], center[1]), self.image_shape)
 
-    def _center(self) -> tuple[float, float]:
-        """Where the middle filter is centred, in pixels."""
-        middle = [side // self.factor // 2 for side in self.image_shape[1:]]
-        row, column = (index * self.factor + (self.factor - 1) / 2 for index in middle)
-        return row, column
+    def _profile(self, side: int) -> tuple[Tensor, float]:
+        """Weights of the middle filter along one side, and where among them it is centred."""
+        if self.filter == "average":
+            return torch.full((self.factor,), 1 / self.factor), (self.factor - 1) / 2
+        weights, first = bicubic_taps(side, self.factor)
+        middle = len(weights) // 2
+        return weights[middle], (middle + 0.5) * side / len(weights) - 0.5 - float(first[middle])
 
-
-def _downsampling_matrix(side: int, factor: int, filter: str) -> Tensor:
-    """Weights ``(side / factor, side)`` in float64, by downsampling each unit vector."""
-    units = torch.eye(side, dtype=torch.float64)[None, None]
-    if filter == "average":
-        return F.avg_pool2d(units, (factor, 1))[0, 0]
-    size = (side // factor, side)
-    return F.interpolate(units, size, mode="bicubic", antialias=True, align_corners=False)[0, 0]
+    def _repeat(self, y: Tensor) -> Tensor:
+        """Each pixel over its block: ``(n, C, h, w)`` to ``(n, C, H, W)``."""
+        f = self.factor
+        blocks = y[:, :, :, None, :, None].expand(-1, -1, -1, f, -1, f).flatten(4).flatten(2, 3)
+        return blocks[:, :, : self.image_shape[1], : self.image_shape[2]]

@@ -1,0 +1,103 @@
+"""Matrices whose rows each see a short stretch, for resampling along one axis of an image."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Banded", "bicubic_downsampling", "bicubic_taps"]
+
+#: rows of the smaller side that are worked on together: for sides up to this a matrix is stored in full
+BLOCK = 64
+#: entries of the inverse of R R' further than this from its diagonal are under 1e-16 of those on it
+MARGIN = 40
+
+
+class Banded(nn.Module):
+    """A matrix ``(m, n)``, zero but for blocks of rows at windows of columns; it acts on the last axis.
+
+    Args:
+        blocks: ``(k, b, w)``, b rows at a time, of which the last block may have too many.
+        starts: ``(k,)``, the column at which each block's window of w columns begins.
+        shape: (m, n).
+    """
+
+    blocks: Tensor
+    index: Tensor
+
+    def __init__(self, blocks: Tensor, starts: Tensor, shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.register_buffer("blocks", blocks.to(torch.get_default_dtype()))
+        self.register_buffer("index", starts[:, None] + torch.arange(blocks.shape[2]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product with each vector, ``(..., n)`` to ``(..., m)``."""
+        out = torch.einsum("...kw,kbw->...kb", x[..., self.index], self.blocks.to(x.dtype))
+        return out.flatten(-2)[..., : self.shape[0]]
+
+    def transpose(self, y: Tensor) -> Tensor:
+        """The product of the transposed, ``(..., m)`` to ``(..., n)``."""
+        count, size, _ = self.blocks.shape
+        padded = nn.functional.pad(y, (0, count * size - self.shape[0]))
+        windows = torch.einsum("...kb,kbw->...kw", padded.unflatten(-1, (count, size)), self.blocks.to(y.dtype))
+        out = y.new_zeros(*y.shape[:-1], self.shape[1])
+        return out.index_add(-1, self.index.flatten(), windows.flatten(-2))
+
+
+def bicubic_taps(side: int, factor: int) -> tuple[Tensor, Tensor]:
+    """Weights ``(m, taps)`` in float64 and first columns ``(m,)`` of bicubic downsampling to m = ceil(side / factor).
+
+    Keys's kernel (1981, a = -1/2) stretched by side / m, cut off and normalised at the border, as in Pillow.
+    """
+    m = -(-side // factor)
+    scale = side / m
+    centre = (torch.arange(m, dtype=torch.float64) + 0.5) * scale
+    first = (centre - 2 * scale + 0.5).floor().clamp(min=0)
+    last = (centre + 2 * scale + 0.5).floor().clamp(max=side)
+    column = first[:, None] + torch.arange(int((last - first).max()), dtype=torch.float64)
+    d = ((column + 0.5 - centre[:, None]) / scale).abs()
+    inner, outer = 1.5 * d**3 - 2.5 * d**2 + 1, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
+    weights = torch.where(d < 1, inner, torch.where(d < 2, outer, 0.0)) * (column < last[:, None])
+    return weights / weights.sum(1, keepdim=True), first.long()
+
+
+def bicubic_downsampling(side: int, factor: int) -> tuple[Banded, Banded]:
+    """The matrix R of bicubic downsampling, ``(m, side)``, and its pseudo-inverse R' (R R')^-1.
+
+    R R' has the bandwidth of a few pixels and is well conditioned, so that its inverse falls off by more than half
+    from each diagonal to the next: rows of it come from the inverse of a part around them, to rounding.
+    """
+    weights, first = bicubic_taps(side, factor)
+    m, taps = weights.shape
+    count = math.ceil(m / BLOCK)
+
+    def part(low: int, high: int, begin: int, end: int) -> Tensor:
+        """Rows ``low`` to ``high`` of R between the columns ``begin`` and ``end``, beyond which they are zero."""
+        out = torch.zeros(high - low, side + taps, dtype=torch.float64)
+        column = first[low:high, None] + torch.arange(taps)
+        return out.scatter_(1, column, weights[low:high])[:, begin:end]
+
+    rows = [(k * BLOCK, min((k + 1) * BLOCK, m)) for k in range(count)]
+    width = min(side, max(int(first[high - 1] - first[low]) + taps for low, high in rows))
+    starts = torch.tensor([min(int(first[low]), side - width) for low, _ in rows])
+    forward = torch.zeros(count, BLOCK if count > 1 else m, width, dtype=torch.float64)
+    for k, (low, high) in enumerate(rows):
+        forward[k, : high - low] = part(low, high, int(starts[k]), int(starts[k]) + width)
+
+    # image rows in as many pieces; those of a piece are seen by the rows near to it
+    size = math.ceil(side / count)
+    reach = math.ceil(size * m / side) + 2 * MARGIN + 6
+    seen = min(m, reach)
+    begin = [min(max(int(k * size * m / side) - MARGIN - 3, 0), m - seen) for k in range(count)]
+    inverse = torch.zeros(count, size, seen, dtype=torch.float64)
+    for k, low in enumerate(begin):
+        outer = max(low - MARGIN, 0), min(low + seen + MARGIN, m)
+        around = int(first[outer[0]]), min(int(first[outer[1] - 1]) + taps, side)
+        near = part(*outer, *around)
+        here = slice(k * size - around[0], min((k + 1) * size, side) - around[0])
+        solved = torch.linalg.solve(near @ near.mT, near[:, here]).mT  # (piece, outer)
+        inverse[k, : solved.shape[0]] = solved[:, low - outer[0] : low - outer[0] + seen]
+    return Banded(forward, starts, (m, side)), Banded(inverse, torch.tensor(begin), (side, m))
