@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from invflow.datasets import load_images
 from invflow.pretrained import write_atomically
+from invflow_problems.photo_samples import make_photos
 from invflow_problems.samples import COUNTS, FOLDER, NAMES
 
 __all__ = ["main", "make_samples"]
@@ -20,7 +21,7 @@ def make_samples(name: str, data: str, output: Path) -> Path:
     """Write the first images of a test set: the first 200 as split "test", the next 100 as "validation".
 
     Args:
-        name: ``"mnist"`` or ``"fashion-mnist"``; names the file.
+        name: ``"mnist"``, ``"fashion-mnist"`` or ``"cifar10"``; names the file.
         data: folder with the official files, or a name that :func:`invflow.datasets.load_images` downloads.
         output: folder that ``<name>.safetensors`` is written into.
 
@@ -30,7 +31,8 @@ def make_samples(name: str, data: str, output: Path) -> Path:
     images, labels = load_images(data, "test", labels=True, dtype=torch.uint8)
     tensors, start = {}, 0
     for split, count in COUNTS.items():
-        tensors[f"{split}_images"] = images[start : start + count, 0].contiguous()
+        part = images[start : start + count]
+        tensors[f"{split}_images"] = (part[:, 0] if part.shape[1] == 1 else part).contiguous()
         tensors[f"{split}_labels"] = labels[start : start + count].to(torch.uint8)
         start += count
     path = output / f"{name}.safetensors"
@@ -41,11 +43,19 @@ def make_samples(name: str, data: str, output: Path) -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m invflow_problems.make_samples", description=__doc__)
-    parser.add_argument("name", choices=NAMES)
-    parser.add_argument("data", nargs="?", help="folder with the official files; default: download them")
+    parser.add_argument("name", choices=[*NAMES, "photos"])
+    parser.add_argument("data", nargs="*", help="folder with the official files; default: download them. For photos: "
+                        "the folders of the two collections of wallpapers")
     parser.add_argument("--output", type=Path, default=FOLDER, help="default: where problems look")
     options = parser.parse_args(arguments)
-    print(make_samples(options.name, options.data or options.name, options.output))
+    if options.name == "photos":
+        if not options.data:
+            parser.error("photos are cut out of files that are there: pass the folders of the wallpapers")
+        print(make_photos([Path(folder) for folder in options.data], options.output))
+        return
+    if len(options.data) > 1:
+        parser.error(f"{options.name} takes one folder")
+    print(make_samples(options.name, options.data[0] if options.data else options.name, options.output))
 
 
 if __name__ == "__main__":
