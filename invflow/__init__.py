@@ -54,6 +54,11 @@ _NAMES = {
     "PnPFlow": "invflow.solvers.pnp_flow",
     "Flower": "invflow.solvers.flower",
     "TwistedDiffusion": "invflow.solvers.twisted_diffusion",
+    "Bicubic": "invflow.solvers.classical",
+    "Wiener": "invflow.solvers.classical",
+    "TotalVariation": "invflow.solvers.total_variation",
+    "BM3D": "invflow.solvers.block_matching",
+    "PlugAndPlay": "invflow.solvers.plug_and_play",
     "Problem": "invflow.problem",
     "load_problem": "invflow.problem",
     "Comparison": "invflow.comparison",
@@ -82,6 +87,8 @@ if TYPE_CHECKING:  # so that type checkers see what __getattr__ finds
     from invflow.repeated import RepeatedReward  # noqa: F401
     from invflow.reward import FunctionReward, GaussianLikelihood, PoissonLikelihood, Reward  # noqa: F401
     from invflow.solvers.base import Solver  # noqa: F401
+    from invflow.solvers.block_matching import BM3D  # noqa: F401
+    from invflow.solvers.classical import Bicubic, Wiener  # noqa: F401
     from invflow.solvers.deepinv_langevin import ULA  # noqa: F401
     from invflow.solvers.deepinv_samplers import DDRM, DPS, DiffPIR, MomentMatching, PiGDM  # noqa: F401
     from invflow.solvers.exact import ExactPosterior  # noqa: F401
@@ -90,8 +97,10 @@ if TYPE_CHECKING:  # so that type checkers see what __getattr__ finds
     from invflow.solvers.lmmse import LinearMMSE  # noqa: F401
     from invflow.solvers.noise_rto import NoiseRTO  # noqa: F401
     from invflow.solvers.noise_smc import NoiseSMC  # noqa: F401
+    from invflow.solvers.plug_and_play import PlugAndPlay  # noqa: F401
     from invflow.solvers.pnp_flow import PnPFlow  # noqa: F401
     from invflow.solvers.search import BeamSearch, BestOfN, TopKSearch  # noqa: F401
+    from invflow.solvers.total_variation import TotalVariation  # noqa: F401
     from invflow.solvers.twisted_diffusion import TwistedDiffusion  # noqa: F401
     from invflow.solvers.vfm import VFM  # noqa: F401
     from invflow.vision_rewards import ImageTextReward, YesNoReward  # noqa: F401

@@ -87,7 +87,7 @@ def judge(posterior: Posterior, reward: Reward, truth: Tensor | None, problem: P
         second.y = reward.simulate(truth.to(reward.y), generator)
         density = torch.cat([second(part) for part in samples.split(256, dim=1)], dim=1)
         found["nlpd"] = nlpd(density, log_weights)
-    if posterior.num_samples > 1:
+    if posterior.num_samples > 1 and not _is_point(posterior):
         found["spread"] = posterior.std().nan_to_num(nan=0.0).square().flatten(1).mean(1).sqrt()
     if problem.tilts:
         found |= _quantities(posterior, reward, problem)
@@ -104,6 +104,11 @@ def judge(posterior: Posterior, reward: Reward, truth: Tensor | None, problem: P
     return {name: value.detach().double().cpu() for name, value in found.items()}
 
 
+def _is_point(posterior: Posterior) -> bool:
+    """Whether all samples are copies of one image, which has neither a spread nor intervals."""
+    return bool(posterior.diagnostics.get("point_estimate", False))
+
+
 def _against_truth(posterior: Posterior, truth: Tensor, log_weights: Tensor | None) -> dict[str, Tensor]:
     samples, mean, count = posterior.samples, posterior.mean(), posterior.num_samples
     found = {}
@@ -112,7 +117,7 @@ def _against_truth(posterior: Posterior, truth: Tensor, log_weights: Tensor | No
                   for b in range(len(truth))]  # one at a time: it sorts all samples of each pixel
         found["crps"] = torch.cat(pieces).flatten(1).mean(1)
         found["energy"] = energy_score(samples, truth, log_weights)
-    if count >= math.ceil(2 / (1 - LEVEL) - 1 - 1e-9):
+    if count >= math.ceil(2 / (1 - LEVEL) - 1 - 1e-9) and not _is_point(posterior):
         found["coverage"] = coverage(samples, truth, LEVEL, log_weights).double().flatten(1).mean(1)
     if truth.ndim == 4:
         found["psnr"] = psnr(mean, truth)

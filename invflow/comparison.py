@@ -309,7 +309,7 @@ def _gallery(posterior: Posterior, reward: Reward, truth: Tensor | None, count: 
             kept["observed"] = observed.expand(len(y), *y.shape[1:])[:count]
     if truth is not None:
         kept["truth"] = truth[:count].to(first.samples)
-        if first.num_samples > 1:
+        if first.num_samples > 1 and not first.diagnostics.get("point_estimate", False):
             low, high = first.interval(LEVEL)
             kept["covered"] = (low <= kept["truth"]) & (kept["truth"] <= high)
     return kept

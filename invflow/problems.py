@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from invflow_problems.checkerboard import checkerboard as checkerboard
     from invflow_problems.gaussian import gaussian_linear as gaussian_linear
     from invflow_problems.half_plane import half_plane as half_plane
+    from invflow_problems.images import cifar10_box_inpainting as cifar10_box_inpainting
+    from invflow_problems.images import cifar10_denoising as cifar10_denoising
+    from invflow_problems.images import cifar10_gaussian_blur as cifar10_gaussian_blur
+    from invflow_problems.images import cifar10_motion_blur as cifar10_motion_blur
+    from invflow_problems.images import cifar10_random_inpainting as cifar10_random_inpainting
+    from invflow_problems.images import cifar10_super_resolution as cifar10_super_resolution
     from invflow_problems.images import fashion_mnist_box_inpainting as fashion_mnist_box_inpainting
     from invflow_problems.images import fashion_mnist_denoising as fashion_mnist_denoising
     from invflow_problems.images import fashion_mnist_gaussian_blur as fashion_mnist_gaussian_blur

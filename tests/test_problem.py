@@ -14,12 +14,14 @@ from invflow.mixture import GaussianMixtureFlow
 from invflow.operators import Denoising, MatrixOperator, RandomInpainting
 from invflow.problem import Problem, list_problems, load_problem
 from invflow.testing import check_problem
+from invflow_problems import images as images_module
 from invflow_problems import samples
 from invflow_problems.checkerboard import board_sample, exact_posterior_samples, on_board
 
 TASKS = ["denoising", "random-inpainting", "box-inpainting", "super-resolution", "gaussian-blur",
          "motion-blur"]
-SHIPPED = ["checkerboard", "gaussian/linear", *(f"{data}/{task}" for data in samples.NAMES for task in TASKS)]
+SHIPPED = ["checkerboard", "gaussian/linear", *(f"{data}/{task}" for data in samples.NAMES for task in TASKS),
+           *(f"photos/{task}" for task in (*TASKS, "super-resolution-x2", "super-resolution-x3"))]
 # checked in test_tilting_problems.py
 TILTED = ["mixture/half-plane", "ring/wavy", "mnist/mirror", "mnist/open-centre", "mnist/rotation",
           *(f"mnist/tilt-{digit}" for digit in range(10))]
@@ -54,10 +56,27 @@ def test_the_shipped_problems_are_these():
     assert all(problem.description for problem in found.values())
     assert found["mnist/denoising"].sigma == 0.25
     assert {p.sigma for n, p in found.items() if "mnist" in n and "denoising" not in n and not p.tilts} == {0.025}
-    box = load_problem("mnist/box-inpainting").operator.observed()[0, 0]
-    hidden = torch.zeros(28, 28, dtype=torch.bool)
-    hidden[7:21, 7:21] = True
-    assert torch.equal(box, ~hidden)
+    for data, side in (("mnist", 28), ("cifar10", 32)):
+        box = load_problem(f"{data}/box-inpainting").operator.observed()[0, 0]
+        hidden = torch.zeros(side, side, dtype=torch.bool)
+        hidden[side // 4 : -side // 4, side // 4 : -side // 4] = True
+        assert torch.equal(box, ~hidden)
+        assert f"{side // 2} x {side // 2}" in found[f"{data}/box-inpainting"].description
+
+
+def test_every_family_has_its_shape_and_its_noise():
+    found = list_problems()
+    for data, shape in images_module.SHAPES.items():
+        for task in TASKS:
+            problem = found[f"{data}/{task}"]
+            assert problem.operator.image_shape == shape
+            assert problem.sigma == (0.25 if task == "denoising" else 0.025)
+            assert problem.prior_name == data
+            assert problem.problem_class == found[f"mnist/{task}"].problem_class
+    blur = found["cifar10/gaussian-blur"].operator.kernel[0, 0]
+    offset = torch.arange(11.0) - 5
+    std = float((blur.sum(0) * offset.square()).sum().sqrt())
+    assert f"{std:.1f} pixels" in found["cifar10/gaussian-blur"].description
 
 
 def test_problem_classes_are_those_that_adapters_know():
@@ -284,11 +303,11 @@ def test_board_errors():
 def test_samples_have_images_and_labels(name):
     for split, count in samples.COUNTS.items():
         images, labels = samples.load_samples(name, split)
-        assert images.shape == (count, 1, 28, 28)
+        assert images.shape == (count, *images_module.SHAPES[name])
         assert labels.shape == (count,)
         assert images.amin() == 0
         assert images.amax() == 1
         assert set(labels.tolist()) == set(range(10))
-    # known from the official file: the first test digits are 7, 2, 1, 0, 4
-    first = {"mnist": [7, 2, 1, 0, 4], "fashion-mnist": [9, 2, 1, 1, 6]}[name]
+    # known from the official files: the first test digits are 7, 2, 1, 0, 4; a cat, two ships, an aeroplane, a frog
+    first = {"mnist": [7, 2, 1, 0, 4], "fashion-mnist": [9, 2, 1, 1, 6], "cifar10": [3, 8, 8, 0, 6]}[name]
     assert samples.load_samples(name)[1][:5].tolist() == first

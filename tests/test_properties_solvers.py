@@ -65,7 +65,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "dps": {"steps": 4}, "pigdm": {"steps": 4}, "moment-matching": {"steps": 3}, "diffpir": {"steps": 4},
     "ddrm": {"steps": 4}, "pnp-flow": {"steps": 3}, "flower": {"steps": 3}, "top-k": {"budget": 30, "selections": 2},
     "beam": {"budget": 8, "branches": 2}, "best-of-n": {"budget": 6, "selections": 2},
-    "ula": {"burn_in": 2, "thinning": 1},
+    "ula": {"burn_in": 2, "thinning": 1}, "plug-and-play": {"steps": 3}, "tv": {"iterations": 20},
 }
 MAKE: dict[str, Callable[..., Any]] = {name: _on_prior(name, **QUICK.get(name, {})) for name in SOLVERS}
 MAKE |= {
@@ -94,7 +94,11 @@ def likelihoods(draw: Any, name: str, count: int) -> GaussianLikelihood:
     return GaussianLikelihood(operator.to(dtype), y.to(dtype), sigma=draw(st.sampled_from([0.4, 1.0])))
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+#: for pictures alone, and by an optional package; see test_classical.py
+PICTURES = {"bm3d"}
+
+
+@pytest.mark.parametrize("name", sorted(set(SOLVERS) - PICTURES))
 def test_chunks_and_other_observations_change_nothing(name: str) -> None:
     @property_test(2, data=st.data(), seed=seeds, b=st.integers(1, 3), n=st.integers(1, 5))
     def test_solver(data: Any, seed: int, b: int, n: int) -> None:

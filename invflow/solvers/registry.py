@@ -46,6 +46,11 @@ def _on_prior(class_name: str, description: str) -> SolverEntry:
     return SolverEntry(description, lambda _: getattr(invflow, class_name), lambda s: (_prior(s),))
 
 
+def _classical(class_name: str, description: str) -> SolverEntry:
+    """A solver that has no prior of its own, nor takes one."""
+    return SolverEntry(description, lambda _: getattr(invflow, class_name), lambda _: ())
+
+
 def _exact_target(source: Any) -> Callable[..., Solver]:
     """A problem may bring an exact posterior of its own; any other source must be a mixture."""
     return source.exact_posterior if isinstance(source, invflow.Problem) else invflow.ExactPosterior
@@ -70,6 +75,11 @@ SOLVERS: dict[str, SolverEntry] = {
     "top-k": _on_prior("TopKSearch", "tilted dynamics that keep the best particles: optimisation, not sampling"),
     "beam": _on_prior("BeamSearch", "branches along the path, of which the best go on: optimisation, not sampling"),
     "best-of-n": _on_prior("BestOfN", "the best of many prior draws: optimisation, not sampling"),
+    "bicubic": _classical("Bicubic", "bicubic interpolation: one image, no posterior; a baseline"),
+    "wiener": _classical("Wiener", "Wiener filter with the spectrum of photographs: one image; a baseline"),
+    "tv": _classical("TotalVariation", "total variation: one image, no posterior; a baseline"),
+    "bm3d": _classical("BM3D", "block matching, for noise and circular blurs: one image; a baseline"),
+    "plug-and-play": _on_prior("PlugAndPlay", "splitting with the prior's denoiser: one image; a baseline"),
     "exact": SolverEntry(
         "closed form, for Gaussian mixtures and problems that know theirs", _exact_target,
         lambda source: () if isinstance(source, invflow.Problem) else (_prior(source),),

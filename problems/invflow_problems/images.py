@@ -1,4 +1,4 @@
-"""Six inverse problems on MNIST and Fashion-MNIST, 28 x 28 pixels in [0, 1].
+"""Six inverse problems on MNIST and Fashion-MNIST, 28 x 28 pixels in [0, 1], and on CIFAR-10, 32 x 32 in colour.
 
 Noise has the standard deviation 0.025, which is 0.05 on the scale [-1, 1] of the literature. Denoising
 takes 0.25: at 0.025 the measurement itself is within 32 dB of the truth and the prior has nothing to add.
@@ -6,6 +6,7 @@ takes 0.25: at 0.025 the measurement itself is within 32 dB of the truth and the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from torch import Tensor
@@ -15,6 +16,12 @@ from invflow.problem import Problem
 from invflow_problems.samples import load_samples
 
 __all__ = [
+    "cifar10_box_inpainting",
+    "cifar10_denoising",
+    "cifar10_gaussian_blur",
+    "cifar10_motion_blur",
+    "cifar10_random_inpainting",
+    "cifar10_super_resolution",
     "fashion_mnist_box_inpainting",
     "fashion_mnist_denoising",
     "fashion_mnist_gaussian_blur",
@@ -29,67 +36,72 @@ __all__ = [
     "mnist_super_resolution",
 ]
 
-SHAPE = (1, 28, 28)
+Shape = tuple[int, int, int]
+
+SHAPES: dict[str, Shape] = {"mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 
 
-def _denoising() -> Operator:
+def _denoising(shape: Shape) -> Operator:
     from invflow_operators.elementwise import Denoising
 
-    return Denoising(SHAPE)
+    return Denoising(shape)
 
 
-def _random_inpainting() -> Operator:
+def _random_inpainting(shape: Shape) -> Operator:
     import torch
 
     from invflow_operators.inpainting import RandomInpainting
 
-    return RandomInpainting(SHAPE, generator=torch.Generator().manual_seed(0))
+    return RandomInpainting(shape, generator=torch.Generator().manual_seed(0))
 
 
-def _box_inpainting() -> Operator:
+def _box_inpainting(shape: Shape) -> Operator:
     from invflow_operators.inpainting import BoxInpainting
 
-    return BoxInpainting(SHAPE, box=(14, 14))
+    return BoxInpainting(shape, box=(shape[1] // 2, shape[2] // 2))
 
 
-def _super_resolution() -> Operator:
+def _super_resolution(shape: Shape) -> Operator:
     from invflow_operators.superresolution import SuperResolution
 
-    return SuperResolution(SHAPE, factor=4)
+    return SuperResolution(shape, factor=4)
 
 
-def _gaussian_blur() -> Operator:
+def _gaussian_blur(shape: Shape) -> Operator:
     from invflow_operators.blur import GaussianBlur
 
-    return GaussianBlur(SHAPE)
+    return GaussianBlur(shape)
 
 
-def _motion_blur() -> Operator:
+def _motion_blur(shape: Shape) -> Operator:
     import torch
 
     from invflow_operators.blur import MotionBlur
 
-    return MotionBlur(SHAPE, generator=torch.Generator().manual_seed(0))
+    return MotionBlur(shape, generator=torch.Generator().manual_seed(0))
 
 
-def _problem(data: str, task: str, operator: Callable[[], Operator], description: str, *,
+def _problem(data: str, task: str, operator: Callable[[Shape], Operator], description: str, *,
              sigma: float = 0.025, random: bool = False) -> Problem:
     def images(split: str) -> Tensor:
         return load_samples(data, split)[0]
 
-    return Problem(f"{data}/{task}", data, operator, sigma, images=images, random=random,
-                   description=description)
+    return Problem(f"{data}/{task}", data, functools.partial(operator, SHAPES[data]), sigma, images=images,
+                   random=random, description=description)
 
 
 def _family(data: str) -> tuple[Problem, ...]:
     """The six problems on one data set."""
+    side = SHAPES[data][1]
+    # kernels and boxes grow with the image, as the operators' defaults have it
+    std = {28: "1 pixel", 32: "1.2 pixels"}[side]
     return (
         _problem(data, "denoising", _denoising, "white noise of standard deviation 0.25", sigma=0.25),
         _problem(data, "random-inpainting", _random_inpainting,
                  "30 to 70% of the pixels observed, another mask each", random=True),
-        _problem(data, "box-inpainting", _box_inpainting, "a centred box of 14 x 14 pixels hidden"),
+        _problem(data, "box-inpainting", _box_inpainting, f"a centred box of {side // 2} x {side // 2} pixels hidden"),
         _problem(data, "super-resolution", _super_resolution, "4 x 4 pixels averaged into one"),
-        _problem(data, "gaussian-blur", _gaussian_blur, "Gaussian blur of standard deviation 1 pixel"),
+        _problem(data, "gaussian-blur", _gaussian_blur, f"Gaussian blur of standard deviation {std}"),
         _problem(data, "motion-blur", _motion_blur, "blur along a random path, another one each",
                  random=True),
     )
@@ -100,3 +112,5 @@ def _family(data: str) -> tuple[Problem, ...]:
 (fashion_mnist_denoising, fashion_mnist_random_inpainting, fashion_mnist_box_inpainting,
  fashion_mnist_super_resolution, fashion_mnist_gaussian_blur,
  fashion_mnist_motion_blur) = _family("fashion-mnist")
+(cifar10_denoising, cifar10_random_inpainting, cifar10_box_inpainting, cifar10_super_resolution,
+ cifar10_gaussian_blur, cifar10_motion_blur) = _family("cifar10")

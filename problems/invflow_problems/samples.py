@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = ["COUNTS", "FOLDER", "NAMES", "load_samples"]
 
 FOLDER = Path(__file__).parent / "data"
-NAMES = ("mnist", "fashion-mnist")
+NAMES = ("mnist", "fashion-mnist", "cifar10")
 #  images of each split, in the order of the official test file: first the test images, then the validation
 # images
 COUNTS = {"test": 200, "validation": 100}
@@ -22,11 +22,11 @@ def load_samples(name: str, split: str = "test") -> tuple[Tensor, Tensor]:
     """Load shipped images.
 
     Args:
-        name: ``"mnist"`` or ``"fashion-mnist"``.
+        name: ``"mnist"``, ``"fashion-mnist"`` or ``"cifar10"``.
         split: ``"test"`` or ``"validation"``.
 
     Returns:
-        images: ``(n, 1, 28, 28)`` in [0, 1], float32.
+        images: ``(n, 1, 28, 28)``, for CIFAR-10 ``(n, 3, 32, 32)``, in [0, 1], float32.
         labels: ``(n,)`` int64, 0 to 9.
 
     Raises:
@@ -36,7 +36,8 @@ def load_samples(name: str, split: str = "test") -> tuple[Tensor, Tensor]:
         raise ValueError(f"no samples {name!r}, split {split!r}: names are {NAMES}, splits {tuple(COUNTS)}")
     tensors = _read(name)
     images = tensors[f"{split}_images"].to(torch.float32).div_(255)
-    return images[:, None], tensors[f"{split}_labels"].long()
+    # files of grey images have no axis of channels
+    return images if images.ndim == 4 else images[:, None], tensors[f"{split}_labels"].long()
 
 
 @functools.cache
