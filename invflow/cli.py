@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -87,12 +88,13 @@ def solve(
     prior: Annotated[str | None, typer.Option(
         help="A shipped name, a folder, or a Hub repository id [default: the problem's; mnist].")] = None,
     resize: Annotated[bool, typer.Option(
-        "--resize", help="With --image: crop its centre and scale it to what the prior takes.")] = False,
+        "--resize", help="With --image: crop its centre and scale it to what the prior was trained on.")] = False,
     invert: Annotated[bool, typer.Option(
         "--invert", help="With --image: exchange dark and light, as for ink on paper.")] = False,
     solver: Annotated[str | None, typer.Option(
         help="See invflow list solvers [default: vfm; fmtt where a reward tilts the prior].")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Posterior samples for each observation.")] = 64,
+    samples: Annotated[int | None, typer.Option(
+        min=1, help="Posterior samples for each observation [default: 64; 16 of an image over 128 x 128].")] = None,
     observations: Annotated[int | None, typer.Option(
         min=1, help="Observations of the problem, from the first test image [default: 4].")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="The solver's steps [default: its own].")] = None,
@@ -101,17 +103,24 @@ def solve(
     seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("invflow-results"),
+    write_samples: Annotated[int | None, typer.Option(
+        min=0, help="With --image: samples written as samples/0.png and so on [default: 4].")] = None,
+    keep_posterior: Annotated[bool, typer.Option(
+        "--keep-posterior", help="With --image: write posterior.safetensors also where it takes over 1 GB.")] = False,
 ) -> None:
     """Draw posterior samples of a problem's test images, or of your own file.
 
-    Writes figure.png, posterior.safetensors (read it with invflow.Posterior.load) and metrics.json.
+    Writes figure.png, posterior.safetensors (read it with invflow.Posterior.load) and metrics.json; of your own file
+    also restored.png (the posterior mean), std.png (its standard deviation) and samples. A prior such as photos takes a
+    file of any size; others need --resize.
     """
     from invflow.solve import ImageTask
 
     task: ImageTask | None = None
     own = {"--operator": operator, "--sigma": sigma, "--observed": observed or None, "--mask": mask,
            "--kernel": kernel, "--factor": factor, "--resize": resize or None, "--invert": invert or None,
-           "--operator-set": operator_setting or None}
+           "--operator-set": operator_setting or None, "--write-samples": write_samples,
+           "--keep-posterior": keep_posterior or None}
     if image is not None:
         if problem is not None:
             raise ValueError(f"pass a problem ({problem}) or --image, not both")
@@ -129,7 +138,9 @@ def solve(
             if value is not None:
                 raise ValueError(f"{option} belongs to --image; the problem {problem!r} brings its own")
     settings = _settings(steps, setting or [])
-    _solve(problem, task, prior, solver, settings, samples, observations or 4, seed, device, output)
+    pictures = 4 if write_samples is None else write_samples
+    _solve(problem, task, prior, solver, settings, samples, observations or 4, seed, device, output, pictures,
+           keep_posterior)
 
 
 def _settings(steps: int | None, pairs: list[str], option: str = "--set",
@@ -147,8 +158,8 @@ def _settings(steps: int | None, pairs: list[str], option: str = "--set",
 
 
 def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solver_name: str | None,
-           settings: dict[str, Any], samples: int, observations: int, seed: int, device: str,
-           output: Path) -> None:
+           settings: dict[str, Any], samples: int | None, observations: int, seed: int, device: str, output: Path,
+           pictures: int, keep: bool) -> None:
     import torch
 
     from invflow.problem import load_problem
@@ -158,7 +169,7 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
 
     truth: Tensor | None
     likelihood: Any
-    place, posed = check_device(device), None
+    place, posed, own = check_device(device), None, None
     generator = torch.Generator().manual_seed(seed)
     if task is None:
         assert problem is not None
@@ -170,11 +181,17 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
     else:
         solver_name = solver_name or "vfm"
         solver = solver_by_name(solver_name, prior or "mnist", **settings)
-        truth, likelihood = task.pose(solver, generator, _say)
+        own = task.pose(solver, generator, _say)
+        truth, likelihood = own.truth, own.likelihood
         what = f"{task.file.name}, {task.operator}"
     move_solver(solver, place)
     likelihood = likelihood.to(place)
+    if samples is None:
+        shape = likelihood.operator.image_shape if own is not None else ()
+        samples = 16 if math.prod(shape[1:]) > 128**2 else 64
     posterior = solver.sample(likelihood, samples, generator=generator, progress=True)
+    if own is not None:
+        posterior, likelihood = own.finish(posterior), own.shown.to(place)
     posterior.settings |= {
         "problem": what, "solver_name": solver_name, "seed": seed, "device": str(place),
     }
@@ -186,7 +203,8 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
         return
     posterior.settings |= {"operator": repr(likelihood.operator), "sigma": likelihood.sigma.tolist()}
     summary = summarise(posterior, likelihood, truth, progress=True)
-    files = write_results(output, posterior, likelihood, truth, summary, _title(what, solver_name, posterior))
+    files = write_results(output, posterior, likelihood, truth, summary, _title(what, solver_name, posterior),
+                          pictures=None if own is None else pictures, keep=keep or own is None, say=_say)
     typer.echo(f"{what}, {solver_name}, sigma {_levels(likelihood.sigma.tolist())}\n")
     typer.echo(format_table(summary))
     typer.echo("\nwrote " + ", ".join(str(file) for file in files))

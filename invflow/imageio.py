@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,11 @@ def read_image(path: str | os.PathLike[str], *, channels: int | None = None,
                image_shape: Sequence[int] | None = None, resize: bool = False, say: Say = _warn) -> Tensor:
     """Read an image file as a tensor in [0, 1].
 
-    Reads PNG, JPEG, TIFF, WebP, BMP, GIF, PPM, JPEG 2000, TGA and AVIF, as far as Pillow does, 8 or 16 bits, turned
-    upright by its EXIF tag, up to 89 million pixels.
+    Reads PNG, JPEG, TIFF, WebP, BMP, GIF, PPM, JPEG 2000, TGA and AVIF, as far as Pillow does, turned upright by its
+    EXIF tag, up to 89 million pixels; 8 or 16 bits, in colour PNG, and TIFF without compression or deflated.
     What has to be changed is changed and said: colour becomes grey by luminance, grey becomes colour by
-    repetition, transparency is laid on white, only the first frame of several is taken.
+    repetition, transparency is laid on white, printing inks (CMYK) become colour, only the first frame of several
+    is taken. Values are those of the file, display encoded (sRGB, as a rule), not linear in light.
 
     Args:
         path: the file.
@@ -160,14 +162,27 @@ def read_kernel(path: str | os.PathLike[str], *, say: Say = _warn) -> Tensor:
     return values / total
 
 
-def write_image(image: Tensor, path: str | os.PathLike[str]) -> None:
-    """Write an image file, clipped to [0, 1], in 8 bits; it appears whole or not at all.
+def write_image(image: Tensor, path: str | os.PathLike[str], *, bits: int = 8) -> None:
+    """Write an image file, clipped to [0, 1]; it appears whole or not at all.
 
     Args:
         image: ``(C, H, W)`` or ``(H, W)`` with 1 or 3 channels, nominally in [0, 1].
-        path: the file; its suffix is the format, such as ``.png``.
+        path: the file; its suffix is the format, such as ``.png``, ``.jpg`` (written at quality 95) or ``.tif``.
+        bits: of each value, 8, or 16 for PNG and TIFF.
+
+    Raises:
+        ValueError: for another shape or format, or 16 bits in a format that has 8.
+
+    Example:
+        >>> import tempfile, torch, invflow.imageio
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     invflow.imageio.write_image(torch.rand(3, 20, 30), f"{folder}/a.png", bits=16)
+        ...     invflow.imageio.read_image(f"{folder}/a.png").shape
+        torch.Size([3, 20, 30])
     """
     from PIL import Image
+
+    from invflow._sixteen_bits import encode_png, encode_tiff
 
     image = image[None] if image.ndim == 2 else image
     if image.ndim != 3 or image.shape[0] not in (1, 3):
@@ -176,9 +191,19 @@ def write_image(image: Tensor, path: str | os.PathLike[str]) -> None:
     formats = Image.registered_extensions()
     if suffix not in formats:
         raise ValueError(f"{str(path)!r} names no image format: let it end in .png")
-    pixels = (image.detach().float().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
-    array = pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).contiguous().numpy()
-    write_atomically(Path(path), lambda name: Image.fromarray(array).save(name, format=formats[suffix]))
+    encoders = {"PNG": encode_png, "TIFF": encode_tiff}
+    if bits not in (8, 16) or (bits == 16 and formats[suffix] not in encoders):
+        raise ValueError(f"{formats[suffix]} with {bits} bits is not written: take bits=8, or bits=16 with a file that "
+                         "ends in .png or .tif")
+    values = (image.detach().double().clamp(0, 1) * (2**bits - 1)).round().cpu()
+    values = values[0] if len(values) == 1 else values.permute(1, 2, 0)
+    array = values.contiguous().numpy().astype(f"u{bits // 8}")
+    if bits == 16:
+        data = encoders[formats[suffix]](array)
+        write_atomically(Path(path), lambda name: Path(name).write_bytes(data))
+        return
+    options = {"quality": 95, "subsampling": 0} if formats[suffix] == "JPEG" else {}
+    write_atomically(Path(path), lambda name: Image.fromarray(array).save(name, format=formats[suffix], **options))
 
 
 # -- the pixels of a file ------------------------------------------------------------------------------------
@@ -200,9 +225,9 @@ def _read_pixels(path: Path, say: Say) -> Tensor:
                 frames = getattr(file, "n_frames", 1)
                 if frames > 1:
                     said.append(f"{path.name} holds {frames} images: took the first")
-                if file.format == "PNG" and file.mode in ("RGB", "RGBA") and path.read_bytes()[24] == 16:
-                    said.append(f"{path.name} has 16 bits for each colour, of which Pillow reads 8")
-                pixels = _pixels(ImageOps.exif_transpose(file), path.name, said.append)
+                pixels = _deep_pixels(file, path, said.append)
+                if pixels is None:
+                    pixels = _pixels(ImageOps.exif_transpose(file), path.name, said.append)
     except UnidentifiedImageError as error:
         raise ValueError(f"{str(path)!r} is no image, at least in no format that is read here, which are "
                          f"{', '.join(known)}") from error
@@ -212,6 +237,39 @@ def _read_pixels(path: Path, say: Say) -> Tensor:
     for sentence in said:
         say(sentence)
     return pixels
+
+
+def _deep_pixels(file: Any, path: Path, say: Say) -> Tensor | None:
+    """Pixels with 16 bits for each of several channels; None where Pillow keeps what there is."""
+    import numpy as np
+
+    from invflow._sixteen_bits import has_sixteen_bits, read_sixteen_bits
+
+    with path.open("rb") as stream:
+        if not has_sixteen_bits(file, stream.read(25)):
+            return None
+    try:
+        if "transparency" in file.info:
+            raise ValueError("a transparent colour")
+        array = read_sixteen_bits(file, path.read_bytes())
+    except (ValueError, RuntimeError, TypeError, zlib.error) as error:
+        say(f"{path.name} has 16 bits for each colour, of which 8 are read ({error})")
+        return None
+    # the eight ways to hold a camera, as EXIF numbers them: mirrored, upside down, on its side
+    turned = file.getexif().get(0x0112, 1)
+    array = array.swapaxes(0, 1) if turned in (5, 6, 7, 8) else array
+    array = array[::-1] if turned in (3, 4, 7, 8) else array
+    array = array[:, ::-1] if turned in (2, 3, 6, 7) else array
+    values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).permute(2, 0, 1) / 65535
+    if len(values) in (2, 4):
+        return _on_white(values[:-1], values[-1:], path.name, say)
+    return values.contiguous()
+
+
+def _on_white(colour: Tensor, alpha: Tensor, name: str, say: Say) -> Tensor:
+    if bool((alpha < 1).any()):
+        say(f"{name} is transparent in places: laid on white")
+    return colour * alpha + (1 - alpha)
 
 
 def _pixels(image: Any, name: str, say: Say) -> Tensor:
@@ -229,11 +287,10 @@ def _pixels(image: Any, name: str, say: Say) -> Tensor:
         return (values / limit).float()
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = torch.from_numpy(np.array(image.convert("RGBA"))).permute(2, 0, 1).float() / 255
-        colour, alpha = rgba[:3], rgba[3:]
-        if bool((alpha < 1).any()):
-            say(f"{name} is transparent in places: laid on white")
-        colour = colour * alpha + (1 - alpha)
+        colour = _on_white(rgba[:3], rgba[3:], name, say)
         return colour[:1] if image.mode in ("LA", "La") else colour
+    if image.mode in ("CMYK", "YCCK"):
+        say(f"{name} is in printing inks ({image.mode}): converted to red, green and blue without a colour profile")
     mode = "L" if image.mode in ("1", "L") else "RGB"
     values = torch.from_numpy(np.array(image.convert(mode))).float() / 255
     return values[None] if mode == "L" else values.permute(2, 0, 1).contiguous()

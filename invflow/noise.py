@@ -15,11 +15,22 @@ _STENCILS = (
 )
 
 
+# side of the patches, and how many of them for each of their values
+_PATCH, _PATCHES = 8, 100
+
+
 def estimate_sigma(y: Tensor, observed: Tensor | None = None) -> Tensor:
     """Noise standard deviation of pictures, by the median absolute fine-scale difference over 0.6745.
 
     Donoho and Johnstone (1994) with the second difference of Immerkaer (1996), which annihilates edges along
-    the axes and smooth shading. It takes fine texture for noise, and correlated noise for less than it is.
+    the axes and smooth shading. It takes fine texture for noise. Of a photograph, where there are enough patches of
+    8 x 8 pixels for it, the covariance of patches is asked too (Chen, Zhu and Heng 2015), whose small eigenvalues
+    are the noise's where texture fills some directions only; the smaller of the two estimates is given.
+
+    On photographs with noise of 0.025 or more added it was within a tenth, on a page of print a quarter too
+    high; at 0.01 up to a quarter too high (the page: a half), for photographs have some noise of their own. Noise
+    that is correlated from pixel to pixel, as after demosaicing, scaling or JPEG compression, is taken for less
+    than it is.
 
     Args:
         y: ``(B, C, H, W)``, with independent noise.
@@ -53,9 +64,36 @@ def estimate_sigma(y: Tensor, observed: Tensor | None = None) -> Tensor:
         median = torch.where(complete, differences, torch.nan).nanmedian(1).values / 0.6745
         found.append(torch.where(complete.sum(1) >= 32, median, torch.nan))
     sigma = torch.where(found[0].isnan(), found[1], found[0])
+    sigma = torch.fmin(sigma, _patch_noise(y, valid))
     if not bool((sigma > 0).all()):
         raise ValueError(
             f"the noise cannot be estimated from y (estimates {sigma.tolist()[:4]}): too few neighbouring "
             "entries are observed, or over half of them carry no noise; pass sigma=..."
         )
     return sigma
+
+
+def _patch_noise(y: Tensor, valid: Tensor) -> Tensor:
+    """Noise level ``(B,)`` from the eigenvalues of the covariance of observed patches; NaN where there are too few."""
+    batch, channels, height, width = y.shape
+    size = channels * _PATCH**2
+    places = (height - _PATCH + 1) * (width - _PATCH + 1)
+    found = y.new_full((batch,), torch.nan)
+    if height < _PATCH or width < _PATCH or places < _PATCHES * size:
+        return found
+    stride = max(1, int((places / (3 * _PATCHES * size)) ** 0.5))
+    for b in range(batch):
+        patches = F.unfold(y[b : b + 1], _PATCH, stride=stride)[0]
+        if not bool(valid[b].all()):
+            patches = patches[:, F.unfold(valid[b : b + 1], _PATCH, stride=stride)[0].amin(0) > 0.5]
+        if patches.shape[1] < _PATCHES * size:
+            continue
+        patches = (patches - patches.mean(1, keepdim=True)).to("cpu", torch.float64)
+        values = torch.linalg.eigvalsh(patches @ patches.T / patches.shape[1])
+        # directions that carry texture make the mean of the eigenvalues exceed their median: leave them out
+        mean = values.cumsum(0) / torch.arange(1, size + 1)
+        count = torch.arange(1, size + 1)
+        median = 0.5 * (values[(count - 1) // 2] + values[count // 2])
+        kept = int((mean <= median).nonzero().max())
+        found[b] = mean[kept].clamp(min=0).sqrt().to(y)
+    return found

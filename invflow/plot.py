@@ -17,6 +17,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from invflow.metrics import psnr
 from invflow.posterior import Posterior
@@ -47,6 +48,8 @@ def posterior_figure(posterior: Posterior, truth: Tensor | None = None, observat
                      title: str | None = None) -> PosteriorFigure:
     """Figure with a row for each observation: truth, observation, samples, mean, standard deviation.
 
+    A single photograph, over 64 pixels a side, is shown in larger pictures on several lines.
+
     Images are clipped to [0, 1] here and only here. A measurement is shown at its own resolution; one that is
     no picture, as a curve. All standard deviations share one colour bar. Under the mean stands its PSNR
     against the truth, of the unclipped image. The samples of a weighted posterior are resampled by their
@@ -60,7 +63,8 @@ def posterior_figure(posterior: Posterior, truth: Tensor | None = None, observat
             observed are painted blue.
         rows: observations shown, from the first.
         samples: samples shown for each.
-        cell: side of one image, in inches.
+        cell: side of one image, in inches; of images that are not square, the side of the square of the same area.
+            A photograph's is 2.6 times as long.
         title: a line above it all.
 
     Returns:
@@ -74,6 +78,8 @@ def posterior_figure(posterior: Posterior, truth: Tensor | None = None, observat
         shown = posterior.select(slice(min(rows, len(posterior))))
         if posterior.image_shape == (2,):
             return _scatter_figure(shown, truth, title, cell)
+        if len(shown) == 1 and len(posterior.image_shape) == 3 and min(posterior.image_shape[1:]) > 64:
+            return _photograph_figure(shown, truth, observation, observed, samples, title, 2.6 * cell)
         return _grid_figure(shown, truth, observation, observed, samples, title, cell)
 
 
@@ -100,7 +106,8 @@ class _Layout:
 
     names: list[str]  # of the columns
     rows: int
-    cell: float
+    width: float  # of a cell
+    cell: float  # height of a cell
     caption: float  # under each row
     heading: float  # above the names of the columns
     bar: float  # to the right of the last column
@@ -110,35 +117,27 @@ class _Layout:
     def left(self, column: int) -> float:
         """Left edge of a column; a wider gap parts what has another name."""
         pairs = zip(self.names[:column], self.names[1 : column + 1], strict=True)
-        return self.margin + sum(self.cell + (self.gap if a == b else self.group) for a, b in pairs)
+        return self.margin + sum(self.width + (self.gap if a == b else self.group) for a, b in pairs)
 
     @property
     def size(self) -> tuple[float, float]:
         """Width and height of the figure."""
         height = self.heading + self.top + self.rows * (self.cell + self.caption) + self.margin - 0.04
-        return self.left(len(self.names) - 1) + self.cell + self.bar, height
+        return self.left(len(self.names) - 1) + self.width + self.bar, height
 
     def rectangle(self, row: int, column: int) -> tuple[float, float, float, float]:
         """Left, bottom, width and height in shares of the figure."""
         width, height = self.size
         bottom = self.heading + self.top + row * (self.cell + self.caption) + self.cell
-        return self.left(column) / width, 1 - bottom / height, self.cell / width, self.cell / height
+        return self.left(column) / width, 1 - bottom / height, self.width / width, self.cell / height
 
 
 def _grid_figure(posterior: Posterior, truth: Tensor | None, observation: Tensor | None,
                  observed: Tensor | None, samples: int, title: str | None, cell: float) -> PosteriorFigure:
-    samples = min(samples, posterior.num_samples)
-    draws = posterior
-    if posterior.weighted:
-        draws = posterior.resample(samples, generator=torch.Generator().manual_seed(0))
-    mean, std = posterior.mean().cpu(), posterior.std().cpu()
-    columns = [] if truth is None else [("truth", truth)]
-    columns += [] if observation is None else [("observation", observation)]
-    columns += [("posterior samples", draws.samples[:, i]) for i in range(samples)]
-    columns += [("mean", mean), ("standard deviation", std)]
-
+    columns, mean, std = _columns(posterior, truth, observation, samples)
     pictures = _picture(std[0]) is not None and not bool(std.isnan().all())
-    layout = _Layout([name for name, _ in columns], len(posterior), cell, bar=0.62 if pictures else 0.1,
+    width, height = _cell(posterior.image_shape, cell)
+    layout = _Layout([name for name, _ in columns], len(posterior), width, height, bar=0.62 if pictures else 0.1,
                      caption=0.06 if truth is None else 0.2, heading=0.0 if title is None else 0.3)
     # every cell is placed by hand: constrained layout, which a style may switch on, would only warn
     figure = PosteriorFigure(figsize=layout.size, dpi=150, facecolor="white", layout="none")
@@ -149,7 +148,7 @@ def _grid_figure(posterior: Posterior, truth: Tensor | None, observation: Tensor
             axes = figure.add_axes(layout.rectangle(row, column), xticks=[], yticks=[])
             masked = name == "observation" and observed is not None
             mask = observed[row % len(observed)].cpu() if masked and observed is not None else None
-            _draw(axes, images[row].detach().cpu().double(), name, mask, scale)
+            _draw(axes, images[row].detach().cpu().double(), name, mask, scale, round(150 * max(width, height)))
             if name == "mean" and truth is not None and mean.ndim == 4:
                 value = float(psnr(mean[row : row + 1], truth[row : row + 1].to(mean)))
                 axes.set_xlabel(f"{value:.1f} dB", fontsize=8, color=_FAINT, labelpad=2)
@@ -157,6 +156,71 @@ def _grid_figure(posterior: Posterior, truth: Tensor | None, observation: Tensor
     if pictures:
         _add_colour_bar(figure, layout, scale)
     return figure
+
+
+def _columns(posterior: Posterior, truth: Tensor | None, observation: Tensor | None,
+             samples: int) -> tuple[list[tuple[str, Tensor]], Tensor, Tensor]:
+    """Names and images ``(B, ...)`` of what is shown, and among them mean and standard deviation."""
+    samples = min(samples, posterior.num_samples)
+    draws = posterior
+    if posterior.weighted:
+        draws = posterior.resample(samples, generator=torch.Generator().manual_seed(0))
+    mean, std = posterior.mean().cpu(), posterior.std().cpu()
+    columns = [] if truth is None else [("truth", truth)]
+    columns += [] if observation is None else [("observation", observation)]
+    columns += [("posterior samples", draws.samples[:, i]) for i in range(samples)]
+    columns += [("mean", mean), ("standard deviation", std)]
+    return columns, mean, std
+
+
+def _photograph_figure(posterior: Posterior, truth: Tensor | None, observation: Tensor | None,
+                       observed: Tensor | None, samples: int, title: str | None, side: float) -> PosteriorFigure:
+    """One observation, its pictures side by side on as many lines as it takes."""
+    columns, mean, std = _columns(posterior, truth, observation, samples)
+    width, height = _cell(posterior.image_shape, side)
+    gap, caption, margin, bar = 0.12, 0.34, 0.1, 0.62
+    across = min(len(columns), max(1, int(13 / (width + gap))))
+    lines = -(-len(columns) // across)
+    heading = 0.0 if title is None else 0.3
+    size = (2 * margin + across * (width + gap) + bar, 2 * margin + heading + lines * (height + caption))
+    figure = PosteriorFigure(figsize=size, dpi=150, facecolor="white", layout="none")
+    spread = _rms(std[0]).nan_to_num(0.0)
+    scale = Normalize(0.0, max(float(spread.flatten().sort().values[int(0.999 * (spread.numel() - 1))]), 1e-3))
+    for i, (name, images) in enumerate(columns):
+        line, column = divmod(i, across)
+        left = margin + column * (width + gap)
+        bottom = size[1] - margin - heading - line * (height + caption) - caption + 0.05 - height
+        place = (left / size[0], bottom / size[1], width / size[0], height / size[1])
+        axes = figure.add_axes(place, xticks=[], yticks=[])
+        mask = observed[0].cpu() if name == "observation" and observed is not None else None
+        _draw(axes, images[0].detach().cpu().double(), name, mask, scale, round(150 * max(width, height)))
+        label = name.removesuffix("s") if name == "posterior samples" else name
+        if name == "mean" and truth is not None:
+            label += f", {float(psnr(mean, truth[:1].to(mean))):.1f} dB"
+        axes.set_title(label, fontsize=9.5, color=_INK, pad=3)
+        if name == "standard deviation" and not bool(std.isnan().all()):
+            _bar(figure, scale, (place[0] + place[2] + 0.07 / size[0], place[1], 0.1 / size[0], place[3]))
+    if title is not None:
+        figure.text(margin / size[0], 1 - 0.1 / size[1], title, ha="left", va="top", fontsize=10.5)
+    return figure
+
+
+def _cell(image_shape: tuple[int, ...], side: float) -> tuple[float, float]:
+    """Width and height of a cell in inches: the proportions of the image, but for extremely long ones."""
+    if len(image_shape) not in (2, 3):
+        return side, side
+    ratio = min(max(image_shape[-1] / image_shape[-2], 0.125), 8.0) ** 0.5
+    return side * ratio, side / ratio
+
+
+def _fewer_pixels(image: Tensor, most: int) -> Tensor:
+    """An image ``(..., H, W)`` scaled down to so many pixels along its longer side; matplotlib would skip pixels."""
+    height, width = image.shape[-2:]
+    if max(height, width) <= most:
+        return image
+    size = [max(1, round(side * most / max(height, width))) for side in (height, width)]
+    return interpolate(image.reshape(1, -1, height, width), size, mode="bilinear",
+                       antialias=True).reshape(*image.shape[:-2], *size)
 
 
 def _picture(image: Tensor) -> Tensor | None:
@@ -173,7 +237,7 @@ def _rms(std: Tensor) -> Tensor:
     return std.square().mean(0).sqrt() if std.ndim == 3 else std
 
 
-def _draw(axes: Axes, image: Tensor, name: str, observed: Tensor | None, scale: Normalize) -> None:
+def _draw(axes: Axes, image: Tensor, name: str, observed: Tensor | None, scale: Normalize, pixels: int) -> None:
     deviation = name == "standard deviation"
     for spine in axes.spines.values():
         spine.set(linewidth=0.4, color="#999999")
@@ -181,7 +245,13 @@ def _draw(axes: Axes, image: Tensor, name: str, observed: Tensor | None, scale: 
         axes.text(0.5, 0.5, "one sample\nhas no spread", ha="center", va="center", transform=axes.transAxes,
                   fontsize=8, color=_FAINT)
         return
-    picture = _picture(_rms(image)) if deviation else _picture(image)
+    if observed is not None and observed.ndim == image.ndim == 3:
+        seen = observed.any(0, keepdim=True).double()
+        image = _fewer_pixels(image.where(observed, 0.0), pixels)
+        share = _fewer_pixels(seen, pixels)
+    else:
+        share, image = None, _fewer_pixels(_rms(image) if deviation else image, pixels) if image.ndim > 1 else image
+    picture = _picture(image)
     if picture is None:
         axes.plot(image.flatten().numpy(), color=_CURVE, linewidth=0.8)
         return
@@ -194,9 +264,8 @@ def _draw(axes: Axes, image: Tensor, name: str, observed: Tensor | None, scale: 
     if picture.ndim == 2:
         picture = picture.unsqueeze(-1).expand(-1, -1, 3)
     picture = picture.clamp(0, 1)
-    if observed is not None and observed.ndim == 3:
-        seen = observed.any(0).unsqueeze(-1)
-        picture = torch.where(seen, picture, picture.new_tensor(_UNOBSERVED))
+    if share is not None:  # where pixels were put together, some of them observed, the colours mix
+        picture = picture + (1 - share[0]).unsqueeze(-1) * picture.new_tensor(_UNOBSERVED)
     axes.imshow(picture.numpy(), interpolation="nearest")
 
 
@@ -206,7 +275,7 @@ def _write_headings(figure: Figure, layout: _Layout, title: str | None) -> None:
     for name in dict.fromkeys(layout.names):
         first = layout.names.index(name)
         last = len(layout.names) - 1 - layout.names[::-1].index(name)
-        centre = (layout.left(first) + layout.left(last) + layout.cell) / 2
+        centre = (layout.left(first) + layout.left(last) + layout.width) / 2
         figure.text(centre / width, y, name, ha="center", va="bottom", fontsize=9.5)
     if title is not None:
         figure.text(layout.margin / width, 1 - 0.1 / height, title, ha="left", va="top", fontsize=10.5)
@@ -217,8 +286,11 @@ def _add_colour_bar(figure: Figure, layout: _Layout, scale: Normalize) -> None:
     _, bottom, _, _ = layout.rectangle(layout.rows - 1, 0)
     _, top, _, _ = layout.rectangle(0, 0)
     width = layout.size[0]
-    axes = figure.add_axes((left + cell + 0.07 / width, bottom, 0.1 / width, top + height - bottom))
-    bar = figure.colorbar(ScalarMappable(scale, "magma"), cax=axes)
+    _bar(figure, scale, (left + cell + 0.07 / width, bottom, 0.1 / width, top + height - bottom))
+
+
+def _bar(figure: Figure, scale: Normalize, place: tuple[float, float, float, float]) -> None:
+    bar = figure.colorbar(ScalarMappable(scale, "magma"), cax=figure.add_axes(place))
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.locator = matplotlib.ticker.MaxNLocator(5)
     bar.ax.tick_params(length=2, width=0.5, pad=2)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,26 +11,48 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from invflow import operators
-from invflow._plugins import nearest
-from invflow.imageio import read_image, read_kernel, read_mask
-from invflow.reward import GaussianLikelihood, Reward
+from invflow._solve_operators import kebab, operator_by_name
+from invflow._solve_results import write_results, write_tilted_results
+from invflow.imageio import fit_to, read_image
+from invflow.posterior import Posterior
+from invflow.reward import GaussianLikelihood
 
 if TYPE_CHECKING:
     from invflow.operator import Operator
-    from invflow.posterior import Posterior
-    from invflow.problem import Problem
     from invflow.solvers.base import Solver
 
-__all__ = ["ImageTask", "check_device", "kebab", "move_solver", "operator_by_name", "write_results",
+__all__ = ["ImageTask", "PosedImage", "check_device", "kebab", "move_solver", "operator_by_name", "write_results",
            "write_tilted_results"]
 
 Say = Callable[[str], None]
 
+# what adapters for photographs are trained on: a default of a share of the image would be far out of it
+_PHOTO_SETTINGS: dict[str, dict[str, Any]] = {
+    "gaussian-blur": {"std": 2.0, "kernel_size": 25}, "motion-blur": {"kernel_size": 21},
+}
 
-def kebab(name: str) -> str:
-    """A class name as it is typed on the command line: ``BoxInpainting`` to ``box-inpainting``."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
+
+@dataclass
+class PosedImage:
+    """A user's file as a problem.
+
+    Attributes:
+        truth: ``(1, C, H, W)``, or None for an observed file.
+        likelihood: of one observation, for the solver.
+        shown: the same in the file's own channels: another one for a grey file under a prior for colour.
+    """
+
+    truth: Tensor | None
+    likelihood: GaussianLikelihood
+    shown: GaussianLikelihood
+
+    def finish(self, posterior: Posterior) -> Posterior:
+        """The posterior of images with the file's own channels."""
+        if self.shown is self.likelihood:
+            return posterior
+        return Posterior(posterior.samples.mean(2, keepdim=True), posterior.log_weights if posterior.weighted else None,
+                         posterior.log_evidence, posterior.nfe, posterior.seconds, posterior.diagnostics,
+                         posterior.settings)
 
 
 @dataclass
@@ -46,7 +67,7 @@ class ImageTask:
         mask: file of a mask, for inpainting.
         kernel: file of a kernel, for blurs.
         factor: of super-resolution.
-        resize: crop and scale the file to what the prior takes.
+        resize: crop and scale the file to what the prior was trained on.
         invert: take 1 - image, for dark strokes on a light ground.
         settings: of the operator, by the names of its other parameters.
     """
@@ -62,49 +83,123 @@ class ImageTask:
     invert: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def pose(self, solver: Solver, generator: torch.Generator,
-             say: Say) -> tuple[Tensor | None, GaussianLikelihood]:
+    def pose(self, solver: Solver, generator: torch.Generator, say: Say) -> PosedImage:
         """Read the files, and degrade the image unless it is observed.
 
+        Where the solver takes images of any size, the file's own is taken. A grey file under a prior for colour
+        becomes three channels whose mean it is, with noise that is independent between them: sqrt(3) times its own in
+        each. So the mean over channels of what is restored is restored from the file as it is.
+
         Args:
-            solver: whose prior gives the image's shape.
+            solver: whose prior gives the image's shape, or takes any. A solver that is built on such a prior alone
+                is given the resized one.
             generator: draws the operator's parameters and the noise.
             say: called with a sentence for each thing assumed or changed.
-
-        Returns:
-            truth: ``(1, C, H, W)``, or None for an observed file.
-            likelihood: of one observation.
 
         Raises:
             ValueError: if files, operator and prior do not fit.
         """
-        image_shape = _image_shape(solver)
-        operator = operator_by_name(self.operator, image_shape, factor=self.factor, mask=self.mask,
-                                    kernel=self.kernel, observed=self.observed, settings=self.settings,
-                                    generator=generator, say=say)
+        if self.observed and self.resize:
+            raise ValueError("--resize would change the measurement itself: pass --observed with a file of the "
+                             "measurement's shape, and no --resize")
+        trained = _image_shape(solver)
+        if not _takes_any_size(solver):
+            assert trained is not None
+            return self._pose_fixed(trained, solver, generator, say)
+        image = self._read_any(trained, say)
+        shape = (len(image), *(side * self._magnification() for side in image.shape[1:]))
+        state = generator.get_state()
+        operator = self._build(shape, generator, say)
+        if self.observed and tuple(operator.measurement_shape) != tuple(image.shape):
+            raise ValueError(f"{self.file.name} has shape {tuple(image.shape)}, but {operator} measures images {shape} "
+                             f"as {tuple(operator.measurement_shape)}: pass a file of that shape")
         if self.observed:
-            if self.resize:
-                raise ValueError(
-                    "--resize would change the measurement itself: pass --observed with a file of the "
-                    f"measurement's shape, {tuple(operator.measurement_shape)}, and no --resize"
-                )
-            y = self._read(tuple(operator.measurement_shape), say)
+            shown = GaussianLikelihood(operator, image[None], self.sigma)
+        else:
+            sigma = 0.05 if self.sigma is None else self.sigma
+            shown = GaussianLikelihood(operator, operator.measure(image[None], sigma, generator=generator), sigma)
+        likelihood = shown
+        if trained is not None and trained[0] == 3 and len(image) == 1:
+            again = torch.Generator().set_state(state)  # the same random mask or kernel once more
+            likelihood = _in_colour(shown, self._build((3, *shape[1:]), again, lambda _: None), generator, say)
+        prior = getattr(solver, "prior", None)
+        if prior is not None and not hasattr(solver, "adapter"):
+            solver.prior = prior.resized(tuple(likelihood.operator.image_shape))  # type: ignore[attr-defined]
+        return PosedImage(None if self.observed else image[None], likelihood, shown)
+
+    def _pose_fixed(self, image_shape: tuple[int, ...], solver: Solver, generator: torch.Generator,
+                    say: Say) -> PosedImage:
+        """The problem at the one size that the prior takes."""
+        operator = self._build(image_shape, generator, say)
+        truth = None
+        if self.observed:
+            y, sigma = self._read(tuple(operator.measurement_shape), say)[None], self.sigma
             if tuple(operator.measurement_shape) == image_shape and operator.observed() is None:
-                _warn_of_style(y, solver, say)
-            return None, GaussianLikelihood(operator, y[None], self.sigma)
-        truth = self._read(image_shape, say)
-        _warn_of_style(truth, solver, say)
-        sigma = 0.05 if self.sigma is None else self.sigma
-        y = operator.measure(truth[None], sigma, generator=generator)
-        return truth[None], GaussianLikelihood(operator, y, sigma)
+                _warn_of_style(y[0], solver, say)
+        else:
+            truth = self._read(image_shape, say)[None]
+            _warn_of_style(truth[0], solver, say)
+            sigma = 0.05 if self.sigma is None else self.sigma
+            y = operator.measure(truth, sigma, generator=generator)
+        likelihood = GaussianLikelihood(operator, y, sigma)
+        return PosedImage(truth, likelihood, likelihood)
+
+    def _build(self, image_shape: tuple[int, ...], generator: torch.Generator, say: Say) -> Operator:
+        settings, key = dict(self.settings), kebab(self.operator).replace("_", "-")
+        usual = _PHOTO_SETTINGS.get(key, {})
+        if usual and not (settings or self.kernel or self.mask) and min(image_shape[1:]) >= 64:
+            settings = dict(usual)
+            say(f"took {key} with " + ", ".join(f"{name} {value:g}" for name, value in usual.items())
+                + " in pixels: --operator-set NAME=VALUE takes others, --kernel FILE any")
+        return operator_by_name(self.operator, image_shape, factor=self.factor, mask=self.mask, kernel=self.kernel,
+                                observed=self.observed, settings=settings, generator=generator, say=say)
+
+    def _magnification(self) -> int:
+        """Pixels of the image for each of the file."""
+        if not self.observed or kebab(self.operator).replace("_", "-") != "super-resolution":
+            return 1
+        return 4 if self.factor is None else self.factor
 
     def _read(self, shape: tuple[int, ...], say: Say) -> Tensor:
         image = read_image(self.file, image_shape=shape, resize=self.resize, say=say)
         return 1 - image if self.invert else image
 
+    def _read_any(self, trained: tuple[int, ...] | None, say: Say) -> Tensor:
+        image = read_image(self.file, channels=1 if trained is not None and trained[0] == 1 else None, say=say)
+        if self.resize:
+            if trained is None:
+                raise ValueError("--resize fits a file to what a prior knows, but this solver has none: scale the file "
+                                 "yourself")
+            image = fit_to(image, trained[1:], say=say)
+        return 1 - image if self.invert else image
 
-def _image_shape(solver: Solver) -> tuple[int, ...]:
+
+def _in_colour(grey: GaussianLikelihood, operator: Operator, generator: torch.Generator,
+               say: Say) -> GaussianLikelihood:
+    """The likelihood of colour images whose mean over channels was measured."""
+    shape = tuple(grey.operator.measurement_shape)
+    if tuple(operator.measurement_shape) != (3, *shape[1:]):
+        raise ValueError(f"{operator} does not measure each channel by itself: save the grey file as colour")
+    say("the file is grey and the prior knows colour: taken as three channels whose mean it is, at sqrt(3) times its "
+        "noise each; what is written is grey")
+    sigma = math.sqrt(3) * grey.sigma
+    noise = torch.randn((1, 3, *shape[1:]), generator=generator).to(grey.y)
+    # differences between channels that make the three noises independent, and leave their mean alone
+    return GaussianLikelihood(operator, grey.y + sigma * (noise - noise.mean(1, keepdim=True)), sigma)
+
+
+def _takes_any_size(solver: Solver) -> bool:
+    if _image_shape(solver) is None:
+        return True
+    prior, adapter = getattr(solver, "prior", None), getattr(solver, "adapter", None)
+    return bool(getattr(prior, "resizable", False)) and bool(getattr(adapter, "resizable", True))
+
+
+def _image_shape(solver: Solver) -> tuple[int, ...] | None:
+    """``(C, H, W)`` that the prior was trained on; None for a solver without a prior."""
     prior = getattr(solver, "prior", None)
+    if prior is None and not hasattr(solver, "image_shape"):
+        return None
     shape = tuple(prior.image_shape if prior is not None else getattr(solver, "image_shape", ()))
     if len(shape) != 3:
         raise ValueError(
@@ -126,117 +221,6 @@ def _warn_of_style(image: Tensor, solver: Solver, say: Say) -> None:
     if not low - 0.25 <= own <= high + 0.25:
         say(f"half of the file's pixels lie above {own:.2f}; of the prior's images, above {low:.2f} to "
             f"{high:.2f}. It has learned images unlike this one; --invert exchanges dark and light")
-
-
-def operator_by_name(name: str, image_shape: tuple[int, ...], *, factor: int | None = None,
-                     mask: Path | None = None, kernel: Path | None = None, observed: bool = False,
-                     settings: Mapping[str, Any] | None = None,
-                     generator: torch.Generator | None = None, say: Say = print) -> Operator:
-    """Build an operator as the command line asks for it.
-
-    Args:
-        name: an operator's name, such as ``"box-inpainting"``.
-        image_shape: ``(C, H, W)``.
-        factor: of super-resolution.
-        mask: file of a mask; the operator's name then says as which class the adapter takes it.
-        kernel: file of a blur kernel; likewise.
-        observed: whether a measurement exists already, so that no parameter may be drawn at random.
-        settings: other parameters of the operator, by name.
-        generator: draws random parameters.
-        say: called with a sentence for each thing assumed.
-
-    Returns:
-        The operator, with one parameter set.
-
-    Raises:
-        ValueError: for an unknown name (with the nearest known one), or options that do not fit it.
-    """
-    known = {kebab(key): key for key in operators.names()}
-    key = kebab(name).replace("_", "-")
-    if key not in known:
-        raise ValueError(f"there is no operator {name!r}: {nearest(key, list(known))}")
-    settings = dict(settings or {})
-    if settings and (mask is not None or kernel is not None):
-        raise ValueError(f"--operator-set {next(iter(settings))}=... does not go with --mask or --kernel, which give "
-                         "the operator's parameters")
-    if mask is not None:
-        return _masked(key, image_shape, mask, say)
-    if kernel is not None:
-        return _blurred(key, image_shape, kernel, say)
-    kind: Any = operators.find(known[key])
-    parameters = inspect.signature(kind).parameters
-    _check_settings(key, settings, parameters)
-    if factor is not None and "factor" not in parameters:
-        raise ValueError(f"--factor belongs to super-resolution, not to {key}")
-    missing = [p for p, v in parameters.items() if v.default is v.empty and v.kind is v.POSITIONAL_OR_KEYWORD]
-    for needed in (p for p in missing if p not in settings):
-        if needed in ("mask", "kernel"):
-            raise ValueError(f"{key} needs its {needed}: pass --{needed} FILE")
-        if needed != "image_shape":
-            raise ValueError(f"{key} needs its {needed}: pass --operator-set {needed}=..., or build it in Python if "
-                             "that is no number or word")
-    if observed and "generator" in parameters:
-        option = "--mask" if "inpainting" in key else "--kernel"
-        raise ValueError(f"{key} draws its parameters at random, but a file that is observed was made with "
-                         f"certain ones: pass {option} FILE")
-    arguments: dict[str, Any] = {"generator": generator} if "generator" in parameters else {}
-    if factor is not None:
-        arguments["factor"] = factor
-    operator: Operator = kind(image_shape, **arguments, **settings)
-    if observed and key in ("box-inpainting", "gaussian-blur"):
-        option = "--mask" if key == "box-inpainting" else "--kernel"
-        say(f"assumed the operator's defaults, {operator}: pass {option} FILE for others")
-    return operator
-
-
-def _check_settings(key: str, settings: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
-    """Expect that the operator has these settings, and that no other option gives them."""
-    options = {"image_shape": "the prior", "generator": "--seed", "mask": "--mask", "kernel": "--kernel",
-               "factor": "--factor"}
-    named = [p for p, v in parameters.items() if v.kind in (v.POSITIONAL_OR_KEYWORD, v.KEYWORD_ONLY)]
-    known = [p for p in named if p not in options]
-    for name in settings:
-        if name in options and name in parameters:
-            raise ValueError(f"the {name} of {key} is given by {options[name]}, not by --operator-set")
-        if name not in known:
-            knows = f"it has {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"the operator {key} has no setting {name!r}: {knows}")
-
-
-def _masked(key: str, image_shape: tuple[int, ...], file: Path, say: Say) -> Operator:
-    if "inpainting" not in key:
-        raise ValueError(f"--mask belongs to the inpainting operators, not to {key}")
-    mask = read_mask(file, image_shape, say=say)
-    problem_class = key
-    if key == "mask-inpainting":
-        problem_class = "box-inpainting" if _hides_a_box(mask) else ""
-        if not problem_class:
-            say("the mask hides no single box, so no adapter was trained for it; if its gaps are scattered, "
-                "--operator random-inpainting takes it as such")
-    kind: Any = operators.find("MaskInpainting")
-    return kind(mask, image_shape, problem_class or None)
-
-
-def _hides_a_box(mask: Tensor) -> bool:
-    """Whether the pixels that are not observed are one full rectangle."""
-    hidden = (mask == 0).any(0)
-    rows, columns = hidden.any(1).nonzero().flatten(), hidden.any(0).nonzero().flatten()
-    if len(rows) == 0:
-        return False
-    box = hidden[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return bool(box.all()) and bool((mask == mask[:1]).all())
-
-
-def _blurred(key: str, image_shape: tuple[int, ...], file: Path, say: Say) -> Operator:
-    if "blur" not in key:
-        raise ValueError(f"--kernel belongs to the blurs, not to {key}")
-    problem_class = None if key == "blur" else key
-    if problem_class is None:
-        say("an adapter takes a kernel as one of a kind that it was trained for: name it by --operator "
-            "gaussian-blur or motion-blur")
-    kernel = read_kernel(file, say=say)
-    kind: Any = operators.find("Blur")
-    return kind(kernel, image_shape, problem_class=problem_class)
 
 
 # -- devices -----------------------------------------------------------------------------------------------
@@ -262,71 +246,3 @@ def move_solver(solver: Solver, device: torch.device) -> None:
     for name, value in vars(solver).items():
         if isinstance(value, (nn.Module, Tensor)):
             setattr(solver, name, value.to(device))
-
-
-# -- results -----------------------------------------------------------------------------------------------
-
-
-def write_results(folder: Path, posterior: Posterior, likelihood: GaussianLikelihood, truth: Tensor | None,
-                  summary: dict[str, Any], title: str) -> list[Path]:
-    """Write ``figure.png``, ``posterior.safetensors`` and ``metrics.json``, each whole or not at all.
-
-    Args:
-        folder: made where it does not exist.
-        posterior: of B observations; truth and observation are kept in its file too, among the diagnostics.
-        likelihood: of these observations.
-        truth: ``(B, *image_shape)`` or None.
-        summary: of :func:`invflow.report.summarise`.
-        title: of the figure.
-
-    Returns:
-        The files.
-    """
-    figure = posterior.plot(truth, likelihood.y, observed=likelihood.operator.observed(), title=title)
-    posterior.diagnostics["observation"] = likelihood.y
-    if truth is not None:
-        posterior.diagnostics["truth"] = truth
-    return _write(folder, figure, posterior, summary)
-
-
-def write_tilted_results(folder: Path, posterior: Posterior, problem: Problem, reward: Reward, summary: dict[str, Any],
-                         title: str, generator: torch.Generator) -> list[Path]:
-    """The files of :func:`write_results` for a problem with a reward: points in the plane are drawn beside exact ones.
-
-    Args:
-        folder: made where it does not exist.
-        posterior: of B repeats.
-        problem: whose exact draws are shown, where it knows how to draw them.
-        reward: of the repeats.
-        summary: of :func:`invflow.report.summarise_tilted`.
-        title: of the figure.
-        generator: draws the exact points.
-
-    Returns:
-        The files.
-    """
-    if posterior.image_shape != (2,):
-        return _write(folder, posterior.plot(title=title), posterior, summary)
-    from invflow.plot_plane import plane_figure
-
-    exact = None
-    try:
-        solver = problem.exact_posterior()
-        exact = solver.sample(reward.select(0), 2000, generator=generator).samples[0]
-    except TypeError:  # none is known
-        pass
-    prior = problem.prior.generate(2000, generator=generator)
-    figure = plane_figure(posterior, exact=exact, prior=prior, title=title)
-    return _write(folder, figure, posterior, summary)
-
-
-def _write(folder: Path, figure: Any, posterior: Posterior, summary: dict[str, Any]) -> list[Path]:
-    from invflow._posterior_file import versions
-    from invflow.pretrained import write_atomically
-    from invflow.report import write_json
-
-    files = [folder / "figure.png", folder / "posterior.safetensors", folder / "metrics.json"]
-    write_atomically(files[0], lambda name: figure.savefig(name, format="png"))
-    posterior.save(files[1])
-    write_json({**summary, "settings": posterior.settings, "versions": versions()}, files[2])
-    return files

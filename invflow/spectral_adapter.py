@@ -73,7 +73,8 @@ class SpectralAdapter(Adapter):
         channels = self.state_shape[0]
         self.decode_affine = (float(decode_affine[0]), float(decode_affine[1]))
         self.spectrum = Spectrum(channels, None if spectrum is None else spectrum.log_std)
-        self.register_buffer("mean", torch.zeros(channels, 1, 1) if mean is None else mean.detach().clone())
+        self.register_buffer("mean", torch.zeros(channels, 1, 1) if mean is None
+                             else mean.detach().expand(channels, 1, 1).clone())
         width = int(self.options.get("embedding", 128))
         with torch.random.fork_rng(devices=[]):
             self.network = UNet(2 * channels + 1, channels + FEATURES, **{**self.options, "embedding": width})

@@ -95,7 +95,7 @@ class UNet(nn.Module):
         >>> from invflow.nets.unet import UNet
         >>> network = UNet(3, 3, channels=(8, 16), blocks=1, embedding=4, attention=False)
         >>> network(torch.zeros(1, 3, 50, 33), torch.zeros(1, 4)).shape, network.halo
-        (torch.Size([1, 3, 50, 33]), 28)
+        (torch.Size([1, 3, 50, 33]), 32)
     """
 
     tile: int | None = None
