@@ -16,6 +16,8 @@ __all__ = ["BLOCK", "Spectrum", "block_dct", "dct_matrix", "dct2", "gaussian_est
 
 #: side of the blocks of :func:`block_dct`
 BLOCK = 8
+#: longest side whose cosine transform is taken as a product with a matrix
+LARGEST_MATRIX = 512
 #: radial frequencies at which a spectrum is kept, in cycles per pixel; between them it is a power law
 NUM_FREQUENCIES, LOWEST, HIGHEST = 16, 1 / 128, 0.5 * math.sqrt(2)
 
@@ -41,8 +43,33 @@ def dct_matrix(n: int, dtype: torch.dtype = torch.float32, device: torch.device 
 
 def dct2(x: Tensor, inverse: bool = False) -> Tensor:
     """Two-dimensional orthonormal cosine transform of the last two axes; its inverse is its transpose."""
-    rows, columns = (dct_matrix(n, x.dtype, x.device) for n in x.shape[-2:])
-    return rows.mT @ x @ columns if inverse else rows @ x @ columns.mT
+    return _dct(_dct(x, inverse).mT, inverse).mT
+
+
+def _dct(x: Tensor, inverse: bool) -> Tensor:
+    """Orthonormal cosine transform of the last axis, by its matrix, or where that would be large by Fourier's."""
+    n = x.shape[-1]
+    if n <= LARGEST_MATRIX:
+        matrix = dct_matrix(n, x.dtype, x.device)
+        return x @ (matrix if inverse else matrix.mT)
+    order, turn, scale = _makhoul(n, x.dtype, x.device)
+    if not inverse:
+        return (torch.fft.fft(x[..., order]) * turn).real * scale
+    x = x / scale
+    mirrored = torch.cat([torch.zeros_like(x[..., :1]), x[..., 1:].flip(-1)], dim=-1)
+    values = torch.fft.ifft(torch.complex(x, -mirrored) / turn).real
+    return torch.empty_like(values).index_copy(-1, order, values)
+
+
+@functools.lru_cache(maxsize=8)
+def _makhoul(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Order, twiddle factors and scale that turn a Fourier transform into a cosine transform (Makhoul 1980)."""
+    order = torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2).flip(0)])
+    angle = -math.pi * torch.arange(n, dtype=torch.float64) / (2 * n)
+    scale = torch.full((n,), math.sqrt(2 / n), dtype=torch.float64)
+    scale[0] /= math.sqrt(2)
+    turn = torch.complex(angle.cos().to(dtype), angle.sin().to(dtype))
+    return order.to(device), turn.to(device), scale.to(device, dtype)
 
 
 def _along(x: Tensor, axis: int, inverse: bool) -> Tensor:

@@ -41,6 +41,14 @@ def test_cosine_transform_is_the_orthonormal_one_of_scipy():
     torch.testing.assert_close(dct2(dct2(x), inverse=True), x)
 
 
+def test_fast_transform_of_large_images_is_the_same(monkeypatch):
+    x = torch.randn(2, 9, 14, dtype=torch.float64)
+    by_matrix = dct2(x)
+    monkeypatch.setattr("invflow.spectral.LARGEST_MATRIX", 1)
+    torch.testing.assert_close(dct2(x), by_matrix)
+    torch.testing.assert_close(dct2(by_matrix, inverse=True), x)
+
+
 @pytest.mark.parametrize("shape", [(16, 24), (19, 30), (5, 8), (3, 1)])
 def test_block_cosines_are_orthonormal_and_stay_in_their_block(shape):
     x = torch.randn(2, 3, *shape, dtype=torch.float64)
