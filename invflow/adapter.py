@@ -55,6 +55,9 @@ class Adapter(Countable):
         torch.Size([3, 2])
     """
 
+    #: whether the Gaussian is diagonal in other coordinates than the state's; :meth:`to_state` turns them
+    turned = False
+
     def __init__(self, state_shape: tuple[int, ...], *, classes: Sequence[str],
                  image_shape: tuple[int, ...] | None = None, network: str = "unet",
                  options: dict[str, Any] | None = None, trained_for: str | None = None,

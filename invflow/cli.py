@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
+SMALL = 64  # longest side in pixels of a file that is taken for a digit, where no prior is named
+
 app = typer.Typer(
     name="invflow", help="Posterior sampling for imaging inverse problems with flow-map priors.",
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -86,7 +88,8 @@ def solve(
     factor: Annotated[int | None, typer.Option(
         min=1, help="With --image: of super-resolution [default: 4].")] = None,
     prior: Annotated[str | None, typer.Option(
-        help="A shipped name, a folder, or a Hub repository id [default: the problem's; mnist].")] = None,
+        help="A shipped name, a folder, or a Hub repository id [default: the problem's; of a file "
+             "photos, up to 64 pixels a side mnist].")] = None,
     resize: Annotated[bool, typer.Option(
         "--resize", help="With --image: crop its centre and scale it to what the prior was trained on.")] = False,
     invert: Annotated[bool, typer.Option(
@@ -180,7 +183,7 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
         what = problem
     else:
         solver_name = solver_name or "vfm"
-        solver = solver_by_name(solver_name, prior or "mnist", **settings)
+        solver = solver_by_name(solver_name, prior or _usual_prior(task), **settings)
         own = task.pose(solver, generator, _say)
         truth, likelihood = own.truth, own.likelihood
         what = f"{task.file.name}, {task.operator}"
@@ -208,6 +211,20 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
     typer.echo(f"{what}, {solver_name}, sigma {_levels(likelihood.sigma.tolist())}\n")
     typer.echo(format_table(summary))
     typer.echo("\nwrote " + ", ".join(str(file) for file in files))
+
+
+def _usual_prior(task: ImageTask) -> str:
+    """The prior for a file when none is named: photographs, unless it is as small as a digit or is to be made so."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(task.file) as image:
+            side = max(image.size)
+    except (OSError, UnidentifiedImageError, ValueError):  # no image: reading it will say so
+        return "mnist"
+    prior = "mnist" if task.resize or side <= SMALL else "photos"
+    _say(f"no --prior was named: took {prior!r}")
+    return prior
 
 
 def _title(what: str, solver_name: str, posterior: Posterior) -> str:

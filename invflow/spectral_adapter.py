@@ -60,6 +60,7 @@ class SpectralAdapter(Adapter):
         torch.Size([1, 3, 30, 50])
     """
 
+    turned = True
     mean: Tensor
 
     def __init__(self, state_shape: tuple[int, ...], *, classes: Sequence[str],
@@ -81,7 +82,7 @@ class SpectralAdapter(Adapter):
             self.widths = nn.Conv2d(FEATURES * BLOCK**2, channels * BLOCK**2, 1)
         initialise(self, generator)
         nn.init.zeros_(self.problem.weight)
-        nn.init.zeros_(self.widths.weight)
+        # widths stays as drawn: what it is given starts at zero, and two zeros after each other would stay zeros
 
     @classmethod
     def for_map(cls, prior: NeuralFlowMap, classes: Sequence[str], options: dict[str, Any] | None = None,

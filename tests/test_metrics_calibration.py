@@ -254,6 +254,8 @@ POWER = {
     "bias": {"biased": 0.99},
     "coverage": {"narrow": 0.99, "wide": 0.95},
     "spread_skill": {"narrow": 0.99, "wide": 0.99, "biased": 0.9},
+    "z_scores": {"narrow": 0.99, "wide": 0.99, "biased": 0.95},
+    "contraction": {"narrow": 0.99, "wide": 0.99},
     "highest_density": {"narrow": 0.99, "wide": 0.95, "biased": 0.95},
     "residual": {"wide": 0.99, "biased": 0.95},
 }
@@ -289,6 +291,9 @@ def p_values(kind: str) -> dict[str, torch.Tensor]:
 
     denser = torch.stack([metrics.highest_density_coverage(density(samples), density(truth), level)
                           for level in (0.5, 0.9)], 1).double()
+    # the mean of N samples less the truth, over their standard deviation: (1 + 1/N) of a t variable's second moment
+    z = metrics.z_scores(samples, truth).square() / ((1 + 1 / SAMPLES) * (SAMPLES - 1) / (SAMPLES - 3))
+    shrunk = metrics.contraction(samples, torch.ones(PIXELS, dtype=F64))  # 1 - V for a prior variance of 1
     residual = (case["y"][:, None] - samples)[:, :1]
     chi = metrics.residual_chi_square(residual, SIGMA)
     p: dict[str, list[float]] = {key: [] for key in POWER}
@@ -301,6 +306,8 @@ def p_values(kind: str) -> dict[str, torch.Tensor]:
         covered = ((pit[part] - 0.5).abs() <= 0.45).double().mean(1)
         p["coverage"].append(metrics.mean_test(covered, 0.9).p_value)
         p["spread_skill"].append(metrics.mean_test(excess[part], 0.0).p_value)
+        p["z_scores"].append(metrics.mean_test(z[part].mean(1), 1.0).p_value)
+        p["contraction"].append(metrics.mean_test(shrunk[part].mean(1), 1 / (1 + SIGMA**2)).p_value)
         p["highest_density"].append(metrics.mean_test(denser[part, 0], 0.5).p_value)
         # single samples of independent simulations: their chi-squares add up
         total = torch.special.gammaincc(chi.degrees[part].sum() / 2, chi.statistic[part].sum() / 2)

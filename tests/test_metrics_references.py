@@ -253,6 +253,8 @@ def test_inception_features_with_weights_that_are_there(tmp_path):
     assert torch.isfinite(features).all()
     torch.testing.assert_close(metrics.inception_features(images, tmp_path / "weights.safetensors"), features,
                                rtol=1e-3, atol=1e-4)
+    (tmp_path / "weights.safetensors").rename(tmp_path / "inception_v3_google-0cc3c7bd.safetensors")
+    assert torch.equal(metrics.inception_features(images, tmp_path, chunk_size=1), features)
     with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors"):
         metrics.inception_features(images, tmp_path / "nothing.safetensors")
     torch.save(model.state_dict(), tmp_path / "pickle.safetensors")

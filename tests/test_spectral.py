@@ -216,6 +216,14 @@ def test_adapter_moves_with_the_image():
     torch.testing.assert_close(stds[0][:, :, 32:40, inner], stds[1][:, :, 24:32, inner], rtol=1e-3, atol=1e-4)
 
 
+def test_solvers_in_noise_space_refuse_turned_proposals():
+    prior = spectral_map()
+    adapter = SpectralAdapter.for_map(prior, ["denoising"], OPTIONS)
+    adapter.trained_for = prior.fingerprint()
+    with pytest.raises(ValueError, match="coordinates of its own"):
+        invflow.NoiseSMC(prior, proposal=adapter)
+
+
 def test_saved_pair_loads_back(tmp_path):
     prior = spectral_map(independent_noise=False)
     adapter = SpectralAdapter.for_map(prior, ["denoising"], OPTIONS, torch.Generator().manual_seed(1))
@@ -268,3 +276,20 @@ class Square(invflow.Operator):
 
     def forward(self, x):
         return x.square()
+
+
+def test_every_weight_of_a_fresh_adapter_can_learn():
+    """Two layers that both start at zero would stay there: after one step all weights must have a gradient."""
+    adapter = SpectralAdapter.for_map(spectral_map(), ["denoising"], OPTIONS, torch.Generator().manual_seed(0))
+    y = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    likelihood = invflow.GaussianLikelihood(Denoising((3, 32, 32)), y, sigma=0.1)
+    optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
+    for step in range(4):
+        mean, std = adapter.propose(likelihood)
+        optimizer.zero_grad()
+        ((mean - y).square().mean() + (std - y).square().mean()).backward()
+        if step < 3:
+            optimizer.step()
+    still = [name for name, p in adapter.named_parameters()
+             if name != "summary.weight" and (p.grad is None or not bool(p.grad.abs().max() > 0))]
+    assert not still, still  # denoising has no kernel: its summary is zero

@@ -32,7 +32,7 @@ class NoiseProposal(Protocol):
 
 
 def check_prior_and_proposal(prior: object, proposal: object) -> None:
-    """Refuse what is no flow map, what is no proposal, and a proposal that was made for another map."""
+    """Refuse what is no flow map, what is no proposal, and proposals for another map or in other coordinates."""
     if not isinstance(prior, FlowMap):
         raise TypeError(f"the prior is a {type(prior).__name__}, expected an invflow.FlowMap, such as "
                         "invflow.load_prior('mnist')")
@@ -41,6 +41,10 @@ def check_prior_and_proposal(prior: object, proposal: object) -> None:
             raise TypeError(f"a {type(proposal).__name__} is no proposal, which needs check_map(prior) and "
                             "propose(reward): pass an invflow.Adapter, such as vfm.adapter")
         proposal.check_map(prior)
+        if getattr(proposal, "turned", False):
+            raise ValueError(f"a {type(proposal).__name__} proposes noise in coordinates of its own, and the solvers in "
+                             "noise space take Gaussians that are diagonal in the state's: leave out proposal, or use "
+                             "VFM(prior, adapter, importance=True)")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,14 @@ __all__ = ["card", "main"]
 
 LICENCES = {
     "mnist": "MNIST, training file, 60,000 images (Yann LeCun, Corinna Cortes; CC BY-SA 3.0)",
+    "mnist-14": "MNIST, training file, 60,000 images averaged over 2 x 2 pixels (Yann LeCun, Corinna Cortes; "
+                "CC BY-SA 3.0)",
+    "photos": "28 photographs of Debian's collections of wallpapers, named in "
+              "problems/invflow_problems/photo_split.py: Plasma's (LGPL-3 and GPL-2+), MATE's (GPL-2+) and Lomiri's "
+              "(CC BY, CC BY-SA, CC0). Whole photographs are held out, and none is scikit-image's",
     "fashion-mnist": "Fashion-MNIST, training file, 60,000 images (Zalando SE; MIT)",
+    "cifar10": "CIFAR-10, training files, 50,000 images (Alex Krizhevsky 2009, collected with Vinod Nair and Geoffrey "
+               "Hinton from the 80 Million Tiny Images; the authors state no licence)",
 }
 
 
@@ -33,6 +40,12 @@ def read_settings(run: Path) -> dict[str, Any]:
     """Settings of the loop that a finished run was made with."""
     with safe_open(run / "checkpoint.safetensors", framework="pt") as file:
         return json.loads(file.metadata()["settings"])
+
+
+def precision(run: Path) -> str:
+    """How a run computed, in words."""
+    return {"bf16": "in bfloat16 autocast", "fp16": "in float16 autocast"}.get(
+        str(read_settings(run)["precision"]), "in single precision")
 
 
 def commands(stages: list[tuple[str, Path]]) -> list[str]:
@@ -48,18 +61,19 @@ def commands(stages: list[tuple[str, Path]]) -> list[str]:
     return lines
 
 
-def card(name: str, stages: list[tuple[str, Path]], evaluation: dict[str, Any] | None) -> str:
+def card(name: str, stages: list[tuple[str, Path]], evaluation: dict[str, Any] | None, notes: str = "") -> str:
     """The text that stands beside the weights: data, settings, seed, last training numbers, metrics on test images.
 
     Args:
         name: of the weights.
         stages: recipe and folder of each training, in their order; all but the first went on from the one before.
         evaluation: what image_table measured.
+        notes: what a look at the images shows, to stand at the end.
     """
     data = name.removesuffix("-vfm")
     lines = [f"# {name}", "", f"{load_recipe(stages[0][0]).description}. Weights stored in half precision.", "",
              f"Data: {LICENCES[data]}; the test file was not touched.", "",
-             "Made on one CPU core, in bfloat16 autocast, by", "", *commands(stages),
+             f"Made on one CPU core, {precision(stages[-1][1])}, by", "", *commands(stages),
              f"    python -m invflow_problems.make_weights {name} RUN{len(stages)}"
              + "".join(f" --after {recipe}=RUN{k + 1}" for k, (recipe, _) in enumerate(stages[:-1]))
              + (f" --recipe {stages[-1][0]}" if stages[-1][0] != name else "")]
@@ -70,26 +84,35 @@ def card(name: str, stages: list[tuple[str, Path]], evaluation: dict[str, Any] |
         lines += ["", f"RUN{k + 1}: " + ", ".join(f"{key} {v}" for key, v in read_settings(run).items())
                   + ". Averages over the last twenty logged steps: "
                   + ", ".join(f"{key} {v:.3g}" for key, v in shown.items()) + "."]
-    if evaluation:
+    told = _evaluation(evaluation, vfm=name.endswith("-vfm")) if evaluation else []
+    if told:
         lines += ["", f"Measured by `python -m invflow_problems.image_table {data} --steps 1` (100 test images, "
-                  "64 samples, seed 0):", ""]
-        lines += _evaluation(evaluation, vfm=name.endswith("-vfm"))
+                  "64 samples, seed 0):", "", *told]
+    if notes:
+        lines += ["", notes.strip()]
     return "\n".join(lines) + "\n"
 
 
 def _evaluation(results: dict[str, Any], vfm: bool) -> list[str]:
     label = "map of the VFM" if vfm else "prior"
     shares = [f"{key.split(', ')[1]} step(s) {value:.3f}" for key, value in results.items() if key.startswith(label)]
-    lines = ["Share of 1,000 unconditional samples that the shipped classifier recognises with over 0.9 confidence: "
-             + ", ".join(shares) + "; its card gives the share of real test images."]
+    lines = []
+    if shares:
+        lines = ["Share of 1,000 unconditional samples that the shipped classifier recognises with over 0.9 "
+                 "confidence: "
+                 + ", ".join(shares) + "; its card gives the share of real test images."]
     if vfm:
-        lines += ["", "| problem | PSNR of the mean | CRPS | 90% coverage | residual |", "|---|---|---|---|---|"]
-        for task, table in results.items():
-            if isinstance(table, dict):
-                row = table["VFM, 1 step"]
-                lines.append(f"| {task} | " + " | ".join(
-                    f"{row[k][0]:.{d}f} ± {row[k][1]:.{d}f}"
-                    for k, d in (("psnr", 2), ("crps", 4), ("coverage", 3), ("residual", 2))) + " |")
+        tables = {task: table for task, table in results.items() if isinstance(table, dict)}
+        columns = [("VFM, 1 step", key, digits, heading) for key, digits, heading in (
+            ("psnr", 2, "PSNR of the mean"), ("crps", 4, "CRPS"), ("coverage", 3, "90% coverage"),
+            ("residual", 2, "residual"))]
+        if all("stationary linear" in table for table in tables.values()):  # what the adapter begins at
+            columns.insert(0, ("stationary linear", "psnr", 2, "PSNR of the linear estimate"))
+        lines += ["", "| problem | " + " | ".join(heading for *_, heading in columns) + " |",
+                  "|---" * (len(columns) + 1) + "|"]
+        for task, table in tables.items():
+            lines.append(f"| {task} | " + " | ".join(f"{table[row][key][0]:.{d}f} ± {table[row][key][1]:.{d}f}"
+                                                     for row, key, d, _ in columns) + " |")
     return lines
 
 
@@ -102,6 +125,7 @@ def main() -> None:
     parser.add_argument("--after", action="append", default=[], metavar="RECIPE=RUN",
                         help="a training that RUN went on from; several in their order")
     parser.add_argument("--evaluation", type=Path, help="JSON that image_table wrote")
+    parser.add_argument("--notes", type=Path, help="text to put at the end: what a look at the images shows")
     parser.add_argument("--output", type=Path, help="folder to write; default the library's own")
     arguments = parser.parse_args()
     folder = arguments.output or SHIPPED / arguments.name
@@ -111,7 +135,8 @@ def main() -> None:
         NeuralFlowMap.from_pretrained(arguments.run / "prior").save_pretrained(folder, torch.float16)
     evaluation = json.loads(arguments.evaluation.read_text()) if arguments.evaluation else None
     before = [(recipe, Path(run)) for recipe, _, run in (text.partition("=") for text in arguments.after)]
-    text = card(arguments.name, [*before, (arguments.recipe or arguments.name, arguments.run)], evaluation)
+    text = card(arguments.name, [*before, (arguments.recipe or arguments.name, arguments.run)], evaluation,
+                arguments.notes.read_text(encoding="utf-8") if arguments.notes else "")
     write_atomically(folder / "README.md", lambda p: Path(p).write_text(text, encoding="utf-8"))
     print(f"wrote {folder}")
 
