@@ -253,7 +253,7 @@ def test_a_reward_of_minus_infinity_is_a_weight_of_zero() -> None:
 
 @pytest.mark.parametrize("settings", [
     {}, {"kernel": "renoise"}, {"kernel": "renoise", "diffusion": math.inf},
-    {"weights": "jarzynski", "look_ahead": "none"},
+    {"weights": "jarzynski", "look_ahead": "none"}, {"weights": "jarzynski", "kernel": "heun"},
 ])
 def test_chunks_change_nothing(settings: dict[str, Any]) -> None:
     prior = GaussianMixtureFlow(ring().means.double(), std=0.7, steps=3)
@@ -356,6 +356,7 @@ def test_a_map_trained_with_an_adapter_is_refused() -> None:
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"weights": "jarzynski", "kernel": "renoise"}, "weights='twisted', or kernel='sde'"),
+    ({"kernel": "heun"}, "weights='jarzynski', or kernel='sde'"),
     ({"weights": "naive"}, "'twisted', 'jarzynski' or 'none'"), ({"kernel": "ode"}, "'sde' .* or 'renoise'"),
     ({"look_ahead": "map"}, "flow_map, denoiser, none"), ({"look_ahead_steps": 0}, "at least 1 jump"),
     ({"resampling": "fair"}, "systematic"), ({"resample_threshold": 2.0}, "share of the particles"),

@@ -284,7 +284,7 @@ def test_each_observation_has_its_own_schedule() -> None:
     assert bool(states[-1].acceptance[0].isnan())
     for state in states[1:-1]:
         if float(state.temperature[1]) < 1:
-            assert float(state.ess[1]) == pytest.approx(100, rel=1e-4)
+            assert float(state.ess[1]) == pytest.approx(180, rel=1e-4)  # nine tenths, the default
     acceptance = torch.stack([state.acceptance[1] for state in states[-3:]])
     assert float(acceptance.mean()) == pytest.approx(0.57, abs=0.12)
     assert float(states[-1].step_size[1]) < 0.3
@@ -363,6 +363,14 @@ def test_single_precision_and_files(tmp_path: Path) -> None:
     assert torch.equal(loaded.diagnostics["temperatures"], posterior.diagnostics["temperatures"])
     assert loaded.settings["num_moves"] == 2
     assert loaded.select(1).diagnostics["distinct_ancestors"].shape == (1,)
+
+
+def test_moves_by_default_depend_on_the_start() -> None:
+    """Few at each of many temperatures; more where there is but one."""
+    assert (NoiseSMC(gaussian()).num_moves, NoiseSMC(gaussian(), start="rto").num_moves) == (6, 10)
+    assert NoiseSMC(gaussian(), num_moves=0).num_moves == 0
+    temperatures = quiet(NoiseSMC(gaussian()), measured([0.9], 0.05), 200, generator=generator()).diagnostics
+    assert temperatures["temperatures"].shape[1] > 6
 
 
 def test_prior_samples_are_those_of_one_step() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from invflow import FMTT, FunctionReward, GaussianLikelihood, GaussianMixtureFlow
 from invflow.reward import Reward
 from invflow.solvers._particles import make_chunks
-from invflow.solvers.kernels import base_steps
+from invflow.solvers.kernels import HeunStep, base_steps
 from invflow.solvers.tilting import AnnealedVariance, LookAhead, logit_grid, make_times, schedule_values
 
 F64 = torch.float64
@@ -82,6 +82,23 @@ def test_the_error_of_euler_steps_is_of_first_order() -> None:
         errors.append(abs(variance - 1))
     rates = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert all(0.8 < rate < 1.3 for rate in rates), rates
+
+
+def test_the_error_of_heun_steps_is_of_second_order() -> None:
+    """As above: a Heun step is linear in the state and in its noise."""
+    errors, prior = [], Gaussian()
+    for steps in (20, 40, 80):
+        variance = 1.0
+        for step in base_steps("heun", make_times("uniform", steps), 1.0):
+            moved = []
+            for x, noise in ((1.0, 0.0), (0.0, 1.0)):
+                state = torch.full((1, 3), x, dtype=F64)
+                end = step.mean(prior, state) + step.variance**0.5 * noise
+                moved.append(float((step.correct(prior, state, end) if isinstance(step, HeunStep) else end)[0, 0]))
+            variance = moved[0] ** 2 * variance + moved[1] ** 2
+        errors.append(abs(variance - 1))
+    rates = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert all(1.8 < rate < 2.3 for rate in rates), rates
 
 
 def test_grids_and_schedules() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from invflow._memory import ChunkSize
 from invflow.reward import Reward
+from invflow.smc import precise, scale_log
 from invflow.solvers._finite import first_row
 from invflow.solvers.conjugate import Spectrum
 from invflow.solvers.tilting import Look
@@ -164,3 +165,22 @@ class Run:
     log_evidence: Tensor  # (B,): up to the last resampling
     index: int = 0
     spectrum: Spectrum | None = None  # of the operators, for the conjugate proposal
+
+    def gain(self, chunk: Chunk, index: int) -> Tensor:
+        """g at the time of that index, of each of a chunk's observations."""
+        return self.gains[:, index].expand(self.shape[0])[chunk.observations]
+
+    def tilt(self, chunk: Chunk, index: int, gradient: Tensor) -> Tensor:
+        """grad r_t of a chunk's particles, from the gradient of the reward of their look-ahead."""
+        gain = self.gain(chunk, index).repeat_interleave(chunk.shape[1])
+        return gain.to(gradient).view(-1, *[1] * (gradient.ndim - 1)) * gradient
+
+    def work(self, old: Look, length: float) -> Tensor:
+        """Jarzynski's dA over the step just made, of that length in time, by the trapezoidal rule: ``(B, N)``."""
+        low, high = self.gains[:, self.index - 1, None], self.gains[:, self.index, None]
+        reward = 0.5 * (precise(old.value) + precise(self.look.value)).view(self.shape)
+        work = scale_log(high - low, reward)
+        for gain, look in ((low, old), (high, self.look)):
+            if look.rate is not None:
+                work = work + 0.5 * length * gain * precise(look.rate).view(self.shape)
+        return work

@@ -85,8 +85,10 @@ def path_calls(solver: FMTT, reward: Reward, jumps: JumpCalls | None = None) -> 
         known = kernel == "ancestral" and ahead.kind == "denoiser"
         if moves and solver.conjugate is not None and not known:
             forward += there[0]  # at the mean
-        if moves and kernel == "renoise" and gradients:
+        if moves and kernel in ("renoise", "heun") and gradients:  # at the mean, or at what was predicted
             forward, backward = forward + there[0], backward + there[1]
+        if moves and kernel == "heun" and ahead.kind != "denoiser":
+            forward += 1
     if solver.weights == "jarzynski" and ahead.kind == "none":
         forward += 1  # the velocity at the end, for the last trapezium
     return forward, backward

@@ -41,11 +41,14 @@ def check_settings(weights: str, kernel: str, proposal: str | Conjugate, resampl
     """Raise a ValueError for settings of FMTT that are unknown, out of range, or do not go together."""
     if weights not in ("twisted", "jarzynski", "none"):
         raise ValueError(f"there are no weights {weights!r}: choose 'twisted', 'jarzynski' or 'none'")
-    if weights == "jarzynski" and kernel != "sde" and kernel in KERNELS:
+    if weights == "jarzynski" and kernel not in ("sde", "heun") and kernel in KERNELS:
         raise ValueError(
             f"Jarzynski weights belong to the continuous dynamics, and the {kernel!r} steps are jumps, which they "
             "do not describe: pass weights='twisted', or kernel='sde'"
         )
+    if kernel == "heun" and weights != "jarzynski":
+        raise ValueError(f"the density of Heun's steps is not known, so that {weights!r} weights have nothing to "
+                         "compare with: pass weights='jarzynski', or kernel='sde'")
     if proposal not in ("gradient", "conjugate") and not isinstance(proposal, Conjugate):
         raise ValueError(f"there is no proposal {proposal!r}: choose 'gradient' or 'conjugate', or pass a "
                          "Conjugate with settings of its own")

@@ -23,7 +23,7 @@ from invflow.solvers._path_record import PathRecord, advise
 from invflow.solvers._settings import check_prior, check_settings, plain
 from invflow.solvers.base import Solver
 from invflow.solvers.conjugate import Conjugate, check_conjugate, find_spectrum
-from invflow.solvers.kernels import BaseStep, Diffusion, base_steps
+from invflow.solvers.kernels import BaseStep, Diffusion, HeunStep, base_steps
 from invflow.solvers.tilting import Grid, Look, LookAhead, Schedule, make_times, schedule_values
 
 __all__ = ["FMTT", "FMTTState"]
@@ -66,14 +66,16 @@ class FMTT(Solver):
         kernel: ``"sde"``, Euler-Maruyama of dx = (b + eps s) dt + sqrt(2 eps) dW with a last step along the flow;
             ``"ancestral"``, the steps of denoising diffusion models, one call each with the denoiser as look-ahead;
             or ``"renoise"``, jumps of the flow map after which noise is added back, whose marginals are exact for an
-            exact map at any number of steps. Jarzynski weights take the SDE only.
+            exact map at any number of steps. Jarzynski weights take the SDE, or its second-order steps, ``"heun"``, for
+            twice the calls, which no other weights take.
         proposal: ``"gradient"``; ``"conjugate"``; or a :class:`~invflow.solvers.conjugate.Conjugate` with settings.
         resample_threshold: share of N under which the effective sample size leads to resampling; 0 for never.
         resampling: ``"systematic"``, ``"stratified"``, ``"multinomial"``, ``"residual"`` or ``"ssp"``.
         schedule: ``"linear"`` for g(t) = t, ``"annealed"`` for a Gaussian likelihood whose variance shrinks to
-            sigma^2 (:class:`~invflow.solvers.tilting.AnnealedVariance` takes its spread), or an increasing g(t)
-            that ends at g(1) = 1.
-        diffusion: eps(t), zero at t = 1; a number c stands for c (1 - t). It sets v = 2 eps dt for both kernels.
+            sigma^2, by :class:`~invflow.solvers.tilting.AnnealedVariance` or, for separate modes,
+            :class:`~invflow.solvers.annealing.AnnealedCovariance`; or an increasing g(t) that ends at g(1) = 1.
+        diffusion: eps(t), zero at t = 1; a number c stands for c (1 - t), v = 2 eps dt. For modes that part early,
+            with renoising, :class:`~invflow.solvers.annealing.ReversalDiffusion`.
         time_grid: ``"uniform"``; ``"logit"``, even in log t / (1 - t), for data in many dimensions, whose modes part
             early; a function of the steps; or the times themselves, whose number then decides the steps.
         max_shift: greatest root mean square of a shift over the values of a state, in units of sqrt(v), the noise of
@@ -190,19 +192,20 @@ class FMTT(Solver):
         generator, size = as_generator(generator), self._size()
         x = self.prior.noise(n, generator=generator)
         for step in self.base_steps:
-            x = size.map(partial(step.mean, self.prior), x)
+            moved = size.map(partial(step.mean, self.prior), x)
             if step.variance > 0:
-                x = x + math.sqrt(step.variance) * self.prior.noise(n, generator=generator)
+                moved = moved + math.sqrt(step.variance) * self.prior.noise(n, generator=generator)
+            if isinstance(step, HeunStep):
+                moved = size.map(partial(step.correct_pair, self.prior), torch.stack([x, moved], dim=1))
+            x = moved
         return self._decode(x)
 
     def settings(self) -> dict[str, Any]:
         """Settings as plain values, kept with each posterior."""
-        return {"solver": self.name, "steps": self.steps, "look_ahead": self.look_ahead.kind,
-                "look_ahead_steps": self.look_ahead.jumps, "weights": self.weights, "kernel": self.kernel,
-                "proposal": plain(self.proposal),
-                "resample_threshold": self.resample_threshold, "resampling": self.resampling,
-                "schedule": plain(self.schedule), "diffusion": plain(self.diffusion),
-                "time_grid": plain(self.time_grid), "max_shift": plain(self.max_shift), "chunk_size": self.chunk_size}
+        names = ("steps", "weights", "kernel", "proposal", "resample_threshold", "resampling", "schedule", "diffusion",
+                 "time_grid", "max_shift", "chunk_size")
+        return {"solver": self.name, "look_ahead": self.look_ahead.kind, "look_ahead_steps": self.look_ahead.jumps,
+                **{name: plain(getattr(self, name)) for name in names}}
 
     # -- the steps -----------------------------------------------------------------------------------------------------
 
@@ -236,16 +239,16 @@ class FMTT(Solver):
     def _look(self, run: Run, chunk: Chunk, x: Tensor, index: int, *, at_mean: bool = False) -> Look:
         """Look ahead from a chunk at the time of that index, for no more than what the next step will use.
 
-        With ``at_mean``, from the means of a renoising step, for the gradient that shifts them.
+        With ``at_mean``, from the means of a renoising step or what Heun's predicts, for the gradient there.
         """
         ends = index == self.steps
         moves = not ends and self.base_steps[index].variance > 0
         pulls = chunk.reward.differentiable and bool((run.gains[:, index] > 0).any())
-        rate = self.weights == "jarzynski" and self.look_ahead.kind != "flow_map" and (
+        rate = self.weights == "jarzynski" and self.look_ahead.kind != "flow_map" and not at_mean and (
             not ends or self.look_ahead.kind == "none")
         gradient = at_mean or (self.kernel != "renoise" and moves and pulls and self.conjugate is None)
         look = self.look_ahead(chunk.reward, x, self.times[index], chunk.shape, gradient=gradient, rate=rate,
-                               velocity=self.kernel != "renoise" and not ends and not at_mean)
+                               velocity=self.kernel != "renoise" and not ends)
         if (bad := first_bad(look, x)) is not None:
             place = divmod(chunk.rows.start + bad[1], run.shape[1])
             raise not_finite(self.name, bad[0], f"step {index} of {self.steps} (t = {self.times[index]:.4g})", *place)
@@ -275,7 +278,7 @@ class FMTT(Solver):
         old, look = run.look, Look.cat(looks)
         run.x, run.look, run.index = torch.cat(moved), look, run.index + 1
         if self.weights == "jarzynski":
-            run.path = run.path + self._work(run, old)
+            run.path = run.path + run.work(old, step.end - step.start)
         else:
             run.path = run.path + torch.cat(ratios).view(run.shape)
         return torch.cat(capped).view(run.shape).mean(1)
@@ -288,6 +291,8 @@ class FMTT(Solver):
         ratio, capped = precise(x.new_zeros(len(x))), x.new_zeros(len(x))
         if step.variance > 0 and self.conjugate is not None:
             x, ratio = self._condition(run, step, chunk, x, known, noise[chunk.rows])
+        elif isinstance(step, HeunStep):
+            x = self._heun(run, step, chunk, x + math.sqrt(step.variance) * noise[chunk.rows], known)
         elif step.variance > 0:
             pushed = noise[chunk.rows]
             pull, capped = self._pull(run, step, chunk, x, known)
@@ -307,11 +312,19 @@ class FMTT(Solver):
         assert isinstance(chunk.reward, GaussianLikelihood)
         ahead = known.landing if self._is_martingale else self.look_ahead.land(mean, step.end)
         assert ahead is not None
-        gain = run.gains[:, run.index + 1].expand(run.shape[0])[chunk.observations]
         spectrum = None if run.spectrum is None else run.spectrum.select(chunk.observations)
         slope = self.conjugate.slope(self.look_ahead.kind, step.end)
-        return self.conjugate(chunk.reward, spectrum, gain, slope, mean, step.variance, self.prior.decode(ahead),
-                              noise, self.prior.decode_affine[0])
+        return self.conjugate(chunk.reward, spectrum, run.gain(chunk, run.index + 1), slope, mean, step.variance,
+                              self.prior.decode(ahead), noise, self.prior.decode_affine[0])
+
+    def _heun(self, run: Run, step: HeunStep, chunk: Chunk, predicted: Tensor, known: Look) -> Tensor:
+        """Heun's tilted step, from the prediction without a tilt."""
+        before = None if known.gradient is None else run.tilt(chunk, run.index, known.gradient)
+        if before is not None:
+            predicted = predicted + (step.end - step.start) * step.diffusion * before
+        ahead = self._look(run, chunk, predicted, run.index + 1, at_mean=True)
+        after = None if ahead.gradient is None else run.tilt(chunk, run.index + 1, ahead.gradient)
+        return step.correct(self.prior, run.x[chunk.rows], predicted, (known.velocity, ahead.velocity), (before, after))
 
     def _pull(self, run: Run, step: BaseStep, chunk: Chunk, mean: Tensor,
               known: Look) -> tuple[Tensor | None, Tensor]:
@@ -323,14 +336,12 @@ class FMTT(Solver):
             gradient = self._look(run, chunk, mean, index, at_mean=True).gradient
         if gradient is None:
             return None, mean.new_zeros(len(mean))
-        gain = run.gains[:, index].expand(run.shape[0])[chunk.observations].repeat_interleave(chunk.shape[1])
-        column = (-1, *[1] * (mean.ndim - 1))
-        pull = 0.5 * math.sqrt(step.variance) * gain.to(mean).view(column) * gradient
+        pull = 0.5 * math.sqrt(step.variance) * run.tilt(chunk, index, gradient)
         if self.weights == "jarzynski":
             return pull, mean.new_zeros(len(mean))
         length = pull.flatten(1).square().mean(dim=1).sqrt()
         scale = (self.max_shift / length.clamp(min=1e-30)).clamp(max=1.0)
-        return pull * scale.view(column), (scale < 1).to(mean)
+        return pull * scale.view(-1, *[1] * (mean.ndim - 1)), (scale < 1).to(mean)
 
     # -- the weights ---------------------------------------------------------------------------------------------------
 
@@ -340,17 +351,6 @@ class FMTT(Solver):
 
     def _log_weights(self, run: Run) -> Tensor:
         return run.path if self.weights == "jarzynski" else run.path + self._tilt(run)
-
-    def _work(self, run: Run, old: Look) -> Tensor:
-        """Jarzynski's dA over the step just made, by the trapezoidal rule: ``(B, N)``."""
-        low, high = run.gains[:, run.index - 1, None], run.gains[:, run.index, None]
-        reward = 0.5 * (precise(old.value) + precise(run.look.value)).view(run.shape)
-        work = scale_log(high - low, reward)
-        for gain, look in ((low, old), (high, run.look)):
-            if look.rate is not None:
-                half = 0.5 * (self.times[run.index] - self.times[run.index - 1])
-                work = work + half * gain * precise(look.rate).view(run.shape)
-        return work
 
     def _resample(self, run: Run, moves: bool) -> Tensor:
         """Resample those that need it, before a step whose noise parts the copies; returns which, ``(B,)``."""

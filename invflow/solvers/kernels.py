@@ -13,11 +13,11 @@ from torch import Tensor
 
 from invflow.flowmap import FlowMap
 
-__all__ = ["KERNELS", "AncestralStep", "BaseStep", "Diffusion", "EulerStep", "RenoiseStep", "base_steps"]
+__all__ = ["KERNELS", "AncestralStep", "BaseStep", "Diffusion", "EulerStep", "HeunStep", "RenoiseStep", "base_steps"]
 
 Diffusion: TypeAlias = "float | Callable[[float], float]"
 
-KERNELS = ("sde", "ancestral", "renoise")
+KERNELS = ("sde", "heun", "ancestral", "renoise")
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,56 @@ class EulerStep(BaseStep):
              landing: Tensor | None = None) -> Tensor:
         """x + dt (b + eps s), with the score from the velocity, s = (t b - x) / (1 - t)."""
         b = prior.velocity(x, self.start) if velocity is None else velocity
-        score = (self.start * b - x) / (1 - self.start)
-        return x + (self.end - self.start) * (b + self.diffusion * score)
+        return x + (self.end - self.start) * _drift(x, self.start, self.diffusion, b)
+
+
+@dataclass(frozen=True)
+class HeunStep(EulerStep):
+    r"""Heun's step of the same SDE: Euler-Maruyama predicts, the mean of the drifts at both ends corrects.
+
+    .. math:: \hat x = x + h F(t, x) + \sqrt{v} \xi, \quad
+        x' = x + \tfrac{h}{2} (F(t, x) + F(t', \hat x)) + \sqrt{v} \xi
+
+    with v = h (eps_t + eps_{t'}). Its law is of second order in h, since the noise is additive (Kloeden and Platen
+    1992, "Numerical Solution of Stochastic Differential Equations", section 15.1); it is no Gaussian kernel.
+
+    Attributes:
+        diffusion_end: eps at the end.
+    """
+
+    diffusion_end: float = 0.0
+
+    def correct(self, prior: FlowMap, x: Tensor, predicted: Tensor,
+                velocities: tuple[Tensor | None, Tensor | None] = (None, None),
+                tilts: tuple[Tensor | None, Tensor | None] = (None, None)) -> Tensor:
+        """The corrected state.
+
+        Args:
+            prior: the flow map.
+            x: ``(n, *state_shape)``, at the start.
+            predicted: ``(n, *state_shape)``, by Euler-Maruyama with the same noise and, where there are tilts, the
+                shift h eps grad r_t.
+            velocities: b at x and at what was predicted, if known already.
+            tilts: grad r_t there; None for none.
+
+        Returns:
+            ``(n, *state_shape)``.
+        """
+        ends = ((x, self.start, self.diffusion), (predicted, self.end, self.diffusion_end))
+        before, after = (
+            _drift(state, t, eps, prior.velocity(state, t) if b is None else b, tilt)
+            for (state, t, eps), b, tilt in zip(ends, velocities, tilts))
+        return predicted + 0.5 * (self.end - self.start) * (after - before)
+
+    def correct_pair(self, prior: FlowMap, pair: Tensor) -> Tensor:
+        """The corrected states without a tilt, of states and predictions side by side, ``(n, 2, *state_shape)``."""
+        return self.correct(prior, pair[:, 0], pair[:, 1])
+
+
+def _drift(x: Tensor, t: float, eps: float, b: Tensor, tilt: Tensor | None = None) -> Tensor:
+    """b + eps (s + grad r_t), with the score from the velocity, s = (t b - x) / (1 - t)."""
+    pull = (t * b - x) / (1 - t)
+    return b + eps * (pull if tilt is None else pull + tilt)
 
 
 @dataclass(frozen=True)
@@ -112,7 +160,7 @@ def base_steps(kernel: str, times: Sequence[float], diffusion: Diffusion) -> lis
     noise there is at its end, and which it adds where it jumps to u = 1. The noise of ancestral steps is their own.
 
     Args:
-        kernel: ``"sde"``, ``"ancestral"`` or ``"renoise"``.
+        kernel: ``"sde"``, ``"heun"``, ``"ancestral"`` or ``"renoise"``.
         times: increasing from 0 to 1.
         diffusion: eps(t), nonnegative, and zero at t = 1 for the SDE; a number c stands for c (1 - t). ``math.inf``
             lets every renoising step jump to u = 1. Not used by ancestral steps.
@@ -121,7 +169,8 @@ def base_steps(kernel: str, times: Sequence[float], diffusion: Diffusion) -> lis
         ValueError: for another kernel; for a diffusion that is negative, or does not vanish at 1.
     """
     if kernel not in KERNELS:
-        raise ValueError(f"there is no kernel {kernel!r}: choose 'sde' (Euler-Maruyama), 'ancestral' or 'renoise'")
+        raise ValueError(f"there is no kernel {kernel!r}: choose 'sde' (Euler-Maruyama), 'heun', 'ancestral' or "
+                         "'renoise'")
     steps: list[BaseStep] = []
     for start, end in itertools.pairwise(times):
         if kernel == "ancestral":
@@ -129,10 +178,14 @@ def base_steps(kernel: str, times: Sequence[float], diffusion: Diffusion) -> lis
             steps.append(AncestralStep(start, end, (1 - end) ** 2 * (1 - kept)))
             continue
         eps = float(diffusion(start)) if callable(diffusion) else diffusion * (1 - start)
-        if not eps >= 0 or (kernel == "sde" and math.isinf(eps)):
+        if not eps >= 0 or (kernel != "renoise" and math.isinf(eps)):
             raise ValueError(f"the diffusion eps is {eps} at t = {start:.4g}: it must be a number >= 0, finite but "
                              "for kernel='renoise'; the default is 1 - t, diffusion=1.0")
-        if kernel == "sde":
+        if kernel == "heun" and end < 1:
+            after = float(diffusion(end)) if callable(diffusion) else diffusion * (1 - end)
+            steps.append(HeunStep(start, end, (eps + after) * (end - start), eps, after))
+            continue
+        if kernel in ("sde", "heun"):  # the last step follows the flow
             eps = 0.0 if end == 1 else eps
             steps.append(EulerStep(start, end, 2 * eps * (end - start), eps))
             continue
@@ -140,7 +193,7 @@ def base_steps(kernel: str, times: Sequence[float], diffusion: Diffusion) -> lis
         variance = min(2 * eps * (end - start), left)
         share = math.sqrt(left - variance) / end  # (1 - u) / u
         steps.append(RenoiseStep(start, end, variance, end if variance == 0 else 1 / (1 + share)))
-    if kernel == "sde" and callable(diffusion) and abs(float(diffusion(1.0))) > 1e-6:
+    if kernel in ("sde", "heun") and callable(diffusion) and abs(float(diffusion(1.0))) > 1e-6:
         raise ValueError(f"the diffusion eps is {float(diffusion(1.0))} at t = 1, where it must vanish: the score "
                          "grows without bound there; multiply it by (1 - t)")
     return steps

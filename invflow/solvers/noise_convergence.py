@@ -23,6 +23,9 @@ _LEAST_SOLVED = 0.8  # of the draws of randomise-then-optimise
 _LEAST_MOVED = 0.5  # of the chains that start in them
 _LEAST_TURNS = 0.5  # of those chains, in quarter turns
 _MOST_MEMORY = 0.5  # of those chains, as a correlation
+# of A f between draws, in standard deviations of the noise: the log weights that a quadratic map is short of then
+# spread by about a third, a tenth of the draws in total variation
+_MOST_BEND = 0.2
 
 
 def mean_squared_residual(reward: Reward, images: Tensor, log_weights: Tensor, chunk_size: int) -> Tensor | None:
@@ -96,7 +99,8 @@ def judge_draws(diagnostics: Mapping[str, Tensor], objective: Tensor, ended: Ten
     deviations over the median is caught in a worse minimum than the others.
 
     Args:
-        diagnostics: of the run, each ``(B,)``: ``residual``, and ``k_hat`` where the draws are weighted.
+        diagnostics: of the run, each ``(B,)``: ``residual``, and ``k_hat`` where the draws are weighted, ``bend`` where
+            they are not.
         objective: ``(B, N)``, at the end.
         ended: ``(B, N)``, whether the optimiser ended by itself.
         reward: over B observations.
@@ -119,6 +123,15 @@ def judge_draws(diagnostics: Mapping[str, Tensor], objective: Tensor, ended: Ten
         uneven = effective_sample_size(log_weights) < _EVEN * objective.shape[1]
         seen.append((uneven & (k_hat > limit), f"the k-hat of the weights is {{:.2g}} (over {limit:.2g})", k_hat))
         advice = "take more draws, or correct those without weights by moves, invflow.NoiseSMC(prior, start='rto')"
+    elif "bend" in diagnostics:
+        bend = diagnostics["bend"]
+        # NaN, of a single draw, shows nothing and passes for nothing
+        seen.append((~(bend <= _MOST_BEND),
+                     f"A f bends by {{:.2g}} noise levels between the draws (over {_MOST_BEND}), so that the shares of "
+                     "different explanations are not the posterior's", bend))
+        if bool((share >= _LEAST_SOLVED).all()):
+            advice = ("pass weights=True for few measured values, correct the draws by moves, "
+                      "invflow.NoiseSMC(prior, start='rto'), or take them as an approximation")
     good, complaint = _verdict([*seen, *_see_residual(diagnostics, reward)], advice)
     return share, good, complaint
 

@@ -83,8 +83,9 @@ class NoiseRTO(Solver):
     Draws are independent and share no ancestor. Where A f is linear they are exact posterior draws. Elsewhere
     they are **an approximation** (also known as randomised maximum likelihood, Oliver, He, Reynolds 1996): they
     explain the measurement to the noise level and spread over its explanations, but the share that each explanation
-    gets is not the posterior's, and no weight corrects it. ``diagnostics["approximate"]`` says so. To correct them,
-    let them move: ``NoiseSMC(prior, start="rto")``.
+    gets is not the posterior's, and no weight corrects it. ``diagnostics["approximate"]`` says so, and ``converged``
+    is True only where the draws show A f to be linear between them (``bend``). To correct them, let them move:
+    ``NoiseSMC(prior, start="rto")``.
 
     With ``weights=True`` they are importance-weighted and converge to the posterior as N grows. The draws then
     solve, with the linearisation :math:`G_*` of :math:`A f / \sigma` held fixed at one point for each observation,
@@ -148,8 +149,9 @@ class NoiseRTO(Solver):
             observation: ``residual``, the mean squared residual of y itself in sigma^2; ``objective``,
             ``gradient_norm`` and ``iterations``, means over the draws; ``solved``, the share of draws whose
             optimiser ended as it should, at no worse a minimum than most; ``k_hat`` with ``weights``;
-            ``approximate``, whether the draws are an approximation; ``converged``, whether all of these are as
-            they should be, see the warning.
+            ``approximate``, whether the draws are an approximation; without weights ``bend``, how far A f is from
+            linear between the draws, see :meth:`bend`; ``converged``, whether all of these are as they should be,
+            see the warning: of draws without weights, only where they show A f to be linear.
 
         Raises:
             TypeError: for a reward that is no Gaussian likelihood.
@@ -164,8 +166,9 @@ class NoiseRTO(Solver):
             calls = [scopes.enter_context(module.count()) for module in counted]
             draws = self.draw(reward, num_samples, generator=generator, progress=progress)
             images = ChunkSize(self.chunk_size, "NoiseRTO").map(self.prior.one_step, draws.noise.flatten(0, 1))
-        images = images.unflatten(0, draws.objective.shape)
-        diagnostics, complaint = self.examine(draws, images, reward)
+            images = images.unflatten(0, draws.objective.shape)
+            bend = None if self.weights else self.bend(draws.noise, images, cast(GaussianLikelihood, reward))
+        diagnostics, complaint = self.examine(draws, images, reward, bend)
         if complaint is not None:
             warnings.warn(complaint, stacklevel=3)  # over the decorator
         rows = draws.objective.numel()
@@ -282,7 +285,35 @@ class NoiseRTO(Solver):
             optimiser.step()
         return Linearisation.at(problem, optimiser.point.view_as(zero))
 
-    def examine(self, draws: Draws, images: Tensor, reward: Reward) -> tuple[dict[str, Any], str | None]:
+    @torch.no_grad()
+    def bend(self, noise: Tensor, images: Tensor, likelihood: GaussianLikelihood) -> Tensor:
+        r"""How far the scaled measurement h = A f / sigma is from linear between the draws.
+
+        Draws are exact where h is linear, and are known to be no further than they show it to be: the root mean square,
+        over pairs of draws, of :math:`|h((z + z') / 2) - (h(z) + h(z')) / 2|`, which is zero if h is linear in their
+        convex hull. A pair in two modes with something else between them bends by their distance in units of the noise.
+        One call forward for each draw.
+
+        Args:
+            noise: ``(B, N, *state_shape)``, of the draws.
+            images: ``(B, N, *image_shape)``, theirs.
+            likelihood: of the B observations.
+
+        Returns:
+            ``(B,)``, in float64; NaN of a single draw, which shows nothing.
+        """
+        if noise.shape[1] < 2:
+            return torch.full((len(noise),), torch.nan, dtype=torch.float64, device=noise.device)
+        middle = 0.5 * (noise + noise.roll(1, 1))
+        between = ChunkSize(self.chunk_size, "NoiseRTO").map(self.prior.one_step, middle.flatten(0, 1))
+        ends, observed = likelihood.predict(images), likelihood.operator.observed()
+        second = likelihood.predict(between.unflatten(0, noise.shape[:2])) - 0.5 * (ends + ends.roll(1, 1))
+        if observed is not None:
+            second = torch.where(observed[:, None], second, 0.0)
+        return precise(second).flatten(2).square().sum(2).mean(1).sqrt() / precise(likelihood.sigma)
+
+    def examine(self, draws: Draws, images: Tensor, reward: Reward,
+                bend: Tensor | None = None) -> tuple[dict[str, Any], str | None]:
         """Diagnostics of draws with their images ``(B, N, *image_shape)``, and a warning or None."""
         weights = torch.zeros_like(draws.objective) if draws.log_weights is None else draws.log_weights
         diagnostics: dict[str, Any] = {
@@ -294,6 +325,8 @@ class NoiseRTO(Solver):
         diagnostics["residual"] = residual
         if draws.log_weights is not None:
             diagnostics["k_hat"] = pareto_k_hat(draws.log_weights)
+        if bend is not None:
+            diagnostics["bend"] = bend
         verdict = judge_draws(diagnostics, draws.objective, draws.converged, reward,
                               log_weights=draws.log_weights)
         diagnostics["solved"], diagnostics["converged"], complaint = verdict

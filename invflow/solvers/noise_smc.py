@@ -85,7 +85,8 @@ class NoiseSMC(Solver):
         moves: ``"crank-nicolson-langevin"``, ``"hamiltonian"`` or ``"preconditioned-hamiltonian"``;
             ``"crank-nicolson"`` or ``"elliptical-slice"``, which need no gradient. None: the first for differentiable
             rewards, else ``"crank-nicolson"``; the third with a start by randomise-then-optimise.
-        num_moves: moves of each particle at each temperature, at least 0.
+        num_moves: moves of each particle at each temperature, at least 0 (few of them at many temperatures beat many
+            at few); None: 6, or 10 with a start by randomise-then-optimise.
         leapfrog_steps: of each Hamiltonian move, calls forward and backward; None: 40 with a start by
             randomise-then-optimise, else 10.
         num_adaptations: moves before step size and metric are frozen, with a start by randomise-then-optimise.
@@ -115,14 +116,15 @@ class NoiseSMC(Solver):
     """
 
     def __init__(self, prior: FlowMap, *, proposal: NoiseProposal | None = None, start: str | NoiseRTO = "prior",
-                 moves: str | None = None, num_moves: int = 10, leapfrog_steps: int | None = None,
-                 num_adaptations: int = 3, ess_threshold: float = 0.5, acceptance: float | str | None = "best",
+                 moves: str | None = None, num_moves: int | None = None, leapfrog_steps: int | None = None,
+                 num_adaptations: int = 3, ess_threshold: float = 0.9, acceptance: float | str | None = "best",
                  step_size: float = 0.5, temperatures: Sequence[float] | None = None, resampling: str = "systematic",
-                 chunk_size: int = 256, max_temperatures: int = 200) -> None:
+                 chunk_size: int = 256, max_temperatures: int = 400) -> None:
         check_prior_and_proposal(prior, proposal)
         for kind, name, known in (("moves", moves, MOVES), ("resampling", resampling, RESAMPLERS)):
             if name is not None and name not in known:
                 raise ValueError(f"{kind}={name!r} is not known: {nearest(name, list(known))}")
+        num_moves = (6 if start == "prior" else 10) if num_moves is None else num_moves
         leapfrog_steps = (10 if start == "prior" else 40) if leapfrog_steps is None else leapfrog_steps
         if num_moves < 0 or min(chunk_size, max_temperatures, leapfrog_steps) < 1 or num_adaptations < 0:
             raise ValueError(f"num_moves={num_moves} and num_adaptations={num_adaptations} must be at least 0, "
@@ -173,8 +175,7 @@ class NoiseSMC(Solver):
         start, generator = time.perf_counter(), as_generator(generator)
         trace: list[tuple[Tensor, ...]] = []
         record = ChainRecord(self.leapfrog_steps if isinstance(self._move(reward), Hamiltonian) else 1)
-        with ExitStack() as scopes, tqdm(disable=not progress, desc="NoiseSMC", unit="temperature",
-                                         delay=2) as bar:
+        with ExitStack() as scopes, tqdm(disable=not progress, desc="NoiseSMC", unit="temperature", delay=2) as bar:
             counted = [m for m in (self.prior, self.proposal) if isinstance(m, Countable)]
             calls = [scopes.enter_context(module.count()) for module in counted]
             draws = None if self.start == "prior" else self._draw(reward, num_samples, generator, progress)
@@ -231,9 +232,8 @@ class NoiseSMC(Solver):
         yield from self._run(reward, num_samples, draws, generator)
 
     def _draw(self, reward: Reward, num_samples: int, generator: torch.Generator | None, progress: bool) -> Draws:
-        start = self.start
-        if not isinstance(start, NoiseRTO):
-            start = NoiseRTO(self.prior, proposal=self.proposal, chunk_size=self.chunk_size)
+        start = self.start if isinstance(self.start, NoiseRTO) else NoiseRTO(
+            self.prior, proposal=self.proposal, chunk_size=self.chunk_size)
         return start.draw(reward, num_samples, generator=generator, progress=progress)
 
     def _run(self, reward: Reward, num_samples: int, draws: Draws | None,

@@ -42,7 +42,7 @@ def check_prior_and_proposal(prior: object, proposal: object) -> None:
                             "propose(reward): pass an invflow.Adapter, such as vfm.adapter")
         proposal.check_map(prior)
         if getattr(proposal, "turned", False):
-            raise ValueError(f"a {type(proposal).__name__} proposes noise in coordinates of its own, and the solvers in "
+            raise ValueError(f"a {type(proposal).__name__} proposes noise in coordinates of its own; the solvers in "
                              "noise space take Gaussians that are diagonal in the state's: leave out proposal, or use "
                              "VFM(prior, adapter, importance=True)")
 

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from invflow.flowmap import FlowMap, Time, expand_time
 from invflow.reward import Reward
+from invflow.solvers.annealing import AnnealedCovariance
 from invflow.solvers.kernels import BaseStep
 
 __all__ = ["AnnealedVariance", "BaseStep", "Grid", "Look", "LookAhead", "Schedule", "logit_grid", "make_times",
            "schedule_values", "uniform_grid"]
 
 Grid: TypeAlias = "str | Sequence[float] | Callable[[int], Sequence[float]]"
-Schedule: TypeAlias = "str | Callable[[float], float] | AnnealedVariance"
+Schedule: TypeAlias = "str | Callable[[float], float] | AnnealedVariance | AnnealedCovariance"
 
 LOOK_AHEADS = ("flow_map", "denoiser", "none")
 
@@ -124,7 +125,8 @@ def schedule_values(schedule: Schedule, times: Sequence[float], reward: Reward, 
 
     Args:
         schedule: ``"linear"`` for g(t) = t; ``"annealed"``, an :class:`AnnealedVariance` with the spread of data of
-            unit variance in state space; one with another spread; or a function g of t.
+            unit variance in state space; one with another spread; an
+            :class:`~invflow.solvers.annealing.AnnealedCovariance`; or a function g of t.
         times: increasing, ending at 1.
         reward: with a noise level ``sigma`` where the schedule is annealed.
         prior: whose affine decoding gives the spread of ``"annealed"``.
@@ -152,6 +154,8 @@ def schedule_values(schedule: Schedule, times: Sequence[float], reward: Reward, 
             )
         level = sigma.detach().cpu().double()
         values = torch.stack([schedule(t, level, known) for t in times], dim=1)
+    elif isinstance(schedule, AnnealedCovariance):
+        values = schedule.values(times, reward, 1.0 if prior.decode_affine is None else prior.decode_affine[0], known)
     else:
         values = torch.tensor([[float(schedule(t)) for t in times]], dtype=torch.float64)
     ends_at_one = bool(((values[:, -1] - 1).abs() < 1e-6).all())

@@ -66,9 +66,9 @@ def solvers(prior: invflow.FlowMap, adapter: invflow.Adapter | None, rows: int,
                                 chunk_size=rows)
 
     return {
-        "plain": lambda: invflow.NoiseSMC(prior, proposal=adapter, chunk_size=rows),
+        "plain": lambda: invflow.NoiseSMC(prior, proposal=adapter, num_moves=10, ess_threshold=0.5, chunk_size=rows),
         "tempered": lambda: invflow.NoiseSMC(prior, proposal=adapter, moves="preconditioned-hamiltonian",
-                                             leapfrog_steps=15, num_moves=1, chunk_size=rows),
+                                             leapfrog_steps=15, num_moves=1, ess_threshold=0.5, chunk_size=rows),
         "rto": lambda: from_rto(3), "reference": lambda: from_rto(30),
     }
 

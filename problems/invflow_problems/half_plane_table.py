@@ -37,6 +37,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "twisted": {},
     "twisted, renoise": {"kernel": "renoise"},
     "jarzynski": {"weights": "jarzynski"},
+    "jarzynski, heun": {"weights": "jarzynski", "kernel": "heun"},
     "no resampling": {"weights": "jarzynski", "resample_threshold": 0.0},
 }
 FIELDS = ("configuration", "look_ahead", "steps", "seed", "share", "reward", "plain_share", "plain_reward",

@@ -219,7 +219,8 @@ def evaluate_dimension(prior: str, d: int, method: str, *, particles: int = WEIG
     settings = WEIGHT_METHODS[method]
     solver: Solver
     if settings is None:
-        solver = NoiseSMC(mixture, moves="crank-nicolson-langevin", num_moves=3, chunk_size=10**6)
+        solver = NoiseSMC(mixture, moves="crank-nicolson-langevin", num_moves=3, ess_threshold=0.5,
+                          chunk_size=10**6)
     else:
         solver = FMTT(mixture, steps=steps, resample_threshold=0.0, schedule=AnnealedVariance(SPREAD),
                       chunk_size=10**6, **settings)
