@@ -1,32 +1,42 @@
-"""Image data sets as tensors: IDX files (MNIST, Fashion-MNIST), CIFAR-10's binary files, image folders."""
+"""Image data sets as tensors: IDX files (MNIST, Fashion-MNIST), CIFAR-10's binary files or sheets, image folders."""
 
 from __future__ import annotations
 
 import gzip
 import math
 import os
+import shutil
 import struct
+import tarfile
+import warnings
 import zlib
 from io import BufferedReader
 from pathlib import Path
-from typing import Literal, overload
+from typing import IO, Literal, overload
 
 import torch
 from torch import Tensor
 
 from invflow.imageio import fit_to, read_image
+from invflow.pretrained import parse_json, write_atomically
 
 __all__ = ["DOWNLOADS", "IMAGE_SUFFIXES", "cache_folder", "load_images", "read_idx"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
-#: data sets that are fetched by name, and the torchvision class that knows their addresses and checksums
-DOWNLOADS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
+#: data sets that are fetched by name, and the folder that their files are kept in: for all but CIFAR-10 the torchvision
+#: class that knows their addresses and checksums
+DOWNLOADS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST",
+             "cifar10": "cifar-10-batches-bin"}
+#: the author's own archive of the binary version, with the checksum that stands beside it on his page. torchvision's
+#: class is of no use here: it downloads pickles, which may run code as they are read
+_CIFAR_ARCHIVE = ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530")
 
 _MOST_PACKED = 1100  # bytes that a byte of a gzip file can stand for, a little over what deflate reaches
 
 _SPLITS = {"train": "train", "test": "t10k"}
-_CIFAR_FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
+_CIFAR_FILES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+_CIFAR_SIDE = 32
 
 
 @overload
@@ -45,13 +55,16 @@ def load_images(path: str | os.PathLike[str], split: str = "train", labels: bool
 
     What the folder holds decides how it is read: IDX files (``train-images-idx3-ubyte``,
     ``t10k-images-idx3-ubyte`` and their labels, as such or ending in ``.gz``, in the folder or in its ``raw``
-    folder); CIFAR-10's binary files (``data_batch_1.bin``, ...); else image files, in ``<folder>/<split>``,
+    folder); CIFAR-10's binary files (``data_batch_1.bin``, ...), or the same names ending in ``.png`` for sheets of
+    1024 pixels across, each row of which is one image of 32 x 32 pixels, with labels in ``train_labels.json`` and
+    ``test_labels.json`` if they are there; else image files, in ``<folder>/<split>``,
     or, for the split ``train``, in the folder itself. Image files may lie in one folder for each class, which
     then gives the labels, in alphabetical order.
 
     Args:
         path: a folder, or one of the names in :data:`DOWNLOADS`, whose official files are then downloaded
-            once (by torchvision, checksums verified) into :func:`cache_folder`.
+            once (checksums verified) into :func:`cache_folder`. Of CIFAR-10 this is the binary version: pickles are
+            never read.
         split: ``"train"`` or ``"test"``.
         labels: return the labels too.
         dtype: a floating-point type for values in [0, 1], or ``torch.uint8`` for the raw values in [0, 255].
@@ -82,7 +95,7 @@ def load_images(path: str | os.PathLike[str], split: str = "train", labels: bool
         folder = _download(str(path))
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{str(path)!r} is not a folder: pass a folder that holds IDX files, CIFAR-10 binary files or "
+            f"{str(path)!r} is not a folder: pass a folder that holds IDX files, CIFAR-10's binary files or sheets, or "
             f"image files, or a name to download, one of {', '.join(sorted(DOWNLOADS))}"
         )
     images, targets = _load_folder(folder, split, size, channels)
@@ -106,17 +119,45 @@ def cache_folder() -> Path:
 def _download(name: str) -> Path:
     root = cache_folder() / name
     try:
-        import torchvision.datasets
+        if name == "cifar10":
+            _download_cifar(root)
+        else:
+            import torchvision.datasets
 
-        dataset = getattr(torchvision.datasets, DOWNLOADS[name])
-        for train in (True, False):
-            dataset(root=str(root), train=train, download=True)
-    except (ImportError, OSError, RuntimeError) as error:
+            dataset = getattr(torchvision.datasets, DOWNLOADS[name])
+            for train in (True, False):
+                dataset(root=str(root), train=train, download=True)
+    except (ImportError, OSError, RuntimeError, tarfile.TarError, KeyError) as error:
+        known = f"unpacked from {_CIFAR_ARCHIVE[0]}" if name == "cifar10" else "such as train-images-idx3-ubyte.gz"
         raise FileNotFoundError(
             f"{name!r} is no folder here and could not be downloaded ({error}): pass the folder that "
-            "holds the official files, such as train-images-idx3-ubyte.gz"
+            f"holds the official files, {known}"
         ) from error
     return root / DOWNLOADS[name]
+
+
+def _download_cifar(root: Path) -> None:
+    """Fetch the archive, and of its members the six files of images alone."""
+    from torchvision.datasets.utils import download_url
+
+    folder = root / DOWNLOADS["cifar10"]
+    names = [f"{stem}.bin" for stems in _CIFAR_FILES.values() for stem in stems]
+    if all((folder / name).is_file() for name in names):
+        return
+    address, checksum = _CIFAR_ARCHIVE
+    download_url(address, str(root), md5=checksum)
+    with tarfile.open(root / Path(address).name) as archive:
+        for name in names:
+            member = archive.extractfile(f"{folder.name}/{name}")
+            if member is None:
+                raise OSError(f"{name} in the archive is no file")
+            with member:
+                write_atomically(folder / name, lambda path: _copy(member, path))  # noqa: B023
+
+
+def _copy(source: IO[bytes], path: str) -> None:
+    with open(path, "wb") as file:
+        shutil.copyfileobj(source, file)
 
 
 def _load_folder(folder: Path, split: str, size: int | None,
@@ -128,12 +169,13 @@ def _load_folder(folder: Path, split: str, size: int | None,
         for name in idx_names:
             if (place / name).is_file():
                 return _load_idx_pair(place / name)
-    for place in (folder, folder / "cifar-10-batches-bin"):
-        found = [name for name in cifar_names if (place / name).is_file()]
-        if found and len(found) < len(cifar_names):
-            raise FileNotFoundError(f"{place} has {found} but not {sorted(set(cifar_names) - set(found))}")
+    for place, end in ((folder, ".bin"), (folder / "cifar-10-batches-bin", ".bin"), (folder, ".png")):
+        files = [place / (name + end) for name in cifar_names]
+        found = [file.name for file in files if file.is_file()]
+        if found and len(found) < len(files):
+            raise FileNotFoundError(f"{place} has {found} but not {[f.name for f in files if f.name not in found]}")
         if found:
-            return _load_cifar([place / name for name in cifar_names])
+            return _load_cifar(files) if end == ".bin" else _load_sheets(files, split)
     # a flat folder is training data: were it also the test split, nobody would notice
     place = folder if split == "train" and not (folder / split).is_dir() else folder / split
     files = sorted(f for f in place.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
@@ -142,7 +184,8 @@ def _load_folder(folder: Path, split: str, size: int | None,
     if not files:
         raise FileNotFoundError(
             f"no images of the split {split!r} in {folder}. Looked for the IDX files {', '.join(idx_names)} "
-            f"(also in raw/), CIFAR-10's {', '.join(cifar_names)} (also in cifar-10-batches-bin/), and image "
+            f"(also in raw/), CIFAR-10's {', '.join(name + '.bin' for name in cifar_names)} (also in "
+            f"cifar-10-batches-bin/) or the same ending in .png, and image "
             f"files ({', '.join(IMAGE_SUFFIXES)}) in {place}"
         )
     return _load_files(files, place, size, channels)
@@ -214,7 +257,7 @@ def _load_idx_pair(path: Path) -> tuple[Tensor, Tensor | None]:
 
 
 def _load_cifar(paths: list[Path]) -> tuple[Tensor, Tensor]:
-    row = 1 + 3 * 32 * 32
+    row = 1 + 3 * _CIFAR_SIDE**2
     rows = []
     for path in paths:
         data = path.read_bytes()
@@ -226,7 +269,45 @@ def _load_cifar(paths: list[Path]) -> tuple[Tensor, Tensor]:
     if greatest > 9:
         raise ValueError(f"{paths[0].parent} holds labels up to {greatest}, but CIFAR-10 has ten classes: its files "
                          "are damaged, or others")
-    return table[:, 1:].reshape(-1, 3, 32, 32).clone(), table[:, 0].long()
+    return table[:, 1:].reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE).clone(), table[:, 0].long()
+
+
+def _load_sheets(paths: list[Path], split: str) -> tuple[Tensor, Tensor | None]:
+    """Sheets of which each row of pixels is an image, row after row of it, and the labels beside them."""
+    images = torch.cat([_read_sheet(path) for path in paths])
+    # the spelling of the package that this layout is known from comes second
+    for path in (paths[0].with_name(f"{split}_{word}.json") for word in ("labels", "lables")):
+        if path.is_file():
+            try:
+                values = parse_json(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{path} is no JSON ({error}): it holds a list of labels") from error
+            known = isinstance(values, list) and all(type(v) is int and 0 <= v <= 9 for v in values)
+            if not known or len(values) != len(images):
+                what = f"{len(values)} of them" if known else "something else"
+                raise ValueError(f"{path} must hold {len(images)} labels from 0 to 9, one an image, not {what}")
+            return images, torch.tensor(values)
+    return images, None
+
+
+def _read_sheet(path: Path) -> Tensor:
+    from PIL import Image
+
+    width = _CIFAR_SIDE**2
+    try:
+        with warnings.catch_warnings():
+            # a small file that declares a huge image is an error, before anything of that size is made
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("PNG",)) as sheet:
+                mode, size = sheet.mode, sheet.size
+                data = sheet.tobytes() if mode == "RGB" and size[0] == width else b""
+    except Exception as error:  # on damaged files Pillow fails with errors of any kind
+        raise ValueError(f"{path} is no PNG that can be read: {error}") from error
+    if not data:
+        raise ValueError(f"{path} is no sheet of CIFAR-10, colour and {width} pixels across, one image a row: it is "
+                         f"{size[0]} x {size[1]} of mode {mode}")
+    values = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return values.reshape(-1, _CIFAR_SIDE, _CIFAR_SIDE, 3).permute(0, 3, 1, 2).contiguous()
 
 
 def _load_files(files: list[Path], root: Path, size: int | None,

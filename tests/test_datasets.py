@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import io
+import json
 import math
 import struct
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +79,102 @@ def test_cifar_binary_files(tmp_path):
     (folder / "data_batch_5.bin").unlink()
     with pytest.raises(FileNotFoundError, match="data_batch_5"):
         load_images(tmp_path)
+
+
+def write_sheets(folder: Path, images: torch.Tensor, stems: list[str]) -> None:
+    """Each image a row of 1024 pixels, the images shared out evenly among files."""
+    for stem, part in zip(stems, images.chunk(len(stems)), strict=True):
+        rows = part.permute(0, 2, 3, 1).reshape(len(part), 1024, 3)
+        Image.fromarray(rows.numpy()).save(folder / f"{stem}.png")
+
+
+TRAIN_SHEETS = [f"data_batch_{i}" for i in range(1, 6)]
+
+
+def test_cifar_sheets(tmp_path):
+    images, test = pixels(10, 3, 32, 32), pixels(3, 3, 32, 32, seed=1)
+    write_sheets(tmp_path, images, TRAIN_SHEETS)
+    write_sheets(tmp_path, test, ["test_batch"])
+    found = load_images(tmp_path, dtype=torch.uint8)
+    assert torch.equal(found, images)
+    assert found.is_contiguous()
+    torch.testing.assert_close(load_images(tmp_path, "test"), test.float() / 255)
+    with pytest.raises(ValueError, match="no labels"):
+        load_images(tmp_path, labels=True)
+    # a channel is a channel, a row a row: one green pixel in the upper right corner of the first image
+    sheet = torch.zeros(1, 1024, 3, dtype=torch.uint8)
+    sheet[0, 31, 1] = 255
+    Image.fromarray(sheet.numpy()).save(tmp_path / "test_batch.png")
+    assert load_images(tmp_path, "test")[0].nonzero().tolist() == [[1, 0, 31]]
+
+
+@pytest.mark.parametrize("word", ["labels", "lables"])
+def test_labels_of_cifar_sheets(tmp_path, word):
+    write_sheets(tmp_path, pixels(10, 3, 32, 32), TRAIN_SHEETS)
+    labels = pixels(10, seed=1) % 10
+    path = tmp_path / f"train_{word}.json"
+    path.write_text(json.dumps(labels.tolist()))
+    assert torch.equal(load_images(tmp_path, labels=True)[1], labels.long())
+    for text, message in [("[1, 2]", "10 labels.*2 of them"), (json.dumps([10] * 10), "from 0 to 9.*something else"),
+                          (json.dumps([True] * 10), "something else"), ('{"a": 1}', "something else"),
+                          ("[1,", "no JSON"), ("[" * 100000, "no JSON")]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_images(tmp_path, labels=True)
+
+
+def test_sheets_that_are_none(tmp_path):
+    write_sheets(tmp_path, pixels(10, 3, 32, 32), TRAIN_SHEETS)
+    path = tmp_path / "data_batch_3.png"
+    whole = path.read_bytes()
+    for data, message in [(whole[: len(whole) // 2], "no PNG that can be read"), (b"hello", "no PNG that can be read")]:
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=rf"data_batch_3\.png is {message}"):
+            load_images(tmp_path)
+    for image in (Image.new("RGB", (1000, 2)), Image.new("L", (1024, 2)), Image.new("RGBA", (1024, 2))):
+        image.save(path)
+        with pytest.raises(ValueError, match=rf"1024 pixels across.*{image.width} x 2 of mode {image.mode}"):
+            load_images(tmp_path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"not \['data_batch_3\.png'\]"):
+        load_images(tmp_path)
+
+
+def test_cifar_is_downloaded_as_bytes_and_never_as_pickles(tmp_path, monkeypatch):
+    utils = pytest.importorskip("torchvision.datasets.utils")
+    rows = torch.cat([pixels(6, seed=1)[:, None] % 10, pixels(6, 3072)], 1)
+    calls = []
+
+    def download(url, root, md5):
+        calls.append((url, md5))
+        members = [f"cifar-10-batches-bin/{stem}.bin" for stem in [*TRAIN_SHEETS, "test_batch"]]
+        Path(root).mkdir(parents=True, exist_ok=True)
+        with tarfile.open(Path(root) / Path(url).name, "w:gz") as archive:
+            for name, row in zip([*members, "../escaped.bin"], [*rows, rows[0]], strict=True):
+                data, member = bytes(row.tolist()), tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+
+    monkeypatch.setattr(utils, "download_url", download)
+    monkeypatch.setenv("INVFLOW_DATA", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    images, labels = load_images("cifar10", labels=True, dtype=torch.uint8)
+    assert torch.equal(images, rows[:5, 1:].reshape(-1, 3, 32, 32))
+    assert torch.equal(labels, rows[:5, 0].long())
+    assert torch.equal(load_images("cifar10", "test", dtype=torch.uint8), rows[5:, 1:].reshape(-1, 3, 32, 32))
+    assert len(calls) == 1
+    assert "binary" in calls[0][0]
+    assert len(calls[0][1]) == len(hashlib.md5(b"").hexdigest())
+    assert not list(tmp_path.rglob("escaped.bin"))
+    for file in (tmp_path / "cache").rglob("*.bin"):
+        file.unlink()
+
+    def broken(url, root, md5):
+        (Path(root) / Path(url).name).write_bytes(b"no archive")
+
+    monkeypatch.setattr(utils, "download_url", broken)
+    with pytest.raises(FileNotFoundError, match=r"(?s)could not be downloaded.*unpacked from .*cifar-10-binary"):
+        load_images("cifar10")
 
 
 def test_a_flat_folder_of_images(tmp_path):

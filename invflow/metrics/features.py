@@ -64,8 +64,8 @@ def inception_features(images: Tensor, weights: str | os.PathLike[str] | None = 
 
     Args:
         images: ``(n, 1 or 3, H, W)``, nominally in [0, 1]; clipped, and scaled to 299 x 299.
-        weights: a safetensors file; None looks for ``inception_v3_google-0cc3c7bd.safetensors`` in the checkpoint
-            folder of ``torch.hub``.
+        weights: a safetensors file, or a folder that holds ``inception_v3_google-0cc3c7bd.safetensors``; None looks
+            for that in the checkpoint folder of ``torch.hub``.
         chunk_size: images at a time.
 
     Returns:
@@ -77,8 +77,9 @@ def inception_features(images: Tensor, weights: str | os.PathLike[str] | None = 
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"inception_features takes images (n, 1 or 3, H, W), not {tuple(images.shape)}")
-    default = Path(torch.hub.get_dir()) / "checkpoints" / f"{_INCEPTION}.safetensors"
-    path = default if weights is None else Path(weights)
+    path = Path(torch.hub.get_dir()) / "checkpoints" if weights is None else Path(weights)
+    if weights is None or path.is_dir():
+        path = path / f"{_INCEPTION}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
             f"no Inception weights at {str(path)!r}: help(inception_features) tells how to make the file of "

@@ -85,9 +85,11 @@ def card(name: str, stages: list[tuple[str, Path]], evaluation: dict[str, Any] |
                   + ". Averages over the last twenty logged steps: "
                   + ", ".join(f"{key} {v:.3g}" for key, v in shown.items()) + "."]
     told = _evaluation(evaluation, vfm=name.endswith("-vfm")) if evaluation else []
-    if told:
-        lines += ["", f"Measured by `python -m invflow_problems.image_table {data} --steps 1` (100 test images, "
-                  "64 samples, seed 0):", "", *told]
+    if evaluation and told:
+        count, samples = evaluation.get("observations", 100), evaluation.get("samples", 64)
+        changed = f" --samples {samples}" if samples != 64 else ""
+        lines += ["", f"Measured by `python -m invflow_problems.image_table {data} --steps 1{changed}` ({count} test "
+                  f"images, {samples} samples, seed 0):", "", *told]
     if notes:
         lines += ["", notes.strip()]
     return "\n".join(lines) + "\n"
@@ -108,7 +110,7 @@ def _evaluation(results: dict[str, Any], vfm: bool) -> list[str]:
             ("residual", 2, "residual"))]
         if all("stationary linear" in table for table in tables.values()):  # what the adapter begins at
             columns.insert(0, ("stationary linear", "psnr", 2, "PSNR of the linear estimate"))
-        lines += ["", "| problem | " + " | ".join(heading for *_, heading in columns) + " |",
+        lines += [*([""] if lines else []), "| problem | " + " | ".join(heading for *_, heading in columns) + " |",
                   "|---" * (len(columns) + 1) + "|"]
         for task, table in tables.items():
             lines.append(f"| {task} | " + " | ".join(f"{table[row][key][0]:.{d}f} ± {table[row][key][1]:.{d}f}"

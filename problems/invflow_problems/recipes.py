@@ -136,7 +136,8 @@ def _train_photo_vfm(run: Run) -> VFM:
         prior = load_prior(run.prior)
     else:
         mean, std, spectrum = stationary_statistics(crops(SAMPLE // 4, seeded(run.settings.seed, 0, -3)), (0.5, 0.5))
-        prior = NeuralFlowMap(PHOTO_SHAPE, network="none", skip="spectral", mean=mean, std=std, spectrum=spectrum)
+        prior = NeuralFlowMap(PHOTO_SHAPE, network="none", skip="spectral", mean=mean, std=std, spectrum=spectrum,
+                              generator=seeded(run.settings.seed, 0, -2))
     return train_vfm(crops, prior, photo_problems(), run.settings, run.folder, options=PHOTO_ADAPTER, adapter=adapter,
                      frozen=True, level_power=0.0, model_error=True, score=PHOTO_SCORE, progress=run.progress,
                      stop_at=run.stop_at)
