@@ -183,7 +183,7 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
         what = problem
     else:
         solver_name = solver_name or "vfm"
-        solver = solver_by_name(solver_name, prior or _usual_prior(task), **settings)
+        solver = solver_by_name(solver_name, prior or _usual_prior(task, solver_name), **settings)
         own = task.pose(solver, generator, _say)
         truth, likelihood = own.truth, own.likelihood
         what = f"{task.file.name}, {task.operator}"
@@ -213,7 +213,7 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
     typer.echo("\nwrote " + ", ".join(str(file) for file in files))
 
 
-def _usual_prior(task: ImageTask) -> str:
+def _usual_prior(task: ImageTask, solver_name: str) -> str:
     """The prior for a file when none is named: photographs, unless it is as small as a digit or is to be made so."""
     from PIL import Image, UnidentifiedImageError
 
@@ -222,7 +222,8 @@ def _usual_prior(task: ImageTask) -> str:
             side = max(image.size)
     except (OSError, UnidentifiedImageError, ValueError):  # no image: reading it will say so
         return "mnist"
-    prior = "mnist" if task.resize or side <= SMALL else "photos"
+    # the linear estimate's weights are tied to their size, and ship for digits alone
+    prior = "mnist" if task.resize or side <= SMALL or solver_name == "lmmse" else "photos"
     _say(f"no --prior was named: took {prior!r}")
     return prior
 

@@ -230,7 +230,9 @@ def test_jarzynski_weights_with_the_flow_map_at_many_steps() -> None:
 def test_noise_smc_and_the_closed_form() -> None:
     prior, reward = posed(steps=6)
     solver = NoiseSMC(prior, num_moves=2, chunk_size=10**6)
-    assert worst(estimates(solver, reward, 500), exact_values()) < 3
+    # 64 repeats: the standard error of 16 is itself so uncertain that three of them are passed every fiftieth time
+    each = torch.cat([estimates(solver, reward, 500, seed) for seed in (1, 2, 3, 4)])
+    assert worst(each, exact_values()) < 3
     evidence = solver.sample(reward, 500, generator=generator(2)).log_evidence
     assert evidence is not None
     ratio = (evidence - half_plane.tilted_expectations()["log evidence"]).exp()
