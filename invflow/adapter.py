@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from invflow.counting import Countable
 from invflow.nets.embedding import TimeEmbedding
-from invflow.neural import NeuralFlowMap, build_network, initialise
+from invflow.neural import NeuralFlowMap, build_network, initialise, resized_copy
 from invflow.pretrained import load_built, read_config, resolve_folder, save_module
 from invflow.reward import GaussianLikelihood, Reward
 
@@ -196,15 +195,7 @@ class Adapter(Countable):
         Raises:
             ValueError: for another number of channels, or an adapter that is tied to its size.
         """
-        shape = tuple(image_shape)
-        if shape == self.image_shape:
-            return self
-        if not self.resizable or len(shape) != 3 or shape[0] != self.image_shape[0]:
-            why = "" if self.resizable else ", and it is tied to that size"
-            raise ValueError(f"the adapter takes images {self.image_shape}{why}: it cannot take {shape}")
-        other = copy.copy(self)  # shares all weights
-        other.state_shape = other.image_shape = shape
-        return other
+        return resized_copy(self, image_shape, "adapter")
 
     def config(self) -> dict[str, Any]:
         """What :meth:`from_pretrained` needs, beside the weights."""

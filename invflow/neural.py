@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -169,15 +169,7 @@ class NeuralFlowMap(FlowMap):
             >>> prior.resized((3, 100, 75)).generate(1, steps=1).shape
             torch.Size([1, 3, 100, 75])
         """
-        shape = tuple(image_shape)
-        if shape == self.state_shape:
-            return self
-        if not self.resizable or len(shape) != 3 or shape[0] != self.state_shape[0]:
-            why = "" if self.resizable else ", and it is tied to that size"
-            raise ValueError(f"the map takes images {self.state_shape}{why}: it cannot take {shape}")
-        other = copy.copy(self)  # shares all weights
-        other.state_shape = other.image_shape = shape
-        return other
+        return resized_copy(self, image_shape, "map")
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Velocity b_t(x) = u(x, t, t)."""
@@ -235,6 +227,30 @@ class NeuralFlowMap(FlowMap):
         if bool((prior.std <= 0).any()):
             raise ValueError(f"{folder}: std must be positive: it is the scale of the data states")
         return prior.eval().requires_grad_(False)
+
+
+class _Resizable(Protocol):
+    state_shape: tuple[int, ...]
+    image_shape: tuple[int, ...]
+
+    @property
+    def resizable(self) -> bool: ...
+
+
+R = TypeVar("R", bound=_Resizable)
+
+
+def resized_copy(module: R, image_shape: tuple[int, ...], what: str) -> R:
+    """A map or an adapter for images of another size, which shares all its weights with the one given."""
+    shape = tuple(image_shape)
+    if shape == module.image_shape:
+        return module
+    if not module.resizable or len(shape) != 3 or shape[0] != module.image_shape[0]:
+        why = "" if module.resizable else ", and it is tied to that size"
+        raise ValueError(f"the {what} takes images {module.image_shape}{why}: it cannot take {shape}")
+    other = copy.copy(module)
+    other.state_shape = other.image_shape = shape
+    return other
 
 
 def build_network(name: str, shape: tuple[int, ...], in_channels: int, out_channels: int,

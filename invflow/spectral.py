@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from invflow._linear_solve import solve
+
 if TYPE_CHECKING:
     from invflow.operator import Operator
 
-__all__ = ["BLOCK", "Spectrum", "block_dct", "dct_matrix", "dct2", "gaussian_estimate", "opponent_matrix"]
+__all__ = ["BLOCK", "Spectrum", "block_dct", "dct_matrix", "dct2", "gaussian_estimate", "mix_channels",
+           "opponent_matrix"]
 
 #: side of the blocks of :func:`block_dct`
 BLOCK = 8
@@ -109,7 +112,7 @@ def opponent_matrix(channels: int, dtype: torch.dtype = torch.float32, device: t
     return (rows / rows.norm(dim=1, keepdim=True)).to(device, dtype)
 
 
-def _mix(matrix: Tensor, x: Tensor) -> Tensor:
+def mix_channels(matrix: Tensor, x: Tensor) -> Tensor:
     """Apply a ``(C, C)`` matrix to the channels of ``(n, C, H, W)``."""
     return (matrix @ x.flatten(2)).view_as(x)
 
@@ -153,7 +156,7 @@ class Spectrum(nn.Module):
             floor: smallest standard deviation, in units of the state.
         """
         colours = opponent_matrix(states.shape[1], states.dtype, states.device)
-        power = torch.stack([dct2(_mix(colours, part)).square().mean(0) for part in states.split(256)]).mean(0)
+        power = torch.stack([dct2(mix_channels(colours, part)).square().mean(0) for part in states.split(256)]).mean(0)
         radius = _radius(*states.shape[-2:]).flatten().clamp(min=1e-9)
         grid, log_power = cls.frequencies().log(), power.double().cpu().flatten(1).clamp(min=floor**2).log()
         # a local power law around each frequency, by least squares (Cleveland 1979): means in bins would be noisy where
@@ -186,12 +189,12 @@ class Spectrum(nn.Module):
 
     def forward_transform(self, x: Tensor) -> Tensor:
         """Coefficients ``(n, C, H, W)`` of images: cosines of opponent colours."""
-        return dct2(_mix(opponent_matrix(x.shape[1], x.dtype, x.device), x))
+        return dct2(mix_channels(opponent_matrix(x.shape[1], x.dtype, x.device), x))
 
     def inverse_transform(self, coefficients: Tensor) -> Tensor:
         """Images of coefficients, the transpose of :meth:`forward_transform`."""
         colours = opponent_matrix(coefficients.shape[1], coefficients.dtype, coefficients.device)
-        return _mix(colours.mT, dct2(coefficients, inverse=True))
+        return mix_channels(colours.mT, dct2(coefficients, inverse=True))
 
     def colour(self, z: Tensor) -> Tensor:
         """S^{1/2} z: turn white noise ``(n, C, H, W)`` into a Gaussian image."""
@@ -259,20 +262,12 @@ def gaussian_estimate(spectrum: Spectrum, mean: Tensor, affine: tuple[float, flo
         seen = (1 - hole) * filtered((1 - hole) * x, 1 / (1 / power + share * precision))
         return seen + hole * filtered(hole * x, power) if holes else seen
 
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).flatten(1).sum(1).view(-1, 1, 1, 1)
-
     holes = bool(hole.any())
     grey = (mean * affine[0] + affine[1]).to(y).expand(len(y), *operator.image_shape)
-    residual = pull_back(y - operator(grey))
-    x, direction, size = torch.zeros_like(residual), torch.zeros_like(residual), None
-    for _ in range(iterations):
-        scaled = precondition(residual)
-        new_size = dot(residual, scaled)
-        direction = scaled if size is None else scaled + new_size / size.clamp(min=1e-30) * direction
-        moved = filtered(direction, 1 / power) + pull_back(operator(direction))
-        step = new_size / dot(direction, moved).clamp(min=1e-30)
-        x, residual, size = x + step * direction, residual - step * moved, new_size
+    def normal(x: Tensor) -> Tensor:
+        return filtered(x, 1 / power) + pull_back(operator(x))
+
+    x, _ = solve(normal, pull_back(y - operator(grey)), precondition, iterations, tolerance=0.0)
     return (grey + x - affine[1]) / affine[0]
 
 

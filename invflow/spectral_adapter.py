@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool2d, pad, pixel_shuffle, pixel_unshuffle
 from invflow.adapter import LOG_VARIANCE, Adapter
 from invflow.nets.unet import UNet
 from invflow.neural import NeuralFlowMap, initialise
-from invflow.spectral import BLOCK, Spectrum, block_dct, gaussian_estimate, opponent_matrix
+from invflow.spectral import BLOCK, Spectrum, block_dct, gaussian_estimate, mix_channels, opponent_matrix
 
 if TYPE_CHECKING:
     from invflow.operator import Operator
@@ -141,12 +141,12 @@ class SpectralAdapter(Adapter):
     def to_state(self, z: Tensor) -> Tensor:
         """Noise of the map for coefficients of cosines in blocks, in opponent colours."""
         colours = opponent_matrix(z.shape[1], z.dtype, z.device)
-        return (colours.mT @ block_dct(z, inverse=True).flatten(2)).view_as(z)
+        return mix_channels(colours.mT, block_dct(z, inverse=True))
 
     def from_state(self, z: Tensor) -> Tensor:
         """Coefficients of the map's noise, the inverse of :meth:`to_state`."""
         colours = opponent_matrix(z.shape[1], z.dtype, z.device)
-        return block_dct((colours @ z.flatten(2)).view_as(z))
+        return block_dct(mix_channels(colours, z))
 
     @property
     def resizable(self) -> bool:

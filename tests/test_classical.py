@@ -14,6 +14,7 @@ from torch import Tensor
 
 import invflow
 from invflow import metrics
+from invflow._linear_solve import solve
 from invflow.flowmap import FlowMap, expand_time
 from invflow.operators import (
     Blur,
@@ -25,7 +26,7 @@ from invflow.operators import (
     RandomInpainting,
     SuperResolution,
 )
-from invflow.solvers._linear import solve, transfer_function
+from invflow.solvers._linear import transfer_function
 from invflow.solvers.point import as_pictures
 from invflow.solvers.registry import solver_by_name
 from invflow.solvers.total_variation import gradient, gradient_adjoint, total_variation

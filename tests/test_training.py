@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from invflow.operators import MatrixOperator
 from invflow.training import LoopSettings, TrainingProblem, VFMObjective, train_alignment, train_prior, train_vfm
 from invflow.training import vfm as vfm_module
 from invflow.training.loop import seeded
+from invflow.training.vfm import fresh_adapter
 
 TINY = {"width": 16, "depth": 2}
 
@@ -204,6 +206,17 @@ def test_model_error_vanishes_where_the_residual_is_noise():
         y, sigma = 0.3 * torch.randn(256, 1, generator=g), torch.full((256,), 0.3)
         objective._misfit([(operator, y, sigma)], torch.zeros(256, 2))
     assert objective.model_variance[0] < 0.1 * 0.3**2
+
+
+def test_rows_of_a_batch_are_shared_out_as_asked():
+    one, three = (dataclasses.replace(first_coordinate(sigma), share=share) for sigma, share in ((0.3, 1.0), (0.1, 3.0)))
+    prior = tiny_prior()
+    adapter = fresh_adapter(prior, ["first-coordinate"], TINY, torch.Generator().manual_seed(0))
+    objective = VFMObjective(prior, adapter, [one, three, one])
+    groups = objective._observe(pairs(20, torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1))
+    assert [(len(y), float(sigma[0])) for _, y, sigma in groups] == [(4, 0.3), (12, pytest.approx(0.1)), (4, 0.3)]
+    with pytest.raises(ValueError, match="share=0.0 must be a positive number"):
+        TrainingProblem(one.operator, 0.3, share=0.0)
 
 
 def test_problem_classes_must_differ(tmp_path):

@@ -1,64 +1,15 @@
-"""Linear problems on pictures: conjugate gradients with a preconditioner, and what kind of operator one has."""
+"""Linear problems on pictures: their normal equations, and what kind of operator one has."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from invflow._linear_solve import Map
 from invflow.reward import GaussianLikelihood
 from invflow.solvers.point import as_pictures
 
-__all__ = ["normal_operator", "observed_residual", "passed_share", "solve", "transfer_function"]
-
-Map = Callable[[Tensor], Tensor]
-
-
-def solve(apply: Map, right: Tensor, precondition: Map, iterations: int, tolerance: float,
-          start: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Solve M x = right for a symmetric positive definite M, by preconditioned conjugate gradients, row by row.
-
-    Hestenes and Stiefel (1952). A row that has arrived stays where it is, so that no row depends on the others.
-
-    Args:
-        apply: M, of rows ``(n, ...)``.
-        right: ``(n, ...)``.
-        precondition: roughly the inverse of M, symmetric and positive definite.
-        iterations: at most so many.
-        tolerance: a row has arrived where its residual, in the preconditioner's norm, is this share of that of
-            ``right``.
-        start: first guess; default 0.
-
-    Returns:
-        The solution, and the steps that each row took, ``(n,)``.
-    """
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).flatten(1).sum(1)
-
-    def scale(factor: Tensor, values: Tensor) -> Tensor:
-        return factor.reshape(-1, *[1] * (values.ndim - 1)) * values
-
-    tiny = torch.finfo(right.dtype).tiny
-    x = torch.zeros_like(right) if start is None else start
-    residual = right if start is None else right - apply(start)
-    scaled = precondition(residual)
-    size = dot(residual, scaled)
-    target = tolerance**2 * (size if start is None else dot(right, precondition(right)))
-    direction, taken = scaled, torch.zeros_like(size)
-    for _ in range(iterations):
-        active = size > target
-        if not bool(active.any()):
-            break
-        moved = apply(direction)
-        step = torch.where(active, size / dot(direction, moved).clamp(min=tiny), 0.0)
-        x, residual = x + scale(step, direction), residual - scale(step, moved)
-        scaled = precondition(residual)
-        new = torch.where(active, dot(residual, scaled), size)
-        direction = scaled + scale(new / size.clamp(min=tiny), direction)
-        size, taken = new, taken + active
-    return x, taken
-
+__all__ = ["normal_operator", "observed_residual", "passed_share", "transfer_function"]
 
 def normal_operator(likelihood: GaussianLikelihood) -> Map:
     """A' A without unobserved entries: ``(n, *image_shape)`` to the same."""

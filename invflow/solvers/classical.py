@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from invflow._linear_solve import solve
 from invflow.reward import GaussianLikelihood
-from invflow.solvers._linear import normal_operator, observed_residual, passed_share, solve, transfer_function
+from invflow.solvers._linear import normal_operator, observed_residual, passed_share, transfer_function
 from invflow.solvers.point import PointEstimator, as_pictures, column
-from invflow.spectral import opponent_matrix
+from invflow.spectral import mix_channels, opponent_matrix
 
 __all__ = ["Bicubic", "Wiener"]
 
@@ -122,7 +123,7 @@ class Wiener(PointEstimator):
         if images.ndim != 4 or min(images.shape[2:]) < 16 or not images.is_floating_point():
             raise ValueError(f"fit takes images (n, C, H, W) of 16 x 16 or more in [0, 1], not {tuple(images.shape)} "
                              f"of {images.dtype}")
-        colours = _mix(opponent_matrix(images.shape[1], torch.float64), images.double())
+        colours = mix_channels(opponent_matrix(images.shape[1], torch.float64), images.double())
         # a window, for an image does not go on periodically; without the mean, which it would smear
         window = torch.outer(*(torch.hann_window(n, periodic=False, dtype=torch.float64) for n in images.shape[2:]))
         window = window / window.square().mean().sqrt()
@@ -172,8 +173,8 @@ class Wiener(PointEstimator):
         if transfer is not None and bool((transfer == transfer[:, :1]).all()):
             sigma = column(likelihood.sigma, residual.reshape(len(y), *picture))
             gain = power * transfer.conj() / (transfer.abs().square() * power + sigma**2)
-            spectrum = torch.fft.fft2(_mix(colours, residual.reshape(len(y), *picture)))
-            found = _mix(colours.mT, torch.fft.ifft2(gain * spectrum).real).reshape(mean.shape)
+            spectrum = torch.fft.fft2(mix_channels(colours, residual.reshape(len(y), *picture)))
+            found = mix_channels(colours.mT, torch.fft.ifft2(gain * spectrum).real).reshape(mean.shape)
             return mean + found, {"iterations": torch.zeros(len(y))}
         found, taken = self._solve(likelihood, residual, power, colours)
         return mean + found, {"iterations": taken}
@@ -190,17 +191,12 @@ class Wiener(PointEstimator):
         normal = normal_operator(likelihood)
 
         def filtered(x: Tensor, weight: Tensor) -> Tensor:
-            coefficients = torch.fft.fft2(_mix(colours, x.reshape(-1, *picture)))
-            return _mix(colours.mT, torch.fft.ifft2(weight * coefficients).real).reshape(x.shape)
+            coefficients = torch.fft.fft2(mix_channels(colours, x.reshape(-1, *picture)))
+            return mix_channels(colours.mT, torch.fft.ifft2(weight * coefficients).real).reshape(x.shape)
 
         damping = 1 / (column(passed_share(likelihood), level) + level / power)
         return solve(lambda x: normal(x) + filtered(x, level / power), right, lambda x: filtered(x, damping),
                      self.iterations, self.tolerance)
-
-
-def _mix(matrix: Tensor, x: Tensor) -> Tensor:
-    """Apply a ``(C, C)`` matrix to the channels of ``(n, C, H, W)``."""
-    return (matrix @ x.flatten(2)).view_as(x)
 
 
 def _radius(height: int, width: int) -> Tensor:

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from invflow._linear_solve import solve
 from invflow.reward import GaussianLikelihood
-from invflow.solvers._linear import normal_operator, observed_residual, passed_share, solve, transfer_function
+from invflow.solvers._linear import normal_operator, observed_residual, passed_share, transfer_function
 from invflow.solvers.point import PointEstimator, as_pictures, column
 from invflow.spectral import dct2
 

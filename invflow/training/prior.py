@@ -87,6 +87,20 @@ def stationary_statistics(images: Tensor, decode_affine: tuple[float, float]) ->
     return mean[0], states.std(dim=(0, 2, 3))[:, None, None], Spectrum.estimate(states - mean)
 
 
+def gaussian_map(images: Tensor, decode_affine: tuple[float, float] = (0.5, 0.5),
+                 generator: torch.Generator | None = None) -> NeuralFlowMap:
+    """The exact flow of the stationary Gaussian with the mean and the spectrum of images ``(n, C, H, W)``.
+
+    Args:
+        images: floats in [0, 1] or bytes.
+        decode_affine: (scale, shift) of the decoding.
+        generator: of weights that play no part, but belong to the map's fingerprint.
+    """
+    mean, std, spectrum = stationary_statistics(images, decode_affine)
+    return NeuralFlowMap(tuple(images.shape[1:]), network="none", skip="spectral", decode_affine=decode_affine,
+                         mean=mean, std=std, spectrum=spectrum, generator=generator)
+
+
 def train_prior(data: Tensor | Sampler, settings: LoopSettings, folder: str | os.PathLike[str], *,
                 network: str = "unet", options: dict[str, Any] | None = None,
                 decode_affine: tuple[float, float] = (0.5, 0.5), start: NeuralFlowMap | None = None,

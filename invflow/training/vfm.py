@@ -44,10 +44,16 @@ class TrainingProblem:
     Attributes:
         operator: its ``randomize`` draws fresh parameters for each image; its ``problem_class`` names the class.
         sigma: noise level, or a range (low, high) to draw from uniformly in the logarithm.
+        share: rows of a batch, relative to those of the other problems: harder classes can be given more.
     """
 
     operator: Operator
     sigma: float | tuple[float, float]
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < math.inf:
+            raise ValueError(f"share={self.share} must be a positive number, such as 2.0 for twice as many rows")
 
     def draw_sigma(self, n: int, generator: torch.Generator) -> Tensor:
         """``(n,)`` noise levels."""
@@ -77,7 +83,7 @@ class VFMObjective(Objective):
     Args:
         prior: the map.
         adapter: the adapter.
-        problems: what to observe; each batch is split evenly among them.
+        problems: what to observe; each batch is split among them by their shares.
         reward: in place of problems, a differentiable reward for any number of observations.
         tau: scale of the MeanFlow term, of the order of the data's standard deviation. Where it is too small, noise
             that pins the data down is rewarded and the adapter collapses.
@@ -161,7 +167,9 @@ class VFMObjective(Objective):
     def _observe(self, data: Tensor, generator: torch.Generator) -> list[tuple[Operator, Tensor, Tensor]]:
         """For each problem class a share of the rows: fresh operators, noise levels, measurements."""
         groups = []
-        for problem, images in zip(self.problems, data.tensor_split(max(1, len(self.problems)))):
+        shares = torch.tensor([problem.share for problem in self.problems], dtype=torch.float64)
+        ends = (shares.cumsum(0) / shares.sum() * len(data)).round().long()
+        for problem, images in zip(self.problems, data.tensor_split(ends[:-1])):
             operator = problem.operator.randomize(len(images), generator).to(data.device)
             sigma = problem.draw_sigma(len(images), generator).to(data.device)
             groups.append((operator, operator.measure(images, sigma, generator=generator), sigma))
@@ -187,7 +195,7 @@ class VFMObjective(Objective):
         if self.reward is not None:
             return -self.reward(images[None])[0], {}
         misfit, misfit_in_sigma = [], []
-        for c, ((operator, y, sigma), x) in enumerate(zip(groups, images.tensor_split(len(groups)))):
+        for c, ((operator, y, sigma), x) in enumerate(zip(groups, images.split([len(y) for _, y, _ in groups]))):
             # entries that are not observed are zero on both sides
             square = (y - operator(x)).flatten(1).square().sum(dim=1)
             count = num_values(operator, y)

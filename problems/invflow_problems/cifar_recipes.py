@@ -9,7 +9,7 @@ from invflow.neural import NeuralFlowMap, load_prior
 from invflow.pretrained import kind_of
 from invflow.solvers.vfm import VFM
 from invflow.training import LoopSettings, TrainingProblem, train_prior, train_vfm
-from invflow.training.prior import stationary_statistics
+from invflow.training.prior import gaussian_map
 from invflow.training.recipe import Recipe, Run
 from invflow_operators import blur, elementwise, inpainting, superresolution
 
@@ -40,13 +40,6 @@ def cifar_problems() -> list[TrainingProblem]:
     ]
 
 
-def gaussian_map(images: torch.Tensor) -> NeuralFlowMap:
-    """The exact flow of the stationary Gaussian with the mean and the spectrum of images ``(n, 3, 32, 32)``, bytes."""
-    mean, std, spectrum = stationary_statistics(images, DECODE)
-    return NeuralFlowMap(SHAPE, network="none", skip="spectral", decode_affine=DECODE, mean=mean, std=std,
-                         spectrum=spectrum, generator=torch.Generator().manual_seed(0))
-
-
 def _train_prior(run: Run) -> NeuralFlowMap:
     images = load_images(str(run.data), split="train", dtype=torch.uint8)
     return train_prior(images, run.settings, run.folder, options=MAP_NETWORK, skip="spectral", tangent="semigroup",
@@ -61,7 +54,8 @@ def _train_vfm(run: Run) -> VFM:
         begun = VFM.load(run.prior)
         prior, adapter = begun.prior, begun.adapter
     else:
-        prior = load_prior(run.prior) if run.prior else gaussian_map(images)
+        prior = load_prior(run.prior) if run.prior else gaussian_map(
+            images, DECODE, torch.Generator().manual_seed(0))
     return train_vfm(images, prior, cifar_problems(), run.settings, run.folder,  # type: ignore[arg-type]
                      options=ADAPTER_NETWORK, adapter=adapter, frozen=True, level_power=0.0, model_error=True,
                      score=SCORE, progress=run.progress, stop_at=run.stop_at)

@@ -81,7 +81,7 @@ class Budget:
         steps: calls for each sample of the field's samplers and of FMTT with conjugate proposals; of those guided by
             gradients, forward and backward together.
         tilting_steps: of FMTT and twisted diffusion.
-        particles: of FMTT, twisted diffusion and NoiseSMC.
+        particles: of FMTT and twisted diffusion.
         proposals: of the importance-corrected VFM.
     """
 
@@ -114,7 +114,8 @@ def solvers(budget: Budget) -> dict[str, Callable[[Problem], Solver]]:
         "VFM, 1 step": named("vfm", steps=1),
         "VFM, 4 steps": named("vfm", steps=4),
         "VFM, corrected": weighted("vfm", budget.proposals, importance=True),
-        "NoiseSMC": weighted("noise-smc", budget.particles),
+        # from draws that explain the measurement: tempered from the prior, 32 particles descend from three
+        "NoiseSMC": named("noise-smc", start="rto"),
         "FMTT": weighted("fmtt", budget.particles, steps=budget.tilting_steps),
         # what docs/results.md recommends for sharp measurements: unweighted, hence approximate
         "FMTT, conjugate": named("fmtt", steps=budget.steps, kernel="ancestral", look_ahead="denoiser",
