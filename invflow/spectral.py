@@ -264,6 +264,7 @@ def gaussian_estimate(spectrum: Spectrum, mean: Tensor, affine: tuple[float, flo
 
     holes = bool(hole.any())
     grey = (mean * affine[0] + affine[1]).to(y).expand(len(y), *operator.image_shape)
+
     def normal(x: Tensor) -> Tensor:
         return filtered(x, 1 / power) + pull_back(operator(x))
 

@@ -1,16 +1,20 @@
-"""What the tests of sampling in noise space share: seeded numbers, a proposal, and a test in standard errors."""
+"""What the tests of sampling in noise space share: numbers, a Gaussian problem, a proposal, standard errors."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from invflow import FlowMap
+import invflow
+from invflow import FlowMap, GaussianLikelihood, GaussianMixtureFlow, NoiseSMC
+from invflow.operators import MatrixOperator
 
 F64 = torch.float64
+MATRIX = torch.tensor([[1.0, 0.5]], dtype=F64)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -41,3 +45,19 @@ class GaussianProposal:
     def propose(self, reward: Any) -> tuple[Tensor, Tensor]:
         count = reward.num_observations or 1
         return self.mean.expand(count, -1), self.std.expand(count, -1)
+
+
+def gaussian() -> GaussianMixtureFlow:
+    """One Gaussian: f(z) = mean + 0.8 z."""
+    return GaussianMixtureFlow(torch.tensor([[0.5, -0.3]], dtype=F64), std=0.8)
+
+
+def measured(y: list[float], sigma: float | Tensor = 0.4, matrix: Tensor = MATRIX) -> GaussianLikelihood:
+    operator = MatrixOperator(matrix, image_shape=(2,))
+    return GaussianLikelihood(operator, torch.tensor(y, dtype=F64)[:, None].expand(-1, len(matrix)), sigma)
+
+
+def quiet(solver: NoiseSMC, *arguments: Any, **options: Any) -> invflow.Posterior:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return solver.sample(*arguments, **options)

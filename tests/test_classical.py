@@ -1,4 +1,7 @@
-"""The baselines that users know: each against a closed form, an optimality condition, or another's implementation."""
+"""The baselines that users know: each against a closed form, an optimality condition, or another's implementation.
+
+Total variation and plug and play, which iterate, are in ``test_splitting.py``.
+"""
 
 from __future__ import annotations
 
@@ -6,82 +9,22 @@ import importlib.util
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from classical_tools import F64, dense, edges, ellipsoid, generator, likelihood_of, operators, randn
 from torch import Tensor
 
 import invflow
 from invflow import metrics
-from invflow._linear_solve import solve
-from invflow.flowmap import FlowMap, expand_time
-from invflow.operators import (
-    Blur,
-    BoxInpainting,
-    Denoising,
-    GaussianBlur,
-    MaskInpainting,
-    MatrixOperator,
-    RandomInpainting,
-    SuperResolution,
-)
-from invflow.solvers._linear import transfer_function
-from invflow.solvers.point import as_pictures
+from invflow.operators import Blur, Denoising, GaussianBlur, MaskInpainting, MatrixOperator, SuperResolution
 from invflow.solvers.registry import solver_by_name
-from invflow.solvers.total_variation import gradient, gradient_adjoint, total_variation
 from invflow.spectral import opponent_matrix
 
-F64 = torch.float64
 HAS_BM3D = importlib.util.find_spec("bm3d") is not None
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=F64)
-
-
-def edges(*shape: int) -> Tensor:
-    """Pictures with an edge in each channel, in [0.2, 0.8]."""
-    rows, columns = torch.arange(shape[-2], dtype=F64)[:, None], torch.arange(shape[-1], dtype=F64)
-    inside = (rows - shape[-2] / 2) ** 2 + (columns - shape[-1] / 2) ** 2 < (shape[-1] / 4) ** 2
-    return (0.2 + 0.6 * inside).expand(*shape).clone()
-
-
-def operators(shape: tuple[int, int, int]) -> dict[str, invflow.Operator]:
-    kernel = randn(2, 1, 3, 4, seed=9).abs()
-    return {
-        "denoising": Denoising(shape),
-        "mask": RandomInpainting(shape, keep=0.5, generator=generator(1)),
-        "masks": RandomInpainting(shape, keep=0.5, generator=generator(1)).randomize(2, generator(2)),
-        "super-resolution": SuperResolution(shape, factor=2),
-        "blur": GaussianBlur(shape, std=0.8, kernel_size=3).double(),
-        "blurs": Blur(kernel / kernel.sum((2, 3), keepdim=True), shape).double(),
-        "blur, reflected": GaussianBlur(shape, std=0.8, kernel_size=3, padding="reflect").double(),
-        "blur, a kernel a channel": Blur(randn(shape[0], 3, 3, seed=4).abs(), shape).double(),
-        "matrix": MatrixOperator(randn(7, math.prod(shape), seed=3), image_shape=shape),
-    }
-
-
-def likelihood_of(operator: invflow.Operator, count: int = 2, sigma: float = 0.1) -> invflow.GaussianLikelihood:
-    x = edges(count, *operator.image_shape) + 0.05 * randn(count, *operator.image_shape, seed=5)
-    y = operator(x) + sigma * randn(count, *operator.measurement_shape, seed=6)
-    return invflow.GaussianLikelihood(operator, y, torch.linspace(sigma, 1.5 * sigma, count, dtype=F64))
-
-
-def dense(likelihood: invflow.GaussianLikelihood, b: int) -> Tensor:
-    """The matrix of an observation's operator, unobserved rows zero."""
-    one = likelihood.select(slice(b, b + 1))
-    unit = torch.eye(math.prod(one.operator.image_shape), dtype=F64).reshape(-1, *one.operator.image_shape)
-    rows = one.operator.expand(len(unit))(unit).flatten(1).mT
-    observed = one.operator.observed()
-    return rows if observed is None else rows * observed.reshape(-1, 1)
-
-
-# -- Wiener ----------------------------------------------------------------------------------------------------------
+# -- Wiener -----------------------------------------------------------------------------------------------------------
 
 
 def stationary_covariance(solver: invflow.Wiener, shape: tuple[int, int, int]) -> Tensor:
@@ -145,89 +88,7 @@ def test_wiener_takes_grey_pictures_and_vectors_and_says_what_amplitudes_do_not_
         invflow.Wiener.fit(torch.zeros(4, 4))
 
 
-# -- total variation -------------------------------------------------------------------------------------------------
-
-
-def primal_dual(matrix: Tensor, y: Tensor, strength: float, shape: tuple[int, ...], joint: bool, steps: int) -> Tensor:
-    """Chambolle and Pock (2011), with both A and D in the dual: another method than the solver's, and slower."""
-    size = torch.linalg.matrix_norm(matrix, 2).square() + 8
-    step = float(0.99 / size.sqrt())
-    x = bar = torch.zeros(1, *shape, dtype=F64)
-    p, q = torch.zeros_like(gradient(x)), torch.zeros_like(y)
-    for _ in range(steps):
-        p = p + step * gradient(bar)
-        length = torch.linalg.vector_norm(p, dim=(1, 2) if joint else 2, keepdim=True)
-        p = p / (length / strength).clamp(min=1)
-        q = (q + step * (matrix @ bar.flatten() - y)) / (1 + step)
-        new = x - step * (gradient_adjoint(p) + (matrix.mT @ q).reshape(x.shape))
-        x, bar = new, 2 * new - x
-    return x
-
-
-@pytest.mark.parametrize("joint", [True, False])
-@pytest.mark.parametrize("name", ["denoising", "masks", "super-resolution", "blurs", "blur, reflected", "matrix"])
-def test_total_variation_finds_the_minimum_that_another_method_finds(name, joint):
-    shape, strength = (3, 5, 6), 0.05
-    likelihood = likelihood_of(operators(shape)[name])
-    solver = invflow.TotalVariation(strength=strength, joint=joint, tolerance=1e-6, iterations=1000)
-    found = solver.sample(likelihood, 1)
-    for b in range(2):
-        matrix, y = dense(likelihood, b), likelihood.y[b].flatten()
-
-        def objective(x: Tensor, matrix: Tensor = matrix, y: Tensor = y) -> float:
-            misfit = 0.5 * (matrix @ x.flatten() - y).square().sum()
-            return float(misfit + strength * total_variation(x.reshape(1, *shape), joint))
-
-        other = primal_dual(matrix, y, strength, shape, joint, 2500)
-        # seven random numbers of an image say little of it, and either method creeps towards the minimum
-        slack = 5e-5 if name == "matrix" else 2e-6
-        assert objective(found.samples[b, 0]) <= objective(other) + slack
-        assert abs(objective(found.samples[b, 0]) - float(found.diagnostics["objective"][b])) < 1e-9
-        # pixels that nothing ties down need not be unique, but what is measured of the minimisers is
-        assert (matrix @ (found.samples[b, 0] - other[0]).flatten()).abs().max() < 50 * math.sqrt(slack) * strength
-
-
-def test_total_variation_agrees_with_scikit_image():
-    restoration = pytest.importorskip("skimage.restoration")
-    y = edges(1, 1, 24, 20) + 0.1 * randn(1, 1, 24, 20)
-    likelihood = invflow.GaussianLikelihood(Denoising((1, 24, 20)), y, 0.1)
-    found = invflow.TotalVariation(strength=0.12, tolerance=1e-6, iterations=1000).sample(likelihood, 1)
-    other = restoration.denoise_tv_chambolle(y[0, 0].numpy(), weight=0.12, eps=1e-9, max_num_iter=5000)
-    torch.testing.assert_close(found.samples[0, 0, 0], torch.from_numpy(other), rtol=0, atol=1e-3)
-
-
-def test_total_variation_agrees_with_deepinv():
-    from deepinv.optim.prior import TVPrior
-
-    y = edges(1, 3, 16, 16) + 0.1 * randn(1, 3, 16, 16)
-    likelihood = invflow.GaussianLikelihood(Denoising((3, 16, 16)), y, 0.1)
-    found = invflow.TotalVariation(strength=0.1, joint=False, tolerance=1e-6, iterations=1000).sample(likelihood, 1)
-    other = TVPrior(def_crit=1e-8, n_it_max=5000).prox(y, gamma=0.1)
-    torch.testing.assert_close(found.samples[:, 0], other, rtol=0, atol=5e-4)
-
-
-def test_the_gradient_and_its_adjoint():
-    x, p = randn(2, 3, 5, 7), randn(2, 3, 2, 5, 7, seed=1)
-    assert abs(float((gradient(x) * p).sum() - (x * gradient_adjoint(p)).sum())) < 1e-10
-    ramp = torch.arange(5.0)[:, None] + 2 * torch.arange(4.0)
-    slope = gradient(ramp[None, None])[0, 0]
-    assert (slope[0, :-1] == 1).all()
-    assert (slope[1, :, :-1] == 2).all()
-    assert (slope[0, -1] == 0).all()
-    assert (slope[1, :, -1] == 0).all()
-
-
-def test_the_weight_follows_the_stated_rule():
-    likelihood = likelihood_of(SuperResolution((1, 32, 32), factor=4).double(), sigma=0.04)
-    found = invflow.TotalVariation(weight=3.0, iterations=1).sample(likelihood, 1).diagnostics["strength"]
-    # averages of 4 x 4 pixels: A' A has a sixteenth of its eigenvalues at a sixteenth
-    expected = 3 * (1 / 256) ** 0.25 * likelihood.sigma**1.5
-    assert ((found / expected).log().abs() < 0.1).all()
-    with pytest.raises(ValueError, match="over 0"):
-        invflow.TotalVariation(strength=0.0)
-
-
-# -- bicubic ---------------------------------------------------------------------------------------------------------
+# -- bicubic ----------------------------------------------------------------------------------------------------------
 
 
 def test_bicubic_reproduces_quadratics_as_keys_promises():
@@ -272,7 +133,7 @@ def test_bicubic_elsewhere():
     torch.testing.assert_close(found, y @ torch.linalg.pinv(randn(3, 5)).mT)
 
 
-# -- BM3D ------------------------------------------------------------------------------------------------------------
+# -- BM3D -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not HAS_BM3D, reason="bm3d is not installed")
@@ -329,94 +190,7 @@ def test_bm3d_is_imported_by_nothing_else_and_missed_with_a_word_on_its_licence(
         invflow.BM3D()
 
 
-# -- plug and play ---------------------------------------------------------------------------------------------------
-
-
-class Ellipsoid(FlowMap):
-    """The flow of a Gaussian with independent values of mean m and their own variances; states are in [-1, 1]."""
-
-    def __init__(self, mean: Tensor, variance: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("variance", variance)
-        self.state_shape = self.image_shape = tuple(mean.shape)
-
-    @property
-    def decode_affine(self) -> tuple[float, float]:
-        return 0.5, 0.5
-
-    def velocity(self, x: Tensor, t) -> Tensor:
-        t = expand_time(t, x)
-        gain = (t * self.variance - (1 - t)) / (t**2 * self.variance + (1 - t) ** 2)
-        return self.mean + gain * (x - t * self.mean)
-
-
-def ellipsoid(shape: tuple[int, ...]) -> Ellipsoid:
-    return Ellipsoid(0.3 * randn(*shape, seed=11), 0.05 + 0.5 * randn(*shape, seed=12).abs())
-
-
-def gaussian_mean(likelihood: invflow.GaussianLikelihood, b: int, mean: Tensor, variance: Tensor) -> Tensor:
-    matrix, y = dense(likelihood, b), likelihood.y[b].flatten()
-    covariance = torch.diag(variance.flatten())
-    spread = matrix @ covariance @ matrix.mT + likelihood.sigma[b] ** 2 * torch.eye(len(y), dtype=F64)
-    gain = covariance @ matrix.mT @ torch.linalg.inv(spread)
-    return mean.flatten() + gain @ (y - matrix @ mean.flatten())
-
-
-@pytest.mark.parametrize("name", ["masks", "super-resolution", "blurs", "blur, reflected", "matrix"])
-@pytest.mark.parametrize(("level", "kappa"), [(0.2, 0.23), (0.1, 1.0)])
-def test_plug_and_play_with_an_exact_denoiser_converges_to_the_mean_that_it_should(name, level, kappa):
-    shape = (3, 4, 6)
-    prior, likelihood = ellipsoid(shape), likelihood_of(operators(shape)[name], sigma=0.1)
-    solver = invflow.PlugAndPlay(prior, steps=1500, first=level, last=level, regularisation=kappa, iterations=100)
-    found = solver.sample(likelihood, 1).samples[:, 0]
-    for b in range(2):
-        # in units of images: mean (m + 1) / 2, variance C / 4, and the denoiser's s^2 on top
-        variance, mean = (prior.variance / 4 + level**2) / kappa, (prior.mean + 1) / 2
-        x = gaussian_mean(likelihood, b, mean, variance)
-        z = mean.flatten() + (prior.variance / 4 / (prior.variance / 4 + level**2)).flatten() * (x - mean.flatten())
-        torch.testing.assert_close(found[b].flatten(), z, rtol=0, atol=2e-5)
-
-
-def test_plug_and_play_follows_a_falling_level_to_the_posterior_mean():
-    shape = (1, 4, 4)
-    prior, likelihood = ellipsoid(shape), likelihood_of(operators(shape)["mask"], sigma=0.1)
-    errors = []
-    for last in (0.1, 0.02):
-        solver = invflow.PlugAndPlay(prior, steps=4000, first=0.3, last=last, regularisation=1.0)
-        found = solver.sample(likelihood.select(slice(1)), 1).samples[0, 0].flatten()
-        expected = gaussian_mean(likelihood, 0, (prior.mean + 1) / 2, prior.variance / 4)
-        errors.append(float((found - expected).abs().max()))
-    assert errors[1] < 0.002
-    assert errors[1] < 0.2 * errors[0]
-
-
-def test_plug_and_play_denoises_with_one_call_that_is_the_posterior_mean():
-    shape = (3, 4, 6)
-    prior, likelihood = ellipsoid(shape), likelihood_of(Denoising(shape))
-    posterior = invflow.PlugAndPlay(prior).sample(likelihood, 4)
-    assert posterior.nfe.forward == 0.25  # one call for four copies
-    for b in range(2):
-        expected = gaussian_mean(likelihood, b, (prior.mean + 1) / 2, prior.variance / 4)
-        torch.testing.assert_close(posterior.samples[b, 2].flatten(), expected)
-
-
-def test_plug_and_play_refuses_what_does_not_fit_and_takes_other_sizes():
-    prior = ellipsoid((1, 4, 4))
-    with pytest.raises(ValueError, match=r"the prior makes images of shape \(1, 4, 4\)"):
-        invflow.PlugAndPlay(prior).sample(likelihood_of(Denoising((1, 8, 8))), 1)
-    prior.resized = lambda shape: ellipsoid(shape)  # type: ignore[attr-defined]
-    assert invflow.PlugAndPlay(prior).sample(likelihood_of(Denoising((1, 8, 8))), 1).image_shape == (1, 8, 8)
-    prior.independent_noise = False
-    with pytest.raises(ValueError, match="trained jointly with an adapter"):
-        invflow.PlugAndPlay(prior)
-    with pytest.raises(TypeError, match="takes a FlowMap"):
-        invflow.PlugAndPlay("mnist")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="over 0"):
-        invflow.PlugAndPlay(ellipsoid((1, 4, 4)), first=0.0)
-
-
-# -- what they share -------------------------------------------------------------------------------------------------
+# -- copies of one image ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["bicubic", "wiener", "tv", "plug-and-play"])
@@ -458,84 +232,3 @@ def test_comparisons_leave_out_what_a_point_estimate_does_not_have(tmp_path):
     assert not {"coverage", "spread"} & set(values["tv"])
     assert {"crps", "psnr", "ssim", "energy"} <= set(values["tv"])
     assert "tv" in (tmp_path / "table.md").read_text()
-
-
-def test_the_linear_solver_solves_and_stops():
-    root = randn(12, 12)
-    matrix = root @ root.mT + 0.1 * torch.eye(12, dtype=F64)
-    right = torch.stack([randn(12, seed=1), torch.zeros(12, dtype=F64)])
-    for start in (None, randn(2, 12, seed=2)):
-        found, taken = solve(lambda x: x @ matrix, right, lambda x: x / matrix.diagonal(), 200, 1e-12, start)
-        torch.testing.assert_close(found[0], torch.linalg.solve(matrix, right[0]), rtol=1e-6, atol=1e-6)
-        assert 0 < taken[0] < 200
-    assert torch.equal(solve(lambda x: x @ matrix, right, lambda x: x, 200, 1e-12)[0][1], right[1])
-
-
-def test_transfer_functions_are_found_where_there_are_some():
-    shape = (3, 6, 8)
-    known = {name: transfer_function(likelihood_of(operator)) for name, operator in operators(shape).items()}
-    assert {name for name, transfer in known.items() if transfer is not None} == {
-        "denoising", "blur", "blurs", "blur, a kernel a channel"}
-    assert known["blurs"].shape == (2, 3, 6, 8)
-    assert transfer_function(likelihood_of(BoxInpainting(shape, box=(2, 2)))) is None
-    assert as_pictures((4, 5)) == (1, 4, 5)
-    with pytest.raises(ValueError, match="fewer axes"):
-        as_pictures((1, 2, 3, 4))
-
-
-# -- the photographs -------------------------------------------------------------------------------------------------
-
-
-PHOTO_TASKS = ["denoising", "random_inpainting", "box_inpainting", "super_resolution", "super_resolution_x2",
-               "super_resolution_x3", "gaussian_blur", "motion_blur"]
-
-
-@pytest.mark.parametrize("task", PHOTO_TASKS)
-def test_photo_problems_keep_the_contract(task):
-    from invflow.testing import check_problem
-    from invflow_problems import photo_problems
-
-    problem = getattr(photo_problems, f"photos_{task}")
-    assert problem.name == f"photos/{task.replace('_', '-')}"
-    check_problem(problem)
-    expected = "super_resolution_x4" if task == "super_resolution" else task
-    assert problem.problem_class == expected.replace("_", "-")
-
-
-def test_photographs_are_split_whole():
-    from invflow_problems import photo_samples, photo_split
-
-    splits = [photo_split.HELD_OUT, photo_split.VALIDATION, photo_split.TRAINING]
-    names = [name for split in splits for name in split]
-    assert len(names) == len(set(names))
-    for split, own in (("test", photo_split.HELD_OUT), ("validation", photo_split.VALIDATION)):
-        assert {crop.photo for crop in photo_samples.CROPS[split]} == set(own)
-        images = photo_samples.load_photos(split)
-        assert images.shape == (len(photo_samples.CROPS[split]), 3, 256, 256)
-        assert images.min() >= 0
-        assert images.max() <= 1
-        assert (images.flatten(1).std(1) > 0.05).all(), "a crop shows nothing"
-    with pytest.raises(ValueError, match="splits are"):
-        photo_samples.load_photos("training")
-
-
-def test_samples_are_cut_where_the_crops_say(tmp_path):
-    from PIL import Image
-    from safetensors.torch import load_file
-
-    from invflow_problems import make_samples, photo_samples
-
-    for crop in {c.photo: c for crops in photo_samples.CROPS.values() for c in crops}.values():
-        folder = tmp_path / "photos" / crop.photo / "contents" / "images"
-        folder.mkdir(parents=True)
-        ramp = torch.arange(1280).expand(1000, 1280) * 200 // 1279
-        Image.fromarray(torch.stack([ramp, ramp, ramp], 2).to(torch.uint8).numpy()).save(folder / "a.jpg", quality=95)
-    make_samples.main(["photos", str(tmp_path / "photos"), "--output", str(tmp_path)])
-    tensors = load_file(tmp_path / "photos.safetensors")
-    for split, crops in photo_samples.CROPS.items():
-        assert tensors[f"{split}_images"].shape == (len(crops), 3, 256, 256)
-        for image, crop in zip(tensors[f"{split}_images"].float(), crops, strict=True):
-            expected = (crop.left + 128) / 640 * 200
-            assert abs(float(image[:, :, 127:129].mean()) - expected) < 2
-    with pytest.raises(ValueError, match="there is no photograph"):
-        photo_samples.make_photos([tmp_path / "empty"], Path(tmp_path))

@@ -195,6 +195,16 @@ def test_adapter_begins_at_the_exact_spread_for_white_images():
     torch.testing.assert_close(std, torch.full_like(std, (1 + 0.25 / 0.2**2) ** -0.5))
 
 
+def test_adapter_begins_at_the_spread_of_the_prior_in_blocks_that_are_hidden():
+    prior = invflow.NeuralFlowMap((3, 32, 32), options=OPTIONS, skip="spectral", mean=torch.zeros(3, 1, 1),
+                                  std=torch.ones(3, 1, 1))
+    adapter = SpectralAdapter.for_map(prior, ["box-inpainting"], OPTIONS)
+    operator = BoxInpainting((3, 32, 32), box=(16, 16))  # four blocks of 8 x 8
+    _, std = adapter.propose(invflow.GaussianLikelihood(operator, torch.rand(1, 3, 32, 32), sigma=0.2))
+    seen = operator.observed().expand_as(std)
+    torch.testing.assert_close(std, torch.where(seen, (1 + 0.25 / 0.2**2) ** -0.5, 1.0))
+
+
 def test_adapter_coordinates_are_orthonormal():
     adapter = SpectralAdapter.for_map(spectral_map(), ["denoising"], OPTIONS).double()
     z = torch.randn(2, 3, 19, 32, dtype=torch.float64)

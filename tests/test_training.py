@@ -218,6 +218,9 @@ def test_rows_of_a_batch_are_shared_out_as_asked():
     assert [float(sigma.max()) for _, _, sigma in groups] == pytest.approx([0.3, 0.1, 0.3])
     with pytest.raises(ValueError, match="must be a positive number"):
         TrainingProblem(one.operator, 0.3, share=0.0)
+    few = VFMObjective(prior, adapter, [one, dataclasses.replace(one, share=0.01)])
+    with pytest.raises(ValueError, match="no row of a batch of 20 for 2 problems: raise batch_size"):
+        few._observe(pairs(20, torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1))
 
 
 def test_problem_classes_must_differ(tmp_path):

@@ -11,6 +11,7 @@ from invflow.solvers.point import as_pictures
 
 __all__ = ["normal_operator", "observed_residual", "passed_share", "transfer_function"]
 
+
 def normal_operator(likelihood: GaussianLikelihood) -> Map:
     """A' A without unobserved entries: ``(n, *image_shape)`` to the same."""
     operator, observed = likelihood.operator, likelihood.operator.observed()

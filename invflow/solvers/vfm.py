@@ -174,8 +174,11 @@ class VFM(Solver):
     def _sized(self, prior: NeuralFlowMap, adapter: Adapter) -> Iterator[ChunkSize]:
         """Rows at a time for images of this size, and the networks in tiles where they are to be."""
         trained, pixels = _pixels(self.prior.image_shape), _pixels(prior.image_shape)
-        cuttable = can_tile(prior) and can_tile(adapter)
-        now = self.tile if self.tile is not None else TILE if cuttable and pixels > WHOLE else None
+
+        def cuttable() -> bool:  # a walk through all modules, which small images are spared
+            return can_tile(prior) and can_tile(adapter)
+
+        now = self.tile if self.tile is not None else TILE if pixels > WHOLE and cuttable() else None
         with ExitStack() as stack:
 
             def cut(tile: int | None) -> None:
@@ -185,7 +188,7 @@ class VFM(Solver):
             def shrink(said: str) -> bool:
                 nonlocal now
                 smaller = min(TILE if now is None else now // 2, max(prior.image_shape[1:], default=0) // 2)
-                if not cuttable or smaller < SMALLEST_TILE:
+                if smaller < SMALLEST_TILE or not cuttable():
                     return False
                 warnings.warn(f"VFM: a single image of {prior.image_shape} does not fit in memory ({said}): goes on "
                               f"in tiles, with the same random numbers; tile={smaller} spares the attempt",
@@ -194,7 +197,8 @@ class VFM(Solver):
                 cut(now)
                 return True
 
-            cut(now)
+            if now is not None:
+                cut(now)
             rows = self.chunk_size if pixels <= trained else max(1, self.chunk_size * trained // pixels)
             yield ChunkSize(rows, "VFM", shrink)
 

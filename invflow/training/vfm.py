@@ -169,6 +169,10 @@ class VFMObjective(Objective):
         groups = []
         shares = torch.tensor([problem.share for problem in self.problems], dtype=torch.float64)
         ends = (shares.cumsum(0) / shares.sum() * len(data)).round().long()
+        if (empty := (ends.diff(prepend=torch.zeros(1, dtype=torch.long)) < 1)).any():
+            left_out = self.problems[int(empty.int().argmax())]
+            raise ValueError(f"share={left_out.share} of {left_out.operator.problem_class!r} is no row of a batch of "
+                             f"{len(data)} for {len(shares)} problems: raise batch_size or the share")
         for problem, images in zip(self.problems, data.tensor_split(ends[:-1])):
             operator = problem.operator.randomize(len(images), generator).to(data.device)
             sigma = problem.draw_sigma(len(images), generator).to(data.device)
