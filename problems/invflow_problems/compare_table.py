@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 import invflow
+from invflow._compare_text import with_error
+from invflow.comparison import Comparison
 from invflow.posterior import NFE, Posterior
 from invflow.problem import Problem
 from invflow.reward import Reward
@@ -34,7 +36,7 @@ from invflow_problems.tune_samplers import CANDIDATES, steps_of, tuned_settings
 #: a call backward for each call forward
 _GUIDED = ("dps", "pigdm", "moment-matching")
 
-__all__ = ["COLUMNS", "Particles", "main", "solvers"]
+__all__ = ["COLUMNS", "Particles", "main", "overview", "solvers"]
 
 #: metrics of the table
 COLUMNS = ["crps", "coverage", "psnr", "frechet", "residual", "spread"]
@@ -126,6 +128,49 @@ def solvers(budget: Budget) -> dict[str, Callable[[Problem], Solver]]:
     }
 
 
+def overview(found: Comparison, metric: str = "crps", first: str = "VFM, 1 step") -> str:
+    """Two tables in markdown that show all problems side by side.
+
+    Solvers by problems, means with standard errors over observations, and what a sample costs: calls forward and
+    backward and seconds, means over problems. Then, for each problem, the first solver minus the best of the field's
+    and minus NoiseSMC, paired over observations.
+
+    Args:
+        found: a comparison on problems of one family, such as MNIST.
+        metric: of single observations, low where it is good.
+        first: the solver that differences are taken of.
+    """
+    titles = [problem.partition("/")[2] for problem in found.problems]
+    lines = ["| solver | " + " | ".join(titles) + " | calls forward + backward | seconds a sample |",
+             "|---" * (len(titles) + 3) + "|"]
+    samples = found.settings["num_samples"]
+    for solver in found.solvers:
+        shown = []
+        for problem in found.problems:
+            known = metric in found.values[problem].get(solver, {})
+            text = with_error(*found.mean(problem, solver, metric)) if known else ""
+            shown.append(f"**{text}**" if known and solver == found.best(problem, metric) else text)
+        costs = [found.costs[problem][solver] for problem in found.problems if solver in found.costs[problem]]
+        forward, backward, seconds = (sum(float(c[key] or 0) for c in costs) / max(1, len(costs))
+                                      for key in ("forward", "backward", "seconds"))
+        lines.append(f"| {solver} | " + " | ".join(shown) + f" | {forward:.4g} + {backward:.4g} "
+                     f"| {seconds / samples:.2g} |")
+    lines += ["", f"| {first}, minus | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    rivals = {"the best of the field": [name for name in found.solvers if name in CANDIDATES], "NoiseSMC": ["NoiseSMC"]}
+    for title, names in rivals.items():
+        shown = []
+        for problem in found.problems:
+            having = [name for name in names if metric in found.values[problem].get(name, {})]
+            if not having or metric not in found.values[problem].get(first, {}):
+                shown.append("")
+                continue
+            _, best = min((found.mean(problem, name, metric)[0], name) for name in having)
+            gap, error = found.difference(problem, first, metric, best)
+            shown.append(f"{gap:+.4f} ± {error:.4f}" + (f" ({best})" if len(names) > 1 else ""))
+        lines.append(f"| {title} | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Run the comparison and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -162,7 +207,7 @@ def main() -> None:
                                 progress=True)
     if os.environ.get("RANK", "0") == "0":
         found.report(arguments.output / "report.html")
-    print(found.to_markdown(COLUMNS))
+    print(found.to_markdown(COLUMNS) + "\n" + overview(found))
 
 
 if __name__ == "__main__":
