@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -41,6 +41,7 @@ class Result:
         ratio: of the two; or, for memory, the peak in GB.
         limit: what the ratio should not exceed (or, where ``at_least``, not fall under).
         at_least: whether the ratio should be large.
+        details: further numbers by name, such as samples a second.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Result:
     ratio: float
     limit: float
     at_least: bool = False
+    details: dict[str, float] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -238,8 +240,15 @@ def bench_particles(repeats: int, device: torch.device, generator: torch.Generat
     yield from particles.bench_particle_memory(repeats, device, generator)
 
 
+def bench_throughput(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
+    """Samples a second, share of the device's peak, and memory, in single precision and in bfloat16."""
+    from invflow import bench_throughput as throughput  # which imports this module
+
+    yield from throughput.bench_throughput(repeats, device, generator)
+
+
 BENCHES = {"sampling": bench_sampling, "training": bench_training, "operators": bench_operators,
-           "memory": bench_memory, "particles": bench_particles}
+           "memory": bench_memory, "particles": bench_particles, "throughput": bench_throughput}
 
 
 def run(repeats: int = 20, device: str = "cpu", only: list[str] | None = None, seed: int = 0,
@@ -282,6 +291,8 @@ def format_results(results: list[Result], device: str = "cpu") -> str:
         sign = ">=" if r.at_least else "<="
         lines.append(f"{r.name:44s} {r.seconds:9.4f} {r.reference:9.4f} {r.ratio:7.2f} {sign}{r.limit:5.2f} "
                      f"{'' if r.passed else 'FAILS '} {r.sizes}")
+        if r.details:
+            lines.append("    " + ", ".join(f"{key} {value:.4g}" for key, value in r.details.items()))
     return "\n".join(lines)
 
 
