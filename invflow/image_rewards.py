@@ -16,8 +16,8 @@ from invflow.reward import Reward
 __all__ = ["ClassReward", "MaskMatchReward", "MirrorReward", "RotationReward"]
 
 
-class _ImageReward(Reward):
-    """Checks shapes and goes from ``(B, N, *image_shape)`` to rows and back."""
+class ImageReward(Reward):
+    """Base of rewards that score images one by one: checks shapes, goes from ``(B, N, C, H, W)`` to rows and back."""
 
     def score(self, x: Tensor) -> Tensor:
         """Images ``(n, *image_shape)`` to ``(n,)``."""
@@ -32,10 +32,10 @@ class _ImageReward(Reward):
         if x.ndim != 5:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected images (B, N, C, H, W): pass x[None] for n "
                              "images of one observation")
-        return self.score(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return self.score(x.flatten(0, 1)).to(x.dtype).unflatten(0, x.shape[:2])
 
 
-class ClassReward(_ImageReward):
+class ClassReward(ImageReward):
     r"""Log probability that a classifier gives to one class, :math:`r(x) = \log p(\text{label} \mid x)`.
 
     At most 0; tilting a prior by it gives the prior's images of that class, as far as the classifier can tell.
@@ -81,7 +81,7 @@ class ClassReward(_ImageReward):
         return f"ClassReward({self.classifier.classes[self.label]!r})"
 
 
-class MaskMatchReward(_ImageReward):
+class MaskMatchReward(ImageReward):
     r"""Agreement with a target inside a mask, :math:`r(x) = -\|M (x - t)\|^2 / (2 s^2)`; outside everything is free.
 
     Args:
@@ -124,7 +124,7 @@ class MaskMatchReward(_ImageReward):
         return f"MaskMatchReward({int(self.mask.sum())} pixels, scale={self.scale})"
 
 
-class _InvarianceReward(_ImageReward):
+class _InvarianceReward(ImageReward):
     r"""Closeness to the images that a finite group leaves as they are, :math:`r(x) = -\|x - P x\|^2 / (2 s^2)`.
 
     P x, the mean of x over the group, is the nearest invariant image: P is the orthogonal projection.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
+from invflow.image_rewards import ImageReward
 from invflow.reward import Reward
 
 __all__ = ["ImageTextReward", "YesNoReward", "preprocess"]
@@ -63,8 +64,8 @@ def preprocess(x: Tensor, size: tuple[int, int], mean: Sequence[float] = MEAN, s
     return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
 
 
-class _VisionReward(Reward):
-    """Holds a frozen model, its preprocessing, and goes from ``(B, N, C, H, W)`` to rows and back."""
+class _VisionReward(ImageReward):
+    """Holds a frozen model and its preprocessing."""
 
     def __init__(self, model: nn.Module, image_processor: Any, size: tuple[int, int]) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -82,21 +83,6 @@ class _VisionReward(Reward):
         """Images ``(n, C, H, W)`` in [0, 1] as the model takes them, in its type."""
         values = preprocess(x, self.size, self.mean, self.std, shortest_edge=self.shortest_edge, mode=self.mode)
         return values.to(next(self.model.parameters()).dtype)
-
-    def score(self, x: Tensor) -> Tensor:
-        """Images ``(n, C, H, W)`` to ``(n,)``."""
-        raise NotImplementedError
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Score images: ``(B, N, C, H, W)`` to ``(B, N)``.
-
-        Raises:
-            ValueError: for other shapes.
-        """
-        if x.ndim != 5:
-            raise ValueError(f"x has shape {tuple(x.shape)}, expected images (B, N, C, H, W): pass x[None] for n "
-                             "images of one observation")
-        return self.score(x.flatten(0, 1)).to(x.dtype).unflatten(0, x.shape[:2])
 
     def to(self, *args: Any, **kwargs: Any) -> Reward:
         """The reward on another device or in another floating-point type; a copy."""

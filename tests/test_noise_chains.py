@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from noise_tools import F64, MATRIX, generator, randn
 from torch import Tensor
 
 from invflow import ExactPosterior, FlowMap, FunctionReward, GaussianLikelihood, GaussianMixtureFlow, NoiseRTO, NoiseSMC
@@ -16,17 +17,6 @@ from invflow.solvers.noise_hamiltonian import Hamiltonian
 from invflow.solvers.noise_metric import Metric, Preconditioner
 from invflow.solvers.noise_target import NoiseTarget
 from invflow.testing import check_solver
-
-F64 = torch.float64
-MATRIX = torch.tensor([[1.0, 0.5]], dtype=F64)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=F64)
 
 
 class Bent(FlowMap):

@@ -11,7 +11,7 @@ from invflow.solvers.vfm import VFM
 from invflow.training import LoopSettings, TrainingProblem, train_prior, train_vfm
 from invflow.training.prior import gaussian_map
 from invflow.training.recipe import Recipe, Run
-from invflow_operators import blur, elementwise, inpainting, superresolution
+from invflow_problems.recipes import image_problems
 
 __all__ = ["cifar10", "cifar10_vfm"]
 
@@ -29,15 +29,7 @@ SCORE = 5000.0
 
 def cifar_problems() -> list[TrainingProblem]:
     """The six problem classes, with the ranges of noise and operators that the shipped adapter knows."""
-    levels = (0.01, 0.2)
-    return [
-        TrainingProblem(elementwise.Denoising(SHAPE), (0.025, 0.5)),
-        TrainingProblem(inpainting.RandomInpainting(SHAPE), levels),
-        TrainingProblem(inpainting.BoxInpainting(SHAPE, sides=(0.25, 0.55)), levels),
-        TrainingProblem(superresolution.SuperResolution(SHAPE, factor=4), levels),
-        TrainingProblem(blur.GaussianBlur(SHAPE), levels),
-        TrainingProblem(blur.MotionBlur(SHAPE), levels),
-    ]
+    return image_problems(SHAPE, least_noise=0.025)
 
 
 def _train_prior(run: Run) -> NeuralFlowMap:

@@ -43,11 +43,16 @@ SCORE_SETTINGS = LoopSettings(steps=1500, batch_size=96, learning_rate=5e-4, ema
 IMAGE_SCORE = 100.0
 
 
-def image_problems(image_shape: tuple[int, int, int]) -> list[TrainingProblem]:
-    """The six problem classes, with the ranges of noise and operators that the shipped adapters know."""
+def image_problems(image_shape: tuple[int, int, int], least_noise: float = 0.05) -> list[TrainingProblem]:
+    """The six problem classes, with the ranges of noise and operators that the shipped adapters know.
+
+    Args:
+        image_shape: ``(C, H, W)``.
+        least_noise: of denoising, whose levels end at 0.5.
+    """
     levels = (0.01, 0.2)
     return [
-        TrainingProblem(elementwise.Denoising(image_shape), (0.05, 0.5)),
+        TrainingProblem(elementwise.Denoising(image_shape), (least_noise, 0.5)),
         TrainingProblem(inpainting.RandomInpainting(image_shape), levels),
         TrainingProblem(inpainting.BoxInpainting(image_shape, sides=(0.25, 0.55)), levels),
         TrainingProblem(superresolution.SuperResolution(image_shape, factor=4), levels),
