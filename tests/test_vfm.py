@@ -227,3 +227,17 @@ def test_hub_repositories_are_downloaded_without_pickles(tmp_path, monkeypatch):
     assert invflow.load_prior("someone/faces").state_shape == SHAPE
     assert asked["repo_id"] == "someone/faces"
     assert set(asked["patterns"]) == {"*.json", "*.safetensors", "*.md"}
+
+
+def test_settings_tell_one_adapter_from_another():
+    """Tables that go on from a folder know by the settings whether a cell is of the same solver."""
+    vfm, other = tiny_vfm(), tiny_vfm()
+    assert vfm.settings() == other.settings()
+    next(other.adapter.parameters()).data[0] += 0.1
+    changed = invflow.VFM(other.prior, other.adapter).settings()
+    assert changed["map"] == vfm.settings()["map"]
+    assert changed["adapter"] != vfm.settings()["adapter"]
+    smc = [invflow.NoiseSMC(v.prior, proposal=v.adapter).settings()["proposal"] for v in (vfm, other)]
+    rto = [invflow.NoiseRTO(v.prior, proposal=v.adapter).settings()["proposal"] for v in (vfm, other)]
+    assert smc == rto
+    assert len(set(smc)) == 2

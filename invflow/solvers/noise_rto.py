@@ -24,6 +24,7 @@ from invflow.solvers.base import Solver
 from invflow.solvers.noise_convergence import judge_draws, mean_squared_residual
 from invflow.solvers.noise_lbfgs import BatchedLBFGS
 from invflow.solvers.noise_rto_weights import Linearisation, solve_linearised
+from invflow.solvers.noise_state import proposal_name
 from invflow.solvers.noise_target import NoiseProposal, check_prior_and_proposal
 
 __all__ = ["Draws", "NoiseRTO", "NoiseRTOState", "PerturbedProblem"]
@@ -340,7 +341,7 @@ class NoiseRTO(Solver):
         """Settings as plain values, kept with each posterior."""
         return {"solver": "NoiseRTO", "weights": self.weights, "max_iterations": self.max_iterations,
                 "memory": self.memory, "tolerance": self.tolerance, "chunk_size": self.chunk_size,
-                "proposal": None if self.proposal is None else type(self.proposal).__name__}
+                "proposal": proposal_name(self.proposal)}
 
 
 class PerturbedProblem:

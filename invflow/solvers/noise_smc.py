@@ -35,7 +35,7 @@ from invflow.solvers.noise_hamiltonian import MOVES, Hamiltonian
 from invflow.solvers.noise_metric import Preconditioner
 from invflow.solvers.noise_moves import Move
 from invflow.solvers.noise_rto import Draws, NoiseRTO
-from invflow.solvers.noise_state import NoiseSMCState
+from invflow.solvers.noise_state import NoiseSMCState, proposal_name
 from invflow.solvers.noise_target import NoiseProposal, NoiseTarget, Particles, check_prior_and_proposal
 
 __all__ = ["NoiseSMC", "NoiseSMCState"]
@@ -266,10 +266,9 @@ class NoiseSMC(Solver):
         """Settings as plain values, kept with each posterior."""
         names = ("moves", "num_moves", "leapfrog_steps", "num_adaptations", "ess_threshold", "acceptance",
                  "temperatures", "resampling", "chunk_size", "max_temperatures")
-        proposal = None if self.proposal is None else type(self.proposal).__name__
         start = self.start.settings() if isinstance(self.start, NoiseRTO) else self.start
-        return {"solver": "NoiseSMC", "proposal": proposal, "start": start, "initial_step_size": self.step_size,
-                **{name: getattr(self, name) for name in names}}
+        return {"solver": "NoiseSMC", "proposal": proposal_name(self.proposal), "start": start,
+                "initial_step_size": self.step_size, **{name: getattr(self, name) for name in names}}
 
     # -- one run ------------------------------------------------------------------------------------------------
 

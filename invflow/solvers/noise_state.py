@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from invflow.pretrained import fingerprint
 from invflow.solvers.noise_target import Particles
 
-__all__ = ["NoiseSMCState"]
+__all__ = ["NoiseSMCState", "proposal_name"]
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,11 @@ class NoiseSMCState:
     k_hat: Tensor
     acceptance: Tensor
     adapting: bool = False
+
+
+def proposal_name(proposal: object) -> str | None:
+    """Kind of a proposal, with a digest of its weights where it has any, so that a changed one is seen in settings."""
+    if proposal is None:
+        return None
+    kind = type(proposal).__name__
+    return f"{kind} {fingerprint(proposal)}" if isinstance(proposal, nn.Module) else kind

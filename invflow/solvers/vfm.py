@@ -21,7 +21,7 @@ from invflow.adapter import Adapter
 from invflow.nets.unet import can_tile, tiles
 from invflow.neural import NeuralFlowMap
 from invflow.posterior import NFE, Posterior
-from invflow.pretrained import read_config, resolve_folder, write_atomically
+from invflow.pretrained import fingerprint, read_config, resolve_folder, write_atomically
 from invflow.reward import Reward
 from invflow.smc import log_mean_weight, pareto_k_hat, precise
 from invflow.solvers._finite import check_finite
@@ -87,7 +87,8 @@ class VFM(Solver):
             raise ValueError(f"tile={tile}, but the networks of this VFM see the whole image at once, so that tiles "
                              "would change the samples: leave tile=None")
         self.prior, self.adapter, self.tile = prior, adapter, tile
-        self._map = prior.fingerprint()  # a third of the time of a single sample, if taken at each call
+        # a third of the time of a single sample, if taken at each call
+        self._weights = {"map": prior.fingerprint(), "adapter": fingerprint(adapter)}
         self.steps, self.chunk_size, self.importance = steps, chunk_size, importance
 
     @torch.no_grad()
@@ -213,7 +214,7 @@ class VFM(Solver):
     def settings(self) -> dict[str, Any]:
         """Settings as plain values, kept with each posterior."""
         return {"solver": "VFM", "steps": self.steps, "chunk_size": self.chunk_size, "importance": self.importance,
-                "tile": self.tile, "map": self._map}
+                "tile": self.tile, **self._weights}
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write map and adapter into ``folder/map`` and ``folder/adapter``, and a ``config.json`` beside them."""
