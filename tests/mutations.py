@@ -243,6 +243,9 @@ MUTATIONS = [
     Mutation("one noise for all photographs", "problems/invflow_problems/photo_parts.py",
              "derive_seed(seed, picture.name, task)", "derive_seed(seed, task)",
              "tests/test_photo_table.py::test_observations_do_not_depend_on_the_solver_or_on_the_other_pictures"),
+    Mutation("settings that forget the adapter", "invflow/solvers/vfm.py",
+             '"adapter": fingerprint(adapter)}', '"adapter": fingerprint(prior)}',
+             "tests/test_vfm.py::test_settings_tell_one_adapter_from_another"),
 ]
 
 
