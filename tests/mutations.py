@@ -246,6 +246,9 @@ MUTATIONS = [
     Mutation("settings that forget the adapter", "invflow/solvers/vfm.py",
              '"adapter": fingerprint(adapter)}', '"adapter": fingerprint(prior)}',
              "tests/test_vfm.py::test_settings_tell_one_adapter_from_another"),
+    Mutation("a division by the gap between equal times", "invflow/training/losses.py",
+             "share = torch.where(t > s, (middle - s) / (t - s), 0.5)", "share = (middle - s) / (t - s)",
+             "tests/test_losses.py::test_two_draws_of_the_same_time_are_no_division_by_zero"),
 ]
 
 
