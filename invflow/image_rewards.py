@@ -16,7 +16,7 @@ from invflow.reward import Reward
 __all__ = ["ClassReward", "MaskMatchReward", "MirrorReward", "RotationReward"]
 
 
-class ImageReward(Reward):
+class _ImageReward(Reward):
     """Base of rewards that score images one by one: checks shapes, goes from ``(B, N, C, H, W)`` to rows and back."""
 
     def score(self, x: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class ImageReward(Reward):
         return self.score(x.flatten(0, 1)).to(x.dtype).unflatten(0, x.shape[:2])
 
 
-class ClassReward(ImageReward):
+class ClassReward(_ImageReward):
     r"""Log probability that a classifier gives to one class, :math:`r(x) = \log p(\text{label} \mid x)`.
 
     At most 0; tilting a prior by it gives the prior's images of that class, as far as the classifier can tell.
@@ -81,7 +81,7 @@ class ClassReward(ImageReward):
         return f"ClassReward({self.classifier.classes[self.label]!r})"
 
 
-class MaskMatchReward(ImageReward):
+class MaskMatchReward(_ImageReward):
     r"""Agreement with a target inside a mask, :math:`r(x) = -\|M (x - t)\|^2 / (2 s^2)`; outside everything is free.
 
     Args:
@@ -124,7 +124,7 @@ class MaskMatchReward(ImageReward):
         return f"MaskMatchReward({int(self.mask.sum())} pixels, scale={self.scale})"
 
 
-class _InvarianceReward(ImageReward):
+class _InvarianceReward(_ImageReward):
     r"""Closeness to the images that a finite group leaves as they are, :math:`r(x) = -\|x - P x\|^2 / (2 s^2)`.
 
     P x, the mean of x over the group, is the nearest invariant image: P is the orthogonal projection.

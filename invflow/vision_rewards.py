@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from invflow.image_rewards import ImageReward
+from invflow.image_rewards import _ImageReward
 from invflow.reward import Reward
 
 __all__ = ["ImageTextReward", "YesNoReward", "preprocess"]
@@ -64,7 +64,7 @@ def preprocess(x: Tensor, size: tuple[int, int], mean: Sequence[float] = MEAN, s
     return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
 
 
-class _VisionReward(ImageReward):
+class _VisionReward(_ImageReward):
     """Holds a frozen model and its preprocessing."""
 
     def __init__(self, model: nn.Module, image_processor: Any, size: tuple[int, int]) -> None:

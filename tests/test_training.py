@@ -218,9 +218,11 @@ def test_rows_of_a_batch_are_shared_out_as_asked():
     assert [float(sigma.max()) for _, _, sigma in groups] == pytest.approx([0.3, 0.1, 0.3])
     with pytest.raises(ValueError, match="must be a positive number"):
         TrainingProblem(one.operator, 0.3, share=0.0)
-    few = VFMObjective(prior, adapter, [one, dataclasses.replace(one, share=0.01)])
-    with pytest.raises(ValueError, match="no row of a batch of 20 for 2 problems: raise batch_size"):
-        few._observe(pairs(20, torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1))
+    few = VFMObjective(prior, adapter, [one, dataclasses.replace(one, share=0.01), three])
+    assert few._rows(20) == [5, 1, 14]  # the smallest share is a row all the same
+    assert few._rows(3) == [1, 1, 1]
+    with pytest.raises(ValueError, match="a batch of 2 has no row for each of 3 problems: raise batch_size"):
+        few._rows(2)
 
 
 def test_problem_classes_must_differ(tmp_path):

@@ -167,17 +167,28 @@ class VFMObjective(Objective):
     def _observe(self, data: Tensor, generator: torch.Generator) -> list[tuple[Operator, Tensor, Tensor]]:
         """For each problem class a share of the rows: fresh operators, noise levels, measurements."""
         groups = []
-        shares = torch.tensor([problem.share for problem in self.problems], dtype=torch.float64)
-        ends = (shares.cumsum(0) / shares.sum() * len(data)).round().long()
-        if (empty := (ends.diff(prepend=torch.zeros(1, dtype=torch.long)) < 1)).any():
-            left_out = self.problems[int(empty.int().argmax())]
-            raise ValueError(f"share={left_out.share} of {left_out.operator.problem_class!r} is no row of a batch of "
-                             f"{len(data)} for {len(shares)} problems: raise batch_size or the share")
-        for problem, images in zip(self.problems, data.tensor_split(ends[:-1])):
+        for problem, images in zip(self.problems, data.split(self._rows(len(data)))):
             operator = problem.operator.randomize(len(images), generator).to(data.device)
             sigma = problem.draw_sigma(len(images), generator).to(data.device)
             groups.append((operator, operator.measure(images, sigma, generator=generator), sigma))
         return groups
+
+    def _rows(self, n: int) -> list[int]:
+        """How many of n rows each problem gets: by their shares, and at least one."""
+        if not self.problems:
+            return [n]
+        if n < len(self.problems):
+            raise ValueError(f"a batch of {n} has no row for each of {len(self.problems)} problems: raise batch_size")
+        shares = torch.tensor([problem.share for problem in self.problems], dtype=torch.float64)
+
+        def split(rows: int) -> Tensor:
+            ends = (shares.cumsum(0) / shares.sum() * rows).round().long()
+            return ends.diff(prepend=ends.new_zeros(1))
+
+        counts = split(n)
+        if bool((counts < 1).any()):
+            counts = 1 + split(n - len(shares))
+        return [int(count) for count in counts]
 
     def _propose(self, groups: list[tuple[Operator, Tensor, Tensor]], n: int,
                  device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
