@@ -29,8 +29,8 @@ class Mutation:
 
 MUTATIONS = [
     Mutation("an adjoint that is not one", "operators/invflow_operators/superresolution.py",
-             "return self.rows.to(y.dtype).mT @ y @ self.columns.to(y.dtype)",
-             "return self.rows_inverse.to(y.dtype) @ y @ self.columns_inverse.to(y.dtype).mT",
+             "return self.rows.transpose(self.columns.transpose(y).mT).mT",
+             "return self.rows_inverse(self.columns_inverse(y).mT).mT",
              "tests/test_operators.py"),
     Mutation("mean instead of sum in the likelihood", "invflow/reward.py",
              "return terms.flatten(2).sum(2)", "return terms.flatten(2).mean(2)", "tests/test_reward.py"),
