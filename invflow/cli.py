@@ -327,8 +327,8 @@ def train(
 ) -> None:
     """Train what ships with the library, or the same on your own data.
 
-    Ctrl-C saves; the same command goes on from there. For several processes: accelerate launch -m invflow
-    train NAME.
+    Ctrl-C saves; the same command goes on from there. For two processes, on two GPUs or on the CPU:
+    torchrun --nproc_per_node 2 -m invflow train NAME.
     """
     from invflow.training.recipe import load_recipe
 
@@ -337,7 +337,8 @@ def train(
     changes |= _settings(None, setting or [])
     folder = Path("runs") / name if output is None else output
     load_recipe(name)(folder, data=data, prior=prior, **changes)
-    typer.echo(f"wrote {folder}")
+    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
+        typer.echo(f"wrote {folder}")
 
 
 @app.command()

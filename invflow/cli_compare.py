@@ -31,7 +31,8 @@ def compare(
     """Compare solvers on the same observations: quality, honesty and cost, with standard errors.
 
     Writes report.html, one page with everything, and table.csv, table.md, observations.csv, comparison.json and
-    pareto.png. The same command resumes a killed run; for several processes: accelerate launch -m invflow compare ...
+    pareto.png. The same command resumes a killed run; on two processes:
+    torchrun --nproc_per_node 2 -m invflow compare ...
     """
     import invflow
     from invflow.solve import check_device

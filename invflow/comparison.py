@@ -41,7 +41,7 @@ def compare(problems: Problem | str | Sequence[Problem | str], solvers: Mapping[
 
     Every solver gets the same observations of a problem, and the same random numbers for second measurements and
     exact draws. With a folder, each part (a solver on ``part_size`` observations) is written as it is done, whole or
-    not at all: the same call goes on where a killed one stopped, and gives the same table. Under ``accelerate launch``
+    not at all: the same call goes on where a killed one stopped, and gives the same table. Under ``torchrun``
     the parts are shared out over the processes.
 
     Test images are for this call and for nothing else: choose settings with ``split="validation"``.

@@ -282,8 +282,8 @@ def test_processes_share_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_accelerate_launch(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "invflow",
+def test_two_processes_started_by_torchrun(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "invflow",
                "compare", PROBLEM, "--solver", "exact", "--solver", "few=fmtt:steps=4", "--observations", "20",
                "--samples", "20", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False,
@@ -291,6 +291,7 @@ def test_accelerate_launch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("wrote") == 1
     shared = Comparison.load(tmp_path)
+    assert shared.settings["processes"] == 2
     alone = invflow.compare(PROBLEM, {"exact": "exact", "few": parse_solver("fmtt:steps=4")[1]}, num_observations=20,
                             num_samples=20)
     assert numbers(shared) == numbers(alone)

@@ -126,9 +126,9 @@ def check_settings(solver: str, problem: str, settings: list[str]) -> None:
 def check(command: str, page: str = "") -> None:
     """One command line: those of the library in full, modules and scripts by their existence."""
     words = shlex.split(command, comments=True)
-    if words[0] == "accelerate":
-        assert words[1:4] == ["launch", "-m", "invflow"]
-        words = ["invflow", *words[4:]]
+    if words[0] == "torchrun":
+        assert words[1:5] == ["--nproc_per_node", "2", "-m", "invflow"]
+        words = ["invflow", *words[5:]]
     if words[0] in ("python", "python3") and words[1] == "-m":
         if words[2] == "invflow":
             words = words[2:]

@@ -51,7 +51,8 @@ class MeanFlowObjective(Objective):
         middle = (sample_between(s, t, generator),) if self.tangent == "semigroup" else ()
         losses = meanflow_loss(self.prior.average_velocity, noise, states, s, t, k, *middle, tangent=self.tangent)
         per_value = losses.detach() / self.prior.dimension
-        return normalise(losses.mean()), {"flow_matching": per_value[k:].mean(), "meanflow": per_value[:k].mean()}
+        parts = {"flow_matching": per_value[k:], "meanflow": per_value[:k]}
+        return normalise(losses.mean()), {name: part.mean() for name, part in parts.items() if len(part)}
 
 
 def data_statistics(images: Tensor, decode_affine: tuple[float, float], floor: float = 0.1) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """The table of solvers on the six image problems: ``python -m invflow_problems.compare_table OUTPUT``.
 
-One command, resumed by the same command; on two processes: ``accelerate launch --cpu --num_processes 2 -m
+One command, resumed by the same command; on two processes: ``torchrun --nproc_per_node 2 -m
 invflow_problems.compare_table OUTPUT``. It reads the first test images, once, in their order. Samplers of the field run
 with the settings that :mod:`invflow_problems.tune_samplers` chose on validation images, at 100 calls a sample. Solvers
 with weights draw more particles than they return, which are resampled by their weights; their calls are counted for

@@ -50,12 +50,12 @@ def precision(run: Path) -> str:
 
 def commands(stages: list[tuple[str, Path]]) -> list[str]:
     """The command of each stage, RUN1 going on from nothing, RUN2 from RUN1, with what differs from the recipe."""
-    lines = []
+    lines, kind = [], "prior" if (stages[-1][1] / "prior").is_dir() else "vfm"
     for k, (name, run) in enumerate(stages):
         own = asdict(load_recipe(name).settings)
         changed = [f"--set {key}={value}" for key, value in read_settings(run).items()
                    if key in own and json.loads(json.dumps(own[key])) != value]
-        parts = [f"invflow train {name} --data FOLDER", *([f"--prior RUN{k}/vfm"] if k else []), *changed,
+        parts = [f"invflow train {name} --data FOLDER", *([f"--prior RUN{k}/{kind}"] if k else []), *changed,
                  f"--output RUN{k + 1}"]
         lines.append("    " + " ".join(parts))
     return lines
