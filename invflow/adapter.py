@@ -197,6 +197,10 @@ class Adapter(Countable):
         """
         return resized_copy(self, image_shape, "adapter")
 
+    def settings(self) -> dict[str, Any]:
+        """Settings that are no weights, kept with each posterior; none here."""
+        return {}
+
     def config(self) -> dict[str, Any]:
         """What :meth:`from_pretrained` needs, beside the weights."""
         return {
@@ -230,7 +234,8 @@ class Adapter(Countable):
             if config.get("form") == "spectral":
                 from invflow.spectral_adapter import SpectralAdapter
 
-                return SpectralAdapter(tuple(config["state_shape"]), decode_affine=config["decode_affine"], **shared)
+                return SpectralAdapter(tuple(config["state_shape"]), decode_affine=config["decode_affine"],
+                                       symmetries=config.get("symmetries", 1), spread=config.get("spread"), **shared)
             return cls(tuple(config["state_shape"]), network=config["network"], **shared)
 
         adapter = load_built(build, folder, config, "adapter")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,8 @@ __all__ = ["SpectralAdapter"]
 #: the scale of the correction in units of the state; at full scale the first steps of a training are all error
 CORRECTION = 0.1
 FEATURES = 4  # values a pixel that the network hands to the layer that makes the standard deviations
+#: of the square, as (quarter turns, whether mirrored then); one, two, four or all eight of them are averaged over
+SYMMETRIES = ((0, False), (2, False), (0, True), (2, True), (1, False), (3, False), (1, True), (3, True))
 
 
 class SpectralAdapter(Adapter):
@@ -37,6 +40,11 @@ class SpectralAdapter(Adapter):
 
     It is fully convolutional: measurements of images of any size are taken (:meth:`resized`).
 
+    What is learned from crops that are turned and mirrored at random is close to what commutes with turns, but not
+    there. With ``symmetries`` the correction is averaged over so many turned and mirrored inputs (the self-ensemble of
+    Lim et al. 2017), so many calls of the network in place of one, and none more for each sample. The kernel's summary
+    is not turned with them; blurs gain all the same. While training there is one.
+
     Args:
         state_shape: ``(C, H, W)`` of the images trained on.
         classes: the problem classes.
@@ -47,6 +55,12 @@ class SpectralAdapter(Adapter):
         mean: of the map, ``(C, 1, 1)``.
         trained_for: fingerprint of the map; None before training.
         generator: initialises the weights.
+        symmetries: 1, 2, 4 or 8.
+        spread: factors of the standard deviations, by problem class, such as validation images ask for; classes that
+            are not named have 1.
+
+    Raises:
+        ValueError: for another number of symmetries, a factor that is not positive, or one of an unknown class.
 
     Example:
         >>> import torch
@@ -67,10 +81,12 @@ class SpectralAdapter(Adapter):
                  image_shape: tuple[int, ...] | None = None, options: dict[str, Any] | None = None,
                  decode_affine: tuple[float, float] = (0.5, 0.5), spectrum: Spectrum | None = None,
                  mean: Tensor | None = None, trained_for: str | None = None,
-                 generator: torch.Generator | None = None) -> None:
+                 generator: torch.Generator | None = None, symmetries: int = 1,
+                 spread: Mapping[str, float] | None = None) -> None:
         options = {**(options or {}), "attention": False}
         super().__init__(state_shape, classes=classes, image_shape=image_shape, network="unet", options=options,
                          trained_for=trained_for, generator=generator)
+        self.symmetries, self.spread = symmetries, dict(spread or {})
         channels = self.state_shape[0]
         self.decode_affine = (float(decode_affine[0]), float(decode_affine[1]))
         self.spectrum = Spectrum(channels, None if spectrum is None else spectrum.log_std)
@@ -83,6 +99,36 @@ class SpectralAdapter(Adapter):
         initialise(self, generator)
         nn.init.zeros_(self.problem.weight)
         # widths stays as drawn: what it is given starts at zero, and two zeros after each other would stay zeros
+
+    @property
+    def symmetries(self) -> int:
+        """Over how many symmetries of the square the correction is averaged: 1, 2, 4 or 8."""
+        return self._symmetries
+
+    @symmetries.setter
+    def symmetries(self, number: int) -> None:
+        if number not in (1, 2, 4, 8) or isinstance(number, bool):
+            raise ValueError(f"symmetries={number!r}: the square has eight; pass 1, 2, 4 or 8")
+        self._symmetries = number
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """Factors of the standard deviations, by problem class; 1 for those that are not named."""
+        return dict(self._spread)
+
+    @spread.setter
+    def spread(self, factors: Mapping[str, float]) -> None:
+        for name, factor in factors.items():
+            if name not in self.classes:
+                raise ValueError(f"spread names the class {name!r}, but the adapter knows {', '.join(self.classes)}")
+            if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+                raise ValueError(f"spread[{name!r}]={factor!r} must be a positive number, such as 1.1 for samples that "
+                                 "spread a tenth more")
+        self._spread = {name: float(factor) for name, factor in factors.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """Settings that are no weights, kept with each posterior."""
+        return {"symmetries": self.symmetries, "spread": self.spread}
 
     @classmethod
     def for_map(cls, prior: NeuralFlowMap, classes: Sequence[str], options: dict[str, Any] | None = None,
@@ -120,9 +166,12 @@ class SpectralAdapter(Adapter):
         """
         scale, shift = self.decode_affine
         embedding = self.noise_level(torch.log10(sigma) + 1) + self.problem(classes) + self.summary(summary)
-        out = self.network(torch.cat([2 * embedded - 1, observed], dim=1), embedding).to(embedded.dtype)
+        x = torch.cat([2 * embedded - 1, observed], dim=1)
+        out = self.network(x, embedding).to(embedded.dtype)
         self.record_output(out, len(out))
         channels, (height, width) = self.mean.shape[0], embedded.shape[-2:]
+        if self.symmetries > 1 and not self.training:
+            out = torch.cat([self._average(x, embedding, out[:, :channels]), out[:, channels:]], dim=1)
         with torch.autocast(embedded.device.type, enabled=False):
             state = (embedded[:, :channels] - shift) / scale + CORRECTION * out[:, :channels]
             mean = self.from_state(self.spectrum.whiten(state - self.mean))
@@ -130,7 +179,23 @@ class SpectralAdapter(Adapter):
             features = pad(out[:, channels:], (0, below[1], 0, below[0]), mode="replicate")
             widths = pixel_shuffle(self.widths(pixel_unshuffle(features, BLOCK)), BLOCK)[..., :height, :width]
             log_variance = 2 * widths - torch.log1p(self._information(observed, sigma, below))[..., :height, :width]
-        return mean, 0.5 * log_variance.clamp(*LOG_VARIANCE)
+        return mean, 0.5 * log_variance.clamp(*LOG_VARIANCE) + self._log_spread(classes).to(mean)
+
+    def _average(self, x: Tensor, embedding: Tensor, first: Tensor) -> Tensor:
+        """The correction, averaged over symmetries; one after the other, for large images are most of the memory."""
+        total = first.clone()
+        for turns, mirrored in SYMMETRIES[1 : self.symmetries]:
+            turned = x.rot90(turns, (2, 3))
+            out = self.network(turned.flip(3) if mirrored else turned, embedding).to(x.dtype)
+            self.record_output(out, len(out))
+            out = out[:, : first.shape[1]]
+            total += (out.flip(3) if mirrored else out).rot90(-turns, (2, 3))
+        return total / self.symmetries
+
+    def _log_spread(self, classes: Tensor) -> Tensor:
+        """Logarithms of the factors of rows of these classes, ``(n, 1, 1, 1)``."""
+        factors = torch.tensor([math.log(self.spread.get(name, 1.0)) for name in self.classes], device=classes.device)
+        return factors[classes].view(-1, 1, 1, 1)
 
     def _information(self, observed: Tensor, sigma: Tensor, below: tuple[int, int]) -> Tensor:
         """Prior variance over noise variance of each block's coefficients, were they observed: ``(n, C, H', W')``."""
@@ -155,4 +220,4 @@ class SpectralAdapter(Adapter):
 
     def config(self) -> dict[str, Any]:
         """What :meth:`from_pretrained` needs, beside the weights."""
-        return {**super().config(), "form": "spectral", "decode_affine": list(self.decode_affine)}
+        return {**super().config(), "form": "spectral", "decode_affine": list(self.decode_affine), **self.settings()}

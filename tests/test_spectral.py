@@ -226,6 +226,86 @@ def test_adapter_moves_with_the_image():
     torch.testing.assert_close(stds[0][:, :, 32:40, inner], stds[1][:, :, 24:32, inner], rtol=1e-3, atol=1e-4)
 
 
+def roughened(prior, classes=("denoising",)):
+    adapter = SpectralAdapter.for_map(prior, classes, OPTIONS, torch.Generator().manual_seed(0)).eval()
+    with torch.no_grad():  # the last layer of a fresh one is zero
+        adapter.network.head.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    return adapter.requires_grad_(False)
+
+
+@pytest.mark.parametrize("symmetries", [2, 4, 8])
+def test_averaged_correction_turns_with_the_image(symmetries):
+    """Those averaged over are a group, so that the estimate of a turned measurement is the turned estimate."""
+    prior = spectral_map()
+    adapter = roughened(prior)
+    group = [(0, False), (2, False), (0, True), (2, True), (1, False), (3, False), (1, True), (3, True)]
+
+    def turned(x, turns, mirrored):
+        x = x.rot90(turns, (-2, -1))
+        return x.flip(-1) if mirrored else x
+
+    def estimate(y):
+        mean, _ = adapter.propose(invflow.GaussianLikelihood(Denoising((3, 32, 32)), y, sigma=0.1))
+        return prior.jump(adapter.to_state(mean), 0.0, 1.0)
+
+    y = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    plain = estimate(y)
+    adapter.symmetries = symmetries
+    with adapter.count() as calls:
+        straight = estimate(y)
+    assert calls.forward == 2 * symmetries
+    for turn in group[1:symmetries]:
+        torch.testing.assert_close(estimate(turned(y, *turn)), turned(straight, *turn), rtol=0, atol=2e-4)
+    assert (straight - plain).abs().max() > 0.01  # where the average does nothing, this test sees nothing
+
+
+def test_average_is_over_each_symmetry_once():
+    """The mean of the plain estimates of all turned measurements, each turned back."""
+    prior = spectral_map()
+    adapter = roughened(prior)
+    y = torch.rand(1, 3, 24, 40, generator=torch.Generator().manual_seed(2))  # not square: sides change places
+
+    def estimate(y):
+        shape = tuple(y.shape[1:])
+        mean, _ = adapter.resized(shape).propose(invflow.GaussianLikelihood(Denoising(shape), y, sigma=0.1))
+        return prior.resized(shape).jump(adapter.to_state(mean), 0.0, 1.0)
+
+    turned = [estimate(y.rot90(k, (2, 3))).rot90(-k, (2, 3)) for k in range(4)]
+    mirrored = [estimate(y.flip(3).rot90(k, (2, 3))).rot90(-k, (2, 3)).flip(3) for k in range(4)]
+    adapter.symmetries = 8
+    torch.testing.assert_close(estimate(y), torch.stack(turned + mirrored).mean(0), rtol=0, atol=2e-4)
+
+
+def test_spread_multiplies_the_deviations_of_its_class(tmp_path):
+    prior = spectral_map(independent_noise=False)
+    adapter = roughened(prior, ["denoising", "super-resolution-x2"])
+    likelihoods = [invflow.GaussianLikelihood(op, torch.rand(2, *op.measurement_shape), sigma=0.1)
+                   for op in (Denoising((3, 32, 32)), SuperResolution((3, 32, 32), factor=2))]
+    before = [adapter.propose(likelihood) for likelihood in likelihoods]
+    adapter.spread, adapter.symmetries = {"super-resolution-x2": 1.25}, 1
+    adapter.trained_for = prior.fingerprint()
+    VFM(prior, adapter).save_pretrained(tmp_path / "pair")
+    loaded = VFM.load(tmp_path / "pair")
+    assert loaded.settings()["spread"] == {"super-resolution-x2": 1.25}
+    for kept in (adapter, loaded.adapter):
+        for (mean, std), likelihood, factor in zip(before, likelihoods, (1.0, 1.25)):
+            now = kept.propose(likelihood)
+            torch.testing.assert_close(now[0], mean)
+            torch.testing.assert_close(now[1], factor * std)
+
+
+def test_settings_of_the_adapter_that_make_no_sense_are_refused():
+    adapter = roughened(spectral_map())
+    for wrong in (0, 3, 16, True):
+        with pytest.raises(ValueError, match="1, 2, 4 or 8"):
+            adapter.symmetries = wrong
+    for factor in (0, -1.0, math.nan, math.inf, "wide"):
+        with pytest.raises(ValueError, match="positive number"):
+            adapter.spread = {"denoising": factor}
+    with pytest.raises(ValueError, match="knows denoising"):
+        adapter.spread = {"denoise": 1.1}
+
+
 def test_solvers_in_noise_space_refuse_turned_proposals():
     prior = spectral_map()
     adapter = SpectralAdapter.for_map(prior, ["denoising"], OPTIONS)

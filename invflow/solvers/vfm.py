@@ -214,7 +214,7 @@ class VFM(Solver):
     def settings(self) -> dict[str, Any]:
         """Settings as plain values, kept with each posterior."""
         return {"solver": "VFM", "steps": self.steps, "chunk_size": self.chunk_size, "importance": self.importance,
-                "tile": self.tile, **self._weights}
+                "tile": self.tile, **self._weights, **self.adapter.settings()}
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write map and adapter into ``folder/map`` and ``folder/adapter``, and a ``config.json`` beside them."""

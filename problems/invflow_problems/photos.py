@@ -17,7 +17,7 @@ from invflow_problems.photo_split import photo_name, split_of
 __all__ = ["PhotoCrops", "find_photographs"]
 
 #: longer sides to which photographs are shrunk, so that a pixel holds detail, not what filter and JPEG left of it
-SIDES = (1400, 1000, 700, 500, 350)
+SIDES = (2000, 1400, 1000, 700, 500, 350, 250)
 
 
 def find_photographs(folders: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],

@@ -148,22 +148,22 @@ PHOTO_VFM_SETTINGS = LoopSettings(steps=4500, batch_size=32, learning_rate=1.5e-
 PHOTO_SCORE = 5000.0
 
 
-def photo_problems() -> list[TrainingProblem]:
+def photo_problems(shape: tuple[int, int, int] = PHOTO_SHAPE) -> list[TrainingProblem]:
     """Six problem classes, super-resolution by 2, 3 and 4, for crops of photographs; sizes are in pixels.
 
     Noise is what classical methods take away best, so denoising and motion blur get more of the rows: with four of 32
     each, they were the furthest behind block matching.
     """
     levels = (0.005, 0.2)
-    gaussian = blur.GaussianBlur(PHOTO_SHAPE, std=2.0, kernel_size=25, std_range=(0.6, 3.0))
+    gaussian = blur.GaussianBlur(shape, std=2.0, kernel_size=25, std_range=(0.6, 3.0))
     return [
-        TrainingProblem(elementwise.Denoising(PHOTO_SHAPE), (0.01, 0.25), share=9.0),
-        TrainingProblem(inpainting.RandomInpainting(PHOTO_SHAPE), levels, share=4.0),
-        TrainingProblem(inpainting.BoxInpainting(PHOTO_SHAPE, sides=(0.15, 0.5)), levels, share=3.0),
-        *(TrainingProblem(superresolution.SuperResolution(PHOTO_SHAPE, factor=factor), levels, share)
+        TrainingProblem(elementwise.Denoising(shape), (0.01, 0.25), share=9.0),
+        TrainingProblem(inpainting.RandomInpainting(shape), levels, share=4.0),
+        TrainingProblem(inpainting.BoxInpainting(shape, sides=(0.15, 0.5)), levels, share=3.0),
+        *(TrainingProblem(superresolution.SuperResolution(shape, factor=factor), levels, share)
           for factor, share in ((2, 2.0), (3, 2.0), (4, 3.0))),
         TrainingProblem(gaussian, levels, share=3.0),
-        TrainingProblem(blur.MotionBlur(PHOTO_SHAPE, kernel_size=21), levels, share=6.0),
+        TrainingProblem(blur.MotionBlur(shape, kernel_size=21), levels, share=6.0),
     ]
 
 
