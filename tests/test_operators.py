@@ -18,7 +18,6 @@ from invflow.operators import (
     Blur,
     BoxInpainting,
     ComposedOperator,
-    DeepinvOperator,
     Denoising,
     GaussianBlur,
     MaskInpainting,
@@ -351,60 +350,6 @@ def test_no_pseudo_inverse_without_linearity():
     check_operator(Square())
 
 
-# -- deepinv ---------------------------------------------------------------------------------------
-
-
-def test_deepinv_mri_with_masks_per_image(device):
-    from deepinv.physics import MRI
-    from deepinv.physics.generator import GaussianMaskGenerator
-
-    masks = GaussianMaskGenerator((2, 8, 8), acceleration=2, rng=seeded())
-    operator = DeepinvOperator(MRI(img_size=(2, 8, 8)), (2, 8, 8), per_set=["mask"], physics_generator=masks)
-    check_operator(operator, device=device)
-    random = operator.randomize(3, seeded())
-    assert torch.equal(random.observed(), random.physics.mask.expand(3, 2, 8, 8).bool())
-
-
-def test_deepinv_physics_is_frozen():
-    import deepinv
-
-    physics = deepinv.physics.Blur(filter=torch.ones(1, 1, 3, 3) / 9, padding="circular")
-    operator, x = DeepinvOperator(physics, (1, 8, 8)), rand(2, 1, 8, 8, dtype=torch.float32)
-    before = operator(x)
-    physics.update(filter=torch.zeros(1, 1, 3, 3))
-    assert torch.equal(operator(x), before)
-    torch.testing.assert_close(before, Blur(torch.ones(3, 3) / 9, (1, 8, 8))(x))
-
-
-def test_deepinv_complex_lists_and_nonlinear():
-    import deepinv
-
-    retrieval = deepinv.physics.RandomPhaseRetrieval(m=20, img_size=(1, 3, 3), rng=seeded())
-    operator, x = DeepinvOperator(retrieval, (1, 3, 3)), rand(2, 1, 3, 3, dtype=torch.float32)
-    assert not operator.linear
-    torch.testing.assert_close(operator(x), retrieval.A(x.to(torch.cfloat)))
-    maps = torch.ones(1, 2, 6, 6, dtype=torch.cfloat)
-    coils = deepinv.physics.MultiCoilMRI(img_size=(2, 6, 6), coil_maps=maps)
-    stacked = deepinv.physics.Decolorize().stack(deepinv.physics.Demosaicing((3, 6, 6)))
-    for physics, shape, measured in ((coils, (2, 6, 6), (2, 2, 6, 6)), (stacked, (3, 6, 6), (36 + 108,))):
-        operator = DeepinvOperator(physics, shape)
-        assert operator.measurement_shape == measured
-        y, x = torch.randn(2, *measured, generator=seeded()), rand(2, *shape, dtype=torch.float32)
-        left, right = (operator(x) * y).sum(), (x * operator.adjoint(y)).sum()
-        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
-
-
-def test_deepinv_mistakes_are_named():
-    import deepinv
-
-    with pytest.raises(TypeError, match=r"Conv2d.*deepinv.physics.Physics"):
-        DeepinvOperator(torch.nn.Conv2d(1, 1, 3), (1, 8, 8))
-    with pytest.raises(ValueError, match=r"no tensors \['kernel'\].*filter"):
-        DeepinvOperator(deepinv.physics.Blur(filter=torch.ones(1, 1, 3, 3)), (1, 8, 8), per_set=["kernel"])
-    with pytest.raises(ValueError, match=r"does not take images \(1, 1, 9, 9\)"):
-        DeepinvOperator(deepinv.physics.Inpainting((1, 8, 8), mask=0.5, rng=seeded()), (1, 9, 9))
-
-
 # -- the door for plug-ins -------------------------------------------------------------------------
 
 
@@ -440,135 +385,6 @@ def test_looking_up_an_operator_imports_no_heavy_package():
             "sys.exit(','.join({'deepinv', 'matplotlib', 'scipy'} & set(sys.modules)) or 0)")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-
-
-# -- the check catches what is broken --------------------------------------------------------------
-
-
-class ScaledAdjoint(GaussianBlur):
-    def adjoint(self, y):
-        return 1.001 * super().adjoint(y)
-
-
-class FlippedAdjoint(MotionBlur):
-    def adjoint(self, y):
-        return self(y)  # convolution again, where correlation is due
-
-
-class DetachedAdjoint(Denoising):
-    def adjoint(self, y):
-        return y.detach() + 0 * y
-
-
-class Offset(Denoising):
-    def forward(self, x):
-        return x + 0.01
-
-
-class Wandering(Denoising):
-    def forward(self, x):
-        self.calls = getattr(self, "calls", 0) + 1
-        return x + 1e-3 * self.calls
-
-
-class GlobalNoise(Denoising):
-    def measure(self, x, sigma, *, generator=None):
-        return super().measure(x, sigma, generator=generator) + 0 * torch.randn(1)
-
-
-class BatchMean(Denoising):
-    def forward(self, x):
-        return x - 0.1 * x.mean(0, keepdim=True)
-
-
-class TiledExpand(BoxInpainting):
-    def expand(self, k):
-        return self if self.num_sets == 1 else self._with_sets({"mask": self.mask.repeat(k, 1, 1, 1)})
-
-
-class SortedSelect(BoxInpainting):
-    def select(self, index):
-        return super().select(index if isinstance(index, slice) else torch.as_tensor(index).sort().values)
-
-
-class OneMaskForAll(BoxInpainting):
-    def randomize(self, n, generator=None):
-        one = super().randomize(1, generator)
-        return one._with_sets({"mask": one.mask.repeat(n, 1, 1, 1)})
-
-
-class IgnoresGenerator(BoxInpainting):
-    def randomize(self, n, generator=None):
-        return super().randomize(n, seeded(7))
-
-
-class RandomizesInPlace(BoxInpainting):
-    def randomize(self, n, generator=None):
-        self.mask = super().randomize(1, generator).mask
-        return super().randomize(n, generator)
-
-
-class WritesInput(Denoising):
-    def forward(self, x):
-        return x.add_(1e-3)
-
-
-class WrongShape(Denoising):
-    def forward(self, x):
-        return x.flatten(1)
-
-
-class SinglePrecision(Denoising):
-    def forward(self, x):
-        return x.float()
-
-
-class Unchecked(Denoising):
-    def __call__(self, x):
-        return self.forward(x)
-
-
-class NaNEmbedding(BoxInpainting):
-    def embed(self, y):
-        return y / self.mask
-
-
-class ShortContext(Denoising):
-    def context(self):
-        maps, vector = super().context()
-        return maps, vector[:, :8]
-
-
-class VarianceForDeviation(Denoising):
-    def measure(self, x, sigma, *, generator=None):
-        return super().measure(x, torch.as_tensor(sigma) ** 2, generator=generator)
-
-
-class WrongObserved(Denoising):
-    def observed(self):
-        return torch.zeros(1, *self.image_shape, dtype=torch.bool)
-
-
-class BadPseudoInverse(GaussianBlur):
-    def pseudo_inverse(self, y):
-        return self.adjoint(y)
-
-
-@pytest.mark.parametrize(("broken", "message"), [
-    (ScaledAdjoint, r"<x, A' y>.*not the transposed"), (FlippedAdjoint, "not the transposed"),
-    (DetachedAdjoint, "gradient of <x, A' y>"), (Offset, r"A\(2x - 3x'\)"), (Wandering, "same images again"),
-    (GlobalNoise, "global random state"), (BatchMean, "row 0 by itself"), (TiledExpand, "repeat_interleave"),
-    (SortedSelect, "select"), (OneMaskForAll, "same parameters for every image"),
-    (IgnoresGenerator, "two generator seeds"), (RandomizesInPlace, "never changes in use"),
-    (WritesInput, "wrote into its images"), (WrongShape, r"expected \(n, \*measurement_shape\)"),
-    (SinglePrecision, "gives torch.float32"), (Unchecked, "without an error"), (NaNEmbedding, "finite"),
-    (ShortContext, "context's vector"), (VarianceForDeviation, "standard deviation"),
-    (WrongObserved, "not observed changes"), (BadPseudoInverse, r"A A\^\+ A x"),
-])
-def test_check_operator_catches(broken, message):
-    arguments = {"generator": seeded()} if issubclass(broken, MotionBlur) else {}
-    with pytest.raises(AssertionError, match=message):
-        check_operator(lambda: broken((1, 8, 8), **arguments))
 
 
 def test_public_names():
