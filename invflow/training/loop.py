@@ -22,6 +22,8 @@ from invflow.pretrained import digest, parse_json, write_atomically
 __all__ = ["LoopSettings", "Objective", "fit"]
 
 CHECKPOINT = "checkpoint.safetensors"
+#: steps between which several processes ask each other whether one is to stop; a launcher waits half a minute for that
+ASK_EVERY = 10
 Batches = Callable[[int, int, int], Tensor]
 Sampler = Callable[[int, torch.Generator], Tensor]
 
@@ -200,20 +202,29 @@ def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: 
                 bar.set_postfix({k: f"{v:.3g}" for k, v in metrics.items()})
                 if log is not None:
                     log.write(step, {"learning_rate": settings.rate(step - 1), **numbers})
-            if stop() and accelerator.num_processes == 1:
+            if _all_stop(accelerator, stop, step):
                 break
             if time.monotonic() - saved > settings.checkpoint_seconds:
                 save()
                 saved = time.monotonic()
         save()
     accelerator.wait_for_everyone()
-    if stop():
+    if step < end or stop():
         raise KeyboardInterrupt(f"stopped at step {step} of {settings.steps}; the same command goes on from there")
     with torch.no_grad():
         for key, p in parameters.items():
             p.copy_(average[key])
     accelerator.free_memory()
     return step >= settings.steps
+
+
+def _all_stop(accelerator: Any, stop: Callable[[], bool], step: int) -> bool:
+    """Whether to stop after this step: the same answer in all processes, none of which waits for one that has gone."""
+    if accelerator.num_processes == 1:
+        return stop()
+    if step % ASK_EVERY:
+        return False
+    return bool(accelerator.reduce(torch.tensor(float(stop()), device=accelerator.device), reduction="sum") > 0)
 
 
 @contextlib.contextmanager
