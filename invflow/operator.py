@@ -14,10 +14,16 @@ from torch import Tensor
 from invflow._checks import Index, as_index, as_levels, warn_of_range
 from invflow._random import as_generator, draw_noise
 
-__all__ = ["SUMMARY_SIZE", "Operator", "conjugate_gradient"]
+__all__ = ["SUMMARY_LATTICE", "SUMMARY_SIZE", "Operator", "conjugate_gradient"]
 
 #: entries of the vector that :meth:`Operator.context` returns
 SUMMARY_SIZE = 32
+#: the frequencies of that summary, in its own units: half a plane, for the other half is the complex conjugate; up to
+#: that, quarter turns and mirror images map it to itself
+SUMMARY_LATTICE = (
+    (0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (1, 2), (2, 1), (2, -1), (1, -2), (2, 2), (2, -2),
+    (0, 3), (3, 0), (0, 4), (4, 0),
+)
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Switch automatic mixed precision off: a measurement rounded to bfloat16 would swamp the noise."""
@@ -152,7 +158,8 @@ class Operator(torch.nn.Module):
                 an operator that sees the whole image. (H, W) are the axes of an image after the first, or
                 the only axis of an image that is a vector.
             vector: ``(num_sets, SUMMARY_SIZE)``, a summary of the kernel: its transfer function at 16 low
-                frequencies, real parts and then imaginary parts; zeros for an operator without kernel.
+                frequencies (multiples of :data:`SUMMARY_LATTICE`), real parts and then imaginary parts; zeros for
+                an operator without kernel.
         """
         spatial = self.image_shape[1:] or self.image_shape
         maps = torch.ones(self.num_sets, 1, *spatial, device=self.device, dtype=self.dtype)

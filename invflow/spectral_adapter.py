@@ -13,6 +13,7 @@ from torch.nn.functional import avg_pool2d, pad, pixel_shuffle, pixel_unshuffle
 from invflow.adapter import LOG_VARIANCE, Adapter
 from invflow.nets.unet import UNet
 from invflow.neural import NeuralFlowMap, initialise
+from invflow.operator import SUMMARY_LATTICE
 from invflow.spectral import BLOCK, Spectrum, block_dct, gaussian_estimate, mix_channels, opponent_matrix
 
 if TYPE_CHECKING:
@@ -25,6 +26,27 @@ CORRECTION = 0.1
 FEATURES = 4  # values a pixel that the network hands to the layer that makes the standard deviations
 #: of the square, as (quarter turns, whether mirrored then); one, two, four or all eight of them are averaged over
 SYMMETRIES = ((0, False), (2, False), (0, True), (2, True), (1, False), (3, False), (1, True), (3, True))
+
+
+def turned_summary(summary: Tensor, turns: int, mirrored: bool) -> Tensor:
+    """The summary of a kernel's transfer function, ``(n, 32)``, after the kernel is turned, and then mirrored.
+
+    Args:
+        summary: as :meth:`invflow.Operator.context` gives it.
+        turns: quarter turns, those of :func:`torch.rot90` of rows and columns.
+        mirrored: whether the columns then change their order.
+    """
+    places, signs = [], []
+    for u, v in SUMMARY_LATTICE:
+        if mirrored:
+            v = -v
+        for _ in range(turns % 4):
+            u, v = v, -u
+        own = (u, v) in SUMMARY_LATTICE  # else its negative is, where a real kernel has the complex conjugate
+        places.append(SUMMARY_LATTICE.index((u, v) if own else (-u, -v)))
+        signs.append(1.0 if own else -1.0)
+    real, imaginary = summary.chunk(2, dim=1)
+    return torch.cat([real[:, places], imaginary[:, places] * summary.new_tensor(signs)], dim=1)
 
 
 class SpectralAdapter(Adapter):
@@ -42,8 +64,8 @@ class SpectralAdapter(Adapter):
 
     What is learned from crops that are turned and mirrored at random is close to what commutes with turns, but not
     there. With ``symmetries`` the correction is averaged over so many turned and mirrored inputs (the self-ensemble of
-    Lim et al. 2017), so many calls of the network in place of one, and none more for each sample. The kernel's summary
-    is not turned with them; blurs gain all the same. While training there is one.
+    Lim et al. 2017), so many calls of the network in place of one, and none more for each sample. While training there
+    is one.
 
     Args:
         state_shape: ``(C, H, W)`` of the images trained on.
@@ -165,13 +187,13 @@ class SpectralAdapter(Adapter):
             Mean and log standard deviation, each ``(n, C, H, W)``.
         """
         scale, shift = self.decode_affine
-        embedding = self.noise_level(torch.log10(sigma) + 1) + self.problem(classes) + self.summary(summary)
+        told = self.noise_level(torch.log10(sigma) + 1) + self.problem(classes)
         x = torch.cat([2 * embedded - 1, observed], dim=1)
-        out = self.network(x, embedding).to(embedded.dtype)
+        out = self.network(x, told + self.summary(summary)).to(embedded.dtype)
         self.record_output(out, len(out))
         channels, (height, width) = self.mean.shape[0], embedded.shape[-2:]
         if self.symmetries > 1 and not self.training:
-            out = torch.cat([self._average(x, embedding, out[:, :channels]), out[:, channels:]], dim=1)
+            out = torch.cat([self._average(x, told, summary, out[:, :channels]), out[:, channels:]], dim=1)
         with torch.autocast(embedded.device.type, enabled=False):
             state = (embedded[:, :channels] - shift) / scale + CORRECTION * out[:, :channels]
             mean = self.from_state(self.spectrum.whiten(state - self.mean))
@@ -181,12 +203,12 @@ class SpectralAdapter(Adapter):
             log_variance = 2 * widths - torch.log1p(self._information(observed, sigma, below))[..., :height, :width]
         return mean, 0.5 * log_variance.clamp(*LOG_VARIANCE) + self._log_spread(classes).to(mean)
 
-    def _average(self, x: Tensor, embedding: Tensor, first: Tensor) -> Tensor:
+    def _average(self, x: Tensor, told: Tensor, summary: Tensor, first: Tensor) -> Tensor:
         """The correction, averaged over symmetries; one after the other, for large images are most of the memory."""
         total = first.clone()
         for turns, mirrored in SYMMETRIES[1 : self.symmetries]:
-            turned = x.rot90(turns, (2, 3))
-            out = self.network(turned.flip(3) if mirrored else turned, embedding).to(x.dtype)
+            turned, kernel = x.rot90(turns, (2, 3)), turned_summary(summary, turns, mirrored)
+            out = self.network(turned.flip(3) if mirrored else turned, told + self.summary(kernel)).to(x.dtype)
             self.record_output(out, len(out))
             out = out[:, : first.shape[1]]
             total += (out.flip(3) if mirrored else out).rot90(-turns, (2, 3))

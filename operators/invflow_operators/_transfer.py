@@ -7,13 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["transfer_summary"]
+from invflow.operator import SUMMARY_LATTICE
 
-# half a plane, for the other half is the complex conjugate; up to that, a quarter turn maps it to itself
-_LATTICE = (
-    (0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (1, 2), (2, 1), (2, -1), (1, -2), (2, 2), (2, -2),
-    (0, 3), (3, 0), (0, 4), (4, 0),
-)
+__all__ = ["transfer_summary"]
 
 
 def transfer_summary(kernels: Tensor, center: tuple[float, float], image_shape: tuple[int, ...]) -> Tensor:
@@ -32,7 +28,7 @@ def transfer_summary(kernels: Tensor, center: tuple[float, float], image_shape: 
         ``(n, 32)``: real parts, then imaginary parts. All real parts are 1 for the identity.
     """
     kernels = kernels.mean(1)
-    lattice = torch.tensor(_LATTICE, device=kernels.device).to(kernels.dtype) * 3
+    lattice = torch.tensor(SUMMARY_LATTICE, device=kernels.device).to(kernels.dtype) * 3
     angles = []
     for axis in (0, 1):
         offset = torch.arange(kernels.shape[1 + axis], device=kernels.device).to(kernels.dtype) - center[axis]
