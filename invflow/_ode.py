@@ -51,7 +51,10 @@ def expand_time(t: Time, x: Tensor) -> Tensor:
     Raises:
         ValueError: if ``t`` has neither one entry nor ``n``.
     """
-    t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
+    if isinstance(t, float | int):  # filled in where x is: copied there, it would make a GPU wait at each call
+        t = torch.full((), t, dtype=x.dtype, device=x.device)
+    else:
+        t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (1, x.shape[0])):
         raise ValueError(
             f"a time has shape {tuple(t.shape)}, but the batch has {x.shape[0]} rows: pass a float or a "

@@ -134,7 +134,7 @@ def _cumulative(weights: Tensor, n: int) -> Tensor:
         raise ValueError(f"weights have shape {tuple(weights.shape)}, expected (B, N): pass weights[None] "
                          "for one observation")
     total = precise(weights).cumsum(1)
-    # a sum that is NaN or infinite compares false too
+    # a sum that is NaN or infinite compares false too; a GPU is waited for, once a resampling, to be able to say so
     valid = (weights >= 0).all(1) & (total[:, -1] > 0) & (total[:, -1] < torch.inf)
     if not bool(valid.all()):
         b = int((~valid).nonzero()[0])

@@ -97,7 +97,7 @@ def make_chunks(reward: Reward, observations: int, count: int, size: int) -> lis
 def child_generator(parent: torch.Generator) -> torch.Generator:
     """A generator seeded by one draw of another, so that what it serves takes nothing more from the other."""
     seed = torch.randint(2**62, (1,), generator=parent, device=parent.device)
-    return torch.Generator(parent.device).manual_seed(int(seed))
+    return torch.Generator(parent.device).manual_seed(int(seed))  # a GPU is waited for where the parent is on one
 
 
 def first_bad(look: Look, state: Tensor) -> tuple[str, int] | None:
@@ -112,8 +112,12 @@ def first_bad(look: Look, state: Tensor) -> tuple[str, int] | None:
         ("gradient of the reward", None if look.gradient is None else ~look.gradient.isfinite()),
         ("rate of the reward", None if look.rate is None else look.rate.isnan()),
     )
-    for what, bad in checks:
-        row = None if bad is None else first_row(bad)
+    found = [(what, bad) for what, bad in checks if bad is not None]
+    # asked of all at once, since a GPU is waited for; needed at every look, so that the error can tell the step
+    if not bool(torch.stack([bad.any() for _, bad in found]).any()):
+        return None
+    for what, bad in found:
+        row = first_row(bad)
         if row is not None:
             return what, row
     return None
@@ -156,6 +160,7 @@ class Run:
     chunks: list[Chunk]
     size: ChunkSize
     gains: Tensor  # (B or 1, K + 1): g at each time
+    pulls: list[bool]  # (K + 1,): whether g is over 0 for any observation, where no device has to be asked
     generator: torch.Generator
     shape: tuple[int, int]  # (B, N)
     x: Tensor  # (B N, *state_shape)

@@ -227,8 +227,8 @@ class FMTT(Solver):
         x = draw_noise((rows, *self.prior.state_shape), generator).to(device=device, dtype=self.prior.dtype)
         like = precise(x.new_zeros(shape))
         ancestors = torch.arange(num_samples, device=device).expand(shape)
-        run = Run(chunks, self._size(), gains.to(like), generator, shape, x, Look(like.flatten()), like, ancestors,
-                  like[:, 0])
+        run = Run(chunks, self._size(), gains.to(like), (gains > 0).any(0).tolist(), generator, shape, x,
+                  Look(like.flatten()), like, ancestors, like[:, 0])
         if self.conjugate is not None:
             run.spectrum = find_spectrum(check_conjugate(reward, self.prior))
         run.look = Look.cat(over_chunks(chunks, run.size, lambda chunk: self._look(run, chunk, x[chunk.rows], 0)))
@@ -243,7 +243,7 @@ class FMTT(Solver):
         """
         ends = index == self.steps
         moves = not ends and self.base_steps[index].variance > 0
-        pulls = chunk.reward.differentiable and bool((run.gains[:, index] > 0).any())
+        pulls = chunk.reward.differentiable and run.pulls[index]
         rate = self.weights == "jarzynski" and self.look_ahead.kind != "flow_map" and not at_mean and (
             not ends or self.look_ahead.kind == "none")
         gradient = at_mean or (self.kernel != "renoise" and moves and pulls and self.conjugate is None)
@@ -354,13 +354,12 @@ class FMTT(Solver):
 
     def _resample(self, run: Run, moves: bool) -> Tensor:
         """Resample those that need it, before a step whose noise parts the copies; returns which, ``(B,)``."""
-        never = torch.zeros(run.shape[0], dtype=torch.bool, device=run.x.device)
         if self.resample_threshold == 0 or self.weights == "none" or not moves:
-            return never
+            return torch.zeros(run.shape[0], dtype=torch.bool, device=run.x.device)
         log_weights = self._log_weights(run)
         index, chosen = self._select(run, log_weights)
-        if not bool(chosen.any()):
-            return never
+        if index is None:
+            return chosen
         gained = log_weights.logsumexp(1) - math.log(run.shape[1])
         run.log_evidence = torch.where(chosen, run.log_evidence + gained, run.log_evidence)
         self._gather(run, index)
@@ -374,14 +373,15 @@ class FMTT(Solver):
         run.x, run.look = run.x[flat], run.look.take(flat)
         run.ancestors = run.ancestors.gather(1, index)
 
-    def _select(self, run: Run, log_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Which particles go on, ``(B, N)``, and which observations have been resampled, ``(B,)``."""
+    def _select(self, run: Run, log_weights: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Which particles go on, ``(B, N)`` or None for all, and which observations are resampled, ``(B,)``."""
         count, generator = log_weights.shape[1], child_generator(run.generator)
         ess = effective_sample_size(log_weights)
         chosen = (ess > 0) & (ess < self.resample_threshold * count)
-        stay = torch.arange(count, device=log_weights.device).expand_as(log_weights)
+        # one question a step for a GPU to answer; unasked, all states and looks would be copied at every step
         if not bool(chosen.any()):
-            return stay, chosen
+            return None, chosen
+        stay = torch.arange(count, device=log_weights.device).expand_as(log_weights)
         shares = torch.where(chosen[:, None], log_weights, 0.0).softmax(1)
         return torch.where(chosen[:, None], RESAMPLERS[self.resampling](shares, count, generator), stay), chosen
 

@@ -40,7 +40,7 @@ def mean_squared_residual(reward: Reward, images: Tensor, log_weights: Tensor, c
     if not hasattr(reward, "residual"):
         return None
     count = images.shape[1]
-    owner = torch.arange(len(images), device=images.device).repeat_interleave(count)
+    owner = torch.arange(len(images)).repeat_interleave(count)  # on the host, where rewards pick observations
     rows = images.flatten(0, 1)
     parts = ChunkSize(chunk_size, "the residual").over(
         len(rows), lambda part: reward.select(owner[part]).residual(rows[part, None])[:, 0])  # type: ignore[attr-defined]

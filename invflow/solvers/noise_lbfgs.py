@@ -59,6 +59,11 @@ class BatchedLBFGS:
         self._changes: list[Tensor] = []
         self._values = [self.value.clone()]  # of the last iterations, all rows
 
+    @property
+    def running(self) -> bool:
+        """Whether any row still goes on."""
+        return len(self._rows) > 0
+
     def step(self) -> None:
         """One iteration of every row that goes on."""
         rows = self._rows
@@ -112,9 +117,11 @@ class BatchedLBFGS:
             trial_value, trial_gradient = self.objective(trial, rows[pending])
             # a value of NaN fails too
             enough = trial_value <= first[pending] + _ARMIJO * length[pending] * slope[pending]
-            done = pending[enough]
-            point[done], value[done], gradient[done] = trial[enough], trial_value[enough], trial_gradient[enough]
-            pending, trial_value = pending[~enough], trial_value[~enough]
+            # how many rows are left decides what the next trial costs: a GPU is waited for
+            fell, left = enough.nonzero()[:, 0], (~enough).nonzero()[:, 0]
+            done = pending[fell]
+            point[done], value[done], gradient[done] = trial[fell], trial_value[fell], trial_gradient[fell]
+            pending, trial_value = pending[left], trial_value[left]
             if len(pending) == 0:
                 break
             old = length[pending]
@@ -140,13 +147,13 @@ class BatchedLBFGS:
             level = (self._values[0] - self.value)[rows] < self.tolerance
         # without a decrease only rounding is left, if little was promised
         level = level | (~found & (promised < self.tolerance))
-        self.levelled[rows[level]] = True
         keep = found & ~level
-        self.active[rows[~keep]] = False
-        if not bool(keep.all()):
-            self._rows = rows[keep]
-            self._steps = [s[keep] for s in self._steps]
-            self._changes = [y[keep] for y in self._changes]
+        self.levelled[rows], self.active[rows] = level, keep
+        kept = keep.nonzero()[:, 0]  # a GPU is waited for: rows that have ended cost no more calls
+        if len(kept) < len(rows):
+            self._rows = rows[kept]
+            self._steps = [s[kept] for s in self._steps]
+            self._changes = [y[kept] for y in self._changes]
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -97,8 +97,9 @@ class Preconditioner:
         """
         if not self.recording:
             return
-        if self._rows is None or not torch.equal(rows, self._rows):
-            self._seen, self._rows = [], rows
+        if self._rows is None or not (rows is self._rows or torch.equal(rows, self._rows)):
+            self._seen = []
+        self._rows = rows  # for the next time: a GPU need not be asked whether a tensor equals itself
         gradient = gradient.flatten(2)
         # a row of zeros is none
         self._seen.append(gradient if trusted is None else torch.where(trusted[..., None], gradient, 0.0))
@@ -123,7 +124,8 @@ class Preconditioner:
         level = (seen_at * temperature).sqrt().to(vectors)[:, None, None]
         scale = std.expand(len(rows), 1, *std.shape[2:]).flatten(2) if std.ndim > 2 else std
         vectors = vectors * scale * level
-        for b, gradients in zip(rows, vectors):
+        for b, gradients in zip(rows.tolist(), vectors):
+            # how many there are decides how they are thinned out: a GPU is waited for
             kept = gradients[(gradients != 0).any(1) & gradients.isfinite().all(1)]
             count = min(len(kept), _MAX_VECTORS)
             if count == 0:
@@ -134,7 +136,7 @@ class Preconditioner:
             information = torch.where(information > _LEAST_INFORMATION, information, 0.0)
             self._put(b, basis[:, :_MAX_RANK], (1 + information) ** (-0.5 * self.power))
 
-    def _put(self, b: Tensor, basis: Tensor, shrink: Tensor) -> None:
+    def _put(self, b: int, basis: Tensor, shrink: Tensor) -> None:
         """Replace the metric of one observation; directions that it lacks are zero and not shrunk."""
         dimension, rank = basis.shape
         old = self.metric

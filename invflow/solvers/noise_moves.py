@@ -200,8 +200,10 @@ class EllipticalSlice(Move):
             found = target.evaluate_rows(mean[pending] + std[pending] * point, owner[pending], pending % batch[1])
             tried[pending] += 1
             inside = scale_log(level[pending], found.log_reward) > height[pending]
-            current = current.write(pending[inside], found.map(partial(_rows, chosen=inside)))
-            pending = pending[~inside]
+            # how many are left decides what the next round costs: a GPU is waited for
+            done, left = inside.nonzero()[:, 0], (~inside).nonzero()[:, 0]
+            current = current.write(pending[done], found.map(partial(_rows, chosen=done)))
+            pending = pending[left]
             if len(pending) == 0 or k == _MAX_SHRINKS:
                 break
             rejected = angle[pending]

@@ -251,7 +251,7 @@ class NoiseRTO(Solver):
                                      tolerance=self.tolerance)
             yield self._state(rows, optimiser)
             for problem.iteration in range(1, self.max_iterations + 1):
-                if not bool(optimiser.active.any()):
+                if not optimiser.running:
                     break
                 optimiser.step()
                 yield self._state(rows, optimiser)
@@ -281,7 +281,7 @@ class NoiseRTO(Solver):
         optimiser = BatchedLBFGS(problem.value_and_gradient, mean.flatten(1), scale=std.flatten(1),
                                  memory=self.memory, tolerance=min(self.tolerance, 1e-3))
         for _ in range(self.max_iterations):
-            if not bool(optimiser.active.any()):
+            if not optimiser.running:
                 break
             optimiser.step()
         return Linearisation.at(problem, optimiser.point.view_as(zero))
@@ -371,7 +371,7 @@ class PerturbedProblem:
         """The objective: ``(k, d)`` of the rows ``(k,)`` to ``(k,)`` in float64 and ``(k, d)``."""
         count = self.perturbed.count_observed()
         count = precise(count.expand(len(self.xi))[rows])
-        likelihood = cast(GaussianLikelihood, self.perturbed.select(rows))
+        likelihood = cast(GaussianLikelihood, self.perturbed.select(rows))  # a GPU is waited for: which are left
         with torch.enable_grad():
             z = noise.detach().unflatten(1, self.xi.shape[1:]).requires_grad_()
             image = self.prior.one_step(z)

@@ -117,8 +117,8 @@ def solve_linearised(problem: PerturbedProblem, linearisation: Linearisation,
                                derivative, jacobian[rows], gram[rows])
         log_weights[rows] = torch.where(solved, weights, -torch.inf)
         step, failed = torch.linalg.solve_ex(derivative, -equations)
-        usable = ~solved & (failed == 0) & step.isfinite().all(1)
-        if k < max_iterations and bool(usable.any()):
+        usable = (~solved & (failed == 0) & step.isfinite().all(1)).nonzero()[:, 0]
+        if k < max_iterations and len(usable):
             found = _halve(problem, jacobian, columns, target, u, rows[usable], step[usable], norm[usable])
             rows = rows[usable][found]
         else:
@@ -142,8 +142,9 @@ def _halve(problem: PerturbedProblem, jacobian: Tensor, columns: Tensor, target:
         z = problem.xi.flatten(1)[chosen] + (jacobian[chosen].mT @ trial[..., None])[..., 0]
         value = _scaled(problem, z.view(-1, *problem.xi.shape[1:]), chosen, columns)[0]
         lower = (trial + value - target[chosen]).norm(dim=1) <= (1 - 1e-4 * length[pending]) * norm[pending]
-        u[chosen[lower]] = trial[lower]
-        pending = pending[~lower]
+        fell, left = lower.nonzero()[:, 0], (~lower).nonzero()[:, 0]
+        u[chosen[fell]] = trial[fell]
+        pending = pending[left]
         length[pending] *= 0.5
         if len(pending) == 0:
             break

@@ -253,7 +253,7 @@ class NoiseSMC(Solver):
         preconditioner = Preconditioner(target.num_observations) if move.preconditioned else None
         yield state
         step = 0
-        while bool((state.temperature < 1).any()):
+        while bool((state.temperature < 1).any()):  # a GPU is waited for: the weights decide how many there are
             state = self._advance(target, move, state, step, generator, preconditioner)
             step += 1
             yield state
@@ -305,7 +305,7 @@ class NoiseSMC(Solver):
         step_size = self._adapted(move, state, temperature)
         increments = scale_log((temperature - state.temperature)[:, None], log_ratio)
         gained = log_mean_weight(torch.zeros_like(increments), increments)
-        if not bool(torch.isfinite(gained).all()):
+        if not bool(torch.isfinite(gained).all()):  # a GPU is waited for: later the error could not tell why
             b = int((~torch.isfinite(gained)).nonzero()[0])
             raise ValueError(
                 f"the rewards of observation {b} give its {increments.shape[1]} particles no weight to go on with: "
@@ -321,14 +321,15 @@ class NoiseSMC(Solver):
             return replace(state, log_weights=increments)
         # drawn for all observations, so that the random numbers of one do not depend on when others arrive
         index = RESAMPLERS[self.resampling](increments.softmax(1), increments.shape[1], generator)
-        rows = active.nonzero()[:, 0]
+        rows = active.nonzero()[:, 0]  # a GPU is waited for: how many go on decides what the moves cost
         particles = state.particles.gather(rows, index[rows])
         accepted = torch.zeros_like(temperature[rows])
         if preconditioner is not None:
-            self._fit(preconditioner, target, particles, rows, last[rows], temperature[rows])
+            self._fit(preconditioner, target, particles, rows, None if step == 0 else last[rows], temperature[rows])
         for k in range(self.num_moves):
             target.where = f"step {step + 1}, move {k + 1} of {self.num_moves}"
-            random = move.draw(tuple(state.particles.noise.shape), generator).select(rows).to(particles.noise)
+            # moved first: rows are on the map's device, and the numbers are where the generator is
+            random = move.draw(tuple(state.particles.noise.shape), generator).to(particles.noise).select(rows)
             particles, rate = move(target, particles, rows, temperature[rows], state.step_size[rows], random,
                                    preconditioner)
             accepted += rate / self.num_moves
@@ -345,12 +346,11 @@ class NoiseSMC(Solver):
         return next_temperature(log_ratio, temperature, self.ess_threshold)
 
     def _fit(self, preconditioner: Preconditioner, target: NoiseTarget, particles: Particles, rows: Tensor,
-             last: Tensor, temperature: Tensor) -> None:
+             last: Tensor | None, temperature: Tensor) -> None:
         """A metric for the moves to come, from what the moves at the last temperature saw of the gradient."""
-        seen_at = last
-        if bool((last == 0).all()) and particles.gradient is not None:  # at the first: from the particles themselves
+        seen_at = temperature if last is None else last
+        if last is None and particles.gradient is not None:  # at the first: from the particles themselves
             preconditioner.see(rows, particles.gradient)
-            seen_at = temperature
         preconditioner.fit(rows, seen_at, temperature, target.reference(temperature, rows)[1])
         preconditioner.forget()
 

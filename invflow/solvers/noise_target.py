@@ -151,6 +151,7 @@ class NoiseTarget:
         self.gradient, self._size = gradient, ChunkSize(chunk_size, "NoiseSMC")
         self.num_observations = 1 if reward.num_observations is None else reward.num_observations
         self.proposal = None if proposal is None else self._checked(*proposal)
+        self._known: tuple[Tensor, Tensor] | None = None  # rows of observations, and the same on the host
 
     def _checked(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         expected = (self.num_observations, *self.prior.state_shape)
@@ -201,15 +202,21 @@ class NoiseTarget:
     def evaluate(self, noise: Tensor, rows: Tensor) -> Particles:
         """Particles at the noise ``(b, N, *state_shape)`` of the observations ``rows`` ``(b,)``."""
         count = noise.shape[1]
-        flat = self.evaluate_rows(noise.flatten(0, 1), rows.repeat_interleave(count))
+        flat = self.evaluate_rows(noise.flatten(0, 1), self._on_host(rows).repeat_interleave(count))
         return flat.map(lambda values: values.unflatten(0, (len(rows), count)))
+
+    def _on_host(self, rows: Tensor) -> Tensor:
+        """Rows where rewards pick observations, brought there once for all the moves that name the same ones."""
+        if self._known is None or self._known[0] is not rows:
+            self._known = rows, rows.cpu()
+        return self._known[1]
 
     def evaluate_rows(self, noise: Tensor, owner: Tensor, particle: Tensor | None = None) -> Particles:
         """Particles at the noise ``(n, *state_shape)`` of the observations ``owner`` ``(n,)``, in chunks.
 
         Args:
             noise: z.
-            owner: the observation of each.
+            owner: the observation of each; on the host, for a GPU would be waited for.
             particle: ``(n,)``, the index of each among its observation's, to be said in errors; None: 0, 1, ... in
                 the order of the rows of each observation.
 
@@ -247,7 +254,7 @@ class NoiseTarget:
         """The rewards, -inf where the noise is too far out; else an error that names the first bad one."""
         broken = ~images.flatten(1).isfinite().all(1)
         bad = broken | scores.isnan() | (scores == torch.inf)
-        if not bool(bad.any()):
+        if not bool(bad.any()):  # a GPU is waited for, once a call: the error has to tell which
             return scores
         row = first_row(bad & (noise.flatten(1).abs().amax(1) <= FARTHEST))  # NaN is not within it either
         if row is None:

@@ -17,6 +17,7 @@ from invflow._random import as_generator, draw_noise
 from invflow.flowmap import FlowMap
 from invflow.posterior import NFE, Posterior
 from invflow.reward import Reward
+from invflow.smc import count_distinct
 from invflow.solvers._finite import not_finite
 from invflow.solvers._particles import Chunk, FMTTState, first_bad, make_chunks, over_chunks
 from invflow.solvers._selection import JumpCalls, SelectingFMTT
@@ -107,9 +108,9 @@ class SearchSolver(Solver):
             for state in tqdm(rounds, disable=not progress, desc=type(self).__name__, unit="round", delay=2):
                 rewards.append(state.rewards.mean(1))
                 spent.append((calls.forward + calls.backward) / rows)
-        ancestors = torch.tensor([len(row.unique()) for row in state.ancestors], device=state.rewards.device)
         diagnostics = {"kind": "search", "reward": state.rewards, "reward_path": torch.stack(rewards, 1),
-                       "calls_path": spent, "budget": self.budget, "calls": spent[-1], "distinct_ancestors": ancestors}
+                       "calls_path": spent, "budget": self.budget, "calls": spent[-1],
+                       "distinct_ancestors": count_distinct(state.ancestors)}
         return Posterior(state.images, nfe=NFE(calls.forward / rows, calls.backward / rows),
                          seconds=time.perf_counter() - start, diagnostics=diagnostics,
                          settings={"kind": "search", **self.settings()})

@@ -116,7 +116,9 @@ class VFM(Solver):
             # in the noise's place: sixteen samples of a large photograph are most of what is held
             same = noise.shape[1:] == prior.image_shape
             images = noise if same else noise.new_empty((rows, *prior.image_shape))
-            owner = torch.arange(len(mean), device=mean.device).repeat_interleave(num_samples)
+            # twice: rewards pick observations on the host, and would wait for a GPU to bring the indices
+            on_host = torch.arange(len(mean)).repeat_interleave(num_samples)
+            owner = on_host.to(mean.device)
             log_weights = precise(noise.new_empty(rows)) if self.importance else None
 
             def run(part: slice) -> None:
@@ -124,7 +126,7 @@ class VFM(Solver):
                 made = prior.decode(prior.flow(adapter.to_state(z), self.steps))
                 if log_weights is not None:
                     ratio = log_prior_over_proposal(z, mean[owner[part]], std[owner[part]])
-                    log_weights[part] = ratio + score_rows(reward, made, owner[part])
+                    log_weights[part] = ratio + score_rows(reward, made, on_host[part])
                 images[part] = made  # last: where memory ends, the same noise is worked on once more
 
             for _ in tqdm(size.over(rows, run), total=-(-rows // size.rows), disable=not progress, desc="VFM",

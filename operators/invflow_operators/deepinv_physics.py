@@ -47,6 +47,7 @@ class DeepinvOperator(Operator):
     """
 
     measured_entries: Tensor
+    _complete: tuple[Tensor, bool] | None = None  # the entries that were last asked for, and whether they are all
 
     def __init__(self, physics: Any, image_shape: Sequence[int], problem_class: str | None = None,
                  per_set: Sequence[str] = (), physics_generator: Any = None) -> None:
@@ -97,7 +98,10 @@ class DeepinvOperator(Operator):
 
     def observed(self) -> Tensor | None:
         """Entries that depend on the image; None where all do."""
-        return None if bool(self.measured_entries.all()) else self.measured_entries
+        entries = self.measured_entries
+        if self._complete is None or self._complete[0] is not entries:  # asked once of each: a GPU is waited for
+            self._complete = entries, bool(entries.all())
+        return None if self._complete[1] else entries
 
     def _count_sets(self) -> int:
         missing = [name for name in self.per_set if not isinstance(getattr(self.physics, name, None), Tensor)]
