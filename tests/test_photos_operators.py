@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from invflow.operator import SUMMARY_LATTICE
 from invflow.operators import Blur, GaussianBlur, SuperResolution
 from invflow.testing import check_operator
 from invflow_operators._banded import bicubic_downsampling
-from invflow_operators._transfer import _LATTICE, transfer_summary
+from invflow_operators._transfer import transfer_summary
 
 F64 = torch.float64
 
@@ -106,7 +107,7 @@ def test_factors_that_do_not_fit_are_named(factor):
 @pytest.mark.parametrize("side", [12, 28, 63, 64])
 def test_summaries_up_to_64_pixels_are_relative_to_the_side(side):
     """Shipped adapters were trained with these numbers."""
-    kernel, frequency = rand(1, 1, 5, 5), torch.tensor(_LATTICE, dtype=F64) * 3
+    kernel, frequency = rand(1, 1, 5, 5), torch.tensor(SUMMARY_LATTICE, dtype=F64) * 3
     offset = torch.arange(5, dtype=F64) - 2
     phase = (frequency[:, 0, None, None] * offset[:, None] + frequency[:, 1, None, None] * offset) / side
     wave = torch.polar(torch.ones_like(phase), -2 * math.pi * phase)
