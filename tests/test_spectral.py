@@ -5,6 +5,7 @@ import math
 import pytest
 import scipy.fft
 import torch
+from spectral_parts import AFFINE, natural, spectral_map
 
 import invflow
 from invflow.operators import (
@@ -17,26 +18,11 @@ from invflow.operators import (
 )
 from invflow.spectral import Spectrum, block_dct, dct2, gaussian_estimate, opponent_matrix
 
-OPTIONS = {"channels": [8, 16, 16], "blocks": 1, "attention": False}
-AFFINE = (0.5, 0.5)
-
-
-def natural(channels: int = 3) -> Spectrum:
-    """A power law of slope -1 in amplitude, weaker in the colour differences."""
-    log_std = -Spectrum.frequencies().log()[None] - 3.0 - torch.arange(channels, dtype=torch.float64)[:, None]
-    return Spectrum(channels, log_std).double()
-
 
 def dense(spectrum: Spectrum, shape: tuple[int, int, int]) -> torch.Tensor:
     """S^{1/2} as a matrix."""
     units = torch.eye(math.prod(shape), dtype=torch.float64).view(-1, *shape)
     return spectrum.colour(units).flatten(1).T
-
-
-def spectral_map(shape=(3, 32, 32), **kwargs) -> invflow.NeuralFlowMap:
-    return invflow.NeuralFlowMap(shape, options=OPTIONS, skip="spectral", spectrum=natural(shape[0]).float(),
-                                 mean=torch.full((shape[0], 1, 1), -0.1), std=torch.full((shape[0], 1, 1), 0.5),
-                                 generator=torch.Generator().manual_seed(0), **kwargs)
 
 
 def test_cosine_transform_is_the_orthonormal_one_of_scipy():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from spectral_parts import AFFINE, OPTIONS, spectral_map
 
 import invflow
 from invflow.operators import (
@@ -14,23 +15,8 @@ from invflow.operators import (
     SuperResolution,
 )
 from invflow.solvers.vfm import VFM
-from invflow.spectral import Spectrum, gaussian_estimate
+from invflow.spectral import gaussian_estimate
 from invflow.spectral_adapter import SYMMETRIES, SpectralAdapter, turned_summary
-
-OPTIONS = {"channels": [8, 16, 16], "blocks": 1, "attention": False}
-AFFINE = (0.5, 0.5)
-
-
-def natural(channels: int = 3) -> Spectrum:
-    """A power law of slope -1 in amplitude, weaker in the colour differences."""
-    log_std = -Spectrum.frequencies().log()[None] - 3.0 - torch.arange(channels, dtype=torch.float64)[:, None]
-    return Spectrum(channels, log_std).double()
-
-
-def spectral_map(shape=(3, 32, 32), **kwargs) -> invflow.NeuralFlowMap:
-    return invflow.NeuralFlowMap(shape, options=OPTIONS, skip="spectral", spectrum=natural(shape[0]).float(),
-                                 mean=torch.full((shape[0], 1, 1), -0.1), std=torch.full((shape[0], 1, 1), 0.5),
-                                 generator=torch.Generator().manual_seed(0), **kwargs)
 
 
 def test_adapter_begins_at_the_best_linear_estimate():
