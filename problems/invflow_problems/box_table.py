@@ -1,12 +1,12 @@
 """Noise-space samplers on a sharp likelihood: ``python -m invflow_problems.box_table --output runs/box``.
 
-The problem is ``mnist/box-inpainting``, its truths drawn from the solver's own one-step prior, so that each truth is an
-exact draw of its posterior. For each observation and sampler the table has the mean squared residual in sigma^2 over
-the observed pixels (about 1 for exact samples), the standard deviation in the hole, and the squared error of the
-posterior mean in the hole. Averaged over observations, an exact sampler's squared error is its variance times
-1 + 1 / N: their ratio judges the spread without any reference. Beside it stands a long run of other particles with
-many times the moves, and how well its chains agree: split R-hat over the hole's mean, halves and first principal
-components.
+The problem is ``mnist/box-inpainting``, its truths drawn from the solver's own prior, the one-step map for samplers in
+noise space and the untilted dynamics for FMTT, so that each truth is an exact draw of its posterior. For each
+observation and sampler the table has the mean squared residual in sigma^2 over the observed pixels (about 1 for exact
+samples), the standard deviation in the hole, and the squared error of the posterior mean in the hole. Averaged over
+observations, an exact sampler's squared error is its variance times 1 + 1 / N: their ratio judges the spread without
+any reference. Beside it can stand a long run of other particles with many times the moves (row ``reference``), and how
+well its chains agree: split R-hat over the hole's mean, halves and first principal components.
 
 The work is cut into groups of observations; a group that is in the output folder is not done again.
 """
@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,12 +29,16 @@ from torch import Tensor
 import invflow
 from invflow.counting import Countable
 from invflow.reward import GaussianLikelihood
+from invflow.solvers.tilting import logit_grid
 
 __all__ = ["MAPS", "ROWS", "main", "run_group", "split_r_hat", "table"]
 
 PROBLEM = "mnist/box-inpainting"
 MAPS = ("prior", "vfm")
-ROWS = ("plain", "tempered", "rto", "reference", "vfm")
+ROWS = ("plain", "tempered", "rto", "reference", "vfm", "fmtt", "fmtt-weighted")
+#: rows that are one call of a solver, and what they are called
+SINGLE = {"plain": "NoiseSMC, plain", "tempered": "NoiseSMC, preconditioned moves",
+          "fmtt": "FMTT conjugate, unweighted", "fmtt-weighted": "FMTT conjugate, twisted weights"}
 FIELDS = ("map", "row", "sampler", "observation", "residual", "std", "error", "particles", "forward", "backward",
           "converged", "r_hat", "seconds")
 
@@ -73,6 +78,33 @@ def solvers(prior: invflow.FlowMap, adapter: invflow.Adapter | None, rows: int,
     }
 
 
+def tilting(prior: invflow.FlowMap, row: str, rows: int) -> invflow.FMTT:
+    """FMTT with conjugate proposals, as they are or with their weights.
+
+    With one jump a call, 100 steps are 100 calls; the gradient proposal takes twice as many for a worse spread.
+    """
+    return invflow.FMTT(prior, steps=100, kernel="ancestral", look_ahead="denoiser", schedule="annealed",
+                        proposal="conjugate", weights="none" if row == "fmtt" else "twisted", chunk_size=rows,
+                        time_grid=partial(logit_grid, first=0.03, last=0.95))
+
+
+def calibration(std: Tensor, error: Tensor, particles: int) -> tuple[float, float]:
+    """Predicted variance of a new draw over the squared error of the mean, and the jackknife's standard error.
+
+    Args:
+        std: ``(B,)``, standard deviation in the hole, one for each observation.
+        error: ``(B,)``, mean squared error of the posterior mean there.
+        particles: N, of which mean and deviation were made.
+    """
+    scale = 1 + 1 / particles
+    variance, count = std.square(), len(std)
+    ratio = float(variance.sum() * scale / error.sum())
+    if count < 2:
+        return ratio, math.nan
+    without = (variance.sum() - variance) * scale / (error.sum() - error)
+    return ratio, float(((count - 1) * (without - without.mean()).square().mean()).sqrt())
+
+
 def measure(images: Tensor, truth: Tensor, likelihood: GaussianLikelihood, hidden: Tensor) -> list[dict[str, float]]:
     """Residual, spread and error of samples ``(B, N, 1, H, W)``, for each observation."""
     inside = images[..., hidden]
@@ -100,14 +132,15 @@ def run_group(map_name: str, row: str, group: range, particles: int, seed: int,
     problem = invflow.load_problem(PROBLEM)
     pair = invflow.VFM.load("mnist") if map_name == "vfm" else None
     prior, adapter = (problem.prior, None) if pair is None else (pair.prior, pair.adapter)
-    generator = torch.Generator().manual_seed(seed)
-    truth = prior.generate(total, generator=generator)
+    generator, count = torch.Generator().manual_seed(seed), len(group) * particles
+    tilted = tilting(prior, row, count) if row.startswith("fmtt") else None
+    truth = (tilted.prior_samples if tilted else prior.generate)(total, generator=generator)
     y = problem.operator.measure(truth, problem.sigma, generator=generator)  # type: ignore[arg-type]
     likelihood = GaussianLikelihood(problem.operator, y[group.start:group.stop], problem.sigma)  # type: ignore[arg-type]
     truth = truth[group.start:group.stop]
     hidden = ~problem.operator.observed()[0, 0]  # type: ignore[index]
     draw = torch.Generator().manual_seed(1000 * seed + 10 * group.start + (5 if row == "reference" else 1))
-    start, count = time.perf_counter(), len(group) * particles
+    start = time.perf_counter()
 
     def results(sampler: str, images: Tensor, calls: tuple[float, float], converged: Tensor | None,
                 r_hat: list[float] | None = None) -> Iterator[dict[str, float | str]]:
@@ -122,15 +155,16 @@ def run_group(map_name: str, row: str, group: range, particles: int, seed: int,
         posterior = pair.sample(likelihood, particles, generator=draw)
         yield from results("VFM", posterior.samples, (posterior.nfe.forward, posterior.nfe.backward), None)
         return
-    solver = solvers(prior, adapter, count)[row]()
-    if row in ("plain", "tempered"):
+    if row in SINGLE:
+        single = tilted or solvers(prior, adapter, count)[row]()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            posterior = solver.sample(likelihood, particles, generator=draw)
-        name = "NoiseSMC, plain" if row == "plain" else "NoiseSMC, preconditioned moves"
-        yield from results(name, posterior.samples, (posterior.nfe.forward, posterior.nfe.backward),
+            posterior = single.sample(likelihood, particles, generator=draw)
+        images = posterior.resample(particles, generator=draw).samples
+        yield from results(SINGLE[row], images, (posterior.nfe.forward, posterior.nfe.backward),
                            posterior.diagnostics["converged"])
         return
+    solver = solvers(prior, adapter, count)[row]()
     kept: list[Tensor] = []
     with ExitStack() as scopes:
         calls = [scopes.enter_context(m.count()) for m in (prior, adapter) if isinstance(m, Countable)]
@@ -167,11 +201,12 @@ def table(lines: list[dict[str, str]]) -> str:
         ratio = [float(li["std"]) / reference[li["map"], li["observation"]] for li in part
                  if (li["map"], li["observation"]) in reference]
         n = int(part[0]["particles"])
-        variance, error = (torch.tensor([float(li[k]) for li in part]) for k in ("std", "error"))
-        calibration = float(variance.square().mean() * (1 + 1 / n) / error.mean())
+        std, error = (torch.tensor([float(li[k]) for li in part], dtype=torch.float64) for k in ("std", "error"))
+        judged, uncertain = calibration(std, error, n)
         calls = [sum(float(li[k]) for li in part) / len(part) for k in ("forward", "backward")]
         text.append(f"| {key[0]} | {key[1]} | {len(part)} x {n} | {cell([float(li['residual']) for li in part])} | "
-                    f"{cell([float(li['std']) for li in part])} | {cell(ratio) if ratio else ''} | {calibration:.2f} | "
+                    f"{cell([float(li['std']) for li in part])} | {cell(ratio) if ratio else ''} | "
+                    f"{judged:.2f} ± {uncertain:.2f} | "
                     f"{calls[0]:.0f} | {calls[1]:.0f} |")
     r_hats = [float(li["r_hat"]) for li in lines if li["r_hat"]]
     if r_hats:

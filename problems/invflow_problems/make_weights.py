@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,9 @@ def card(name: str, stages: list[tuple[str, Path]], evaluation: dict[str, Any] |
     for k, (_, run) in enumerate(stages):
         rows = list(csv.DictReader((run / "metrics.csv").open()))[-20:]
         last = {key: sum(float(row[key]) for row in rows) / len(rows) for key in rows[0]}
-        shown = {key: v for key, v in last.items() if not key.startswith(("step", "loss", "learning", "grad"))}
+        # a column that the stage had no rows for is NaN: flow matching alone has no MeanFlow loss
+        shown = {key: v for key, v in last.items()
+                 if math.isfinite(v) and not key.startswith(("step", "loss", "learning", "grad"))}
         lines += ["", f"RUN{k + 1}: " + ", ".join(f"{key} {v}" for key, v in read_settings(run).items())
                   + ". Averages over the last twenty logged steps: "
                   + ", ".join(f"{key} {v:.3g}" for key, v in shown.items()) + "."]
