@@ -67,7 +67,8 @@ def solvers() -> Any:
     """One digit with a hole, five samples of each of several solvers."""
     truth, likelihood = invflow.load_problem("mnist/box-inpainting").simulate(1, generator=generator(), shuffle=False)
     vfm, prior = invflow.VFM.load("mnist"), invflow.load_prior("mnist")
-    conjugate = {"look_ahead": "denoiser", "kernel": "ancestral", "proposal": "conjugate", "weights": "none"}
+    conjugate = {"look_ahead": "denoiser", "kernel": "ancestral", "proposal": "conjugate", "weights": "none",
+                 "time_grid": "logit"}
     listed: dict[str, invflow.Solver] = {
         "LinearMMSE": invflow.LinearMMSE.load("mnist"), "VFM, 1 step": vfm,
         "VFM, 4 steps": invflow.VFM.load("mnist", steps=4),

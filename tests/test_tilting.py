@@ -12,10 +12,12 @@ from tilting_models import Gaussian, Row
 from torch import Tensor
 
 from invflow import FMTT, FunctionReward, GaussianLikelihood, GaussianMixtureFlow
+from invflow.operator import Operator
+from invflow.operators import MatrixOperator, RandomInpainting, SuperResolution
 from invflow.reward import Reward
 from invflow.solvers._particles import make_chunks
 from invflow.solvers.kernels import HeunStep, base_steps
-from invflow.solvers.tilting import AnnealedVariance, LookAhead, logit_grid, make_times, schedule_values
+from invflow.solvers.tilting import AnnealedVariance, LookAhead, logit_grid, make_times, measured_gain, schedule_values
 
 F64 = torch.float64
 
@@ -116,6 +118,32 @@ def test_grids_and_schedules() -> None:
     torch.testing.assert_close(values[:, 1], torch.tensor(at_half, dtype=F64))
     torch.testing.assert_close(values[:, 0], torch.tensor([0.25 / 2.5, 4 / 6.25], dtype=F64))
     assert (values[:, 2] == 1).all()
+
+
+def test_the_gain_of_an_operator_is_the_mean_squared_norm_of_its_rows() -> None:
+    def gain(operator: Operator, sets: int = 1) -> Tensor:
+        return measured_gain(GaussianLikelihood(operator, torch.zeros(sets, *operator.measurement_shape), sigma=0.1))
+
+    shape = (1, 8, 8)
+    masks = RandomInpainting(shape).randomize(3, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(gain(masks, 3), torch.ones(3, dtype=F64), rtol=0, atol=0)
+    torch.testing.assert_close(gain(SuperResolution(shape, factor=4, filter="average")),
+                               torch.full((1,), 1 / 16, dtype=F64))
+    matrix = torch.randn(400, 30, generator=torch.Generator().manual_seed(1))
+    rows = matrix.double().square().sum(1).mean()
+    assert abs(float(gain(MatrixOperator(matrix, image_shape=(30,)))) / float(rows) - 1) < 0.2
+    assert measured_gain(Shared(2)).tolist() == [1.0]
+
+
+def test_an_annealed_schedule_knows_what_the_operator_makes_of_a_pixel() -> None:
+    # the mean of 64 values varies 64 times less than they do: a schedule that takes it for one of them lets the
+    # likelihood narrow when the states can no longer follow
+    prior = GaussianMixtureFlow(torch.zeros(1, 64), std=1.0)
+    operator = MatrixOperator(torch.full((1, 64), 1 / 64), image_shape=(64,))
+    likelihood = GaussianLikelihood(operator, torch.tensor([[0.25]]), sigma=0.02)
+    posterior = FMTT(prior, steps=40, kernel="ancestral", look_ahead="denoiser", schedule="annealed", weights="none",
+                     proposal="conjugate").sample(likelihood, 400, generator=torch.Generator().manual_seed(0))
+    assert 0.8 < float(likelihood.residual(posterior.samples).mean()) < 4  # 160 with a gain of 1
 
 
 @pytest.mark.parametrize(("observations", "count", "size"), [(3, 5, 4), (3, 5, 11), (1, 1, 1), (2, 7, 100)])

@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from invflow.flowmap import FlowMap, Time, expand_time
-from invflow.reward import Reward
+from invflow.reward import GaussianLikelihood, Reward
 from invflow.solvers.annealing import AnnealedCovariance
 from invflow.solvers.kernels import BaseStep
 
 __all__ = ["AnnealedVariance", "BaseStep", "Grid", "Look", "LookAhead", "Schedule", "logit_grid", "make_times",
-           "schedule_values", "uniform_grid"]
+           "measured_gain", "schedule_values", "uniform_grid"]
 
 Grid: TypeAlias = "str | Sequence[float] | Callable[[int], Sequence[float]]"
 Schedule: TypeAlias = "str | Callable[[float], float] | AnnealedVariance | AnnealedCovariance"
+
+#: random signs of which the gain of an operator is the mean
+_PROBES = 16
 
 LOOK_AHEADS = ("flow_map", "denoiser", "none")
 
@@ -108,10 +111,17 @@ class AnnealedVariance:
 
     spread: float = 1.0
 
-    def __call__(self, t: float, sigma: Tensor, known: float = 1.0) -> Tensor:
-        """g(t) for noise levels ``(B,)``, where the look-ahead knows all from the time ``known``; in [0, 1]."""
+    def __call__(self, t: float, sigma: Tensor, known: float = 1.0, gain: Tensor | float = 1.0) -> Tensor:
+        """g(t) for noise levels ``(B,)``; in [0, 1].
+
+        Args:
+            t: in [0, 1].
+            sigma: ``(B,)``.
+            known: the time from which the look-ahead knows all.
+            gain: variance of a measured value where each pixel has unit variance; ``(B,)``, or one for all.
+        """
         extra = self.spread**2 * max(0.0, _unknown(t) - _unknown(known))
-        return sigma**2 / (sigma**2 + extra)
+        return sigma**2 / (sigma**2 + gain * extra)
 
 
 def _unknown(t: float) -> float:
@@ -119,13 +129,40 @@ def _unknown(t: float) -> float:
     return (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
 
 
+@torch.no_grad()
+def measured_gain(reward: Reward) -> Tensor:
+    """The variance of a measured value, mean over those observed, where pixels are independent of variance 1.
+
+    That is the mean squared norm of the rows of A, here from a few random signs (Hutchinson 1990): exactly 1 where
+    pixels are measured as they are, 1 / k^2 for means over k x k of them.
+
+    Args:
+        reward: of B observations.
+
+    Returns:
+        ``(B,)`` or ``(1,)``, in float64 on the CPU; 1 for anything but a Gaussian likelihood of a linear operator.
+    """
+    if not isinstance(reward, GaussianLikelihood) or not reward.operator.linear:
+        return torch.ones(1, dtype=torch.float64)
+    operator = reward.operator
+    shape = (operator.num_sets, _PROBES, *operator.measurement_shape)
+    signs = torch.randint(2, shape, generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    signs = signs.to(device=operator.device, dtype=operator.dtype)
+    observed = operator.observed()
+    if observed is not None:
+        signs = torch.where(observed[:, None], signs, 0.0)
+    back = operator.expand(_PROBES).adjoint(signs.flatten(0, 1)).unflatten(0, shape[:2])
+    energies = [part.cpu().double().square().flatten(2).sum(2) for part in (back, signs)]
+    return (energies[0] / energies[1].clamp(min=1)).mean(1)
+
+
 def schedule_values(schedule: Schedule, times: Sequence[float], reward: Reward, prior: FlowMap,
                     known: float = 1.0) -> Tensor:
     """The fraction g(t) of the reward at each time.
 
     Args:
-        schedule: ``"linear"`` for g(t) = t; ``"annealed"``, an :class:`AnnealedVariance` with the spread of data of
-            unit variance in state space; one with another spread; an
+        schedule: ``"linear"`` for g(t) = t; ``"annealed"``, an :class:`AnnealedVariance` with the spread that data of
+            unit variance in state space have after the operator, :func:`measured_gain`; one with another spread; an
             :class:`~invflow.solvers.annealing.AnnealedCovariance`; or a function g of t.
         times: increasing, ending at 1.
         reward: with a noise level ``sigma`` where the schedule is annealed.
@@ -141,7 +178,9 @@ def schedule_values(schedule: Schedule, times: Sequence[float], reward: Reward, 
     """
     if schedule == "linear":
         return torch.tensor([list(times)], dtype=torch.float64)
+    gain: Tensor | float = 1.0
     if schedule == "annealed":
+        gain = measured_gain(reward)
         schedule = AnnealedVariance(1.0 if prior.decode_affine is None else abs(prior.decode_affine[0]))
     if isinstance(schedule, str):
         raise ValueError(f"there is no schedule {schedule!r}: choose 'linear' or 'annealed', or pass a function g(t)")
@@ -153,7 +192,7 @@ def schedule_values(schedule: Schedule, times: Sequence[float], reward: Reward, 
                 f"{type(reward).__name__}: pass schedule='linear', or a function g(t) from [0, 1] to [0, 1]"
             )
         level = sigma.detach().cpu().double()
-        values = torch.stack([schedule(t, level, known) for t in times], dim=1)
+        values = torch.stack([schedule(t, level, known, gain) for t in times], dim=1)
     elif isinstance(schedule, AnnealedCovariance):
         values = schedule.values(times, reward, 1.0 if prior.decode_affine is None else prior.decode_affine[0], known)
     else:

@@ -14,7 +14,6 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from invflow.problem import Problem
 from invflow.reward import Reward
 from invflow.solvers.base import Solver
 from invflow.solvers.registry import solver_by_name
-from invflow.solvers.tilting import logit_grid
 from invflow_problems.image_table import TASKS
 from invflow_problems.tune_samplers import CANDIDATES, steps_of, tuned_settings
 
@@ -119,10 +117,9 @@ def solvers(budget: Budget) -> dict[str, Callable[[Problem], Solver]]:
         # from draws that explain the measurement: tempered from the prior, 32 particles descend from three
         "NoiseSMC": named("noise-smc", start="rto"),
         "FMTT": weighted("fmtt", budget.particles, steps=budget.tilting_steps),
-        # what docs/results.md recommends for sharp measurements: unweighted, hence approximate
+        # what docs/solvers/fmtt.md recommends for sharp measurements: unweighted, hence approximate
         "FMTT, conjugate": named("fmtt", steps=budget.steps, kernel="ancestral", look_ahead="denoiser",
-                                 schedule="annealed", proposal="conjugate", weights="none",
-                                 time_grid=partial(logit_grid, first=0.03, last=0.95)),
+                                 proposal="conjugate", weights="none", time_grid="logit"),
         **{name: tuned(name) for name in CANDIDATES},
         "LMMSE": named("lmmse"),
     }
