@@ -14,6 +14,7 @@ _NAMES = {
     "FlowMap": "invflow.flowmap",
     "GaussianMixtureFlow": "invflow.mixture",
     "NeuralFlowMap": "invflow.neural",
+    "compile_networks": "invflow.compiled",
     "from_velocity": "invflow.wrappers",
     "from_deepinv": "invflow.wrappers",
     "from_diffusers": "invflow.diffusers_prior",
@@ -74,6 +75,7 @@ if TYPE_CHECKING:  # so that type checkers see what __getattr__ finds
     from invflow.adapter import Adapter  # noqa: F401
     from invflow.calibration import calibrate  # noqa: F401
     from invflow.comparison import Comparison, compare  # noqa: F401
+    from invflow.compiled import compile_networks  # noqa: F401
     from invflow.deepinv_bridge import as_reconstructor, metric_from_deepinv  # noqa: F401
     from invflow.diffusers_prior import from_diffusers  # noqa: F401
     from invflow.flowmap import FlowMap  # noqa: F401

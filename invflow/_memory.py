@@ -1,19 +1,35 @@
-"""Rows worked on in chunks, which are halved where one does not fit in memory."""
+"""Rows worked on in chunks: how many at a time, and halved where one does not fit in memory."""
 
 from __future__ import annotations
 
 import gc
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
-__all__ = ["ChunkSize", "is_out_of_memory"]
+if TYPE_CHECKING:
+    from invflow.flowmap import FlowMap
+
+__all__ = ["ROWS", "ChunkSize", "bytes_per_row", "check_chunk_size", "is_out_of_memory", "rows_at_a_time"]
 
 T = TypeVar("T")
+
+#: rows at a time on a CPU, where more bring nothing
+ROWS = 256
+#: on a GPU no more than this: it is busy by then, and progress is still to be seen
+MOST_ROWS = 4096
+#: of the free memory, for what a backward pass reads again. The other half is for what is written besides: gradients,
+#: results, the workspaces of the convolutions, and what the solver keeps of each row
+SHARE = 0.5
+#: rows of which the memory of one is learned, so that what they share counts little; a single one of large states
+PROBE, LARGE = 8, 1 << 16
 
 # what RuntimeErrors say of failed allocations: CUDA and MPS, the CPU's allocator, the libraries of CUDA
 _SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
@@ -24,6 +40,87 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
+
+
+def check_chunk_size(chunk_size: int | None) -> int | None:
+    """A chunk size as it was passed, once it is one: at least 1, or None.
+
+    Raises:
+        ValueError: for under one row.
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size}: at least 1 row at a time, or None to choose by the free memory")
+    return chunk_size
+
+
+_KNOWN: WeakKeyDictionary[torch.nn.Module, dict[object, int]] = WeakKeyDictionary()
+
+
+def rows_at_a_time(chunk_size: int | None, prior: FlowMap, *, velocity: bool = False) -> int:
+    """How many rows go through a map together: as many as were asked for, else what the device has memory for.
+
+    On a CPU that is 256. On a GPU, what half of the free memory holds of the tensors that a backward pass needs, from
+    1 to 4,096; a row's are weighed in one evaluation of a few, not counted as calls, the first time that a map runs.
+
+    Args:
+        chunk_size: as it was asked for; None to choose.
+        prior: the map, on its device.
+        velocity: whether it is asked for velocities alone, which may take less than its jump.
+
+    Example:
+        >>> import invflow
+        >>> from invflow._memory import rows_at_a_time
+        >>> prior = invflow.GaussianMixtureFlow([[0.0, 1.0]], std=0.5)
+        >>> rows_at_a_time(None, prior), rows_at_a_time(7, prior)
+        (256, 7)
+    """
+    if chunk_size is not None:
+        return chunk_size
+    if prior.device.type != "cuda":
+        return ROWS
+    mixed = torch.is_autocast_enabled(prior.device.type)
+    known, key = _KNOWN.setdefault(prior, {}), (velocity, mixed, prior.state_shape, prior.dtype)
+    if key not in known:
+        try:
+            known[key] = bytes_per_row(prior, velocity=velocity)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return 1  # and the solver says what to do where that does not fit
+    return max(1, min(MOST_ROWS, int(SHARE * _free_bytes(prior.device)) // known[key]))
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What is free on a GPU, with what torch holds there and does not use."""
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + idle
+
+
+def bytes_per_row(prior: FlowMap, *, velocity: bool = False) -> int:
+    """Bytes that a map keeps of each state for a backward pass through one jump, or one velocity; on any device.
+
+    Args:
+        prior: the map.
+        velocity: weigh a velocity in place of a jump.
+
+    Returns:
+        At least the state's own, twice.
+    """
+    storages: dict[int, int] = {}
+    own = {x.untyped_storage().data_ptr() for x in (*prior.parameters(), *prior.buffers())}
+
+    def weigh(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage.data_ptr() not in own:  # the weights are there once, for however many rows
+            storages[storage.data_ptr()] = storage.nbytes()
+        return saved
+
+    with prior.uncounted(), torch.enable_grad(), saved_tensors_hooks(weigh, lambda saved: saved):
+        count = PROBE if math.prod(prior.state_shape) <= LARGE else 1
+        x = torch.zeros(count, *prior.state_shape, device=prior.device, dtype=prior.dtype, requires_grad=True)
+        # kept until its tensors are weighed, since what is freed lends its address to the next
+        out = prior.velocity(x, 0.5) if velocity else prior.jump(x, 0.0, 1.0)
+    return max(sum(storages.values()) // count, 2 * out[0].numel() * out.element_size())
 
 
 class ChunkSize:

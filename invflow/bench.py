@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from invflow._memory import rows_at_a_time
 from invflow._random import draw_noise
 from invflow.adapter import Adapter
 from invflow.neural import NeuralFlowMap
@@ -103,18 +104,19 @@ def bench_sampling(repeats: int, device: torch.device, generator: torch.Generato
     observed, summary = operator.context()
     classes = torch.tensor([vfm.adapter.class_index(likelihood)], device=device)
     embedded, sigma = operator.embed(likelihood.y), torch.full((1,), 0.025, device=device)
+    rows = rows_at_a_time(vfm.chunk_size, vfm.prior)
     for n in (1024, 1):
         noise = draw_noise((n, *SHAPE), generator).to(device)
 
         @torch.no_grad()
         def bare(noise: Tensor = noise) -> None:
             vfm.adapter(embedded, observed, summary, classes, sigma)
-            for chunk in noise.split(vfm.chunk_size):
+            for chunk in noise.split(rows):
                 vfm.prior.jump(chunk, 0.0, 1.0)
 
         a, b = medians(lambda n=n: vfm.sample(likelihood, n, generator=generator), bare, repeats,  # type: ignore[misc]
                        device)
-        yield Result("VFM.sample over its network calls", f"B=1, N={n}, chunks of {vfm.chunk_size}", a, b, a / b, 1.10)
+        yield Result("VFM.sample over its network calls", f"B=1, N={n}, chunks of {rows}", a, b, a / b, 1.10)
 
 
 class FlowMatching(Objective):
@@ -247,8 +249,16 @@ def bench_throughput(repeats: int, device: torch.device, generator: torch.Genera
     yield from throughput.bench_throughput(repeats, device, generator)
 
 
+def bench_compiled(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
+    """Solvers with compiled networks over the same solvers without."""
+    from invflow import bench_compiled as compiled  # which imports this module
+
+    yield from compiled.bench_compiled(repeats, device, generator)
+
+
 BENCHES = {"sampling": bench_sampling, "training": bench_training, "operators": bench_operators,
-           "memory": bench_memory, "particles": bench_particles, "throughput": bench_throughput}
+           "memory": bench_memory, "particles": bench_particles, "throughput": bench_throughput,
+           "compiled": bench_compiled}
 
 
 def run(repeats: int = 20, device: str = "cpu", only: list[str] | None = None, seed: int = 0,
@@ -258,7 +268,8 @@ def run(repeats: int = 20, device: str = "cpu", only: list[str] | None = None, s
     Args:
         repeats: timings of which the median is taken.
         device: where to run.
-        only: names among :data:`BENCHES`; None runs all.
+        only: names among :data:`BENCHES`; None runs all, but compiles nothing on a CPU, where that takes minutes and
+            brings little.
         seed: of all random numbers.
         progress: show a progress bar.
 
@@ -275,7 +286,8 @@ def run(repeats: int = 20, device: str = "cpu", only: list[str] | None = None, s
         raise ValueError(f"no benchmark named {', '.join(unknown)}: known are {', '.join(BENCHES)}")
     generator = torch.Generator().manual_seed(seed)
     results: list[Result] = []
-    with tqdm(only or list(BENCHES), disable=not progress, desc="bench") as bar:
+    names = only or [name for name in BENCHES if name != "compiled" or device.startswith("cuda")]
+    with tqdm(names, disable=not progress, desc="bench") as bar:
         for name in bar:
             bar.set_postfix_str(name)
             results.extend(BENCHES[name](repeats, torch.device(device), generator))

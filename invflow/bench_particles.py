@@ -18,13 +18,14 @@ from invflow.solvers.base import Solver
 from invflow.solvers.fmtt import FMTT
 from invflow.solvers.noise_smc import NoiseSMC
 
-__all__ = ["bench_particle_memory", "bench_particles"]
+__all__ = ["bench_particle_memory", "bench_particles", "box_likelihood"]
 
 PARTICLES = 64
 LIMIT = 1.15
 
 
-def _likelihood(device: torch.device, generator: torch.Generator) -> GaussianLikelihood:
+def box_likelihood(device: torch.device, generator: torch.Generator) -> GaussianLikelihood:
+    """A measurement of uniform noise behind a random box, at sigma 0.025."""
     operator = training_problems()[2].operator.randomize(1, generator).to(device)
     images = torch.rand(1, *SHAPE, generator=generator).to(device)
     return GaussianLikelihood(operator, operator.measure(images, 0.025, generator=generator), sigma=0.025)
@@ -47,7 +48,7 @@ def _bare(prior: FlowMap, x: Tensor, with_gradient: int, without: int) -> Callab
 def bench_particles(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
     """FMTT and NoiseSMC over the bare forward and backward calls that they make, on box inpainting."""
     prior = fresh_vfm(device, generator).prior
-    likelihood = _likelihood(device, generator)
+    likelihood = box_likelihood(device, generator)
     solvers: dict[str, Solver] = {
         "FMTT": FMTT(prior, steps=6),
         "FMTT, conjugate": FMTT(prior, steps=12, kernel="ancestral", look_ahead="denoiser", schedule="annealed",
@@ -79,13 +80,13 @@ MEMORY_SCRIPT = """
 import json, warnings
 import torch
 from invflow.bench import fresh_vfm, peak_memory
-from invflow.bench_particles import MANY, FEW, _likelihood
+from invflow.bench_particles import MANY, FEW, box_likelihood
 from invflow.solvers.fmtt import FMTT
 
 warnings.simplefilter("ignore")
 g = torch.Generator().manual_seed(0)
 prior = fresh_vfm(torch.device("cpu"), g).prior
-likelihood = _likelihood(torch.device("cpu"), g)
+likelihood = box_likelihood(torch.device("cpu"), g)
 solver = FMTT(prior, steps=2, schedule=lambda t: 0.5 + 0.5 * t, chunk_size=64)
 solver.sample(likelihood, 2, generator=g)
 before, peaks = peak_memory(), []
@@ -100,7 +101,7 @@ FEW, MANY = 256, 1024
 def bench_particle_memory(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
     """Peak memory of FMTT with four times as many particles, in chunks, over that with fewer, above the network."""
     if device.type == "cuda":
-        prior, likelihood, peaks = fresh_vfm(device, generator).prior, _likelihood(device, generator), []
+        prior, likelihood, peaks = fresh_vfm(device, generator).prior, box_likelihood(device, generator), []
         solver = FMTT(prior, steps=2, schedule=lambda t: 0.5 + 0.5 * t, chunk_size=64)
         for count in (2, FEW, MANY):
             before = torch.cuda.memory_allocated(device)

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from invflow._memory import rows_at_a_time
 from invflow._random import draw_noise
 from invflow.bench import SHAPE, Result, fresh_vfm, medians, training_problems
 from invflow.reward import GaussianLikelihood
@@ -65,6 +66,7 @@ def bench_throughput(repeats: int, device: torch.device, generator: torch.Genera
     operator = training_problems()[2].operator.randomize(1, generator).to(device)
     images = torch.rand(1, *SHAPE, generator=generator).to(device)
     likelihood = GaussianLikelihood(operator, operator.measure(images, 0.025, generator=generator), sigma=0.025)
+    rows = rows_at_a_time(vfm.chunk_size, vfm.prior)
     noise = draw_noise((SAMPLES, *SHAPE), generator).to(device)
 
     def cast(dtype: torch.dtype) -> AbstractContextManager[object]:
@@ -75,7 +77,7 @@ def bench_throughput(repeats: int, device: torch.device, generator: torch.Genera
         def bare(dtype: torch.dtype = dtype) -> None:
             with cast(dtype):
                 vfm.adapter.propose(likelihood)
-                for chunk in noise.split(vfm.chunk_size):
+                for chunk in noise.split(rows):
                     vfm.prior.jump(chunk, 0.0, 1.0)
 
         def sample(dtype: torch.dtype = dtype) -> None:
@@ -90,5 +92,5 @@ def bench_throughput(repeats: int, device: torch.device, generator: torch.Genera
             sample()
             details["GB at most"] = torch.cuda.max_memory_allocated(device) / 1e9
         name = str(dtype).removeprefix("torch.")
-        yield Result(f"VFM.sample, {name}", f"B=1, N={SAMPLES}, chunks of {vfm.chunk_size}", seconds, reference,
+        yield Result(f"VFM.sample, {name}", f"B=1, N={SAMPLES}, chunks of {rows}", seconds, reference,
                      seconds / reference, LIMIT, details=details)

@@ -105,6 +105,9 @@ def solve(
         "--set", metavar="NAME=VALUE", help="Another setting of the solver; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
+    compile_first: Annotated[bool, typer.Option(
+        "--compile", help="Compile the networks first, for half a minute each; on a GPU they then run as CUDA "
+                          "graphs.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("invflow-results"),
     write_samples: Annotated[int | None, typer.Option(
         min=0, help="With --image: samples written as samples/0.png and so on [default: 4].")] = None,
@@ -143,7 +146,7 @@ def solve(
     settings = _settings(steps, setting or [])
     pictures = 4 if write_samples is None else write_samples
     _solve(problem, task, prior, solver, settings, samples, observations or 4, seed, device, output, pictures,
-           keep_posterior)
+           keep_posterior, compile_first)
 
 
 def _settings(steps: int | None, pairs: list[str], option: str = "--set",
@@ -162,12 +165,12 @@ def _settings(steps: int | None, pairs: list[str], option: str = "--set",
 
 def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solver_name: str | None,
            settings: dict[str, Any], samples: int | None, observations: int, seed: int, device: str, output: Path,
-           pictures: int, keep: bool) -> None:
+           pictures: int, keep: bool, compile_first: bool) -> None:
     import torch
 
     from invflow.problem import load_problem
     from invflow.report import format_table, summarise, summarise_tilted
-    from invflow.solve import check_device, move_solver, write_results, write_tilted_results
+    from invflow.solve import check_device, compile_solver, move_solver, write_results, write_tilted_results
     from invflow.solvers.registry import solver_by_name
 
     truth: Tensor | None
@@ -188,6 +191,8 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
         truth, likelihood = own.truth, own.likelihood
         what = f"{task.file.name}, {task.operator}"
     move_solver(solver, place)
+    if compile_first:
+        compile_solver(solver)
     likelihood = likelihood.to(place)
     if samples is None:
         shape = likelihood.operator.image_shape if own is not None else ()

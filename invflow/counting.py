@@ -49,6 +49,15 @@ class Countable(torch.nn.Module):
             # by identity: two scopes with equal counts compare equal
             self._call_scopes = [c for c in self._call_scopes if c is not calls]
 
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Count nothing of what happens while the context is open, in no scope: for what no sample is made of."""
+        scopes, self._call_scopes = self._call_scopes, []
+        try:
+            yield
+        finally:
+            self._call_scopes = scopes
+
     def record(self, forward: int = 0, backward: int = 0) -> None:
         """Add rows to every open scope. Code that evaluates a network by other means calls this itself."""
         for calls in self._call_scopes:

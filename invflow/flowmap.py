@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invflow._memory import ChunkSize
+from invflow._memory import ChunkSize, check_chunk_size, rows_at_a_time
 from invflow._ode import Time, expand_time, integrate
 from invflow._random import draw_noise
 from invflow.counting import Countable
@@ -171,14 +171,15 @@ class FlowMap(Countable):
 
     @torch.no_grad()
     def generate(self, n: int, steps: int = 1, *, generator: torch.Generator | None = None,
-                 chunk_size: int = 256) -> Tensor:
+                 chunk_size: int | None = None) -> Tensor:
         """Draw images from the prior, X_{0,1}(z) in ``steps`` equal jumps.
 
         Args:
             n: how many, at least 1.
             steps: jumps from noise to data; 1 is one network call for each image.
             generator: source of randomness.
-            chunk_size: images at a time; the draws do not depend on it.
+            chunk_size: images at a time; None for 256 on a CPU, and as many as fit on a GPU. The draws do not depend on
+                it.
 
         Returns:
             ``(n, *image_shape)``, nominally in [0, 1], not clipped.
@@ -188,7 +189,8 @@ class FlowMap(Countable):
         """
         if n < 1 or steps < 1:
             raise ValueError(f"generate takes n >= 1 and steps >= 1, not n={n}, steps={steps}")
-        noise, size = self.noise(n, generator=generator), ChunkSize(chunk_size, type(self).__name__)
+        noise, size = self.noise(n, generator=generator), ChunkSize(
+            rows_at_a_time(check_chunk_size(chunk_size), self), type(self).__name__)
         return size.map(lambda z: self.decode(self.flow(z, steps)), noise)
 
     def flow(self, z: Tensor, steps: int = 1) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from invflow._solve_operators import kebab, operator_by_name
 from invflow._solve_results import write_results, write_tilted_results
+from invflow.compiled import compile_networks
 from invflow.imageio import fit_to, read_image
 from invflow.posterior import Posterior
 from invflow.reward import GaussianLikelihood
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from invflow.operator import Operator
     from invflow.solvers.base import Solver
 
-__all__ = ["ImageTask", "PosedImage", "check_device", "kebab", "move_solver", "operator_by_name", "write_results",
-           "write_tilted_results"]
+__all__ = ["ImageTask", "PosedImage", "check_device", "compile_solver", "kebab", "move_solver", "operator_by_name",
+           "write_results", "write_tilted_results"]
 
 Say = Callable[[str], None]
 
@@ -246,3 +247,13 @@ def move_solver(solver: Solver, device: torch.device) -> None:
     for name, value in vars(solver).items():
         if isinstance(value, (nn.Module, Tensor)):
             setattr(solver, name, value.to(device))
+
+
+def compile_solver(solver: Solver) -> None:
+    """Compile the networks of a solver, in place; see :func:`invflow.compile_networks`.
+
+    Raises:
+        ValueError: where it has none.
+    """
+    modules = [value for value in vars(solver).values() if isinstance(value, nn.Module)]
+    compile_networks(nn.ModuleList(modules))

@@ -146,6 +146,19 @@ def test_own_weights_take_the_place_of_the_problems(small_vfm: Path, tmp_path: P
     assert results.metrics["calls_per_sample"]["forward"] == 1.5
 
 
+def test_compile_first(small_vfm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def compile_in_place(self: torch.nn.Module, **options: object) -> None:  # without the half minute
+        self._compiled_call_impl = self._call_impl
+        compiled.append(type(self).__name__)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_in_place)
+    run("solve", "mnist/motion-blur", "--prior", small_vfm, "--samples", 2, "--compile", "--output", tmp_path)
+    assert compiled == ["UNet", "UNet"]
+    assert "no network" in refuse("solve", "gaussian/linear", "--solver", "exact", "--compile", "--output", tmp_path)
+
+
 # -- solve, the user's own file ------------------------------------------------------------------------------
 
 

@@ -13,8 +13,8 @@ from tilting_models import Gaussian
 from torch import Tensor
 
 import invflow
-from invflow import FMTT, BeamSearch, BestOfN, NoiseRTO, NoiseSMC, TopKSearch, TwistedDiffusion
-from invflow._memory import ChunkSize, is_out_of_memory
+from invflow import FMTT, BeamSearch, BestOfN, NoiseRTO, NoiseSMC, TopKSearch, TwistedDiffusion, _memory
+from invflow._memory import ChunkSize, bytes_per_row, is_out_of_memory, rows_at_a_time
 from invflow.adapter import Adapter
 from invflow.operators import Denoising, MatrixOperator
 from invflow.reward import GaussianLikelihood
@@ -210,3 +210,71 @@ def test_nothing_of_a_failed_attempt_is_kept() -> None:
     with pytest.warns(UserWarning, match="do not fit"):
         list(ChunkSize(8, "test").over(8, work))
     assert len(alive) == 2 + 4
+
+
+# -- how many rows there is memory for ---------------------------------------------------------------------------------
+
+
+class Stack(invflow.FlowMap):
+    """Keeps so many states of each row for a backward pass through a jump, and one less through a velocity."""
+
+    state_shape = image_shape = (50,)
+
+    def __init__(self, kept: int) -> None:
+        super().__init__()
+        self.kept = kept
+        self.register_buffer("matrix", torch.eye(50))
+
+    def _through(self, x: Tensor, kept: int) -> Tensor:
+        for _ in range(kept):
+            x = x.sin()  # whose backward pass reads what it was taken of
+        return x @ self.matrix  # whose backward pass reads the weights, which are no row's
+
+    def velocity(self, x: Tensor, t: Any) -> Tensor:
+        return self._through(x, self.kept - 1)
+
+    def jump(self, x: Tensor, s: Any, t: Any) -> Tensor:
+        return self._through(x, self.kept)
+
+
+@pytest.mark.parametrize("kept", [3, 10])
+def test_bytes_of_a_row_are_those_that_its_backward_pass_reads(kept: int) -> None:
+    prior = Stack(kept)
+    with prior.count() as calls:
+        assert bytes_per_row(prior) == kept * 50 * 4
+        assert bytes_per_row(prior, velocity=True) == max(kept - 1, 2) * 50 * 4
+        assert (calls.forward, calls.backward) == (0, 0)
+        prior.jump(torch.zeros(2, 50), 0.0, 1.0)
+    assert calls.forward == 2  # which are counted again
+
+
+@pytest.mark.parametrize(("free", "expected"), [(0, 1), (1100, 1), (12_500, 10), (1e12, 4096)])  # a row keeps 600
+def test_rows_fill_half_of_the_free_memory_of_a_gpu(free: float, expected: int,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = Stack(3)
+    assert rows_at_a_time(None, prior) == 256  # on a CPU
+    monkeypatch.setattr(Stack, "device", torch.device("cuda"))
+    monkeypatch.setattr(_memory, "_free_bytes", lambda device: free)
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device, **kwargs: torch.ones(shape, **kwargs))
+    assert rows_at_a_time(None, prior) == expected
+    assert rows_at_a_time(7, prior) == 7
+    monkeypatch.setattr(_memory, "bytes_per_row", None)  # it is not asked again
+    assert rows_at_a_time(None, prior) == expected
+
+
+def test_a_row_that_cannot_be_weighed_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = Limited(limit=0)
+    monkeypatch.setattr(Limited, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device, **kwargs: torch.ones(shape, **kwargs))
+    assert rows_at_a_time(None, prior) == 1
+
+
+@pytest.mark.parametrize("make", [
+    lambda size: FMTT(Gaussian(), chunk_size=size), lambda size: invflow.DPS(Gaussian(), chunk_size=size),
+    lambda size: NoiseRTO(Gaussian(), chunk_size=size), lambda size: NoiseSMC(Gaussian(), chunk_size=size),
+    lambda size: BestOfN(Gaussian(), chunk_size=size), lambda size: TopKSearch(Gaussian(), chunk_size=size),
+])
+def test_a_chunk_of_no_rows_is_refused(make: Callable[[int | None], invflow.Solver]) -> None:
+    make(None)
+    with pytest.raises(ValueError, match=r"chunk_size=0: at least 1 row at a time, or None"):
+        make(0)

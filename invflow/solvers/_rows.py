@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from invflow._memory import ChunkSize
+from invflow._memory import ChunkSize, check_chunk_size, rows_at_a_time
 from invflow._random import as_generator
 from invflow.flowmap import FlowMap
 from invflow.operator import Operator
@@ -96,7 +96,7 @@ class RowSampler(Solver):
 
     Args:
         prior: a flow map trained with noise independent of the data.
-        chunk_size: rows through the network at a time.
+        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU.
 
     Raises:
         TypeError: for a prior that is no flow map.
@@ -108,7 +108,7 @@ class RowSampler(Solver):
     affine_only = True
     _settings: tuple[str, ...] = ()
 
-    def __init__(self, prior: FlowMap, chunk_size: int) -> None:
+    def __init__(self, prior: FlowMap, chunk_size: int | None) -> None:
         name = type(self).__name__
         if not isinstance(prior, FlowMap):
             raise TypeError(f"{name} takes a FlowMap, not a {type(prior).__name__}: invflow.load_prior('mnist'), say")
@@ -124,9 +124,7 @@ class RowSampler(Solver):
                 f"{name} measures the states themselves, and the images of this {type(prior).__name__} are no affine "
                 "function of its states: use invflow.FMTT(prior) or invflow.NoiseSMC(prior), which decode"
             )
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size={chunk_size}: at least 1 row at a time")
-        self.prior, self.chunk_size = prior, chunk_size
+        self.prior, self.chunk_size = prior, check_chunk_size(chunk_size)
 
     @abstractmethod
     def _run(self, rows: Rows) -> Tensor:
@@ -197,7 +195,8 @@ class RowSampler(Solver):
             return self._run(rows).detach().to(self.prior.dtype)
 
         name = type(self).__name__
-        chunks = tqdm(ChunkSize(self.chunk_size, name).over(total, run), total=-(-total // self.chunk_size),
+        at_a_time = rows_at_a_time(self.chunk_size, self.prior, velocity=True)
+        chunks = tqdm(ChunkSize(at_a_time, name).over(total, run), total=-(-total // at_a_time),
                       disable=not progress, desc=name, unit="chunk", delay=2)
         images = torch.cat([images for _, images in chunks])
         check_finite(name, "its end", per_observation * kept, images.flatten(0, 1))

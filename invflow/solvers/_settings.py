@@ -6,6 +6,7 @@ import math
 from functools import partial
 from typing import Any
 
+from invflow._memory import check_chunk_size
 from invflow.flowmap import FlowMap
 from invflow.smc import RESAMPLERS
 from invflow.solvers.conjugate import Conjugate
@@ -37,7 +38,7 @@ def check_prior(prior: FlowMap) -> None:
 
 
 def check_settings(weights: str, kernel: str, proposal: str | Conjugate, resample_threshold: float, resampling: str,
-                   schedule: Any, max_shift: float, chunk_size: int) -> None:
+                   schedule: Any, max_shift: float, chunk_size: int | None) -> None:
     """Raise a ValueError for settings of FMTT that are unknown, out of range, or do not go together."""
     if weights not in ("twisted", "jarzynski", "none"):
         raise ValueError(f"there are no weights {weights!r}: choose 'twisted', 'jarzynski' or 'none'")
@@ -61,5 +62,6 @@ def check_settings(weights: str, kernel: str, proposal: str | Conjugate, resampl
         raise ValueError(f"there is no schedule {schedule!r}: choose 'linear' or 'annealed', or pass a function")
     if not 0 <= resample_threshold <= 1:
         raise ValueError(f"resample_threshold={resample_threshold} is a share of the particles, from 0 to 1")
-    if not max_shift > 0 or chunk_size < 1:
-        raise ValueError(f"max_shift={max_shift} must be over 0, chunk_size={chunk_size} at least 1")
+    if not max_shift > 0:
+        raise ValueError(f"max_shift={max_shift} must be over 0")
+    check_chunk_size(chunk_size)

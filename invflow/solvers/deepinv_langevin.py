@@ -53,7 +53,7 @@ class ULA(DeepinvSampler):
     def __init__(self, prior: FlowMap, *, burn_in: int = 1000, thinning: int = 50, chains: int | None = None,
                  step: float = 0.5, denoiser_sigma: float = 0.05, alpha: float = 1.0,
                  clip: tuple[float, float] | None = (-1.0, 2.0), value_range: tuple[float, float] = (0.0, 1.0),
-                 chunk_size: int = 256) -> None:
+                 chunk_size: int | None = None) -> None:
         super().__init__(prior, value_range, chunk_size)
         require_positive(step=step, denoiser_sigma=denoiser_sigma, alpha=alpha)
         if burn_in < 0 or thinning < 1 or (chains is not None and chains < 1):

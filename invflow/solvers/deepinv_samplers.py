@@ -29,10 +29,10 @@ class DeepinvSampler(RowSampler):
     Args:
         prior: a flow map trained with noise independent of the data and an affine decoding.
         value_range: (low, high), what the method is to take for its [0, 1]; leave it for images.
-        chunk_size: rows through the network at a time.
+        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU.
     """
 
-    def __init__(self, prior: FlowMap, value_range: tuple[float, float], chunk_size: int) -> None:
+    def __init__(self, prior: FlowMap, value_range: tuple[float, float], chunk_size: int | None) -> None:
         super().__init__(prior, chunk_size)
         low, high = (float(v) for v in value_range)
         if not low < high:
@@ -58,7 +58,7 @@ class _GuidedDiffusion(DeepinvSampler):
 
     uses_system = False
 
-    def __init__(self, prior: FlowMap, steps: int, value_range: tuple[float, float], chunk_size: int) -> None:
+    def __init__(self, prior: FlowMap, steps: int, value_range: tuple[float, float], chunk_size: int | None) -> None:
         super().__init__(prior, value_range, chunk_size)
         if steps < 2:
             raise ValueError(f"steps={steps}: the diffusion takes at least 2")
@@ -106,7 +106,8 @@ class DPS(_GuidedDiffusion):
         weight: :math:`\lambda`.
         guidance: ``"norm"`` or ``"annealed"``.
         value_range: (low, high) of images, which the method takes for its [0, 1].
-        chunk_size: rows through the network at a time; samples do not depend on it beyond rounding.
+        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples
+            do not depend on it beyond rounding.
 
     Raises:
         TypeError, ValueError: for a prior or a setting that does not fit.
@@ -125,7 +126,7 @@ class DPS(_GuidedDiffusion):
     _settings = ("steps", "weight", "guidance", "value_range")
 
     def __init__(self, prior: FlowMap, *, steps: int = 1000, weight: float = 1.0, guidance: str = "norm",
-                 value_range: tuple[float, float] = (0.0, 1.0), chunk_size: int = 256) -> None:
+                 value_range: tuple[float, float] = (0.0, 1.0), chunk_size: int | None = None) -> None:
         super().__init__(prior, steps, value_range, chunk_size)
         if guidance not in ("norm", "annealed"):
             raise ValueError(f"there is no guidance {guidance!r}: choose 'norm' or 'annealed'")
@@ -168,7 +169,7 @@ class PiGDM(_GuidedDiffusion):
     _settings = ("steps", "weight", "value_range")
 
     def __init__(self, prior: FlowMap, *, steps: int = 1000, weight: float = 1.0,
-                 value_range: tuple[float, float] = (0.0, 1.0), chunk_size: int = 256) -> None:
+                 value_range: tuple[float, float] = (0.0, 1.0), chunk_size: int | None = None) -> None:
         super().__init__(prior, steps, value_range, chunk_size)
         require_positive(weight=weight)
         self.weight = weight
@@ -211,7 +212,7 @@ class MomentMatching(_GuidedDiffusion):
     _settings = ("steps", "weight", "iterations", "value_range")
 
     def __init__(self, prior: FlowMap, *, steps: int = 1000, weight: float = 1.0, iterations: int = 3,
-                 value_range: tuple[float, float] = (0.0, 1.0), chunk_size: int = 256) -> None:
+                 value_range: tuple[float, float] = (0.0, 1.0), chunk_size: int | None = None) -> None:
         super().__init__(prior, steps, value_range, chunk_size)
         require_positive(weight=weight, iterations=iterations)
         self.weight, self.iterations = weight, iterations
@@ -257,7 +258,7 @@ class DiffPIR(DeepinvSampler):
     _settings = ("steps", "regularisation", "zeta", "value_range")
 
     def __init__(self, prior: FlowMap, *, steps: int = 100, regularisation: float = 7.0, zeta: float = 0.1,
-                 value_range: tuple[float, float] = (0.0, 1.0), chunk_size: int = 256) -> None:
+                 value_range: tuple[float, float] = (0.0, 1.0), chunk_size: int | None = None) -> None:
         super().__init__(prior, value_range, chunk_size)
         require_positive(regularisation=regularisation)
         if not 2 <= steps <= 1000 or not 0 <= zeta <= 1:
@@ -314,7 +315,7 @@ class DDRM(DeepinvSampler):
 
     def __init__(self, prior: FlowMap, *, steps: int = 100, eta: float = 0.85, eta_observed: float = 1.0,
                  sigma_max: float = 1.0, value_range: tuple[float, float] = (0.0, 1.0),
-                 chunk_size: int = 256) -> None:
+                 chunk_size: int | None = None) -> None:
         super().__init__(prior, value_range, chunk_size)
         if steps < 2 or not 0 <= eta <= 1 or not 0 <= eta_observed <= 1 or not sigma_max >= 1:
             raise ValueError(f"steps={steps} must be at least 2, eta={eta} and eta_observed={eta_observed} lie in "

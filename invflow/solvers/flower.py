@@ -28,7 +28,8 @@ class Flower(RowSampler):
         steps: network calls.
         sampling: draw from the conditioned Gaussian; False takes its mean.
         spread: s, in units of states.
-        chunk_size: rows through the network at a time; samples do not depend on it beyond rounding.
+        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples
+            do not depend on it beyond rounding.
 
     Raises:
         TypeError, ValueError: for a prior or a setting that does not fit; in ``sample``, for an operator that is not
@@ -47,7 +48,7 @@ class Flower(RowSampler):
     _settings = ("steps", "sampling", "spread")
 
     def __init__(self, prior: FlowMap, *, steps: int = 100, sampling: bool = True, spread: float = 1.0,
-                 chunk_size: int = 256) -> None:
+                 chunk_size: int | None = None) -> None:
         super().__init__(prior, chunk_size)
         if steps < 1 or not spread > 0:
             raise ValueError(f"steps={steps} must be at least 1, spread={spread} over 0")

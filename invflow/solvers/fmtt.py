@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invflow._memory import ChunkSize
+from invflow._memory import ChunkSize, rows_at_a_time
 from invflow._random import as_generator, draw_noise
 from invflow.flowmap import FlowMap
 from invflow.posterior import NFE, Posterior
@@ -81,7 +81,8 @@ class FMTT(Solver):
         max_shift: greatest root mean square of a shift over the values of a state, in units of sqrt(v), the noise of
             the step. Twisted weights remain exact, and with a lower cap their tails are lighter; Jarzynski weights need
             the whole shift, and none of theirs is capped.
-        chunk_size: rows through the map at a time. Samples do not depend on it beyond rounding.
+        chunk_size: rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples do
+            not depend on it beyond rounding.
 
     Raises:
         TypeError: for a prior that is no flow map.
@@ -106,7 +107,7 @@ class FMTT(Solver):
                  weights: str = "twisted", kernel: str = "sde", proposal: str | Conjugate = "gradient",
                  resample_threshold: float = 0.5, resampling: str = "systematic", schedule: Schedule = "linear",
                  diffusion: Diffusion = 1.0, time_grid: Grid = "uniform", max_shift: float = 1.0,
-                 chunk_size: int = 256) -> None:
+                 chunk_size: int | None = None) -> None:
         check_prior(prior)
         check_settings(weights, kernel, proposal, resample_threshold, resampling, schedule, max_shift, chunk_size)
         self.prior, self.weights, self.kernel, self.proposal = prior, weights, kernel, proposal
@@ -222,12 +223,13 @@ class FMTT(Solver):
         shape = (reward.num_observations or 1, num_samples)
         known = self.times[-2] if self.look_ahead.makes_last_step(self.kernel) else 1.0
         gains = schedule_values(self.schedule, self.times, reward, self.prior, known)
-        chunks = make_chunks(reward, *shape, self.chunk_size)
+        size = self._size()
+        chunks = make_chunks(reward, *shape, size.rows)
         rows = shape[0] * num_samples
         x = draw_noise((rows, *self.prior.state_shape), generator).to(device=device, dtype=self.prior.dtype)
         like = precise(x.new_zeros(shape))
         ancestors = torch.arange(num_samples, device=device).expand(shape)
-        run = Run(chunks, self._size(), gains.to(like), (gains > 0).any(0).tolist(), generator, shape, x,
+        run = Run(chunks, size, gains.to(like), (gains > 0).any(0).tolist(), generator, shape, x,
                   Look(like.flatten()), like, ancestors, like[:, 0])
         if self.conjugate is not None:
             run.spectrum = find_spectrum(check_conjugate(reward, self.prior))
@@ -397,4 +399,6 @@ class FMTT(Solver):
         return self._size().map(self.prior.decode, states)
 
     def _size(self) -> ChunkSize:
-        return ChunkSize(self.chunk_size, self.name)
+        # a jump is looked ahead by, and differentiated, unless the velocity alone tells where it leads
+        velocity = self.look_ahead.kind != "flow_map"
+        return ChunkSize(rows_at_a_time(self.chunk_size, self.prior, velocity=velocity), self.name)

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from invflow._memory import ChunkSize
+from invflow._memory import ChunkSize, check_chunk_size, rows_at_a_time
 from invflow._random import as_generator, draw_noise
 from invflow.counting import Countable
 from invflow.flowmap import FlowMap
@@ -107,7 +107,8 @@ class NoiseRTO(Solver):
         max_iterations: of L-BFGS, a little over one call forward and one backward each; of Newton with ``weights``.
         memory: curvature pairs kept for each draw.
         tolerance: a draw ends once ten iterations have lowered its objective, a negative log density, by less.
-        chunk_size: draws through the map at a time. Results do not depend on it beyond rounding; memory does.
+        chunk_size: draws through the map at a time; None for 256 on a CPU, and as many as fit on a GPU. Results do
+            not depend on it beyond rounding.
 
     Raises:
         TypeError: for a prior or a proposal that is none.
@@ -125,14 +126,15 @@ class NoiseRTO(Solver):
     """
 
     def __init__(self, prior: FlowMap, *, proposal: NoiseProposal | None = None, weights: bool = False,
-                 max_iterations: int = 200, memory: int = 50, tolerance: float = 1.0, chunk_size: int = 256) -> None:
+                 max_iterations: int = 200, memory: int = 50, tolerance: float = 1.0,
+                 chunk_size: int | None = None) -> None:
         check_prior_and_proposal(prior, proposal)
-        if max_iterations < 1 or memory < 1 or chunk_size < 1 or not tolerance > 0:
-            raise ValueError(f"max_iterations={max_iterations}, memory={memory} and chunk_size={chunk_size} must be "
-                             f"at least 1, tolerance={tolerance} over 0")
+        if max_iterations < 1 or memory < 1 or not tolerance > 0:
+            raise ValueError(f"max_iterations={max_iterations} and memory={memory} must be at least 1, "
+                             f"tolerance={tolerance} over 0")
         self.prior, self.proposal, self.weights = prior, proposal, weights
         self.max_iterations, self.memory, self.tolerance = max_iterations, memory, tolerance
-        self.chunk_size = chunk_size
+        self.chunk_size = check_chunk_size(chunk_size)
 
     @torch.no_grad()
     def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
@@ -166,7 +168,7 @@ class NoiseRTO(Solver):
             counted = [m for m in (self.prior, self.proposal) if isinstance(m, Countable)]
             calls = [scopes.enter_context(module.count()) for module in counted]
             draws = self.draw(reward, num_samples, generator=generator, progress=progress)
-            images = ChunkSize(self.chunk_size, "NoiseRTO").map(self.prior.one_step, draws.noise.flatten(0, 1))
+            images = self._size().map(self.prior.one_step, draws.noise.flatten(0, 1))
             images = images.unflatten(0, draws.objective.shape)
             bend = None if self.weights else self.bend(draws.noise, images, cast(GaussianLikelihood, reward))
         diagnostics, complaint = self.examine(draws, images, reward, bend)
@@ -256,7 +258,10 @@ class NoiseRTO(Solver):
                 optimiser.step()
                 yield self._state(rows, optimiser)
 
-        yield from ChunkSize(self.chunk_size, "NoiseRTO").stream(len(owner), run)
+        yield from self._size().stream(len(owner), run)
+
+    def _size(self) -> ChunkSize:
+        return ChunkSize(rows_at_a_time(self.chunk_size, self.prior), "NoiseRTO")
 
     def _state(self, rows: slice, optimiser: BatchedLBFGS) -> NoiseRTOState:
         return NoiseRTOState(rows, optimiser.point.reshape(-1, *self.prior.state_shape), optimiser.value.clone(),
@@ -306,7 +311,7 @@ class NoiseRTO(Solver):
         if noise.shape[1] < 2:
             return torch.full((len(noise),), torch.nan, dtype=torch.float64, device=noise.device)
         middle = 0.5 * (noise + noise.roll(1, 1))
-        between = ChunkSize(self.chunk_size, "NoiseRTO").map(self.prior.one_step, middle.flatten(0, 1))
+        between = self._size().map(self.prior.one_step, middle.flatten(0, 1))
         ends, observed = likelihood.predict(images), likelihood.operator.observed()
         second = likelihood.predict(between.unflatten(0, noise.shape[:2])) - 0.5 * (ends + ends.roll(1, 1))
         if observed is not None:
@@ -321,7 +326,7 @@ class NoiseRTO(Solver):
             "objective": draws.objective.mean(1), "gradient_norm": precise(draws.gradient_norm).mean(1),
             "iterations": precise(draws.iterations).mean(1), "approximate": not self.weights,
         }
-        residual = mean_squared_residual(reward, images, weights, self.chunk_size)
+        residual = mean_squared_residual(reward, images, weights, self._size().rows)
         assert residual is not None  # a Gaussian likelihood has one
         diagnostics["residual"] = residual
         if draws.log_weights is not None:
@@ -335,7 +340,7 @@ class NoiseRTO(Solver):
 
     def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw from the one-step prior f(z), ``(n, *image_shape)``."""
-        return self.prior.generate(n, 1, generator=generator, chunk_size=self.chunk_size)
+        return self.prior.generate(n, 1, generator=generator, chunk_size=self._size().rows)
 
     def settings(self) -> dict[str, Any]:
         """Settings as plain values, kept with each posterior."""

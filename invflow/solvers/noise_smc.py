@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invflow._memory import check_chunk_size, rows_at_a_time
 from invflow._plugins import nearest
 from invflow._random import as_generator, draw_noise
 from invflow.counting import Countable
@@ -97,7 +98,8 @@ class NoiseSMC(Solver):
         step_size: h of the first temperature, in (0, 1]; a move keeps sqrt(1 - h^2) of its noise.
         temperatures: ascending, the last 1, in place of adaptive ones.
         resampling: one of ``"multinomial"``, ``"stratified"``, ``"systematic"``, ``"residual"``, ``"ssp"``.
-        chunk_size: rows through the map at a time. Results do not depend on it beyond rounding.
+        chunk_size: rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU. Results do
+            not depend on it beyond rounding.
         max_temperatures: of an adaptive run; the last of them is 1, however few particles survive it.
 
     Raises:
@@ -119,17 +121,16 @@ class NoiseSMC(Solver):
                  moves: str | None = None, num_moves: int | None = None, leapfrog_steps: int | None = None,
                  num_adaptations: int = 3, ess_threshold: float = 0.9, acceptance: float | str | None = "best",
                  step_size: float = 0.5, temperatures: Sequence[float] | None = None, resampling: str = "systematic",
-                 chunk_size: int = 256, max_temperatures: int = 400) -> None:
+                 chunk_size: int | None = None, max_temperatures: int = 400) -> None:
         check_prior_and_proposal(prior, proposal)
         for kind, name, known in (("moves", moves, MOVES), ("resampling", resampling, RESAMPLERS)):
             if name is not None and name not in known:
                 raise ValueError(f"{kind}={name!r} is not known: {nearest(name, list(known))}")
         num_moves = (6 if start == "prior" else 10) if num_moves is None else num_moves
         leapfrog_steps = (10 if start == "prior" else 40) if leapfrog_steps is None else leapfrog_steps
-        if num_moves < 0 or min(chunk_size, max_temperatures, leapfrog_steps) < 1 or num_adaptations < 0:
+        if num_moves < 0 or min(max_temperatures, leapfrog_steps) < 1 or num_adaptations < 0:
             raise ValueError(f"num_moves={num_moves} and num_adaptations={num_adaptations} must be at least 0, "
-                             f"chunk_size={chunk_size}, max_temperatures={max_temperatures} and "
-                             f"leapfrog_steps={leapfrog_steps} at least 1")
+                             f"max_temperatures={max_temperatures} and leapfrog_steps={leapfrog_steps} at least 1")
         share = 0.5 if acceptance in ("best", None) else acceptance  # which may still be a word
         if not 0 < ess_threshold < 1 or isinstance(share, str) or not 0 < share < 1 or not 0 < step_size <= 1:
             raise ValueError(f"ess_threshold={ess_threshold} and acceptance={acceptance} must lie in (0, 1), "
@@ -143,7 +144,7 @@ class NoiseSMC(Solver):
         self.moves, self.num_moves, self.resampling = moves, num_moves, resampling
         self.leapfrog_steps, self.num_adaptations = leapfrog_steps, num_adaptations
         self.ess_threshold, self.acceptance, self.step_size = ess_threshold, acceptance, step_size
-        self.chunk_size, self.max_temperatures = chunk_size, max_temperatures
+        self.chunk_size, self.max_temperatures = check_chunk_size(chunk_size), max_temperatures
 
     @torch.no_grad()
     def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
@@ -195,7 +196,8 @@ class NoiseSMC(Solver):
             "k_hat": torch.where(k_hat.isnan().all(1), torch.nan, k_hat.nan_to_num(nan=-torch.inf).amax(1)),
             "step_size": state.step_size,
         }
-        residual = mean_squared_residual(reward, state.particles.images, state.log_weights, self.chunk_size)
+        residual = mean_squared_residual(reward, state.particles.images, state.log_weights,
+                                         rows_at_a_time(self.chunk_size, self.prior))
         diagnostics |= {} if residual is None else {"residual": residual}
         if draws is not None:
             diagnostics |= record.diagnostics() | {"solved": precise(draws.converged).mean(1)}
@@ -260,7 +262,8 @@ class NoiseSMC(Solver):
 
     def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw from the one-step prior that is tilted, ``(n, *image_shape)``."""
-        return self.prior.generate(n, 1, generator=generator, chunk_size=self.chunk_size)
+        return self.prior.generate(n, 1, generator=generator,
+                                   chunk_size=rows_at_a_time(self.chunk_size, self.prior))
 
     def settings(self) -> dict[str, Any]:
         """Settings as plain values, kept with each posterior."""

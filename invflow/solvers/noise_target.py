@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from invflow._memory import ChunkSize
+from invflow._memory import ChunkSize, rows_at_a_time
 from invflow.flowmap import FlowMap
 from invflow.reward import Reward
 from invflow.smc import precise
@@ -137,7 +137,7 @@ class NoiseTarget:
         reward: r, over B observations or any number (taken as one).
         proposal: mean and standard deviation of q, each ``(B, *state_shape)``; None: q = N(0, I).
         gradient: whether particles carry the gradient of r(f(z)).
-        chunk_size: rows through the map at a time.
+        chunk_size: rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
 
     Attributes:
         where: the step, to be said in errors; the caller keeps it up to date.
@@ -146,9 +146,9 @@ class NoiseTarget:
     where = "step 0"
 
     def __init__(self, prior: FlowMap, reward: Reward, proposal: tuple[Tensor, Tensor] | None = None, *,
-                 gradient: bool = False, chunk_size: int = 256) -> None:
+                 gradient: bool = False, chunk_size: int | None = None) -> None:
         self.prior, self.reward = prior, reward
-        self.gradient, self._size = gradient, ChunkSize(chunk_size, "NoiseSMC")
+        self.gradient, self._size = gradient, ChunkSize(rows_at_a_time(chunk_size, prior), "NoiseSMC")
         self.num_observations = 1 if reward.num_observations is None else reward.num_observations
         self.proposal = None if proposal is None else self._checked(*proposal)
         self._known: tuple[Tensor, Tensor] | None = None  # rows of observations, and the same on the host

@@ -25,7 +25,8 @@ class PnPFlow(RowSampler):
         gamma: step of the data term, in units of images; stable under 2 / |A|^2.
         alpha: power of its decay, at least 0.
         average: noises at each step, each a network call; the paper takes 5.
-        chunk_size: rows through the network at a time; samples do not depend on it beyond rounding.
+        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples
+            do not depend on it beyond rounding.
 
     Raises:
         TypeError, ValueError: for a prior or a setting that does not fit.
@@ -44,7 +45,7 @@ class PnPFlow(RowSampler):
     _settings = ("steps", "gamma", "alpha", "average")
 
     def __init__(self, prior: FlowMap, *, steps: int = 100, gamma: float = 1.0, alpha: float = 1.0, average: int = 5,
-                 chunk_size: int = 256) -> None:
+                 chunk_size: int | None = None) -> None:
         super().__init__(prior, chunk_size)
         if steps < 1 or average < 1 or not gamma > 0 or not alpha >= 0:
             raise ValueError(f"steps={steps} and average={average} must be at least 1, gamma={gamma} over 0, "

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invflow._memory import ChunkSize
+from invflow._memory import ChunkSize, check_chunk_size, rows_at_a_time
 from invflow._random import as_generator, draw_noise
 from invflow.flowmap import FlowMap
 from invflow.posterior import NFE, Posterior
@@ -52,15 +52,17 @@ class SearchSolver(Solver):
     A subclass writes :meth:`iterate`, whose last state is returned.
     """
 
-    def __init__(self, prior: FlowMap, budget: int, chunk_size: int) -> None:
+    def __init__(self, prior: FlowMap, budget: int, chunk_size: int | None) -> None:
         if not isinstance(prior, FlowMap):
             raise TypeError(f"{type(self).__name__} searches through a FlowMap, not a {type(prior).__name__}: pass "
                             "invflow.load_prior('mnist'), say")
-        if budget < 1 or budget != int(budget) or chunk_size < 1:
-            raise ValueError(f"budget={budget} is a whole number of calls for each sample, at least 1; "
-                             f"chunk_size={chunk_size} at least 1")
-        self.prior, self.budget, self.chunk_size = prior, int(budget), chunk_size
+        if budget < 1 or budget != int(budget) :
+            raise ValueError(f"budget={budget} is a whole number of calls for each sample, at least 1")
+        self.prior, self.budget, self.chunk_size = prior, int(budget), check_chunk_size(chunk_size)
         self._jumps = JumpCalls(prior)
+
+    def _size(self) -> ChunkSize:
+        return ChunkSize(rows_at_a_time(self.chunk_size, self.prior), type(self).__name__)
 
     @abstractmethod
     def iterate(self, reward: Reward, num_samples: int, *,
@@ -129,7 +131,7 @@ class BestOfN(SearchSolver):
         budget: calls for each sample, all rounds together.
         selections: R, rounds.
         steps: jumps of the flow map to the image of a candidate.
-        chunk_size: rows through the map at a time.
+        chunk_size: rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
 
     Raises:
         TypeError: for a prior that is no flow map.
@@ -148,7 +150,7 @@ class BestOfN(SearchSolver):
     shared = False
 
     def __init__(self, prior: FlowMap, *, budget: int = 64, selections: int = 1, steps: int = 1,
-                 chunk_size: int = 256) -> None:
+                 chunk_size: int | None = None) -> None:
         super().__init__(prior, budget, chunk_size)
         if selections < 1 or steps < 1:
             raise ValueError(f"selections={selections} and steps={steps} must be at least 1")
@@ -170,7 +172,7 @@ class BestOfN(SearchSolver):
 
     def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw from the law of a single candidate of the first round, ``(n, *image_shape)``."""
-        return self.prior.generate(n, self.steps, generator=generator, chunk_size=self.chunk_size)
+        return self.prior.generate(n, self.steps, generator=generator, chunk_size=self._size().rows)
 
     @torch.no_grad()
     def iterate(self, reward: Reward, num_samples: int, *,
@@ -178,7 +180,8 @@ class BestOfN(SearchSolver):
         """The best images after each round; see :meth:`SearchSolver.iterate`."""
         generator, reward = as_generator(generator), reward.to(self.prior.device)
         shape = (reward.num_observations or 1, num_samples)
-        chunks, size = make_chunks(reward, *shape, self.chunk_size), ChunkSize(self.chunk_size, type(self).__name__)
+        size = self._size()
+        chunks = make_chunks(reward, *shape, size.rows)
         best: tuple[Tensor, Tensor, Tensor] | None = None  # data states, rewards and ancestors, each (B, N, ...)
         for k in range(self.rounds):
             t, parents = k / self.rounds, best
@@ -228,7 +231,7 @@ class BeamSearch(BestOfN):
         budget: calls for each beam; it decides the number of rounds, R = budget / (branches steps).
         branches: of each beam in each round.
         steps: jumps of the flow map to the image of a branch.
-        chunk_size: rows through the map at a time.
+        chunk_size: rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
 
     Raises:
         TypeError: for a prior that is no flow map.
@@ -246,7 +249,7 @@ class BeamSearch(BestOfN):
     shared = True
 
     def __init__(self, prior: FlowMap, *, budget: int = 64, branches: int = 4, steps: int = 1,
-                 chunk_size: int = 256) -> None:
+                 chunk_size: int | None = None) -> None:
         SearchSolver.__init__(self, prior, budget, chunk_size)
         if branches < 1 or steps < 1:
             raise ValueError(f"branches={branches} and steps={steps} must be at least 1")
@@ -301,7 +304,7 @@ class TopKSearch(SearchSolver):
 
     def __init__(self, prior: FlowMap, *, budget: int = 100, k: int = 1, selections: int = 4,
                  look_ahead: str = "flow_map", look_ahead_steps: int = 1, kernel: str = "sde", max_shift: float = 1.0,
-                 time_grid: Grid = "uniform", chunk_size: int = 256) -> None:
+                 time_grid: Grid = "uniform", chunk_size: int | None = None) -> None:
         super().__init__(prior, budget, chunk_size)
         if k < 1 or selections < 1:
             raise ValueError(f"k={k} and selections={selections} must be at least 1")
@@ -355,7 +358,7 @@ class TopKSearch(SearchSolver):
         return self._states(self._affordable(reward).iterate(reward, num_samples, generator=generator))
 
     def _states(self, states: Iterator[FMTTState]) -> Iterator[SearchState]:
-        size = ChunkSize(self.chunk_size, type(self).__name__)
+        size = self._size()
         for state in states:
             if state.step == 0:
                 continue

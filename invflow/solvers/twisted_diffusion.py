@@ -70,7 +70,7 @@ class TwistedDiffusion(FMTT):
 
     def __init__(self, prior: FlowMap, *, steps: int = 100, resample_threshold: float = 0.5,
                  resampling: str = "systematic", schedule: Schedule = "constant", time_grid: Grid = "uniform",
-                 max_shift: float = math.inf, chunk_size: int = 256) -> None:
+                 max_shift: float = math.inf, chunk_size: int | None = None) -> None:
         super().__init__(prior, steps=steps, look_ahead="denoiser", weights="twisted", kernel="sde",
                          resample_threshold=resample_threshold, resampling=resampling, time_grid=time_grid,
                          schedule=constant if schedule == "constant" else schedule, max_shift=max_shift,

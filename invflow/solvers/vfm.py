@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invflow._memory import ChunkSize
+from invflow._memory import ChunkSize, check_chunk_size, rows_at_a_time
 from invflow._random import as_generator, draw_noise
 from invflow.adapter import Adapter
 from invflow.nets.unet import can_tile, tiles
@@ -49,8 +49,8 @@ class VFM(Solver):
         adapter: the noise adapter.
         steps: jumps from noise to data; more follow the same flow map over equal sub-intervals.
         chunk_size: rows through the map at a time, of the size that it was trained on. Of larger images so many fewer
-            as they have more pixels (256 rows of 64 x 64 are one row of 1024 x 768). Samples do not depend on it beyond
-            rounding.
+            as they have more pixels (256 rows of 64 x 64 are one row of 1024 x 768). None for 256 on a CPU, and as many
+            as fit on a GPU. Samples do not depend on it beyond rounding.
         tile: side in pixels of the overlapping tiles in which the networks work on images that are larger than those
             that they were trained on; samples are the same up to rounding. None takes whole images up to about one
             megapixel and tiles of 512 beyond; where a single row does not fit in memory, tiles that do.
@@ -77,11 +77,12 @@ class VFM(Solver):
 
     needs_training = True
 
-    def __init__(self, prior: NeuralFlowMap, adapter: Adapter, *, steps: int = 1, chunk_size: int = 256,
+    def __init__(self, prior: NeuralFlowMap, adapter: Adapter, *, steps: int = 1, chunk_size: int | None = None,
                  importance: bool = False, tile: int | None = None) -> None:
-        if steps < 1 or chunk_size < 1 or (tile is not None and tile < 1):
+        check_chunk_size(chunk_size)
+        if steps < 1 or (tile is not None and tile < 1):
             asked = "" if tile is None else f", tile={tile}"
-            raise ValueError(f"steps={steps}, chunk_size={chunk_size}{asked} must be at least 1")
+            raise ValueError(f"steps={steps}{asked} must be at least 1")
         adapter.check_map(prior)
         if tile is not None and not (can_tile(prior) and can_tile(adapter)):
             raise ValueError(f"tile={tile}, but the networks of this VFM see the whole image at once, so that tiles "
@@ -202,7 +203,8 @@ class VFM(Solver):
 
             if now is not None:
                 cut(now)
-            rows = self.chunk_size if pixels <= trained else max(1, self.chunk_size * trained // pixels)
+            rows = rows_at_a_time(self.chunk_size, self.prior)
+            rows = rows if pixels <= trained else max(1, rows * trained // pixels)
             yield ChunkSize(rows, "VFM", shrink)
 
     def _propose(self, adapter: Adapter, reward: Reward, size: ChunkSize) -> tuple[Tensor, Tensor]:
@@ -226,7 +228,7 @@ class VFM(Solver):
         write_atomically(Path(folder) / "config.json", lambda p: Path(p).write_text(text, encoding="utf-8"))
 
     @classmethod
-    def load(cls, name: str | os.PathLike[str], *, steps: int | None = None, chunk_size: int = 256,
+    def load(cls, name: str | os.PathLike[str], *, steps: int | None = None, chunk_size: int | None = None,
              importance: bool = False, tile: int | None = None) -> VFM:
         """Load a trained VFM.
 
@@ -234,7 +236,7 @@ class VFM(Solver):
             name: of a shipped one, such as ``"mnist"``; a folder that :meth:`save_pretrained` wrote; or a Hub
                 repository id ``owner/name``.
             steps: jumps from noise to data; None takes what the folder says.
-            chunk_size: rows through the map at a time.
+            chunk_size: rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
             importance: attach importance weights to the samples.
             tile: side of the tiles for large images.
 

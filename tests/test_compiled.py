@@ -1,0 +1,99 @@
+"""Compiled networks give what they give as they are, gradients and tangents among it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import invflow
+from invflow.operators import BoxInpainting
+from invflow.solve import compile_solver
+
+SHAPE = (1, 8, 8)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def prior_and_compiled(**options: Any) -> tuple[invflow.NeuralFlowMap, invflow.NeuralFlowMap, list[int]]:
+    """A map, one compiled with the same weights, and the numbers of nodes in the graphs that the compiler was given."""
+    prior = invflow.NeuralFlowMap(SHAPE, options={"channels": [8, 8], "blocks": 1, "embedding": 8},
+                                  generator=seeded(1))
+    for parameter in prior.parameters():  # the last layer starts at zero
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=seeded(parameter.numel()))
+    prior.requires_grad_(False)
+    seen: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        seen.append(len(graph.graph.nodes))
+        return graph.forward
+
+    other = copy.deepcopy(prior)
+    invflow.compile_networks(other, mode="default", backend=backend, **options)
+    return prior, other, seen
+
+
+def test_jumps_and_their_gradients_are_the_same() -> None:
+    prior, other, seen = prior_and_compiled()
+    x = torch.randn(3, *SHAPE, generator=seeded())
+    with torch.no_grad():
+        torch.testing.assert_close(other.jump(x, 0.2, 0.9), prior.jump(x, 0.2, 0.9))
+    assert len(seen) == 1  # one graph, without a break
+    assert seen[0] > 20
+    grads = []
+    for flow in (prior, other):
+        z = x.clone().requires_grad_()
+        grads.append(torch.autograd.grad(flow.flow(z, 2).square().sum(), z)[0])  # two calls before one backward pass
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+def test_forward_mode_passes_through() -> None:
+    prior, other, seen = prior_and_compiled()
+    x, v = torch.randn(2, 3, *SHAPE, generator=seeded())
+    expected = torch.func.jvp(lambda x: prior.jump(x, 0.2, 0.9), (x,), (v,))
+    torch.testing.assert_close(torch.func.jvp(lambda x: other.jump(x, 0.2, 0.9), (x,), (v,)), expected)
+    assert not seen
+    torch.testing.assert_close(other.jump(x, 0.2, 0.9), expected[0])
+    assert seen  # and is compiled as ever, once it is over
+
+
+def test_what_is_saved_or_copied_is_not_compiled(tmp_path: Any) -> None:
+    prior, other, seen = prior_and_compiled()
+    other.save_pretrained(tmp_path)
+    assert other.fingerprint() == prior.fingerprint()
+    x = torch.randn(2, *SHAPE, generator=seeded())
+    for twin in (invflow.load_prior(tmp_path), copy.deepcopy(other)):
+        torch.testing.assert_close(twin.jump(x, 0.0, 1.0), prior.jump(x, 0.0, 1.0), rtol=0, atol=0)
+    assert not seen
+    other.jump(x, 0.0, 1.0)
+    assert seen
+
+
+def test_solvers_give_the_same_samples_and_count_the_same_calls() -> None:
+    prior, other, seen = prior_and_compiled()
+    operator = BoxInpainting(SHAPE)
+    y = operator.measure(torch.rand(2, *SHAPE, generator=seeded()), 0.1, generator=seeded())
+    likelihood = invflow.GaussianLikelihood(operator, y, sigma=0.1)
+    plain, compiled = (invflow.FMTT(flow, steps=3, weights="none").sample(likelihood, 4, generator=seeded(2))
+                       for flow in (prior, other))
+    torch.testing.assert_close(compiled.samples, plain.samples, rtol=1e-4, atol=1e-4)
+    assert compiled.nfe == plain.nfe
+    assert seen
+
+
+def test_both_networks_of_a_vfm_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    vfm, compiled = invflow.VFM.load("mnist"), []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
+    compile_solver(vfm)
+    assert {id(network) for network, _ in compiled} == {id(vfm.prior.network), id(vfm.adapter.network)}
+    assert all(options == {"mode": "reduce-overhead"} for _, options in compiled)  # CUDA graphs, on a GPU
+
+
+def test_what_has_no_network_is_refused() -> None:
+    with pytest.raises(ValueError, match="no network in this GaussianMixtureFlow"):
+        invflow.compile_networks(invflow.GaussianMixtureFlow([[0.0, 1.0]], std=0.5))
