@@ -16,10 +16,20 @@ def as_generator(generator: torch.Generator | None) -> torch.Generator:
     return generator
 
 
-def draw_noise(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers in float32 on the generator's device.
+def draw_noise(shape: tuple[int, ...], generator: torch.Generator | None,
+               device: torch.device | None = None) -> Tensor:
+    """Standard normal numbers in float32, drawn on the generator's device.
 
     Always float32, whatever the model's type, so that a seed means the same noise in float32, bfloat16 and float64.
+
+    Args:
+        shape: of the numbers.
+        generator: as for :func:`as_generator`.
+        device: where they are to be; None leaves them on the generator's.
     """
     generator = as_generator(generator)
-    return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
+    # a GPU fetches them from pinned memory by itself, while the host goes on to the next
+    pinned = device is not None and device.type == "cuda" and generator.device.type == "cpu"
+    noise = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32,
+                        pin_memory=pinned and torch.cuda.is_available())
+    return noise if device is None else noise.to(device, non_blocking=pinned)

@@ -167,7 +167,7 @@ class FlowMap(Countable):
 
     def noise(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal noise ``(n, *state_shape)``, drawn on the generator's device, then moved."""
-        return draw_noise((n, *self.state_shape), generator).to(device=self.device, dtype=self.dtype)
+        return draw_noise((n, *self.state_shape), generator, self.device).to(self.dtype)
 
     @torch.no_grad()
     def generate(self, n: int, steps: int = 1, *, generator: torch.Generator | None = None,

@@ -174,7 +174,7 @@ class GaussianMixtureFlow(FlowMap):
             raise ValueError(f"sample takes n >= 1, not n={n}")
         generator = as_generator(generator)
         k = draw_components(self.log_weights[None], n, generator)[0]
-        noise = draw_noise((n, *self.state_shape), generator).to(device=self.device, dtype=self.dtype)
+        noise = draw_noise((n, *self.state_shape), generator, self.device).to(self.dtype)
         return self.means[k] + self.std[k].reshape(-1, *[1] * len(self.state_shape)) * noise
 
     # -- the jump -------------------------------------------------------------------------------------------

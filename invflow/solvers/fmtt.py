@@ -226,7 +226,7 @@ class FMTT(Solver):
         size = self._size()
         chunks = make_chunks(reward, *shape, size.rows)
         rows = shape[0] * num_samples
-        x = draw_noise((rows, *self.prior.state_shape), generator).to(device=device, dtype=self.prior.dtype)
+        x = draw_noise((rows, *self.prior.state_shape), generator, device).to(self.prior.dtype)
         like = precise(x.new_zeros(shape))
         ancestors = torch.arange(num_samples, device=device).expand(shape)
         run = Run(chunks, size, gains.to(like), (gains > 0).any(0).tolist(), generator, shape, x,
@@ -274,7 +274,7 @@ class FMTT(Solver):
         """Move all particles by one step; returns the share of capped shifts, ``(B,)``."""
         noise = torch.zeros(0)
         if step.variance > 0:
-            noise = draw_noise(tuple(run.x.shape), run.generator).to(device=run.x.device, dtype=run.x.dtype)
+            noise = draw_noise(tuple(run.x.shape), run.generator, run.x.device).to(run.x.dtype)
         moved, ratios, capped, looks = zip(*over_chunks(
             run.chunks, run.size, lambda chunk: self._advance_chunk(run, step, chunk, noise)))
         old, look = run.look, Look.cat(looks)

@@ -226,8 +226,9 @@ class NoiseRTO(Solver):
         generator, prior = as_generator(generator), self.prior
         observations = len(likelihood.y)
         shape = (observations, num_samples)
-        xi = draw_noise((*shape, *prior.state_shape), generator).to(prior.device, prior.dtype).flatten(0, 1)
-        error = draw_noise((*shape, *likelihood.y.shape[1:]), generator).to(likelihood.y).flatten(0, 1)
+        xi = draw_noise((*shape, *prior.state_shape), generator, prior.device).to(prior.dtype).flatten(0, 1)
+        y = likelihood.y
+        error = draw_noise((*shape, *y.shape[1:]), generator, y.device).to(y).flatten(0, 1)
         proposal = None
         if self.proposal is not None:
             mean, std = self.proposal.propose(reward)

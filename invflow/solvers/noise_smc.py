@@ -288,8 +288,8 @@ class NoiseSMC(Solver):
 
     def _start(self, target: NoiseTarget, count: int, generator: torch.Generator) -> NoiseSMCState:
         observations = target.num_observations
-        standard = draw_noise((observations, count, *self.prior.state_shape), generator)
-        standard = standard.to(device=self.prior.device, dtype=self.prior.dtype)
+        standard = draw_noise((observations, count, *self.prior.state_shape), generator, self.prior.device)
+        standard = standard.to(self.prior.dtype)
         rows = torch.arange(observations, device=self.prior.device)
         particles = target.evaluate(target.initial(standard), rows)
         none = torch.full_like(particles.log_reward[:, 0], torch.nan)

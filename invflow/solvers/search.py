@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from invflow._memory import ChunkSize, check_chunk_size, rows_at_a_time
-from invflow._random import as_generator, draw_noise
+from invflow._random import as_generator
 from invflow.flowmap import FlowMap
 from invflow.posterior import NFE, Posterior
 from invflow.reward import Reward
@@ -186,8 +186,7 @@ class BestOfN(SearchSolver):
         for k in range(self.rounds):
             t, parents = k / self.rounds, best
             for _ in range(self.candidates):
-                noise = draw_noise((shape[0] * num_samples, *self.prior.state_shape), generator)
-                x = (1 - t) * noise.to(device=self.prior.device, dtype=self.prior.dtype)
+                x = (1 - t) * self.prior.noise(shape[0] * num_samples, generator=generator)
                 if parents is not None:
                     x = x + t * parents[0].flatten(0, 1)
                 pieces = zip(*over_chunks(chunks, size, partial(self._try, x, k, shape[1])))

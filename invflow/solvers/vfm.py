@@ -113,7 +113,7 @@ class VFM(Solver):
         with prior.count() as map_calls, adapter.count() as adapter_calls, self._sized(prior, adapter) as size:
             mean, std = self._propose(adapter, reward, size)
             rows = len(mean) * num_samples
-            noise = draw_noise((rows, *prior.state_shape), as_generator(generator)).to(mean)
+            noise = draw_noise((rows, *prior.state_shape), as_generator(generator), mean.device).to(mean)
             # in the noise's place: sixteen samples of a large photograph are most of what is held
             same = noise.shape[1:] == prior.image_shape
             images = noise if same else noise.new_empty((rows, *prior.image_shape))

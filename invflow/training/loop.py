@@ -182,7 +182,10 @@ def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: 
             for group in prepared.param_groups:
                 group["lr"] = settings.rate(step)
             process = accelerator.process_index
-            data = batches(step, process, accelerator.num_processes).to(accelerator.device, non_blocking=True)
+            data = batches(step, process, accelerator.num_processes)
+            if accelerator.device.type == "cuda" and data.device.type == "cpu":
+                data = data.pin_memory()  # from where the GPU fetches it by itself
+            data = data.to(accelerator.device, non_blocking=True)
             loss, metrics = wrapped(data, seeded(settings.seed, step, process))
             accelerator.backward(loss)
             norms = {f"grad_{name}": accelerator.clip_grad_norm_(module.parameters(), settings.clip)
