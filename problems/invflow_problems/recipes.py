@@ -85,7 +85,7 @@ def _train_image_vfm(run: Run, name: str) -> VFM:
         prior, adapter = load_prior(run.prior or name), None
     return train_vfm(images, prior, image_problems(prior.image_shape), run.settings, run.folder,  # type: ignore[arg-type]
                      options=ADAPTER_NETWORK, adapter=adapter, progress=run.progress, stop_at=run.stop_at, tau=TAU,
-                     alpha=ALPHA, level_power=0.0, model_error=True, tangent="map")
+                     alpha=ALPHA, level_power=0.0, model_error=True, tangent="semigroup")
 
 
 def _consolidate_image_vfm(run: Run, name: str) -> VFM:
