@@ -1,6 +1,8 @@
 """What photographs' weights are trained with: the score of sample pairs, crops, the split, the recipes in small."""
 
 import math
+import statistics
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -159,9 +161,31 @@ def test_the_factor_of_the_spread_is_what_is_missing(claimed):
     assert isinstance(vfm.adapter, SpectralAdapter)
     vfm.adapter.spread = {"denoising": claimed}
     found = fit_spread.spread_factors(vfm, images, problems, num_samples=200)
+    normal = NormalDist()  # of 120 crops, one more might lie anywhere
+    expected = normal.inv_cdf((1 + 0.9 * 121 / 120) / 2) / normal.inv_cdf(0.95)
     # the 90% quantile of 92,160 Gaussian errors has a relative standard error of 0.003; that a mean and a deviation of
     # 200 samples are rough widens it by up to 0.005
-    assert found["denoising"] * claimed == pytest.approx(1.0, abs=0.015)
+    assert found["denoising"] * claimed == pytest.approx(expected, abs=0.015)
+
+
+def test_a_new_group_is_covered_as_often_as_asked():
+    """Groups of many errors with a scale of their own: what counts is how many groups were seen."""
+    g, groups, level = torch.Generator().manual_seed(0), 12, 0.9
+    covered = []
+    for _ in range(8000):
+        scales = torch.randn(groups + 1, 1, generator=g).exp()
+        scores = scales * torch.randn(groups + 1, 30, generator=g).abs()
+        limit = fit_spread.spread_factor(scores[:-1], level) * NormalDist().inv_cdf((1 + level) / 2)
+        covered.append(float((scores[-1] <= limit).float().mean()))
+    share, error = statistics.mean(covered), statistics.stdev(covered) / len(covered) ** 0.5
+    # never under the level, and over it by at most what one group of thirteen makes
+    assert level - 3 * error < share < level + 1 / (groups + 1) + 3 * error
+
+
+def test_few_crops_tell_nothing():
+    with pytest.raises(ValueError, match=r"9 crops cannot tell .*at least 10"):
+        fit_spread.spread_factor(torch.rand(9, 50))
+    fit_spread.spread_factor(torch.rand(10, 50))
 
 
 def test_the_spread_is_fitted_from_the_command_line(folder, tmp_path, monkeypatch, capsys):
@@ -174,7 +198,7 @@ def test_the_spread_is_fitted_from_the_command_line(folder, tmp_path, monkeypatc
     adapter.trained_for = prior.fingerprint()
     VFM(prior, adapter).save_pretrained(tmp_path / "vfm")
     monkeypatch.setattr("sys.argv", ["fit_spread", str(tmp_path / "vfm"), "--data", str(folder), "--output",
-                                     str(tmp_path / "wider"), "--crops", "2", "--size", "40", "--symmetries", "2"])
+                                     str(tmp_path / "wider"), "--crops", "10", "--size", "40", "--symmetries", "2"])
     fit_spread.main()
     wider = VFM.load(tmp_path / "wider").adapter
     assert isinstance(wider, SpectralAdapter)

@@ -1,15 +1,18 @@
 """How wide a VFM for photographs should spread: ``python -m invflow_problems.fit_spread VFM --data DIR --output VFM``.
 
 An adapter that learned from few photographs is surer of others than it should be. Photographs that it never saw say by
-how much: for each problem class the factor of its standard deviations with which nine pixels in ten of the validation
-photographs lie in their central 90% intervals (split conformal prediction, Papadopoulos et al. 2002, with a pixel's
-error over its deviation for a score). Pixels of a photograph are no independent draws, so that this is a setting chosen
-on validation images, not a guarantee. The factors are written into the adapter's ``config.json``.
+how much: for each problem class the factor of its standard deviations with which the pixels of a new crop are to lie in
+their central 90% intervals nine times in ten (split conformal prediction, Papadopoulos et al. 2002, with a pixel's
+error over its deviation for a score). Pixels of a crop are no independent draws: what tells about the next crop is the
+number of crops, not of pixels, and a crop that is yet to come counts as one beyond them all (hierarchical conformal
+prediction, Lee, Barber and Willett 2023). That holds for crops of the same law; other people's photographs are of
+another. The factors are written into the adapter's ``config.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
@@ -29,11 +32,17 @@ LEVEL = 0.9
 
 
 def spread_factor(scores: Tensor, level: float = LEVEL) -> float:
-    """Factor of the deviations with which a share ``level`` of the errors lies in central Gaussian intervals.
+    """Factor of the deviations with which central Gaussian intervals hold a share ``level`` of a new group's errors.
+
+    Their quantile at level (1 + 1/n), which keeps ``level`` on average over groups, n of them seen and one new
+    (Lee, Barber and Willett 2023, "Distribution-free inference with hierarchical data").
 
     Args:
-        scores: absolute errors over standard deviations, any shape.
+        scores: absolute errors over standard deviations, ``(n, ...)``: n independent groups of a size.
         level: of the intervals.
+
+    Raises:
+        ValueError: for so few groups that no factor would do.
 
     Example:
         >>> import torch
@@ -41,9 +50,13 @@ def spread_factor(scores: Tensor, level: float = LEVEL) -> float:
         >>> round(spread_factor(1.5 * scores), 2)
         1.5
     """
+    groups = len(scores)
+    share = level * (1 + 1 / max(groups, 1))
+    if share >= 1:
+        raise ValueError(f"{groups} crops cannot tell what holds {level:.0%} of another's pixels: pass at least "
+                         f"{math.floor(level / (1 - level)) + 1}")
     ranked = scores.flatten().double().sort().values
-    place = min(len(ranked) - 1, round(level * (len(ranked) + 1)) - 1)
-    return float(ranked[place]) / NormalDist().inv_cdf((1 + level) / 2)
+    return float(ranked[math.ceil(share * len(ranked)) - 1]) / NormalDist().inv_cdf((1 + level) / 2)
 
 
 def spread_factors(vfm: VFM, images: Tensor, problems: Sequence[TrainingProblem], *, num_samples: int = 32,
