@@ -6,6 +6,7 @@ import gc
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
@@ -115,7 +116,10 @@ def bytes_per_row(prior: FlowMap, *, velocity: bool = False) -> int:
             storages[storage.data_ptr()] = storage.nbytes()
         return saved
 
-    with prior.uncounted(), torch.enable_grad(), saved_tensors_hooks(weigh, lambda saved: saved):
+    # compiled networks would be compiled for so few rows first
+    compiled = any(module._compiled_call_impl is not None for module in prior.modules())
+    plainly = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with plainly, prior.uncounted(), torch.enable_grad(), saved_tensors_hooks(weigh, lambda saved: saved):
         count = PROBE if math.prod(prior.state_shape) <= LARGE else 1
         x = torch.zeros(count, *prior.state_shape, device=prior.device, dtype=prior.dtype, requires_grad=True)
         # kept until its tensors are weighed, since what is freed lends its address to the next

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import invflow
+from invflow._memory import bytes_per_row
 from invflow.operators import BoxInpainting
 from invflow.solve import compile_solver
 
@@ -83,6 +84,14 @@ def test_solvers_give_the_same_samples_and_count_the_same_calls() -> None:
                        for flow in (prior, other))
     torch.testing.assert_close(compiled.samples, plain.samples, rtol=1e-4, atol=1e-4)
     assert compiled.nfe == plain.nfe
+    assert seen
+
+
+def test_nothing_is_compiled_to_learn_the_memory_of_a_row() -> None:
+    prior, other, seen = prior_and_compiled()
+    assert bytes_per_row(other) == bytes_per_row(prior) > 4 * SHAPE[1] * SHAPE[2]
+    assert not seen
+    other.jump(torch.zeros(2, *SHAPE), 0.0, 1.0)
     assert seen
 
 
