@@ -63,4 +63,4 @@ def _call(network: nn.Module, compiled: Callable[..., Tensor], *args: Tensor) ->
     if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
         out: Tensor = network._call_impl(*args)
         return out
-    return compiled(*args)
+    return compiled(*args).clone()  # a CUDA graph writes its next result over this one

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import invflow
 from invflow._memory import bytes_per_row
+from invflow.nets.unet import UNet
 from invflow.operators import BoxInpainting
 from invflow.solve import compile_solver
 
@@ -85,6 +86,31 @@ def test_solvers_give_the_same_samples_and_count_the_same_calls() -> None:
     torch.testing.assert_close(compiled.samples, plain.samples, rtol=1e-4, atol=1e-4)
     assert compiled.nfe == plain.nfe
     assert seen
+
+
+def test_results_outlive_the_next_call() -> None:
+    """A CUDA graph has one place for its result: an adapter asked in parts must not find them all to be the last."""
+    network = UNet(1, 1, channels=(8,), blocks=1, embedding=4, attention=False).requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=seeded(parameter.numel()))
+
+    def replayed(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        place: list[Tensor] = []
+
+        def run(*args: Tensor) -> list[Tensor]:
+            result = graph.forward(*args)[0]
+            if place:
+                place[0].copy_(result)
+            else:
+                place.append(result.clone())
+            return place
+
+        return run
+
+    x, embedding = torch.randn(2, 3, 1, 8, 8, generator=seeded()), torch.zeros(3, 4)
+    expected = [network(part, embedding) for part in x]
+    invflow.compile_networks(network, mode="default", backend=replayed)
+    torch.testing.assert_close([network(part, embedding) for part in x], expected)
 
 
 def test_nothing_is_compiled_to_learn_the_memory_of_a_row() -> None:
