@@ -77,7 +77,8 @@ def rows_at_a_time(chunk_size: int | None, prior: FlowMap, *, velocity: bool = F
     """
     if chunk_size is not None:
         return chunk_size
-    if prior.device.type != "cuda":
+    # where CUDA has not begun no map is on it, and to ask each for its device takes a hundredth of a single sample
+    if not torch.cuda.is_initialized() or prior.device.type != "cuda":
         return ROWS
     mixed = torch.is_autocast_enabled(prior.device.type)
     known, key = _KNOWN.setdefault(prior, {}), (velocity, mixed, prior.state_shape, prior.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -206,12 +207,12 @@ class FlowMap(Countable):
     @property
     def device(self) -> torch.device:
         """Where the map's tensors live; the CPU for a map without any."""
-        return next((p.device for p in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+        return next((p.device for p in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the map's tensors; torch's default for a map without any."""
-        tensors = (*self.parameters(), *self.buffers())
+        tensors = chain(self.parameters(), self.buffers())
         return next((p.dtype for p in tensors if p.is_floating_point()), torch.get_default_dtype())
 
     @property

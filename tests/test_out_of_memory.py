@@ -253,6 +253,7 @@ def test_rows_fill_half_of_the_free_memory_of_a_gpu(free: float, expected: int,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     prior = Stack(3)
     assert rows_at_a_time(None, prior) == 256  # on a CPU
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(Stack, "device", torch.device("cuda"))
     monkeypatch.setattr(_memory, "_free_bytes", lambda device: free)
     monkeypatch.setattr(torch, "zeros", lambda *shape, device, **kwargs: torch.ones(shape, **kwargs))
@@ -264,6 +265,7 @@ def test_rows_fill_half_of_the_free_memory_of_a_gpu(free: float, expected: int,
 
 def test_a_row_that_cannot_be_weighed_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     prior = Limited(limit=0)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(Limited, "device", torch.device("cuda"))
     monkeypatch.setattr(torch, "zeros", lambda *shape, device, **kwargs: torch.ones(shape, **kwargs))
     assert rows_at_a_time(None, prior) == 1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import invflow
-from invflow import _memory, metrics, smc, spectral
+from invflow import metrics, smc, spectral
 from invflow.operators import (
     BoxInpainting,
     DeepinvOperator,
@@ -36,13 +36,6 @@ except (ImportError, AttributeError, TypeError, RuntimeError, AssertionError) as
 pytestmark = pytest.mark.filterwarnings("ignore:.*onverged", "ignore:.*CUDA is not available")
 
 SMALL, PHOTO = (1, 8, 8), (3, 16, 16)
-
-
-@pytest.fixture(autouse=True)
-def _memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a pretended GPU cannot tell: how much is free, and where a tensor lies."""
-    monkeypatch.setattr(_memory, "_free_bytes", lambda device: 1 << 30)
-    monkeypatch.setattr(_memory, "bytes_per_row", lambda prior, velocity: 1 << 21)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -7,7 +7,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,6 @@ class VFM(Solver):
                 that it knows and the solvers that need no training. For images of another size than those trained
                 on, unless map and adapter take any.
         """
-        from tqdm import tqdm
-
         if num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
         start = time.perf_counter()
@@ -130,8 +128,12 @@ class VFM(Solver):
                     log_weights[part] = ratio + score_rows(reward, made, on_host[part])
                 images[part] = made  # last: where memory ends, the same noise is worked on once more
 
-            for _ in tqdm(size.over(rows, run), total=-(-rows // size.rows), disable=not progress, desc="VFM",
-                          unit="chunk", delay=2):
+            parts: Iterable[object] = size.over(rows, run)
+            if progress:
+                from tqdm import tqdm
+
+                parts = tqdm(parts, total=-(-rows // size.rows), desc="VFM", unit="chunk", delay=2)
+            for _ in parts:
                 pass
             check_finite("VFM", f"after {self.steps} of {self.steps} steps", num_samples, images, log_weights)
         nfe = NFE(forward=(map_calls.forward + adapter_calls.forward) / rows,
