@@ -106,7 +106,7 @@ def solve(
     seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
     compile_first: Annotated[bool, typer.Option(
-        "--compile", help="Compile the networks first, for half a minute each; on a GPU they then run as CUDA "
+        "--compile", help="Compile the networks first, for tens of seconds each; on a GPU they then run as CUDA "
                           "graphs.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("invflow-results"),
     write_samples: Annotated[int | None, typer.Option(

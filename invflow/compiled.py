@@ -23,9 +23,9 @@ GRAPHS = 64
 def compile_networks(module: nn.Module, mode: str = "reduce-overhead", **options: Any) -> None:
     """Compile the networks in a module, in place, with :func:`torch.compile`.
 
-    The networks are compiled when they next run, once with a gradient and once without, for half a minute each. Inside
-    :mod:`torch.func` and in forward mode they run as they are. Weights are shared with what is compiled, and what is
-    saved or copied does not know of it. Results are those of the network as it is, up to rounding.
+    The networks are compiled when they next run, once with a gradient and once without, for tens of seconds each.
+    Inside :mod:`torch.func` and in forward mode they run as they are. Weights are shared with what is compiled, and
+    what is saved or copied does not know of it. Results are those of the network as it is, up to rounding.
 
     Args:
         module: a prior, an adapter, or what contains some.

@@ -310,7 +310,7 @@ def survives(mutation: Mutation) -> bool:
 def main() -> None:
     """Try the mutations whose names contain a word, or all; exit with 1 if a test lets one through."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("words", nargs="*", help="of the mutations' names; none: all, which takes hours")
+    parser.add_argument("words", nargs="*", help="of the mutations' names; none: all, which takes long")
     words = parser.parse_args().words
     survivors = []
     for mutation in [m for m in MUTATIONS if not words or any(word in m.name for word in words)]:
