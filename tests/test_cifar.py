@@ -11,9 +11,11 @@ from safetensors.torch import save_file
 
 from invflow.metrics import psnr
 from invflow.problem import load_problem
+from invflow.solvers.vfm import VFM
 from invflow.spectral_adapter import SpectralAdapter
 from invflow.training import LoopSettings
-from invflow_problems import cifar_recipes, fit_lmmse, frechet_table, image_table, make_weights
+from invflow_problems import cifar_recipes, fit_lmmse, fit_spread, frechet_table, image_table, make_weights
+from invflow_problems.fit_spread import spread_factors
 from invflow_problems.images import SHAPES
 from invflow_problems.samples import load_samples
 
@@ -107,6 +109,27 @@ def test_the_table_compares_with_the_stationary_estimate(small, tmp_path, monkey
     linear, made = (table["denoising"][key]["psnr"][0] for key in ("stationary linear", "VFM, 1 step"))
     assert made == pytest.approx(linear, abs=1)
     assert "| motion-blur | VFM, 1 step |" in capsys.readouterr().out
+
+
+def test_the_spread_is_fitted_on_the_validation_images(small, tmp_path, monkeypatch, images):
+    """Fitted again it stays where it is: the factors that are found stand on top of those that the adapter has."""
+    cifar_recipes.cifar10_vfm(tmp_path / "vfm", steps=1, **small)
+    seen = []
+    monkeypatch.setattr(fit_spread, "spread_factors", lambda vfm, images, problems, seed: seen.append(images)
+                        or spread_factors(vfm, images[:20], problems, num_samples=60, seed=seed))
+    for begun, output in (("vfm/vfm", "wider"), ("wider", "again")):
+        monkeypatch.setattr(sys, "argv", ["fit_spread", str(tmp_path / begun), "--data", "cifar10", "--output",
+                                          str(tmp_path / output)])
+        fit_spread.main()
+    assert torch.equal(seen[0].mul(255).round().to(torch.uint8), images)
+    first, second = (VFM.load(tmp_path / name).adapter.spread for name in ("wider", "again"))
+    assert set(first) == {str(p.operator.problem_class) for p in cifar_recipes.cifar_problems()}
+    # the estimate under a Gaussian is unsure of real images, of hardly one as it should be
+    assert max(abs(factor - 1) for factor in first.values()) > 0.1
+    # the same random numbers, so that all errors over deviations are divided by the factor that was found, but for the
+    # scatter of a mean of 60 samples, which grows with the factor: by at most a hundred-and-twentieth
+    for name, factor in first.items():
+        assert second[name] == pytest.approx(factor, rel=0.015)
 
 
 def test_the_settings_are_for_loops():

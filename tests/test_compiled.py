@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 import invflow
+from invflow import bench_compiled
 from invflow._memory import bytes_per_row
 from invflow.nets.unet import UNet
 from invflow.operators import BoxInpainting
@@ -132,3 +134,38 @@ def test_both_networks_of_a_vfm_are_compiled(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_has_no_network_is_refused() -> None:
     with pytest.raises(ValueError, match="no network in this GaussianMixtureFlow"):
         invflow.compile_networks(invflow.GaussianMixtureFlow([[0.0, 1.0]], std=0.5))
+
+
+def test_benchmark_times_compiled_networks_over_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [0, 0]  # of compiled graphs, and of networks as they are
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        def run(*args: Tensor) -> Any:
+            runs[0] += 1
+            return graph.forward(*args)
+
+        return run
+
+    def forward(self: UNet, *args: Any, **kwargs: Any) -> Tensor:
+        runs[1] += not torch.compiler.is_compiling()
+        return as_it_is(self, *args, **kwargs)
+
+    def compile_networks(module: torch.nn.Module) -> None:
+        invflow.compile_networks(module, mode="default", backend=backend)
+
+    def count(first: Callable[[], object], second: Callable[[], object], *rest: object) -> tuple[float, float]:
+        first()
+        compiled, runs[:] = tuple(runs), (0, 0)
+        second()
+        plain, runs[:] = tuple(runs), (0, 0)
+        assert compiled[0] == plain[1] > 0 == compiled[1] == plain[0]
+        return 3.0, 4.0
+
+    as_it_is = UNet.forward
+    monkeypatch.setattr(UNet, "forward", forward)
+    monkeypatch.setattr(bench_compiled, "compile_networks", compile_networks)
+    monkeypatch.setattr(bench_compiled, "medians", count)
+    monkeypatch.setattr(bench_compiled, "PARTICLES", 2)
+    results = list(bench_compiled.bench_compiled(1, torch.device("cpu"), seeded()))
+    assert [result.name.partition(",")[0] for result in results] == ["VFM", "FMTT", "NoiseSMC"]
+    assert all(result.ratio == 0.75 and result.passed for result in results)
