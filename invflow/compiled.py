@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -43,7 +44,7 @@ def compile_networks(module: nn.Module, mode: str = "reduce-overhead", **options
         >>> prior.generate(3, steps=1).shape
         torch.Size([3, 2])
     """
-    networks = [m for m in module.modules() if isinstance(m, (UNet, MLP))]
+    networks = _networks(module)
     if not networks:
         raise ValueError(f"there is no network in this {type(module).__name__} to compile: it runs as it is")
     import torch._dynamo  # which takes seconds
@@ -56,6 +57,21 @@ def compile_networks(module: nn.Module, mode: str = "reduce-overhead", **options
         # where torch.nn.Module keeps it, and forgets it in what is copied or saved
         compiled: Any = network._compiled_call_impl
         network._compiled_call_impl = partial(_call, network, compiled)
+
+
+@contextlib.contextmanager
+def compiled_networks(module: nn.Module, **options: Any) -> Iterator[None]:
+    """As :func:`compile_networks`, for a while."""
+    compile_networks(module, **options)
+    try:
+        yield
+    finally:
+        for network in _networks(module):
+            network._compiled_call_impl = None
+
+
+def _networks(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if isinstance(m, (UNet, MLP))]
 
 
 def _call(network: nn.Module, compiled: Callable[..., Tensor], *args: Tensor) -> Tensor:

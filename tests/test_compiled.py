@@ -13,9 +13,11 @@ from torch import Tensor
 import invflow
 from invflow import bench_compiled
 from invflow._memory import bytes_per_row
+from invflow.compiled import compiled_networks
 from invflow.nets.unet import UNet
 from invflow.operators import BoxInpainting
 from invflow.solve import compile_solver
+from invflow.training import LoopSettings, TrainingProblem, loop, train_vfm
 
 SHAPE = (1, 8, 8)
 
@@ -134,6 +136,44 @@ def test_both_networks_of_a_vfm_are_compiled(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_has_no_network_is_refused() -> None:
     with pytest.raises(ValueError, match="no network in this GaussianMixtureFlow"):
         invflow.compile_networks(invflow.GaussianMixtureFlow([[0.0, 1.0]], std=0.5))
+
+
+def test_training_is_the_same_with_compiled_networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """To rounding; half of it without them, for a run may be taken up by another machine; nothing is left compiled."""
+    runs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        def run(*args: Tensor) -> Any:
+            runs.append(len(graph.graph.nodes))
+            return graph.forward(*args)
+
+        return run
+
+    monkeypatch.setattr(loop, "compiled_networks", lambda module, **options: compiled_networks(module, backend=backend,
+                                                                                             **options))
+    prior, _, _ = prior_and_compiled()
+    options = {"channels": [8, 8], "blocks": 1, "embedding": 8}
+    images = torch.rand(40, *SHAPE, generator=seeded(3))
+    problems = [TrainingProblem(BoxInpainting(SHAPE), (0.1, 0.5))]
+
+    def train(folder: str, compile: bool, stop_at: int | None = None) -> invflow.VFM:
+        settings = LoopSettings(steps=6, batch_size=8, warmup=2, precision="no", compile=compile)
+        return train_vfm(images, prior, problems, settings, tmp_path / folder, options=options, tangent="semigroup",
+                         progress=False, stop_at=stop_at)
+
+    plain = train("plain", False)
+    assert not runs
+    compiled = train("compiled", True)
+    # adapter, map in the observation term and map in its own: at least three calls a step
+    assert len(runs) >= 18
+    assert min(runs) > 6
+    train("halves", False, stop_at=3)
+    halves = train("halves", True)
+    for other in (compiled, halves):
+        for ours, theirs in ((other.prior, plain.prior), (other.adapter, plain.adapter)):
+            assert all(module._compiled_call_impl is None for module in ours.modules())
+            for name, value in ours.state_dict().items():
+                torch.testing.assert_close(value, theirs.state_dict()[name], rtol=1e-3, atol=1e-5)
 
 
 def test_benchmark_times_compiled_networks_over_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from invflow.compiled import compiled_networks
 from invflow.pretrained import digest, parse_json, write_atomically
 
 __all__ = ["LoopSettings", "Objective", "fit"]
@@ -57,6 +58,8 @@ class LoopSettings:
         precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
         checkpoint_seconds: time between checkpoints.
         log_every: steps between rows of the CSV.
+        compile: train with compiled networks (:func:`invflow.compile_networks`), which pays for long trainings: the
+            first steps take minutes.
     """
 
     steps: int
@@ -71,6 +74,7 @@ class LoopSettings:
     precision: str = "bf16"
     checkpoint_seconds: float = 60.0
     log_every: int = 25
+    compile: bool = False
 
     def rate(self, step: int) -> float:
         """Learning rate at a step: linear warm-up, then half a cosine."""
@@ -177,7 +181,9 @@ def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: 
         if accelerator.is_main_process:
             _save(Path(folder), step, parameters, average, buffers, optimizer, settings)
 
-    with bar, stop_requests() as stop:
+    # not as CUDA graphs: the weights change, and the map is called with them fixed in one place and moving in another
+    compiled = compiled_networks(objective, mode="default") if settings.compile else contextlib.nullcontext()
+    with bar, compiled, stop_requests() as stop:
         while step < end:
             for group in prepared.param_groups:
                 group["lr"] = settings.rate(step)
@@ -283,7 +289,7 @@ class MetricsFile:
 
 def _identity(settings: LoopSettings) -> dict[str, Any]:
     """The settings that a checkpoint must share with the run that resumes from it."""
-    loose = ("checkpoint_seconds", "log_every")
+    loose = ("checkpoint_seconds", "log_every", "compile")
     return json.loads(json.dumps({k: v for k, v in asdict(settings).items() if k not in loose}))
 
 
