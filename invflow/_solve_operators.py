@@ -56,13 +56,14 @@ def operator_by_name(name: str, image_shape: tuple[int, ...], *, factor: int | N
     if key not in known:
         raise ValueError(f"there is no operator {name!r}: {nearest(key, list(known))}")
     settings = dict(settings or {})
-    if settings and (mask is not None or kernel is not None):
-        raise ValueError(f"--operator-set {next(iter(settings))}=... does not go with --mask or --kernel, which give "
-                         "the operator's parameters")
+    beside = [name for name in settings if kernel is None or name != "padding"]
+    if beside and (mask is not None or kernel is not None):
+        raise ValueError(f"--operator-set {beside[0]}=... does not go with --mask or --kernel, which give the "
+                         "operator's parameters; only padding=... goes with --kernel")
     if mask is not None:
         return _masked(key, image_shape, mask, say)
     if kernel is not None:
-        return _blurred(key, image_shape, kernel, say)
+        return _blurred(key, image_shape, kernel, observed, settings, say)
     kind: Any = operators.find(known[key])
     parameters = inspect.signature(kind).parameters
     _check_settings(key, settings, parameters)
@@ -82,7 +83,8 @@ def operator_by_name(name: str, image_shape: tuple[int, ...], *, factor: int | N
     arguments: dict[str, Any] = {"generator": generator} if "generator" in parameters else {}
     if factor is not None:
         arguments["factor"] = factor
-    operator: Operator = kind(image_shape, **arguments, **settings)
+    border = _border(kind, observed, settings, say)
+    operator: Operator = kind(image_shape, **arguments, **settings, **border)
     if observed and key in ("box-inpainting", "gaussian-blur") and not settings:
         option = "--mask" if key == "box-inpainting" else "--kernel"
         say(f"assumed the operator's defaults, {operator}: pass {option} FILE for others")
@@ -127,7 +129,19 @@ def _hides_a_box(mask: Tensor) -> bool:
     return bool(box.all()) and bool((mask == mask[:1]).all())
 
 
-def _blurred(key: str, image_shape: tuple[int, ...], file: Path, say: Say) -> Operator:
+def _border(kind: type[Operator], observed: bool, settings: Mapping[str, Any], say: Say) -> dict[str, str]:
+    """What to take for the border of a blur that somebody else made."""
+    blur: Any = operators.find("Blur")
+    if not observed or not issubclass(kind, blur) or "padding" in settings:
+        return {}
+    # a camera's blur brings in what lies outside the frame: to think that it wraps around rings far into the picture
+    say("took what the blur brings in from outside the picture for its reflection; --operator-set padding=circular is "
+        "for a blur that wraps around")
+    return {"padding": "reflect"}
+
+
+def _blurred(key: str, image_shape: tuple[int, ...], file: Path, observed: bool, settings: Mapping[str, Any],
+             say: Say) -> Operator:
     if "blur" not in key:
         raise ValueError(f"--kernel belongs to the blurs, not to {key}")
     problem_class = None if key == "blur" else key
@@ -136,4 +150,5 @@ def _blurred(key: str, image_shape: tuple[int, ...], file: Path, say: Say) -> Op
             "gaussian-blur or motion-blur")
     kernel = read_kernel(file, say=say)
     kind: Any = operators.find("Blur")
-    return kind(kernel, image_shape, problem_class=problem_class)
+    border = _border(kind, observed, settings, say)
+    return kind(kernel, image_shape, problem_class=problem_class, **settings, **border)

@@ -148,8 +148,8 @@ class ImageTask:
     def _build(self, image_shape: tuple[int, ...], generator: torch.Generator, say: Say) -> Operator:
         settings, key = dict(self.settings), kebab(self.operator).replace("_", "-")
         usual = _PHOTO_SETTINGS.get(key, {})
-        if usual and not (settings or self.kernel or self.mask) and min(image_shape[1:]) >= 64:
-            settings = dict(usual)
+        if usual and not (set(settings) - {"padding"} or self.kernel or self.mask) and min(image_shape[1:]) >= 64:
+            settings |= usual
             say(f"took {key} with " + ", ".join(f"{name} {value:g}" for name, value in usual.items())
                 + " in pixels: --operator-set NAME=VALUE takes others, --kernel FILE any")
         return operator_by_name(self.operator, image_shape, factor=self.factor, mask=self.mask, kernel=self.kernel,

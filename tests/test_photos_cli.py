@@ -16,7 +16,7 @@ import invflow
 from invflow.cli import app
 from invflow.imageio import read_image, write_image
 from invflow.neural import NeuralFlowMap
-from invflow.operators import Denoising
+from invflow.operators import Blur, Denoising
 from invflow.solve import ImageTask
 from invflow.spectral import Spectrum
 from invflow.spectral_adapter import SpectralAdapter
@@ -162,6 +162,43 @@ def test_a_photograph_already_degraded(photo_vfm: Path, tmp_path: Path) -> None:
     _, said = run("--image", tmp_path / "noisy.png", "--observed", "--operator", "gaussian-blur", "--prior", photo_vfm,
                   "--samples", 1, "--sigma", 0.05, "--output", tmp_path / "b")
     assert "std 2, kernel_size 25" in said
+
+
+def test_a_camera_does_not_wrap_around(photo_vfm: Path, tmp_path: Path) -> None:
+    """The blur of a file brings in what lay outside its frame; taken for what lies across, it rings."""
+    whole, kernel, sigma = smooth(3, 110, 134), torch.ones(9, 9) / 81, 0.01
+    blurred = Blur(kernel, whole.shape).measure(whole[None], sigma, generator=torch.Generator().manual_seed(0))[0]
+    truth, seen = whole[:, 20:-20, 20:-20], blurred[:, 20:-20, 20:-20]
+    write_image(seen, tmp_path / "seen.png", bits=16)
+    np.savetxt(tmp_path / "kernel.txt", kernel.numpy())
+    common = ("--image", tmp_path / "seen.png", "--observed", "--operator", "motion-blur", "--kernel",
+              tmp_path / "kernel.txt", "--prior", photo_vfm, "--samples", 8, "--sigma", sigma)
+    errors, says = [], []
+    for padding in ("circular", "reflect", None):
+        folder = tmp_path / str(padding)
+        chosen = () if padding is None else ("--operator-set", f"padding={padding}")
+        says.append(run(*common, *chosen, "--output", folder)[1])
+        mean = invflow.Posterior.load(folder / "posterior.safetensors").mean()[0]
+        errors.append(float((mean - truth).square().mean()))
+    assert errors[0] > 4 * errors[1]
+    assert errors[2] == errors[1]
+    assert [said.count("reflection") for said in says] == [0, 0, 1]
+    assert "padding=circular" in says[2]
+    # what is degraded here, the usual way, wraps around; a border that is named leaves the rest as for photographs
+    (operator, said), (named, _), (seen_operator, _) = (
+        posed(tmp_path / "seen.png", **options) for options in ({}, {"settings": {"padding": "reflect"}},
+                                                                {"observed": True}))
+    assert (operator.padding, named.padding, seen_operator.padding) == ("circular", "reflect", "reflect")
+    assert operator.kernel.shape[2:] == named.kernel.shape[2:] == seen_operator.kernel.shape[2:] == (25, 25)
+    assert "reflection" not in said
+
+
+def posed(file: Path, **options: Any) -> tuple[Any, str]:
+    """The operator of a Gaussian blur of a file, and what was said."""
+    said: list[str] = []
+    task = ImageTask(file, "gaussian-blur", **options)
+    posed = task.pose(invflow.Wiener(), torch.Generator().manual_seed(0), say=said.append)
+    return posed.likelihood.operator, " ".join(said)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
