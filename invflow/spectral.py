@@ -21,6 +21,10 @@ __all__ = ["BLOCK", "Spectrum", "block_dct", "dct_matrix", "dct2", "gaussian_est
 BLOCK = 8
 #: longest side whose cosine transform is taken as a product with a matrix
 LARGEST_MATRIX = 512
+#: noise levels, of images in [0, 1], by which the best linear estimate under a mask comes down to its own
+LEVELS = (1.0, 0.1, 0.02, 0.0)
+#: of its equations, in the norm of their solver: what denoising reaches in one step
+TOLERANCE = 1e-5
 #: radial frequencies at which a spectrum is kept, in cycles per pixel; between them it is a power law
 NUM_FREQUENCIES, LOWEST, HIGHEST = 16, 1 / 128, 0.5 * math.sqrt(2)
 
@@ -214,7 +218,7 @@ def _radius(height: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def gaussian_estimate(spectrum: Spectrum, mean: Tensor, affine: tuple[float, float], operator: Operator, y: Tensor,
-                      sigma: Tensor, iterations: int = 12) -> Tensor:
+                      sigma: Tensor, iterations: int = 24) -> Tensor:
     r"""The best linear estimate of an image under a stationary Gaussian prior, by a few conjugate gradient steps.
 
     With prior N(m, S) of the image, the posterior mean m + x solves
@@ -222,10 +226,14 @@ def gaussian_estimate(spectrum: Spectrum, mean: Tensor, affine: tuple[float, flo
     .. math:: (S^{-1} + A^T A / \sigma^2) x = A^T (y - A m) / \sigma^2.
 
     The preconditioner is the inverse of this matrix with A'A replaced by a multiple of the identity, diagonal in
-    cosines: for denoising one step is exact. A mask with holes (no scattered pixels) needs another, S inside the hole,
-    where nothing is observed, and the former outside: with the former alone a hole of 64 pixels is still grey after a
-    hundred steps, with both it is filled after twelve. An operator that is not linear is not solved for: its
-    :meth:`~invflow.Operator.embed` is returned.
+    cosines: for denoising one step is exact. For masks it is the worse the lower the noise, so that there the levels
+    come down to sigma from above, each from the estimate of the one before: at sigma 0.003 a scratch of three pixels
+    is filled in 24 such steps, and still grey after 25 at sigma itself.
+
+    A mask with holes (no scattered pixels) has another preconditioner, S inside the hole, where nothing is observed,
+    and the former outside: with the former alone a hole of 64 pixels is still grey after a hundred steps at sigma,
+    with both it is filled after twelve, each of which costs two of the others. An operator that is not linear is not
+    solved for: its :meth:`~invflow.Operator.embed` is returned.
 
     Args:
         spectrum: S, in units of the state.
@@ -234,41 +242,54 @@ def gaussian_estimate(spectrum: Spectrum, mean: Tensor, affine: tuple[float, flo
         operator: A, with one set or one a row.
         y: ``(n, *measurement_shape)``.
         sigma: ``(n,)``, noise levels.
-        iterations: conjugate gradient steps.
+        iterations: conjugate gradient steps in all; half as many for masks with holes.
 
     Returns:
         ``(n, C, H, W)``, the state, in the type of ``y``.
     """
     if not operator.linear:
         return (operator.embed(y) - affine[1]) / affine[0]
-    precision = sigma.to(y).view(-1, 1, 1, 1) ** -2
     observed = operator.observed()
     power = (spectrum.scales(*operator.image_shape[-2:]).to(y) * affine[0]).square()
     hole = _hole(operator).to(y)
     if observed is not None and operator.measurement_shape == operator.image_shape:
         share = observed.to(y).flatten(1).mean(1).view(-1, 1, 1, 1)
-        share = torch.where(hole.flatten(1).any(1).view(-1, 1, 1, 1), 1.0, share)
     else:
         share = torch.tensor(math.prod(operator.measurement_shape) / math.prod(operator.image_shape)).to(y).clamp(max=1)
+    grey = (mean * affine[0] + affine[1]).to(y).expand(len(y), *operator.image_shape)
+    difference = y - operator(grey)
 
     def filtered(x: Tensor, by: Tensor) -> Tensor:
         return spectrum.inverse_transform(by * spectrum.forward_transform(x))
 
-    def pull_back(difference: Tensor) -> Tensor:
-        difference = difference if observed is None else torch.where(observed, difference, 0.0)
-        return operator.adjoint(difference) * precision
+    def improved(start: Tensor | None, steps: int, level: float, hole: Tensor | None = None) -> Tensor:
+        precision = sigma.to(y).clamp(min=level).view(-1, 1, 1, 1) ** -2
 
-    def precondition(x: Tensor) -> Tensor:
-        seen = (1 - hole) * filtered((1 - hole) * x, 1 / (1 / power + share * precision))
-        return seen + hole * filtered(hole * x, power) if holes else seen
+        def pull_back(difference: Tensor) -> Tensor:
+            difference = difference if observed is None else torch.where(observed, difference, 0.0)
+            return operator.adjoint(difference) * precision
 
-    holes = bool(hole.any())
-    grey = (mean * affine[0] + affine[1]).to(y).expand(len(y), *operator.image_shape)
+        def precondition(x: Tensor) -> Tensor:
+            if hole is None:
+                return filtered(x, 1 / (1 / power + share * precision))
+            seen = (1 - hole) * filtered((1 - hole) * x, 1 / (1 / power + precision))
+            return seen + hole * filtered(hole * x, power)
 
-    def normal(x: Tensor) -> Tensor:
-        return filtered(x, 1 / power) + pull_back(operator(x))
+        def normal(x: Tensor) -> Tensor:
+            return filtered(x, 1 / power) + pull_back(operator(x))
 
-    x, _ = solve(normal, pull_back(y - operator(grey)), precondition, iterations, tolerance=0.0)
+        return solve(normal, pull_back(difference), precondition, steps, TOLERANCE, start)[0]
+
+    with_hole = hole.flatten(1).any(1)
+    count, x = int(with_hole.sum()), None
+    if count < len(with_hole):
+        levels = (0.0,) if observed is None else LEVELS
+        for level in levels:
+            x = improved(x, iterations // len(levels), level)
+    if count:
+        filled = improved(None, iterations // 2, 0.0, hole)
+        x = filled if x is None else torch.where(with_hole.view(-1, 1, 1, 1), filled, x)
+    assert x is not None
     return (grey + x - affine[1]) / affine[0]
 
 
