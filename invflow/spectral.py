@@ -227,7 +227,7 @@ def gaussian_estimate(spectrum: Spectrum, mean: Tensor, affine: tuple[float, flo
     The preconditioner is the inverse of this matrix with A'A replaced by a multiple of the identity, diagonal in
     cosines: for denoising one step is exact. For masks it is the worse the lower the noise, so that there the levels
     come down to sigma from above, each from the estimate of the one before: at sigma 0.003 a scratch of three pixels
-    is filled in 24 such steps, and still grey after 25 at sigma itself.
+    is filled in 24 such steps, and still grey after 24 at sigma itself.
 
     A mask with holes (no scattered pixels) has another preconditioner, S inside the hole, where nothing is observed,
     and the former outside: with the former alone a hole of 64 pixels is still grey after a hundred steps at sigma,
