@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from invflow.metrics import psnr
+from invflow.nets.classifier import Classifier
 from invflow.problem import load_problem
 from invflow.solvers.vfm import VFM
 from invflow.spectral_adapter import SpectralAdapter
@@ -94,6 +95,19 @@ def test_both_trainings_run_and_go_on(small, tmp_path, images):
     assert make_weights._evaluation({}, vfm=False) == []
 
 
+def test_the_later_stages_train_the_velocity_and_then_the_jumps(small, tmp_path):
+    def columns(folder):
+        return (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+
+    velocity = cifar_recipes.cifar10_velocity(tmp_path / "velocity", steps=1, **small)
+    assert "flow_matching" in columns(tmp_path / "velocity")
+    assert "meanflow" not in columns(tmp_path / "velocity")
+    made = cifar_recipes.cifar10_jumps(tmp_path / "jumps", prior=str(tmp_path / "velocity" / "prior"), steps=1, **small)
+    assert "meanflow" in columns(tmp_path / "jumps")
+    assert made.options == velocity.options == SMALL
+    assert made.fingerprint() != velocity.fingerprint()
+
+
 def test_the_table_compares_with_the_stationary_estimate(small, tmp_path, monkeypatch, capsys):
     cifar_recipes.cifar10_vfm(tmp_path / "vfm", steps=1, **small)
     numbers = ["--observations", "2", "--samples", "19", "--steps", "1"]
@@ -138,17 +152,19 @@ def test_the_settings_are_for_loops():
         assert recipe.data == "cifar10"
 
 
-def test_distances_to_real_images(monkeypatch, images):
+def test_distances_to_real_images(images):
     """Real images are nearer to real ones than a Gaussian's are, and nearest to themselves."""
-    monkeypatch.setattr(frechet_table, "inception_features", lambda x, weights: torch.nn.functional.avg_pool2d(x, 8)
-                        .flatten(1))
+    def features(x):
+        return torch.nn.functional.avg_pool2d(x, 8).flatten(1)
+
     prior = cifar_recipes.gaussian_map(images)
     real = load_samples("cifar10", "test")[0]
-    rows = dict(frechet_table.frechet_rows(prior, real, images, None, steps=(1, 2)))
-    assert list(rows) == ["training images", "1 step", "2 steps"]
+    rows = dict(frechet_table.frechet_rows(prior, real, images, features, steps=(1, 2), flow=128))
+    assert list(rows) == ["training images", "1 step", "2 steps", "velocity, 128 Heun steps"]
     assert rows["training images"]["recall"] > rows["1 step"]["recall"]
     assert rows["1 step"]["frechet"] == pytest.approx(rows["2 steps"]["frechet"], rel=1e-3)  # an exact flow
-    itself = dict(frechet_table.frechet_rows(prior, real, real, None, steps=()))["training images"]
+    assert rows["velocity, 128 Heun steps"]["frechet"] == pytest.approx(rows["1 step"]["frechet"], rel=0.05)
+    itself = dict(frechet_table.frechet_rows(prior, real, real, features, steps=()))["training images"]
     assert itself["frechet"] == pytest.approx(0, abs=1e-6)
     assert (itself["precision"], itself["recall"]) == pytest.approx((1, 1))
 
@@ -160,6 +176,18 @@ def test_the_distances_command_says_what_is_missing(monkeypatch, tmp_path, image
     with pytest.raises(SystemExit):
         frechet_table.main([str(tmp_path / "prior"), "nowhere", "--weights", str(tmp_path), "--images", "20"])
     assert "no Inception weights" in capsys.readouterr().err
+
+
+def test_the_distances_command_with_a_classifier(monkeypatch, tmp_path, images, capsys):
+    monkeypatch.setattr(frechet_table, "load_images", lambda data, split, dtype: images)
+    cifar_recipes.gaussian_map(images).save_pretrained(tmp_path / "prior")
+    Classifier(SHAPES["cifar10"], ["a", "b"], width=2).save_pretrained(tmp_path / "classifier")
+    frechet_table.main([str(tmp_path / "prior"), "nowhere", "--classifier", str(tmp_path / "classifier"), "--images",
+                        "30", "--steps", "1", "--output", str(tmp_path / "t.json")])
+    row = json.loads((tmp_path / "t.json").read_text())["1 step"]
+    assert set(row) == {"frechet", "precision", "recall"}
+    assert row["frechet"] > 0
+    assert "| 1 step |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

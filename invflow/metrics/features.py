@@ -29,7 +29,7 @@ def classifier_features(images: Tensor, name: str = "mnist", chunk_size: int = 1
 
     Args:
         images: ``(n, *image_shape)``, nominally in [0, 1]; clipped.
-        name: ``"mnist"``, ``"fashion-mnist"``, or a folder that ``Classifier.save_pretrained`` wrote.
+        name: ``"mnist"``, ``"fashion-mnist"``, ``"cifar10"``, or a folder that ``Classifier.save_pretrained`` wrote.
         chunk_size: images at a time.
 
     Returns:

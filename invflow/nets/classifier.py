@@ -77,8 +77,8 @@ class Classifier(nn.Module):
         """Load a trained classifier.
 
         Args:
-            name: of a shipped one, ``"mnist"`` or ``"fashion-mnist"``; a folder that :meth:`save_pretrained`
-                wrote; or a Hub repository id ``owner/name``.
+            name: of a shipped one, ``"mnist"``, ``"fashion-mnist"`` or ``"cifar10"``; a folder that
+                :meth:`save_pretrained` wrote; or a Hub repository id ``owner/name``.
 
         Raises:
             ValueError: if it is not there, is no classifier, or its files are damaged.

@@ -72,7 +72,7 @@ class BM3D(PointEstimator):
             raise ValueError(
                 f"BM3D takes pictures of 8 x 8 or more with white noise, or blurred circularly, and "
                 f"{type(operator).__name__} of {shape} is neither: use invflow.TotalVariation() or invflow.Wiener(), "
-                "which take any linear operator, or for a blur padding='circular'"
+                "which take any linear operator, or for a blur padding='circular' (--operator-set padding=circular)"
             )
         transfer = transfer.expand(len(y), *picture)
         rows = [self._restore(y[b].reshape(picture), float(likelihood.sigma[b]), transfer[b]) for b in range(len(y))]

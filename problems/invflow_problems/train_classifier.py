@@ -23,10 +23,12 @@ CLASSES = {
     "mnist": tuple("0123456789"),
     "fashion-mnist": ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
                       "ankle boot"),
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }
 LICENCES = {
     "mnist": "MNIST (Yann LeCun, Corinna Cortes), CC BY-SA 3.0",
     "fashion-mnist": "Fashion-MNIST (Zalando SE), MIT",
+    "cifar10": "CIFAR-10 (Alex Krizhevsky 2009; the authors state no licence)",
 }
 
 
@@ -41,8 +43,8 @@ def shift_images(images: Tensor, pixels: int, generator: torch.Generator) -> Ten
 
 
 def train_classifier(images: Tensor, labels: Tensor, classes: Sequence[str], *, epochs: int = 4,
-                     batch_size: int = 128, learning_rate: float = 2e-3, shift: int = 1, seed: int = 0,
-                     progress: bool = True) -> Classifier:
+                     batch_size: int = 128, learning_rate: float = 2e-3, shift: int = 1, mirror: bool = False,
+                     seed: int = 0, progress: bool = True) -> Classifier:
     """Train on shifted images with AdamW; the learning rate rises over a tenth of the steps, then falls.
 
     Args:
@@ -53,6 +55,7 @@ def train_classifier(images: Tensor, labels: Tensor, classes: Sequence[str], *, 
         batch_size: images a step.
         learning_rate: the largest.
         shift: pixels that images are shifted by at most.
+        mirror: exchange left and right in every other image.
         seed: of first weights, order and shifts.
         progress: show a progress bar.
     """
@@ -71,6 +74,8 @@ def train_classifier(images: Tensor, labels: Tensor, classes: Sequence[str], *, 
             group["lr"] = learning_rate * min(rise, fall)
         rows = order[step % per_epoch * batch_size :][:batch_size]
         batch = shift_images(images[rows].float() / 255, shift, generator)
+        if mirror:
+            batch = torch.where(torch.rand(len(batch), 1, 1, 1, generator=generator) < 0.5, batch.flip(3), batch)
         loss = F.cross_entropy(model(batch), labels[rows])
         optimizer.zero_grad()
         loss.backward()
@@ -88,16 +93,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="folder; default: where the library looks for it")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--shift", type=int, default=1, help="pixels that images are shifted by at most")
+    parser.add_argument("--mirror", action="store_true", help="exchange left and right in every other image")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     data, output = options.data or options.name, options.output or SHIPPED / f"{options.name}-classifier"
     images, labels = load_images(data, "train", labels=True, dtype=torch.uint8)
     start = time.perf_counter()
     model = train_classifier(images, labels, CLASSES[options.name], epochs=options.epochs,
-                             shift=options.shift, seed=options.seed)
+                             shift=options.shift, mirror=options.mirror, seed=options.seed)
     seconds = time.perf_counter() - start
     model.save_pretrained(output, torch.float16)
     settings = f"--epochs {options.epochs} --shift {options.shift} --seed {options.seed}"
+    settings += " --mirror" * options.mirror
     card = describe(options.name, output, data, seconds, settings)
     write_atomically(output / "README.md", lambda path: Path(path).write_text(card, encoding="utf-8"))
     print(card)
