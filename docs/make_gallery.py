@@ -33,7 +33,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def tiles(rows: dict[str, list[Tensor]], headings: list[str], cell: float = 1.0) -> Any:
-    """Rows of images ``(1, H, W)`` or ``(h, w)`` with their names at the left and headings above."""
+    """Rows of images ``(1, H, W)``, ``(3, H, W)`` or ``(h, w)`` with their names at the left and headings above."""
     columns = max(len(row) for row in rows.values())
     figure, axes = plt.subplots(len(rows), columns, squeeze=False, layout="constrained",
                                 figsize=(cell * columns + 1.2, cell * len(rows) + 0.3))
@@ -42,7 +42,8 @@ def tiles(rows: dict[str, list[Tensor]], headings: list[str], cell: float = 1.0)
             place.set_axis_off()
         line[0].text(-0.12, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
         for place, image in zip(line, images):
-            place.imshow(image.squeeze().clamp(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            image = image.permute(1, 2, 0) if image.ndim == 3 and len(image) == 3 else image.squeeze()
+            place.imshow(image.clamp(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     for place, heading in zip(axes[0], headings):
         place.set_title(heading, fontsize=8)
     return figure
@@ -86,11 +87,40 @@ def solvers() -> Any:
 def prior_steps() -> Any:
     """The same noise carried to data in one, two and four jumps."""
     rows = {}
-    for data in ("mnist", "fashion-mnist"):
+    for data in ("mnist", "fashion-mnist", "cifar10"):
         prior = invflow.load_prior(data)
         for steps in (1, 2, 4):
             rows[f"{data},\n{steps} step{'s' * (steps > 1)}"] = list(prior.generate(8, steps, generator=generator()))
     return tiles(rows, [])
+
+
+def photographs() -> Any:
+    """Windows of two of scikit-image's photographs, as the photographs' table observes them, pixel by pixel."""
+    from PIL import Image, ImageDraw
+
+    from invflow_problems.photo_parts import WINDOW, observe, scikit_image, window
+
+    tasks = ("denoising", "super-resolution")
+    headings = [h for task in tasks for h in (f"{task}: truth", "observation", "mean", "one sample")]
+    shown = [p for p in scikit_image(512) if p.name in ("astronaut", "chelsea")]
+    if not shown:
+        raise SystemExit("scikit-image has these photographs: pip install 'invflow[baselines]'")
+    gap, head, vfm = 4, 16, invflow.VFM.load("photos")
+    sheet = Image.new("RGB", (len(headings) * (WINDOW + gap) - gap, head + len(shown) * (WINDOW + gap) - gap), "white")
+    for j, heading in enumerate(headings):
+        ImageDraw.Draw(sheet).text((j * (WINDOW + gap) + 2, 2), heading, fill="black")
+    for i, picture in enumerate(shown):
+        rows, columns = window(picture)
+        for k, task in enumerate(tasks):
+            likelihood = observe(picture, task, 0)
+            posterior = vfm.sample(likelihood, 32, generator=generator())
+            looks = (picture.image, likelihood.operator.embed(likelihood.y)[0], posterior.mean()[0],
+                     posterior.samples[0, 0])
+            for j, image in enumerate(looks):
+                cut = (image[:, rows, columns].clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+                place = ((4 * k + j) * (WINDOW + gap), head + i * (WINDOW + gap))
+                sheet.paste(Image.fromarray(cut.numpy()), place)
+    return sheet
 
 
 def half_plane() -> Any:
@@ -126,19 +156,24 @@ def overconfident() -> Any:
 
 PICTURES: dict[str, Callable[[], Any]] = {
     "six-problems": lambda: six_problems("mnist"), "six-problems-fashion": lambda: six_problems("fashion-mnist"),
-    "solvers": solvers, "prior-steps": prior_steps, "half-plane": half_plane, "overconfident": overconfident,
+    "solvers": solvers, "photographs": photographs, "prior-steps": prior_steps, "half-plane": half_plane,
+    "overconfident": overconfident,
 }
+COLOURFUL = ("photographs", "prior-steps")
 
 
-def save(figure: Any, path: Path, width: int = 1000) -> None:
-    """Write a figure as a small PNG: so many pixels wide, 64 colours."""
+def save(figure: Any, path: Path, width: int = 1000, colours: int = 64) -> None:
+    """Write a figure as a small PNG, so many pixels wide; a picture as it is."""
     from PIL import Image
 
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=width / figure.get_figwidth(), facecolor="white")
-    plt.close(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.open(buffer).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    if isinstance(figure, Image.Image):
+        figure.quantize(colours).save(path, optimize=True)
+    else:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=width / figure.get_figwidth(), facecolor="white")
+        plt.close(figure)
+        Image.open(buffer).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB", flush=True)
 
 
@@ -150,7 +185,7 @@ def main() -> None:
     for name in names:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of weights that were left out, which is the point there
-            save(PICTURES[name](), FOLDER / f"{name}.png")
+            save(PICTURES[name](), FOLDER / f"{name}.png", colours=192 if name in COLOURFUL else 64)
 
 
 if __name__ == "__main__":

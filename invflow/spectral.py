@@ -23,7 +23,7 @@ BLOCK = 8
 #: longest side whose cosine transform is taken as a product with a matrix
 LARGEST_MATRIX = 512
 #: noise levels, of images in [0, 1], by which the best linear estimate under a mask comes down to its own
-LEVELS = (1.0, 0.1, 0.02, 0.0)
+LEVELS = (3.0, 0.5, 0.1, 0.02, 0.0)
 #: radial frequencies at which a spectrum is kept, in cycles per pixel; between them it is a power law
 NUM_FREQUENCIES, LOWEST, HIGHEST = 16, 1 / 128, 0.5 * math.sqrt(2)
 
@@ -226,13 +226,9 @@ def gaussian_estimate(spectrum: Spectrum, mean: Tensor, affine: tuple[float, flo
 
     The preconditioner is the inverse of this matrix with A'A replaced by a multiple of the identity, diagonal in
     cosines: for denoising one step is exact. For masks it is the worse the lower the noise, so that there the levels
-    come down to sigma from above, each from the estimate of the one before: at sigma 0.003 a scratch of three pixels
-    is filled in 24 such steps, and still grey after 24 at sigma itself.
-
-    A mask with holes (no scattered pixels) has another preconditioner, S inside the hole, where nothing is observed,
-    and the former outside: with the former alone a hole of 64 pixels is still grey after a hundred steps at sigma,
-    with both it is filled after twelve, each of which costs two of the others. An operator that is not linear is not
-    solved for: its :meth:`~invflow.Operator.embed` is returned.
+    come down to sigma from above, each from the estimate of the one before: the first fills large holes, the last
+    scratches. At sigma itself as many steps leave both grey. An operator that is not linear is not solved for: its
+    :meth:`~invflow.Operator.embed` is returned.
 
     Args:
         spectrum: S, in units of the state.
@@ -241,7 +237,8 @@ def gaussian_estimate(spectrum: Spectrum, mean: Tensor, affine: tuple[float, flo
         operator: A, with one set or one a row.
         y: ``(n, *measurement_shape)``.
         sigma: ``(n,)``, noise levels.
-        iterations: conjugate gradient steps in all; half as many for masks with holes, and two for denoising.
+        iterations: conjugate gradient steps; a third of them at each of the five levels of a mask, and two for
+            denoising.
 
     Returns:
         ``(n, C, H, W)``, the state, in the type of ``y``.
@@ -250,7 +247,6 @@ def gaussian_estimate(spectrum: Spectrum, mean: Tensor, affine: tuple[float, flo
         return (operator.embed(y) - affine[1]) / affine[0]
     observed = operator.observed()
     power = (spectrum.scales(*operator.image_shape[-2:]).to(y) * affine[0]).square()
-    hole = _hole(operator).to(y)
     if observed is not None and operator.measurement_shape == operator.image_shape:
         share = observed.to(y).flatten(1).mean(1).view(-1, 1, 1, 1)
     else:
@@ -261,47 +257,25 @@ def gaussian_estimate(spectrum: Spectrum, mean: Tensor, affine: tuple[float, flo
     def filtered(x: Tensor, by: Tensor) -> Tensor:
         return spectrum.inverse_transform(by * spectrum.forward_transform(x))
 
-    def improved(start: Tensor | None, steps: int, level: float, hole: Tensor | None = None) -> Tensor:
+    def improved(start: Tensor | None, steps: int, level: float) -> Tensor:
         precision = sigma.to(y).clamp(min=level).view(-1, 1, 1, 1) ** -2
 
         def pull_back(difference: Tensor) -> Tensor:
             difference = difference if observed is None else torch.where(observed, difference, 0.0)
             return operator.adjoint(difference) * precision
 
-        def precondition(x: Tensor) -> Tensor:
-            if hole is None:
-                return filtered(x, 1 / (1 / power + share * precision))
-            seen = (1 - hole) * filtered((1 - hole) * x, 1 / (1 / power + precision))
-            return seen + hole * filtered(hole * x, power)
-
         def normal(x: Tensor) -> Tensor:
             return filtered(x, 1 / power) + pull_back(operator(x))
 
-        return solve(normal, pull_back(difference), precondition, steps, tolerance=0.0, start=start)[0]
+        return solve(normal, pull_back(difference), lambda x: filtered(x, 1 / (1 / power + share * precision)), steps,
+                     tolerance=0.0, start=start)[0]
 
-    with_hole = hole.flatten(1).any(1)
-    count, x = int(with_hole.sum()), None
     if isinstance(operator, operators.find("Denoising")):
         x = improved(None, 2, 0.0)  # the second for rounding
-    elif count < len(with_hole):
-        levels = (0.0,) if observed is None else LEVELS
-        for level in levels:
-            x = improved(x, iterations // len(levels), level)
-    if count:
-        filled = improved(None, iterations // 2, 0.0, hole)
-        x = filled if x is None else torch.where(with_hole.view(-1, 1, 1, 1), filled, x)
-    assert x is not None
+    elif observed is None:
+        x = improved(None, iterations, 0.0)
+    else:
+        x = improved(None, iterations // 3, LEVELS[0])
+        for level in LEVELS[1:]:
+            x = improved(x, iterations // 3, level)
     return (grey + x - affine[1]) / affine[0]
-
-
-def _hole(operator: Operator) -> Tensor:
-    """Where nothing is observed for a stretch, ``(num_sets, 1, H, W)`` of ones, zeros elsewhere.
-
-    A mask counts as one with holes if most of its hidden pixels have only hidden neighbours.
-    """
-    maps = operator.context()[0].float()
-    hidden = 1 - maps
-    near = nn.functional.pad(hidden, (1, 1, 1, 1), value=1.0)
-    inside = hidden * near[..., :-2, 1:-1] * near[..., 2:, 1:-1] * near[..., 1:-1, :-2] * near[..., 1:-1, 2:]
-    most = inside.flatten(1).sum(1) > 0.5 * hidden.flatten(1).sum(1)
-    return hidden * most.view(-1, 1, 1, 1)

@@ -72,7 +72,7 @@ def card(name: str, stages: list[tuple[str, Path]], evaluation: dict[str, Any] |
         notes: what a look at the images shows, to stand at the end.
     """
     data = name.removesuffix("-vfm")
-    lines = [f"# {name}", "", f"{load_recipe(stages[0][0]).description}. Weights stored in half precision.", "",
+    lines = [f"# {name}", "", f"{load_recipe(name).description}. Weights stored in half precision.", "",
              f"Data: {LICENCES[data]}; the test file was not touched.", "",
              f"Made on one CPU core, {precision(stages[-1][1])}, by", "", *commands(stages),
              f"    python -m invflow_problems.make_weights {name} RUN{len(stages)}"
