@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from invflow import spectral
 from invflow.flowmap import FlowMap
 from invflow.operator import Operator
 from invflow.reward import GaussianLikelihood, Reward
@@ -113,7 +114,9 @@ class Conjugate:
     and it takes no gradient of the network. The slope c is that of data N(0, s^2 I) (for the denoiser,
     :math:`t s^2 / ((1 - t)^2 + t^2 s^2)`; Song et al. 2023, "Pseudoinverse-guided diffusion models", have its
     variance). A slope that is wrong costs weights, not exactness: q is Gaussian with a known density. One that is too
-    large makes q narrower than the target and its weights heavy-tailed, so choose s rather too small. In the
+    large makes q narrower than the target and its weights heavy-tailed. One that is too small oversteps, along
+    directions in which the data vary more than s, and where they vary much more each step undoes the one before by
+    more than it: under a prior of correlated images (:meth:`for_map`) the states then run away. In the
     eigenvectors of A A^T all of it is diagonal; where they are not to be had (see :func:`find_spectrum`) the shift is
     found by a fixed number of conjugate gradient steps, and the covariance stays v I.
 
@@ -128,6 +131,18 @@ class Conjugate:
     def __post_init__(self) -> None:
         if not (self.spread > 0 and math.isfinite(self.spread)) or self.iterations < 1:
             raise ValueError(f"spread={self.spread} must be over 0 and finite, iterations={self.iterations} at least 1")
+
+    @classmethod
+    def for_map(cls, prior: FlowMap) -> Conjugate:
+        """With the largest standard deviation of a map's own spectrum for a spread; 1 for a map that has none.
+
+        Args:
+            prior: a map; those with ``skip="spectral"`` have a spectrum.
+        """
+        spectrum = getattr(prior, "spectrum", None)
+        if not isinstance(spectrum, spectral.Spectrum):
+            return cls()
+        return cls(spread=max(1.0, float(spectrum.scales(*prior.state_shape[-2:]).max())))
 
     def slope(self, kind: str, t: float) -> float:
         """Derivative of a look-ahead from time t, for data N(0, s^2 I)."""

@@ -113,7 +113,7 @@ class FMTT(Solver):
         self.prior, self.weights, self.kernel, self.proposal = prior, weights, kernel, proposal
         self.conjugate = proposal if isinstance(proposal, Conjugate) else None
         if proposal == "conjugate":
-            self.conjugate = Conjugate()
+            self.conjugate = Conjugate.for_map(prior)
         self.look_ahead = LookAhead(prior, look_ahead, look_ahead_steps)
         self.resample_threshold, self.resampling = resample_threshold, resampling
         self.schedule, self.diffusion, self.time_grid = schedule, diffusion, time_grid
