@@ -116,8 +116,10 @@ def test_the_table_compares_with_the_stationary_estimate(small, tmp_path, monkey
     image_table.main()
     table = json.loads((tmp_path / "t.json").read_text())
     assert (table.pop("observations"), table.pop("samples")) == (2, 19)
-    assert set(table) == set(image_table.TASKS)  # no classifier, so no shares
-    for row in table.values():
+    shares = {name: value for name, value in table.items() if name not in image_table.TASKS}
+    assert set(shares) == {f"{maker}, {steps}" for maker in ("prior", "map of the VFM") for steps in (1, 2, 4)}
+    assert all(0 <= share <= 1 for share in shares.values())
+    for row in (table[task] for task in image_table.TASKS):
         assert set(row) == {"pseudo-inverse", "stationary linear", "VFM, 1 step"}
     # one step of training has moved next to nothing: the mean of the samples is the linear estimate and their scatter
     linear, made = (table["denoising"][key]["psnr"][0] for key in ("stationary linear", "VFM, 1 step"))
