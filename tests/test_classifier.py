@@ -58,3 +58,15 @@ def test_the_classifier_learns():
     expected = torch.zeros(5, 5, dtype=torch.bool)
     expected[1:4, 1:4] = True
     assert torch.equal(moved.sum((0, 1)) > 0, expected)
+
+
+def test_mirrored_training_forgets_left_and_right():
+    """Which half is bright tells the label; exchanged in every other image it tells nothing."""
+    labels = torch.randint(2, (512,), generator=generator())
+    images = torch.zeros(512, 1, 12, 12, dtype=torch.uint8)
+    images[labels == 1, :, :, :6] = 200
+    images[labels == 0, :, :, 6:] = 200
+    for mirror in (False, True):
+        model = train_classifier(images, labels, ["right", "left"], batch_size=64, mirror=mirror, progress=False)
+        sure = model.probabilities(images / 255).amax(1)
+        assert (sure > 0.9).all() if not mirror else (sure < 0.8).all()

@@ -105,7 +105,7 @@ def test_gaussian_estimate_is_the_posterior_mean(name):
     operator, spectrum, mean = OPERATORS[name](shape).double(), natural(), torch.full((3, 1, 1), 0.2).double()
     g = torch.Generator().manual_seed(2)
     x = (spectrum.colour(torch.randn(2, *shape, generator=g, dtype=torch.float64)) + mean) * 0.5 + 0.5
-    sigma = torch.tensor([0.05, 0.2], dtype=torch.float64)
+    sigma = torch.tensor([0.005, 0.2], dtype=torch.float64)  # one below the levels that masks come down by
     y = operator.measure(x, sigma, generator=g)
     found = gaussian_estimate(spectrum, mean, AFFINE, operator, y, sigma, iterations=400)
     d = math.prod(shape)

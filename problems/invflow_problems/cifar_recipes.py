@@ -19,7 +19,7 @@ SHAPE = (3, 32, 32)
 #: states in [-1, 1]
 DECODE = (0.5, 0.5)
 #: positions of 16 x 16, 8 x 8 and 4 x 4, the last with attention: the prior alone has to place things in the whole
-#: image. As wide at 16 x 16 as two CPU cores can train for twenty epochs in an hour
+#: image. As wide at 16 x 16 as one CPU core can train for twenty epochs in an hour
 MAP_NETWORK = {"channels": [64, 128, 128], "blocks": 1}
 ADAPTER_NETWORK = {"channels": [48, 96], "blocks": 2}
 PRIOR_SETTINGS = LoopSettings(steps=1500, batch_size=64, learning_rate=1.5e-3, ema=0.995)
