@@ -88,10 +88,25 @@ class DeepinvOperator(Operator):
         ) from errors[0]
 
     def _find_measured(self, measured: Tensor) -> Tensor:
-        """Entries ``(num_sets, *measurement_shape)`` that depend on the image; a mask zeroes the rest."""
+        """Entries ``(num_sets, *measurement_shape)`` that depend on the image; a mask zeroes the rest.
+
+        A nonlinear physics may measure the same of most images and yet tell them from others, as where it
+        saturates: it keeps every entry but those that its own ``mask`` sets to zero.
+        """
         with torch.no_grad():
             grey = torch.full((self.num_sets, *self.image_shape), 0.5, device=self.device, dtype=self.dtype)
-            return measured != _as_real(self.physics.A(self._as_input(grey)))
+            # two images: a random pixel is grey by chance, of single precision once in 2^24
+            constant = [measured == _as_real(self.physics.A(self._as_input(x))) for x in (grey, grey / 2)]
+            unseen = constant[0] & constant[1]
+            return ~unseen if self.linear else ~(unseen & self._masked(unseen))
+
+    def _masked(self, like: Tensor) -> Tensor:
+        """Where the physics has a ``mask`` of the measurement, and it is zero; else nowhere."""
+        mask = getattr(self.physics, "mask", None)
+        try:
+            return (mask == 0).expand_as(like) if isinstance(mask, Tensor) else torch.zeros_like(like)
+        except RuntimeError:  # a mask of something else
+            return torch.zeros_like(like)
 
     def _as_input(self, x: Tensor) -> Tensor:
         return torch.complex(x, torch.zeros_like(x)) if self._complex_images else x
