@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +20,9 @@ _STENCILS = (
 # side of the patches, and how many of them for each of their values
 _PATCH, _PATCHES = 8, 100
 
+# ITU-R BT.601, as JPEG has it
+_LUMINANCE = (0.299, 0.587, 0.114)
+
 
 def estimate_sigma(y: Tensor, observed: Tensor | None = None) -> Tensor:
     """Noise standard deviation of pictures, by the median absolute fine-scale difference over 0.6745.
@@ -25,12 +30,17 @@ def estimate_sigma(y: Tensor, observed: Tensor | None = None) -> Tensor:
     Donoho and Johnstone (1994) with the second difference of Immerkaer (1996), which annihilates edges along
     the axes and smooth shading. It takes fine texture for noise. Of a photograph, where there are enough patches of
     8 x 8 pixels for it, the covariance of patches is asked too (Chen, Zhu and Heng 2015), whose small eigenvalues
-    are the noise's where texture fills some directions only; the smaller of the two estimates is given.
+    are the noise's where texture fills some directions only; the smaller of the two estimates is given, with a
+    warning where they differ by a factor of two. Colour of a lower resolution, as in most JPEG files, has few
+    directions with noise: the patches are then those of the luminance.
 
     On photographs with noise of 0.025 or more added it was within a tenth, on a page of print a quarter too
-    high; at 0.01 up to a quarter too high (the page: a half), for photographs have some noise of their own. Noise
-    that is correlated from pixel to pixel, as after demosaicing, scaling or JPEG compression, is taken for less
-    than it is.
+    high; at 0.01 up to a quarter too high (the page: two thirds), for photographs have some noise of their own. Noise
+    of 0.05 that was then saved as JPEG of quality 95, colour at half the resolution, was found within a tenth.
+
+    Noise that is correlated from pixel to pixel is taken for less than it is: after demosaicing or scaling by
+    interpolation for a third or less, or none at all, and for a third where JPEG of quality 75 rounded it away.
+    Pass sigma=... for such pictures.
 
     Args:
         y: ``(B, C, H, W)``, with independent noise.
@@ -41,6 +51,9 @@ def estimate_sigma(y: Tensor, observed: Tensor | None = None) -> Tensor:
 
     Raises:
         ValueError: for measurements that are no pictures, see no noise, or are observed in too few places.
+
+    Warns:
+        UserWarning: where the two estimates differ by more than a factor of two, with both.
 
     Example:
         >>> import torch
@@ -64,13 +77,38 @@ def estimate_sigma(y: Tensor, observed: Tensor | None = None) -> Tensor:
         median = torch.where(complete, differences, torch.nan).nanmedian(1).values / 0.6745
         found.append(torch.where(complete.sum(1) >= 32, median, torch.nan))
     sigma = torch.where(found[0].isnan(), found[1], found[0])
-    sigma = torch.fmin(sigma, _patch_noise(y, valid))
+    patches = _patch_noise(y, valid)
+    if y.shape[1] == len(_LUMINANCE):
+        patches = _without_coarse_colour(patches, sigma, y, valid)
+    _warn_of_disagreement(sigma, patches)
+    sigma = torch.fmin(sigma, patches)
     if not bool((sigma > 0).all()):
         raise ValueError(
             f"the noise cannot be estimated from y (estimates {sigma.tolist()[:4]}): too few neighbouring "
             "entries are observed, or over half of them carry no noise; pass sigma=..."
         )
     return sigma
+
+
+def _without_coarse_colour(patches: Tensor, differences: Tensor, y: Tensor, valid: Tensor) -> Tensor:
+    """Estimates ``(B,)`` from patches, taken from the luminance where most directions of colour have no noise.
+
+    Independent noise has the same level in all directions. Texture, which fills the luminance more than the colours,
+    raises the luminance's estimate up to threefold; colour at half the resolution lowers the other to a tenth of it.
+    """
+    weights = y.new_tensor(_LUMINANCE)[:, None, None]
+    luminance = _patch_noise((y * weights).sum(1, keepdim=True), valid.amin(1, keepdim=True)) / weights.norm()
+    return torch.where((patches < luminance / 8) | (patches < differences / 2), luminance, patches)
+
+
+def _warn_of_disagreement(differences: Tensor, patches: Tensor) -> None:
+    ratio = patches / differences
+    apart = ((ratio < 0.5) | (ratio > 2)) & (torch.fmin(differences, patches) > 0)  # no noise is an error already
+    for one, two in zip(differences[apart][:1].tolist(), patches[apart][:1].tolist()):
+        warnings.warn(f"the noise of {int(apart.sum())} of {len(apart)} pictures is uncertain: {one:.2g} by fine-scale "
+                      f"differences, {two:.2g} by the covariance of patches. Correlated noise (JPEG, demosaicing, "
+                      "scaling) lowers either, texture raises either. The smaller is taken: pass sigma=... if you "
+                      "know it", stacklevel=3)
 
 
 def _patch_noise(y: Tensor, valid: Tensor) -> Tensor:
