@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,48 @@ __all__ = ["write_results", "write_tilted_results"]
 LARGEST = 2**30
 
 
+class Written:
+    """Files written into a folder one by one: one that fails is noted, and the others are written all the same.
+
+    Attributes:
+        folder: made where it does not exist.
+        files: that are there.
+        failures: the error of each that is not, by its name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.files = folder, list[Path]()
+        self.failures: dict[str, Exception] = {}
+
+    def write(self, name: str, write: Callable[[Path], object]) -> None:
+        """Call ``write(path)``, and note the file."""
+        if self.attempt(name, lambda: write(self.folder / name)):
+            self.files.append(self.folder / name)
+
+    def attempt(self, name: str, call: Callable[[], object]) -> bool:
+        """Make a call whose failure is noted under a name; whether it worked."""
+        try:
+            call()
+        except Exception as error:  # whatever one file fails with, it is not to cost the others
+            self.failures[name] = error
+        return name not in self.failures
+
+    def check(self) -> None:
+        """Raise a ValueError that names what was not written and why, if anything."""
+        if self.failures:
+            reasons: dict[str, list[str]] = {}
+            for name, error in self.failures.items():
+                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                reasons.setdefault(reason, []).append(name)
+            lines = [f"{', '.join(names)} ({reason})" for reason, names in reasons.items()]
+            first = next(iter(self.failures.values()))
+            raise ValueError(f"not written to {self.folder}: {'; '.join(lines)}") from first
+
+
 def write_results(folder: Path, posterior: Posterior, likelihood: GaussianLikelihood, truth: Tensor | None,
                   summary: dict[str, Any], title: str, *, pictures: int | None = None, keep: bool = True,
-                  say: Callable[[str], None] = print) -> list[Path]:
-    """Write ``figure.png``, ``posterior.safetensors`` and ``metrics.json``, each whole or not at all.
+                  say: Callable[[str], None] = print) -> Written:
+    """Write ``posterior.safetensors``, ``metrics.json`` and ``figure.png``, each whole or not at all.
 
     Args:
         folder: made where it does not exist.
@@ -40,60 +79,60 @@ def write_results(folder: Path, posterior: Posterior, likelihood: GaussianLikeli
         say: called with a sentence where it is not written.
 
     Returns:
-        The files.
+        The files; one that cannot be written is told there, and takes no other with it.
     """
-    photograph = min(posterior.image_shape[1:], default=0) > 64
-    figure = posterior.plot(truth, likelihood.y, observed=likelihood.operator.observed(), title=title,
-                            samples=4 if photograph else 5)
-    files: list[Path] = []
-    if pictures is not None and len(posterior.image_shape) == 3 and posterior.image_shape[0] in (1, 3):
-        files, scales = write_pictures(folder, posterior, pictures)
-        summary = {**summary, "pictures": scales}
+    done = Written(folder)
     size = posterior.samples.numel() * posterior.samples.element_size()
-    if not keep and size > LARGEST:
+    if keep or size <= LARGEST:
+        posterior.diagnostics["observation"] = likelihood.y
+        if truth is not None:
+            posterior.diagnostics["truth"] = truth
+        done.write("posterior.safetensors", posterior.save)
+    else:
         say(f"posterior.safetensors would take {size / 2**30:.1f} GB and is not written: --keep-posterior writes it")
-        return [*_write(folder, figure, None, summary, posterior.settings), *files]
-    posterior.diagnostics["observation"] = likelihood.y
-    if truth is not None:
-        posterior.diagnostics["truth"] = truth
-    return [*_write(folder, figure, posterior, summary, posterior.settings), *files]
+    if pictures is not None and len(posterior.image_shape) == 3 and posterior.image_shape[0] in (1, 3):
+        scales: dict[str, Any] = {}
+        summary, count = {**summary, "pictures": scales}, pictures
+        done.attempt("pictures", lambda: scales.update(write_pictures(done, posterior, count)))
+    _write_metrics(done, posterior, summary)
+    photograph = min(posterior.image_shape[1:], default=0) > 64
+    _write_figure(done, lambda: posterior.plot(truth, likelihood.y, observed=likelihood.operator.observed(),
+                                               title=title, samples=4 if photograph else 5))
+    return done
 
 
-def write_pictures(folder: Path, posterior: Posterior, count: int) -> tuple[list[Path], dict[str, Any]]:
+def write_pictures(done: Written, posterior: Posterior, count: int) -> dict[str, Any]:
     """Write the first observation's posterior as image files.
 
     ``restored.png`` is the posterior mean; ``samples/0.png`` and so on are samples, of a weighted posterior resampled
     by their weights; ``std.png`` is the posterior standard deviation, root mean square over the channels, grey.
 
     Args:
-        folder: made where it does not exist.
+        done: takes the files.
         posterior: of pictures with 1 or 3 channels.
         count: samples to write, at most those that there are.
 
     Returns:
-        The files; and what the white of ``std.png`` stands for, the largest standard deviation but for one pixel in a
-        thousand.
+        What the white of ``std.png`` stands for, the largest standard deviation but for one pixel in a thousand.
     """
-    files, first = [folder / "restored.png"], posterior.select(0)
-    write_image(first.mean()[0], files[0])
-    scales: dict[str, Any] = {}
-    std = first.std()[0].square().mean(0).sqrt()
-    if not bool(std.isnan().any()):
-        ordered = std.flatten().sort().values
-        white = max(float(ordered[int(0.999 * (len(ordered) - 1))]), 1e-6)
-        write_image(std / white, folder / "std.png")
-        files.append(folder / "std.png")
-        scales["std.png"] = {"black": 0.0, "white": white}
+    first = posterior.select(0)
+    done.write("restored.png", lambda path: write_image(first.mean()[0], path))
+    chosen = first
     if count and first.weighted:
-        first = first.resample(min(count, first.num_samples), generator=torch.Generator().manual_seed(0))
+        chosen = first.resample(min(count, first.num_samples), generator=torch.Generator().manual_seed(0))
     for i in range(min(count, first.num_samples)):
-        files.append(folder / "samples" / f"{i}.png")
-        write_image(first.samples[0, i], files[-1])
-    return files, scales
+        done.write(f"samples/{i}.png", partial(write_image, chosen.samples[0, i]))
+    std = first.std()[0].square().mean(0).sqrt()
+    if bool(std.isnan().any()):
+        return {}
+    ordered = std.flatten().sort().values
+    white = max(float(ordered[int(0.999 * (len(ordered) - 1))]), 1e-6)
+    done.write("std.png", partial(write_image, std / white))
+    return {"std.png": {"black": 0.0, "white": white}}
 
 
 def write_tilted_results(folder: Path, posterior: Posterior, problem: Problem, reward: Reward, summary: dict[str, Any],
-                         title: str, generator: torch.Generator) -> list[Path]:
+                         title: str, generator: torch.Generator) -> Written:
     """The files of :func:`write_results` for a problem with a reward: points in the plane are drawn beside exact ones.
 
     Args:
@@ -106,34 +145,42 @@ def write_tilted_results(folder: Path, posterior: Posterior, problem: Problem, r
         generator: draws the exact points.
 
     Returns:
-        The files.
+        The files, as there.
     """
-    if posterior.image_shape != (2,):
-        return _write(folder, posterior.plot(title=title), posterior, summary, posterior.settings)
-    from invflow.plot_plane import plane_figure
+    def figure() -> Any:
+        if posterior.image_shape != (2,):
+            return posterior.plot(title=title)
+        from invflow.plot_plane import plane_figure
 
-    exact = None
-    try:
-        solver = problem.exact_posterior()
-        exact = solver.sample(reward.select(0), 2000, generator=generator).samples[0]
-    except TypeError:  # none is known
-        pass
-    prior = problem.prior.generate(2000, generator=generator)
-    figure = plane_figure(posterior, exact=exact, prior=prior, title=title)
-    return _write(folder, figure, posterior, summary, posterior.settings)
+        exact = None
+        try:
+            solver = problem.exact_posterior()
+            exact = solver.sample(reward.select(0), 2000, generator=generator).samples[0]
+        except TypeError:  # none is known
+            pass
+        prior = problem.prior.generate(2000, generator=generator)
+        return plane_figure(posterior, exact=exact, prior=prior, title=title)
+
+    done = Written(folder)
+    done.write("posterior.safetensors", posterior.save)
+    _write_metrics(done, posterior, summary)
+    _write_figure(done, figure)
+    return done
 
 
-def _write(folder: Path, figure: Any, posterior: Posterior | None, summary: dict[str, Any],
-           settings: dict[str, Any]) -> list[Path]:
+def _write_metrics(done: Written, posterior: Posterior, summary: dict[str, Any]) -> None:
     from invflow._posterior_file import versions
-    from invflow.pretrained import write_atomically
     from invflow.report import write_json
 
-    files = [folder / "figure.png", folder / "posterior.safetensors", folder / "metrics.json"]
-    write_atomically(files[0], lambda name: figure.savefig(name, format="png"))
-    if posterior is None:
-        del files[1]
-    else:
-        posterior.save(files[1])
-    write_json({**summary, "settings": settings, "versions": versions()}, files[-1])
-    return files
+    values = {**summary, "settings": posterior.settings, "versions": versions()}
+    done.write("metrics.json", lambda path: write_json(values, path))
+
+
+def _write_figure(done: Written, make: Callable[[], Any]) -> None:
+    from invflow.pretrained import write_atomically
+
+    def write(path: Path) -> None:
+        figure = make()
+        write_atomically(path, lambda name: figure.savefig(name, format="png"))
+
+    done.write("figure.png", write)

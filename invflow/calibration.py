@@ -20,6 +20,7 @@ from invflow._certificate_quantities import Quantity, default_quantities, evalua
 from invflow._random import as_generator, draw_noise
 from invflow.metrics import random_pit, random_ranks, spread_skill, tarp_ranks
 from invflow.posterior import Posterior
+from invflow.pretrained import bytes_of
 from invflow.problem import Problem
 from invflow.solvers.base import Solver
 
@@ -249,7 +250,7 @@ def _settings(solver: Solver) -> dict[str, Any]:
 
 
 def _digest(y: Tensor) -> str:
-    return hashlib.sha256(y.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(bytes_of(y)).hexdigest()[:16]
 
 
 def _resume(folder: Path | None, settings: dict[str, Any]) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from invflow.cli_new import new
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from invflow._solve_results import Written
     from invflow.posterior import Posterior
     from invflow.solve import ImageTask
 
@@ -204,18 +205,37 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
         "problem": what, "solver_name": solver_name, "seed": seed, "device": str(place),
     }
     if posed is not None and posed.tilts:
-        summary = summarise_tilted(posterior, likelihood, posed.quantities, posed.expectations)
-        files = write_tilted_results(output, posterior, posed, likelihood, summary,
-                                     _title(what, solver_name, posterior), generator)
-        typer.echo(f"{what}, {solver_name}\n\n{format_table(summary)}\n\nwrote " + ", ".join(map(str, files)))
+        with _kept(posterior, output):
+            summary = summarise_tilted(posterior, likelihood, posed.quantities, posed.expectations)
+        typer.echo(f"{what}, {solver_name}\n\n{format_table(summary)}\n")
+        _tell(write_tilted_results(output, posterior, posed, likelihood, summary,
+                                   _title(what, solver_name, posterior), generator))
         return
     posterior.settings |= {"operator": repr(likelihood.operator), "sigma": likelihood.sigma.tolist()}
-    summary = summarise(posterior, likelihood, truth, progress=True)
-    files = write_results(output, posterior, likelihood, truth, summary, _title(what, solver_name, posterior),
-                          pictures=None if own is None else pictures, keep=keep or own is None, say=_say)
+    with _kept(posterior, output):
+        summary = summarise(posterior, likelihood, truth, progress=True)
     typer.echo(f"{what}, {solver_name}, sigma {_levels(likelihood.sigma.tolist())}\n")
-    typer.echo(format_table(summary))
-    typer.echo("\nwrote " + ", ".join(str(file) for file in files))
+    typer.echo(format_table(summary) + "\n")
+    _tell(write_results(output, posterior, likelihood, truth, summary, _title(what, solver_name, posterior),
+                        pictures=None if own is None else pictures, keep=keep or own is None, say=_say))
+
+
+@contextmanager
+def _kept(posterior: Posterior, folder: Path) -> Iterator[None]:
+    """Write the posterior before an error goes on."""
+    try:
+        yield
+    except BaseException:
+        posterior.save(folder / "posterior.safetensors")
+        _say(f"wrote {folder / 'posterior.safetensors'}")
+        raise
+
+
+def _tell(written: Written) -> None:
+    """Say what was written, and end with an error that names what was not."""
+    if written.files:
+        typer.echo("wrote " + ", ".join(map(str, written.files)))
+    written.check()
 
 
 def _usual_prior(task: ImageTask, solver_name: str) -> str:

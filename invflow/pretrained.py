@@ -213,10 +213,17 @@ def digest(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> str:
     """Digest of tensors, bit for bit, and of plain data that JSON holds: it tells damage that file formats do not."""
     found = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
+        value = tensors[name]
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        found.update(bytes_of(value))
     return found.hexdigest()[:32]
+
+
+def bytes_of(value: Tensor) -> bytes:
+    """A tensor's numbers in their own type, row by row, whatever its strides."""
+    value = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    # of size 1 along a dimension, a contiguous tensor may have any stride there: flattened, it would keep it
+    return value.as_strided((value.numel(),), (1,)).view(torch.uint8).numpy().tobytes()
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -227,5 +234,5 @@ def fingerprint(module: nn.Module) -> str:
         value = tensors[name].detach().cpu()
         value = value.half() if value.is_floating_point() else value
         digest.update(name.encode())
-        digest.update(value.contiguous().numpy().tobytes())
+        digest.update(bytes_of(value))
     return digest.hexdigest()[:16]

@@ -18,6 +18,8 @@ from invflow.imageio import write_image
 from invflow.solvers.registry import SOLVERS, solver_by_name
 
 SHAPE = (1, 28, 28)
+SUMMARY = {"per_observation": {"psnr": [20.0]}, "mean": {"psnr": 20.0}, "seconds": 1.0, "observations": 1, "samples": 2,
+           "calls_per_sample": {"forward": 0.0, "backward": 0.0}}
 
 
 def run(*arguments: object, code: int = 0) -> tuple[str, str]:
@@ -279,8 +281,54 @@ def test_a_file_that_is_no_image(tmp_path: Path) -> None:
 
 def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    refuse_code = run("solve", "gaussian/linear", "--solver", "exact", "--output", tmp_path / "file", code=2)
-    assert "error: " in refuse_code[1]
+    out, error = run("solve", "gaussian/linear", "--solver", "exact", "--output", tmp_path / "file", code=2)
+    assert "RMSE" in out  # the work is not lost
+    assert error.splitlines()[-1].startswith("error: not written to ")
+
+
+@pytest.mark.parametrize(("broken", "name"), [
+    ("invflow._posterior_file.save_file", "posterior.safetensors"), ("invflow.Posterior.plot", "figure.png"),
+    ("invflow.report.write_json", "metrics.json"), ("invflow.Posterior.std", "pictures"),
+    ("invflow._solve_results.write_image", "restored.png"),
+])
+def test_a_file_that_fails_takes_no_other_with_it(digit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                  broken: str, name: str) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("of no\nimportance")
+
+    monkeypatch.setattr("invflow.report.summarise", lambda *_, **__: SUMMARY)
+    monkeypatch.setattr(broken, fail)
+    out, error = run("solve", "--image", digit, "--operator", "denoising", "--solver", "lmmse", "--samples", 2,
+                     "--output", tmp_path / "out", code=2)
+    assert "PSNR" in out
+    last = error.splitlines()[-1]
+    assert last.startswith("error: not written to ")
+    assert name in last
+    assert "(of no importance)" in last
+    expected = {"posterior.safetensors", "figure.png", "metrics.json", "restored.png", "std.png", "samples"}
+    lost = {"pictures": {"std.png", "figure.png"}, "restored.png": {"restored.png", "std.png", "samples"}}
+    expected -= lost.get(name, {name})
+    assert {path.name for path in (tmp_path / "out").iterdir()} == expected
+    assert all(part in out.split("wrote ")[1] for part in expected)
+
+
+def test_samples_outlive_a_failure_to_judge_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no numbers")
+
+    monkeypatch.setattr("invflow.report.summarise", fail)
+    error = refuse("solve", "gaussian/linear", "--solver", "exact", "--output", tmp_path)
+    assert "no numbers" in error
+    assert len(invflow.Posterior.load(tmp_path / "posterior.safetensors")) == 4
+
+
+def test_a_weighted_posterior_of_a_file(digit: Path, tmp_path: Path) -> None:
+    """One observation and few samples: tensors of size 1 along a dimension."""
+    run("solve", "--image", digit, "--operator", "denoising", "--solver", "fmtt", "--prior", "mnist", "--samples", 4,
+        "--steps", 2, "--output", tmp_path)
+    posterior = Results.read(tmp_path).posterior
+    assert posterior.weighted
+    assert posterior.samples.shape == (1, 4, *SHAPE)
 
 
 # -- solvers by name, list, train, bench ---------------------------------------------------------------------

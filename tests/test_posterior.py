@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import invflow
 from invflow import NFE, Posterior
+from invflow.pretrained import bytes_of, digest
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -228,6 +229,26 @@ def test_files_hold_everything(weighted: Posterior, tmp_path) -> None:
     plain.save(path)
     assert Posterior.load(path).ess() is None
     assert Posterior.load(path).samples.dtype == torch.float32
+
+
+@pytest.mark.parametrize("odd", [
+    torch.rand(2, 20)[:1, :1].T, torch.rand(()).expand(1), torch.rand(()), torch.rand(0, 3), torch.rand(3, 9)[:, 3:4],
+    torch.rand(2, 3).bfloat16().T, torch.rand(5, 1).bfloat16().T[:, :1], torch.rand(4) > 0.5,
+    torch.arange(6).view(2, 3).T, torch.rand(1, 20).as_strided((1, 1), (7, 7)),
+    torch.rand(2, dtype=torch.complex64).conj(), torch.rand(2, dtype=torch.complex64).conj().imag,
+], ids=lambda v: f"{v.dtype} {tuple(v.shape)} {v.stride()}")
+def test_tensors_of_any_strides_are_saved_and_told_apart(odd: torch.Tensor, tmp_path) -> None:
+    posterior = Posterior(torch.rand(1, 3, 2), diagnostics={"odd": odd})
+    posterior.save(tmp_path / "a.safetensors")
+    loaded = Posterior.load(tmp_path / "a.safetensors").diagnostics["odd"]  # whose digest is that of plain strides
+    assert loaded.dtype == odd.dtype
+    assert torch.equal(loaded, odd)
+    plain = torch.tensor(odd.tolist(), dtype=odd.dtype).reshape(odd.shape)
+    assert digest({"a": odd}, {}) == digest({"a": plain}, {})
+    if odd.dtype not in (torch.bfloat16, torch.bool):
+        assert bytes_of(odd) == np.array(odd.tolist(), str(odd.dtype).removeprefix("torch.")).tobytes()
+    if odd.numel():
+        assert digest({"a": odd}, {}) != digest({"a": plain.logical_not().to(odd.dtype)}, {})
 
 
 def test_damaged_and_foreign_files_are_refused(weighted: Posterior, tmp_path) -> None:
