@@ -1,9 +1,14 @@
-"""Colour with 16 bits for each channel, of which Pillow reads 8 and writes none: PNG and TIFF, in and out."""
+"""Colour with 16 bits for each channel, of which Pillow reads 8 and writes none: PNG and TIFF, in and out.
+
+Besides, the kinds of TIFF that Pillow does not know or reads wrongly.
+"""
 
 from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,7 +17,8 @@ if TYPE_CHECKING:
 
     Pixels = npt.NDArray[np.uint16]
 
-__all__ = ["encode_png", "encode_tiff", "has_sixteen_bits", "read_sixteen_bits"]
+__all__ = ["check_tiff", "encode_png", "encode_tiff", "has_sixteen_bits", "misread_in_planes", "read_sixteen_bits",
+           "read_unknown_tiff"]
 
 _DEFLATE = (8, 32946)
 
@@ -26,8 +32,7 @@ def has_sixteen_bits(file: Any, data: bytes) -> bool:
     """
     if file.format == "PNG":
         return data[24:25] == b"\x10" and file.mode in ("RGB", "RGBA", "LA")
-    bits = file.tag_v2.get(258) if file.format == "TIFF" else None
-    return isinstance(bits, tuple) and len(bits) > 1 and set(bits) == {16}
+    return file.format == "TIFF" and file.tag_v2.get(277, 1) > 1 and _layout(file.tag_v2)[1:] == ({16}, {1})
 
 
 def read_sixteen_bits(file: Any, data: bytes) -> Pixels:
@@ -41,7 +46,7 @@ def read_sixteen_bits(file: Any, data: bytes) -> Pixels:
         ``(H, W, C)``, as stored, C from 2 to 4.
 
     Raises:
-        ValueError: for a TIFF that is neither uncompressed nor deflated, or not in strips.
+        ValueError: for a TIFF that is neither uncompressed nor deflated, not in strips, or premultiplied by its alpha.
         RuntimeError: for a damaged PNG.
     """
     import numpy as np
@@ -54,31 +59,104 @@ def read_sixteen_bits(file: Any, data: bytes) -> Pixels:
         if pixels.dtype != torch.uint16:
             raise ValueError("the decoder kept 8 bits")
         return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
-    return _read_tiff(file, data)
+    return _read_tiff(file.tag_v2, data)
 
 
-def _read_tiff(file: Any, data: bytes) -> Pixels:
+def _layout(tags: Mapping[int, Any]) -> tuple[int, set[Any], set[Any]]:
+    """Channels of a TIFF, their bits and their kinds of numbers: 1 unsigned, 2 signed, 3 floating-point."""
+    return tags.get(277, 1), set(tags.get(258, (1,))), set(tags.get(339, (1,)))
+
+
+def _kind(tags: Mapping[int, Any]) -> str:
+    channels, bits, numbers = _layout(tags)
+    names = {1: "unsigned", 2: "signed", 3: "floating-point"}
+    return (f"TIFF with {channels} channel{'s' if channels != 1 else ''} of {', '.join(map(str, sorted(bits)))} bits, "
+            f"{', '.join(names.get(n, 'unknown') for n in sorted(numbers))} numbers, photometric interpretation "
+            f"{tags.get(262)}, compression {tags.get(259, 1)}, predictor {tags.get(317, 1)}, "
+            f"{'planes' if tags.get(284, 1) == 2 else 'one plane'} in {'tiles' if 324 in tags else 'strips'}")
+
+
+def _refusal(tags: Mapping[int, Any]) -> str:
+    return (f"{_kind(tags)}, which is not read here: save it as PNG, or as TIFF of 8 or 16 bits, unsigned, with black "
+            "as 0, in one plane")
+
+
+def check_tiff(tags: Mapping[int, Any]) -> None:
+    """Refuse what Pillow opens and reads wrongly, without a word.
+
+    Raises:
+        ValueError: for numbers of 8 or 16 bits that are signed, floating-point numbers of which the lowest is white,
+            luminance and chroma that are not compressed, and files that do not say whether 0 is black.
+    """
+    _, bits, numbers = _layout(tags)
+    compression, photometric = tags.get(259, 1), tags.get(262)
+    wrong = (numbers == {2} and bits <= {8, 16}, numbers == {3} and photometric == 0,
+             photometric is None and compression not in (6, 7), photometric == 6 and compression == 1)
+    if any(wrong):
+        raise ValueError(_refusal(tags))
+
+
+def misread_in_planes(tags: Mapping[int, Any]) -> bool:
+    """Whether Pillow would take the 16 bits of planes for 8."""
+    return tags.get(284, 1) == 2 and tags.get(259, 1) == 1
+
+
+def read_unknown_tiff(path: Path) -> tuple[Pixels, int, bool] | None:
+    """A TIFF that Pillow does not know: grey of 16 bits, big-endian, of which the lowest is white.
+
+    Returns:
+        ``(H, W, 1)``, dark to light, how it is turned, as EXIF numbers it, and whether other images follow; None if the
+        file is no TIFF.
+
+    Raises:
+        ValueError: for any other TIFF.
+    """
+    from PIL import Image, TiffImagePlugin
+
+    with path.open("rb") as stream:
+        header = stream.read(8)
+        if header[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return None
+        header += stream.read(8) if b"+" in header[:4] else b""
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+        stream.seek(tags.next)
+        tags.load(stream)
+    if _layout(tags) != (1, {16}, {1}) or tags.get(262) != 0:
+        raise ValueError(_refusal(tags))
+    if tags[256] * tags[257] > (Image.MAX_IMAGE_PIXELS or 0):
+        raise ValueError(f"it declares {tags[257]} x {tags[256]} pixels")
+    return 65535 - _read_tiff(tags, path.read_bytes()), tags.get(274, 1), tags.next != 0
+
+
+def _read_tiff(tags: Mapping[int, Any], data: bytes) -> Pixels:
     import numpy as np
 
-    tags, (width, height) = file.tag_v2, file.size
-    channels, compression, predictor = len(tags[258]), tags.get(259, 1), tags.get(317, 1)
+    width, height = tags[256], tags[257]  # as stored: Pillow's size is that of the picture turned upright
+    channels, compression, predictor = tags.get(277, 1), tags.get(259, 1), tags.get(317, 1)
     starts, lengths, rows = tags.get(273), tags.get(279), int(tags.get(278, height))
-    plain = tags.get(284, 1) == 1 and tags.get(262) == 2 and compression in (1, *_DEFLATE) and predictor in (1, 2)
-    if not (plain and starts and lengths and rows > 0 and 3 <= channels <= 4):
-        raise ValueError(f"TIFF of a kind in which 16 bits are not read here: compression {compression}, predictor "
-                         f"{predictor}, {'strips' if starts else 'tiles'}")
+    planes, extra = channels if tags.get(284, 1) == 2 else 1, tuple(tags.get(338, ()))
+    plain = compression in (1, *_DEFLATE) and predictor in (1, 2) and tags.get(266, 1) == 1
+    kinds = {(0, 1, ()), (2, 3, ()), (2, 4, ()), (2, 4, (0,)), (2, 4, (2,))}
+    if not (plain and (tags.get(262), channels, extra) in kinds and starts and lengths and rows > 0):
+        lost = tags.get(262) == 0 or misread_in_planes(tags)  # otherwise Pillow reads 8 bits
+        raise ValueError(_refusal(tags) if lost else _kind(tags))
     order = "<" if data[:2] == b"II" else ">"
-    parts, line = [], width * channels * 2
+    parts, line = [], width * channels // planes * 2
+    each = -(-height // rows)  # strips of a plane
+    if len(starts) != planes * each:
+        raise ValueError(f"it has {len(starts)} strips in place of {planes * each}")
     for i, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-        size = min(rows, height - i * rows) * line
+        size = min(rows, height - i % each * rows) * line
         part = data[start : start + length]
         if compression != 1:
             part = zlib.decompressobj().decompress(part, size)  # at most what the image holds
         if size <= 0 or len(part) < size:
             raise ValueError("the file ends too early")
         parts.append(part[:size])
-    values = np.frombuffer(b"".join(parts), dtype=f"{order}u2").reshape(height, width, channels).astype(np.uint16)
-    return np.cumsum(values, axis=1, dtype=np.uint16) if predictor == 2 else values
+    values = np.frombuffer(b"".join(parts), dtype=f"{order}u2").reshape(planes, height, width, -1).astype(np.uint16)
+    values = np.cumsum(values, axis=2, dtype=np.uint16) if predictor == 2 else values
+    values = np.concatenate(list(values), axis=-1)
+    return values[..., :3] if extra == (0,) else values  # a fourth channel that nobody names is no transparency
 
 
 def encode_png(pixels: Pixels) -> bytes:

@@ -34,7 +34,7 @@ def read_image(path: str | os.PathLike[str], *, channels: int | None = None,
     """Read an image file as a tensor in [0, 1].
 
     Reads PNG, JPEG, TIFF, WebP, BMP, GIF, PPM, JPEG 2000, TGA and AVIF, as far as Pillow does, turned upright by its
-    EXIF tag, up to 89 million pixels; 8 or 16 bits, in colour PNG, and TIFF without compression or deflated.
+    EXIF tag, up to 89 million pixels; 8 or 16 bits, in colour PNG, and TIFF in strips without compression or deflated.
     What has to be changed is changed and said: colour becomes grey by luminance, grey becomes colour by
     repetition, transparency is laid on white, printing inks (CMYK) become colour, only the first frame of several
     is taken. Values are those of the file, display encoded (sRGB, as a rule), not linear in light.
@@ -213,6 +213,8 @@ def _read_pixels(path: Path, say: Say) -> Tensor:
     """Upright pixels of a file, ``(C, H, W)`` in [0, 1] with one channel or three."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    from invflow._sixteen_bits import read_unknown_tiff
+
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
     Image.init()
@@ -227,8 +229,16 @@ def _read_pixels(path: Path, say: Say) -> Tensor:
                     said.append(f"{path.name} holds {frames} images: took the first")
                 pixels = _deep_pixels(file, path, said.append)
                 if pixels is None:
-                    pixels = _pixels(ImageOps.exif_transpose(file), path.name, said.append)
+                    pixels = _levels(file, _pixels(ImageOps.exif_transpose(file), path.name, said.append))
     except UnidentifiedImageError as error:
+        try:
+            found = read_unknown_tiff(path)
+        except Exception as other:  # on damaged files it fails with errors of any kind
+            raise ValueError(f"{str(path)!r} is an image that cannot be read: {other}") from other
+        if found is not None:
+            if found[2]:
+                say(f"{path.name} holds several images: took the first")
+            return _upright(*found[:2])
         raise ValueError(f"{str(path)!r} is no image, at least in no format that is read here, which are "
                          f"{', '.join(known)}") from error
     except Exception as error:  # on damaged files Pillow fails with errors of any kind
@@ -241,10 +251,10 @@ def _read_pixels(path: Path, say: Say) -> Tensor:
 
 def _deep_pixels(file: Any, path: Path, say: Say) -> Tensor | None:
     """Pixels with 16 bits for each of several channels; None where Pillow keeps what there is."""
-    import numpy as np
+    from invflow._sixteen_bits import check_tiff, has_sixteen_bits, misread_in_planes, read_sixteen_bits
 
-    from invflow._sixteen_bits import has_sixteen_bits, read_sixteen_bits
-
+    if file.format == "TIFF":
+        check_tiff(file.tag_v2)
     with path.open("rb") as stream:
         if not has_sixteen_bits(file, stream.read(25)):
             return None
@@ -253,17 +263,33 @@ def _deep_pixels(file: Any, path: Path, say: Say) -> Tensor | None:
             raise ValueError("a transparent colour")
         array = read_sixteen_bits(file, path.read_bytes())
     except (ValueError, RuntimeError, TypeError, zlib.error) as error:
+        if file.format == "TIFF" and misread_in_planes(file.tag_v2):
+            raise
         say(f"{path.name} has 16 bits for each colour, of which 8 are read ({error})")
         return None
-    # the eight ways to hold a camera, as EXIF numbers them: mirrored, upside down, on its side
-    turned = file.getexif().get(0x0112, 1)
-    array = array.swapaxes(0, 1) if turned in (5, 6, 7, 8) else array
-    array = array[::-1] if turned in (3, 4, 7, 8) else array
-    array = array[:, ::-1] if turned in (2, 3, 6, 7) else array
-    values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).permute(2, 0, 1) / 65535
+    values = _upright(array, file.getexif().get(0x0112, 1))
     if len(values) in (2, 4):
         return _on_white(values[:-1], values[-1:], path.name, say)
     return values.contiguous()
+
+
+def _upright(array: Any, turned: int) -> Tensor:
+    """``(C, H, W)`` in [0, 1] of ``(H, W, C)`` with 16 bits."""
+    import numpy as np
+
+    # the eight ways to hold a camera, as EXIF numbers them: mirrored, upside down, on its side
+    array = array.swapaxes(0, 1) if turned in (5, 6, 7, 8) else array
+    array = array[::-1] if turned in (3, 4, 7, 8) else array
+    array = array[:, ::-1] if turned in (2, 3, 6, 7) else array
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).permute(2, 0, 1) / 65535
+
+
+def _levels(file: Any, values: Tensor) -> Tensor:
+    """The range of a TIFF's values, where Pillow gives them as they are stored: white may be 0, or 12 bits high."""
+    if file.format != "TIFF" or not file.mode.startswith("I;16"):
+        return values
+    values = values * (65535 / 4095) if file.tag_v2.get(258) == (12,) else values
+    return 1 - values if file.tag_v2.get(262) == 0 else values
 
 
 def _on_white(colour: Tensor, alpha: Tensor, name: str, say: Say) -> Tensor:

@@ -41,12 +41,14 @@ def png(pixels: np.ndarray, colour_type: int, *chunks: tuple[bytes, bytes]) -> b
 
 
 def tiff(pixels: np.ndarray, order: str = "<", deflate: bool = False, difference: bool = False, rows: int = 2,
-         **tags: int) -> bytes:
-    """A TIFF written by the book, in strips of two rows, with its directory at the end."""
-    height, width, channels = pixels.shape
+         planes: bool = False, lzw: bool = False, **tags: int | None) -> bytes:
+    """A TIFF written by the book, in strips of two rows, its directory at the end; t262=None leaves tag 262 out."""
+    height, _, channels = pixels.shape
     values = np.diff(pixels, axis=1, prepend=pixels[:, :1] * 0) if difference else pixels
-    strips = [part.astype(f"{order}u2").tobytes() for part in np.split(values, range(rows, height, rows))]
-    strips = [zlib.compress(s) for s in strips] if deflate else strips
+    kind = values.dtype.newbyteorder(order)
+    strips = [part.astype(kind).tobytes() for plane in (np.split(values, channels, 2) if planes else [values])
+              for part in np.split(plane, range(rows, height, rows))]
+    strips = [zlib.compress(s) if deflate else literal_lzw(s) if lzw else s for s in strips]
     data, starts = bytearray({"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 0)), []
     def put(values: list[int], kind: str) -> int:
         at = len(data)
@@ -55,20 +57,31 @@ def tiff(pixels: np.ndarray, order: str = "<", deflate: bool = False, difference
     for strip in strips:
         starts.append(len(data))
         data.extend(strip)
-    bits, offsets = put([16] * channels, "H"), put(starts, "I")
-    lengths = put([len(s) for s in strips], "I")
-    entries = {256: (4, 1, width), 257: (4, 1, height), 258: (3, channels, bits), 259: (3, 1, 8 if deflate else 1),
+    size = 8 * kind.itemsize
+    bits = [0, size, size * 65537][channels] if channels < 3 else put([size] * channels, "H")
+    offsets, lengths = put(starts, "I"), put([len(s) for s in strips], "I")
+    entries = {256: (4, 1, pixels.shape[1]), 257: (4, 1, height), 258: (3, channels, bits),
+               259: (3, 1, 8 if deflate else 5 if lzw else 1),
                262: (3, 1, 2), 273: (4, len(strips), offsets), 277: (3, 1, channels), 278: (3, 1, rows),
-               279: (4, len(strips), lengths), 317: (3, 1, 2 if difference else 1)}
-    entries |= {int(key[1:]): (3, 1, value) for key, value in tags.items()}
+               279: (4, len(strips), lengths), 284: (3, 1, 2 if planes else 1), 317: (3, 1, 2 if difference else 1)}
+    entries |= {int(key[1:]): (3, 1, value) for key, value in tags.items() if value is not None}
+    for key in [key for key, value in tags.items() if value is None]:
+        del entries[int(key[1:])]
     if len(strips) == 1:
         entries |= {273: (4, 1, starts[0]), 279: (4, 1, len(strips[0]))}
     data[4:8] = struct.pack(f"{order}I", len(data))
     data.extend(struct.pack(f"{order}H", len(entries)))
-    for tag, (kind, count, value) in sorted(entries.items()):
-        packed = struct.pack(f"{order}HH", value, 0) if kind == 3 and count == 1 else struct.pack(f"{order}I", value)
-        data.extend(struct.pack(f"{order}HHI", tag, kind, count) + packed)
+    for tag, (form, count, value) in sorted(entries.items()):
+        packed = struct.pack(f"{order}HH", value, 0) if form == 3 and count == 1 else struct.pack(f"{order}I", value)
+        data.extend(struct.pack(f"{order}HHI", tag, form, count) + packed)
     return bytes(data + struct.pack(f"{order}I", 0))
+
+
+def literal_lzw(strip: bytes) -> bytes:
+    """LZW that never looks back: codes of nine bits, as long as there are few of them."""
+    assert len(strip) < 250
+    bits = "".join(f"{code:09b}" for code in (256, *strip, 257))
+    return int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
 
 
 @pytest.mark.parametrize("data", [
@@ -81,6 +94,101 @@ def test_sixteen_bit_colour_is_exact(tmp_path, data: bytes) -> None:
     image = read_image(tmp_path / "a", say=silent)
     assert image.dtype == torch.float32
     torch.testing.assert_close(image.double(), EXACT, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("rows", [2, 5])
+@pytest.mark.parametrize(("deflate", "difference"), [(False, False), (True, False), (True, True)])
+def test_planes_of_colour_are_exact(tmp_path, order: str, rows: int, deflate: bool, difference: bool) -> None:
+    (tmp_path / "a").write_bytes(tiff(COLOUR, order, deflate, difference, rows, planes=True))
+    torch.testing.assert_close(read_image(tmp_path / "a", say=silent).double(), EXACT, rtol=0, atol=1e-7)
+    four = np.concatenate([COLOUR, COLOUR[..., :1]], 2)  # a fourth channel of no meaning
+    for planes in (True, False):
+        (tmp_path / "a").write_bytes(tiff(four, order, deflate, difference, rows, planes=planes, t338=0))
+        torch.testing.assert_close(read_image(tmp_path / "a", say=silent).double(), EXACT, rtol=0, atol=1e-7)
+    eight = (COLOUR >> 8).astype(np.uint8)
+    (tmp_path / "a").write_bytes(tiff(eight, order, deflate, difference, rows, planes=True))
+    expected = torch.from_numpy(eight / 255).permute(2, 0, 1)
+    torch.testing.assert_close(read_image(tmp_path / "a", say=silent).double(), expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("rows", [2, 5])
+@pytest.mark.parametrize("white", [True, False])
+@pytest.mark.parametrize(("deflate", "difference"), [(False, False), (True, False), (True, True)])
+def test_grey_is_exact_whether_white_or_black_is_zero(tmp_path, order: str, rows: int, white: bool, deflate: bool,
+                                                      difference: bool) -> None:
+    grey = COLOUR[..., :1]
+    for pixels, top in ((grey, 65535), ((grey >> 8).astype(np.uint8), 255)):
+        (tmp_path / "a").write_bytes(tiff(top - pixels if white else pixels, order, deflate, difference, rows,
+                                          t262=0 if white else 1))
+        torch.testing.assert_close(read_image(tmp_path / "a", say=silent).double(),
+                                   torch.from_numpy(pixels / top).permute(2, 0, 1), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_several_negatives_are_said(tmp_path, order: str) -> None:
+    data = bytearray(tiff(65535 - COLOUR[..., :1], order, t262=0))
+    data[-4:] = data[4:8]  # a second image, which is the first
+    (tmp_path / "a").write_bytes(data)
+    said = Said()
+    torch.testing.assert_close(read_image(tmp_path / "a", say=said).double(), EXACT[:1], rtol=0, atol=1e-7)
+    assert order == "<" or said == ["a holds several images: took the first"]
+
+
+def test_packed_tiffs_of_sixteen_bits(tmp_path) -> None:
+    (tmp_path / "a").write_bytes(tiff(65535 - COLOUR[..., :1], lzw=True, t262=0))
+    torch.testing.assert_close(read_image(tmp_path / "a", say=silent).double(), EXACT[:1], rtol=0, atol=1e-7)
+    said = Said()
+    for planes in (True, False):
+        (tmp_path / "a").write_bytes(tiff(COLOUR, lzw=True, planes=planes))
+        assert (read_image(tmp_path / "a", say=said) - EXACT).abs().max() < 0.005
+    assert ["of which 8 are read (TIFF with 3 channels" in s for s in said] == [True, True]
+
+
+def test_twelve_bits_are_as_light_as_sixteen(tmp_path) -> None:
+    twelve = COLOUR[:, :6, 0] >> 4
+    bits = "".join(f"{value:012b}" for value in twelve.ravel())
+    packed = np.frombuffer(int(bits, 2).to_bytes(len(bits) // 8, "big"), np.uint8).reshape(5, 9, 1)
+    (tmp_path / "a").write_bytes(tiff(packed, t256=6, t258=12, t262=1))
+    expected = torch.from_numpy(twelve / 4095)[None]
+    torch.testing.assert_close(read_image(tmp_path / "a", say=silent).double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("data", "words"), [
+    (tiff(COLOUR[..., :1].astype(np.int16), t262=1, t339=2), "16 bits, signed"),
+    (tiff(COLOUR[..., :1].astype(np.int8), t262=1, t339=2), "8 bits, signed"),
+    (tiff(COLOUR.astype(np.int16), t339=2), "16 bits, signed"),
+    (tiff(COLOUR.astype(np.float16), t339=3), "16 bits, floating-point"),
+    (tiff(EXACT.permute(1, 2, 0).numpy().astype(np.float32), t339=3), "32 bits, floating-point"),
+    (tiff(EXACT[:1].permute(1, 2, 0).numpy().astype(np.float32), t262=0, t339=3), "photometric interpretation 0"),
+    (tiff(COLOUR[..., :1], t262=None), "photometric interpretation None"),
+    (tiff((COLOUR >> 8).astype(np.uint8), t262=6), "photometric interpretation 6"),
+    (tiff(np.concatenate([COLOUR, COLOUR[..., :1]], 2), planes=True, t262=5), "planes in strips"),
+    (tiff(np.concatenate([COLOUR, COLOUR[..., :1]], 2), planes=True, t338=1), "planes in strips"),
+    (tiff(COLOUR[..., :2], t262=1, t338=2), "2 channels of 16 bits"),
+    (tiff(COLOUR[..., :1], ">", lzw=True, t262=0), "compression 5"),
+    (tiff(COLOUR[..., :1], ">", t262=0, t266=2), "photometric interpretation 0"),
+])
+def test_tiffs_of_other_kinds_are_refused_by_their_kind(tmp_path, data: bytes, words: str) -> None:
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.tif.* cannot be read: TIFF with .*, which is not read here") as error:
+        read_image(tmp_path / "a.tif", say=silent)
+    assert words in str(error.value)
+
+
+def test_planes_in_tiles_are_refused(tmp_path) -> None:
+    tile = np.zeros((16, 16), np.uint16)
+    tile[:5, :7] = COLOUR[..., 0]
+    data = bytearray(tiff(np.stack([tile] * 3, 2), rows=16, planes=True))
+    for tag, other in ((273, 324), (279, 325), (278, 323), (317, 322)):  # a directory of tiles, each one plane
+        at = data.index(struct.pack("<HHI", tag, 3 if tag in (278, 317) else 4, 1 if tag in (278, 317) else 3))
+        data[at : at + 2] = struct.pack("<H", other)
+        if tag == 317:
+            data[at + 8 : at + 10] = struct.pack("<H", 16)
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(ValueError, match="planes in tiles, which is not read here"):
+        read_image(tmp_path / "a.tif", say=silent)
 
 
 def test_sixteen_bits_with_transparency_are_laid_on_white(tmp_path) -> None:
@@ -145,6 +253,19 @@ def test_all_eight_ways_to_hold_a_camera(tmp_path, orientation: int, deep: bool)
     image = read_image(path, say=silent)
     assert image.shape == ((3, 7, 5) if orientation > 4 else (3, 5, 7))
     torch.testing.assert_close(image, expected, rtol=0, atol=1 / 255 if deep else 1e-7)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiffs_are_turned_upright(tmp_path, orientation: int, order: str) -> None:
+    reference = Image.fromarray((COLOUR >> 8).astype(np.uint8))
+    reference.getexif()[274] = orientation
+    expected = torch.from_numpy(np.array(ImageOps.exif_transpose(reference))).permute(2, 0, 1) / 255
+    for planes in (True, False):
+        (tmp_path / "a.tif").write_bytes(tiff(COLOUR, order, planes=planes, t274=orientation))
+        torch.testing.assert_close(read_image(tmp_path / "a.tif", say=silent), expected, rtol=0, atol=1 / 255)
+    (tmp_path / "a.tif").write_bytes(tiff(65535 - COLOUR[..., :1], order, t262=0, t274=orientation))
+    torch.testing.assert_close(read_image(tmp_path / "a.tif", say=silent), expected[:1], rtol=0, atol=1 / 255)
 
 
 def test_jpegs_webps_palettes_and_inks(tmp_path) -> None:
