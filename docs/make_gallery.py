@@ -98,7 +98,7 @@ def photographs() -> Any:
     """Windows of two of scikit-image's photographs, as the photographs' table observes them, pixel by pixel."""
     from PIL import Image, ImageDraw
 
-    from invflow_problems.photo_parts import WINDOW, observe, scikit_image, window
+    from benchmarks.tables.photo_parts import WINDOW, observe, scikit_image, window
 
     tasks = ("denoising", "super-resolution")
     headings = [h for task in tasks for h in (f"{task}: truth", "observation", "mean", "one sample")]
@@ -125,7 +125,7 @@ def photographs() -> Any:
 
 def half_plane() -> Any:
     """Eight Gaussians tilted away from the left half, by FMTT and exactly."""
-    from invflow.plot_plane import plane_figure
+    from invflow.views.plane import plane_figure
 
     problem = invflow.load_problem("mixture/half-plane")
     _, reward = problem.simulate(2, generator=generator())

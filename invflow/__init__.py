@@ -1,112 +1,154 @@
 """Posterior sampling for imaging inverse problems with flow-map priors.
 
-Names are imported when first used, so that ``import invflow`` costs little more than ``import torch``.
+Names are imported when first used, so that ``import invflow`` costs little more than ``import torch``. What type
+checkers see, ``__init__.pyi``, is made from the tables below: ``python -m benchmarks.release.make_stub``.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-__version__ = "0.1.0"
+from invflow._core.aliases import install
+from invflow._core.version import VERSION as __version__
 
+#: public names, and the modules that they are in
 _NAMES = {
     "FlowMap": "invflow.flowmap",
-    "GaussianMixtureFlow": "invflow.mixture",
-    "NeuralFlowMap": "invflow.neural",
-    "compile_networks": "invflow.compiled",
-    "from_velocity": "invflow.wrappers",
-    "from_deepinv": "invflow.wrappers",
-    "from_diffusers": "invflow.diffusers_prior",
+    "GaussianMixtureFlow": "invflow.models.mixture",
+    "NeuralFlowMap": "invflow.models.neural",
+    "compile_networks": "invflow.models.compiled",
+    "from_velocity": "invflow.models.wrappers",
+    "from_deepinv": "invflow.models.wrappers",
+    "from_diffusers": "invflow.models.diffusers.prior",
     "as_reconstructor": "invflow.deepinv_bridge",
     "metric_from_deepinv": "invflow.deepinv_bridge",
-    "LatentFlowMap": "invflow.latent",
-    "Adapter": "invflow.adapter",
+    "LatentFlowMap": "invflow.models.latent",
+    "Adapter": "invflow.models.adapter",
     "Operator": "invflow.operator",
     "Reward": "invflow.reward",
     "FunctionReward": "invflow.reward",
-    "GaussianLikelihood": "invflow.reward",
-    "PoissonLikelihood": "invflow.reward",
-    "RepeatedReward": "invflow.repeated",
-    "ClassReward": "invflow.image_rewards",
-    "MaskMatchReward": "invflow.image_rewards",
-    "MirrorReward": "invflow.image_rewards",
-    "RotationReward": "invflow.image_rewards",
-    "ImageTextReward": "invflow.vision_rewards",
-    "YesNoReward": "invflow.vision_rewards",
+    "GaussianLikelihood": "invflow.likelihood",
+    "Likelihood": "invflow.likelihood",
+    "PoissonLikelihood": "invflow.likelihood",
+    "RepeatedReward": "invflow.reward",
+    "ClassReward": "invflow.rewards.images",
+    "MaskMatchReward": "invflow.rewards.images",
+    "MirrorReward": "invflow.rewards.images",
+    "RotationReward": "invflow.rewards.images",
+    "ImageTextReward": "invflow.rewards.vision",
+    "YesNoReward": "invflow.rewards.vision",
     "Posterior": "invflow.posterior",
     "NFE": "invflow.posterior",
-    "Solver": "invflow.solvers.base",
+    "Solver": "invflow.solver",
     "VFM": "invflow.solvers.vfm",
-    "NoiseSMC": "invflow.solvers.noise_smc",
-    "NoiseRTO": "invflow.solvers.noise_rto",
+    "NoiseSMC": "invflow.solvers.noise.tempered",
+    "NoiseRTO": "invflow.solvers.noise.rto",
     "ExactPosterior": "invflow.solvers.exact",
-    "FMTT": "invflow.solvers.fmtt",
+    "FMTT": "invflow.solvers.tilting.fmtt",
     "TopKSearch": "invflow.solvers.search",
     "BeamSearch": "invflow.solvers.search",
     "BestOfN": "invflow.solvers.search",
-    "LinearMMSE": "invflow.solvers.lmmse",
-    "DPS": "invflow.solvers.deepinv_samplers",
-    "PiGDM": "invflow.solvers.deepinv_samplers",
-    "MomentMatching": "invflow.solvers.deepinv_samplers",
-    "DiffPIR": "invflow.solvers.deepinv_samplers",
-    "DDRM": "invflow.solvers.deepinv_samplers",
-    "ULA": "invflow.solvers.deepinv_langevin",
-    "PnPFlow": "invflow.solvers.pnp_flow",
-    "Flower": "invflow.solvers.flower",
-    "TwistedDiffusion": "invflow.solvers.twisted_diffusion",
-    "Bicubic": "invflow.solvers.classical",
-    "Wiener": "invflow.solvers.classical",
-    "TotalVariation": "invflow.solvers.total_variation",
-    "BM3D": "invflow.solvers.block_matching",
-    "PlugAndPlay": "invflow.solvers.plug_and_play",
+    "LinearMMSE": "invflow.solvers.baselines.lmmse",
+    "DPS": "invflow.solvers.field.deepinv",
+    "PiGDM": "invflow.solvers.field.deepinv",
+    "MomentMatching": "invflow.solvers.field.deepinv",
+    "DiffPIR": "invflow.solvers.field.deepinv",
+    "DDRM": "invflow.solvers.field.deepinv",
+    "ULA": "invflow.solvers.field.langevin",
+    "PnPFlow": "invflow.solvers.field.pnp_flow",
+    "Flower": "invflow.solvers.field.flower",
+    "TwistedDiffusion": "invflow.solvers.tilting.twisted_diffusion",
+    "Bicubic": "invflow.solvers.baselines.classical",
+    "Wiener": "invflow.solvers.baselines.classical",
+    "TotalVariation": "invflow.solvers.baselines.total_variation",
+    "BM3D": "invflow.solvers.baselines.block_matching",
+    "PlugAndPlay": "invflow.solvers.baselines.plug_and_play",
     "Problem": "invflow.problem",
     "load_problem": "invflow.problem",
-    "Comparison": "invflow.comparison",
-    "compare": "invflow.comparison",
-    "load_prior": "invflow.neural",
-    "calibrate": "invflow.calibration",
+    "Comparison": "invflow.evaluation.comparison",
+    "compare": "invflow.evaluation.compare",
+    "load_prior": "invflow.models.neural",
+    "calibrate": "invflow.evaluation.calibrate",
+    "Certificate": "invflow.evaluation.certificate.certificate",
 }
-_MODULES = ("operators", "problems", "testing", "metrics", "training", "datasets")
+#: public modules
+_MODULES = ("operators", "problems", "plugins", "testing", "metrics", "training", "datasets", "smc", "imageio")
+
+#: where modules were before, and where they are now, both without "invflow."; these names go on working
+_MOVED = {
+    "adapter": "models.adapter",
+    "bench_compiled": "bench.compiled",
+    "bench_particles": "bench.particles",
+    "bench_throughput": "bench.throughput",
+    "calibration": "evaluation.calibrate",
+    "cli_calibrate": "cli.calibrate",
+    "cli_compare": "cli.compare",
+    "cli_new": "cli.new",
+    "combined": "reward",
+    "comparison": "evaluation.compare",
+    "compiled": "models.compiled",
+    "composed": "operator",
+    "counting": "_core.counting",
+    "diffusers_prior": "models.diffusers.prior",
+    "html_report": "evaluation.page.page",
+    "image_rewards": "rewards.images",
+    "imageio": "datasets.files",
+    "latent": "models.latent",
+    "mixture": "models.mixture",
+    "neural": "models.neural",
+    "noise": "likelihood",
+    "plot": "views.figure",
+    "plot_plane": "views.plane",
+    "pretrained": "_core.folders _core.records",
+    "repeated": "reward",
+    "report": "evaluation.summary",
+    "solve": "cli.image_task cli.options solver",
+    "solvers.annealing": "solvers.tilting.annealing",
+    "solvers.base": "solver",
+    "solvers.block_matching": "solvers.baselines.block_matching",
+    "solvers.classical": "solvers.baselines.classical",
+    "solvers.conjugate": "solvers.tilting.conjugate linear.structure",
+    "solvers.deepinv_langevin": "solvers.field.langevin",
+    "solvers.deepinv_samplers": "solvers.field.deepinv",
+    "solvers.drawn": "solvers.exact",
+    "solvers.flower": "solvers.field.flower",
+    "solvers.fmtt": "solvers.tilting.fmtt",
+    "solvers.kernels": "solvers.tilting.kernels",
+    "solvers.lmmse": "solvers.baselines.lmmse",
+    "solvers.noise_chains": "solvers.noise.chains",
+    "solvers.noise_convergence": "solvers.noise.convergence",
+    "solvers.noise_hamiltonian": "solvers.noise.hamiltonian",
+    "solvers.noise_lbfgs": "solvers.noise.lbfgs",
+    "solvers.noise_metric": "solvers.noise.metric",
+    "solvers.noise_moves": "solvers.noise.moves _core.shapes",
+    "solvers.noise_rto": "solvers.noise.rto solvers.noise.perturbed",
+    "solvers.noise_rto_weights": "solvers.noise.rto_weights",
+    "solvers.noise_smc": "solvers.noise.tempered",
+    "solvers.noise_state": "solvers.noise.state",
+    "solvers.noise_target": "solvers.noise.target reward",
+    "solvers.plug_and_play": "solvers.baselines.plug_and_play",
+    "solvers.pnp_flow": "solvers.field.pnp_flow",
+    "solvers.point": "solvers.baselines.point _core.shapes",
+    "solvers.registry": "registry",
+    "solvers.total_variation": "solvers.baselines.total_variation",
+    "solvers.twisted_diffusion": "solvers.tilting.twisted_diffusion",
+    "spectral": "linear.spectral",
+    "spectral_adapter": "models.spectral_adapter",
+    "vision_rewards": "rewards.vision",
+    "wrappers": "models.wrappers",
+}
+#: modules that gave names to others
+_LENT = {"reward": "likelihood", "solvers.exact": "linear.structure", "operator": "_core.conjugate_gradients"}
+
+
+def _full(table: dict[str, str]) -> dict[str, list[str]]:
+    return {f"invflow.{old}": [f"invflow.{new}" for new in places.split()] for old, places in table.items()}
+
+
+install(_full(_MOVED), _full(_LENT))
 
 __all__ = ["__version__", *_NAMES, *_MODULES]
-
-if TYPE_CHECKING:  # so that type checkers see what __getattr__ finds
-    from invflow.adapter import Adapter  # noqa: F401
-    from invflow.calibration import calibrate  # noqa: F401
-    from invflow.comparison import Comparison, compare  # noqa: F401
-    from invflow.compiled import compile_networks  # noqa: F401
-    from invflow.deepinv_bridge import as_reconstructor, metric_from_deepinv  # noqa: F401
-    from invflow.diffusers_prior import from_diffusers  # noqa: F401
-    from invflow.flowmap import FlowMap  # noqa: F401
-    from invflow.image_rewards import ClassReward, MaskMatchReward, MirrorReward, RotationReward  # noqa: F401
-    from invflow.latent import LatentFlowMap  # noqa: F401
-    from invflow.mixture import GaussianMixtureFlow  # noqa: F401
-    from invflow.neural import NeuralFlowMap, load_prior  # noqa: F401
-    from invflow.operator import Operator  # noqa: F401
-    from invflow.posterior import NFE, Posterior  # noqa: F401
-    from invflow.problem import Problem, load_problem  # noqa: F401
-    from invflow.repeated import RepeatedReward  # noqa: F401
-    from invflow.reward import FunctionReward, GaussianLikelihood, PoissonLikelihood, Reward  # noqa: F401
-    from invflow.solvers.base import Solver  # noqa: F401
-    from invflow.solvers.block_matching import BM3D  # noqa: F401
-    from invflow.solvers.classical import Bicubic, Wiener  # noqa: F401
-    from invflow.solvers.deepinv_langevin import ULA  # noqa: F401
-    from invflow.solvers.deepinv_samplers import DDRM, DPS, DiffPIR, MomentMatching, PiGDM  # noqa: F401
-    from invflow.solvers.exact import ExactPosterior  # noqa: F401
-    from invflow.solvers.flower import Flower  # noqa: F401
-    from invflow.solvers.fmtt import FMTT  # noqa: F401
-    from invflow.solvers.lmmse import LinearMMSE  # noqa: F401
-    from invflow.solvers.noise_rto import NoiseRTO  # noqa: F401
-    from invflow.solvers.noise_smc import NoiseSMC  # noqa: F401
-    from invflow.solvers.plug_and_play import PlugAndPlay  # noqa: F401
-    from invflow.solvers.pnp_flow import PnPFlow  # noqa: F401
-    from invflow.solvers.search import BeamSearch, BestOfN, TopKSearch  # noqa: F401
-    from invflow.solvers.total_variation import TotalVariation  # noqa: F401
-    from invflow.solvers.twisted_diffusion import TwistedDiffusion  # noqa: F401
-    from invflow.solvers.vfm import VFM  # noqa: F401
-    from invflow.vision_rewards import ImageTextReward, YesNoReward  # noqa: F401
-    from invflow.wrappers import from_deepinv, from_velocity  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:
@@ -114,7 +156,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_NAMES[name]), name)
         globals()[name] = value
         return value
-    if name in _MODULES:
+    if name in _MODULES or name in _MOVED:
         return importlib.import_module(f"invflow.{name}")
     raise AttributeError(f"module 'invflow' has no attribute {name!r}")
 

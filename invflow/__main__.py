@@ -1,5 +1,5 @@
 """``python -m invflow`` is the command ``invflow``."""
 
-from invflow.cli import main
+from invflow.cli.entry import main
 
 main()

@@ -5,18 +5,21 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
-from invflow._memory import ChunkSize, check_chunk_size, rows_at_a_time
-from invflow._ode import Time, expand_time, integrate
-from invflow._random import draw_noise
-from invflow.counting import Countable
+from invflow._core.chunks import ROWS, ChunkSize, check_chunk_size, is_out_of_memory
+from invflow._core.counting import Countable
+from invflow._core.ode import Time, expand_time, integrate
+from invflow._core.random import draw_noise
 
-__all__ = ["FlowMap", "Time", "expand_time", "integrate"]
+__all__ = ["bytes_per_row", "expand_time", "FlowMap", "integrate", "rows_at_a_time", "Time"]
 
 
 def _counted(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -219,3 +222,86 @@ class FlowMap(Countable):
     def dimension(self) -> int:
         """Number of values in one state."""
         return math.prod(self.state_shape)
+
+
+def rows_at_a_time(chunk_size: int | None, prior: FlowMap, *, velocity: bool = False) -> int:
+    """How many rows go through a map together: as many as were asked for, else what the device has memory for.
+
+    On a CPU that is 256. On a GPU, what half of the free memory holds of the tensors that a backward pass needs, from
+    1 to 4,096; a row's are weighed in one evaluation of a few, not counted as calls, the first time that a map runs.
+
+    Args:
+        chunk_size: as it was asked for; None to choose.
+        prior: the map, on its device.
+        velocity: whether it is asked for velocities alone, which may take less than its jump.
+
+    Example:
+        >>> import invflow
+        >>> from invflow.flowmap import rows_at_a_time
+        >>> prior = invflow.GaussianMixtureFlow([[0.0, 1.0]], std=0.5)
+        >>> rows_at_a_time(None, prior), rows_at_a_time(7, prior)
+        (256, 7)
+    """
+    if chunk_size is not None:
+        return chunk_size
+    # where CUDA has not begun no map is on it, and to ask each for its device takes a hundredth of a single sample
+    if not torch.cuda.is_initialized() or prior.device.type != "cuda":
+        return ROWS
+    mixed = torch.is_autocast_enabled(prior.device.type)
+    known, key = _KNOWN.setdefault(prior, {}), (velocity, mixed, prior.state_shape, prior.dtype)
+    if key not in known:
+        try:
+            known[key] = bytes_per_row(prior, velocity=velocity)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return 1  # and the solver says what to do where that does not fit
+    return max(1, min(MOST_ROWS, int(SHARE * _free_bytes(prior.device)) // known[key]))
+
+#: on a GPU no more than this: it is busy by then, and progress is still to be seen
+MOST_ROWS = 4096
+
+#: of the free memory, for what a backward pass reads again. The other half is for what is written besides: gradients,
+#: results, the workspaces of the convolutions, and what the solver keeps of each row
+SHARE = 0.5
+
+#: rows of which the memory of one is learned, so that what they share counts little; a single one of large states
+PROBE, LARGE = 8, 1 << 16
+
+_KNOWN: WeakKeyDictionary[torch.nn.Module, dict[object, int]] = WeakKeyDictionary()
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What is free on a GPU, with what torch holds there and does not use."""
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + idle
+
+
+def bytes_per_row(prior: FlowMap, *, velocity: bool = False) -> int:
+    """Bytes that a map keeps of each state for a backward pass through one jump, or one velocity; on any device.
+
+    Args:
+        prior: the map.
+        velocity: weigh a velocity in place of a jump.
+
+    Returns:
+        At least the state's own, twice.
+    """
+    storages: dict[int, int] = {}
+    own = {x.untyped_storage().data_ptr() for x in (*prior.parameters(), *prior.buffers())}
+
+    def weigh(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage.data_ptr() not in own:  # the weights are there once, for however many rows
+            storages[storage.data_ptr()] = storage.nbytes()
+        return saved
+
+    # compiled networks would be compiled for so few rows first
+    compiled = any(module._compiled_call_impl is not None for module in prior.modules())
+    plainly = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with plainly, prior.uncounted(), torch.enable_grad(), saved_tensors_hooks(weigh, lambda saved: saved):
+        count = PROBE if math.prod(prior.state_shape) <= LARGE else 1
+        x = torch.zeros(count, *prior.state_shape, device=prior.device, dtype=prior.dtype, requires_grad=True)
+        # kept until its tensors are weighed, since what is freed lends its address to the next
+        out = prior.velocity(x, 0.5) if velocity else prior.jump(x, 0.0, 1.0)
+    return max(sum(storages.values()) // count, 2 * out[0].numel() * out.element_size())

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invflow._checks import Index, as_index, as_levels, warn_of_range
-from invflow._random import as_generator, draw_noise
+from invflow._core.checks import Index, as_index, as_levels, warn_of_range
+from invflow._core.conjugate_gradients import conjugate_gradient
+from invflow._core.random import as_generator, draw_noise
 
-__all__ = ["SUMMARY_LATTICE", "SUMMARY_SIZE", "Operator", "conjugate_gradient"]
+__all__ = ["ComposedOperator", "Operator", "SUMMARY_LATTICE", "SUMMARY_SIZE"]
 
 #: entries of the vector that :meth:`Operator.context` returns
 SUMMARY_SIZE = 32
@@ -76,6 +77,8 @@ class Operator(torch.nn.Module):
 
     image_shape: tuple[int, ...]
     measurement_shape: tuple[int, ...]
+    #: what the matrix of A is, where the operator knows: ``"identity"``; None: to be found out
+    structure: str | None = None
     linear: bool = True
     problem_class: str | None = None
     num_sets: int = 1
@@ -193,7 +196,6 @@ class Operator(torch.nn.Module):
 
     def __matmul__(self, other: Operator) -> Operator:
         """``outer @ inner`` measures the inner operator's measurement with the outer one."""
-        from invflow.composed import ComposedOperator  # which imports this module
 
         return ComposedOperator(self, other)
 
@@ -321,47 +323,79 @@ class Operator(torch.nn.Module):
         return f"{self.image_shape} -> {self.measurement_shape}, num_sets={self.num_sets}"
 
 
-def conjugate_gradient(operator: Operator, y: Tensor, iterations: int = 100,
-                       tolerance: float | None = None) -> Tensor:
-    """Least-squares image of smallest norm, by conjugate gradients on the normal equations.
-
-    Hestenes and Stiefel (1952), in the stable form CGLS of Bjorck (1996, section 7.4). All rows advance
-    together, each with its own step lengths, so that a row's answer does not depend on the others.
+class ComposedOperator(Operator):
+    """One operator after another, A(x) = outer(inner(x)); written ``outer @ inner``.
 
     Args:
-        operator: linear.
-        y: ``(n, *measurement_shape)``; entries that were not observed are ignored.
-        iterations: at most so many; few of them regularise.
-        tolerance: stop a row once |A'(y - A x)| falls to this share of |A'y|; default ten times the rounding.
+        outer: applied second; its ``image_shape`` is the inner one's ``measurement_shape``.
+        inner: applied first.
+        problem_class: the name under which an adapter was trained for the composition.
 
-    Returns:
-        ``(n, *image_shape)``.
+    Raises:
+        ValueError: if the shapes or the numbers of parameter sets do not fit.
+
+    Example:
+        >>> import torch
+        >>> from invflow.operators import GaussianBlur, SuperResolution
+        >>> (SuperResolution((1, 28, 28), factor=4) @ GaussianBlur((1, 28, 28))).measurement_shape
+        (1, 7, 7)
     """
-    def squared_norm(values: Tensor) -> Tensor:
-        return values.square().flatten(1).sum(1)
 
-    def scale(factor: Tensor, values: Tensor) -> Tensor:
-        return factor.reshape(-1, *([1] * (values.ndim - 1))) * values
+    def __init__(self, outer: Operator, inner: Operator, problem_class: str | None = None) -> None:
+        super().__init__()
+        if tuple(outer.image_shape) != tuple(inner.measurement_shape):
+            raise ValueError(
+                f"{type(outer).__name__} takes {outer.image_shape}, but {type(inner).__name__} gives "
+                f"{inner.measurement_shape}: outer @ inner applies inner first, so the two shapes must agree"
+            )
+        if outer.num_sets != inner.num_sets and 1 not in (outer.num_sets, inner.num_sets):
+            raise ValueError(
+                f"{type(outer).__name__} has {outer.num_sets} parameter sets and {type(inner).__name__} has "
+                f"{inner.num_sets}: give both the same number, or one of them a single shared set"
+            )
+        self.outer, self.inner = outer, inner
+        self.image_shape, self.measurement_shape = inner.image_shape, outer.measurement_shape
+        self.linear = outer.linear and inner.linear
+        self.problem_class = problem_class
+        self.num_sets = max(outer.num_sets, inner.num_sets)
 
-    kind = torch.finfo(y.dtype)
-    tolerance = 10 * kind.eps if tolerance is None else tolerance
-    observed = operator.observed()
-    residual = y if observed is None else torch.where(observed, y, 0.0)
-    direction = operator.adjoint(residual)
-    image, size = torch.zeros_like(direction), squared_norm(direction)
-    target = size * tolerance**2
-    # a GPU would be waited for at each step; the steps that it takes in vain are of length zero
-    asked = 1 if y.device.type == "cpu" else 8
-    for k in range(iterations):
-        active = size > target
-        if k % asked == 0 and not bool(active.any()):
-            break
-        moved = operator(direction)
-        # a row that has arrived takes steps of length zero, and stays where it is
-        step = torch.where(active, size / squared_norm(moved).clamp(min=kind.tiny), 0.0)
-        image, residual = image + scale(step, direction), residual - scale(step, moved)
-        gradient = operator.adjoint(residual)
-        new_size = torch.where(active, squared_norm(gradient), size)
-        direction = gradient + scale(new_size / size.clamp(min=kind.tiny), direction)
-        size = new_size
-    return image
+    def forward(self, x: Tensor) -> Tensor:
+        """``(n, *inner.image_shape)`` to ``(n, *outer.measurement_shape)``."""
+        return self.outer(self.inner(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """The two adjoints in turn."""
+        return self.inner.adjoint(self.outer.adjoint(y)) if self.linear else super().adjoint(y)
+
+    def embed(self, y: Tensor) -> Tensor:
+        """The two embeddings in turn."""
+        return self.inner.embed(self.outer.embed(y))
+
+    def observed(self) -> Tensor | None:
+        """What the outer operator observes."""
+        observed = self.outer.observed()
+        return observed if observed is None else observed.expand(self.num_sets, *self.measurement_shape)
+
+    def context(self) -> tuple[Tensor, Tensor]:
+        """The inner operator's, which acts on the image itself."""
+        maps, vector = self.inner.context()
+        return maps.expand(self.num_sets, *maps.shape[1:]), vector.expand(self.num_sets, -1)
+
+    def randomize(self, n: int, generator: torch.Generator | None = None) -> Operator:
+        """Fresh parameters for both."""
+        return self._compose(self.outer.randomize(n, generator), self.inner.randomize(n, generator))
+
+    def expand(self, k: int) -> Operator:
+        """Each set of both k times."""
+        if self.num_sets == 1:
+            return self
+        return self._compose(self.outer.expand(k), self.inner.expand(k))
+
+    def select(self, index: Index) -> Operator:
+        """Some sets of both."""
+        if self.num_sets == 1:
+            return self
+        return self._compose(self.outer.select(index), self.inner.select(index))
+
+    def _compose(self, outer: Operator, inner: Operator) -> Operator:
+        return ComposedOperator(outer, inner, self.problem_class)

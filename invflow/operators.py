@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from invflow import _plugins
+from invflow._core import plugins
 
 if TYPE_CHECKING:
     from invflow.operator import Operator
@@ -32,7 +32,7 @@ _GROUP = "invflow.operators"
 
 def names() -> list[str]:
     """Class names of all operators, those that come with invflow first."""
-    return _plugins.names(_GROUP)
+    return plugins.names(_GROUP)
 
 
 def find(name: str) -> type[Operator]:
@@ -44,8 +44,8 @@ def find(name: str) -> type[Operator]:
     known = names()
     folded = {_fold(k): k for k in reversed(known)}
     if _fold(name) not in folded:
-        raise ValueError(f"there is no operator {name!r}: {_plugins.nearest(name, known)}")
-    return _plugins.find(_GROUP, folded[_fold(name)])
+        raise ValueError(f"there is no operator {name!r}: {plugins.nearest(name, known)}")
+    return plugins.find(_GROUP, folded[_fold(name)])
 
 
 def _fold(name: str) -> str:
@@ -58,9 +58,9 @@ def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        value = _plugins.find(_GROUP, name)
+        value = plugins.find(_GROUP, name)
     except KeyError:
-        raise AttributeError(f"there is no operator {name!r}: {_plugins.nearest(name, names())}") from None
+        raise AttributeError(f"there is no operator {name!r}: {plugins.nearest(name, names())}") from None
     globals()[name] = value
     return value
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from invflow._posterior_checks import checked_evidence, checked_samples, normalised, precise
-from invflow._random import as_generator
+from invflow._core.checks import checked_evidence, checked_samples, normalised, precise
+from invflow._core.random import as_generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -227,12 +227,12 @@ class Posterior:
         Args:
             truth: ``(B, *image_shape)`` or None.
             observation: ``(B, *measurement_shape)`` or None.
-            **options: see :func:`invflow.plot.posterior_figure`.
+            **options: see :func:`invflow.views.figure.posterior_figure`.
 
         Returns:
             A matplotlib figure; ``figure.savefig("figure.png")`` writes it.
         """
-        from invflow.plot import posterior_figure
+        from invflow.views.figure import posterior_figure
 
         return posterior_figure(self, truth, observation, **options)
 
@@ -247,9 +247,14 @@ class Posterior:
         Raises:
             TypeError: for a setting or a diagnostic that JSON cannot hold.
         """
-        from invflow._posterior_file import write_posterior
+        from invflow._core.records import write_posterior
 
-        write_posterior(self, Path(path))
+        tensors = {"samples": self.samples}
+        if self.weighted:
+            tensors["log_weights"] = self.log_weights
+        if self.log_evidence is not None:
+            tensors["log_evidence"] = self.log_evidence
+        write_posterior(Path(path), tensors, self.diagnostics, self.settings, asdict(self.nfe), self.seconds)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Posterior:
@@ -261,7 +266,7 @@ class Posterior:
             FileNotFoundError: if there is no such file.
             ValueError: if it is truncated, no safetensors file, or holds something else than a posterior.
         """
-        from invflow._posterior_file import read_posterior
+        from invflow._core.records import read_posterior
 
         fields = read_posterior(Path(path))
         try:
@@ -280,7 +285,7 @@ class Posterior:
         Raises:
             ImportError: if xarray is not installed, with what installs it.
         """
-        from invflow._posterior_export import to_xarray
+        from invflow.views.export import to_xarray
 
         return to_xarray(self)
 
@@ -299,7 +304,7 @@ class Posterior:
         Raises:
             ImportError: if arviz is not installed, with what installs it.
         """
-        from invflow._posterior_export import to_arviz
+        from invflow.views.export import to_arviz
 
         return to_arviz(self, generator)
 
@@ -327,7 +332,7 @@ class Posterior:
         return "Posterior(" + "; ".join(f"{k}: {v}" for k, v in self._facts().items()) + ")"
 
     def _repr_html_(self) -> str:
-        from invflow._posterior_export import posterior_html
+        from invflow.views.export import posterior_html
 
         return posterior_html(self, self._facts())
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from invflow import _plugins
-from invflow._random import as_generator
+from invflow._core import plugins
+from invflow._core.random import as_generator
+from invflow.likelihood import GaussianLikelihood
 from invflow.operator import Operator
-from invflow.repeated import RepeatedReward
-from invflow.reward import GaussianLikelihood, Reward
+from invflow.reward import RepeatedReward, Reward
 
 if TYPE_CHECKING:
     from invflow.flowmap import FlowMap
-    from invflow.solvers.base import Solver
+    from invflow.solver import Solver
 
 __all__ = ["SPLITS", "Problem", "list_problems", "load_problem"]
 
@@ -122,7 +122,7 @@ class Problem:
             return self._prior()
         if self.prior_name is None:
             raise ValueError(f"problem {self.name!r} has no prior of its own: pass one to the solver")
-        from invflow.neural import load_prior
+        from invflow.models.neural import load_prior
 
         return load_prior(self.prior_name)
 
@@ -266,10 +266,10 @@ class Problem:
             if self._sampler is None:
                 raise TypeError(f"problem {self.name!r} has no exact sampler of its tilted law: use a problem that "
                                 "has one, such as 'mixture/half-plane'")
-            from invflow.solvers.drawn import DrawnPosterior
+            from invflow.solvers.exact import DrawnPosterior
 
             return DrawnPosterior(self._sampler, self.reward, prior=self.prior)
-        from invflow.mixture import GaussianMixtureFlow
+        from invflow.models.mixture import GaussianMixtureFlow
 
         if self._prior is None or not isinstance(self.prior, GaussianMixtureFlow):
             raise TypeError(
@@ -297,7 +297,7 @@ def list_problems() -> dict[str, Problem]:
         ValueError: if two of them have the same name.
     """
     found: dict[str, Problem] = {}
-    for module in _plugins.modules(GROUP):
+    for module in plugins.modules(GROUP):
         for attribute in getattr(module, "__all__", ()):
             problem = getattr(module, attribute)
             if not isinstance(problem, Problem):
@@ -329,7 +329,7 @@ def load_problem(name: str) -> Problem:
     if not known:
         raise ValueError(f"no problem is registered under {GROUP!r}: install the package, pip install -e .")
     if name not in known:
-        raise ValueError(f"there is no problem {name!r}: {_plugins.nearest(name, list(known))}")
+        raise ValueError(f"there is no problem {name!r}: {plugins.nearest(name, list(known))}")
     problem = copy.copy(known[name])
     for cached in ("operator", "prior", "reward"):
         problem.__dict__.pop(cached, None)

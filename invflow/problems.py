@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from invflow import _plugins
+from invflow._core import plugins
 from invflow.problem import GROUP
 
 if TYPE_CHECKING:
@@ -45,17 +45,17 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name == "__all__":
-        return _plugins.names(GROUP)
+        return plugins.names(GROUP)
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        value = _plugins.find(GROUP, name)
+        value = plugins.find(GROUP, name)
     except KeyError:
-        hint = _plugins.nearest(name, _plugins.names(GROUP))
+        hint = plugins.nearest(name, plugins.names(GROUP))
         raise AttributeError(f"there is no problem {name!r} in invflow.problems: {hint}") from None
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_plugins.names(GROUP)})
+    return sorted({*globals(), *plugins.names(GROUP)})

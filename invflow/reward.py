@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invflow._checks import Index, as_index, as_levels, looks_like_image
-from invflow._random import as_generator, draw_noise
-from invflow.noise import estimate_sigma
-from invflow.operator import Operator
+from invflow._core.checks import Index, as_index
 
-__all__ = ["FunctionReward", "GaussianLikelihood", "Likelihood", "PoissonLikelihood", "Reward"]
+__all__ = ["FunctionReward", "RepeatedReward", "Reward", "ScaledReward", "score_rows", "SumReward"]
 
 
 class Reward(ABC):
@@ -65,12 +60,10 @@ class Reward(ABC):
         return self
 
     def __add__(self, other: Reward) -> Reward:
-        from invflow.combined import SumReward  # which imports this module
 
         return SumReward(self, other) if isinstance(other, Reward) else NotImplemented
 
     def __mul__(self, scale: float) -> Reward:
-        from invflow.combined import ScaledReward  # which imports this module
 
         return ScaledReward(self, float(scale)) if isinstance(scale, int | float) else NotImplemented
 
@@ -120,281 +113,132 @@ class FunctionReward(Reward):
         return values.to(device=x.device, dtype=x.dtype).unflatten(0, x.shape[:2])
 
 
-class Likelihood(Reward):
-    """The log density of B measurements given images, log p(y | x), with the operator and y as data.
+class SumReward(Reward):
+    """The sum of rewards; written ``a + b``.
 
-    A subclass writes :meth:`log_density` and :meth:`draw`, entry by entry; its per-observation parameters are
-    named in ``level_names``. Entries that the operator did not observe count for nothing.
-
-    Attributes:
-        operator: the forward model, with one parameter set or one for each observation.
-        y: ``(B, *measurement_shape)``; zero where it was not observed.
-        num_observations: B.
+    Raises:
+        ValueError: if they know different numbers of observations.
     """
 
-    level_names: tuple[str, ...] = ()
-
-    def __init__(self, operator: Operator, y: Tensor) -> None:
-        self.operator = operator
-        y = self._check_measurement(y)
-        observed = operator.observed()
-        self._observed = None if observed is None else observed.to(y.device)
-        if self._observed is not None:
-            y = torch.where(self._observed, y, 0.0)
-        if not bool(torch.isfinite(y).all()):
-            raise ValueError(
-                f"y has {int((~torch.isfinite(y)).sum())} entries that are NaN or infinite, expected finite "
-                "ones: leave unknown entries out with a mask, as invflow.operators.MaskInpainting(mask) does"
-            )
-        self.y = y
-        self.num_observations = y.shape[0]
-
-    def _check_measurement(self, y: Tensor) -> Tensor:
-        """The measurement if it fits the operator; shapes and types are the operator's to judge."""
-        operator = self.operator
-        sets = operator.num_sets
-        if isinstance(y, Tensor) and y.ndim > 1 and len(y) and sets not in (1, len(y)):
-            hint = f"operator.select(slice({len(y)}))" if len(y) < sets else "an operator with as many sets"
-            raise ValueError(
-                f"y has shape {tuple(y.shape)}, {len(y)} observations, but the operator has {sets} parameter "
-                f"sets: it takes one set for each observation, or one for all; pass {hint}"
-            )
-        return operator.check_measurements(y).detach()
-
-    @abstractmethod
-    def log_density(self, y: Tensor, clean: Tensor) -> Tensor:
-        """Log density of every entry of ``y`` given the measurement without noise.
-
-        Args:
-            y: ``(B, 1, *measurement_shape)``.
-            clean: ``(B, N, *measurement_shape)``.
-
-        Returns:
-            ``(B, N, *measurement_shape)``.
-        """
-
-    @abstractmethod
-    def draw(self, clean: Tensor, generator: torch.Generator | None) -> Tensor:
-        """A measurement with noise given the one without: ``(B, N, *measurement_shape)`` to the same."""
+    def __init__(self, *rewards: Reward) -> None:
+        counts = {r.num_observations for r in rewards} - {None}
+        if len(counts) > 1:
+            numbers = " and ".join(sorted(map(str, counts)))
+            raise ValueError(f"rewards over {numbers} observations do not add: select the same ones")
+        self.rewards = rewards
+        self.num_observations = counts.pop() if counts else None
+        self.differentiable = all(r.differentiable for r in rewards)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Log likelihood log p(y | x), summed over the measurement: ``(B, N, *image_shape)`` to ``(B, N)``.
+        """Score images: ``(B, N, *image_shape)`` to ``(B, N)``."""
+        total = self.rewards[0](x)
+        for reward in self.rewards[1:]:
+            total = total + reward(x)
+        return total
+
+    def select(self, index: Index) -> Reward:
+        """The sum for some observations only."""
+        return SumReward(*(r.select(index) for r in self.rewards))
+
+    def to(self, *args: Any, **kwargs: Any) -> Reward:
+        """The sum on another device or in another floating-point type."""
+        return SumReward(*(r.to(*args, **kwargs) for r in self.rewards))
+
+
+class ScaledReward(Reward):
+    """A reward times a number; written ``scale * reward``. A scaled likelihood is no longer a log density."""
+
+    def __init__(self, reward: Reward, scale: float) -> None:
+        self.reward, self.scale = reward, scale
+        self.num_observations, self.differentiable = reward.num_observations, reward.differentiable
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Score images: ``(B, N, *image_shape)`` to ``(B, N)``."""
+        return self.scale * self.reward(x)
+
+    def select(self, index: Index) -> Reward:
+        """The scaled reward for some observations only."""
+        return ScaledReward(self.reward.select(index), self.scale)
+
+    def to(self, *args: Any, **kwargs: Any) -> Reward:
+        """The scaled reward on another device or in another floating-point type."""
+        return ScaledReward(self.reward.to(*args, **kwargs), self.scale)
+
+
+class RepeatedReward(Reward):
+    """A reward of any number of observations, for B observations that are repeats of one another.
+
+    A solver gives each its own particles, so that the spread over the repeats is the solver's own.
+
+    Args:
+        reward: with ``num_observations`` None.
+        count: B, at least 1.
+
+    Raises:
+        ValueError: for a reward that has observations of its own, or a count under 1.
+
+    Example:
+        >>> import torch, invflow
+        >>> from invflow.reward import RepeatedReward
+        >>> tilt = RepeatedReward(invflow.FunctionReward(lambda x: -x.square().sum(1)), 4)
+        >>> tilt(torch.ones(4, 10, 2)).shape, tilt.select([0, 1]).num_observations
+        (torch.Size([4, 10]), 2)
+    """
+
+    def __init__(self, reward: Reward, count: int) -> None:
+        if reward.num_observations is not None:
+            raise ValueError(f"the reward knows {reward.num_observations} observations: reward.select([0] * {count}) "
+                             "repeats one of them")
+        if count < 1:
+            raise ValueError(f"count={count}: repeat a reward at least once")
+        self.reward, self.differentiable = reward, reward.differentiable
+        self.num_observations: int = count
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Score images: ``(B, N, *image_shape)`` to ``(B, N)``.
 
         Raises:
-            ValueError: if the images do not fit the operator or the number of observations.
+            ValueError: for another number of observations.
         """
-        clean = self.predict(x)
-        terms = self.log_density(self.y[:, None].to(clean.dtype), clean)
-        return self._sum_observed(terms)
+        if len(x) != self.num_observations:
+            raise ValueError(f"x has shape {tuple(x.shape)}, but the reward is repeated for {self.num_observations} "
+                             "observations, so it takes that many: reward.select(index) takes some of them")
+        return self.reward(x)
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Measurements without noise, A(x): ``(B, N, *image_shape)`` to ``(B, N, *measurement_shape)``."""
-        shape = tuple(self.operator.image_shape)
-        if x.ndim != len(shape) + 2 or tuple(x.shape[2:]) != shape or x.shape[0] != self.num_observations:
-            expected = f"({self.num_observations}, N, {', '.join(map(str, shape))})"
-            hint = "pass x[:, None] for one image for each observation"
-            if tuple(x.shape[1:]) != shape:
-                hint = "likelihood.select(index) takes some of the observations"
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}, but a likelihood of {self.num_observations} observations of "
-                f"images {shape} takes (B, N, *image_shape) = {expected}: {hint}"
-            )
-        if x.device != self.y.device:
-            raise ValueError(f"x is on {x.device}, y on {self.y.device}: use likelihood.to(x.device)")
-        clean = self.operator.expand(x.shape[1])(x.flatten(0, 1))
-        return clean.unflatten(0, x.shape[:2])
-
-    def simulate(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A fresh measurement of images, with its noise.
-
-        Args:
-            x: ``(B, N, *image_shape)``, or ``(B, *image_shape)`` for one image for each observation.
-            generator: source of the noise.
-
-        Returns:
-            ``(B, N, *measurement_shape)`` or ``(B, *measurement_shape)``; zero where nothing is observed.
-        """
-        single = x.ndim == len(self.operator.image_shape) + 1
-        clean = self.predict(x[:, None] if single else x)
-        y = self.draw(clean, generator)
-        if self._observed is not None:
-            y = torch.where(self._observed[:, None], y, 0.0)
-        return y[:, 0] if single else y
-
-    def select(self, index: Index) -> Likelihood:
-        """The likelihood of some observations only, with their operators; see :meth:`Reward.select`."""
-        rows = as_index(index, len(self.y))
+    def select(self, index: Index) -> Reward:
+        """The reward for some of the repeats; see :meth:`Reward.select`."""
         other = copy.copy(self)
-        other.operator = self.operator.select(rows)
-        rows = rows.to(self.y.device)
-        for name in ("y", *self.level_names):
-            setattr(other, name, getattr(self, name)[rows])
-        if self._observed is not None and self._observed.shape[0] > 1:
-            other._observed = self._observed[rows]
-        other.num_observations = len(rows)
+        other.num_observations = len(as_index(index, self.num_observations))
         return other
 
-    def to(self, *args: Any, **kwargs: Any) -> Likelihood:
-        """The likelihood, operator and all, on another device or in another floating-point type; a copy."""
+    def to(self, *args: Any, **kwargs: Any) -> Reward:
+        """The reward on another device or in another floating-point type; a copy."""
         other = copy.copy(self)
-        other.operator = copy.deepcopy(self.operator).to(*args, **kwargs)
-        for name in ("y", *self.level_names):
-            setattr(other, name, getattr(self, name).to(*args, **kwargs))
-        if self._observed is not None:
-            other._observed = self._observed.to(other.y.device)
+        other.reward = self.reward.to(*args, **kwargs)
         return other
 
-    def _level(self, name: str, like: Tensor) -> Tensor:
-        """A per-observation parameter, shaped to broadcast against ``(B, N, *measurement_shape)``."""
-        return getattr(self, name).to(like).reshape(-1, *([1] * (like.ndim - 1)))
-
-    def _sum_observed(self, terms: Tensor) -> Tensor:
-        """Sum ``(B, N, *measurement_shape)`` over the observed entries, to ``(B, N)``."""
-        if self._observed is not None:
-            terms = torch.where(self._observed[:, None], terms, 0.0)
-        return terms.flatten(2).sum(2)
-
-    def count_observed(self) -> Tensor:
-        """How many entries were observed, ``(B,)`` or ``(1,)`` where all observations share a mask."""
-        if self._observed is None:
-            return self.y.new_full((1,), math.prod(self.operator.measurement_shape))
-        return self._observed.flatten(1).sum(1).to(self.y)
+    def __repr__(self) -> str:
+        return f"RepeatedReward({self.reward!r}, {self.num_observations})"
 
 
-class GaussianLikelihood(Likelihood):
-    r"""The likelihood of y = A(x) + sigma e with e ~ N(0, I), normalised, summed over the observed entries.
+def score(reward: Reward, x: Tensor, chunk_size: int = 1024) -> Tensor:
+    """Rewards of many images without gradients, in pieces: ``(B, N, *image_shape)`` to ``(B, N)``."""
+    step = max(1, chunk_size // len(x))
+    with torch.no_grad():
+        return torch.cat([reward(part) for part in x.split(step, dim=1)], dim=1)
 
-    .. math:: \log p(y \mid x) = - \|y - A(x)\|^2 / (2 \sigma^2) - m \log(\sigma \sqrt{2 \pi})
+
+def score_rows(reward: Reward, images: Tensor, owner: Tensor) -> Tensor:
+    """Reward of images that each belong to an observation, so that B times N rows can be cut anywhere.
 
     Args:
-        operator: with one parameter set, or one for each observation.
-        y: ``(B, *measurement_shape)``, floating point and finite.
-        sigma: noise standard deviation in the units of ``y``, over 0; a float, a ``(B,)`` tensor, or None to
-            estimate it from ``y``, see :func:`invflow.noise.estimate_sigma`.
+        reward: over B observations, or any number.
+        images: ``(n, *image_shape)``.
+        owner: ``(n,)``, the observation of each.
 
-    Attributes:
-        operator, y, sigma: as above; sigma ``(B,)``.
-
-    Raises:
-        ValueError: for sigma that is not positive, and for a measurement that is empty, of another shape, not
-            floating point or not finite.
-
-    Warns:
-        UserWarning: of an estimated sigma, with its value; of a picture whose values look like [0, 255].
-
-    Example:
-        >>> import torch, invflow
-        >>> from invflow.operators import Denoising
-        >>> likelihood = invflow.GaussianLikelihood(Denoising((1, 8, 8)), torch.zeros(2, 1, 8, 8), sigma=0.1)
-        >>> likelihood(torch.zeros(2, 5, 1, 8, 8)).shape
-        torch.Size([2, 5])
+    Returns:
+        ``(n,)``.
     """
-
-    level_names = ("sigma",)
-
-    def __init__(self, operator: Operator, y: Tensor, sigma: float | Tensor | None = None) -> None:
-        super().__init__(operator, y)
-        self._warn_of_range()
-        if sigma is None:
-            sigma = estimate_sigma(self.y, self._observed)
-            values = ", ".join(f"{value:.4g}" for value in sigma[:4].tolist())
-            values += ", ..." if len(sigma) > 4 else ""
-            warnings.warn(f"sigma was estimated from y as {values}, by its median fine-scale difference, "
-                          "which takes fine texture for noise: pass sigma=... if you know it", stacklevel=2)
-        self.sigma = as_levels(sigma, len(self.y), "sigma").to(self.y)
-
-    def _warn_of_range(self) -> None:
-        """Warn of a measurement far above what the operator makes of a white image."""
-        shape, high = self.operator.image_shape, float(self.y.max())
-        if not (high > 30 and looks_like_image(shape)):
-            return
-        with torch.no_grad():
-            white = self.operator(self.y.new_ones(self.operator.num_sets, *shape))
-        if high > 20 * float(white.abs().max()):
-            warnings.warn(f"y has values up to {high:.4g}, a white image measures {float(white.max()):.4g}: "
-                          "it looks like [0, 255], and images are in [0, 1], so pass y / 255", stacklevel=3)
-
-    def log_density(self, y: Tensor, clean: Tensor) -> Tensor:
-        """Log of N(y; clean, sigma^2), entry by entry."""
-        sigma = self._level("sigma", clean)
-        return -0.5 * ((y - clean) / sigma).square() - sigma.log() - 0.5 * math.log(2 * math.pi)
-
-    def draw(self, clean: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The measurement without noise plus Gaussian noise."""
-        return clean + self._level("sigma", clean) * draw_noise(tuple(clean.shape), generator).to(clean)
-
-    def residual(self, x: Tensor) -> Tensor:
-        """Mean squared residual in units of sigma^2, over the observed entries; near 1 for a good sample.
-
-        Args:
-            x: ``(B, N, *image_shape)``.
-
-        Returns:
-            ``(B, N)``.
-        """
-        clean = self.predict(x)
-        scaled = (self.y[:, None].to(clean.dtype) - clean) / self._level("sigma", clean)
-        count = self.count_observed()[:, None].to(clean.dtype)
-        return self._sum_observed(scaled.square()) / count.clamp(min=1)
-
-
-class PoissonLikelihood(Likelihood):
-    r"""The likelihood of photon counts, y ~ Poisson(gain A(x) + background), summed over observed entries.
-
-    .. math:: \log p(y \mid x) = \sum y \log \lambda - \lambda - \log y!, \qquad \lambda = g A(x) + b
-
-    Images overshoot, so A(x) may be negative. Below a rate of ``floor`` counts log lambda is continued along
-    its tangent, which keeps the density finite and its gradient pointing back; above, it is exact.
-
-    Args:
-        operator: with one parameter set, or one for each observation.
-        y: counts ``(B, *measurement_shape)``, whole numbers of at least 0, of any dtype.
-        gain: counts for an intensity of 1, over 0; a float or ``(B,)``.
-        background: counts without any light, at least 0; a float or ``(B,)``.
-        floor: the rate in counts below which the logarithm is continued, over 0.
-
-    Raises:
-        ValueError: for a gain or a background out of range, and for counts that are negative, not whole,
-            not finite or of another shape.
-
-    Example:
-        >>> import torch, invflow
-        >>> from invflow.operators import Denoising
-        >>> counts = invflow.PoissonLikelihood(Denoising((1, 8, 8)), torch.full((2, 1, 8, 8), 5), gain=10.0)
-    """
-
-    level_names = ("gain", "background")
-
-    def __init__(self, operator: Operator, y: Tensor, gain: float | Tensor,
-                 background: float | Tensor = 0.0, floor: float = 1e-3) -> None:
-        if isinstance(y, Tensor) and not y.is_floating_point() and not y.is_complex():
-            y = y.to(torch.get_default_dtype())  # counts are whole: an integer type is no mistake here
-        super().__init__(operator, y)
-        if bool(((self.y < 0) | (self.y != self.y.round())).any()):
-            raise ValueError(
-                f"y has values from {float(self.y.min()):.4g} to {float(self.y.max()):.4g}, expected counts, "
-                "whole numbers of at least 0: for intensities use GaussianLikelihood, or (gain * y).round()"
-            )
-        if not (math.isfinite(floor) and floor > 0):
-            raise ValueError(f"floor is {floor}: it must be finite and > 0 counts")
-        self.gain = as_levels(gain, len(self.y), "gain").to(self.y)
-        dark = as_levels(background, len(self.y), "background", allow_zero=True)
-        self.background = dark.to(self.y)
-        self.floor = floor
-
-    def rate(self, clean: Tensor) -> Tensor:
-        """Expected counts, gain A(x) + background: ``(B, N, *measurement_shape)`` to the same."""
-        return self._level("gain", clean) * clean + self._level("background", clean)
-
-    def log_density(self, y: Tensor, clean: Tensor) -> Tensor:
-        """Log of Poisson(y; rate), entry by entry."""
-        rate = self.rate(clean)
-        tangent = math.log(self.floor) + (rate - self.floor) / self.floor
-        log_rate = torch.where(rate > self.floor, rate.clamp(min=self.floor).log(), tangent)
-        return y * log_rate - rate - torch.lgamma(y + 1)
-
-    def draw(self, clean: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Counts; negative rates count as none."""
-        generator = as_generator(generator)
-        rate = self.rate(clean).detach().clamp(min=0).to(generator.device)
-        return torch.poisson(rate, generator=generator).to(clean)
+    if reward.num_observations in (None, 1):
+        return reward(images[None])[0]
+    return reward.select(owner)(images[:, None])[:, 0]

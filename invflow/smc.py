@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from invflow._random import as_generator
+from invflow._core.random import as_generator
 
 __all__ = [
     "RESAMPLERS", "conditional_ess", "count_distinct", "effective_sample_size", "log_mean_weight",

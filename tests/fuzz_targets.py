@@ -17,14 +17,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 import invflow
-from invflow._certificate import Certificate, read_record, write_record
-from invflow._certificate_judge import LEVELS, Check, Judgement
-from invflow._compare_parts import Part, read_part, write_part
-from invflow.adapter import Adapter
-from invflow.datasets import load_images
-from invflow.imageio import read_image, read_kernel, read_mask
+from invflow._core.records import digest
+from invflow.datasets.files import read_image, read_kernel, read_mask
+from invflow.datasets.sets import load_images
+from invflow.evaluation.certificate.certificate import Certificate, read_record, write_record
+from invflow.evaluation.certificate.judgement import LEVELS, Check, Judgement
+from invflow.evaluation.results.parts import Part, read_part, write_part
+from invflow.models.adapter import Adapter
 from invflow.nets.classifier import Classifier
-from invflow.pretrained import digest
 from invflow.training.loop import LoopSettings, _load, _save
 
 __all__ = ["TARGETS", "Target"]
@@ -138,7 +138,8 @@ def _make_certificate(place: Path) -> None:
 
 
 def _make_comparison(place: Path) -> None:
-    from invflow._compare_table import _COSTS, _FORMAT
+    from invflow.evaluation.comparison import _FORMAT
+    from invflow.evaluation.results.results import _COSTS
 
     place.mkdir(parents=True)
     record = {"format": _FORMAT, "values": {"p": {"s": {"crps": [0.1, 0.2]}}}, "sets": {"p": {"s": {"sw": [0.3, 0.1]}}},
@@ -148,7 +149,7 @@ def _make_comparison(place: Path) -> None:
 
 
 def _load_comparison(place: Path) -> Any:
-    from invflow._compare_table import Comparison
+    from invflow.evaluation.comparison import Comparison
 
     return Comparison.load(place)
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from invflow._compare_parts import Part, Task
-from invflow._compare_table import Comparison
+from invflow.evaluation.comparison import Comparison
+from invflow.evaluation.results.parts import Part, Task
 
 EVIL = '<img src=x onerror="alert(1)">&amp;\u2028'
 PROBLEM, PLANE = "</script><b>images", "plane"

@@ -3,7 +3,7 @@
 import torch
 
 import invflow
-from invflow.spectral import Spectrum
+from invflow.linear.spectral import Spectrum
 
 OPTIONS = {"channels": [8, 16, 16], "blocks": 1, "attention": False}
 AFFINE = (0.5, 0.5)

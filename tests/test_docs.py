@@ -72,7 +72,7 @@ def check_invflow(words: list[str], own: set[str]) -> None:
     """
     import typer.main
 
-    from invflow.cli import app
+    from invflow.cli.entry import app
 
     group = typer.main.get_command(app)
     if not words or words[0].startswith("-"):
@@ -89,7 +89,7 @@ def check_invflow(words: list[str], own: set[str]) -> None:
 
         operators.find(given["operator"])
     if words[0] == "compare":
-        from invflow.cli_compare import parse_solver
+        from invflow.cli.compare import parse_solver
 
         check_problems(given["problems"])
         for text in given["solver"]:
@@ -113,7 +113,7 @@ def check_problems(names: list[str | None]) -> None:
 
 def check_settings(solver: str, problem: str, settings: list[str]) -> None:
     from invflow.problem import load_problem
-    from invflow.solvers.registry import SOLVERS
+    from invflow.registry import SOLVERS
 
     target = SOLVERS[solver].target(load_problem(problem))
     known = inspect.signature(target).parameters
@@ -137,7 +137,7 @@ def check(command: str, page: str = "") -> None:
     elif words[0] in ("python", "python3"):
         assert (ROOT / words[1]).is_file(), f"there is no file {words[1]}"
     if words[0] == "invflow":
-        from invflow.solve import kebab
+        from invflow.cli.image_task import kebab
 
         text = (ROOT / page).read_text(encoding="utf-8") if page else ""
         check_invflow(words[1:], {kebab(own) for own in re.findall(r"^class (\w+)\(Operator\)", text, re.MULTILINE)})

@@ -16,8 +16,8 @@ from fuzz_targets import TARGETS
 from safetensors.torch import load_file, save_file
 
 import invflow
-from invflow.datasets import read_idx
-from invflow.imageio import read_image, read_mask
+from invflow.datasets.files import read_image, read_mask
+from invflow.datasets.sets import read_idx
 
 TARGET = {target.name: target for target in TARGETS}
 

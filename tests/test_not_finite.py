@@ -15,10 +15,11 @@ from torch import Tensor
 
 import invflow
 from invflow import FMTT, BeamSearch, BestOfN, NoiseRTO, NoiseSMC, TopKSearch, TwistedDiffusion
-from invflow.adapter import Adapter
+from invflow.likelihood import GaussianLikelihood
+from invflow.models.adapter import Adapter
 from invflow.operators import Denoising
-from invflow.reward import GaussianLikelihood, Reward
-from invflow.solvers.noise_target import NoiseTarget
+from invflow.reward import Reward
+from invflow.solvers.noise.target import NoiseTarget
 
 B, N = 3, 5
 OBSERVATION, PARTICLE = 1, 3

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from invflow.noise import estimate_sigma
+from invflow.likelihood import estimate_sigma
 
 
 def noisy(name: str, sigma: float) -> torch.Tensor:

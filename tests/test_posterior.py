@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import invflow
 from invflow import NFE, Posterior
-from invflow.pretrained import bytes_of, digest
+from invflow._core.records import bytes_of, digest
 
 
 def generator(seed: int = 0) -> torch.Generator:

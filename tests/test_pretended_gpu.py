@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 import invflow
-from invflow import metrics, smc, spectral
+from invflow import metrics, smc
+from invflow.linear import spectral
+from invflow.models.spectral_adapter import SpectralAdapter
 from invflow.operators import (
     BoxInpainting,
     DeepinvOperator,
@@ -22,7 +24,6 @@ from invflow.operators import (
     RandomInpainting,
     SuperResolution,
 )
-from invflow.spectral_adapter import SpectralAdapter
 
 try:
     from pretended_gpu import GPU, PretendGPU, bare, count, generator, on_gpu, put, same, shaken, wrap

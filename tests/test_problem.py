@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import invflow
-from invflow import _plugins, metrics
-from invflow.mixture import GaussianMixtureFlow
+from invflow import metrics
+from invflow._core import plugins
+from invflow.models.mixture import GaussianMixtureFlow
 from invflow.operators import Denoising, MatrixOperator, RandomInpainting
 from invflow.problem import Problem, list_problems, load_problem
 from invflow.testing import check_problem
@@ -106,11 +107,11 @@ def test_unknown_names_lead_to_the_nearest():
 def test_third_party_problems_are_found_and_double_names_refused(monkeypatch):
     module = types.ModuleType("hospital")
     module.scanner, module.__all__ = image_problem(name="hospital/scanner"), ["scanner"]
-    monkeypatch.setattr(_plugins, "modules", lambda group: (module,))
+    monkeypatch.setattr(plugins, "modules", lambda group: (module,))
     assert load_problem("hospital/scanner").name == "hospital/scanner"
     second = types.ModuleType("clinic")
     second.scanner, second.__all__ = image_problem(name="hospital/scanner"), ["scanner"]
-    monkeypatch.setattr(_plugins, "modules", lambda group: (module, second))
+    monkeypatch.setattr(plugins, "modules", lambda group: (module, second))
     with pytest.raises(ValueError, match="two problems"):
         list_problems()
 

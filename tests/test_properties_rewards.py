@@ -14,11 +14,10 @@ from torch import Tensor
 
 import invflow
 from invflow import FunctionReward, GaussianLikelihood, PoissonLikelihood
-from invflow.combined import ScaledReward, SumReward
-from invflow.image_rewards import ClassReward, MaskMatchReward, MirrorReward, RotationReward
+from invflow.likelihood import Likelihood
 from invflow.operators import Blur, Denoising, MatrixOperator, RandomInpainting, SuperResolution
-from invflow.repeated import RepeatedReward
-from invflow.reward import Likelihood, Reward
+from invflow.reward import RepeatedReward, Reward, ScaledReward, SumReward
+from invflow.rewards.images import ClassReward, MaskMatchReward, MirrorReward, RotationReward
 
 SHAPE = (1, 4, 4)
 ROUNDING = {torch.float32: 3e-5, torch.float64: 1e-10}
@@ -65,7 +64,7 @@ BUILDERS: dict[type[Reward], Callable[[Any, int, int], Reward]] = {
 }
 #: not from here: they take trained networks, and are tested with them
 ELSEWHERE = {ClassReward}
-ELSEWHERE_MODULES = ("invflow.vision_rewards",)
+ELSEWHERE_MODULES = ("invflow.rewards.vision",)
 
 
 def _kinds(of: type) -> Iterator[type]:

@@ -17,10 +17,10 @@ from tilting_models import Gaussian
 from torch import Tensor
 
 import invflow
-from invflow.adapter import Adapter
+from invflow.likelihood import GaussianLikelihood
+from invflow.models.adapter import Adapter
 from invflow.operators import Denoising, MatrixOperator
-from invflow.reward import GaussianLikelihood
-from invflow.solvers.registry import SOLVERS
+from invflow.registry import SOLVERS
 
 F64 = torch.float64
 
@@ -56,7 +56,7 @@ def _lmmse(**settings: Any) -> invflow.LinearMMSE:
 
 def _on_prior(name: str, **quick: Any) -> Callable[..., Any]:
     """The solver as the registry makes it, with settings that take few calls."""
-    return lambda **settings: invflow.solvers.registry.solver_by_name(name, Bent(), **quick, **settings)
+    return lambda **settings: invflow.registry.solver_by_name(name, Bent(), **quick, **settings)
 
 
 #: quick settings; a solver that is not here runs with its own

@@ -8,7 +8,7 @@ import torch
 
 import invflow
 from invflow import FunctionReward, GaussianLikelihood, PoissonLikelihood, Reward
-from invflow.noise import estimate_sigma
+from invflow.likelihood import estimate_sigma
 from invflow.operators import (
     BoxInpainting,
     Denoising,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from invflow._random import as_generator
+from invflow._core.random import as_generator
 from invflow.metrics.quality import _check, pair_mass, spread
 from invflow.metrics.ranks import random_ranks
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from invflow._random import draw_noise
+from invflow._core.random import draw_noise
 from invflow.metrics.quality import exact_distances, normalised_weights, pair_mass
 
 __all__ = ["max_sliced_wasserstein", "median_distance", "mmd", "mmd_root", "sliced_wasserstein"]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invflow._random import as_generator
+from invflow._core.random import as_generator
 
 __all__ = ["RankTest", "detectable_shift", "detectable_spread", "ecdf_band", "holm", "random_ranks", "rank_power",
            "rank_test"]

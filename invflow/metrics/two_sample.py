@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from invflow._random import as_generator, draw_noise
+from invflow._core.random import as_generator, draw_noise
 from invflow.metrics.distances import _flat_pair
 from invflow.metrics.quality import normalised_weights
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from invflow._core.folders import SHIPPED, load_built, read_config, resolve_folder, save_module
 from invflow.nets.mlp import init_linear
-from invflow.pretrained import SHIPPED, load_built, read_config, resolve_folder, save_module
 
 __all__ = ["Classifier", "confident_share"]
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from invflow._memory import ChunkSize
-from invflow._random import as_generator, draw_noise
-from invflow.mixture import GaussianMixtureFlow, draw_components
-from invflow.operator import Operator
+from invflow._core.chunks import ChunkSize
+from invflow._core.random import as_generator, draw_noise
+from invflow.flowmap import FlowMap
+from invflow.likelihood import GaussianLikelihood
+from invflow.linear.structure import dense_matrix
+from invflow.models.mixture import GaussianMixtureFlow, draw_components
 from invflow.posterior import NFE, Posterior
-from invflow.reward import GaussianLikelihood, Reward
-from invflow.solvers.base import Solver
+from invflow.reward import Reward, score
+from invflow.solver import Solver
 
-__all__ = ["ExactPosterior", "dense_matrix"]
-
-_ROWS_AT_A_TIME = 1024
+__all__ = ["DrawnPosterior", "ExactPosterior"]
 _VALUES_AT_A_TIME = 2**24
 
 
@@ -209,20 +210,64 @@ class ExactPosterior(Solver):
         return reward
 
 
-def dense_matrix(likelihood: GaussianLikelihood) -> Tensor:
-    """The operator's matrices ``(sets, m, d)``, by its action on the identity; unobserved rows are zero."""
-    operator: Operator = likelihood.operator
-    size = math.prod(operator.image_shape)
-    tensors = [t for t in (*operator.buffers(), *operator.parameters()) if t.is_floating_point()]
-    like = tensors[0] if tensors else likelihood.y
-    singles = [operator.select(i) for i in range(operator.num_sets)]
-    columns: list[list[Tensor]] = [[] for _ in singles]
-    for start in range(0, size, _ROWS_AT_A_TIME):
-        count = min(_ROWS_AT_A_TIME, size - start)
-        rows = torch.zeros(count, size, dtype=like.dtype, device=likelihood.y.device)
-        rows.diagonal(start).fill_(1)
-        for single, found in zip(singles, columns):
-            found.append(single(rows.unflatten(1, operator.image_shape)).flatten(1).double())
-    matrix = torch.stack([torch.cat(found) for found in columns]).mT
-    observed = operator.observed()
-    return matrix if observed is None else matrix * observed.flatten(1).to(matrix)[..., None]
+class DrawnPosterior(Solver):
+    """Independent draws of one known law p(x) e^{r(x)}, in closed form or by rejection: the truth to compare with.
+
+    Args:
+        sampler: ``(n, generator)`` to independent draws ``(n, *image_shape)``.
+        reward: r, of any number of observations.
+        prior: the flow map that is tilted.
+
+    Example:
+        >>> import torch, invflow
+        >>> problem = invflow.load_problem("mixture/half-plane")
+        >>> truth, reward = problem.simulate(2, generator=torch.Generator().manual_seed(0))
+        >>> problem.exact_posterior().sample(reward, 100).samples.shape
+        torch.Size([2, 100, 2])
+    """
+
+    def __init__(self, sampler: Callable[[int, torch.Generator], Tensor], reward: Reward, *, prior: FlowMap) -> None:
+        self.sampler, self.reward, self.prior = sampler, reward, prior
+
+    @torch.no_grad()
+    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
+               progress: bool = False) -> Posterior:
+        """Draw from the tilted law; see :meth:`Solver.sample`.
+
+        Raises:
+            TypeError: for another reward than the one whose law is known.
+            ValueError: for under one sample.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
+        start, count = time.perf_counter(), reward.num_observations or 1
+        with self.prior.count() as calls:
+            rows = self.sampler(count * num_samples, as_generator(generator))
+        samples = rows.unflatten(0, (count, num_samples))
+        self._check(reward, samples[:, :8])
+        total = len(rows)
+        return Posterior(samples, nfe=NFE(calls.forward / total, calls.backward / total),
+                         seconds=time.perf_counter() - start, settings={"solver": "DrawnPosterior"})
+
+    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw from the prior, ``(n, *image_shape)``: from the law itself where it has one, else in one step."""
+        from invflow.models.mixture import GaussianMixtureFlow
+
+        if isinstance(self.prior, GaussianMixtureFlow):
+            return self.prior.decode(self.prior.sample(n, generator=generator))
+        return self.prior.generate(n, generator=generator)
+
+    def _check(self, reward: Reward, images: Tensor) -> None:
+        """Whether a reward agrees with the known one on images: its law is no other's."""
+        own = score(self.reward.to(images.device), images)
+        try:
+            given = score(reward, images)
+        except ValueError as error:
+            raise TypeError(f"this law is known for one reward, and a {type(reward).__name__} scores its draws with "
+                            f"an error ({error}): pass the reward of the problem") from error
+        if not torch.allclose(own, given, rtol=1e-3, atol=1e-3 * float(own.abs().mean()) + 1e-6):
+            raise TypeError(
+                f"this law is known for one reward, and the {type(reward).__name__} scores its draws otherwise "
+                f"({float(given.flatten()[0]):.4g} in place of {float(own.flatten()[0]):.4g}): pass the reward of the "
+                "problem, or use invflow.FMTT(prior) or invflow.NoiseSMC(prior), which take any reward"
+            )

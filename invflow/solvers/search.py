@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invflow._memory import ChunkSize, check_chunk_size, rows_at_a_time
-from invflow._random import as_generator
-from invflow.flowmap import FlowMap
+from invflow._core.chunks import ChunkSize, check_chunk_size
+from invflow._core.random import as_generator
+from invflow.flowmap import FlowMap, rows_at_a_time
 from invflow.posterior import NFE, Posterior
 from invflow.reward import Reward
 from invflow.smc import count_distinct
-from invflow.solvers._finite import not_finite
-from invflow.solvers._particles import Chunk, FMTTState, first_bad, make_chunks, over_chunks
-from invflow.solvers._selection import JumpCalls, SelectingFMTT
-from invflow.solvers.base import Solver
-from invflow.solvers.tilting import Grid, Look
+from invflow.solver import Solver
+from invflow.solvers.finite import not_finite
+from invflow.solvers.tilting.look_ahead import Look
+from invflow.solvers.tilting.particles import Chunk, FMTTState, first_bad, make_chunks, over_chunks
+from invflow.solvers.tilting.schedules import Grid
+from invflow.solvers.tilting.selection import JumpCalls, SelectingFMTT
 
 __all__ = ["BeamSearch", "BestOfN", "SearchState", "TopKSearch"]
 

@@ -15,18 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invflow._memory import ChunkSize, check_chunk_size, rows_at_a_time
-from invflow._random import as_generator, draw_noise
-from invflow.adapter import Adapter
+from invflow._core.chunks import ChunkSize, check_chunk_size
+from invflow._core.folders import read_config, resolve_folder
+from invflow._core.random import as_generator, draw_noise
+from invflow._core.records import fingerprint, write_atomically
+from invflow.flowmap import rows_at_a_time
+from invflow.models.adapter import Adapter
+from invflow.models.neural import NeuralFlowMap
 from invflow.nets.unet import can_tile, tiles
-from invflow.neural import NeuralFlowMap
 from invflow.posterior import NFE, Posterior
-from invflow.pretrained import fingerprint, read_config, resolve_folder, write_atomically
-from invflow.reward import Reward
+from invflow.reward import Reward, score_rows
 from invflow.smc import log_mean_weight, pareto_k_hat, precise
-from invflow.solvers._finite import check_finite
-from invflow.solvers.base import Solver
-from invflow.solvers.noise_target import log_prior_over_proposal, score_rows
+from invflow.solver import Solver
+from invflow.solvers.finite import check_finite
+from invflow.solvers.noise.target import log_prior_over_proposal
 
 __all__ = ["VFM"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from invflow.reward import Likelihood
+from invflow.likelihood import Likelihood
 from invflow.testing._tools import expect, expect_close, rounding
 
 __all__ = ["check_density"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from invflow._checks import looks_like_image
+from invflow._core.checks import looks_like_image
 from invflow.flowmap import FlowMap
+from invflow.likelihood import GaussianLikelihood
 from invflow.metrics import coverage
-from invflow.mixture import GaussianMixtureFlow
+from invflow.models.mixture import GaussianMixtureFlow
 from invflow.operator import Operator
 from invflow.problem import SPLITS, Problem
-from invflow.repeated import score
-from invflow.reward import GaussianLikelihood, Reward
+from invflow.reward import Reward, score
 from invflow.testing._tools import expect, watch_global_seed
 
 __all__ = ["check_problem"]

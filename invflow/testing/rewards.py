@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from invflow.reward import Likelihood, Reward
+from invflow.likelihood import Likelihood
+from invflow.reward import Reward
 from invflow.testing._densities import check_density
 from invflow.testing._tools import attempt, expect, expect_close, rounding, watch_global_seed
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from invflow.flowmap import FlowMap
-from invflow.mixture import GaussianMixtureFlow
+from invflow.likelihood import GaussianLikelihood, Likelihood
+from invflow.models.mixture import GaussianMixtureFlow
 from invflow.operator import Operator
 from invflow.posterior import NFE, Posterior
-from invflow.reward import GaussianLikelihood, Likelihood
-from invflow.solvers.base import Solver
+from invflow.solver import Solver
 from invflow.solvers.exact import ExactPosterior
 from invflow.testing._tools import attempt, expect, expect_close, relative_error, rounding, watch_global_seed
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from invflow._random import draw_noise
-from invflow.adapter import Adapter
-from invflow.neural import NeuralFlowMap
+from invflow._core.random import draw_noise
+from invflow.models.adapter import Adapter
+from invflow.models.neural import NeuralFlowMap
 from invflow.solvers.vfm import VFM
 from invflow.training.loop import LoopSettings, Sampler, batches_of, fit
 from invflow.training.vfm import TrainingProblem, VFMObjective, finish

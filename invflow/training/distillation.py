@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invflow._random import draw_noise
+from invflow._core.random import draw_noise
 from invflow.flowmap import FlowMap, expand_time
-from invflow.latent import LatentFlowMap
-from invflow.neural import NeuralFlowMap
+from invflow.models.latent import LatentFlowMap
+from invflow.models.neural import NeuralFlowMap
 from invflow.training.loop import LoopSettings, Objective, Sampler, batches_of, fit, seeded
 from invflow.training.losses import AverageVelocity, average_velocity_jvp, normalise, sample_times
 from invflow.training.prior import data_statistics

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invflow.compiled import compiled_networks
-from invflow.pretrained import digest, parse_json, write_atomically
+from invflow._core.records import digest, parse_json, write_atomically
+from invflow.models.compiled import compiled_networks
 
 __all__ = ["LoopSettings", "Objective", "fit"]
 

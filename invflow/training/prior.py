@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invflow._random import draw_noise
-from invflow.neural import NeuralFlowMap
-from invflow.spectral import Spectrum
+from invflow._core.random import draw_noise
+from invflow.linear.spectral import Spectrum
+from invflow.models.neural import NeuralFlowMap
 from invflow.training.loop import LoopSettings, Objective, Sampler, batches_of, fit, seeded
 from invflow.training.losses import meanflow_loss, normalise, sample_between, sample_times
 

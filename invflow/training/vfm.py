@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invflow._random import draw_noise
-from invflow.adapter import Adapter
-from invflow.neural import NeuralFlowMap
+from invflow._core.random import draw_noise
+from invflow.models.adapter import Adapter
+from invflow.models.neural import NeuralFlowMap
+from invflow.models.spectral_adapter import SpectralAdapter
 from invflow.operator import Operator
 from invflow.reward import Reward
 from invflow.solvers.vfm import VFM
-from invflow.spectral_adapter import SpectralAdapter
 from invflow.training.loop import LoopSettings, Objective, Sampler, batches_of, fit, seeded
 from invflow.training.losses import (
     gaussian_kl,

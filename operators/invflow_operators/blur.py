@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invflow._random import as_generator
 from invflow.operator import Operator
+from invflow.plugins import as_generator
 from invflow_operators._transfer import transfer_summary
 
 __all__ = ["Blur", "GaussianBlur", "MotionBlur"]

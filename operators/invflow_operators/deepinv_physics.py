@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invflow._checks import Index, as_index
-from invflow._random import as_generator
 from invflow.operator import Operator
+from invflow.plugins import Index, as_generator, as_index
 
 __all__ = ["DeepinvOperator"]
 

@@ -24,6 +24,7 @@ class Denoising(Operator):
     """
 
     problem_class = "denoising"
+    structure = "identity"
 
     def __init__(self, image_shape: Sequence[int]) -> None:
         super().__init__()

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from invflow._random import as_generator
 from invflow.operator import Operator
+from invflow.plugins import as_generator
 
 __all__ = ["BoxInpainting", "MaskInpainting", "RandomInpainting"]
 

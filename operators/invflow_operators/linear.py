@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from invflow.composed import ComposedOperator
-from invflow.operator import Operator
+from invflow.operator import ComposedOperator, Operator
 
 __all__ = ["ComposedOperator", "MatrixOperator"]
 

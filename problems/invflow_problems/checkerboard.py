@@ -12,12 +12,14 @@ import time
 import torch
 from torch import Tensor
 
-from invflow._random import as_generator
+from invflow.likelihood import GaussianLikelihood
+from invflow.metrics import energy_score, mmd_root, nlpd
 from invflow.operator import Operator
+from invflow.plugins import as_generator
 from invflow.posterior import Posterior
-from invflow.problem import Problem
-from invflow.reward import GaussianLikelihood, Reward
-from invflow.solvers.base import Solver
+from invflow.problem import Problem, load_problem
+from invflow.reward import Reward
+from invflow.solver import Solver
 
 __all__ = ["BoardPosterior", "board_sample", "checkerboard", "exact_posterior_samples", "on_board"]
 
@@ -137,3 +139,41 @@ def _first_coordinate() -> Operator:
 checkerboard = Problem("checkerboard", "checkerboard", _first_coordinate, NOISE, sampler=board_sample,
                        exact=BoardPosterior,
                        description="a 4 x 4 board on [-2, 2]^2, first coordinate observed with noise 0.1")
+
+
+def evaluate(solver: Solver, *, num_observations: int = 1000, num_samples: int = 100,
+             seed: int = 1) -> dict[str, float]:
+    """Metrics of a solver on the checkerboard.
+
+    Args:
+        solver: with ``sample`` and ``prior_samples``.
+        num_observations: measurements, each of a new truth.
+        num_samples: posterior draws for each.
+        seed: of truths, measurements and draws; the same seed gives every solver the same observations.
+
+    Returns:
+        NLPD of a second measurement, energy score with diagonal, share of posterior draws on the board, root MMD to
+        the exact posterior, standard deviation of the unobserved coordinate, and of prior draws share and root MMD.
+    """
+    g = torch.Generator().manual_seed(seed)
+    truth, likelihood = load_problem("checkerboard").simulate(num_observations, generator=g)
+    second = likelihood.simulate(truth, g)
+    exact = exact_posterior_samples(likelihood.y, num_samples, g)
+    samples = solver.sample(likelihood, num_samples, generator=g).samples
+    prior = solver.prior_samples(num_observations * num_samples // 10, generator=g)
+    board = board_sample(len(prior), g)
+    return {
+        "nlpd": float(nlpd(_second_density(second, samples, likelihood.sigma)).mean()),
+        "crps": float(energy_score(samples, truth, fair=False).mean()),
+        "share": float(on_board(samples).float().mean()),
+        "mmd": float(mmd_root(samples, exact).mean()),
+        "spread": float(samples[..., 1].std(dim=1).mean()),
+        "prior_share": float(on_board(prior).float().mean()),
+        "prior_mmd": float(mmd_root(prior.view(-1, 100, 2), board.view(-1, 100, 2)).mean()),
+    }
+
+
+def _second_density(second: Tensor, samples: Tensor, sigma: Tensor) -> Tensor:
+    """Log density of a second measurement given each sample: ``(B, N)``."""
+    normal = torch.distributions.Normal(samples[..., 0], sigma[:, None])
+    return normal.log_prob(second)

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from invflow.mixture import GaussianMixtureFlow
+from invflow.models.mixture import GaussianMixtureFlow
 from invflow.operator import Operator
 from invflow.problem import Problem
 

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from invflow.mixture import GaussianMixtureFlow, draw_components
+from invflow.models.mixture import GaussianMixtureFlow, draw_components
 from invflow.problem import Problem
 from invflow.reward import FunctionReward, Reward
 

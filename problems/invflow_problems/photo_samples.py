@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from invflow.pretrained import write_atomically
-from invflow_problems.photo_split import photo_name
 from invflow_problems.samples import FOLDER
 
-__all__ = ["CROPS", "SIDE", "Crop", "load_photos", "make_photos"]
+__all__ = ["CROPS", "SIDE", "Crop", "load_photos"]
 
 #: side of the crops, in pixels
 SIDE = 256
@@ -70,42 +66,3 @@ def load_photos(split: str = "test") -> Tensor:
 @functools.cache
 def _read() -> dict[str, Tensor]:
     return load_file(FOLDER / "photos.safetensors")
-
-
-def make_photos(folders: Sequence[Path], output: Path) -> Path:
-    """Cut the crops out of the photographs, scaled to a width of 640 pixels with Lanczos's filter.
-
-    Args:
-        folders: searched for JPEG files, also in the folders within; the largest file of each name is taken.
-        output: folder that ``photos.safetensors`` is written into.
-
-    Returns:
-        The file.
-
-    Raises:
-        ValueError: if a photograph is not there.
-    """
-    from PIL import Image
-
-    files: dict[str, Path] = {}
-    for file in sorted(found for folder in folders for found in folder.rglob("*.jpg") if found.is_file()):
-        name = photo_name(file)
-        if name not in files or file.stat().st_size > files[name].stat().st_size:
-            files[name] = file
-    missing = sorted({crop.photo for crops in CROPS.values() for crop in crops} - set(files))
-    if missing:
-        raise ValueError(f"there is no photograph {missing[0]} under {', '.join(map(str, folders))}")
-    tensors = {}
-    for split, crops in CROPS.items():
-        images = []
-        for crop in crops:
-            with Image.open(files[crop.photo]) as image:
-                scaled = image.convert("RGB").resize((640, round(image.height * 640 / image.width)),
-                                                     Image.Resampling.LANCZOS)
-            part = scaled.crop((crop.left, crop.top, crop.left + SIDE, crop.top + SIDE))
-            data = torch.frombuffer(bytearray(part.tobytes()), dtype=torch.uint8)
-            images.append(data.reshape(SIDE, SIDE, 3).permute(2, 0, 1))
-        tensors[f"{split}_images"] = torch.stack(images).contiguous()
-    path = output / "photos.safetensors"
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
-    return path

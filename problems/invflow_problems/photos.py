@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from invflow.datasets import IMAGE_SUFFIXES
-from invflow.imageio import read_image
+from invflow.datasets.files import read_image
+from invflow.datasets.sets import IMAGE_SUFFIXES
 from invflow_problems.photo_split import photo_name, split_of
 
 __all__ = ["PhotoCrops", "find_photographs"]

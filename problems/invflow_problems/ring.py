@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from invflow.mixture import GaussianMixtureFlow
+from invflow.models.mixture import GaussianMixtureFlow
 from invflow.problem import Problem
 from invflow.reward import FunctionReward, Reward
 from invflow_problems.rejection import rejection_sample

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from invflow.flowmap import FlowMap
-from invflow.latent import LatentFlowMap
+from invflow.models.latent import LatentFlowMap
 from invflow.operator import Operator
 from invflow.problem import Problem
 from invflow_problems.samples import load_samples
@@ -41,7 +41,7 @@ def small_digits_prior(name: str = "mnist-14") -> LatentFlowMap:
         >>> small_digits_prior().generate(4, steps=1, generator=torch.Generator().manual_seed(0)).shape
         torch.Size([4, 1, 14, 14])
     """
-    from invflow.neural import load_prior
+    from invflow.models.neural import load_prior
 
     vectors = load_prior(name)
     return LatentFlowMap(vectors, _Pictures(vectors), _Vectors(vectors), image_shape=SHAPE)

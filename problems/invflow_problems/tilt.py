@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from invflow.flowmap import FlowMap
-from invflow.image_rewards import ClassReward, MaskMatchReward, MirrorReward, RotationReward
 from invflow.problem import Problem
 from invflow.reward import Reward
+from invflow.rewards.images import ClassReward, MaskMatchReward, MirrorReward, RotationReward
 from invflow_problems.rejection import rejection_sample
 
 __all__ = ["mnist_mirror", "mnist_open_centre", "mnist_rotation", "mnist_tilt_0", "mnist_tilt_1", "mnist_tilt_2",
@@ -24,7 +24,7 @@ __all__ = ["mnist_mirror", "mnist_open_centre", "mnist_rotation", "mnist_tilt_0"
 
 @functools.cache
 def _prior() -> FlowMap:
-    from invflow.neural import load_prior
+    from invflow.models.neural import load_prior
 
     return load_prior("mnist")
 

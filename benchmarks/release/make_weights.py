@@ -1,0 +1,150 @@
+"""Make shipped weights and their card from a training: ``python -m benchmarks.release.make_weights NAME RUN``.
+
+``invflow train NAME --output RUN`` comes first. The weights are stored in half precision. With ``--evaluation`` the
+card also holds the numbers of ``python -m benchmarks.tables.image_table``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from invflow.models.neural import NeuralFlowMap
+from invflow.plugins import SHIPPED, write_atomically
+from invflow.solvers.vfm import VFM
+from invflow.training.recipe import load_recipe
+
+__all__ = ["card", "main"]
+
+LICENCES = {
+    "mnist": "MNIST, training file, 60,000 images (Yann LeCun, Corinna Cortes; CC BY-SA 3.0)",
+    "mnist-14": "MNIST, training file, 60,000 images averaged over 2 x 2 pixels (Yann LeCun, Corinna Cortes; "
+                "CC BY-SA 3.0)",
+    "photos": "28 photographs of Debian's collections of wallpapers, named in "
+              "problems/invflow_problems/photo_split.py: Plasma's (LGPL-3 and GPL-2+), MATE's (GPL-2+) and Lomiri's "
+              "(CC BY, CC BY-SA, CC0). Whole photographs are held out, and none is scikit-image's",
+    "fashion-mnist": "Fashion-MNIST, training file, 60,000 images (Zalando SE; MIT)",
+    "cifar10": "CIFAR-10, training files, 50,000 images (Alex Krizhevsky 2009, collected with Vinod Nair and Geoffrey "
+               "Hinton from the 80 Million Tiny Images; the authors state no licence)",
+}
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """Settings of the loop that a finished run was made with."""
+    with safe_open(run / "checkpoint.safetensors", framework="pt") as file:
+        return json.loads(file.metadata()["settings"])
+
+
+def precision(run: Path) -> str:
+    """How a run computed, in words."""
+    return {"bf16": "in bfloat16 autocast", "fp16": "in float16 autocast"}.get(
+        str(read_settings(run)["precision"]), "in single precision")
+
+
+def commands(stages: list[tuple[str, Path]]) -> list[str]:
+    """The command of each stage, RUN1 going on from nothing, RUN2 from RUN1, with what differs from the recipe."""
+    lines, kind = [], "prior" if (stages[-1][1] / "prior").is_dir() else "vfm"
+    for k, (name, run) in enumerate(stages):
+        own = asdict(load_recipe(name).settings)
+        changed = [f"--set {key}={value}" for key, value in read_settings(run).items()
+                   if key in own and json.loads(json.dumps(own[key])) != value]
+        parts = [f"invflow train {name} --data FOLDER", *([f"--prior RUN{k}/{kind}"] if k else []), *changed,
+                 f"--output RUN{k + 1}"]
+        lines.append("    " + " ".join(parts))
+    return lines
+
+
+def card(name: str, stages: list[tuple[str, Path]], evaluation: dict[str, Any] | None, notes: str = "") -> str:
+    """The text that stands beside the weights: data, settings, seed, last training numbers, metrics on test images.
+
+    Args:
+        name: of the weights.
+        stages: recipe and folder of each training, in their order; all but the first went on from the one before.
+        evaluation: what image_table measured.
+        notes: what a look at the images shows, to stand at the end.
+    """
+    data = name.removesuffix("-vfm")
+    lines = [f"# {name}", "", f"{load_recipe(name).description}. Weights stored in half precision.", "",
+             f"Data: {LICENCES[data]}; the test file was not touched.", "",
+             f"Made on one CPU core, {precision(stages[-1][1])}, by", "", *commands(stages),
+             f"    python -m benchmarks.release.make_weights {name} RUN{len(stages)}"
+             + "".join(f" --after {recipe}=RUN{k + 1}" for k, (recipe, _) in enumerate(stages[:-1]))
+             + (f" --recipe {stages[-1][0]}" if stages[-1][0] != name else "")]
+    for k, (_, run) in enumerate(stages):
+        rows = list(csv.DictReader((run / "metrics.csv").open()))[-20:]
+        last = {key: sum(float(row[key]) for row in rows) / len(rows) for key in rows[0]}
+        # a column that the stage had no rows for is NaN: flow matching alone has no MeanFlow loss
+        shown = {key: v for key, v in last.items()
+                 if math.isfinite(v) and not key.startswith(("step", "loss", "learning", "grad"))}
+        lines += ["", f"RUN{k + 1}: " + ", ".join(f"{key} {v}" for key, v in read_settings(run).items())
+                  + ". Averages over the last twenty logged steps: "
+                  + ", ".join(f"{key} {v:.3g}" for key, v in shown.items()) + "."]
+    told = _evaluation(evaluation, vfm=name.endswith("-vfm")) if evaluation else []
+    if evaluation and told:
+        count, samples = evaluation.get("observations", 100), evaluation.get("samples", 64)
+        changed = f" --samples {samples}" if samples != 64 else ""
+        lines += ["", f"Measured by `python -m benchmarks.tables.image_table {data} --steps 1{changed}` ({count} test "
+                  f"images, {samples} samples, seed 0):", "", *told]
+    if notes:
+        lines += ["", notes.strip()]
+    return "\n".join(lines) + "\n"
+
+
+def _evaluation(results: dict[str, Any], vfm: bool) -> list[str]:
+    label = "map of the VFM" if vfm else "prior"
+    shares = [f"{key.split(', ')[1]} step(s) {value:.3f}" for key, value in results.items() if key.startswith(label)]
+    lines = []
+    if shares:
+        lines = ["Share of 1,000 unconditional samples that the shipped classifier recognises with over 0.9 "
+                 "confidence: "
+                 + ", ".join(shares) + "; its card gives the share of real test images."]
+    if vfm:
+        tables = {task: table for task, table in results.items() if isinstance(table, dict)}
+        columns = [("VFM, 1 step", key, digits, heading) for key, digits, heading in (
+            ("psnr", 2, "PSNR of the mean"), ("crps", 4, "CRPS"), ("coverage", 3, "90% coverage"),
+            ("residual", 2, "residual"))]
+        if all("stationary linear" in table for table in tables.values()):  # what the adapter begins at
+            columns.insert(0, ("stationary linear", "psnr", 2, "PSNR of the linear estimate"))
+        lines += [*([""] if lines else []), "| problem | " + " | ".join(heading for *_, heading in columns) + " |",
+                  "|---" * (len(columns) + 1) + "|"]
+        for task, table in tables.items():
+            lines.append(f"| {task} | " + " | ".join(f"{table[row][key][0]:.{d}f} ± {table[row][key][1]:.{d}f}"
+                                                     for row, key, d, _ in columns) + " |")
+    return lines
+
+
+def main() -> None:
+    """Store weights and card."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", help="such as mnist or mnist-vfm")
+    parser.add_argument("run", type=Path, help="the folder that invflow train wrote")
+    parser.add_argument("--recipe", help="that wrote RUN, where it has another name than the weights")
+    parser.add_argument("--after", action="append", default=[], metavar="RECIPE=RUN",
+                        help="a training that RUN went on from; several in their order")
+    parser.add_argument("--evaluation", type=Path, help="JSON that image_table wrote")
+    parser.add_argument("--notes", type=Path, help="text to put at the end: what a look at the images shows")
+    parser.add_argument("--output", type=Path, help="folder to write; default the library's own")
+    arguments = parser.parse_args()
+    folder = arguments.output or SHIPPED / arguments.name
+    if arguments.name.endswith("-vfm"):
+        VFM.load(arguments.run / "vfm").save_pretrained(folder, torch.float16)
+    else:
+        NeuralFlowMap.from_pretrained(arguments.run / "prior").save_pretrained(folder, torch.float16)
+    evaluation = json.loads(arguments.evaluation.read_text()) if arguments.evaluation else None
+    before = [(recipe, Path(run)) for recipe, _, run in (text.partition("=") for text in arguments.after)]
+    text = card(arguments.name, [*before, (arguments.recipe or arguments.name, arguments.run)], evaluation,
+                arguments.notes.read_text(encoding="utf-8") if arguments.notes else "")
+    write_atomically(folder / "README.md", lambda p: Path(p).write_text(text, encoding="utf-8"))
+    print(f"wrote {folder}")
+
+
+if __name__ == "__main__":
+    main()

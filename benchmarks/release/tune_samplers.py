@@ -1,0 +1,162 @@
+"""Tune the field's samplers on validation images: ``python -m benchmarks.release.tune_samplers RUNS``.
+
+The search, stated: for each of the six problems and each sampler every candidate of a small grid (:data:`CANDIDATES`)
+draws 4 samples for each of the first 8 validation images (particle methods: 8 particles for 4 images) with 50 steps,
+and the one with the least CRPS, mean over pixels and images, is kept. Test images are not read. What was chosen, and
+every score, is written to ``data/tuned.json``, which :func:`tuned_settings` reads; how many steps a table takes is not
+part of it. Killed, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import invflow
+from benchmarks.tables.image_table import TASKS
+from invflow.evaluation.summary import write_json
+from invflow.problem import Problem, load_problem
+from invflow.registry import solver_by_name
+from invflow.solver import Solver
+from invflow_problems.samples import FOLDER
+
+__all__ = ["CANDIDATES", "STEPS", "TUNED", "main", "steps_of", "tune", "tuned_settings"]
+
+TUNED = FOLDER / "tuned.json"
+#: network calls forward for each sample while tuning; guided methods add as many backward
+STEPS = 50
+
+
+def _grid(**axes: list[Any]) -> list[dict[str, Any]]:
+    return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+
+
+#: candidates of each sampler; where a sampler has a published default, it is among them
+CANDIDATES: dict[str, list[dict[str, Any]]] = {
+    "dps": [*_grid(guidance=["norm"], weight=[30.0, 100.0, 300.0]), {"guidance": "annealed", "weight": 1.0}],
+    "pigdm": _grid(weight=[0.5, 1.0, 2.0, 4.0]),
+    "moment-matching": _grid(iterations=[1, 2, 3]),
+    "diffpir": _grid(regularisation=[2.0, 7.0], zeta=[0.3, 1.0]),
+    "ddrm": _grid(eta=[0.85, 1.0], sigma_max=[1.0, 3.0]),
+    "ula": _grid(denoiser_sigma=[0.05, 0.1, 0.2, 0.4]),
+    "pnp-flow": _grid(gamma=[0.7, 1.5], alpha=[0.2, 1.0]),
+    "flower": _grid(spread=[0.5, 1.0], sampling=[False, True]),
+    "tds": _grid(schedule=["constant", "annealed"], max_shift=[1.0, math.inf]),
+}
+_PARTICLES = ("tds",)
+
+
+def steps_of(sampler: str, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that give a sampler a budget of ``steps`` calls forward and, where it is guided, as many backward."""
+    if sampler == "moment-matching":  # one call forward, iterations + 2 backward
+        return {"steps": max(2, round(2 * steps / (3 + settings.get("iterations", 3))))}
+    if sampler == "ula":  # five samples of each chain where twenty are asked for
+        return {"burn_in": steps, "thinning": max(1, 4 * steps // 5), "chains": 4}
+    if sampler == "pnp-flow":
+        return {"steps": max(1, steps // 2), "average": 2}
+    return {"steps": steps}
+
+
+def tuned_settings(problem: str, sampler: str) -> dict[str, Any]:
+    """What was chosen for a sampler on a problem.
+
+    Args:
+        problem: such as ``"mnist/box-inpainting"``.
+        sampler: such as ``"dps"``.
+
+    Returns:
+        Keyword arguments of the solver; none for a sampler or a problem that was not tuned.
+    """
+    found = _read().get("chosen", {}).get(problem, {}).get(sampler, {})
+    return {key: math.inf if value == "inf" else value for key, value in found.items()}
+
+
+@functools.cache
+def _read() -> dict[str, Any]:
+    return json.loads(TUNED.read_text(encoding="utf-8")) if TUNED.is_file() else {}
+
+
+def _label(settings: dict[str, Any]) -> str:
+    return ",".join(f"{key}={value}" for key, value in settings.items())
+
+
+def tune(problem: Problem, sampler: str, folder: Path, *, images: int = 8, samples: int = 4,
+         seed: int = 0) -> list[dict[str, Any]]:
+    """Score the candidates of a sampler on validation images.
+
+    Args:
+        problem: with images.
+        sampler: a key of :data:`CANDIDATES`.
+        folder: for the parts, from which a killed search goes on.
+        images: of the validation split.
+        samples: for each image.
+        seed: of measurements and samples.
+
+    Returns:
+        Candidates with ``settings``, ``crps``, its ``standard_error`` (None where the candidate failed), best first.
+    """
+    def builder(settings: dict[str, Any]) -> Callable[[Problem], Solver]:
+        return lambda posed: solver_by_name(sampler, posed, **settings, **steps_of(sampler, STEPS, settings),
+                                            chunk_size=32)
+
+    if sampler in _PARTICLES:
+        images, samples = images // 2, 2 * samples
+    solvers = {_label(settings): builder(settings) for settings in CANDIDATES[sampler]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # few particles do not converge, and are not asked to
+        found = invflow.compare(problem, solvers, num_observations=images, num_samples=samples, seed=seed,
+                                output=folder, split="validation", part_size=images, gallery=0)
+    scores = []
+    for settings in CANDIDATES[sampler]:
+        failed = _label(settings) in found.failures[problem.name]
+        mean, error = (math.inf, None) if failed else found.mean(problem.name, _label(settings), "crps")
+        plain = {key: "inf" if value == math.inf else value for key, value in settings.items()}
+        scores.append({"settings": plain, "crps": None if failed else mean, "standard_error": error})
+    return sorted(scores, key=lambda score: math.inf if score["crps"] is None else float(score["crps"]))
+
+
+def _jobs(data: list[str], samplers: list[str]) -> Iterator[tuple[str, str]]:
+    return itertools.product((f"{name}/{task}" for name in data for task in TASKS), samplers)
+
+
+def main() -> None:
+    """Run the search and write what it chose, after every sampler and problem."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, help="folder for parts")
+    parser.add_argument("--data", nargs="+", default=["mnist"], choices=["mnist", "fashion-mnist"])
+    parser.add_argument("--samplers", nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=TUNED)
+    arguments = parser.parse_args()
+    record: dict[str, Any] = {"chosen": {}, "scores": {}}
+    if arguments.output.is_file():
+        record = json.loads(arguments.output.read_text(encoding="utf-8"))
+    record["search"] = {
+        "what": "every candidate of a grid, least CRPS (mean over pixels and images) kept", "split": "validation",
+        "images": arguments.images, "samples": arguments.samples, "steps": STEPS, "seed": arguments.seed,
+        "candidates": {name: len(grid) for name, grid in CANDIDATES.items()},
+    }
+    for name, sampler in _jobs(arguments.data, arguments.samplers):
+        start = time.process_time()
+        folder = arguments.runs / name.replace("/", "-") / sampler
+        scores = tune(load_problem(name), sampler, folder, images=arguments.images, samples=arguments.samples,
+                      seed=arguments.seed)
+        record["scores"].setdefault(name, {})[sampler] = scores
+        if scores[0]["crps"] is not None:
+            record["chosen"].setdefault(name, {})[sampler] = scores[0]["settings"]
+        write_json(record, arguments.output)
+        print(f"{name} {sampler}: {scores[0]} ({time.process_time() - start:.0f} s of CPU time)", flush=True)
+
+
+if __name__ == "__main__":
+    main()

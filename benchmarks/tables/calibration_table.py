@@ -1,0 +1,217 @@
+"""Certificates of all kinds of solvers: ``python -m benchmarks.tables.calibration_table OUTPUT``, by simulation.
+
+Truths are drawn from each solver's own prior, so that an exact solver passes (:func:`invflow.calibrate`). Three parts:
+
+``mixtures``: Gaussian mixtures in 2, 8 and 80 dimensions, 200 simulations, 99 ranks. The closed form and NoiseSMC pass;
+DPS at its class's default and DDRM are caught.
+
+``digits``: NoiseSMC on MNIST averaged to 14 x 14 pixels (:mod:`invflow_problems.small_digits`), 100 simulations.
+
+``vfm``: the shipped VFM in one step and in four, on the six problems of MNIST, 200 simulations, 99 ranks.
+
+Every certificate is kept in a folder of its own and grows by chunks of simulations: the same command goes on where a
+killed one stopped. ``table.md`` and ``table.csv`` are written after each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import invflow
+from invflow.evaluation.calibrate import Certificate
+from invflow.models.mixture import GaussianMixtureFlow
+from invflow.plugins import write_atomically
+from invflow.problem import Problem
+from invflow.registry import solver_by_name
+from invflow.solver import Solver
+from invflow_problems import images, small_digits
+from invflow_problems.gaussian import gaussian_linear
+from invflow_problems.mixture25 import mixture25_8_1, mixture25_80_2
+
+__all__ = ["CASES", "Case", "format_markdown", "main", "run", "summary"]
+
+#: steps of a mixture's jump for NoiseSMC, of six velocities each: few make another map, whose own posterior it draws
+JUMP_STEPS = 4
+#: many temperatures of few moves: their weights vary less than those of few temperatures of many moves
+MIXTURE_SMC: dict[str, Any] = {"num_moves": 6, "ess_threshold": 0.9, "max_temperatures": 200,
+                               "chunk_size": 1 << 13}
+#: one Hamiltonian move of ten steps at each temperature: at equal calls, Langevin moves leave particles far more alike
+DIGITS_SMC: dict[str, Any] = {"moves": "hamiltonian", "num_moves": 1, "ess_threshold": 0.8, "max_temperatures": 200,
+                              "chunk_size": 1 << 11}
+FIELDS = ("part", "problem", "solver", "simulations", "ranks", "particles", "verdict", "rejected", "checks", "worst",
+          "least_p", "coverage", "coverage_error", "spread_skill", "spread_skill_error", "forward", "backward")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One certificate.
+
+    Attributes:
+        part: of the table.
+        problem: what is solved.
+        solver: its name in the table.
+        build: makes the solver for the problem.
+        simulations: truths.
+        ranks: samples that each truth is ranked among.
+        particles: that they are resampled from; None: as many.
+    """
+
+    part: str
+    problem: Problem
+    solver: str
+    build: Callable[[Problem], Solver]
+    simulations: int = 200
+    ranks: int = 99
+    particles: int | None = None
+
+    @property
+    def title(self) -> str:
+        """Problem and solver, as ``--only`` reads them."""
+        return f"{self.problem.name} {self.solver}"
+
+
+def _jumping(problem: Problem) -> Solver:
+    """NoiseSMC with the mixture's flow map in few steps, a map of its own whose posterior it draws."""
+    mixture = problem.prior
+    assert isinstance(mixture, GaussianMixtureFlow)
+    prior = GaussianMixtureFlow(mixture.means, std=mixture.std, weights=mixture.weights, steps=JUMP_STEPS)
+    return invflow.NoiseSMC(prior, **MIXTURE_SMC)
+
+
+def _diffusion(name: str, half_width: float) -> Callable[[Problem], Solver]:
+    """A sampler made for images in [0, 1], told where the data lie; all else is its class's default."""
+    return lambda problem: solver_by_name(name, problem, value_range=(-half_width, half_width), chunk_size=1 << 11)
+
+
+def _named(name: str, **settings: Any) -> Callable[[Problem], Solver]:
+    return lambda problem: solver_by_name(name, problem, **settings)
+
+
+def _mixture_cases(problem: Problem, half_width: float) -> list[Case]:
+    return [
+        Case("mixtures", problem, "ExactPosterior", lambda p: p.exact_posterior()),
+        Case("mixtures", problem, "NoiseSMC", _jumping, particles=990),
+        Case("mixtures", problem, "DPS", _diffusion("dps", half_width)),
+        Case("mixtures", problem, "DDRM", _diffusion("ddrm", half_width)),
+    ]
+
+
+CASES: tuple[Case, ...] = (
+    *_mixture_cases(gaussian_linear, 4.0), *_mixture_cases(mixture25_8_1, 20.0), *_mixture_cases(mixture25_80_2, 20.0),
+    *(Case("digits", problem, "NoiseSMC", _named("noise-smc", **DIGITS_SMC), simulations=100, ranks=19, particles=190)
+      for problem in (small_digits.mnist_14_denoising, small_digits.mnist_14_super_resolution,
+                      small_digits.mnist_14_box_inpainting)),
+    *(Case("vfm", problem, f"VFM, {steps} step{'s' * (steps > 1)}", _named("vfm", steps=steps))
+      for problem in (images.mnist_denoising, images.mnist_random_inpainting, images.mnist_box_inpainting,
+                      images.mnist_super_resolution, images.mnist_gaussian_blur, images.mnist_motion_blur)
+      for steps in (1, 4)),
+)
+
+
+def run(case: Case, output: Path, *, simulations: int | None = None, ranks: int | None = None,
+        seed: int = 0) -> Certificate:
+    """Make one certificate, or go on with it.
+
+    Args:
+        case: what to calibrate.
+        output: folder of the table; the certificate lies in a folder in it.
+        simulations: in place of the case's own number.
+        ranks: likewise; particles are scaled with them.
+        seed: of all random numbers.
+
+    Returns:
+        The certificate.
+    """
+    count = ranks or case.ranks
+    particles = count * ((case.particles or case.ranks) // case.ranks)
+    solver = case.build(case.problem)
+    folder = output / case.title.replace("/", "-").replace(",", "").replace(" ", "-").lower()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of single observations: the ranks judge them all
+        return invflow.calibrate(solver, case.problem, num_simulations=simulations or case.simulations,
+                                 num_samples=count, num_particles=particles, output=folder,
+                                 generator=torch.Generator().manual_seed(seed))
+
+
+def summary(case: Case, certificate: Certificate) -> dict[str, Any]:
+    """A row of the table, one value for each of :data:`FIELDS`; calls are those of each particle."""
+    checks = certificate.judgement.checks
+    worst = min(checks, key=lambda check: (check.p_adjusted, check.p_value))
+    coverage, error = certificate.coverage[0.9]
+    j = certificate.judgement
+    return {
+        "part": case.part, "problem": case.problem.name, "solver": case.solver, "rejected":
+        sum(not check.passed for check in checks), "checks": len(checks), "verdict": certificate.verdict,
+        "simulations": certificate.num_simulations, "ranks": certificate.num_samples,
+        "particles": certificate.num_particles, "worst": f"{worst.name}: {worst.reading}" if worst.reading else "",
+        "least_p": worst.p_adjusted, "coverage": coverage, "coverage_error": error, "spread_skill": j.spread_skill,
+        "spread_skill_error": j.spread_skill_error,
+        **{key: value / certificate.num_particles for key, value in certificate.calls.items()},
+    }
+
+
+def format_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table as markdown."""
+    lines = ["| problem | solver | simulations x ranks (particles) | verdict | checks that reject | least corrected p "
+             "| 90% intervals cover | spread / skill | calls a particle, forward + backward |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    for r in rows:
+        worst = f" ({r['worst']})".replace("|", "\\|") if r["worst"] else ""
+        p = f"{r['least_p']:.3f}" if r["least_p"] >= 1e-3 else "< 0.001"
+        lines.append(
+            f"| {r['problem']} | {r['solver']} | {r['simulations']} x {r['ranks']} ({r['particles']}) | {r['verdict']} "
+            f"| {r['rejected']} of {r['checks']}{worst} | {p} | {r['coverage']:.1%} ± {r['coverage_error']:.1%} "
+            f"| {r['spread_skill']:.3f} ± {r['spread_skill_error']:.3f} | {r['forward']:.4g} + {r['backward']:.4g} |")
+    return "\n".join(lines) + "\n"
+
+
+def _format_csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=FIELDS)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """Make all certificates that are asked for, and print their table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.calibration_table", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="folder of the certificates, table.md and table.csv")
+    parts = list(dict.fromkeys(case.part for case in CASES))
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--only", nargs="+", metavar="TEXT",
+                        help="certificates whose problem and solver contain one of these, such as 'DPS'")
+    parser.add_argument("--simulations", type=int, help="in place of each certificate's own number")
+    parser.add_argument("--ranks", type=int, help="likewise; particles are scaled with them")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    chosen = [case for case in CASES if case.part in options.parts
+              and (options.only is None or any(text in case.title for text in options.only))]
+    if not chosen:
+        parser.error(f"no certificate contains {options.only}: they are " + "; ".join(case.title for case in CASES))
+    rows: list[dict[str, Any]] = []
+    for case in chosen:
+        certificate = run(case, options.output, simulations=options.simulations, ranks=options.ranks,
+                          seed=options.seed)
+        say(certificate.sentence)
+        rows.append(summary(case, certificate))
+        for name, text in (("table.md", format_markdown(rows)), ("table.csv", _format_csv(rows))):
+            write_atomically(options.output / name, lambda path, text=text: Path(path).write_text(text, "utf-8"))
+    say("\n" + format_markdown(rows))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""How far a prior's own images are from real ones: ``python -m benchmarks.tables.frechet_table cifar10 FOLDER``.
+
+Frechet distance, precision and recall in Inception's features, against the test file's images; beside the prior stands
+the distance of as many training images, which no prior can be expected to beat. Inception's weights do not come with
+the library: ``help(invflow.metrics.inception_features)`` says how to make the file; ``--classifier cifar10`` takes the
+features of a shipped classifier instead. The distances are for comparing methods with each other; published FID values
+come from another port of the network and 50,000 images.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.tables.image_table import along_velocity
+from invflow.datasets.sets import load_images
+from invflow.evaluation.summary import write_json
+from invflow.flowmap import FlowMap
+from invflow.metrics import classifier_features, frechet_distance, inception_features, precision_recall
+from invflow.models.neural import load_prior
+from invflow.plugins import kind_of
+from invflow.solvers.vfm import VFM
+
+__all__ = ["frechet_rows", "main"]
+
+CHUNK = 256
+
+
+Features = Callable[[Tensor], Tensor]
+
+
+def frechet_rows(maker: FlowMap, real: Tensor, training: Tensor, features: Features, *,
+                 steps: Sequence[int] = (1, 2, 4), flow: int = 0,
+                 seed: int = 0) -> Iterator[tuple[str, dict[str, float]]]:
+    """Compare generated images with real ones.
+
+    Args:
+        maker: the prior.
+        real: ``(n, C, H, W)``, what to compare with; as many are generated.
+        training: ``(m, C, H, W)``, for the row of real images.
+        features: of images in [0, 1], ``(n, C, H, W)`` to ``(n, k)``.
+        steps: numbers of jumps, each a row.
+        flow: Heun steps along the velocity for one row more; 0 leaves it out.
+        seed: of the noise, the same for each row.
+
+    Yields:
+        Name and numbers of each row: ``frechet``, ``precision`` and ``recall``.
+    """
+    known = _features(real.split(CHUNK), features)
+    yield "training images", _row(_features(training.split(CHUNK), features), known)
+    makers = [(f"{k} step{'s' * (k > 1)}", maker, k) for k in steps]
+    if flow:
+        makers.append((f"velocity, {flow} Heun steps", along_velocity(maker, flow), 1))
+    for name, each, k in makers:
+        g = torch.Generator().manual_seed(seed)
+        made = (each.generate(len(part), k, generator=g) for part in real.split(CHUNK))
+        yield name, _row(_features(made, features), known)
+
+
+def _features(parts: Iterable[Tensor], features: Features) -> Tensor:
+    return torch.cat([features(part if part.is_floating_point() else part.float() / 255) for part in parts])
+
+
+def _row(features: Tensor, known: Tensor) -> dict[str, float]:
+    precision, recall = precision_recall(features, known)
+    return {"frechet": float(frechet_distance(features, known)), "precision": precision, "recall": recall}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.frechet_table",
+                                     description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("name", help="of a shipped prior, or its folder; a VFM's stands for its map")
+    parser.add_argument("data", help="folder of the official files, or a name to download")
+    parser.add_argument("--weights", help="Inception's, a safetensors file or the folder that holds it; default where "
+                                          "torch.hub keeps its checkpoints")
+    parser.add_argument("--classifier", help="take its features in place of Inception's: a shipped name or a folder")
+    parser.add_argument("--images", type=int, default=10000, help="of each kind; default 10000, the whole test file")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--flow", type=int, default=0, metavar="STEPS", help="a row along the velocity, in Heun steps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    maker: FlowMap = VFM.load(options.name).prior if kind_of(options.name) == "vfm" else load_prior(options.name)
+    real, training = (load_images(options.data, split, dtype=torch.uint8)[: options.images]
+                      for split in ("test", "train"))
+
+    def features(images: Tensor) -> Tensor:
+        if options.classifier:
+            return classifier_features(images, options.classifier)
+        return inception_features(images, options.weights)
+
+    table: dict[str, dict[str, float]] = {}
+    try:
+        rows = frechet_rows(maker, real, training, features, steps=options.steps, flow=options.flow, seed=options.seed)
+        for name, row in rows:
+            if not table:
+                print("| images | Frechet distance | precision | recall |\n|---|---|---|---|")
+            table[name] = row
+            print(f"| {name} | {row['frechet']:.2f} | {row['precision']:.3f} | {row['recall']:.3f} |", flush=True)
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    if options.output:
+        write_json(table, options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The image problems' table: ``python -m benchmarks.tables.image_table mnist`` judges a shipped VFM on the test images.
+
+Beside it stand the pseudo-inverse of the measurement and the linear minimum-mean-square-error estimate fitted to the
+training images (:class:`invflow.LinearMMSE`), with its Gaussian. For CIFAR-10, whose full covariance is too large to be
+shipped, that is the linear estimate under a stationary Gaussian with the images' spectrum
+(:func:`~invflow.linear.spectral.gaussian_estimate`), which the VFM's adapter begins at; ``--lmmse`` adds the other from
+a folder. The test images were never trained on. Last come the shares of unconditional draws that the shipped classifier
+is sure of; ``--tasks --flow`` prints them alone, along the prior's velocity too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invflow.evaluation.summary import write_json
+from invflow.flowmap import FlowMap
+from invflow.likelihood import GaussianLikelihood
+from invflow.linear.spectral import gaussian_estimate
+from invflow.metrics import coverage, crps, psnr
+from invflow.models.neural import NeuralFlowMap, load_prior
+from invflow.models.wrappers import VelocityFlow
+from invflow.nets.classifier import confident_share
+from invflow.plugins import SHIPPED
+from invflow.posterior import Posterior
+from invflow.problem import Problem, load_problem
+from invflow.solver import Solver
+from invflow.solvers.baselines.lmmse import LinearMMSE
+from invflow.solvers.vfm import VFM
+
+__all__ = ["TASKS", "evaluate", "main", "stationary_estimate"]
+
+TASKS = ("denoising", "random-inpainting", "box-inpainting", "super-resolution", "gaussian-blur", "motion-blur")
+
+
+def standard_error(values: Tensor) -> float:
+    """Standard error of a mean over observations."""
+    return float(values.std() / math.sqrt(len(values)))
+
+
+def judge(posterior: Posterior, likelihood: GaussianLikelihood, truth: Tensor) -> dict[str, Tensor]:
+    """Metrics for each observation, each ``(B,)``."""
+    hidden = likelihood.operator.observed()
+    spread = posterior.std().flatten(1)
+    quiet = torch.ones_like(spread, dtype=torch.bool) if hidden is None else ~hidden.flatten(1).expand_as(spread)
+    return {
+        "psnr": psnr(posterior.mean(), truth),
+        "crps": crps(posterior.samples, truth, posterior.log_weights).flatten(1).mean(dim=1),
+        "coverage": coverage(posterior.samples, truth, 0.9, posterior.log_weights).float().flatten(1).mean(dim=1),
+        "residual": likelihood.residual(posterior.samples).mean(dim=1).sqrt(),
+        "spread": (spread.square() * quiet).sum(dim=1).div(quiet.sum(dim=1).clamp(min=1)).sqrt(),
+    }
+
+
+def stationary_estimate(prior: NeuralFlowMap, likelihood: GaussianLikelihood) -> Tensor:
+    """The linear estimate under the Gaussian of a map with ``skip="spectral"``, ``(B, *image_shape)``."""
+    assert prior.spectrum is not None
+    return prior.decode(gaussian_estimate(prior.spectrum, prior.mean, prior.decode_affine, likelihood.operator,
+                                          likelihood.y, likelihood.sigma))
+
+
+def evaluate(problem: Problem, solvers: dict[str, Solver], *, num_observations: int, num_samples: int, seed: int,
+             estimates: Mapping[str, Callable[[GaussianLikelihood], Tensor]] = MappingProxyType({})) -> dict[str, Any]:
+    """Judge solvers on the same observations of the first test images.
+
+    Args:
+        problem: which observes them.
+        solvers: by name.
+        num_observations: the first so many test images.
+        num_samples: of each posterior.
+        seed: of the observations, and of each solver.
+        estimates: functions of the likelihood that return one image for each observation, by name.
+
+    Returns:
+        For each solver its metrics: means, standard errors, calls for each sample and seconds; estimates and
+        ``pseudo-inverse`` have their PSNR alone.
+    """
+    g = torch.Generator().manual_seed(seed)
+    truth, likelihood = problem.simulate(num_observations, generator=g, shuffle=False)
+    table: dict[str, Any] = {}
+    for name, estimate in {"pseudo-inverse": lambda l: l.operator.pseudo_inverse(l.y), **estimates}.items():
+        values = psnr(estimate(likelihood), truth)
+        table[name] = {"psnr": [float(values.mean()), standard_error(values)]}
+    for name, solver in solvers.items():
+        posterior = solver.sample(likelihood, num_samples, generator=torch.Generator().manual_seed(seed), progress=True)
+        columns = judge(posterior, likelihood, truth)
+        table[name] = {key: [float(value.mean()), standard_error(value)] for key, value in columns.items()}
+        table[name] |= {"calls": posterior.nfe.forward, "seconds": posterior.seconds}
+    return table
+
+
+def recognised_shares(makers: Mapping[str, FlowMap], data: str, seed: int) -> dict[str, float]:
+    """Shares of 1,000 unconditional samples in 1, 2 and 4 steps that the shipped classifier is sure of; printed too."""
+    shares = {}
+    for label, maker in makers.items():
+        for steps in (1, 2, 4):
+            images = maker.generate(1000, steps, generator=torch.Generator().manual_seed(seed))
+            shares[f"{label}, {steps}"] = share = confident_share(images, data)
+            print(f"{label}, {steps} step{'s' * (steps > 1)}: {share:.3f} recognised with over 0.9 confidence")
+    return shares
+
+
+def along_velocity(prior: FlowMap, steps: int = 32) -> FlowMap:
+    """The flow of a prior's velocity, in so many Heun steps: what jumps without error would reach."""
+    assert prior.decode_affine is not None
+    return VelocityFlow(prior.velocity, prior.state_shape, image_shape=prior.image_shape, steps=steps, method="heun",
+                        decode=prior.decode_affine)
+
+
+def recognised_along_flow(prior: FlowMap, data: str, seed: int, steps: int = 32) -> dict[str, float]:
+    """As :func:`recognised_shares`, by :func:`along_velocity`."""
+    flow = along_velocity(prior, steps)
+    share = confident_share(flow.generate(1000, 1, generator=torch.Generator().manual_seed(seed)), data)
+    print(f"velocity of the prior, {steps} Heun steps: {share:.3f} recognised with over 0.9 confidence")
+    return {f"velocity of the prior, {steps}": share}
+
+
+def main() -> None:
+    """Print the table as markdown and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", choices=["mnist", "fashion-mnist", "cifar10"])
+    parser.add_argument("--observations", type=int, default=100)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 4], help="jumps of the VFM, each a row")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vfm", help="folder of a VFM in place of the shipped one")
+    parser.add_argument("--prior", help="folder of a prior in place of the shipped one")
+    parser.add_argument("--lmmse", help="folder that benchmarks.release.fit_lmmse wrote, in place of the shipped one")
+    parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS, help="none of them: the shares alone")
+    parser.add_argument("--flow", action="store_true", help="the recognised share of the prior's velocity, too")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    name = arguments.vfm or arguments.data
+    solvers: dict[str, Solver] = {}
+    if arguments.lmmse or (SHIPPED / f"{arguments.data}-lmmse").is_dir():
+        solvers["LMMSE"] = LinearMMSE.load(arguments.lmmse or arguments.data)
+    solvers |= {f"VFM, {k} step{'s' * (k > 1)}": VFM.load(name, steps=k) for k in arguments.steps}
+    vfm_map = VFM.load(name).prior
+    estimates = {}
+    if isinstance(vfm_map, NeuralFlowMap) and vfm_map.spectrum is not None:
+        estimates["stationary linear"] = functools.partial(stationary_estimate, vfm_map)
+    results: dict[str, Any] = {"observations": arguments.observations, "samples": arguments.samples}
+    if arguments.tasks:
+        print("| problem | solver | PSNR of the mean | CRPS | 90% coverage | residual | spread | calls | seconds |")
+        print("|" + "---|" * 9)
+    for task in arguments.tasks:
+        problem = load_problem(f"{arguments.data}/{task}")
+        results[task] = evaluate(problem, solvers, num_observations=arguments.observations,
+                                 num_samples=arguments.samples, seed=arguments.seed, estimates=estimates)
+        for solver, row in results[task].items():
+            cells = [f"{row[k][0]:.{d}f} ± {row[k][1]:.{d}f}" if k in row else ""
+                     for k, d in (("psnr", 2), ("crps", 4), ("coverage", 3), ("residual", 2), ("spread", 3))]
+            cells += [f"{row['calls']:.2f}", f"{row['seconds']:.1f}"] if "calls" in row else ["", ""]
+            print(f"| {task} | {solver} | " + " | ".join(cells) + " |", flush=True)
+    if (SHIPPED / f"{arguments.data}-classifier").is_dir():
+        prior = load_prior(arguments.prior or arguments.data)
+        results |= recognised_shares({"prior": prior, "map of the VFM": vfm_map}, arguments.data, arguments.seed)
+        if arguments.flow:
+            results |= recognised_along_flow(prior, arguments.data, arguments.seed)
+    if arguments.output:
+        write_json(results, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""The table of the 25 Gaussians: ``python -m benchmarks.tables.mixture_table OUTPUT`` compares posterior samplers.
+
+In each of the nine settings (d, m), for each replicate (weights, operator, noise level and truth anew), every method
+draws 1,000 particles, and their sliced Wasserstein distance W1 to 1,000 exact posterior draws is taken; ``exact`` is
+that of other exact draws, the floor. Two costs are given: calls of the map, as a learned one would be called (a jump is
+one call), and velocities, of which the mixture's own jump takes many; FMTT and the samplers of deepinv have the same
+number of calls forward. Samplers that are not there are left out.
+
+Rows are written as they come, so that a run that was stopped goes on; ``evidence.csv`` holds the ratios Z-hat / Z of 20
+runs on one problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import io
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invflow.likelihood import GaussianLikelihood
+from invflow.metrics import sliced_wasserstein
+from invflow.models.mixture import GaussianMixtureFlow
+from invflow.plugins import write_atomically
+from invflow.posterior import Posterior
+from invflow.registry import SOLVERS, solver_by_name
+from invflow.solver import Solver
+from invflow.solvers.exact import ExactPosterior
+from invflow.solvers.tilting.annealing import AnnealedCovariance, ReversalDiffusion
+from invflow.solvers.tilting.schedules import logit_grid
+from invflow_problems.mixture25 import SETTINGS, draw_problem
+
+__all__ = ["METHODS", "CountedMixture", "evaluate", "evidence_ratios", "main"]
+
+PARTICLES, PROJECTIONS = 1000, 500
+#: steps of the jump: 48 velocities, root-mean-square error under 0.003 of a component's standard deviation
+JUMP_STEPS = 8
+#: the data lie in (-20, 20), which samplers made for images are to take for [0, 1]
+_RANGE = {"value_range": (-20.0, 20.0)}
+#: calls forward that a particle may take, of every sampler but those that say otherwise
+CALLS = 100
+
+
+def _tilting(prior: GaussianMixtureFlow, **settings: Any) -> dict[str, Any]:
+    """FMTT where modes part early: times, diffusion and schedule by the scales of the prior; three calls a step."""
+    schedule = AnnealedCovariance.of_mixture(prior)
+    return {"steps": (CALLS + 2) // 3, "kernel": "renoise", "diffusion": ReversalDiffusion(0.5), "schedule": schedule,
+            "time_grid": functools.partial(logit_grid, first=schedule.first_time), **settings}
+
+
+#: name in the table: solver by name, and its settings, or what makes them for a prior
+METHODS: dict[str, tuple[str, dict[str, Any] | Callable[[GaussianMixtureFlow], dict[str, Any]]]] = {
+    # many temperatures of few moves: at equal calls their weights vary less than few temperatures of many moves
+    "noise-smc": ("noise-smc", {"moves": "crank-nicolson-langevin", "num_moves": 6, "ess_threshold": 0.9}),
+    "fmtt conjugate": ("fmtt", functools.partial(_tilting, proposal="conjugate")),
+    "fmtt": ("fmtt", _tilting),
+    "moment-matching": ("moment-matching", {"steps": CALLS, **_RANGE}),
+    "dps": ("dps", {"steps": CALLS, **_RANGE}),
+    "dps annealed": ("dps", {"steps": CALLS, "guidance": "annealed", **_RANGE}),
+    "ula": ("ula", {"burn_in": CALLS // 2, "thinning": CALLS // 2, **_RANGE}),
+    "ddrm": ("ddrm", {"steps": CALLS, **_RANGE}),
+    "pigdm": ("pigdm", {"steps": CALLS, **_RANGE}),
+    "diffpir": ("diffpir", {"steps": CALLS, **_RANGE}),
+    # the number of steps that deepinv takes by default
+    "moment-matching, 1,000": ("moment-matching", {"steps": 1000, **_RANGE}),
+    "dps, 1,000": ("dps", {"steps": 1000, **_RANGE}),
+}
+FIELDS = ("d", "m", "replicate", "method", "w1", "calls", "backward", "velocities", "log_evidence_error", "seconds",
+          "note")
+
+
+class CountedMixture(GaussianMixtureFlow):
+    """The mixture with a jump counted as one call, as of a learned map; ``velocities`` counts what it took."""
+
+    velocities: int = 0
+
+    def record_output(self, output: Tensor, rows: int) -> Tensor:
+        """Count a call for each row of the output, whatever it took to compute."""
+        if self._call_scopes:
+            self.velocities += rows
+        return super().record_output(output, len(output))
+
+
+def _generator(*key: int) -> torch.Generator:
+    seed = 0
+    for part in key:
+        seed = seed * 7919 + part
+    return torch.Generator().manual_seed(seed)
+
+
+def _pose(d: int, m: int, replicate: int) -> tuple[GaussianLikelihood, ExactPosterior, CountedMixture]:
+    problem = draw_problem(d, m, replicate)
+    _, likelihood = problem.simulate(1, generator=_generator(replicate, d, m, 0))
+    mixture = problem.prior
+    assert isinstance(mixture, GaussianMixtureFlow)
+    counted = CountedMixture(mixture.means, std=1.0, weights=mixture.weights, steps=JUMP_STEPS)
+    return likelihood, ExactPosterior(mixture), counted
+
+
+def _solver(method: str, prior: CountedMixture, particles: int) -> Solver:
+    name, settings = METHODS[method]
+    return solver_by_name(name, prior, **(settings(prior) if callable(settings) else settings), chunk_size=particles)
+
+
+def evaluate(d: int, m: int, replicate: int, method: str, *, particles: int = PARTICLES) -> dict[str, Any]:
+    """One row of the table.
+
+    Args:
+        d: dimension of the state.
+        m: measurements.
+        replicate: seed of the problem and of everything drawn.
+        method: ``"exact"`` or a name in :data:`METHODS`.
+        particles: drawn by the method and by the exact posterior that it is compared with.
+
+    Returns:
+        A value for each of :data:`FIELDS`; calls and velocities for each particle.
+    """
+    likelihood, exact, prior = _pose(d, m, replicate)
+    reference = exact.sample(likelihood, particles, generator=_generator(replicate, d, m, 1))
+    generator = _generator(replicate, d, m, 2)
+    row: dict[str, Any] = {"d": d, "m": m, "replicate": replicate, "method": method, "note": ""}
+    start = time.perf_counter()
+    try:
+        if method == "exact":
+            posterior = exact.sample(likelihood, particles, generator=generator)
+        else:
+            solver = _solver(method, prior, particles)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", UserWarning)
+                posterior = solver.sample(likelihood, particles, generator=generator)
+            row["note"] = "not converged" if any("not converged" in str(w.message) for w in caught) else ""
+    except (ValueError, RuntimeError) as error:  # diverged, or made for other operators
+        return {**row, "note": f"failed: {str(error)[:60]}"}
+    seconds = time.perf_counter() - start
+    distance = sliced_wasserstein(posterior.samples, reference.samples, num_projections=PROJECTIONS,
+                                  log_weights=posterior.log_weights if posterior.weighted else None,
+                                  generator=_generator(replicate, d, m, 3))
+    return {**row, "w1": float(distance), "calls": posterior.nfe.forward, "backward": posterior.nfe.backward,
+            "velocities": prior.velocities / particles, "log_evidence_error": _evidence_error(posterior, reference),
+            "seconds": seconds}
+
+
+def _evidence_error(posterior: Posterior, exact: Posterior) -> float | str:
+    if posterior.log_evidence is None or exact.log_evidence is None:
+        return ""
+    return float(posterior.log_evidence - exact.log_evidence)
+
+
+def evidence_ratios(method: str, *, d: int = 8, m: int = 1, seeds: int = 20, particles: int = PARTICLES) -> list[float]:
+    """Z-hat / Z of independent runs on the problem of replicate 0."""
+    likelihood, exact, prior = _pose(d, m, 0)
+    solver = _solver(method, prior, particles)
+    ratios = []
+    for seed in range(seeds):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            estimate = solver.sample(likelihood, particles, generator=_generator(seed, d, m, 4)).log_evidence
+        assert estimate is not None
+        ratios.append(float((estimate - exact.log_evidence(likelihood)).exp()))
+    return ratios
+
+
+# -- the files ---------------------------------------------------------------------------------------------------------
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """Rows of a CSV; none where it does not exist."""
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def append_row(file: Path, row: dict[str, Any], fields: Iterable[str]) -> None:
+    """Add a row to a CSV, which is written anew as a whole: a run that is stopped leaves no half of a row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(fields), restval="")
+    writer.writeheader()
+    writer.writerows([*read_rows(file), row])
+    write_atomically(file, lambda name: Path(name).write_text(text.getvalue(), encoding="utf-8"))
+
+
+def _mean(values: list[float]) -> tuple[float, float]:
+    tensor = torch.tensor(values, dtype=torch.float64)
+    error = float(tensor.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return float(tensor.mean()), error
+
+
+def format_markdown(rows: list[dict[str, str]]) -> str:
+    """Mean W1 and its standard error by setting and method, as a multiple of the exact draws', with the costs."""
+    lines = ["| d | m | method | replicates | W1 | over exact | map calls | backward | velocities |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    for d, m in SETTINGS:
+        chosen = [row for row in rows if (row["d"], row["m"]) == (str(d), str(m))]
+        floors = {row["replicate"]: float(row["w1"]) for row in chosen if row["method"] == "exact"}
+        for method in ("exact", *METHODS):
+            found = [row for row in chosen if row["method"] == method and row["replicate"] in floors]
+            good = [row for row in found if row["w1"]]
+            if not found:
+                continue
+            if not good:
+                lines.append(f"| {d} | {m} | {method} | {len(found)} | failed | | | | |")
+                continue
+            w1, error = _mean([float(row["w1"]) for row in good])
+            ratio = w1 / _mean([floors[row["replicate"]] for row in good])[0]
+            costs = [f"{_mean([float(row[key]) for row in good])[0]:.0f}"
+                     for key in ("calls", "backward", "velocities")]
+            count = str(len(good)) + (f" of {len(found)}" if len(good) < len(found) else "")
+            lines.append(f"| {d} | {m} | {method} | {count} | {w1:.3f} ± {error:.3f} | {ratio:.2f} | "
+                         + " | ".join(costs) + " |")
+    return "\n".join(lines)
+
+
+def format_evidence(rows: list[dict[str, str]]) -> str:
+    """Mean Z-hat / Z with its standard error, by method."""
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        ratios = [float(row["ratio"]) for row in rows if row["method"] == method]
+        mean, error = _mean(ratios)
+        lines.append(f"{method}: mean Z-hat / Z {mean:.3f} ± {error:.3f} over {len(ratios)} seeds, "
+                     f"{abs(mean - 1) / error:.1f} standard errors from 1")
+    return "\n".join(lines)
+
+
+def _parse_setting(text: str) -> tuple[int, int]:
+    d, _, m = text.partition("-")
+    if (int(d), int(m or 0)) not in SETTINGS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(f'{a}-{b}' for a, b in SETTINGS)}")
+    return int(d), int(m)
+
+
+def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> None:
+    """Fill the table, replicate after replicate, and print it as markdown."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.mixture_table", description=__doc__)
+    parser.add_argument("output", type=Path, help="folder of table.csv and evidence.csv")
+    parser.add_argument("--replicates", type=int, default=20)
+    parser.add_argument("--settings", type=_parse_setting, nargs="+", default=list(SETTINGS), metavar="D-M")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--evidence-seeds", type=int, default=20, help="runs on one problem for Z-hat / Z; 0 for none")
+    parser.add_argument("--particles", type=int, default=PARTICLES)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    methods = [name for name in options.methods if METHODS[name][0] in SOLVERS]
+    for name in set(options.methods) - set(methods):
+        say(f"left out {name}: there is no such solver here")
+    table, evidence = options.output / "table.csv", options.output / "evidence.csv"
+    done = {(row["d"], row["m"], row["replicate"], row["method"]) for row in read_rows(table)}
+    for replicate in range(options.replicates):
+        for d, m in options.settings:
+            for method in ("exact", *methods):
+                if (str(d), str(m), str(replicate), method) not in done:
+                    row = evaluate(d, m, replicate, method, particles=options.particles)
+                    append_row(table, row, FIELDS)
+    weighing = [name for name in ("noise-smc", "fmtt conjugate", "fmtt") if name in methods and options.evidence_seeds]
+    for method in weighing:
+        if method not in {row["method"] for row in read_rows(evidence)}:
+            for seed, ratio in enumerate(evidence_ratios(method, seeds=options.evidence_seeds,
+                                                         particles=options.particles)):
+                append_row(evidence, {"method": method, "seed": seed, "ratio": ratio}, ("method", "seed", "ratio"))
+    say(format_markdown(read_rows(table)))
+    if weighing:
+        say("\n" + format_evidence(read_rows(evidence)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""What the photographs' table is made of: the pictures, the observations of them, and the cells that are kept."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from invflow.evaluation.results.parts import derive_seed
+from invflow.evaluation.summary import write_json
+from invflow.likelihood import GaussianLikelihood
+from invflow.metrics import coverage, crps, psnr, ssim
+from invflow.operator import Operator
+from invflow.plugins import write_atomically
+from invflow.solver import Solver
+from invflow_problems import photo_problems
+from invflow_problems.photo_samples import CROPS, load_photos
+from invflow_problems.photo_split import photo_name, split_of
+
+__all__ = ["SOLVERS", "TASKS", "WINDOW", "Picture", "build", "cell_path", "held_out", "observe", "run_cell",
+           "scikit_image", "window", "write_picture"]
+
+#: side of the windows that are kept of each image, in pixels
+WINDOW = 128
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
+
+#: operators by task, and noise levels
+TASKS: dict[str, tuple[Callable[[tuple[int, int, int]], Operator], float]] = {
+    "denoising": (photo_problems.denoising, 0.1),
+    "random-inpainting": (photo_problems.random_inpainting, 0.02),
+    "box-inpainting": (photo_problems.box_inpainting, 0.02),
+    "super-resolution": (photo_problems.super_resolution, 0.02),
+    "gaussian-blur": (photo_problems.gaussian_blur, 0.02),
+    "motion-blur": (photo_problems.motion_blur, 0.02),
+    "super-resolution-x2": (lambda shape: photo_problems.super_resolution(shape, 2), 0.02),
+    "super-resolution-x3": (lambda shape: photo_problems.super_resolution(shape, 3), 0.02),
+}
+SOLVERS = ("vfm", "bicubic", "wiener", "tv", "bm3d", "plug-and-play")
+
+#: what to look at: centres as shares of height and width; faces, text, foliage, sky, fur, and what else is hard
+_CENTRES = {
+    "astronaut": (0.22, 0.44), "chelsea": (0.42, 0.42), "coffee": (0.45, 0.45), "rocket": (0.60, 0.50),
+    "EveningGlow": (0.55, 0.25), "BytheWater": (0.55, 0.50), "Dune": (0.55, 0.55), "LadyBird": (0.50, 0.70),
+    "RainDrops": (0.40, 0.50),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A test photograph.
+
+    Attributes:
+        name: by which its cells are known.
+        image: ``(3, H, W)`` in [0, 1], its sides multiples of 12.
+    """
+
+    name: str
+    image: Tensor
+
+
+def _bounded(image: Tensor, max_side: int | None) -> Tensor:
+    """Scale ``(C, H, W)`` down to the side, in colour, and cut it to multiples of 12, which 2, 3 and 4 divide."""
+    image = image[:3].expand(3, -1, -1)
+    if max_side is not None and max(image.shape[1:]) > max_side:
+        share = max_side / max(image.shape[1:])
+        size = [max(12, round(side * share)) for side in image.shape[1:]]
+        image = F.interpolate(image[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    height, width = (side // 12 * 12 for side in image.shape[1:])
+    if min(height, width) < 24:
+        raise ValueError(f"a picture of {tuple(image.shape)} is too small: 24 x 24 at least")
+    return image[:, :height, :width].contiguous()
+
+
+def scikit_image(max_side: int | None, say: Callable[[str], None] = print) -> list[Picture]:
+    """scikit-image's photographs; none, with a sentence, where it is not installed."""
+    try:
+        from skimage import data
+    except ImportError:
+        say("scikit-image is not installed, and its photographs are left out: pip install 'invflow[baselines]'")
+        return []
+    return [Picture(name, _bounded(torch.tensor(getattr(data, name)()).permute(2, 0, 1).float() / 255, max_side))
+            for name in ("astronaut", "chelsea", "coffee", "rocket")]
+
+
+def held_out(folders: Sequence[Path], max_side: int | None, say: Callable[[str], None] = print) -> list[Picture]:
+    """Photographs that no prior has seen.
+
+    Args:
+        folders: searched, with the folders within, for the held-out photographs; where there is none of them, all
+            picture files are taken but those of the training and validation splits. No folder: the shipped crops.
+        max_side: larger ones are scaled down.
+        say: called with a sentence for what is left out.
+    """
+    if not folders:
+        crops = CROPS["test"]
+        names = [f"{crop.photo}-{sum(c.photo == crop.photo for c in crops[: i + 1])}" for i, crop in enumerate(crops)]
+        return [Picture(name, _bounded(image, max_side)) for name, image in zip(names, load_photos(), strict=True)]
+    from invflow.datasets.files import read_image
+
+    files: dict[str, Path] = {}
+    found = [file for folder in folders for file in sorted(folder.rglob("*"))
+             if file.suffix.lower() in SUFFIXES and file.is_file()]
+    known = any(split_of(file) == "test" for file in found)
+    for file in found:
+        name, split = photo_name(file), split_of(file)
+        if split == "test" or (not known and split is None):
+            if name not in files or file.stat().st_size > files[name].stat().st_size:
+                files[name] = file
+        elif split is not None and not known:
+            say(f"{name} is left out: it belongs to the {split} photographs")
+    if not files:
+        raise ValueError(f"there are no test photographs under {', '.join(map(str, folders))}")
+    return [Picture(name, _bounded(read_image(file, channels=3, say=lambda _: None), max_side))
+            for name, file in sorted(files.items())]
+
+
+def observe(picture: Picture, task: str, seed: int) -> GaussianLikelihood:
+    """The observation of a picture, the same for every solver: mask, kernel and noise follow from names and seed."""
+    make, sigma = TASKS[task]
+    shape = (3, *picture.image.shape[1:])
+    generator = torch.Generator().manual_seed(derive_seed(seed, picture.name, task))
+    operator = make(shape)  # type: ignore[arg-type]
+    if task in ("random-inpainting", "motion-blur"):
+        operator = operator.randomize(1, generator)
+    return GaussianLikelihood(operator, operator.measure(picture.image[None], sigma, generator=generator), sigma)
+
+
+def build(name: str, vfm: str, prior: str) -> Solver:
+    """A solver of the table, with its defaults."""
+    from invflow.registry import solver_by_name
+
+    return solver_by_name(name, {"vfm": vfm}.get(name, prior))
+
+
+def window(picture: Picture) -> tuple[slice, slice]:
+    """Rows and columns that the picture sheet shows of an image."""
+    centre = _CENTRES.get(picture.name, (0.5, 0.5))
+    parts = []
+    for share, side in zip(centre, picture.image.shape[1:], strict=True):
+        length = min(WINDOW, side)
+        start = min(max(0, round(share * side) - length // 2), side - length)
+        parts.append(slice(start, start + length))
+    return parts[0], parts[1]
+
+
+def cell_path(output: Path, picture: str, task: str, solver: str) -> Path:
+    """The file of a cell, without its ending."""
+    return output / "cells" / f"{picture}__{task}__{solver}"
+
+
+def write_picture(image: Tensor, path: Path) -> None:
+    """Write ``(3, H, W)`` in [0, 1], clipped, as a PNG file, whole or not at all."""
+    from PIL import Image
+
+    data = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    write_atomically(path, lambda name: Image.fromarray(data).save(name, format="PNG"))
+
+
+def run_cell(output: Path, picture: Picture, task: str, name: str, solver: Callable[[], Solver],
+             setup: dict[str, Any]) -> dict[str, Any]:
+    """One solver on one observation of one picture; a cell that is there, of the same setup, is read.
+
+    Args:
+        output: folder of the cells.
+        picture: the truth.
+        task: one of :data:`TASKS`.
+        name: of the solver.
+        solver: builds it.
+        setup: ``seed``, ``samples``, and what else must be the same for a cell to be taken as done.
+
+    Returns:
+        ``psnr``, ``ssim``, ``crps``, ``seconds``, ``calls`` and, of a posterior, ``coverage``; or ``failure``.
+    """
+    path = cell_path(output, picture.name, task, name)
+    kept = path.with_name(path.name + ".json")
+    setup = json.loads(json.dumps({**setup, "shape": picture.image.shape}))  # as the file will hold it
+    if kept.is_file():
+        cell: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        if cell["setup"] == setup:
+            return cell
+        raise ValueError(f"{kept} is of another setup, {cell['setup']}: pass another output folder")
+    likelihood, truth = observe(picture, task, setup["seed"]), picture.image[None]
+    generator = torch.Generator().manual_seed(derive_seed(setup["seed"], picture.name, task, "solver"))
+    cell = {"picture": picture.name, "task": task, "solver": name, "setup": setup}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            posterior = solver().sample(likelihood, setup["samples"], generator=generator)
+    except (TypeError, ValueError) as error:
+        cell["failure"] = " ".join(str(error).split())
+        write_json(cell, kept)
+        return cell
+    mean, samples = posterior.mean(), posterior.samples
+    cell |= {"psnr": float(psnr(mean, truth)), "ssim": float(ssim(mean, truth)), "seconds": posterior.seconds,
+             "calls": posterior.nfe.forward * posterior.num_samples}
+    point = posterior.diagnostics.get("point_estimate", False)
+    rows = samples.split(64, dim=3)  # the sorting of samples takes several times their memory
+    parts = truth.split(64, dim=2)
+    if point:
+        cell["crps"] = float((mean - truth).abs().mean())
+    else:
+        scores = [crps(a, b) for a, b in zip(rows, parts, strict=True)]
+        cell["crps"] = float(torch.cat(scores, dim=2).mean())
+        if posterior.num_samples >= 19:
+            inside = [coverage(a, b, 0.9) for a, b in zip(rows, parts, strict=True)]
+            cell["coverage"] = float(torch.cat(inside, dim=2).float().mean())
+    rows_shown, columns_shown = window(picture)
+    write_picture(mean[0, :, rows_shown, columns_shown], path.with_name(path.name + ".png"))
+    if not point:
+        write_picture(samples[0, 0, :, rows_shown, columns_shown], path.with_name(path.name + "__sample.png"))
+    write_json(cell, kept)  # last, so that a cell with numbers has its pictures
+    return cell

@@ -1,0 +1,219 @@
+"""The photographs' table: ``python -m benchmarks.tables.photo_table OUTPUT`` compares the VFM with what users know.
+
+On held-out photographs and on scikit-image's, none of which was trained on: PSNR and SSIM of the posterior mean, CRPS
+(of one image its mean absolute error), coverage of 90% intervals (of solvers that give any; it takes 19 samples), and
+seconds; means over photographs with their standard errors, and the paired differences VFM minus each. Every cell is a
+file, so that a run which was stopped goes on. Beside the table come sheets of windows at full resolution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.tables.photo_parts import (
+    SOLVERS,
+    TASKS,
+    Picture,
+    build,
+    cell_path,
+    held_out,
+    observe,
+    run_cell,
+    scikit_image,
+    window,
+)
+from invflow.plugins import write_atomically
+from invflow.solver import Solver
+
+__all__ = ["difference", "main", "markdown", "mean_and_error", "run", "sheet"]
+
+MAIN_TASKS = tuple(TASKS)[:6]
+#: columns: title, decimals
+COLUMNS = {"psnr": ("PSNR", 2), "ssim": ("SSIM", 3), "crps": ("CRPS", 4), "coverage": ("90% coverage", 3),
+           "seconds": ("seconds", 1)}
+Cells = dict[tuple[str, str, str], dict[str, Any]]
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error; NaN for the error of a single value.
+
+    Example:
+        >>> mean_and_error([1.0, 2.0, 3.0])
+        (2.0, 0.5773502691896258)
+    """
+    numbers = torch.tensor(values, dtype=torch.float64)
+    return float(numbers.mean()), float(numbers.std() / math.sqrt(len(numbers))) if len(numbers) > 1 else math.nan
+
+
+def difference(cells: Cells, task: str, first: str, second: str, column: str) -> tuple[float, float] | None:
+    """Mean and standard error, over photographs that both have, of first minus second; None where there is none."""
+    pairs = [(cells[name, task, first][column], cells[name, task, second][column]) for name, t, s in cells
+             if t == task and s == first and column in cells[name, task, first]
+             and column in cells.get((name, task, second), {})]
+    return mean_and_error([a - b for a, b in pairs]) if pairs else None
+
+
+def run(output: Path, pictures: Sequence[Picture], tasks: Sequence[str], solvers: Sequence[str], *, samples: int,
+        seed: int, vfm: str = "photos", prior: str = "photos", say: Callable[[str], None] = print) -> Cells:
+    """All cells, by picture, task and solver.
+
+    Args:
+        output: folder of the cells; those that are there are not done again.
+        pictures: truths.
+        tasks: some of :data:`benchmarks.tables.photo_parts.TASKS`.
+        solvers: some of :data:`benchmarks.tables.photo_parts.SOLVERS`; one that cannot be built is left out.
+        samples: of each posterior.
+        seed: of observations and solvers.
+        vfm, prior: names or folders of the VFM and of the prior that plug-and-play takes its denoiser from.
+        say: called with a sentence for each cell, and for what is left out.
+    """
+    cells: Cells = {}
+    for name in solvers:
+        try:
+            solver: Solver = build(name, vfm, prior)
+        except (ImportError, ValueError) as error:
+            say(f"{name} is left out: {' '.join(str(error).split())}")
+            continue
+        fingerprint = getattr(getattr(solver, "prior", None), "fingerprint", None)
+        settings = getattr(solver, "settings", None)
+        setup = {"seed": seed, "samples": samples, "solver": settings() if callable(settings) else name,
+                 "prior": fingerprint() if callable(fingerprint) else None}
+        for task in tasks:
+            for picture in pictures:
+                cell = run_cell(output, picture, task, name, lambda solver=solver: solver, setup)  # type: ignore[misc]
+                if "failure" in cell:
+                    if picture is pictures[0]:
+                        say(f"{task}, {name}: {cell['failure']}")
+                    continue
+                say(f"{picture.name}, {task}, {name}: PSNR {cell['psnr']:.2f}, {cell['seconds']:.1f} s")
+                cells[picture.name, task, name] = cell
+    return cells
+
+
+def markdown(cells: Cells, tasks: Sequence[str], solvers: Sequence[str], first: str = "vfm") -> str:
+    """Two tables: means with standard errors, and differences from the first solver, if it is there."""
+    titles = [title for title, _ in COLUMNS.values()]
+    lines = ["| problem | solver | " + " | ".join(titles) + " | photographs |", "|" + "---|" * (len(titles) + 3)]
+    for task in tasks:
+        for solver in solvers:
+            own = [cell for (_, t, s), cell in cells.items() if t == task and s == solver]
+            if own:
+                shown = [_shown([c[key] for c in own if key in c], decimals) for key, (_, decimals) in COLUMNS.items()]
+                lines.append(f"| {task} | {solver} | " + " | ".join(shown) + f" | {len(own)} |")
+    others = [s for s in solvers if s != first and any(key[2] == s for key in cells)]
+    if any(key[2] == first for key in cells) and others:
+        lines += ["", f"Differences, {first} minus the other, paired over photographs:", "",
+                  "| problem | other | PSNR | SSIM | CRPS |", "|---|---|---|---|---|"]
+        for task in tasks:
+            for other in others:
+                found = [difference(cells, task, first, other, key) for key in ("psnr", "ssim", "crps")]
+                if any(found):
+                    shown = ["" if f is None else f"{f[0]:+.{d}f} ± {f[1]:.{d}f}"
+                             for f, d in zip(found, (2, 3, 4), strict=True)]
+                    lines.append(f"| {task} | {other} | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(values: Sequence[float], decimals: int) -> str:
+    if not values:
+        return ""
+    mean, error = mean_and_error(values)
+    return f"{mean:.{decimals}f}" if math.isnan(error) else f"{mean:.{decimals}f} ± {error:.{decimals}f}"
+
+
+# -- pictures --------------------------------------------------------------------------------------------------------
+
+
+def sheet(output: Path, pictures: Sequence[Picture], task: str, solvers: Sequence[str], seed: int) -> Path | None:
+    """Windows of truth, observation and each solver's mean, at full resolution, a row for each photograph.
+
+    A posterior shows a sample too. Written to ``sheet-TASK.png``.
+
+    Returns:
+        The file, or None where no cell has a picture.
+    """
+    from PIL import Image, ImageDraw
+
+    columns = ["truth", "observation"]
+    for solver in solvers:
+        for ending, title in (("", solver), ("__sample", f"{solver}, sample")):
+            if any(_file(output, picture, task, solver, ending).is_file() for picture in pictures):
+                columns.append(title)
+    if len(columns) == 2:
+        return None
+    rows: list[list[Image.Image | None]] = []
+    for picture in pictures:
+        shown = window(picture)
+        likelihood = observe(picture, task, seed)
+        looks = likelihood.operator.embed(likelihood.y)[0]
+        row: list[Image.Image | None] = [_image(picture.image[:, shown[0], shown[1]]),
+                                         _image(looks[:, shown[0], shown[1]])]
+        for title in columns[2:]:
+            solver, _, sample = title.partition(", ")
+            file = _file(output, picture, task, solver, "__sample" if sample else "")
+            row.append(Image.open(file).convert("RGB") if file.is_file() else None)
+        rows.append(row)
+    side, gap, head = max(image.height for row in rows for image in row if image), 4, 16
+    canvas = Image.new("RGB", (len(columns) * (side + gap) - gap, head + len(rows) * (side + gap) - gap), "white")
+    pen = ImageDraw.Draw(canvas)
+    for j, title in enumerate(columns):
+        pen.text((j * (side + gap) + 2, 2), title, fill="black")
+        for i, row in enumerate(rows):
+            image = row[j]
+            if image is not None:
+                canvas.paste(image, (j * (side + gap), head + i * (side + gap)))
+    path = output / f"sheet-{task}.png"
+    write_atomically(path, lambda name: canvas.save(name, format="PNG"))
+    return path
+
+
+def _file(output: Path, picture: Picture, task: str, solver: str, ending: str) -> Path:
+    path = cell_path(output, picture.name, task, solver)
+    return path.with_name(f"{path.name}{ending}.png")
+
+
+def _image(image: Tensor) -> Any:
+    from PIL import Image
+
+    return Image.fromarray((image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.photo_table", description=__doc__)
+    parser.add_argument("output", type=Path, help="folder for the results; a started one is gone on with")
+    parser.add_argument("--images", type=Path, nargs="+", default=[], help="folders with the held-out photographs, or "
+                        "with your own; default: the crops that come with the problems")
+    parser.add_argument("--sets", nargs="+", choices=["held-out", "scikit-image"], default=["held-out", "scikit-image"])
+    parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS))
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(MAIN_TASKS))
+    parser.add_argument("--max-side", type=int, default=512, help="larger photographs are scaled down; 0: never")
+    parser.add_argument("--samples", type=int, default=20, help="of each posterior; 90%% intervals take 19")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vfm", default="photos", help="name or folder of the VFM")
+    parser.add_argument("--prior", default="photos", help="name or folder of the prior for plug-and-play")
+    options = parser.parse_args(arguments)
+    side = options.max_side or None
+    pictures = held_out(options.images, side) if "held-out" in options.sets else []
+    pictures += scikit_image(side) if "scikit-image" in options.sets else []
+    if not pictures:
+        parser.error("no photographs are left")
+    (options.output / "cells").mkdir(parents=True, exist_ok=True)
+    cells = run(options.output, pictures, options.tasks, options.solvers, samples=options.samples, seed=options.seed,
+                vfm=options.vfm, prior=options.prior, say=lambda text: print(text, flush=True))
+    table = markdown(cells, options.tasks, options.solvers)
+    write_atomically(options.output / "table.md", lambda name: Path(name).write_text(table, encoding="utf-8"))
+    for task in options.tasks:
+        sheet(options.output, pictures, task, options.solvers, options.seed)
+    print("\n" + table)
+
+
+if __name__ == "__main__":
+    main()

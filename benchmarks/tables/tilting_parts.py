@@ -1,0 +1,101 @@
+"""Parts that the tables of tilting share: replicates, and how many steps a budget of calls pays for.
+
+Replicates are observations of one call: each has its own random numbers, resamples on its own and never sees the
+others.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invflow.plugins import Index, as_index
+from invflow.posterior import Posterior
+from invflow.reward import Reward
+from invflow.solver import Solver
+from invflow.solvers.tilting.fmtt import FMTT
+from invflow.solvers.tilting.selection import JumpCalls, path_calls
+from invflow_problems.half_plane import tilted_expectations
+
+__all__ = ["REPLICATES", "Replicated", "affordable", "sample_quietly"]
+
+REPLICATES = 10
+
+
+class Replicated(Reward):
+    """One function of images as the reward of B observations, which are replicates of one another."""
+
+    def __init__(self, fn: Callable[[Tensor], Tensor], count: int = REPLICATES) -> None:
+        self.fn, self.num_observations = fn, count
+
+    def select(self, index: Index) -> Reward:
+        """As many replicates as the index names."""
+        return Replicated(self.fn, len(as_index(index, self.num_observations or 1)))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``(B, N, *image_shape)`` to ``(B, N)``."""
+        return self.fn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def sample_quietly(solver: Solver, reward: Reward, particles: int, seed: int) -> Posterior:
+    """Samples of B observations, without the warning of what has not converged: the tables show that."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return solver.sample(reward, particles, generator=torch.Generator().manual_seed(seed))
+
+
+def affordable(make: Callable[[int], FMTT], reward: Reward, budget: int) -> FMTT:
+    """The FMTT with the most steps that a budget of calls a particle, forward and backward, pays for.
+
+    Args:
+        make: the solver with so many steps.
+        reward: to be tilted by.
+        budget: calls of the map for each particle.
+
+    Raises:
+        ValueError: where it does not pay for two steps.
+    """
+    jumps = JumpCalls(make(2).prior)
+    if sum(path_calls(make(2), reward, jumps)) > budget:
+        raise ValueError(f"a budget of {budget} calls does not pay for two steps, which take "
+                         f"{sum(path_calls(make(2), reward, jumps))}: pass at least that")
+    low, high = 2, budget + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = sum(path_calls(make(middle), reward, jumps)) <= budget
+        low, high = (middle, high) if fits else (low, middle)
+    return make(low)
+
+Rows = list[dict[str, str]]
+
+
+def choose(rows: Rows, **wanted: Any) -> Rows:
+    """The rows with these values."""
+    return [row for row in rows if all(row[name] == str(value) for name, value in wanted.items())]
+
+
+def mean_and_std(rows: Rows, name: str) -> tuple[float, float]:
+    """Mean and standard deviation of a column over those rows that have it; NaN where none has."""
+    values = torch.tensor([float(row[name]) for row in rows if row[name]], dtype=torch.float64)
+    if len(values) == 0:
+        return math.nan, math.nan
+    return float(values.mean()), float(values.std()) if len(values) > 1 else math.nan
+
+
+def from_base(rows: Rows, name: str) -> tuple[float, float]:
+    """Difference of a column's mean from the tilted base sampler's, and its standard error."""
+    mean, std = mean_and_std(rows, name)
+    return mean - float(rows[0][f"base_{name}"]), math.hypot(std / len(rows) ** 0.5,
+                                                             float(rows[0][f"base_{name}_error"]))
+
+
+def from_exact(rows: Rows, name: str) -> tuple[float, float]:
+    """Difference of a column's mean from the exact law's, and its standard error."""
+    mean, std = mean_and_std(rows, name)
+    exact = tilted_expectations()
+    return mean - exact["share x0 > 0" if name == "share" else name], std / len(rows) ** 0.5

@@ -1,0 +1,1 @@
+"""Helpers that know none of the library's nouns."""

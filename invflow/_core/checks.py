@@ -1,0 +1,149 @@
+"""Checks of what a user passes, shared by operators and rewards."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "as_index", "as_levels", "checked_evidence", "checked_samples", "Index", "looks_like_image", "normalised",
+    "precise", "warn_of_range",
+]
+
+Index: TypeAlias = "int | slice | Sequence[int] | Tensor"
+
+
+def as_index(index: Index, n: int) -> Tensor:
+    """Indices of rows as a tensor.
+
+    Args:
+        index: an int, a slice, ints in a list or a ``(k,)`` tensor (repeats allowed), or an ``(n,)`` mask.
+        n: how many rows there are.
+
+    Returns:
+        ``(k,)`` int64 on the CPU, each in [0, n).
+
+    Raises:
+        ValueError: if the index picks nothing or a row that does not exist.
+    """
+    picked = index if isinstance(index, slice) else torch.as_tensor(index, device="cpu").reshape(-1)
+    if not isinstance(picked, slice) and picked.numel() == 0:
+        picked = picked.long()  # an empty list would make a tensor of floats
+    try:
+        rows = torch.arange(n)[picked]
+    except IndexError as error:
+        raise ValueError(f"index {index} does not fit {n} rows: pass integers under {n}") from error
+    if rows.numel() == 0:
+        raise ValueError(f"index {index} picks none of {n} rows: pass at least one of 0 to {n - 1}")
+    return rows
+
+
+def as_levels(value: float | Tensor, n: int, name: str, *, allow_zero: bool = False) -> Tensor:
+    """A level, such as a noise standard deviation, as one number for each of n rows.
+
+    Args:
+        value: a float, or a tensor with one entry or ``n``.
+        n: number of rows.
+        name: what the level is called in errors.
+        allow_zero: whether 0 is a valid level.
+
+    Returns:
+        ``(n,)``, floating point.
+
+    Raises:
+        ValueError: for another number of entries, or a level that is not finite or not positive.
+    """
+    # a Python number in double precision: in single, a level of 0.4 would be off by 1e-8 in float64 problems
+    levels = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64).detach()
+    if not levels.is_floating_point():
+        levels = levels.to(torch.get_default_dtype())
+    if levels.numel() not in (1, n) or levels.ndim > 1:
+        raise ValueError(f"{name} has shape {tuple(levels.shape)}: pass a float or a tensor of shape ({n},)")
+    if not bool((torch.isfinite(levels) & ((levels >= 0) if allow_zero else (levels > 0))).all()):
+        bound = ">= 0" if allow_zero else "> 0"
+        raise ValueError(f"{name} is {levels.flatten().tolist()[:4]}: it must be finite and {bound}")
+    return levels.reshape(-1).expand(n).clone()
+
+
+def looks_like_image(shape: Sequence[int]) -> bool:
+    """Whether a shape is a picture's (C, H, W), grey or in colour, so that its range is known."""
+    return len(shape) == 3 and shape[0] in (1, 3, 4) and min(shape[1:]) >= 8
+
+
+def warn_of_range(x: Tensor, image_shape: Sequence[int]) -> None:
+    """Warn of pictures that are not in [0, 1]; nothing is converted, since only the caller knows.
+
+    Args:
+        x: ``(n, *image_shape)``.
+        image_shape: only a picture's is looked at.
+    """
+    if not (looks_like_image(image_shape) and x.numel()):
+        return
+    low, high = float(x.detach().min()), float(x.detach().max())
+    if high > 30:
+        warnings.warn(f"x has values up to {high:.4g}, which looks like [0, 255]: images are in [0, 1], so "
+                      "pass x / 255", stacklevel=3)
+    elif low < -0.5 and high < 2:
+        warnings.warn(f"x has values down to {low:.4g}, which looks like [-1, 1]: images are in [0, 1], so "
+                      "pass (x + 1) / 2, and half the noise level", stacklevel=3)
+
+
+def checked_samples(samples: Tensor) -> Tensor:
+    """The samples, detached and in single precision at least, if they are a batch of finite images."""
+    if not isinstance(samples, Tensor) or not samples.is_floating_point():
+        kind = samples.dtype if isinstance(samples, Tensor) else type(samples).__name__
+        raise TypeError(f"samples are a floating-point tensor (B, N, *image_shape), not {kind}")
+    if samples.ndim < 3 or samples.shape[0] == 0 or samples.shape[1] == 0:
+        raise ValueError("samples have shape (B, N, *image_shape) with B and N at least 1, not "
+                         f"{tuple(samples.shape)}; for a single observation write samples.unsqueeze(0)")
+    samples = samples.detach()
+    if samples.dtype not in (torch.float32, torch.float64):  # half precision spoils sums over thousands
+        samples = samples.float()
+    broken = ~torch.isfinite(samples).flatten(2).all(2)
+    if bool(broken.any()):
+        b, n = (int(i) for i in broken.nonzero()[0])
+        raise ValueError(
+            f"{int(broken.sum())} of {broken.numel()} samples hold values that are not finite, the first in "
+            f"particle {n} of observation {b}: check the solver's step sizes and its reward there"
+        )
+    return samples
+
+
+def precise(values: Tensor) -> Tensor:
+    """In double precision, where the device has it."""
+    return values.float() if values.device.type == "mps" else values.double()
+
+
+def normalised(log_weights: Tensor | None, samples: Tensor) -> Tensor:
+    """Log weights ``(B, N)`` whose exponentials sum to one over N; equal ones for None."""
+    b, n = samples.shape[:2]
+    if log_weights is None:
+        return torch.full((b, n), -math.log(n), dtype=samples.dtype, device=samples.device)
+    if tuple(log_weights.shape) != (b, n):
+        raise ValueError(f"log_weights of shape {tuple(log_weights.shape)} do not fit samples of shape "
+                         f"{tuple(samples.shape)}: one for each particle, ({b}, {n})")
+    log_weights = precise(log_weights.detach().to(samples.device))
+    bad = log_weights.isnan() | (log_weights == torch.inf)
+    if bool(bad.any()):
+        i, j = (int(k) for k in bad.nonzero()[0])
+        raise ValueError(f"the log weight of particle {j} of observation {i} is {log_weights[i, j].item()}")
+    total = log_weights.logsumexp(1, keepdim=True)
+    if bool(total.isinf().any()):
+        empty = int(total.squeeze(1).isinf().nonzero()[0])
+        raise ValueError(f"all {n} log weights of observation {empty} are -inf: no particle is compatible")
+    return (log_weights - total).to(samples.dtype)
+
+
+def checked_evidence(log_evidence: Tensor | None, samples: Tensor) -> Tensor | None:
+    """The log evidence, if there is one for each observation."""
+    if log_evidence is None:
+        return None
+    if tuple(log_evidence.shape) != (samples.shape[0],):
+        raise ValueError(f"log_evidence has shape ({samples.shape[0]},), one for each observation, "
+                         f"not {tuple(log_evidence.shape)}")
+    return log_evidence.detach().to(samples.device)

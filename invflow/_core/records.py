@@ -1,0 +1,178 @@
+"""Records on disk: tensors beside JSON, with a digest, written whole or not at all. Pickles are never read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from invflow._core.version import VERSION
+
+__all__ = ["as_json", "digest", "fingerprint", "finite", "parse_json", "read_posterior", "versions", "write_posterior"]
+
+_FORMAT = "invflow.posterior/1"
+
+_DIAGNOSTIC = "diagnostics."  # prefix of the tensors among the diagnostics
+
+
+def write_posterior(path: Path, tensors: Mapping[str, Tensor], diagnostics: Mapping[str, Any],
+                    settings: Mapping[str, Any], nfe: Mapping[str, float], seconds: float) -> None:
+    """Write what a posterior is made of; see :meth:`invflow.Posterior.save`."""
+    tensors, plain = dict(tensors), {}
+    for key, value in diagnostics.items():
+        if isinstance(value, Tensor):
+            tensors[_DIAGNOSTIC + key] = value
+        else:
+            plain[key] = value
+    header = {
+        "format": _FORMAT,
+        "nfe": dict(nfe),
+        "seconds": seconds,
+        "diagnostics": as_json(plain, "diagnostics"),
+        "settings": as_json(settings, "settings"),
+        "versions": versions(),
+    }
+    # clones, because safetensors refuses tensors that share memory
+    stored = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+    header["digest"] = digest(stored, header)
+    write_atomically(path, lambda name: save_file(stored, name, {"invflow": json.dumps(header)}))
+
+
+def read_posterior(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_posterior` wrote, as keyword arguments of Posterior, with ``nfe`` a dictionary.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is truncated, no safetensors file, or holds something else than a posterior.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}: pass one that Posterior.save wrote")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except Exception as error:  # safetensors has errors of its own, and KeyErrors for types that torch lacks
+        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+    try:
+        header = parse_json(metadata["invflow"])
+        if header["format"] != _FORMAT:
+            raise ValueError(f"its format is {header['format']!r}, this version of invflow reads {_FORMAT!r}")
+        known = header.pop("digest", None)
+        if known is not None and known != digest(tensors, header):
+            raise ValueError("it is not as it was saved: its numbers or its settings were changed")
+        nfe = {"forward": float(header["nfe"]["forward"]), "backward": float(header["nfe"]["backward"])}
+        diagnostics, settings = dict(header["diagnostics"]), dict(header["settings"])
+        settings["versions"] = header["versions"]
+        samples, seconds = tensors["samples"], float(header["seconds"])
+    except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
+        raise ValueError(
+            f"{path} is a safetensors file but holds no posterior that can be read ({type(error).__name__}: "
+            f"{error}): pass one that Posterior.save wrote"
+        ) from error
+    for key, value in tensors.items():
+        if key.startswith(_DIAGNOSTIC):
+            diagnostics[key.removeprefix(_DIAGNOSTIC)] = value
+    return {
+        "samples": samples, "log_weights": tensors.get("log_weights"), "nfe": nfe, "seconds": seconds,
+        "log_evidence": tensors.get("log_evidence"), "diagnostics": diagnostics, "settings": settings,
+    }
+
+
+def as_json(value: Any, where: str) -> Any:
+    """Plain JSON data for settings and diagnostics.
+
+    Raises:
+        TypeError: for what JSON cannot hold, naming the entry.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): as_json(v, f"{where}[{k!r}]") for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, Tensor) and value.numel() <= 1000:
+        return value.tolist()
+    if isinstance(value, (torch.dtype, torch.device, os.PathLike)):
+        return str(value)
+    raise TypeError(
+        f"{where} is a {type(value).__name__}, which JSON cannot hold: keep numbers, strings, lists and "
+        "dictionaries there, and tensors at the top of diagnostics"
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what makes a posterior."""
+    return {"invflow": VERSION, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON; also text that nests a thousandfold fails with a ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call ``write(temporary_path)`` beside ``path``, then rename: readers see the old file or the new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(name)
+        os.chmod(name, 0o644)  # mkstemp makes files that nobody else can read
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def digest(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> str:
+    """Digest of tensors, bit for bit, and of plain data that JSON holds: it tells damage that file formats do not."""
+    found = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(bytes_of(value))
+    return found.hexdigest()[:32]
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Digest of a module's weights, rounded to half precision so that storing them so does not change it."""
+    digest = hashlib.sha256()
+    tensors: dict[str, Tensor] = dict(module.state_dict())
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu()
+        value = value.half() if value.is_floating_point() else value
+        digest.update(name.encode())
+        digest.update(bytes_of(value))
+    return digest.hexdigest()[:16]
+
+
+def finite(value: Any) -> Any:
+    """Plain data without the numbers that JSON lacks: NaN becomes null, infinities words."""
+    if isinstance(value, Mapping):
+        return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "infinity" if value > 0 else "-infinity"
+    return value
+
+
+def bytes_of(value: Tensor) -> bytes:
+    """A tensor's numbers in their own type, row by row, whatever its strides."""
+    value = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    # of size 1 along a dimension, a contiguous tensor may have any stride there: flattened, it would keep it
+    return value.as_strided((value.numel(),), (1,)).view(torch.uint8).numpy().tobytes()

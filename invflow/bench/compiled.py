@@ -1,0 +1,47 @@
+"""Benchmark of compiled networks: solvers with them over the same solvers with the networks as they are."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+
+from invflow.bench.particles import PARTICLES, box_likelihood
+from invflow.bench.timing import Result, fresh_vfm, medians
+from invflow.models.compiled import compile_networks
+from invflow.solver import Solver
+from invflow.solvers.noise.tempered import NoiseSMC
+from invflow.solvers.tilting.fmtt import FMTT
+from invflow.solvers.vfm import VFM
+
+__all__ = ["bench_compiled"]
+
+#: what was compiled should at least not be slower; how much is won is for the machine to say
+LIMIT = 1.10
+
+
+def bench_compiled(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
+    """VFM, FMTT and NoiseSMC with compiled networks over themselves without, the compilation apart."""
+    vfm = fresh_vfm(device, generator)
+    other = copy.deepcopy(vfm)
+    for module in (other.prior, other.adapter):
+        compile_networks(module)
+    likelihood = box_likelihood(device, generator)
+    makers: dict[str, Callable[[VFM], Solver]] = {
+        "VFM": lambda vfm: vfm,
+        "FMTT": lambda vfm: FMTT(vfm.prior, steps=6),
+        "NoiseSMC": lambda vfm: NoiseSMC(vfm.prior, moves="crank-nicolson-langevin", num_moves=4,
+                                         temperatures=(0.5, 1.0)),
+    }
+    for name, make in makers.items():
+        def run(solver: Solver) -> object:
+            with warnings.catch_warnings():  # a network of random weights makes nothing converge
+                warnings.simplefilter("ignore")
+                return solver.sample(likelihood, PARTICLES, generator=generator)
+
+        compiled, plain = make(other), make(vfm)
+        a, b = medians(lambda compiled=compiled: run(compiled), lambda plain=plain: run(plain),  # type: ignore[misc]
+                       repeats, device)
+        yield Result(f"{name}, compiled over as it is", f"B=1, N={PARTICLES}", a, b, a / b, LIMIT)

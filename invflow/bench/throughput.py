@@ -1,0 +1,96 @@
+"""Benchmarks of throughput: samples a second, and how much of the device's arithmetic the networks use."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from invflow._core.random import draw_noise
+from invflow.bench.timing import SHAPE, Result, fresh_vfm, medians, training_problems
+from invflow.flowmap import rows_at_a_time
+from invflow.likelihood import GaussianLikelihood
+
+__all__ = ["bench_throughput", "flops_of", "matmul_rate"]
+
+SAMPLES = 1024
+LIMIT = 1.10
+#: side of the matrices whose product is taken for the device's peak
+SIDE = {"cuda": 8192, "cpu": 2048}
+
+
+def flops_of(function: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products and convolutions in a call, two for each multiply-add.
+
+    Example:
+        >>> import torch
+        >>> from invflow.bench.throughput import flops_of
+        >>> flops_of(lambda: torch.ones(2, 3) @ torch.ones(3, 5))
+        60
+    """
+    counter = FlopCounterMode(display=False)
+    with counter:
+        function()
+    return int(counter.get_total_flops())
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
+    """Operations a second of a large matrix product, the best of a few: what the device can do, as measured."""
+    side = SIDE.get(device.type, SIDE["cpu"])
+    a = torch.ones(side, side, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(repeats + 1):  # the first chooses a kernel
+        _wait(device)
+        start = time.perf_counter()
+        a @ a
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def bench_throughput(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
+    """VFM.sample in single precision and in bfloat16 autocast, with samples a second, share of the peak, and memory.
+
+    The peak is that of a large matrix product of the same type, timed in the same run; what the networks reach counts
+    their matrix products and convolutions alone.
+    """
+    vfm = fresh_vfm(device, generator)
+    operator = training_problems()[2].operator.randomize(1, generator).to(device)
+    images = torch.rand(1, *SHAPE, generator=generator).to(device)
+    likelihood = GaussianLikelihood(operator, operator.measure(images, 0.025, generator=generator), sigma=0.025)
+    rows = rows_at_a_time(vfm.chunk_size, vfm.prior)
+    noise = draw_noise((SAMPLES, *SHAPE), generator).to(device)
+
+    def cast(dtype: torch.dtype) -> AbstractContextManager[object]:
+        return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
+
+    for dtype in (torch.float32, torch.bfloat16):
+        @torch.no_grad()
+        def bare(dtype: torch.dtype = dtype) -> None:
+            with cast(dtype):
+                vfm.adapter.propose(likelihood)
+                for chunk in noise.split(rows):
+                    vfm.prior.jump(chunk, 0.0, 1.0)
+
+        def sample(dtype: torch.dtype = dtype) -> None:
+            with cast(dtype):
+                vfm.sample(likelihood, SAMPLES, generator=generator)
+
+        seconds, reference = medians(sample, bare, repeats, device)
+        details = {"samples a second": SAMPLES / seconds,
+                   "share of peak": flops_of(bare) / reference / matmul_rate(dtype, device)}
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            sample()
+            details["GB at most"] = torch.cuda.max_memory_allocated(device) / 1e9
+        name = str(dtype).removeprefix("torch.")
+        yield Result(f"VFM.sample, {name}", f"B=1, N={SAMPLES}, chunks of {rows}", seconds, reference,
+                     seconds / reference, LIMIT, details=details)

@@ -1,0 +1,87 @@
+"""Timings as medians of alternated runs, and the networks and problems that the benchmarks share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from invflow.models.adapter import Adapter
+from invflow.models.neural import NeuralFlowMap
+from invflow.solvers.vfm import VFM
+from invflow.training import TrainingProblem
+
+__all__ = ["Result"]
+
+SHAPE = (1, 28, 28)
+
+MAP_NETWORK = {"channels": [32, 128], "blocks": 2}
+
+ADAPTER_NETWORK = {"channels": [32, 96], "blocks": 2}
+
+
+@dataclass
+class Result:
+    """One comparison.
+
+    Attributes:
+        name: what is compared.
+        sizes: batch and particle counts.
+        seconds: median time of the thing itself.
+        reference: median time of what it is compared with, in the same run.
+        ratio: of the two; or, for memory, the peak in GB.
+        limit: what the ratio should not exceed (or, where ``at_least``, not fall under).
+        at_least: whether the ratio should be large.
+        details: further numbers by name, such as samples a second.
+    """
+
+    name: str
+    sizes: str
+    seconds: float
+    reference: float
+    ratio: float
+    limit: float
+    at_least: bool = False
+    details: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the ratio keeps its limit."""
+        return self.ratio >= self.limit if self.at_least else self.ratio <= self.limit
+
+
+def medians(first: Callable[[], object], second: Callable[[], object], repeats: int,
+            device: torch.device) -> tuple[float, float]:
+    """Median seconds of two functions, run in turn so that a noisy machine disturbs both alike."""
+    def seconds(function: Callable[[], object]) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    first(), second()  # the first calls choose kernels and fill caches
+    times = torch.tensor([(seconds(first), seconds(second)) for _ in range(repeats)])
+    a, b = times.median(dim=0).values.tolist()
+    return a, b
+
+
+def fresh_vfm(device: torch.device, generator: torch.Generator) -> VFM:
+    """A VFM of the shipped size with random weights: speed does not depend on their values."""
+    prior = NeuralFlowMap(SHAPE, options=MAP_NETWORK, generator=generator)
+    classes = [str(p.operator.problem_class) for p in training_problems()]
+    adapter = Adapter(SHAPE, classes=classes, options=ADAPTER_NETWORK, generator=generator)
+    return VFM(prior.to(device).eval(), adapter.to(device).eval())
+
+
+def training_problems() -> list[TrainingProblem]:
+    """The six problem classes of the shipped adapters."""
+    from invflow import operators
+
+    kinds = [operators.Denoising, operators.RandomInpainting, operators.BoxInpainting, operators.SuperResolution,
+             operators.GaussianBlur, operators.MotionBlur]
+    return [TrainingProblem(kind(SHAPE), (0.01, 0.2)) for kind in kinds]

@@ -1,0 +1,85 @@
+"""``invflow compare``: solvers against each other on problems."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from invflow.problem import Problem
+    from invflow.solver import Solver
+
+__all__ = ["compare", "parse_solver"]
+
+
+def compare(
+    problems: Annotated[list[str], typer.Argument(help="Problems, such as mnist/box-inpainting gaussian/linear.")],
+    solver: Annotated[list[str] | None, typer.Option(
+        "--solver", help="A solver, such as vfm, or vfm:steps=4, or label=vfm:steps=4; repeat it for several.")] = None,
+    observations: Annotated[int, typer.Option(min=1, help="Observations of each problem.")] = 32,
+    samples: Annotated[int, typer.Option(min=1, help="Posterior samples for each observation.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    split: Annotated[str, typer.Option(help="Images: test, or validation for choosing settings.")] = "test",
+    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
+    output: Annotated[Path, typer.Option(
+        help="Folder for the results; one that was started is gone on with.")] = Path("invflow-comparison"),
+) -> None:
+    """Compare solvers on the same observations: quality, honesty and cost, with standard errors.
+
+    Writes report.html, one page with everything, and table.csv, table.md, observations.csv, comparison.json and
+    pareto.png. The same command resumes a killed run; on two processes:
+    torchrun --nproc_per_node 2 -m invflow compare ...
+    """
+    import invflow
+    from invflow.cli.options import check_device
+
+    if not solver:
+        raise ValueError("pass at least one --solver, such as --solver vfm --solver dps:steps=100; invflow list "
+                         "solvers shows the names")
+    sources: dict[str, Any] = {}
+    for text in solver:
+        label, source = parse_solver(text)
+        if label in sources:
+            raise ValueError(f"two solvers are called {label!r}: name one of them, as in --solver other={text}")
+        sources[label] = source
+    place = check_device(device)
+    comparison = invflow.compare(problems, sources, num_observations=observations, num_samples=samples, seed=seed,
+                                 output=output, split=split, progress=True,
+                                 device=place if place.type != "cpu" else None)
+    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
+        words = ["invflow", "compare", *problems, *(word for text in solver for word in ("--solver", text)),
+                 "--observations", observations, "--samples", samples, "--seed", seed, "--split", split,
+                 "--device", device, "--output", output]
+        comparison.report(output / "report.html", command=shlex.join(map(str, words)))
+        typer.echo(comparison.to_markdown())
+        typer.echo(f"\nwrote {output}; open {output / 'report.html'}")
+
+
+def parse_solver(text: str) -> tuple[str, Any]:
+    """A solver as it is typed: ``[label=]name[:setting=value,...]``.
+
+    Returns:
+        The label, and a function of a problem that builds the solver.
+
+    Raises:
+        ValueError: for an unknown name, or a setting without a value.
+    """
+    from invflow._core.plugins import nearest
+    from invflow.cli.options import parse_settings
+    from invflow.registry import SOLVERS, solver_by_name
+
+    head, _, tail = text.partition(":")
+    label, equals, name = head.partition("=")
+    name = name if equals else head
+    if name.lower() not in SOLVERS:
+        raise ValueError(f"there is no solver {name!r}: {nearest(name, list(SOLVERS))}")
+    settings = parse_settings(None, [pair for pair in tail.split(",") if pair])
+
+    def build(problem: Problem) -> Solver:
+        return solver_by_name(name, problem, **settings)
+
+    return label if equals else text, build

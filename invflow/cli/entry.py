@@ -1,0 +1,87 @@
+"""The command line: all commands, and ``invflow train`` and ``invflow bench``; the others have files of their own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from invflow.cli.calibrate import calibrate
+from invflow.cli.compare import compare
+from invflow.cli.listing import list_names
+from invflow.cli.new import new
+from invflow.cli.options import parse_settings, user_errors
+from invflow.cli.solve import solve
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="invflow", help="Posterior sampling for imaging inverse problems with flow-map priors.",
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+)
+app.command()(user_errors(solve))
+app.command("list")(user_errors(list_names))
+
+
+@app.command()
+@user_errors
+def train(
+    name: Annotated[str, typer.Argument(help="A training, such as mnist-vfm; see invflow list trainings.")],
+    output: Annotated[Path | None, typer.Option(
+        help="Folder for checkpoint and result; a started one is resumed [default: runs/NAME].")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder of the data set, or a name to download.")] = None,
+    prior: Annotated[str | None, typer.Option(help="The prior to start from, where one is needed.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of one step.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all random numbers.")] = None,
+    precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
+    setting: Annotated[list[str] | None, typer.Option(
+        "--set", metavar="NAME=VALUE", help="Another setting of the training loop; may be repeated.")] = None,
+) -> None:
+    """Train what ships with the library, or the same on your own data.
+
+    Ctrl-C saves; the same command goes on from there. For two processes, on two GPUs or on the CPU:
+    torchrun --nproc_per_node 2 -m invflow train NAME.
+    """
+    from invflow.training.recipe import load_recipe
+
+    given = {"steps": steps, "batch_size": batch_size, "seed": seed, "precision": precision}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    changes |= parse_settings(None, setting or [])
+    folder = Path("runs") / name if output is None else output
+    load_recipe(name)(folder, data=data, prior=prior, **changes)
+    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
+        typer.echo(f"wrote {folder}")
+
+
+@app.command()
+@user_errors
+def bench(
+    repeats: Annotated[int, typer.Option(min=1, help="Timings of which the median is taken.")] = 20,
+    device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
+    only: Annotated[list[str] | None, typer.Option(help="One benchmark; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+) -> None:
+    """Measure speed as ratios to a reference timed in the same run; exit code 1 if a limit is exceeded."""
+    from invflow.bench.runner import format_results, run
+    from invflow.cli.options import check_device
+
+    results = run(repeats=repeats, device=str(check_device(device)), only=only or None, seed=seed)
+    typer.echo(format_results(results, device))
+    if not all(result.passed for result in results):
+        raise typer.Exit(1)
+
+
+for command in (calibrate, compare, new):
+    app.command()(user_errors(command))
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""``invflow list``: priors, operators, problems, solvers and trainings, one line each."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+__all__ = ["list_names"]
+
+
+def list_names(kind: Annotated[str | None, typer.Argument(
+    help="priors, operators, problems, solvers or trainings; without it, all.")] = None) -> None:
+    """List what there is, one line each: priors, operators, problems, solvers, trainings."""
+    from invflow._core.plugins import nearest
+
+    kinds = {"priors": _priors, "operators": _operators, "problems": _problems, "solvers": _solvers,
+             "trainings": _trainings}
+    if kind is not None and kind not in kinds:
+        raise ValueError(f"there is nothing like {kind!r} to list: {nearest(kind, list(kinds))}")
+    for i, name in enumerate(kinds if kind is None else [kind]):
+        lines = kinds[name]()
+        width = max((len(key) for key in lines), default=0)
+        typer.echo(("\n" if i else "") + name)
+        for key, description in lines.items():
+            typer.echo(f"  {key.ljust(width)}  {description}".rstrip())
+        if not lines:
+            typer.echo("  none")
+
+
+def _priors() -> dict[str, str]:
+    from invflow._core.folders import SHIPPED, shipped_names
+
+    lines = {}
+    for name in shipped_names():
+        config = json.loads((SHIPPED / name / "config.json").read_text(encoding="utf-8"))
+        if config.get("kind") == "vfm":
+            adapter = json.loads((SHIPPED / name / "adapter" / "config.json").read_text(encoding="utf-8"))
+            lines[name] = "flow map with its adapter (VFM) for " + ", ".join(adapter["classes"])
+        elif config.get("kind") == "flow-map":
+            lines[name] = "flow map, states " + " x ".join(str(n) for n in config.get("state_shape", []))
+    return lines
+
+
+def _operators() -> dict[str, str]:
+    from invflow import operators
+    from invflow.cli.image_task import kebab
+
+    documented = {name: operators.find(name).__doc__ or "" for name in operators.names()}
+    return {kebab(name): text.strip().split("\n")[0].replace("``", "") for name, text in documented.items()}
+
+
+def _problems() -> dict[str, str]:
+    from invflow.problem import list_problems
+
+    return {name: problem.description for name, problem in list_problems().items()}
+
+
+def _solvers() -> dict[str, str]:
+    from invflow.registry import SOLVERS
+
+    return {name: entry.description for name, entry in SOLVERS.items()}
+
+
+def _trainings() -> dict[str, str]:
+    from invflow.training.recipe import list_recipes
+
+    return {name: recipe.description for name, recipe in list_recipes().items()}

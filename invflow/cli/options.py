@@ -1,0 +1,77 @@
+"""What the commands share: notes, errors of one line, NAME=VALUE settings, devices."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import typer
+
+__all__ = ["check_device", "parse_settings", "say", "user_errors"]
+
+
+def say(message: str) -> None:
+    """Print a note."""
+    typer.echo(f"note: {message}", err=True)
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Print the library's warnings as notes, without a file name and a line of code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: say(str(message))
+        yield
+
+
+def user_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Print what a user can mend as one line, with exit code 2; INVFLOW_DEBUG=1 shows the traceback."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            with _warnings_as_notes():
+                command(*args, **kwargs)
+        except (ValueError, TypeError, OSError) as error:
+            if os.environ.get("INVFLOW_DEBUG"):
+                raise
+            typer.echo("error: " + " ".join(str(error).split()), err=True)
+            raise typer.Exit(2) from error
+
+    return wrapper
+
+
+def parse_settings(steps: int | None, pairs: list[str], option: str = "--set",
+              example: str = "chunk_size=64") -> dict[str, Any]:
+    """Settings written as NAME=VALUE; a value is JSON, or a word."""
+    settings: dict[str, Any] = {} if steps is None else {"steps": steps}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise ValueError(f"{option} takes NAME=VALUE, such as {option} {example}, not {pair!r}")
+        try:
+            settings[name.replace("-", "_")] = json.loads(value)
+        except json.JSONDecodeError:  # a word
+            settings[name.replace("-", "_")] = value
+    return settings
+
+
+def check_device(name: str) -> torch.device:
+    """A device by its name, if it is there.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the device {name!r} cannot be used ({reason}): pass --device cpu") from error
+    return device

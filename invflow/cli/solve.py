@@ -1,0 +1,210 @@
+"""``invflow solve``: posterior samples of a problem's test images, or of a user's own file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from invflow.cli.options import parse_settings, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from invflow.cli.image_task import ImageTask
+    from invflow.cli.results import Written
+    from invflow.posterior import Posterior
+
+__all__ = ["solve"]
+
+SMALL = 64  # longest side in pixels of a file that is taken for a digit, where no prior is named
+
+
+def solve(
+    problem: Annotated[str | None, typer.Argument(help="A problem, such as mnist/box-inpainting.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Your own image, in place of a problem.")] = None,
+    operator: Annotated[str | None, typer.Option(
+        help="With --image: what degrades it; see invflow list operators.")] = None,
+    operator_setting: Annotated[list[str] | None, typer.Option(
+        "--operator-set", metavar="NAME=VALUE",
+        help="With --image: a setting of the operator, such as std=2; may be repeated.")] = None,
+    sigma: Annotated[float | None, typer.Option(
+        help="With --image: noise standard deviation [default: 0.05; estimated with --observed].")] = None,
+    observed: Annotated[bool, typer.Option(
+        "--observed", help="With --image: the file is the measurement; do not degrade it.")] = False,
+    mask: Annotated[Path | None, typer.Option(
+        help="With --image: what is observed, light (1) or not, dark (0); an image, .npy or .txt.")] = None,
+    kernel: Annotated[Path | None, typer.Option(
+        help="With --image: blur kernel; an image, .npy or .txt.")] = None,
+    factor: Annotated[int | None, typer.Option(
+        min=1, help="With --image: of super-resolution [default: 4].")] = None,
+    prior: Annotated[str | None, typer.Option(
+        help="A shipped name, a folder, or a Hub repository id [default: the problem's; of a file "
+             "photos, up to 64 pixels a side mnist].")] = None,
+    resize: Annotated[bool, typer.Option(
+        "--resize", help="With --image: crop its centre and scale it to what the prior was trained on.")] = False,
+    invert: Annotated[bool, typer.Option(
+        "--invert", help="With --image: exchange dark and light, as for ink on paper.")] = False,
+    solver: Annotated[str | None, typer.Option(
+        help="See invflow list solvers [default: vfm; fmtt where a reward tilts the prior].")] = None,
+    samples: Annotated[int | None, typer.Option(
+        min=1, help="Posterior samples for each observation [default: 64; 16 of an image over 128 x 128].")] = None,
+    observations: Annotated[int | None, typer.Option(
+        min=1, help="Observations of the problem, from the first test image [default: 4].")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="The solver's steps [default: its own].")] = None,
+    setting: Annotated[list[str] | None, typer.Option(
+        "--set", metavar="NAME=VALUE", help="Another setting of the solver; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
+    compile_first: Annotated[bool, typer.Option(
+        "--compile", help="Compile the networks first, for tens of seconds each; on a GPU they then run as CUDA "
+                          "graphs.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("invflow-results"),
+    write_samples: Annotated[int | None, typer.Option(
+        min=0, help="With --image: samples written as samples/0.png and so on [default: 4].")] = None,
+    keep_posterior: Annotated[bool, typer.Option(
+        "--keep-posterior", help="With --image: write posterior.safetensors also where it takes over 1 GB.")] = False,
+) -> None:
+    """Draw posterior samples of a problem's test images, or of your own file.
+
+    Writes figure.png, posterior.safetensors (read it with invflow.Posterior.load) and metrics.json; of your own file
+    also restored.png (the posterior mean), std.png (its standard deviation) and samples. A prior such as photos takes a
+    file of any size; others need --resize.
+    """
+    from invflow.cli.image_task import ImageTask
+
+    task: ImageTask | None = None
+    own = {"--operator": operator, "--sigma": sigma, "--observed": observed or None, "--mask": mask,
+           "--kernel": kernel, "--factor": factor, "--resize": resize or None, "--invert": invert or None,
+           "--operator-set": operator_setting or None, "--write-samples": write_samples,
+           "--keep-posterior": keep_posterior or None}
+    if image is not None:
+        if problem is not None:
+            raise ValueError(f"pass a problem ({problem}) or --image, not both")
+        if operator is None:
+            raise ValueError("--image needs --operator NAME; invflow list operators shows the names")
+        if observations is not None:
+            raise ValueError("--observations belongs to a problem: an image file is one observation")
+        task = ImageTask(image, operator, sigma, observed, mask, kernel, factor, resize, invert,
+                         parse_settings(None, operator_setting or [], "--operator-set", "std=2"))
+    elif problem is None:
+        raise ValueError("pass a problem, such as mnist/box-inpainting, or --image FILE --operator NAME; "
+                         "invflow list shows what there is")
+    else:
+        for option, value in own.items():
+            if value is not None:
+                raise ValueError(f"{option} belongs to --image; the problem {problem!r} brings its own")
+    settings = parse_settings(steps, setting or [])
+    pictures = 4 if write_samples is None else write_samples
+    _solve(problem, task, prior, solver, settings, samples, observations or 4, seed, device, output, pictures,
+           keep_posterior, compile_first)
+
+
+def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solver_name: str | None,
+           settings: dict[str, Any], samples: int | None, observations: int, seed: int, device: str, output: Path,
+           pictures: int, keep: bool, compile_first: bool) -> None:
+    import torch
+
+    from invflow.cli.image_task import compile_solver, write_results, write_tilted_results
+    from invflow.cli.options import check_device
+    from invflow.evaluation.summary import format_table, summarise, summarise_tilted
+    from invflow.problem import load_problem
+    from invflow.registry import solver_by_name
+    from invflow.solver import move_solver
+
+    truth: Tensor | None
+    likelihood: Any
+    place, posed, own = check_device(device), None, None
+    generator = torch.Generator().manual_seed(seed)
+    if task is None:
+        assert problem is not None
+        posed = load_problem(problem)
+        solver_name = solver_name or ("fmtt" if posed.tilts else "vfm")
+        solver = solver_by_name(solver_name, posed if prior is None else prior, **settings)
+        truth, likelihood = posed.simulate(observations, generator=generator, shuffle=False)
+        what = problem
+    else:
+        solver_name = solver_name or "vfm"
+        solver = solver_by_name(solver_name, prior or _usual_prior(task, solver_name), **settings)
+        own = task.pose(solver, generator, say)
+        truth, likelihood = own.truth, own.likelihood
+        what = f"{task.file.name}, {task.operator}"
+    move_solver(solver, place)
+    if compile_first:
+        compile_solver(solver)
+    likelihood = likelihood.to(place)
+    if samples is None:
+        shape = likelihood.operator.image_shape if own is not None else ()
+        samples = 16 if math.prod(shape[1:]) > 128**2 else 64
+    posterior = solver.sample(likelihood, samples, generator=generator, progress=True)
+    if own is not None:
+        posterior, likelihood = own.finish(posterior), own.shown.to(place)
+    posterior.settings |= {
+        "problem": what, "solver_name": solver_name, "seed": seed, "device": str(place),
+    }
+    if posed is not None and posed.tilts:
+        with _kept(posterior, output):
+            summary = summarise_tilted(posterior, likelihood, posed.quantities, posed.expectations)
+        typer.echo(f"{what}, {solver_name}\n\n{format_table(summary)}\n")
+        _tell(write_tilted_results(output, posterior, posed, likelihood, summary,
+                                   _title(what, solver_name, posterior), generator))
+        return
+    posterior.settings |= {"operator": repr(likelihood.operator), "sigma": likelihood.sigma.tolist()}
+    with _kept(posterior, output):
+        summary = summarise(posterior, likelihood, truth, progress=True)
+    typer.echo(f"{what}, {solver_name}, sigma {_levels(likelihood.sigma.tolist())}\n")
+    typer.echo(format_table(summary) + "\n")
+    _tell(write_results(output, posterior, likelihood, truth, summary, _title(what, solver_name, posterior),
+                        pictures=None if own is None else pictures, keep=keep or own is None, say=say))
+
+
+def _usual_prior(task: ImageTask, solver_name: str) -> str:
+    """The prior for a file when none is named: photographs, unless it is as small as a digit or is to be made so."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(task.file) as image:
+            side = max(image.size)
+    except (OSError, UnidentifiedImageError, ValueError):  # no image: reading it will say so
+        return "mnist"
+    # the linear estimate's weights are tied to their size, and ship for digits alone
+    prior = "mnist" if task.resize or side <= SMALL or solver_name == "lmmse" else "photos"
+    say(f"no --prior was named: took {prior!r}")
+    return prior
+
+
+def _title(what: str, solver_name: str, posterior: Posterior) -> str:
+    calls = posterior.nfe
+    if calls.forward == 0 and calls.backward == 0:
+        cost = "no network calls"
+    else:
+        cost = f"{calls.forward:.3g} network calls per sample"
+        cost += f" and {calls.backward:.3g} backward" if calls.backward else ""
+    return f"{what}: {solver_name}, {cost}"
+
+
+def _levels(sigma: list[float]) -> str:
+    low, high = min(sigma), max(sigma)
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+
+
+@contextmanager
+def _kept(posterior: Posterior, folder: Path) -> Iterator[None]:
+    """Write the posterior before an error goes on."""
+    try:
+        yield
+    except BaseException:
+        posterior.save(folder / "posterior.safetensors")
+        say(f"wrote {folder / 'posterior.safetensors'}")
+        raise
+
+
+def _tell(written: Written) -> None:
+    """Say what was written, and end with an error that names what was not."""
+    if written.files:
+        typer.echo("wrote " + ", ".join(map(str, written.files)))
+    written.check()

@@ -1,0 +1,336 @@
+"""Image data sets as tensors: IDX files (MNIST, Fashion-MNIST), CIFAR-10's binary files or sheets, image folders."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import shutil
+import struct
+import tarfile
+import warnings
+import zlib
+from io import BufferedReader
+from pathlib import Path
+from typing import IO, Literal, overload
+
+import torch
+from torch import Tensor
+
+from invflow._core.records import parse_json, write_atomically
+from invflow.datasets.files import fit_to, read_image
+
+__all__ = ["DOWNLOADS", "IMAGE_SUFFIXES", "cache_folder", "load_images", "read_idx"]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+#: data sets that are fetched by name, and the folder that their files are kept in: for all but CIFAR-10 the torchvision
+#: class that knows their addresses and checksums
+DOWNLOADS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST",
+             "cifar10": "cifar-10-batches-bin"}
+#: the author's own archive of the binary version, with the checksum that stands beside it on his page. torchvision's
+#: class is of no use here: it downloads pickles, which may run code as they are read
+_CIFAR_ARCHIVE = ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530")
+
+_MOST_PACKED = 1100  # bytes that a byte of a gzip file can stand for, a little over what deflate reaches
+
+_SPLITS = {"train": "train", "test": "t10k"}
+_CIFAR_FILES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+_CIFAR_SIDE = 32
+
+
+@overload
+def load_images(path: str | os.PathLike[str], split: str = ..., labels: Literal[False] = ..., *,
+                dtype: torch.dtype = ..., size: int | None = ..., channels: int | None = ...) -> Tensor: ...
+@overload
+def load_images(path: str | os.PathLike[str], split: str = ..., *, labels: Literal[True],
+                dtype: torch.dtype = ..., size: int | None = ...,
+                channels: int | None = ...) -> tuple[Tensor, Tensor]: ...
+
+
+def load_images(path: str | os.PathLike[str], split: str = "train", labels: bool = False, *,
+                dtype: torch.dtype = torch.float32, size: int | None = None,
+                channels: int | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    """Load all images of a data set's split.
+
+    What the folder holds decides how it is read: IDX files (``train-images-idx3-ubyte``,
+    ``t10k-images-idx3-ubyte`` and their labels, as such or ending in ``.gz``, in the folder or in its ``raw``
+    folder); CIFAR-10's binary files (``data_batch_1.bin``, ...), or the same names ending in ``.png`` for sheets of
+    1024 pixels across, each row of which is one image of 32 x 32 pixels, with labels in ``train_labels.json`` and
+    ``test_labels.json`` if they are there; else image files, in ``<folder>/<split>``,
+    or, for the split ``train``, in the folder itself. Image files may lie in one folder for each class, which
+    then gives the labels, in alphabetical order.
+
+    Args:
+        path: a folder, or one of the names in :data:`DOWNLOADS`, whose official files are then downloaded
+            once (checksums verified) into :func:`cache_folder`. Of CIFAR-10 this is the binary version: pickles are
+            never read.
+        split: ``"train"`` or ``"test"``.
+        labels: return the labels too.
+        dtype: a floating-point type for values in [0, 1], or ``torch.uint8`` for the raw values in [0, 255].
+        size: for image files: crop the centre square and scale it to this side; needed where the files' sizes
+            differ.
+        channels: for image files: 1 for grey, 3 for colour; None keeps what the first file has.
+
+    Returns:
+        Images ``(n, C, H, W)``, and with ``labels`` also ``(n,)`` in int64.
+
+    Raises:
+        FileNotFoundError: if the folder or its files are missing; lists what was looked for.
+        ValueError: for an unknown split, a truncated or foreign file, images of different sizes, or missing
+            labels.
+
+    Example:
+        >>> from invflow.datasets.sets import load_images
+        >>> images = load_images("data/mnist")  # doctest: +SKIP
+        >>> images.shape  # doctest: +SKIP
+        torch.Size([60000, 1, 28, 28])
+    """
+    if split not in _SPLITS:
+        raise ValueError(f"unknown split {split!r}: pass split='train' or split='test'")
+    if dtype != torch.uint8 and not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype}: pass torch.float32 for values in [0, 1] or torch.uint8 for bytes")
+    folder = Path(path)
+    if not folder.exists() and str(path) in DOWNLOADS:
+        folder = _download(str(path))
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{str(path)!r} is not a folder: pass a folder that holds IDX files, CIFAR-10's binary files or sheets, or "
+            f"image files, or a name to download, one of {', '.join(sorted(DOWNLOADS))}"
+        )
+    images, targets = _load_folder(folder, split, size, channels)
+    result = images if dtype == torch.uint8 else _to_unit_range(images, dtype)
+    if not labels:
+        return result
+    if targets is None:
+        raise ValueError(f"{folder} has no labels: pass labels=False, or sort its files into class folders")
+    return result, targets
+
+
+def _to_unit_range(images: Tensor, dtype: torch.dtype) -> Tensor:
+    return images.to(dtype).div_(255)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: the folder ``$INVFLOW_DATA``, else ``~/.cache/invflow/datasets``."""
+    return Path(os.environ.get("INVFLOW_DATA", Path.home() / ".cache" / "invflow" / "datasets"))
+
+
+def _download(name: str) -> Path:
+    root = cache_folder() / name
+    try:
+        if name == "cifar10":
+            _download_cifar(root)
+        else:
+            import torchvision.datasets
+
+            dataset = getattr(torchvision.datasets, DOWNLOADS[name])
+            for train in (True, False):
+                dataset(root=str(root), train=train, download=True)
+    except (ImportError, OSError, RuntimeError, tarfile.TarError, KeyError) as error:
+        known = f"unpacked from {_CIFAR_ARCHIVE[0]}" if name == "cifar10" else "such as train-images-idx3-ubyte.gz"
+        raise FileNotFoundError(
+            f"{name!r} is no folder here and could not be downloaded ({error}): pass the folder that "
+            f"holds the official files, {known}"
+        ) from error
+    return root / DOWNLOADS[name]
+
+
+def _download_cifar(root: Path) -> None:
+    """Fetch the archive, and of its members the six files of images alone."""
+    from torchvision.datasets.utils import download_url
+
+    folder = root / DOWNLOADS["cifar10"]
+    names = [f"{stem}.bin" for stems in _CIFAR_FILES.values() for stem in stems]
+    if all((folder / name).is_file() for name in names):
+        return
+    address, checksum = _CIFAR_ARCHIVE
+    download_url(address, str(root), md5=checksum)
+    with tarfile.open(root / Path(address).name) as archive:
+        for name in names:
+            member = archive.extractfile(f"{folder.name}/{name}")
+            if member is None:
+                raise OSError(f"{name} in the archive is no file")
+            with member:
+                write_atomically(folder / name, lambda path: _copy(member, path))  # noqa: B023
+
+
+def _copy(source: IO[bytes], path: str) -> None:
+    with open(path, "wb") as file:
+        shutil.copyfileobj(source, file)
+
+
+def _load_folder(folder: Path, split: str, size: int | None,
+                 channels: int | None) -> tuple[Tensor, Tensor | None]:
+    """Raw images ``(n, C, H, W)`` in uint8 and their labels, by the first layout that the folder has."""
+    idx_names = [f"{_SPLITS[split]}-images{dash}idx3-ubyte{end}" for dash in "-." for end in ("", ".gz")]
+    cifar_names = _CIFAR_FILES[split]
+    for place in (folder, folder / "raw"):
+        for name in idx_names:
+            if (place / name).is_file():
+                return _load_idx_pair(place / name)
+    for place, end in ((folder, ".bin"), (folder / "cifar-10-batches-bin", ".bin"), (folder, ".png")):
+        files = [place / (name + end) for name in cifar_names]
+        found = [file.name for file in files if file.is_file()]
+        if found and len(found) < len(files):
+            raise FileNotFoundError(f"{place} has {found} but not {[f.name for f in files if f.name not in found]}")
+        if found:
+            return _load_cifar(files) if end == ".bin" else _load_sheets(files, split)
+    # a flat folder is training data: were it also the test split, nobody would notice
+    place = folder if split == "train" and not (folder / split).is_dir() else folder / split
+    files = sorted(f for f in place.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    if place == folder:
+        files = [f for f in files if f.relative_to(folder).parts[0] != "test"]
+    if not files:
+        raise FileNotFoundError(
+            f"no images of the split {split!r} in {folder}. Looked for the IDX files {', '.join(idx_names)} "
+            f"(also in raw/), CIFAR-10's {', '.join(name + '.bin' for name in cifar_names)} (also in "
+            f"cifar-10-batches-bin/) or the same ending in .png, and image "
+            f"files ({', '.join(IMAGE_SUFFIXES)}) in {place}"
+        )
+    return _load_files(files, place, size, channels)
+
+
+# -- IDX -----------------------------------------------------------------------------------------------------
+
+
+def read_idx(path: str | os.PathLike[str]) -> Tensor:
+    """Read one IDX file of bytes (LeCun, Cortes), as such or compressed by gzip (name ending in ``.gz``).
+
+    Args:
+        path: the file.
+
+    Returns:
+        uint8, in the shape that the file's header states: ``(n, H, W)`` for images, ``(n,)`` for labels.
+
+    Raises:
+        ValueError: if the file is no IDX file of bytes, or shorter or longer than its header says.
+    """
+    path = Path(path)
+    packed = path.suffix == ".gz"
+    try:
+        with gzip.open(path) if packed else path.open("rb") as file:
+            return _read_idx(path, file, path.stat().st_size * (_MOST_PACKED if packed else 1))
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no complete gzip file ({error}): fetch it again") from error
+
+
+def _read_idx(path: Path, file: gzip.GzipFile | BufferedReader, largest: int) -> Tensor:
+    """The array of an open file, which cannot hold more than so many bytes: no more than it declares is unpacked."""
+    data = file.read(4)
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or not 1 <= data[3] <= 4:
+        raise ValueError(
+            f"{path} is no IDX file of bytes: it begins with {data.hex(' ')}, not 00 00 08 and a rank"
+        )
+    rank = data[3]
+    data = file.read(4 * rank)
+    if len(data) < 4 * rank:
+        raise ValueError(f"{path} is truncated: {4 + len(data)} bytes, less than its header of {4 + 4 * rank}")
+    shape = struct.unpack(f">{rank}I", data)
+    expected = math.prod(shape)
+    if not 0 < expected <= largest:
+        raise ValueError(f"{path} is truncated or damaged: its header says shape {shape}, {expected} bytes, and it "
+                         f"cannot hold more than {largest}")
+    data = file.read(expected + 1)  # to the end, where gzip's checksum is
+    if len(data) != expected:
+        problem = "truncated" if len(data) < expected else "too long"
+        raise ValueError(f"{path} is {problem}: its header says shape {shape}, {expected} bytes, but it has "
+                         f"{len(data) if len(data) < expected else 'more'}")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(shape)
+
+
+def _load_idx_pair(path: Path) -> tuple[Tensor, Tensor | None]:
+    images = read_idx(path)
+    if images.ndim != 3:
+        raise ValueError(f"{path} holds an array of shape {tuple(images.shape)}, not images (n, H, W)")
+    stem = path.name.replace("images", "labels").replace("idx3", "idx1").removesuffix(".gz")
+    for label_path in (path.with_name(stem), path.with_name(stem + ".gz")):
+        if label_path.is_file():
+            targets = read_idx(label_path)
+            if targets.shape != images.shape[:1]:
+                raise ValueError(f"{label_path} holds {tuple(targets.shape)} for {images.shape[0]} images")
+            return images[:, None], targets.long()
+    return images[:, None], None
+
+
+# -- CIFAR-10 and image files --------------------------------------------------------------------------------
+
+
+def _load_cifar(paths: list[Path]) -> tuple[Tensor, Tensor]:
+    row = 1 + 3 * _CIFAR_SIDE**2
+    rows = []
+    for path in paths:
+        data = path.read_bytes()
+        if not data or len(data) % row:
+            raise ValueError(f"{path} is truncated: {len(data)} bytes, no multiple of {row}")
+        rows.append(torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(-1, row))
+    table = torch.cat(rows)
+    greatest = int(table[:, 0].max())
+    if greatest > 9:
+        raise ValueError(f"{paths[0].parent} holds labels up to {greatest}, but CIFAR-10 has ten classes: its files "
+                         "are damaged, or others")
+    return table[:, 1:].reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE).clone(), table[:, 0].long()
+
+
+def _load_sheets(paths: list[Path], split: str) -> tuple[Tensor, Tensor | None]:
+    """Sheets of which each row of pixels is an image, row after row of it, and the labels beside them."""
+    images = torch.cat([_read_sheet(path) for path in paths])
+    # the spelling of the package that this layout is known from comes second
+    for path in (paths[0].with_name(f"{split}_{word}.json") for word in ("labels", "lables")):
+        if path.is_file():
+            try:
+                values = parse_json(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{path} is no JSON ({error}): it holds a list of labels") from error
+            known = isinstance(values, list) and all(type(v) is int and 0 <= v <= 9 for v in values)
+            if not known or len(values) != len(images):
+                what = f"{len(values)} of them" if known else "something else"
+                raise ValueError(f"{path} must hold {len(images)} labels from 0 to 9, one an image, not {what}")
+            return images, torch.tensor(values)
+    return images, None
+
+
+def _read_sheet(path: Path) -> Tensor:
+    from PIL import Image
+
+    width = _CIFAR_SIDE**2
+    try:
+        with warnings.catch_warnings():
+            # a small file that declares a huge image is an error, before anything of that size is made
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("PNG",)) as sheet:
+                mode, size = sheet.mode, sheet.size
+                data = sheet.tobytes() if mode == "RGB" and size[0] == width else b""
+    except Exception as error:  # on damaged files Pillow fails with errors of any kind
+        raise ValueError(f"{path} is no PNG that can be read: {error}") from error
+    if not data:
+        raise ValueError(f"{path} is no sheet of CIFAR-10, colour and {width} pixels across, one image a row: it is "
+                         f"{size[0]} x {size[1]} of mode {mode}")
+    values = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return values.reshape(-1, _CIFAR_SIDE, _CIFAR_SIDE, 3).permute(0, 3, 1, 2).contiguous()
+
+
+def _load_files(files: list[Path], root: Path, size: int | None,
+                channels: int | None) -> tuple[Tensor, Tensor | None]:
+    images: list[Tensor] = []
+    for file in files:
+        image = read_image(file, channels=channels, say=_silent)
+        if size is not None:
+            image = fit_to(image, (size, size), say=_silent)
+        image = image.mul(255).round().to(torch.uint8)
+        channels = image.shape[0]
+        if images and image.shape != images[0].shape:
+            raise ValueError(
+                f"{file} has shape {tuple(image.shape)}, but {files[0]} has {tuple(images[0].shape)}: pass "
+                "size= to crop and scale all images to one square"
+            )
+        images.append(image)
+    parents = [file.relative_to(root).parts[0] if file.parent != root else None for file in files]
+    if None in parents:
+        return torch.stack(images), None
+    classes = sorted({str(p) for p in parents})
+    return torch.stack(images), torch.tensor([classes.index(str(p)) for p in parents])
+
+
+def _silent(message: str) -> None:
+    """Say nothing: thousands of files would say the same thing."""

@@ -1,0 +1,1 @@
+"""Judging solvers: certificates of calibration, comparisons, and the page that shows them."""

@@ -1,0 +1,267 @@
+"""``invflow.calibrate``: whether a solver's posteriors are what they say, by simulation."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from invflow._core.random import as_generator, draw_noise
+from invflow._core.records import bytes_of, finite
+from invflow.evaluation.certificate.certificate import Certificate, read_record, write_record
+from invflow.evaluation.certificate.judgement import LEVELS
+from invflow.evaluation.certificate.quantities import Quantity, default_quantities, evaluate
+from invflow.metrics import random_pit, random_ranks, spread_skill, tarp_ranks
+from invflow.posterior import Posterior
+from invflow.problem import Problem
+from invflow.solver import Solver
+
+if TYPE_CHECKING:
+    from invflow.likelihood import Likelihood
+
+__all__ = ["Certificate", "calibrate"]
+
+_PILOT = 64  # truths that choose pixels and place the references of TARP
+_VALUES_AT_A_TIME = 2**25
+_MOST_AT_A_TIME = 25  # simulations lost at a kill
+
+
+def calibrate(solver: Solver, problem: Problem, *, num_simulations: int = 200, num_samples: int = 99,
+              num_particles: int | None = None, source: str = "prior", split: str = "test",
+              quantities: Mapping[str, Quantity] | None = None, defaults: bool = True, alpha: float = 0.05,
+              chunk_size: int | None = None, output: str | os.PathLike[str] | None = None,
+              generator: torch.Generator | None = None, progress: bool = False) -> Certificate:
+    """Find out by simulation whether a solver's posteriors are calibrated.
+
+    Draws truths, measures them, samples their posteriors, and ranks each truth among its samples by several
+    quantities: for an exact solver the ranks are uniform (Talts et al. 2018; Modrak et al. 2023). Each quantity
+    is tested by simultaneous bands (Saeilynoja et al. 2022); distances to random references by TARP (Lemos et al.
+    2023); spread and mean of all pixels together by their randomised ranks. All p-values are corrected for how
+    many there are (Holm 1979). A calibrated solver need not be a good one: the prior, drawn without a look at the
+    data, passes in pixels. The quantities that see the measurement, the contraction and the scores tell.
+
+    Args:
+        solver: any solver.
+        problem: gives operator and noise, and truths where ``source`` is ``"data"``.
+        num_simulations: S, pairs of a truth and a measurement.
+        num_samples: N, samples that each truth is ranked among; 99 makes ranks of 100 values.
+        num_particles: particles that the solver runs for each measurement, of which N are resampled. None: ten
+            times N for solvers with importance weights or resampling, which are exact for many particles only, else N.
+        source: ``"prior"``, truths from ``solver.prior_samples`` (the problem's prior for a solver without them): an
+            exact solver passes. ``"data"``, the problem's own truths: misfit of the prior shows too.
+        split: of a problem with images, for ``source="data"``.
+        quantities: your own by name, ``(images (B, N, *image_shape), likelihood) -> (B, N)``, besides the default ones.
+        defaults: whether to test random pixels and projections, residual, log likelihood and total variation too.
+        alpha: chance of any false alarm.
+        chunk_size: measurements that the solver gets at a time.
+        output: folder for the certificate. A calibration that was killed goes on from there, if it is asked for with
+            the same arguments; numbers are kept after each chunk.
+        generator: source of all random numbers; one number is drawn from it, and all others follow.
+        progress: show a progress bar.
+
+    Returns:
+        A :class:`~invflow.evaluation.calibrate.Certificate` to print, to ``plot()`` and to ``save``.
+
+    Raises:
+        ValueError: for a setting out of range, or a folder with another calibration.
+
+    Example:
+        >>> import torch, invflow
+        >>> problem = invflow.load_problem("gaussian/linear")
+        >>> g = torch.Generator().manual_seed(0)
+        >>> certificate = invflow.calibrate(problem.exact_posterior(), problem, num_simulations=100, generator=g)
+        >>> certificate.verdict
+        'passes'
+    """
+    if num_simulations < 2 or num_samples < 3 or not 0 < alpha < 1:
+        raise ValueError(f"num_simulations={num_simulations} must be at least 2, num_samples={num_samples} at least 3, "
+                         f"alpha={alpha} in (0, 1)")
+    if num_particles is not None and num_particles < num_samples:
+        raise ValueError(f"num_particles={num_particles} must be at least num_samples={num_samples}, which are drawn "
+                         "of them")
+    if getattr(problem, "tilts", False):
+        raise ValueError(f"the problem {problem.name!r} tilts its prior by a reward: it has no measurements to "
+                         "simulate; calibrate on an inverse problem")
+    if source not in ("prior", "data"):
+        raise ValueError(f"unknown source {source!r}: pass source='prior' or source='data'")
+    folder = None if output is None else Path(output)
+    seed = _seed(generator, folder)
+    posed, base = _posed(solver, problem, source)
+    pilot = _pilot(posed, problem, source, split, _child(seed, "pilot"))
+    chosen = default_quantities(pilot, _child(seed, "quantities")) if defaults else {}
+    clash = sorted(set(chosen) & set(quantities or {}))
+    chosen |= dict(quantities or {})
+    if clash or not chosen:
+        raise ValueError(f"the name {clash[0]!r} is taken by a default quantity: choose another" if clash else
+                         "no quantities: pass some, or defaults=True")
+    # all at once: data truths do not repeat, and how they are cut into chunks changes none of them
+    truth, likelihood = posed.simulate(num_simulations, generator=_child(seed, "truths"), source="data", split=split)
+    # around the prior's middle, half as wide: further out the distances tell less of how pixels depend on each other
+    center, scale = pilot.double().mean(0), 0.5 * pilot.double().std(0)
+    noise = draw_noise(tuple(truth.shape), _child(seed, "references")).double()
+    references = (center + scale * noise.to(center)).to(truth)
+    if num_particles is None:
+        weighted = _uses_weights(solver, likelihood.select(0), _child(seed, "probe"))
+        num_particles = 10 * num_samples if weighted else num_samples
+    if chunk_size is None:
+        values = num_particles * max(1, truth[0].numel())
+        chunk_size = max(1, min(_MOST_AT_A_TIME, num_simulations, _VALUES_AT_A_TIME // values))
+    settings = {
+        "solver": _settings(solver), "truths": base, "split": split if source == "data" else None, "seed": seed,
+        "chunk_size": chunk_size, "quantities": list(chosen), "image_shape": list(problem.image_shape),
+        "num_simulations": num_simulations, "num_samples": num_samples, "num_particles": num_particles,
+        "problem": problem.name, "measurements": _digest(likelihood.y),
+    }
+    done = _resume(folder, settings)
+    parts = [done] if done else []
+    start = len(done["tarp_ranks"]) if done else 0
+    for rows in _chunks(start, num_simulations, chunk_size, progress, type(solver).__name__):
+        part = slice(rows.start, rows.stop)
+        parts.append(_simulate(solver, truth[part], likelihood.select(part), references[part], chosen, num_samples,
+                               num_particles, _child(seed, f"chunk {rows.start}")))
+        if folder is not None:
+            write_record(folder, _joined(parts), settings)
+    certificate = Certificate.from_record(_joined(parts), list(chosen), {
+        "problem": problem.name, "solver": type(solver).__name__, "source": source, "num_simulations": num_simulations,
+        "num_samples": num_samples, "num_particles": num_particles, "alpha": alpha, "settings": settings})
+    if folder is not None:
+        certificate.save(folder)
+    return certificate
+
+
+# -- truths and measurements --------------------------------------------------------------------------------------
+
+
+def _posed(solver: Solver, problem: Problem, source: str) -> tuple[Problem, str]:
+    """The problem with its truths from the source, and a word on where these come from."""
+    if source == "data":
+        return problem, "data"
+    own = type(solver).prior_samples is not Solver.prior_samples
+    posed = copy.copy(problem)
+    posed._images = None
+    posed._sampler = ((lambda n, generator: solver.prior_samples(n, generator=generator).detach().cpu()) if own else
+                      (lambda n, generator: problem.prior.generate(n, generator=generator).detach().cpu()))
+    return posed, "the solver's own prior" if own else "the problem's prior"
+
+
+def _pilot(posed: Problem, problem: Problem, source: str, split: str, generator: torch.Generator) -> Tensor:
+    """Truths ``(n, *image_shape)`` that are not among the simulations: fresh ones, or those of the other split."""
+    if source == "data" and problem.has_images:
+        return problem.images("validation" if split == "test" else "test")
+    return posed.simulate(_PILOT, generator=generator)[0]
+
+
+def _uses_weights(solver: Solver, likelihood: Likelihood, generator: torch.Generator) -> bool:
+    """Whether posteriors come with weights or from resampled particles: told by a run on one measurement."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # so few particles converge to nothing
+        posterior = _sample(solver, likelihood, 32, generator)
+    return posterior.weighted or "distinct_ancestors" in posterior.diagnostics
+
+
+def _sample(solver: Solver, likelihood: Likelihood, count: int, generator: torch.Generator) -> Posterior:
+    device = getattr(getattr(solver, "prior", None), "device", None)
+    return solver.sample(likelihood if device is None else likelihood.to(device), count, generator=generator)
+
+
+# -- one chunk ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _simulate(solver: Solver, truth: Tensor, likelihood: Likelihood, references: Tensor,
+              quantities: Mapping[str, Quantity], num_samples: int, num_particles: int,
+              generator: torch.Generator) -> dict[str, Tensor]:
+    """Numbers of B simulations, each ``(B, ...)`` on the CPU."""
+    began = time.perf_counter()
+    posterior = _sample(solver, likelihood, num_particles, generator)
+    seconds = time.perf_counter() - began
+    shape = (len(truth), num_particles, *truth.shape[1:])
+    if tuple(posterior.samples.shape) != shape:
+        raise ValueError(f"{type(solver).__name__} gave samples {tuple(posterior.samples.shape)}, expected {shape}, "
+                         "(B, N, *image_shape)")
+    rank_generator = _child(int(torch.randint(2**62, (1,), generator=generator)), "ranks")
+    if posterior.weighted or num_particles != num_samples:
+        posterior = posterior.resample(num_samples, generator=generator)
+    x = posterior.samples
+    truth, references, reward = truth.to(x), references.to(x), likelihood.to(x.device)
+    values = evaluate(quantities, x, reward)  # (B, N, Q)
+    target = evaluate(quantities, truth[:, None], reward)[:, 0]
+    ranks = random_ranks(values, target, rank_generator)
+    tarp = tarp_ranks(x, truth, references, rank_generator)
+    pit = random_pit(random_ranks(x, truth, rank_generator), num_samples, rank_generator).flatten(1)
+    levels = torch.tensor(LEVELS, dtype=torch.float64, device=pit.device)
+    covered = torch.stack([((pit - 0.5).abs() <= level / 2).double().mean(1) for level in levels], 1)
+    spread, skill = spread_skill(x.double(), truth.double())
+    cost = torch.ones(len(truth), dtype=torch.float64) * num_particles
+    found = {
+        "ranks": ranks, "truths": target, "means": values.mean(1), "stds": values.std(1), "tarp_ranks": tarp,
+        "pixel_rank": pit.mean(1), "pixel_dispersion": (12 * (pit - 0.5).square()).mean(1), "pixel_coverage": covered,
+        "pixel_spread": spread, "pixel_skill": skill, "forward": cost * posterior.nfe.forward,
+        "backward": cost * posterior.nfe.backward, "seconds": torch.full_like(cost, seconds / len(truth)),
+    }
+    return {key: value.cpu() for key, value in found.items()}
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def _chunks(start: int, stop: int, size: int, progress: bool, name: str) -> Any:
+    from tqdm import tqdm
+
+    with tqdm(total=stop, initial=start, disable=not progress, desc=f"calibrating {name}", unit="simulation") as bar:
+        for first in range(start, stop, size):
+            rows = range(first, min(first + size, stop))
+            yield rows
+            bar.update(len(rows))
+
+
+# -- seeds, settings, resuming ------------------------------------------------------------------------------------
+
+
+def _seed(generator: torch.Generator | None, folder: Path | None) -> int:
+    """A number from the generator; without one, that of the calibration which the folder holds, if any."""
+    if generator is None and folder is not None and (folder / "simulations.safetensors").is_file():
+        return int(read_record(folder)[1]["seed"])
+    generator = as_generator(generator)
+    return int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+
+
+def _child(seed: int, purpose: str) -> torch.Generator:
+    """A generator on the CPU for one purpose, independent of the others."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _settings(solver: Solver) -> dict[str, Any]:
+    from invflow._core.records import as_json
+
+    described = getattr(solver, "settings", None)
+    own = described() if callable(described) else {}
+    return {"class": type(solver).__name__, **as_json(own, "settings")}
+
+
+def _digest(y: Tensor) -> str:
+    return hashlib.sha256(bytes_of(y)).hexdigest()[:16]
+
+
+def _resume(folder: Path | None, settings: dict[str, Any]) -> dict[str, Tensor]:
+    """Numbers of the simulations that a folder holds already, if they belong to the same calibration."""
+    if folder is None or not (folder / "simulations.safetensors").is_file():
+        return {}
+    record, before = read_record(folder)
+    now = finite(settings)
+    different = [key for key in now if before.get(key) != now[key]]
+    if different:
+        key = different[0]
+        raise ValueError(f"{folder} holds another calibration: its {key} was {before.get(key)!r}, not {now[key]!r}; "
+                         "choose another folder, or pass the same arguments to go on with it")
+    return record

@@ -1,0 +1,283 @@
+"""The certificate of a calibration: what was simulated, what was found, and what that is worth."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from invflow._core.records import digest, finite, parse_json, write_atomically
+from invflow.evaluation.certificate.judgement import CERTIFIABLE, LEVELS, POWER, Check, Judgement, judge
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Certificate", "read_record", "write_record"]
+
+_FORMAT = "invflow.certificate/1"
+_JSON, _RECORD = "certificate.json", "simulations.safetensors"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What :func:`invflow.calibrate` found.
+
+    Attributes:
+        problem, solver: their names.
+        source: where truths came from, ``"prior"`` or ``"data"``.
+        num_simulations: S, pairs of a truth and a measurement.
+        num_samples: N, samples that each truth was ranked among.
+        num_particles: particles that the solver ran, of which N were resampled.
+        alpha: chance of any false alarm among all checks.
+        judgement: verdict, checks and what they could have found.
+        record: the numbers of each simulation: ``ranks`` ``(S, Q)`` of the first Q checks, ``tarp_ranks`` ``(S,)``
+            and more.
+        settings: of the solver and of the simulations.
+        calls: network calls of a simulation, ``{"forward": ..., "backward": ...}``.
+        seconds: time of the solver, all simulations together.
+
+    Example:
+        >>> import invflow
+        >>> certificate = invflow.calibrate(solver, problem, output="certificate")  # doctest: +SKIP
+        >>> invflow.Certificate.load("certificate").verdict  # doctest: +SKIP
+        'passes'
+    """
+
+    problem: str
+    solver: str
+    source: str
+    num_simulations: int
+    num_samples: int
+    num_particles: int
+    alpha: float
+    judgement: Judgement
+    record: dict[str, Tensor] = field(repr=False)
+    settings: dict[str, Any] = field(repr=False)
+    calls: dict[str, float]
+    seconds: float
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Tensor], names: Sequence[str], about: Mapping[str, Any]) -> Certificate:
+        """Judge the numbers of all simulations.
+
+        Args:
+            record: as :func:`invflow.evaluation.certificate.judgement.judge` takes it, with ``forward``, ``backward``
+                and ``seconds`` ``(S,)``.
+            names: of the quantities, in the order of the columns of ``ranks``.
+            about: the fields from ``problem`` to ``alpha``, and ``settings``.
+        """
+        record = dict(record)
+        judgement = judge(record, names, about["num_samples"], about["alpha"])
+        calls = {key: float(record[key].mean()) for key in ("forward", "backward")}
+        return cls(judgement=judgement, record=record, calls=calls, seconds=float(record["seconds"].sum()), **about)
+
+    # -- the verdict ---------------------------------------------------------------------------------------------
+
+    @property
+    def verdict(self) -> str:
+        """``"passes"``, ``"fails"`` or ``"too few to certify"``."""
+        return self.judgement.verdict
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check rejects and the simulations were enough to find out."""
+        return self.verdict == "passes"
+
+    @property
+    def checks(self) -> dict[str, Check]:
+        """Verdicts by the name of the quantity."""
+        return {check.name: check for check in self.judgement.checks}
+
+    @property
+    def coverage(self) -> dict[float, tuple[float, float]]:
+        """Coverage of all pixels' central intervals by nominal level, each with its standard error."""
+        values = self.record["pixel_coverage"]
+        error = values.std(0) / math.sqrt(len(values)) if len(values) > 1 else torch.full((len(LEVELS),), math.nan)
+        return {level: (float(values[:, k].mean()), float(error[k])) for k, level in enumerate(LEVELS)}
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words."""
+        found = [check for check in self.judgement.checks if not check.passed]
+        total, what = len(self.judgement.checks), f"{self.solver} on {self.problem}"
+        truths = "its own prior" if self.source == "prior" else "data"
+        runs = f"{self.num_simulations} simulations with truths from {truths}"
+        if found:
+            worst = min(found, key=lambda check: check.p_value)
+            others = f" and {len(found) - 1} more of {total} checks" if len(found) > 1 else f" of {total} checks"
+            text = (f"{what} is not calibrated: in {runs}, {worst.name}{others} reject{'' if len(found) > 1 else 's'} "
+                    f"({worst.reading}; corrected p = {_p(worst.p_adjusted)}).")
+            if self.source == "data":
+                text += " The prior's misfit to the data shows here too: source='prior' asks about the solver alone."
+            return text
+        power = self._power()
+        if self.passed:
+            return f"{what} passes: in {runs}, none of {total} checks rejects at {self.alpha:g}. {power}"
+        return (f"Too few simulations to certify {what}: in {runs}, none of {total} checks rejects at {self.alpha:g}, "
+                f"but a spread wrong by a factor of {CERTIFIABLE:g} could have gone unseen. {power}")
+
+    def _power(self) -> str:
+        j, chance = self.judgement, f"{POWER:.0%}"
+        parts = []
+        if j.detectable_narrow > 0:
+            parts.append(f"under {j.detectable_narrow:.2f}")
+        if j.detectable_wide < math.inf:
+            parts.append(f"over {j.detectable_wide:.2f}")
+        text = f"a standard deviation {' or '.join(parts)} times the right one" if parts else ""
+        if j.detectable_shift < math.inf:
+            text += (", or " if text else "") + f"a mean off by {j.detectable_shift:.2f} standard deviations"
+        if not text:
+            return f"No error would have been found with {chance} probability in any one quantity."
+        return (f"In any one quantity {text} would have been found with {chance} probability; smaller errors may be "
+                "there.")
+
+    # -- text ------------------------------------------------------------------------------------------------------
+
+    def _table(self) -> list[list[str]]:
+        rows = [["quantity", "verdict", "p", "corrected p", "z-score", "contraction", "90% interval covers"]]
+        for c in self.judgement.checks:
+            z = "" if math.isnan(c.z_mean) else f"{c.z_mean:+.2f} +- {c.z_std:.2f}"
+            rows.append([c.name, "passes" if c.passed else c.reading, _p(c.p_value), _p(c.p_adjusted), z,
+                         "" if math.isnan(c.contraction) else f"{c.contraction:.2f}",
+                         f"{c.coverage:.1%} +- {c.coverage_error:.1%}"])
+        return rows
+
+    def _facts(self) -> list[str]:
+        j = self.judgement
+        particles = "" if self.num_particles == self.num_samples else f", resampled from {self.num_particles} particles"
+        return [
+            f"{self.num_simulations} simulations, truths from {self.source}; ranks among {self.num_samples} samples"
+            f"{particles}; {self.seconds:.3g} s; network calls for each simulation: {self.calls['forward']:.4g} "
+            f"forward, {self.calls['backward']:.4g} backward",
+            f"spread over skill, all pixels: {j.spread_skill:.3f} +- {j.spread_skill_error:.3f} (1 if calibrated)",
+        ]
+
+    def __str__(self) -> str:
+        table = self._table()
+        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table]
+        return "\n".join([self.sentence, "", *lines, "", *self._facts()])
+
+    def to_markdown(self) -> str:
+        """The certificate as markdown."""
+        table = [[cell.replace("|", "\\|") for cell in row] for row in self._table()]
+        lines = ["| " + " | ".join(row) + " |" for row in table]
+        lines.insert(1, "|" + " --- |" * len(table[0]))
+        coverage = ["| nominal level | coverage of all pixels |", "| --- | --- |"]
+        coverage += [f"| {level:.0%} | {value:.1%} +- {error:.1%} |" for level, (value, error) in self.coverage.items()]
+        return "\n".join([f"# Calibration: {self.solver} on {self.problem}", "", f"**{self.sentence}**", "", *lines, "",
+                          *(f"- {fact}" for fact in self._facts()), "", *coverage, ""])
+
+    def _repr_html_(self) -> str:
+        rows = [[html.escape(cell) for cell in row] for row in self._table()]
+        body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows[1:])
+        head = "<tr>" + "".join(f"<th>{cell}</th>" for cell in rows[0]) + "</tr>"
+        return f"<p>{html.escape(self.sentence)}</p><table>{head}{body}</table>"
+
+    def plot(self, **options: Any) -> Figure:
+        """Figure of the rank functions in their bands, the TARP curve, coverage, z-scores and contraction.
+
+        Args:
+            **options: see :func:`invflow.evaluation.certificate.figure.certificate_figure`.
+        """
+        from invflow.evaluation.certificate.figure import certificate_figure
+
+        return certificate_figure(self, **options)
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``certificate.json`` and ``simulations.safetensors`` into a folder; each whole or not at all."""
+        from invflow._core.records import as_json, versions
+
+        folder = Path(folder)
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("record", "judgement")}
+        header = {"format": _FORMAT, **as_json(plain, "certificate"), "judgement": asdict(self.judgement),
+                  "sentence": self.sentence, "versions": versions()}
+        write_record(folder, self.record, self.settings)
+        text = json.dumps(finite(header), indent=2) + "\n"
+        write_atomically(folder / _JSON, lambda name: Path(name).write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Certificate:
+        """Read what :meth:`save` wrote. Nothing in it is executed.
+
+        Raises:
+            FileNotFoundError: if there is no certificate.
+            ValueError: if a file is damaged or holds something else.
+        """
+        path = Path(folder) / _JSON
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {str(path)!r}: pass a folder that Certificate.save wrote, or "
+                                    "where invflow.calibrate has finished")
+        try:
+            header = parse_json(path.read_text(encoding="utf-8"))
+            if header["format"] != _FORMAT:
+                raise ValueError(f"its format is {header['format']!r}, this version of invflow reads {_FORMAT!r}")
+            found = header["judgement"]
+            checks = tuple(Check(**_numbers(Check, check)) for check in found.pop("checks"))
+            judgement = Judgement(checks=checks, **_numbers(Judgement, found))
+            plain = {f.name: header[f.name] for f in fields(cls) if f.name not in ("record", "judgement")}
+            record = read_record(Path(folder))[0]
+            read = cls(judgement=judgement, record=record, **plain)
+            read.to_markdown()  # which takes every number
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # what a table of something else fails with is any error
+            raise ValueError(f"{path} holds no certificate that can be read ({type(error).__name__}: "
+                             f"{error})") from error
+        return read
+
+
+# -- numbers of the simulations on disk ------------------------------------------------------------------------
+
+
+def write_record(folder: Path, record: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+    """Write the numbers of the simulations so far, whole or not at all."""
+    stored = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in record.items()}
+    header = {"format": _FORMAT, "settings": finite(dict(settings))}
+    text = json.dumps({**header, "digest": digest(stored, header)})
+    write_atomically(folder / _RECORD, lambda name: save_file(stored, name, {"invflow": text}))
+
+
+def read_record(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`write_record` wrote: numbers and settings.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is damaged.
+    """
+    path = folder / _RECORD
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = parse_json((file.metadata() or {})["invflow"])
+            record = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        known = header.pop("digest", None)
+        if known is not None and known != digest(record, header):
+            raise ValueError("it is not as it was saved")
+        return record, dict(header["settings"])
+    except Exception as error:  # safetensors and JSON fail on damaged files with errors of many kinds
+        raise ValueError(f"{path} is truncated or holds no simulations: {error}") from error
+
+
+def _numbers(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo :func:`finite` for the fields of a dataclass that are numbers."""
+    words = {None: math.nan, "infinity": math.inf, "-infinity": -math.inf}
+    numeric = {f.name for f in fields(kind) if f.type == "float"}
+    return {key: words.get(v, v) if key in numeric else v for key, v in values.items()}
+
+
+def _p(value: float) -> str:
+    return "" if math.isnan(value) else "< 0.0001" if value < 1e-4 else f"{value:.4f}"

@@ -1,0 +1,108 @@
+"""Test quantities of calibration: numbers of an image, of which the truth is ranked among the samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from invflow._core.random import draw_noise
+from invflow.likelihood import Likelihood
+from invflow.reward import Reward
+
+__all__ = ["Quantity", "default_quantities", "evaluate", "total_variation"]
+
+#: images ``(B, N, *image_shape)`` and the reward of the B observations, to numbers ``(B, N)``
+Quantity: TypeAlias = Callable[[Tensor, Reward], Tensor]
+
+
+def default_quantities(pilot: Tensor, generator: torch.Generator, *, num_pixels: int = 4,
+                       num_projections: int = 4) -> dict[str, Quantity]:
+    """Random pixels and projections, the squared residual, the log likelihood, the total variation.
+
+    The last three depend on the measurement or on all pixels (Modrak et al. 2023 show that a quantity which
+    sees the likelihood finds posteriors that ignore the data). For Gaussian noise the residual and the log
+    likelihood order images alike, and their ranks mirror each other.
+
+    Args:
+        pilot: truths ``(n, *image_shape)`` that are not among the simulations; pixels are drawn in proportion
+            to their variance here, so that none is a constant border.
+        generator: chooses pixels and directions.
+        num_pixels: at most; no pixel twice.
+        num_projections: onto random unit vectors, for images of more than one pixel.
+
+    Returns:
+        Quantities by name.
+    """
+    shape = tuple(pilot.shape[1:])
+    variance = pilot.flatten(1).double().var(0, unbiased=False).cpu()
+    chances = variance if float(variance.sum()) > 0 else torch.ones_like(variance)
+    count = min(num_pixels, int((chances > 0).sum()))
+    pixels = torch.multinomial(chances, count, generator=generator).sort().values.tolist()
+    found: dict[str, Quantity] = {}
+    for pixel in pixels:
+        place = [int(i) for i in torch.unravel_index(torch.tensor(pixel), shape)]
+        found[f"pixel {place[0] if len(place) == 1 else tuple(place)}"] = _pixel(pixel)
+    size = math.prod(shape)
+    for k in range(num_projections if size > 1 else 0):
+        direction = draw_noise((size,), generator)
+        found[f"projection {k + 1}"] = _projection(direction / torch.linalg.vector_norm(direction))
+    found["residual |y - Ax|^2"] = _residual
+    found["log likelihood"] = _log_likelihood
+    if size > 1:
+        found["total variation"] = total_variation
+    return found
+
+
+def _pixel(index: int) -> Quantity:
+    return lambda x, _: x.reshape(*x.shape[:2], -1)[:, :, index]
+
+
+def _projection(direction: Tensor) -> Quantity:
+    return lambda x, _: x.reshape(*x.shape[:2], -1) @ direction.to(x)
+
+
+def _residual(x: Tensor, reward: Reward) -> Tensor:
+    if not isinstance(reward, Likelihood):
+        raise TypeError(f"the residual needs a likelihood, not a {type(reward).__name__}")
+    observed = reward.operator.observed()
+    residual = reward.y[:, None].to(x) - reward.predict(x)
+    if observed is not None:
+        residual = torch.where(observed.to(x.device)[:, None], residual, 0.0)
+    return residual.double().square().flatten(2).sum(2)
+
+
+def _log_likelihood(x: Tensor, reward: Reward) -> Tensor:
+    return reward(x)
+
+
+def total_variation(x: Tensor, reward: Reward | None = None) -> Tensor:
+    """Anisotropic total variation, absolute differences of neighbours: ``(B, N, *image_shape)`` to ``(B, N)``.
+
+    Neighbours are along the last two axes of pictures (C, H, W), else along the last.
+    """
+    total = x.diff(dim=-1).abs().flatten(2).sum(2)
+    return total + x.diff(dim=-2).abs().flatten(2).sum(2) if x.ndim == 5 else total
+
+
+@torch.no_grad()
+def evaluate(quantities: Mapping[str, Quantity], x: Tensor, reward: Reward) -> Tensor:
+    """All quantities of images ``(B, N, *image_shape)``: ``(B, N, Q)`` in double precision.
+
+    Raises:
+        ValueError: if a quantity returns another shape, or a number that is NaN.
+    """
+    columns = []
+    for name, quantity in quantities.items():
+        values = quantity(x, reward)
+        if not isinstance(values, Tensor) or tuple(values.shape) != tuple(x.shape[:2]):
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(f"the quantity {name!r} gave {got} for images {tuple(x.shape)}, expected one number for "
+                             f"each, {tuple(x.shape[:2])}: reduce the image axes, as in x.flatten(2).mean(2)")
+        if bool(values.isnan().any()):
+            raise ValueError(f"the quantity {name!r} gave NaN, which has no rank")
+        columns.append(values.double())
+    return torch.stack(columns, 2)

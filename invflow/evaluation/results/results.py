@@ -1,0 +1,301 @@
+"""A comparison: what each solver reached on each problem, as tables with standard errors and paired differences."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from invflow._core.records import parse_json, versions
+from invflow.evaluation.results.parts import Part, Task, read_part
+from invflow.evaluation.summary import METRICS
+from invflow.metrics import classifier_features, frechet_distance
+
+if TYPE_CHECKING:
+
+
+    from invflow.problem import Problem
+
+__all__ = ["Results", "gather"]
+
+R = TypeVar("R", bound="Results")
+
+_COSTS = ("forward", "backward", "seconds", "memory")
+
+
+@dataclass
+class Results:
+    """Solvers x problems x observations: the numbers. :class:`invflow.Comparison` adds texts, figures and files.
+
+    Attributes:
+        values: metrics of each observation, ``values[problem][solver][metric]``, a list of B numbers.
+        sets: metrics of all samples together, ``sets[problem][solver][metric]`` as (value, standard error): the Frechet
+            distance, with a jackknife over observations.
+        costs: ``costs[problem][solver]``: ``forward`` and ``backward`` calls for each sample, ``seconds`` for each
+            observation with all its samples, ``memory`` in bytes, the largest of any part, or None.
+        failures: ``failures[problem][solver]``, why there is no result.
+        settings: numbers of observations and samples, seed, split and the like.
+        solvers: settings of each solver by name, in the order they were given.
+        seeds: ``seeds[problem]``, of the solvers' random numbers, one for each observation's part.
+        versions: of what made it.
+        folder: where the parts are, or None.
+    """
+
+    values: dict[str, dict[str, dict[str, list[float]]]]
+    sets: dict[str, dict[str, dict[str, tuple[float, float]]]]
+    costs: dict[str, dict[str, dict[str, float | None]]]
+    failures: dict[str, dict[str, str]]
+    settings: dict[str, Any]
+    solvers: dict[str, Any]
+    seeds: dict[str, list[int]]
+    versions: dict[str, str]
+    folder: Path | None = None
+    _parts: dict[Task, Part] | None = None
+
+    @property
+    def problems(self) -> list[str]:
+        """Names of the problems."""
+        return list(self.values)
+
+    # -- numbers -----------------------------------------------------------------------------------------------------
+
+    def metrics(self, problem: str) -> list[str]:
+        """Metrics that any solver has on a problem, in the order of the table."""
+        found = {name for table in (self.values, self.sets) for row in table[problem].values() for name in row}
+        return [*(name for name in METRICS if name in found), *sorted(found - set(METRICS))]
+
+    def mean(self, problem: str, solver: str, metric: str) -> tuple[float, float]:
+        """Mean over observations and its standard error (NaN for a single observation).
+
+        Raises:
+            KeyError: if there is no such number.
+        """
+        if metric in self.sets[problem].get(solver, {}):
+            return self.sets[problem][solver][metric]
+        return _mean(torch.tensor(self.values[problem][solver][metric], dtype=torch.float64))
+
+    def difference(self, problem: str, solver: str, metric: str, reference: str | None = None) -> tuple[float, float]:
+        """Mean over observations of the paired difference to another solver, and its standard error.
+
+        Args:
+            problem: name.
+            solver: name.
+            metric: of single observations.
+            reference: the solver that is subtracted; the first by default, or ``"best"``.
+
+        Raises:
+            KeyError: if there is no such number.
+        """
+        own = self.values[problem]
+        other = self.reference(problem, metric, reference)
+        pair = [torch.tensor(own[name][metric], dtype=torch.float64) for name in (solver, other)]
+        return _mean(pair[0] - pair[1])
+
+    def reference(self, problem: str, metric: str, reference: str | None = None) -> str:
+        """The solver that others are compared with: the first that has the metric, the named one, or the best."""
+        having = [name for name in self.solvers if metric in self.values[problem].get(name, {})]
+        if reference is not None and reference != "best":
+            if reference not in self.solvers:
+                raise KeyError(f"there is no solver {reference!r}: choose one of {', '.join(self.solvers)}")
+            return reference
+        if reference is None or not having:
+            return having[0] if having else next(iter(self.solvers))
+        return self.best(problem, metric) or having[0]
+
+    def best(self, problem: str, metric: str) -> str | None:
+        """The solver with the best mean; None where neither direction is better."""
+        better = METRICS[metric].better if metric in METRICS else None
+        means = {}
+        for solver in self.solvers:
+            try:
+                means[solver] = self.mean(problem, solver, metric)[0]
+            except KeyError:
+                continue
+        means = {solver: value for solver, value in means.items() if not math.isnan(value)}
+        if better is None or not means:
+            return None
+        if isinstance(better, str):
+            return (min if better == "low" else max)(means, key=lambda name: means[name])
+        return min(means, key=lambda name: abs(means[name] - better))
+
+    def calls(self, problem: str, solver: str) -> float:
+        """Calls for each sample, forward and backward together."""
+        costs = self.costs[problem][solver]
+        return float(costs["forward"] or 0) + float(costs["backward"] or 0)
+
+    def pareto(self, problem: str, metric: str = "crps") -> list[str]:
+        """Solvers that no other beats in the metric at as few calls, by their calls."""
+        better = METRICS[metric].better if metric in METRICS else "low"
+
+        def loss(solver: str) -> float:
+            value = self.mean(problem, solver, metric)[0]
+            if isinstance(better, float):
+                return abs(value - better)
+            return -value if better == "high" else value
+
+        known = [s for s in self.solvers if s in self.costs[problem] and (
+            metric in self.values[problem].get(s, {}) or metric in self.sets[problem].get(s, {}))]
+        points = sorted((self.calls(problem, s), loss(s), s) for s in known if not math.isnan(loss(s)))
+        front: list[str] = []
+        lowest = math.inf
+        for _, value, solver in points:
+            if value < lowest:
+                front.append(solver)
+                lowest = value
+        return front
+
+    def rows(self, reference: str | None = None) -> list[dict[str, Any]]:
+        """The tidy table: a dictionary for each problem, solver and metric, and for each cost.
+
+        Args:
+            reference: of the paired differences; see :meth:`difference`.
+        """
+        rows: list[dict[str, Any]] = []
+        for problem in self.problems:
+            for solver in self.solvers:
+                base: dict[str, Any] = {"problem": problem, "solver": solver}
+                if solver in self.failures[problem]:
+                    rows.append({**base, "metric": "failure", "note": self.failures[problem][solver]})
+                    continue
+                for metric in self.metrics(problem):
+                    single = metric in self.values[problem][solver]
+                    if not single and metric not in self.sets[problem][solver]:
+                        continue
+                    mean, error = self.mean(problem, solver, metric)
+                    row: dict[str, Any] = {**base, "metric": metric, "mean": mean, "standard_error": error}
+                    if single:
+                        other = self.reference(problem, metric, reference)
+                        row["observations"] = len(self.values[problem][solver][metric])
+                        if metric in self.values[problem].get(other, {}):
+                            row["reference"] = other
+                            row["difference"], row["difference_error"] = self.difference(problem, solver, metric, other)
+                    rows.append(row)
+                rows += [{**base, "metric": name, "mean": self.costs[problem][solver][name]} for name in _COSTS]
+        return rows
+
+    # -- texts and files -----------------------------------------------------------------------------------------------
+
+    def to_csv(self, reference: str | None = None) -> str:
+        """The tidy table as CSV."""
+        columns = ["problem", "solver", "metric", "mean", "standard_error", "observations", "reference", "difference",
+                   "difference_error", "note"]
+        return _as_csv(self.rows(reference), columns)
+
+    def observations_csv(self) -> str:
+        """Every number of every observation as CSV, with the seed of its part."""
+        rows = [{"problem": problem, "solver": solver, "observation": b, "seed": self.seeds[problem][b],
+                 "metric": metric, "value": value}
+                for problem, table in self.values.items() for solver, found in table.items()
+                for metric, values in found.items() for b, value in enumerate(values)]
+        return _as_csv(rows, ["problem", "solver", "observation", "seed", "metric", "value"])
+
+    def examples(self, problem: str, solver: str) -> dict[str, Tensor]:
+        """Images of the first observations of a problem.
+
+        Returns:
+            ``truth``, ``observation``, ``observed`` (which entries of the measurement are), ``mean``, ``std`` and
+            ``covered`` (whether the truth lies in the 90% interval), each ``(b, ...)``, and ``samples`` ``(b, n,
+            ...)``; those that there are.
+        """
+        if not self._parts and self.folder is not None:
+            files = sorted((self.folder / "parts").glob("*/*/*.safetensors"))
+            self._parts = {task: part for task, part in ((_task_of(path), read_part(path)) for path in files)
+                           if task is not None and part is not None}
+        own = [part.tensors for task, part in sorted((self._parts or {}).items(), key=lambda item: item[0].start)
+               if (task.problem, task.solver) == (problem, solver)]
+        names = {name for tensors in own for name in tensors} - {"features"}
+        return {name: torch.cat([tensors[name] for tensors in own if name in tensors]) for name in sorted(names)}
+
+def _mean(values: Tensor) -> tuple[float, float]:
+    error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return float(values.mean()), error
+
+
+def _as_csv(rows: list[dict[str, Any]], columns: list[str]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+# -- from parts --------------------------------------------------------------------------------------------------------
+
+
+def gather(kind: type[R], parts: dict[Task, Part], problems: dict[str, Problem], settings: dict[str, Any],
+           solvers: dict[str, Any]) -> R:
+    """Put the parts together as results of a kind, whatever order they were made in."""
+    comparison = kind({p: {} for p in problems}, {p: {} for p in problems}, {p: {} for p in problems},
+                            {p: {} for p in problems}, settings, solvers, {}, versions(), None, parts)
+    for problem, posed in problems.items():
+        references = _reference_features(posed, settings)
+        for solver in solvers:
+            mine = [(t.start, t.stop, part) for t, part in parts.items() if (t.problem, t.solver) == (problem, solver)]
+            own = sorted(mine, key=lambda found: found[0])
+            comparison.seeds[problem] = [part.seed for start, stop, part in own for _ in range(stop - start)]
+            failures = [part.failure for _, _, part in own if part.failure is not None]
+            if failures:
+                comparison.failures[problem][solver] = failures[0]
+                continue
+            kept = [part for _, _, part in own]
+            names = [name for name in kept[0].columns if all(name in part.columns for part in kept)]
+            comparison.values[problem][solver] = {n: [v for part in kept for v in part.columns[n]] for n in names}
+            comparison.costs[problem][solver] = _costs(own)
+            comparison.sets[problem][solver] = _set_metrics(kept, references)
+    return comparison
+
+
+def _costs(own: list[tuple[int, int, Part]]) -> dict[str, float | None]:
+    counts = [stop - start for start, stop, _ in own]
+    total = sum(counts)
+    found: dict[str, float | None] = {}
+    for name in ("forward", "backward"):
+        found[name] = sum(n * float(part.costs[name] or 0) for n, (_, _, part) in zip(counts, own)) / total
+    found["seconds"] = sum(float(part.costs["seconds"] or 0) for _, _, part in own) / total
+    peaks = [part.costs["memory"] for _, _, part in own if part.costs["memory"] is not None]
+    found["memory"] = max(peaks) if peaks else None  # type: ignore[type-var]
+    return found
+
+
+def _reference_features(problem: Problem, settings: dict[str, Any]) -> Tensor | None:
+    from invflow._core.folders import shipped_names
+
+    if not problem.has_images or problem.prior_name not in shipped_names("classifier"):
+        return None
+    return classifier_features(problem.images(settings["split"]), str(problem.prior_name))
+
+
+def _set_metrics(parts: list[Part], references: Tensor | None) -> dict[str, tuple[float, float]]:
+    """Frechet distance with its jackknife standard error over groups of observations."""
+    if references is None or any("features" not in part.tensors for part in parts):
+        return {}
+    features = torch.cat([part.tensors["features"] for part in parts])  # (B, n, d)
+    if features.shape[0] * features.shape[1] < 2:
+        return {}
+    value = float(frechet_distance(features.flatten(0, 1), references))
+    groups = min(8, len(features))
+    if groups < 3:
+        return {"frechet": (value, math.nan)}
+    index = torch.arange(len(features)) * groups // len(features)
+    without = torch.tensor([float(frechet_distance(features[index != g].flatten(0, 1), references))
+                            for g in range(groups)], dtype=torch.float64)
+    error = math.sqrt((groups - 1) / groups * float((without - without.mean()).square().sum()))
+    return {"frechet": (value, error)}
+
+
+def _task_of(path: Path) -> Task | None:
+    """The task that a part's file belongs to."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            setup = parse_json((file.metadata() or {})["invflow"])["setup"]
+        return Task(setup["problem"], setup["label"], setup["start"], setup["stop"])
+    except Exception:  # damaged, in whichever way
+        return None

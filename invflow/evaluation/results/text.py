@@ -1,0 +1,71 @@
+"""A comparison as markdown."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from invflow.evaluation.summary import METRICS
+
+if TYPE_CHECKING:
+    from invflow.evaluation.results.results import Results
+
+__all__ = ["cells", "markdown", "with_error"]
+
+
+def with_error(mean: float, error: float) -> str:
+    """A number with as many digits as its standard error allows: ``0.1234 ± 0.0012``."""
+    if not math.isfinite(mean):
+        return str(mean)
+    if not (math.isfinite(error) and error > 0):
+        return f"{mean:.4g}"
+    digits = min(6, max(0, 1 - math.floor(math.log10(error))))
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+
+
+def cells(comparison: Results, problem: str, metrics: list[str] | None) -> list[list[str]]:
+    """Rows of text of one problem's table, the first one its head; the best values in asterisks."""
+    names = [m for m in (comparison.metrics(problem) if metrics is None else metrics)
+             if m in comparison.metrics(problem)]
+    rows = [["solver", *(METRICS[m].title if m in METRICS else m for m in names), "calls forward", "backward",
+             "seconds", "memory"]]
+    best = {metric: comparison.best(problem, metric) for metric in names}
+    for solver in comparison.solvers:
+        if solver in comparison.failures[problem]:
+            rows.append([solver, *["—"] * (len(names) + 4)])
+            continue
+        row = [solver]
+        for metric in names:
+            try:
+                text = with_error(*comparison.mean(problem, solver, metric))
+            except KeyError:
+                text = "—"
+            row.append(f"**{text}**" if best[metric] == solver else text)
+        costs = comparison.costs[problem][solver]
+        memory = costs["memory"]
+        row += [f"{costs['forward']:.4g}", f"{costs['backward']:.4g}", f"{costs['seconds']:.3g}",
+                "—" if memory is None else f"{memory / 1e6:.0f} MB"]
+        rows.append(row)
+    return rows
+
+
+def markdown(comparison: Results, metrics: list[str] | None) -> str:
+    """All tables, and what their columns mean."""
+    settings = comparison.settings
+    lines = []
+    for problem in comparison.problems:
+        head, *body = cells(comparison, problem, metrics)
+        lines += [f"### {problem}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        lines += ["| " + " | ".join(row) + " |" for row in body]
+        lines += [f"\n{solver}: {why}" for solver, why in comparison.failures[problem].items()]
+        lines.append("")
+    shown = [m for m in METRICS if any(m in comparison.metrics(p) for p in comparison.problems)]
+    shown = [m for m in shown if metrics is None or m in metrics]
+    notes = [f"{METRICS[m].title}: {METRICS[m].note}" for m in shown]
+    truths = f"{settings.get('split')} images" if settings.get("source") == "data" else "draws of the prior"
+    lines.append(
+        f"{settings.get('num_observations')} observations ({truths} where the problem has images) x "
+        f"{settings.get('num_samples')} samples, seed {settings.get('seed')}; means ± standard errors over "
+        "observations, the best in bold. Calls are network rows for each sample, seconds for each observation with all "
+        "its samples, memory the peak above what the solver itself takes. " + "; ".join(notes) + ".")
+    return "\n".join(lines)

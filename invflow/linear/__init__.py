@@ -1,0 +1,1 @@
+"""What a linear operator's matrix is, and what follows from it in closed form."""

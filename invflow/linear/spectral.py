@@ -1,0 +1,280 @@
+"""Stationary Gaussian images: cosine transforms, the power spectrum of photographs, and the best linear estimate."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from invflow._core.conjugate_gradients import solve
+
+if TYPE_CHECKING:
+    from invflow.operator import Operator
+
+__all__ = ["BLOCK", "Spectrum", "block_dct", "dct_matrix", "dct2", "gaussian_estimate", "mix_channels",
+           "opponent_matrix"]
+
+#: side of the blocks of :func:`block_dct`
+BLOCK = 8
+#: longest side whose cosine transform is taken as a product with a matrix
+LARGEST_MATRIX = 512
+#: noise levels, of images in [0, 1], by which the best linear estimate under a mask comes down to its own
+LEVELS = (3.0, 0.5, 0.1, 0.02, 0.0)
+#: radial frequencies at which a spectrum is kept, in cycles per pixel; between them it is a power law
+NUM_FREQUENCIES, LOWEST, HIGHEST = 16, 1 / 128, 0.5 * math.sqrt(2)
+
+
+@functools.lru_cache(maxsize=32)
+def dct_matrix(n: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+    """The orthonormal cosine transform of length n (DCT-II; Ahmed, Natarajan and Rao 1974), ``(n, n)``.
+
+    It diagonalises what is stationary in an image that goes on by reflection at its borders.
+
+    Example:
+        >>> import torch
+        >>> from invflow.linear.spectral import dct_matrix
+        >>> c = dct_matrix(5)
+        >>> torch.allclose(c @ c.T, torch.eye(5), atol=1e-6)
+        True
+    """
+    k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
+    matrix = torch.cos(math.pi * k * (2 * i + 1) / (2 * n)) * math.sqrt(2 / n)
+    matrix[0] /= math.sqrt(2)
+    return matrix.to(device, dtype)
+
+
+def dct2(x: Tensor, inverse: bool = False) -> Tensor:
+    """Two-dimensional orthonormal cosine transform of the last two axes; its inverse is its transpose."""
+    return _dct(_dct(x, inverse).mT, inverse).mT
+
+
+def _dct(x: Tensor, inverse: bool) -> Tensor:
+    """Orthonormal cosine transform of the last axis, by its matrix, or where that would be large by Fourier's."""
+    n = x.shape[-1]
+    if n <= LARGEST_MATRIX:
+        matrix = dct_matrix(n, x.dtype, x.device)
+        return x @ (matrix if inverse else matrix.mT)
+    order, turn, scale = _makhoul(n, x.dtype, x.device)
+    if not inverse:
+        return (torch.fft.fft(x[..., order]) * turn).real * scale
+    x = x / scale
+    mirrored = torch.cat([torch.zeros_like(x[..., :1]), x[..., 1:].flip(-1)], dim=-1)
+    values = torch.fft.ifft(torch.complex(x, -mirrored) / turn).real
+    return torch.empty_like(values).index_copy(-1, order, values)
+
+
+@functools.lru_cache(maxsize=8)
+def _makhoul(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Order, twiddle factors and scale that turn a Fourier transform into a cosine transform (Makhoul 1980)."""
+    order = torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2).flip(0)])
+    angle = -math.pi * torch.arange(n, dtype=torch.float64) / (2 * n)
+    scale = torch.full((n,), math.sqrt(2 / n), dtype=torch.float64)
+    scale[0] /= math.sqrt(2)
+    turn = torch.complex(angle.cos().to(dtype), angle.sin().to(dtype))
+    return order.to(device), turn.to(device), scale.to(device, dtype)
+
+
+def _along(x: Tensor, axis: int, inverse: bool) -> Tensor:
+    """Cosine transform of each block along one axis; the last block is as long as what remains."""
+    x = x.movedim(axis, -1)
+    whole = x.shape[-1] // BLOCK * BLOCK
+    parts = []
+    for part, n in ((x[..., :whole], BLOCK), (x[..., whole:], x.shape[-1] - whole)):
+        if part.shape[-1]:
+            matrix = dct_matrix(n, x.dtype, x.device)
+            parts.append((part.unflatten(-1, (-1, n)) @ (matrix if inverse else matrix.mT)).flatten(-2))
+    return torch.cat(parts, dim=-1).movedim(-1, axis)
+
+
+def block_dct(x: Tensor, inverse: bool = False) -> Tensor:
+    """Cosine transform of each block of 8 x 8 pixels, each coefficient in the place of a pixel of its block.
+
+    White noise stays white; the noise that a blurred or noisy photograph leaves open becomes nearly independent from
+    coefficient to coefficient, which it is not from pixel to pixel.
+
+    Args:
+        x: ``(..., H, W)``; at the right and bottom border blocks are as large as what is there.
+        inverse: transform back.
+
+    Returns:
+        The same shape.
+    """
+    return _along(_along(x, -1, inverse), -2, inverse)
+
+
+@functools.lru_cache(maxsize=16)
+def opponent_matrix(channels: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+    """Orthonormal ``(C, C)``: of three channels brightness, red against blue, green against both; else the identity."""
+    if channels != 3:
+        return torch.eye(channels, dtype=dtype, device=device)
+    rows = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]], dtype=torch.float64)
+    return (rows / rows.norm(dim=1, keepdim=True)).to(device, dtype)
+
+
+def mix_channels(matrix: Tensor, x: Tensor) -> Tensor:
+    """Apply a ``(C, C)`` matrix to the channels of ``(n, C, H, W)``."""
+    return (matrix @ x.flatten(2)).view_as(x)
+
+
+class Spectrum(nn.Module):
+    r"""The covariance S of a stationary Gaussian image, diagonal in cosines and in opponent colours.
+
+    Its standard deviations are kept at 16 radial frequencies for each opponent colour, and follow a power law between
+    and beyond them, as those of photographs nearly do everywhere (Field 1987). So it holds for images of any size.
+
+    Args:
+        channels: C.
+        log_std: ``(C, 16)``, logarithms of the standard deviations of the orthonormal coefficients; None is white.
+
+    Example:
+        >>> import torch
+        >>> from invflow.linear.spectral import Spectrum
+        >>> spectrum = Spectrum.estimate(torch.rand(64, 3, 32, 32) * 2 - 1)
+        >>> x = torch.randn(2, 3, 20, 30)
+        >>> torch.allclose(spectrum.whiten(spectrum.colour(x)), x, atol=1e-4)
+        True
+    """
+
+    log_std: Tensor
+
+    def __init__(self, channels: int, log_std: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("log_std", torch.zeros(channels, NUM_FREQUENCIES) if log_std is None else log_std.clone())
+
+    @staticmethod
+    def frequencies() -> Tensor:
+        """The radial frequencies in cycles per pixel, ``(16,)``, evenly spaced in the logarithm."""
+        return torch.logspace(math.log10(LOWEST), math.log10(HIGHEST), NUM_FREQUENCIES, dtype=torch.float64)
+
+    @classmethod
+    def estimate(cls, states: Tensor, floor: float = 1e-3) -> Spectrum:
+        """Estimate it from data states ``(n, C, H, W)`` with their mean subtracted.
+
+        Args:
+            states: crops of photographs, at least as large as the detail of interest.
+            floor: smallest standard deviation, in units of the state.
+        """
+        colours = opponent_matrix(states.shape[1], states.dtype, states.device)
+        power = torch.stack([dct2(mix_channels(colours, part)).square().mean(0) for part in states.split(256)]).mean(0)
+        radius = _radius(*states.shape[-2:]).flatten().clamp(min=1e-9)
+        grid, log_power = cls.frequencies().log(), power.double().cpu().flatten(1).clamp(min=floor**2).log()
+        # a local power law around each frequency, by least squares (Cleveland 1979): means in bins would be noisy where
+        # few coefficients lie, and biased where they lie to one side
+        distance = radius.log()[None] - grid[:, None]
+        near = torch.exp(-0.5 * (distance / 0.35).square()) + 1e-9
+        near[:, 0] = 0.0  # the mean of a crop is no sample of the frequency zero
+        total, first, second = near.sum(1), (near * distance).sum(1), (near * distance.square()).sum(1)
+        values, slopes = log_power @ near.T, log_power @ (near * distance).T
+        smooth = (second * values - first * slopes) / (total * second - first.square())
+        return cls(states.shape[1], (0.5 * smooth).float())
+
+    def scales(self, height: int, width: int) -> Tensor:
+        """Standard deviations of the cosine coefficients of an image, ``(C, H, W)`` in opponent colours."""
+        key = (height, width, self.log_std.dtype, self.log_std.device, self.log_std._version)
+        kept: dict[object, Tensor] = self.__dict__.setdefault("_kept", {})
+        if key not in kept:
+            if len(kept) > 8:
+                kept.clear()
+            grid = self.frequencies().log().to(self.log_std)
+            radius = _radius(height, width).to(self.log_std)
+            # the frequency zero stands for all that is slower than the image
+            radius[0, 0] = 0.25 / max(height, width)
+            place = radius.log()
+            index = torch.searchsorted(grid, place.contiguous()).clamp(1, NUM_FREQUENCIES - 1)
+            share = (place - grid[index - 1]) / (grid[1] - grid[0])  # beyond the ends: the last power law goes on
+            low, high = self.log_std[:, index - 1], self.log_std[:, index]
+            kept[key] = (low + share * (high - low)).exp()
+        return kept[key]
+
+    def forward_transform(self, x: Tensor) -> Tensor:
+        """Coefficients ``(n, C, H, W)`` of images: cosines of opponent colours."""
+        return dct2(mix_channels(opponent_matrix(x.shape[1], x.dtype, x.device), x))
+
+    def inverse_transform(self, coefficients: Tensor) -> Tensor:
+        """Images of coefficients, the transpose of :meth:`forward_transform`."""
+        colours = opponent_matrix(coefficients.shape[1], coefficients.dtype, coefficients.device)
+        return mix_channels(colours.mT, dct2(coefficients, inverse=True))
+
+    def colour(self, z: Tensor) -> Tensor:
+        """S^{1/2} z: turn white noise ``(n, C, H, W)`` into a Gaussian image."""
+        return self.inverse_transform(self.scales(*z.shape[-2:]).to(z.dtype) * self.forward_transform(z))
+
+    def whiten(self, x: Tensor) -> Tensor:
+        """S^{-1/2} x, the inverse of :meth:`colour`."""
+        return self.inverse_transform(self.forward_transform(x) / self.scales(*x.shape[-2:]).to(x.dtype))
+
+
+def _radius(height: int, width: int) -> Tensor:
+    """Radial frequency of each cosine in cycles per pixel, ``(H, W)`` float64."""
+    rows = torch.arange(height, dtype=torch.float64)[:, None] / (2 * height)
+    columns = torch.arange(width, dtype=torch.float64) / (2 * width)
+    return torch.hypot(rows, columns)
+
+
+@torch.no_grad()
+def gaussian_estimate(spectrum: Spectrum, mean: Tensor, affine: tuple[float, float], operator: Operator, y: Tensor,
+                      sigma: Tensor, iterations: int = 24) -> Tensor:
+    r"""The best linear estimate of an image under a stationary Gaussian prior, by a few conjugate gradient steps.
+
+    With prior N(m, S) of the image, the posterior mean m + x solves
+
+    .. math:: (S^{-1} + A^T A / \sigma^2) x = A^T (y - A m) / \sigma^2.
+
+    The preconditioner is the inverse of this matrix with A'A replaced by a multiple of the identity, diagonal in
+    cosines: for denoising one step is exact. For masks it is the worse the lower the noise, so that there the levels
+    come down to sigma from above, each from the estimate of the one before: the first fills large holes, the last
+    scratches. At sigma itself as many steps leave both grey. An operator that is not linear is not solved for: its
+    :meth:`~invflow.Operator.embed` is returned.
+
+    Args:
+        spectrum: S, in units of the state.
+        mean: of the state, ``(C, 1, 1)``.
+        affine: (scale, shift) of the decoding, image = scale * state + shift.
+        operator: A, with one set or one a row.
+        y: ``(n, *measurement_shape)``.
+        sigma: ``(n,)``, noise levels.
+        iterations: conjugate gradient steps; a third of them at each of the five levels of a mask, and two for
+            denoising.
+
+    Returns:
+        ``(n, C, H, W)``, the state, in the type of ``y``.
+    """
+    if not operator.linear:
+        return (operator.embed(y) - affine[1]) / affine[0]
+    observed = operator.observed()
+    power = (spectrum.scales(*operator.image_shape[-2:]).to(y) * affine[0]).square()
+    if observed is not None and operator.measurement_shape == operator.image_shape:
+        share = observed.to(y).flatten(1).mean(1).view(-1, 1, 1, 1)
+    else:
+        share = torch.tensor(math.prod(operator.measurement_shape) / math.prod(operator.image_shape)).to(y).clamp(max=1)
+    grey = (mean * affine[0] + affine[1]).to(y).expand(len(y), *operator.image_shape)
+    difference = y - operator(grey)
+
+    def filtered(x: Tensor, by: Tensor) -> Tensor:
+        return spectrum.inverse_transform(by * spectrum.forward_transform(x))
+
+    def improved(start: Tensor | None, steps: int, level: float) -> Tensor:
+        precision = sigma.to(y).clamp(min=level).view(-1, 1, 1, 1) ** -2
+
+        def pull_back(difference: Tensor) -> Tensor:
+            difference = difference if observed is None else torch.where(observed, difference, 0.0)
+            return operator.adjoint(difference) * precision
+
+        def normal(x: Tensor) -> Tensor:
+            return filtered(x, 1 / power) + pull_back(operator(x))
+
+        return solve(normal, pull_back(difference), lambda x: filtered(x, 1 / (1 / power + share * precision)), steps,
+                     tolerance=0.0, start=start)[0]
+
+    if operator.structure == "identity":
+        x = improved(None, 2, 0.0)  # the second for rounding
+    elif observed is None:
+        x = improved(None, iterations, 0.0)
+    else:
+        x = improved(None, iterations // 3, LEVELS[0])
+        for level in LEVELS[1:]:
+            x = improved(x, iterations // 3, level)
+    return (grey + x - affine[1]) / affine[0]

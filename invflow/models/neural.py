@@ -1,0 +1,309 @@
+"""Learned flow maps: a network that predicts the average velocity between two times."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from invflow._core.folders import load_built, read_config, resolve_folder, save_module
+from invflow._core.records import fingerprint
+from invflow.flowmap import FlowMap, Time, expand_time
+from invflow.linear.spectral import Spectrum
+from invflow.nets.embedding import TimeEmbedding
+from invflow.nets.mlp import MLP
+from invflow.nets.unet import UNet
+
+__all__ = ["NeuralFlowMap", "load_prior"]
+
+NETWORKS = ("unet", "mlp", "none")
+SKIPS = ("flow", "denoiser", "spectral")
+#: what a spectral map's network adds is small against the data's spread. At full scale the first hundred steps of a
+#: training add errors of the low frequencies, which an adapter then learns to undo
+RESIDUAL = 0.2
+MOST_LAYERS = 200
+
+
+class NeuralFlowMap(FlowMap):
+    r"""A flow map X_{s,t}(x) = x + (t - s) u(x, s, t), with a network for the average velocity u.
+
+    On the diagonal, u(x, t, t) = b_t(x) is the velocity (Geng et al. 2025, "Mean flows"; time there runs from data
+    to noise, here from noise to data). The network learns only what a Gaussian would not explain: u is what the flow
+    of N(mean, diag std^2) would have, in closed form, plus the network's output at the scale that keeps it of unit
+    size (the preconditioning of Karras et al. 2022, for average velocities). There are two such forms, which agree
+    on the diagonal. ``skip="flow"`` takes the Gaussian's average velocity from s to t: right in few dimensions, where
+    the first guess has the data's spread. ``skip="denoiser"`` takes its velocity at s: a jump from pure noise is then
+    mean + std * network, which carries no noise over, and pixels that never change cost nothing. For images this
+    turned noisy one-step samples into clean ones. ``skip="spectral"`` is the first form for a stationary Gaussian with
+    the data's spectrum in place of independent pixels: noise is coloured as photographs are, and a linear problem's
+    posterior begins at the best linear estimate. With it, a U-Net without attention, and a mean and a std for each
+    channel alone, the map takes images of any size (:meth:`resized`).
+
+    Args:
+        state_shape: ``(C, H, W)`` for a U-Net, ``(d,)`` for a perceptron.
+        network: ``"unet"``, ``"mlp"``, or ``"none"`` for what the skip alone makes, the exact flow of a Gaussian.
+        options: settings of the network, such as ``{"channels": [32, 128], "blocks": 2}``.
+        decode_affine: (scale, shift) with image = scale * state + shift; ``(0.5, 0.5)`` for states in [-1, 1].
+        mean: mean of the data states, broadcastable to ``state_shape``; default 0.
+        std: standard deviation of the data states, likewise; default 1.
+        skip: ``"flow"``, ``"denoiser"`` or ``"spectral"``; None takes the first for vectors, the second for images.
+        spectrum: for ``"spectral"``: of the data states; default white.
+        independent_noise: False for a map trained jointly with an adapter.
+        generator: initialises the weights; none draws them from the operating system's randomness.
+
+    Raises:
+        ValueError: for an unknown network, or a mean or std that does not fit the state.
+
+    Example:
+        >>> import torch, invflow
+        >>> prior = invflow.NeuralFlowMap((1, 28, 28), options={"channels": [8, 16], "blocks": 1})
+        >>> prior.generate(2, steps=1, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 1, 28, 28])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, state_shape: tuple[int, ...], *, network: str = "unet", options: dict[str, Any] | None = None,
+                 decode_affine: tuple[float, float] = (0.5, 0.5), mean: Tensor | None = None,
+                 std: Tensor | None = None, skip: str | None = None, spectrum: Spectrum | None = None,
+                 independent_noise: bool = True,
+                 generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        if network not in NETWORKS:
+            raise ValueError(f"the network is {network!r}, but only {NETWORKS} are known")
+        self.state_shape = self.image_shape = tuple(state_shape)
+        self.network_name, self.options = network, dict(options or {})
+        self.skip = skip or ("denoiser" if len(state_shape) == 3 else "flow")
+        if self.skip not in SKIPS or (self.skip == "spectral" and len(state_shape) != 3):
+            raise ValueError(f"skip is {skip!r} for states {tuple(state_shape)}, but only {SKIPS} are known, the last "
+                             "for images alone")
+        self.independent_noise = independent_noise
+        self._decode_affine = (float(decode_affine[0]), float(decode_affine[1]))
+        if not (all(map(math.isfinite, self._decode_affine)) and self._decode_affine[0] != 0):
+            raise ValueError(f"decode_affine is {self._decode_affine}: pass a finite (scale, shift), the scale not 0")
+        for name, value, default in (("mean", mean, 0.0), ("std", std, 1.0)):
+            tensor = torch.full((1,) * len(state_shape), default) if value is None else value.float()
+            if tensor.ndim != len(state_shape) or torch.broadcast_shapes(tensor.shape, state_shape) != self.state_shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, which does not broadcast to {state_shape}")
+            self.register_buffer(name, tensor.clone())
+        if not self.std.is_meta and bool((self.std <= 0).any()):
+            raise ValueError("std must be positive: it is the scale of the data states")
+        width = int(self.options.get("embedding", 128))
+        with torch.random.fork_rng(devices=[]):
+            self.times = TimeEmbedding(width)
+            self.gate = nn.Linear(width, 1) if self.skip == "denoiser" else None
+        self.spectrum = (spectrum or Spectrum(state_shape[0])) if self.skip == "spectral" else None
+        # beside the state a spectral map's network sees the state that the Gaussian's flow would bring it to
+        seen = state_shape[0] * (2 if self.spectrum is not None else 1)
+        self.network = None if network == "none" else build_network(
+            network, self.state_shape, seen, self.state_shape[0], {**self.options, "embedding": width})
+        initialise(self, generator)
+        if self.gate is not None:
+            nn.init.zeros_(self.gate.weight)
+            nn.init.ones_(self.gate.bias)
+
+    @property
+    def decode_affine(self) -> tuple[float, float]:
+        """``(scale, shift)`` of the decoding."""
+        return self._decode_affine
+
+    def average_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Average velocity u(x, s, t) on the way from s to t: ``(n, *state_shape)`` to the same."""
+        s_column, t_column = expand_time(s, x), expand_time(t, x)
+        embedding = self.times(s_column.flatten(), t_column.flatten() - s_column.flatten())
+        g_s = ((1 - s_column) ** 2 + (s_column * self.std) ** 2).sqrt()
+        if self.spectrum is not None:
+            return self._spectral_velocity(self.spectrum, x, s_column, t_column, g_s, embedding)
+        out = 0.0 if self.network is None else self.network(x, embedding).to(x.dtype)
+        if self.gate is None:
+            # X_{s,t}(x) = t mean + (g_t / g_s)(x - s mean); dividing X - x by t - s by hand leaves an expression
+            # without a zero over zero at s = t
+            g_t = ((1 - t_column) ** 2 + (t_column * self.std) ** 2).sqrt()
+            slope = (self.std**2 * (s_column + t_column) - (2 - s_column - t_column)) / (g_s * (g_s + g_t))
+        else:
+            # the Gaussian's denoiser keeps a share of the noisy state. A small network cannot see the noise of every
+            # value well enough to take it out again: a learned gate, of the times alone, does that for it
+            gate = self.gate(embedding).to(x.dtype).view_as(s_column) / (1.1 - s_column)
+            slope = (s_column * self.std**2 * (1 - gate) - (1 - s_column)) / g_s**2
+        return self.mean + slope * (x - s_column * self.mean) + self.std / g_s * out
+
+    def _spectral_velocity(self, spectrum: Spectrum, x: Tensor, s: Tensor, t: Tensor, g: Tensor,
+                           embedding: Tensor) -> Tensor:
+        """The same formula as for independent pixels, for each coefficient of a stationary Gaussian."""
+        with torch.autocast(x.device.type, enabled=False):  # bf16 would round the transforms to three digits
+            scale = spectrum.scales(*x.shape[-2:]).to(x.dtype)
+            coefficients = spectrum.forward_transform(x - s * self.mean)
+            g_s = ((1 - s) ** 2 + (s * scale) ** 2).sqrt()
+            g_t = ((1 - t) ** 2 + (t * scale) ** 2).sqrt()
+            slope = (scale**2 * (s + t) - (2 - s - t)) / (g_s * (g_s + g_t))
+            linear = self.mean + spectrum.inverse_transform(slope * coefficients)
+            if self.network is None:
+                return linear
+            end = spectrum.inverse_transform(scale / g_s * coefficients)
+        seen = torch.cat([(x - s * self.mean) / g, end / self.std], dim=1)
+        return linear + RESIDUAL * self.std / g * self.network(seen, embedding).to(x.dtype)
+
+    @property
+    def resizable(self) -> bool:
+        """Whether the map takes images of any size: nothing in it is tied to a place or a number of pixels."""
+        local = self.network is None or (self.network_name == "unet" and not self.options.get("attention", True))
+        return len(self.state_shape) == 3 and local and self.mean.shape[1:] == self.std.shape[1:] == (1, 1)
+
+    def resized(self, image_shape: tuple[int, ...]) -> NeuralFlowMap:
+        """The same map, with the same weights, for images of another size.
+
+        Args:
+            image_shape: ``(C, H, W)``, with the map's own C.
+
+        Raises:
+            ValueError: for another number of channels, or a map that is tied to its size.
+
+        Example:
+            >>> import invflow
+            >>> options = {"channels": [8, 16], "blocks": 1, "attention": False}
+            >>> prior = invflow.NeuralFlowMap((3, 64, 64), options=options, skip="spectral")
+            >>> prior.resized((3, 100, 75)).generate(1, steps=1).shape
+            torch.Size([1, 3, 100, 75])
+        """
+        return resized_copy(self, image_shape, "map")
+
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        """Velocity b_t(x) = u(x, t, t)."""
+        return self.average_velocity(x, t, t)
+
+    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Flow map X_{s,t}(x) = x + (t - s) u(x, s, t), one network call."""
+        return x + (expand_time(t, x) - expand_time(s, x)) * self.average_velocity(x, s, t)
+
+    def forward(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """The same as :meth:`jump`, so that ``torch.func.functional_call`` can run the map with other weights."""
+        return self.jump(x, s, t)
+
+    def fingerprint(self) -> str:
+        """Digest of the weights, by which an adapter knows its map."""
+        return fingerprint(self)
+
+    def config(self) -> dict[str, Any]:
+        """What :meth:`from_pretrained` needs, beside the weights, to build the map again."""
+        return {
+            "kind": "flow-map", "state_shape": list(self.state_shape), "network": self.network_name,
+            "options": self.options, "decode_affine": list(self._decode_affine),
+            "mean_shape": list(self.mean.shape), "std_shape": list(self.std.shape),
+            "skip": self.skip, "independent_noise": self.independent_noise,
+        }
+
+    def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into a folder, atomically.
+
+        Args:
+            folder: made if it does not exist.
+            dtype: type to store, such as ``torch.float16``; None keeps the weights' own.
+        """
+        save_module(self, folder, self.config(), dtype)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str]) -> NeuralFlowMap:
+        """Load a map from a folder, by the name of a shipped model, or from a Hub repository ``owner/name``.
+
+        Raises:
+            ValueError: if it is not there, is no flow map, or its files are damaged or do not fit each other.
+        """
+        folder = resolve_folder(name, "flow-map")
+        config = read_config(folder, "flow-map")
+
+        def build() -> NeuralFlowMap:
+            if not isinstance(config["independent_noise"], bool):
+                raise TypeError(f"independent_noise is {config['independent_noise']!r}, neither true nor false")
+            return cls(tuple(config["state_shape"]), network=config["network"], options=config["options"],
+                       decode_affine=config["decode_affine"], mean=torch.zeros(config["mean_shape"]),
+                       std=torch.ones(config["std_shape"]), skip=config["skip"],
+                       independent_noise=config["independent_noise"])
+
+        prior = load_built(build, folder, config, "flow map")
+        if bool((prior.std <= 0).any()):
+            raise ValueError(f"{folder}: std must be positive: it is the scale of the data states")
+        return prior.eval().requires_grad_(False)
+
+
+class _Resizable(Protocol):
+    state_shape: tuple[int, ...]
+    image_shape: tuple[int, ...]
+
+    @property
+    def resizable(self) -> bool: ...
+
+
+R = TypeVar("R", bound=_Resizable)
+
+
+def resized_copy(module: R, image_shape: tuple[int, ...], what: str) -> R:
+    """A map or an adapter for images of another size, which shares all its weights with the one given."""
+    shape = tuple(image_shape)
+    if shape == module.image_shape:
+        return module
+    if not module.resizable or len(shape) != 3 or shape[0] != module.image_shape[0]:
+        why = "" if module.resizable else ", and it is tied to that size"
+        raise ValueError(f"the {what} takes images {module.image_shape}{why}: it cannot take {shape}")
+    other = copy.copy(module)
+    other.state_shape = other.image_shape = shape
+    return other
+
+
+def build_network(name: str, shape: tuple[int, ...], in_channels: int, out_channels: int,
+                  options: dict[str, Any]) -> nn.Module:
+    """Build a U-Net for ``(C, H, W)`` shapes or a perceptron for ``(d,)`` shapes, with a message where they clash."""
+    if name == "unet" and len(shape) != 3:
+        raise ValueError(f"a U-Net takes states (C, H, W), not {shape}: use network='mlp' for vectors")
+    if name == "mlp" and len(shape) != 1:
+        raise ValueError(f"a perceptron takes states (d,), not {shape}: use network='unet' for images")
+    for count in (*(options.get(key, 1) for key in ("blocks", "depth")), len(options.get("channels", ()))):
+        if count > MOST_LAYERS:  # from a damaged file: to build them would never end
+            raise ValueError(f"the network's options ask for {count} layers or levels, more than {MOST_LAYERS}")
+    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator: put it back
+        build = UNet if name == "unet" else MLP
+        network: nn.Module = build(in_channels, out_channels, **options)
+    stride = getattr(network, "stride", 1) if options.get("attention", True) else 1
+    if len(shape) == 3 and (shape[1] % stride or shape[2] % stride):
+        raise ValueError(f"images are {shape[1]} x {shape[2]}, but this U-Net takes multiples of {stride}")
+    return network
+
+
+def initialise(module: nn.Module, generator: torch.Generator | None) -> None:
+    """Draw all weights that are not zero afresh, from an explicit generator: nothing depends on the global seed."""
+    from invflow._core.random import as_generator
+
+    generator = as_generator(generator)
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and not layer.weight.is_meta:
+            with torch.no_grad():
+                if bool((layer.weight != 0).any()):
+                    noise = torch.randn(layer.weight.shape, generator=generator)
+                    layer.weight.copy_(noise / layer.weight[0].numel() ** 0.5)
+                if layer.bias is not None:
+                    layer.bias.zero_()
+
+
+def load_prior(name: str | os.PathLike[str]) -> NeuralFlowMap:
+    """Load a prior: the name of a shipped one, a folder that ``save_pretrained`` wrote, or a Hub repository id.
+
+    Args:
+        name: such as ``"mnist"``, ``"./my-prior"`` or ``"owner/name"``.
+
+    Returns:
+        The flow map, on the CPU, in evaluation mode, without gradients to its weights.
+
+    Raises:
+        ValueError: for an unknown name (with the nearest known one) or damaged files.
+
+    Example:
+        >>> import invflow
+        >>> prior = invflow.load_prior("mnist")
+        >>> prior.image_shape, prior.independent_noise
+        ((1, 28, 28), True)
+    """
+    return NeuralFlowMap.from_pretrained(name)

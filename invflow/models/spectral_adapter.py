@@ -1,0 +1,253 @@
+"""The adapter for photographs: begins at the best linear estimate, and is diagonal in cosines of small blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, pad, pixel_shuffle, pixel_unshuffle
+
+from invflow.linear.spectral import BLOCK, Spectrum, block_dct, gaussian_estimate, mix_channels, opponent_matrix
+from invflow.models.adapter import LOG_VARIANCE, Adapter
+from invflow.models.neural import NeuralFlowMap, initialise
+from invflow.nets.unet import UNet
+from invflow.operator import SUMMARY_LATTICE
+
+if TYPE_CHECKING:
+    from invflow.operator import Operator
+
+__all__ = ["SpectralAdapter"]
+
+#: the scale of the correction in units of the state; at full scale the first steps of a training are all error
+CORRECTION = 0.1
+FEATURES = 4  # values a pixel that the network hands to the layer that makes the standard deviations
+#: of the square, as (quarter turns, whether mirrored then); one, two, four or all eight of them are averaged over
+SYMMETRIES = ((0, False), (2, False), (0, True), (2, True), (1, False), (3, False), (1, True), (3, True))
+
+
+def turned_summary(summary: Tensor, turns: int, mirrored: bool) -> Tensor:
+    """The summary of a kernel's transfer function, ``(n, 32)``, after the kernel is turned, and then mirrored.
+
+    Args:
+        summary: as :meth:`invflow.Operator.context` gives it.
+        turns: quarter turns, those of :func:`torch.rot90` of rows and columns.
+        mirrored: whether the columns then change their order.
+    """
+    places, signs = [], []
+    for u, v in SUMMARY_LATTICE:
+        if mirrored:
+            v = -v
+        for _ in range(turns % 4):
+            u, v = v, -u
+        own = (u, v) in SUMMARY_LATTICE  # else its negative is, where a real kernel has the complex conjugate
+        places.append(SUMMARY_LATTICE.index((u, v) if own else (-u, -v)))
+        signs.append(1.0 if own else -1.0)
+    real, imaginary = summary.chunk(2, dim=1)
+    return torch.cat([real[:, places], imaginary[:, places] * summary.new_tensor(signs)], dim=1)
+
+
+class SpectralAdapter(Adapter):
+    r"""Noise adapter for maps with ``skip="spectral"``: q(z | y, c), diagonal in the cosines of 8 x 8 blocks.
+
+    The map's Gaussian part turns noise z into the state mean + S^{1/2} z, so what is known of the image is known of
+    the noise. The adapter first takes the best linear estimate under that Gaussian
+    (:func:`~invflow.linear.spectral.gaussian_estimate`); its network, which sees that estimate and the measurement,
+    *restores* it, x = estimate + correction, as a residual denoiser does (Zhang et al. 2017); and the mean of the noise
+    is S^{-1/2} (x - mean). The standard deviations are those of coefficients of cosines in blocks, of brightness and of
+    two colour differences: what noise or blur leaves open differs much between slow and fast cosines, and a Gaussian
+    that is diagonal in pixels cannot say so. They begin at what observing each coefficient directly would leave.
+
+    It is fully convolutional: measurements of images of any size are taken (:meth:`resized`).
+
+    What is learned from crops that are turned and mirrored at random is close to what commutes with turns, but not
+    there. With ``symmetries`` the correction is averaged over so many turned and mirrored inputs (the self-ensemble of
+    Lim et al. 2017), so many calls of the network in place of one, and none more for each sample. While training there
+    is one.
+
+    Args:
+        state_shape: ``(C, H, W)`` of the images trained on.
+        classes: the problem classes.
+        image_shape: of the images; default ``state_shape``.
+        options: of the U-Net, which has no attention.
+        decode_affine: (scale, shift) with image = scale * state + shift.
+        spectrum: of the map.
+        mean: of the map, ``(C, 1, 1)``.
+        trained_for: fingerprint of the map; None before training.
+        generator: initialises the weights.
+        symmetries: 1, 2, 4 or 8.
+        spread: factors of the standard deviations, by problem class, such as validation images ask for; classes that
+            are not named have 1.
+
+    Raises:
+        ValueError: for another number of symmetries, a factor that is not positive, or one of an unknown class.
+
+    Example:
+        >>> import torch
+        >>> from invflow import GaussianLikelihood
+        >>> from invflow.operators import Denoising
+        >>> from invflow.models.spectral_adapter import SpectralAdapter
+        >>> options = {"channels": [8, 16, 16], "blocks": 1}
+        >>> adapter = SpectralAdapter((3, 64, 64), classes=["denoising"], options=options)
+        >>> y = torch.rand(1, 3, 30, 50)
+        >>> adapter.resized((3, 30, 50)).propose(GaussianLikelihood(Denoising((3, 30, 50)), y, sigma=0.1))[0].shape
+        torch.Size([1, 3, 30, 50])
+    """
+
+    turned = True
+    mean: Tensor
+
+    form = "spectral"
+
+    def __init__(self, state_shape: tuple[int, ...], *, classes: Sequence[str],
+                 image_shape: tuple[int, ...] | None = None, options: dict[str, Any] | None = None,
+                 decode_affine: tuple[float, float] = (0.5, 0.5), spectrum: Spectrum | None = None,
+                 mean: Tensor | None = None, trained_for: str | None = None,
+                 generator: torch.Generator | None = None, symmetries: int = 1,
+                 spread: Mapping[str, float] | None = None) -> None:
+        options = {**(options or {}), "attention": False}
+        super().__init__(state_shape, classes=classes, image_shape=image_shape, network="unet", options=options,
+                         trained_for=trained_for, generator=generator)
+        self.symmetries, self.spread = symmetries, dict(spread or {})
+        channels = self.state_shape[0]
+        self.decode_affine = (float(decode_affine[0]), float(decode_affine[1]))
+        self.spectrum = Spectrum(channels, None if spectrum is None else spectrum.log_std)
+        self.register_buffer("mean", torch.zeros(channels, 1, 1) if mean is None
+                             else mean.detach().expand(channels, 1, 1).clone())
+        width = int(self.options.get("embedding", 128))
+        with torch.random.fork_rng(devices=[]):
+            self.network = UNet(2 * channels + 1, channels + FEATURES, **{**self.options, "embedding": width})
+            self.widths = nn.Conv2d(FEATURES * BLOCK**2, channels * BLOCK**2, 1)
+        initialise(self, generator)
+        nn.init.zeros_(self.problem.weight)
+        # widths stays as drawn: what it is given starts at zero, and two zeros after each other would stay zeros
+
+    @property
+    def symmetries(self) -> int:
+        """Over how many symmetries of the square the correction is averaged: 1, 2, 4 or 8."""
+        return self._symmetries
+
+    @symmetries.setter
+    def symmetries(self, number: int) -> None:
+        if number not in (1, 2, 4, 8) or isinstance(number, bool):
+            raise ValueError(f"symmetries={number!r}: the square has eight; pass 1, 2, 4 or 8")
+        self._symmetries = number
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """Factors of the standard deviations, by problem class; 1 for those that are not named."""
+        return dict(self._spread)
+
+    @spread.setter
+    def spread(self, factors: Mapping[str, float]) -> None:
+        for name, factor in factors.items():
+            if name not in self.classes:
+                raise ValueError(f"spread names the class {name!r}, but the adapter knows {', '.join(self.classes)}")
+            if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+                raise ValueError(f"spread[{name!r}]={factor!r} must be a positive number, such as 1.1 for samples that "
+                                 "spread a tenth more")
+        self._spread = {name: float(factor) for name, factor in factors.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """Settings that are no weights, kept with each posterior."""
+        return {"symmetries": self.symmetries, "spread": self.spread}
+
+    @classmethod
+    def for_map(cls, prior: NeuralFlowMap, classes: Sequence[str], options: dict[str, Any] | None = None,
+                generator: torch.Generator | None = None) -> SpectralAdapter:
+        """A fresh adapter for a map with ``skip="spectral"``.
+
+        Raises:
+            ValueError: for another map.
+        """
+        if prior.spectrum is None:
+            raise ValueError(f"the map has skip={prior.skip!r}: a SpectralAdapter goes with skip='spectral'")
+        return cls(prior.state_shape, classes=classes, options=prior.options if options is None else options,
+                   decode_affine=prior.decode_affine, spectrum=prior.spectrum, mean=prior.mean, generator=generator)
+
+    def observe(self, operator: Operator, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As for every adapter; the embedded measurement comes after the best linear estimate, ``(n, 2C, H, W)``."""
+        embedded, observed, summary, sigma = super().observe(operator, y, sigma)
+        scale, shift = self.decode_affine
+        estimate = gaussian_estimate(self.spectrum, self.mean, self.decode_affine, operator, y, sigma)
+        return torch.cat([scale * estimate + shift, embedded], dim=1), observed, summary, sigma
+
+    def forward(self, embedded: Tensor, observed: Tensor, summary: Tensor, classes: Tensor,
+                sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation of the noise in the coordinates of :meth:`to_state`.
+
+        Args:
+            embedded: ``(n, 2C, H, W)``, best linear estimates and measurements as images, in [0, 1].
+            observed: ``(n, 1, H, W)``, 1 where the operator observes directly.
+            summary: ``(n, 32)``, the operator's summary of its kernel.
+            classes: ``(n,)``, indices into :attr:`classes`.
+            sigma: ``(n,)``, noise levels in the measurement's units.
+
+        Returns:
+            Mean and log standard deviation, each ``(n, C, H, W)``.
+        """
+        scale, shift = self.decode_affine
+        told = self.noise_level(torch.log10(sigma) + 1) + self.problem(classes)
+        x = torch.cat([2 * embedded - 1, observed], dim=1)
+        out = self.network(x, told + self.summary(summary)).to(embedded.dtype)
+        self.record_output(out, len(out))
+        channels, (height, width) = self.mean.shape[0], embedded.shape[-2:]
+        if self.symmetries > 1 and not self.training:
+            out = torch.cat([self._average(x, told, summary, out[:, :channels]), out[:, channels:]], dim=1)
+        with torch.autocast(embedded.device.type, enabled=False):
+            state = (embedded[:, :channels] - shift) / scale + CORRECTION * out[:, :channels]
+            mean = self.from_state(self.spectrum.whiten(state - self.mean))
+            below = (-height % BLOCK, -width % BLOCK)
+            features = pad(out[:, channels:], (0, below[1], 0, below[0]), mode="replicate")
+            widths = pixel_shuffle(self.widths(pixel_unshuffle(features, BLOCK)), BLOCK)[..., :height, :width]
+            log_variance = 2 * widths - torch.log1p(self._information(observed, sigma, below))[..., :height, :width]
+        return mean, 0.5 * log_variance.clamp(*LOG_VARIANCE) + self._log_spread(classes).to(mean)
+
+    def _average(self, x: Tensor, told: Tensor, summary: Tensor, first: Tensor) -> Tensor:
+        """The correction, averaged over symmetries; one after the other, for large images are most of the memory."""
+        total = first.clone()
+        for turns, mirrored in SYMMETRIES[1 : self.symmetries]:
+            turned, kernel = x.rot90(turns, (2, 3)), turned_summary(summary, turns, mirrored)
+            out = self.network(turned.flip(3) if mirrored else turned, told + self.summary(kernel)).to(x.dtype)
+            self.record_output(out, len(out))
+            out = out[:, : first.shape[1]]
+            total += (out.flip(3) if mirrored else out).rot90(-turns, (2, 3))
+        return total / self.symmetries
+
+    def _log_spread(self, classes: Tensor) -> Tensor:
+        """Logarithms of the factors of rows of these classes, ``(n, 1, 1, 1)``."""
+        factors = torch.tensor([math.log(self.spread.get(name, 1.0)) for name in self.classes], device=classes.device)
+        return factors[classes].view(-1, 1, 1, 1)
+
+    def _information(self, observed: Tensor, sigma: Tensor, below: tuple[int, int]) -> Tensor:
+        """Prior variance over noise variance of each block's coefficients, were they observed: ``(n, C, H', W')``."""
+        share = avg_pool2d(pad(observed, (0, below[1], 0, below[0])), BLOCK)[:, :, :, None, :, None]
+        power = (self.spectrum.scales(BLOCK, BLOCK) * self.decode_affine[0]).square()[:, None, :, None, :]
+        return (share * power / sigma.view(-1, 1, 1, 1, 1, 1).square()).flatten(4).flatten(2, 3)
+
+    def to_state(self, z: Tensor) -> Tensor:
+        """Noise of the map for coefficients of cosines in blocks, in opponent colours."""
+        colours = opponent_matrix(z.shape[1], z.dtype, z.device)
+        return mix_channels(colours.mT, block_dct(z, inverse=True))
+
+    def from_state(self, z: Tensor) -> Tensor:
+        """Coefficients of the map's noise, the inverse of :meth:`to_state`."""
+        colours = opponent_matrix(z.shape[1], z.dtype, z.device)
+        return block_dct(mix_channels(colours, z))
+
+    @property
+    def resizable(self) -> bool:
+        """True: nothing is tied to a place or a number of pixels."""
+        return True
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any], shared: Mapping[str, Any]) -> SpectralAdapter:
+        """Build a spectral adapter from a configuration; ``shared`` are the arguments that all forms take."""
+        return cls(tuple(config["state_shape"]), decode_affine=config["decode_affine"],
+                   symmetries=config.get("symmetries", 1), spread=config.get("spread"), **shared)
+
+    def config(self) -> dict[str, Any]:
+        """What :meth:`from_pretrained` needs, beside the weights."""
+        return {**super().config(), "form": self.form, "decode_affine": list(self.decode_affine), **self.settings()}

@@ -1,0 +1,1 @@
+"""Rewards beyond likelihoods: of images, and of vision models."""

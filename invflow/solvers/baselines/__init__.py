@@ -1,0 +1,1 @@
+"""Classical restorations and the best linear estimate."""

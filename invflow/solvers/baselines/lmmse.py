@@ -1,0 +1,270 @@
+"""The linear minimum-mean-square-error estimate: the posterior of a Gaussian fitted to training images."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from invflow._core.chunks import ChunkSize
+from invflow._core.folders import SHIPPED, load_built, read_config, resolve_folder, save_module
+from invflow._core.random import as_generator, draw_noise
+from invflow.likelihood import GaussianLikelihood
+from invflow.linear.structure import dense_matrix
+from invflow.posterior import Posterior
+from invflow.reward import Reward
+from invflow.solver import Solver
+
+__all__ = ["LinearMMSE"]
+
+KIND = "linear-mmse"
+#: largest image that a dense covariance is fitted for; its square is held in float64
+LARGEST = 8192
+
+
+class LinearMMSE(Solver):
+    r"""Exact posterior under a Gaussian prior N(m, C) with the mean and covariance of training images.
+
+    For y = A x + sigma e with a linear A the posterior is Gaussian with
+
+    .. math:: m + K (y - A m), \quad C - K A C, \quad K = C A^T (A C A^T + \sigma^2 I)^{-1}.
+
+    Its mean has the least mean squared error of all affine estimates (Kay 1993, "Fundamentals of Statistical
+    Signal Processing", chapter 12): the baseline that a learned prior has to beat. Samples follow Matheron's
+    rule: a prior draw plus the gain times what it fails to explain of a perturbed measurement. Work is in
+    float64, with one dense solve for each observation, or a single one where all share operator and noise
+    level.
+
+    Args:
+        mean: ``(*image_shape,)``.
+        covariance: ``(d, d)``, symmetric and positive semidefinite, d the number of values in an image.
+        chunk_size: observations whose own operators are solved for at a time.
+
+    Raises:
+        ValueError: for shapes that do not fit, or a covariance that is not symmetric positive semidefinite.
+
+    Example:
+        >>> import torch, invflow
+        >>> from invflow.operators import SuperResolution
+        >>> g = torch.Generator().manual_seed(0)
+        >>> solver = invflow.LinearMMSE.fit(torch.rand(500, 1, 8, 8, generator=g))
+        >>> operator = SuperResolution((1, 8, 8), factor=4)
+        >>> y = operator.measure(solver.prior_samples(2, generator=g), sigma=0.1, generator=g)
+        >>> solver.sample(invflow.GaussianLikelihood(operator, y, sigma=0.1), 16, generator=g).samples.shape
+        torch.Size([2, 16, 1, 8, 8])
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor, *, chunk_size: int = 8) -> None:
+        size = mean.numel()
+        if covariance.shape != (size, size):
+            raise ValueError(
+                f"covariance has shape {tuple(covariance.shape)}, but images {tuple(mean.shape)} have {size} "
+                f"values: pass ({size}, {size})"
+            )
+        covariance = covariance.double()
+        asymmetry = float((covariance - covariance.mT).abs().max())
+        if not asymmetry <= 1e-4 * float(covariance.abs().max()):  # also for NaN
+            raise ValueError("covariance is not symmetric: pass (covariance + covariance.T) / 2")
+        values, vectors = torch.linalg.eigh(covariance)
+        if float(values[0]) < -1e-4 * float(values[-1]):
+            raise ValueError(f"covariance is not positive semidefinite: least eigenvalue {values[0]:.4g}")
+        # triangular, with factor^T factor = C; it exists also where some pixels never vary
+        self._set(mean, torch.linalg.qr((vectors * values.clamp(min=0).sqrt()).mT, mode="r").R, chunk_size)
+
+    def _set(self, mean: Tensor, factor: Tensor, chunk_size: int) -> None:
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size={chunk_size}: at least 1")
+        self.image_shape = tuple(mean.shape)
+        self.mean, self.factor, self.chunk_size = mean.double(), factor.double(), chunk_size
+        self.covariance = self.factor.mT @ self.factor
+
+    @classmethod
+    def fit(cls, images: Tensor, *, chunk_size: int = 8) -> LinearMMSE:
+        """Fit mean and covariance to training images.
+
+        Args:
+            images: ``(n, *image_shape)``, n >= 2; floating point in [0, 1], or bytes, which are divided by
+                255.
+            chunk_size: as for the class.
+
+        Raises:
+            ValueError: for fewer than two images, values that are not finite, or images that are too large
+                for a dense covariance.
+        """
+        if images.ndim < 2 or len(images) < 2:
+            raise ValueError(f"fit takes at least two images (n, *image_shape), not {tuple(images.shape)}")
+        flat = images.flatten(1)
+        if flat.shape[1] > LARGEST:
+            raise ValueError(
+                f"images {tuple(images.shape[1:])} have {flat.shape[1]} values, more than {LARGEST}: their "
+                "dense covariance would not fit; fit patches or smaller images"
+            )
+        scale = 1.0 if images.is_floating_point() else 1 / 255
+        total = torch.zeros(flat.shape[1], dtype=torch.float64)
+        for part in flat.split(8192):
+            total += part.double().sum(0)
+        mean = scale * total / len(flat)
+        covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+        for part in flat.split(8192):
+            centred = scale * part.double() - mean
+            covariance.addmm_(centred.mT, centred)
+        if not bool(torch.isfinite(covariance).all()):
+            raise ValueError("the training images hold values that are not finite")
+        return cls(mean.reshape(images.shape[1:]), covariance / (len(flat) - 1), chunk_size=chunk_size)
+
+    # -- posteriors -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
+               progress: bool = False) -> Posterior:
+        """Draw posterior samples; see :meth:`Solver.sample`.
+
+        Returns:
+            A posterior without weights, with its exact log evidence; ``diagnostics`` holds the exact
+            ``mean`` and ``std``, each ``(B, *image_shape)``.
+
+        Raises:
+            TypeError: for anything but a Gaussian likelihood with a linear operator.
+            ValueError: if the images have another shape.
+        """
+        from tqdm import tqdm
+
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples}: ask for at least one sample")
+        likelihood, start = self._supported(reward), time.perf_counter()
+        batch, size, rows = len(likelihood.y), self.mean.numel(), likelihood.y[0].numel()
+        noise = draw_noise((batch, num_samples, size + rows), as_generator(generator)).to(likelihood.y.device)
+        chunks = ChunkSize(self._together(likelihood), "LinearMMSE").over(
+            batch, lambda part: self._solve(cast(GaussianLikelihood, likelihood.select(part)), noise[part].double()))
+        pieces = [piece for _, piece in tqdm(chunks, disable=not progress, desc="LinearMMSE", delay=2)]
+        samples, mean, std, log_evidence = (torch.cat(piece) for piece in zip(*pieces, strict=True))
+        shape = (batch, *self.image_shape)
+        return Posterior(samples.to(likelihood.y).reshape(batch, num_samples, *self.image_shape),
+                         log_evidence=log_evidence.to(likelihood.y), seconds=time.perf_counter() - start,
+                         diagnostics={"mean": mean.to(likelihood.y).reshape(shape),
+                                      "std": std.to(likelihood.y).reshape(shape)},
+                         settings={"solver": "LinearMMSE", "chunk_size": self.chunk_size})
+
+    def _together(self, likelihood: GaussianLikelihood) -> int:
+        """How many observations are solved for together: all, where they share operator and noise level."""
+        shared = likelihood.operator.num_sets == 1 and bool((likelihood.sigma == likelihood.sigma[0]).all())
+        return len(likelihood.y) if shared else self.chunk_size
+
+    def _solve(self, likelihood: GaussianLikelihood, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Samples ``(B, N, d)``, means and standard deviations ``(B, d)`` and log evidences ``(B,)``."""
+        y, sigma = likelihood.y.flatten(1).double(), likelihood.sigma.double()
+        centre, factor = self.mean.flatten().to(y.device), self.factor.to(y.device)
+        covariance = self.covariance.to(y.device)
+        level = sigma[:1] if bool((sigma == sigma[0]).all()) else sigma  # at best, one solve serves all
+        # rows that were not observed are zero: they pull at nothing
+        matrix = dense_matrix(likelihood)
+        cross = covariance @ matrix.mT
+        innovation = matrix @ cross
+        innovation.diagonal(dim1=1, dim2=2).add_(level[:, None].square())
+        chol = torch.linalg.cholesky(innovation)
+        gain = torch.cholesky_solve(cross.mT, chol).mT
+        residual = y - (matrix @ centre)
+        mean = centre + (gain @ residual[..., None]).squeeze(-1)
+        variance = covariance.diagonal() - (gain * cross).sum(2)
+        std = variance.clamp(min=0).sqrt().expand(len(y), -1)
+
+        draw = noise[..., : len(centre)] @ factor
+        error = sigma[:, None, None] * noise[..., len(centre) :]
+        unexplained = residual[:, None] + error - draw @ matrix.mT
+        samples = centre + draw + unexplained @ gain.mT
+        white = torch.linalg.solve_triangular(chol, residual[..., None], upper=False).squeeze(-1)
+        log_det = chol.diagonal(dim1=1, dim2=2).log().sum(1)
+        entries = y.shape[1]
+        log_evidence = -0.5 * white.square().sum(1) - log_det - 0.5 * entries * math.log(2 * math.pi)
+        # an entry that was not observed has added the density of sigma e at 0
+        missing = entries - likelihood.count_observed().double()
+        return samples, mean, std, log_evidence + missing * (sigma * math.sqrt(2 * math.pi)).log()
+
+    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw from the fitted Gaussian, ``(n, *image_shape)``, float32."""
+        noise = draw_noise((n, self.mean.numel()), generator).double().to(self.factor.device)
+        return (self.mean.flatten() + noise @ self.factor).float().reshape(n, *self.image_shape)
+
+    def _supported(self, reward: Reward) -> GaussianLikelihood:
+        if not isinstance(reward, GaussianLikelihood) or not reward.operator.linear:
+            what = type(reward).__name__
+            if isinstance(reward, GaussianLikelihood):
+                what = f"the operator {type(reward.operator).__name__}, which is not linear"
+            raise TypeError(
+                f"LinearMMSE needs a GaussianLikelihood with a linear operator, not {what}: use a solver for "
+                "any differentiable reward, such as invflow.VFM trained for it"
+            )
+        if tuple(reward.operator.image_shape) != self.image_shape:
+            raise ValueError(
+                f"LinearMMSE was fitted to images {self.image_shape}, but the operator measures images "
+                f"{tuple(reward.operator.image_shape)}: fit one with LinearMMSE.fit(images)"
+            )
+        return reward
+
+    # -- files ----------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float16,
+                        **notes: Any) -> None:
+        """Write mean and packed triangular factor of the covariance into a folder.
+
+        Rounding a factor, not the covariance, keeps the matrix positive semidefinite and its small
+        eigenvalues right relative to their own size.
+
+        Args:
+            folder: made if it does not exist.
+            dtype: type that the numbers are stored in.
+            **notes: further entries of ``config.json``, such as how many images it was fitted to.
+        """
+        config = {"kind": KIND, "image_shape": list(self.image_shape), **notes}
+        stored = _Stored(self.mean.flatten(), self.factor[_upper(self.mean.numel())])
+        save_module(stored, folder, config, dtype)
+
+    @classmethod
+    def load(cls, name: str | os.PathLike[str], *, chunk_size: int = 8) -> LinearMMSE:
+        """Load a fitted estimate.
+
+        Args:
+            name: of a shipped one, ``"mnist"`` or ``"fashion-mnist"``; a folder that :meth:`save_pretrained`
+                wrote; or a Hub repository id ``owner/name``.
+            chunk_size: as for the class.
+
+        Raises:
+            ValueError: if it is not there, is no linear estimate, or its files are damaged.
+        """
+        shipped = SHIPPED / f"{name}-lmmse"
+        folder = shipped if shipped.is_dir() else resolve_folder(name, "linear-mmse")
+        config = read_config(folder, KIND)
+        shape = config.get("image_shape")
+        if not isinstance(shape, list) or not all(isinstance(side, int) and side > 0 for side in shape):
+            raise ValueError(f"{Path(folder)} states no valid image_shape in its config.json, but {shape!r}")
+        size = math.prod(shape)
+        stored = load_built(lambda: _Stored(torch.zeros(size), torch.zeros(size * (size + 1) // 2)), Path(folder),
+                            config, "linear estimate")
+        solver = cls.__new__(cls)
+        factor = torch.zeros(size, size)
+        factor[_upper(size)] = stored.factor
+        solver._set(stored.mean.reshape(shape), factor, chunk_size)
+        return solver
+
+
+class _Stored(nn.Module):
+    """The tensors of a file."""
+
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, mean: Tensor, factor: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("factor", factor)
+
+
+def _upper(size: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the upper triangle, packed."""
+    rows, columns = torch.triu_indices(size, size)
+    return rows, columns

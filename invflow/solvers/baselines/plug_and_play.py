@@ -1,0 +1,148 @@
+"""Plug-and-play restoration: half-quadratic splitting with the flow's denoiser in the place of a regulariser."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from invflow.flowmap import FlowMap
+from invflow.likelihood import GaussianLikelihood
+from invflow.linear.structure import SingularSystem, find_system, regularised_solution, transfer_function
+from invflow.reward import Reward
+from invflow.solvers.baselines.point import PointEstimator
+
+__all__ = ["PlugAndPlay"]
+
+
+class PlugAndPlay(PointEstimator):
+    r"""Half-quadratic splitting with a denoiser (Zhang, Li, Zuo, Zhang, Van Gool and Timofte 2021, "DPIR").
+
+    For noise levels s that fall from ``first`` to that of the measurement, evenly in the logarithm, two steps in turn:
+
+    .. math:: x \leftarrow \arg\min_x \; |y - A x|^2 / (2 \sigma^2) + \kappa |x - z|^2 / (2 s^2), \qquad
+              z \leftarrow D_s(x),
+
+    with D_s the prior's own denoiser at the time whose noise level (1 - t) / t is s. With a denoiser that is exact for
+    a Gaussian prior of covariance C and s held fixed, it converges to the posterior mean of a Gaussian prior of
+    covariance (C + s^2 I) / kappa. White noise alone (A = I) is the denoiser's own task: it gets one call, at the
+    measurement's noise level. The image may have any size that the prior takes.
+
+    Args:
+        prior: a flow map trained with noise independent of the data, with an affine decoding.
+        steps: network calls for each observation.
+        regularisation: kappa; the paper takes 0.23.
+        first: noise level of the first step, in units of images; the paper takes 49 / 255, which fills no large hole.
+        last: of the last step; None is the measurement's own, as in the paper.
+        iterations: of conjugate gradients in a data step whose operator is diagonal in neither pixels nor frequencies.
+        chunk_size: observations at a time; the estimates do not depend on it beyond rounding.
+
+    Raises:
+        TypeError, ValueError: for a prior or a setting that does not fit.
+
+    Example:
+        >>> import torch, invflow
+        >>> from invflow.operators import BoxInpainting
+        >>> prior = invflow.GaussianMixtureFlow(torch.full((1, 1, 4, 4), 0.5), std=0.1)
+        >>> likelihood = invflow.GaussianLikelihood(BoxInpainting((1, 4, 4)), torch.full((1, 1, 4, 4), 0.7), sigma=0.1)
+        >>> invflow.PlugAndPlay(prior, steps=8).sample(likelihood, 1).nfe.forward
+        8.0
+    """
+
+    _settings = ("steps", "regularisation", "first", "last", "iterations")
+
+    def __init__(self, prior: FlowMap, *, steps: int = 24, regularisation: float = 0.23, first: float = 1.0,
+                 last: float | None = None, iterations: int = 20, chunk_size: int = 8) -> None:
+        super().__init__(chunk_size=chunk_size)
+        if not isinstance(prior, FlowMap):
+            raise TypeError(f"PlugAndPlay takes a FlowMap, not a {type(prior).__name__}: invflow.load_prior('mnist'), "
+                            "say")
+        if not prior.independent_noise:
+            raise ValueError(
+                f"this {type(prior).__name__} was trained jointly with an adapter: its noise depends on the data, so "
+                "its velocity gives no denoiser, which PlugAndPlay is made of. Pass a map trained with independent "
+                "noise, such as invflow.load_prior('mnist')"
+            )
+        if prior.decode_affine is None:
+            raise ValueError(
+                f"PlugAndPlay measures the states themselves, and the images of this {type(prior).__name__} are no "
+                "affine function of its states: use invflow.FMTT(prior) or invflow.NoiseSMC(prior), which decode"
+            )
+        if steps < 1 or iterations < 1 or not (regularisation > 0 and first > 0 and (last is None or last > 0)):
+            raise ValueError(f"steps={steps} and iterations={iterations} must be at least 1, regularisation="
+                             f"{regularisation}, first={first} and last={last} over 0")
+        self.prior, self.steps, self.regularisation = prior, steps, regularisation
+        self.first, self.last, self.iterations = first, last, iterations
+
+    def _supported(self, reward: Reward) -> GaussianLikelihood:
+        likelihood = super()._supported(reward)
+        self._fitting(tuple(likelihood.operator.image_shape))
+        return likelihood.to(self.prior.device)  # type: ignore[return-value]
+
+    def _fitting(self, image_shape: tuple[int, ...]) -> FlowMap:
+        """The prior for images of this shape."""
+        if tuple(self.prior.image_shape) == image_shape:
+            return self.prior
+        resized = getattr(self.prior, "resized", None)
+        if resized is None:
+            raise ValueError(
+                f"the operator measures images of shape {image_shape}, the prior makes images of shape "
+                f"{tuple(self.prior.image_shape)}: build one of them with the other's image_shape"
+            )
+        fitting: FlowMap = resized(image_shape)
+        return fitting
+
+    def _counted(self, likelihood: GaussianLikelihood) -> tuple[Tensor, dict[str, Tensor], float]:
+        prior = self._fitting(tuple(likelihood.operator.image_shape))
+        with prior.count() as calls:
+            image = self._restore(prior, likelihood)
+        return image.detach().to(prior.dtype), {}, calls.forward
+
+    def _estimate(self, likelihood: GaussianLikelihood) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._counted(likelihood)[:2]
+
+    def _restore(self, prior: FlowMap, likelihood: GaussianLikelihood) -> Tensor:
+        transfer = transfer_function(likelihood)
+        if transfer is not None and bool((transfer - 1).abs().max() < 1e-5):
+            return denoised(prior, likelihood.y.to(prior.dtype), likelihood.sigma)
+        system = self._system(likelihood, transfer is not None)
+        z = likelihood.operator.embed(likelihood.y).to(prior.dtype)
+        last = likelihood.sigma if self.last is None else torch.full_like(likelihood.sigma, self.last)
+        for k in range(self.steps):
+            share = k / (self.steps - 1) if self.steps > 1 else 1.0
+            level = (self.first ** (1 - share) * last**share).clamp(min=last)  # never under the measurement's own
+            z = denoised(prior, self._data_step(likelihood, system, z, level), level)
+        return z
+
+    def _system(self, likelihood: GaussianLikelihood, circular: bool) -> SingularSystem | None:
+        """What makes the data step exact and cheap; None where that would be a large dense matrix."""
+        cheap = circular or likelihood.operator.observed() is not None
+        return find_system(likelihood) if cheap or math.prod(likelihood.operator.image_shape) <= 1024 else None
+
+    def _data_step(self, likelihood: GaussianLikelihood, system: SingularSystem | None, z: Tensor,
+                   level: Tensor) -> Tensor:
+        """The minimiser over x, for noise levels ``(B,)``."""
+        # what matters is the ratio of variance and squared noise level: a variance of 1 for all rows
+        ratio = (self.regularisation**0.5 / level).to(z)
+        scaled = GaussianLikelihood(likelihood.operator, likelihood.y.to(z), likelihood.sigma.to(z) * ratio)
+        return regularised_solution(scaled, system, z, scaled.y, 1.0, iterations=self.iterations)
+
+
+def denoised(prior: FlowMap, image: Tensor, level: Tensor) -> Tensor:
+    """The prior's mean of clean images given noisy ones.
+
+    Args:
+        prior: with an affine decoding.
+        image: ``(n, *image_shape)``, with white noise.
+        level: ``(n,)``, the noise's standard deviation in units of images.
+
+    Returns:
+        ``(n, *image_shape)``.
+    """
+    affine = prior.decode_affine
+    assert affine is not None
+    noise = level.to(image) / abs(affine[0])
+    t = 1 / (1 + noise)
+    state = t.reshape(-1, *[1] * (image.ndim - 1)) * prior.encode(image)
+    return prior.decode(prior.denoise(state, t))

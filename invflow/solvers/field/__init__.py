@@ -1,0 +1,1 @@
+"""Existing posterior samplers from the literature, on the same prior."""

@@ -1,0 +1,152 @@
+"""What a flow map and a likelihood look like to deepinv. Imports deepinv, so it is itself imported where it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from deepinv.models import Denoiser
+from deepinv.physics import DecomposablePhysics, GaussianNoise, LinearPhysics, Physics
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from invflow.flowmap import FlowMap
+from invflow.solvers.field.rows import RowNoise, Rows, observed_forward
+
+__all__ = ["FlowDenoiser", "NoiseFrom", "TogetherPhysics", "direct_physics", "measured", "spectral_physics"]
+
+
+class FlowDenoiser(Denoiser):
+    r"""The denoiser of a flow map, D(x, sigma) for images x plus noise of standard deviation sigma.
+
+    With images decode(m) = scale m + shift, the state x_t = (1 - t) z + t m divided by t is m + ((1 - t) / t) z: an
+    image at noise level sigma = |scale| (1 - t) / t, so that t = 1 / (1 + sigma / |scale|).
+
+    Args:
+        prior: with affine decoding.
+        value_range: (low, high), which deepinv gets to see as [0, 1].
+        rows: images are handed over as one batch entry ``(1, n, ...)`` in place of ``(n, ...)``.
+    """
+
+    def __init__(self, prior: FlowMap, value_range: tuple[float, float], rows: int | None = None) -> None:
+        super().__init__()
+        # in a tuple, so that the map does not become a submodule, to be moved and counted with this one
+        self._prior = (prior,)
+        self.low, self.span, self.rows = value_range[0], value_range[1] - value_range[0], rows
+
+    def forward(self, x: Tensor, sigma: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Denoised images in the shape and type of ``x``; sigma a number, or one for each image."""
+        prior = self._prior[0]
+        assert prior.decode_affine is not None
+        shape = x.shape
+        if self.rows is not None:
+            x = x.reshape(self.rows, *prior.image_shape)
+        level = torch.as_tensor(sigma, device=x.device).to(prior.dtype).reshape(-1).expand(len(x))
+        t = 1 / (1 + level * self.span / abs(prior.decode_affine[0]))
+        image = self.low + self.span * x.to(prior.dtype)
+        state = t.reshape(-1, *[1] * (len(prior.state_shape))) * prior.encode(image)
+        denoised = (prior.decode(prior.denoise(state, t)) - self.low) / self.span
+        return denoised.reshape(shape).to(x.dtype)
+
+
+class NoiseFrom(TorchFunctionMode):
+    """While it is open, ``torch.randn_like`` draws from rows' noise, not from the global generator.
+
+    Some of deepinv's samplers draw from the global generator alone, and a seed of 0 leaves even that unset.
+    """
+
+    def __init__(self, noise: RowNoise, rows: int | None = None) -> None:
+        super().__init__()
+        self.noise, self.rows = noise, rows
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.randn_like:
+            return func(*args, **(kwargs or {}))
+        like = args[0]
+        flat = like if self.rows is None else like.reshape(self.rows, -1)
+        return self.noise(flat).reshape(like.shape)
+
+
+def measured(rows: Rows, value_range: tuple[float, float], whiten: bool) -> tuple[Tensor, Tensor]:
+    """Measurements of images in units of [0, 1], in float32, and what they are divided by.
+
+    Returns:
+        y: ``(n, *measurement_shape)``, less what the lower end of the range measures (of a linear operator).
+        level: ``(n,)``, sigma where the measurement is to be whitened, else ones.
+    """
+    likelihood = rows.likelihood
+    y = likelihood.y.float()
+    if value_range[0] != 0 and likelihood.operator.linear:
+        dark = torch.full((1, *likelihood.operator.image_shape), value_range[0], device=y.device)
+        y = y - observed_forward(likelihood, dark.expand(len(y), *dark.shape[1:])).to(y)
+    level = likelihood.sigma.to(y) if whiten else torch.ones_like(likelihood.sigma).to(y)
+    return y / _column(level, y), level
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    return values.to(like).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def direct_physics(rows: Rows, value_range: tuple[float, float], level: Tensor, sigma: Tensor | float) -> Physics:
+    """The operator of each row, divided by its level, of images in units of [0, 1].
+
+    Args:
+        rows: whose operators; linear or not.
+        value_range: what [0, 1] stands for.
+        level: ``(n,)``.
+        sigma: the noise that is left, a number or ``(n,)``.
+    """
+    operator, observed = rows.likelihood.operator, rows.likelihood.operator.observed()
+    low, span = value_range[0], value_range[1] - value_range[0]
+    noise = GaussianNoise(sigma=sigma)
+
+    def forward(x: Tensor, **kwargs: Any) -> Tensor:
+        image = span * x if operator.linear else low + span * x
+        clean = observed_forward(rows.likelihood, image).to(x.dtype)
+        return clean / _column(level, clean)
+
+    def adjoint(y: Tensor, **kwargs: Any) -> Tensor:
+        scaled = span * y / _column(level, y)
+        return operator.adjoint(scaled if observed is None else torch.where(observed, scaled, 0.0)).to(y.dtype)
+
+    if not operator.linear:
+        return Physics(A=forward, noise_model=noise)
+    return LinearPhysics(A=forward, A_adjoint=adjoint, noise_model=noise)
+
+
+def spectral_physics(rows: Rows, value_range: tuple[float, float], level: Tensor,
+                     sigma: Tensor | float) -> DecomposablePhysics:
+    """The same from its singular system, with which deepinv inverts exactly."""
+    system, span = rows.system, value_range[1] - value_range[0]
+    assert system is not None
+    values = span * system.values.float() / level.reshape(-1, 1)
+    return DecomposablePhysics(U=system.u, U_adjoint=system.u_adjoint, V=system.v, V_adjoint=system.v_adjoint,
+                               mask=values, noise_model=GaussianNoise(sigma=sigma), device=values.device)
+
+
+class TogetherPhysics:
+    """What DDRM reads of a physics, with all n rows as one batch entry.
+
+    DDRM repeats one set of singular values for all images; as a single entry of n d coefficients, each row keeps its
+    own.
+    """
+
+    def __init__(self, rows: Rows, value_range: tuple[float, float], level: Tensor) -> None:
+        assert rows.system is not None
+        self.system, self.rows = rows.system, len(level)
+        values = (value_range[1] - value_range[0]) * rows.system.values.float() / level.reshape(-1, 1)
+        self.mask = values.reshape(1, *values.shape)  # (1, n, d)
+        self.noise_model = GaussianNoise(sigma=1.0)
+
+    def U_adjoint(self, y: Tensor) -> Tensor:
+        """``(1, n, *measurement_shape)`` to ``(1, n, d)``; a copy, which DDRM may write to."""
+        return self.system.u_adjoint(y[0])[None].clone()
+
+    def V(self, z: Tensor) -> Tensor:
+        """``(1, n, d)`` to ``(1, n, *image_shape)``."""
+        return self.system.v(z[0])[None]
+
+    def V_adjoint(self, x: Tensor) -> Tensor:
+        """``(1, n, *image_shape)`` to ``(1, n, d)``."""
+        return self.system.v_adjoint(x[0])[None].clone()

@@ -1,0 +1,74 @@
+"""PnP-Flow: plug-and-play restoration with the denoiser of a flow."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from invflow.flowmap import FlowMap
+from invflow.solvers.field.rows import Rows, RowSampler, observed_forward
+
+__all__ = ["PnPFlow"]
+
+
+class PnPFlow(RowSampler):
+    r"""PnP-Flow (Martin, Gagneux, Hagemann and Steidl 2025, arXiv 2410.02423): restoration, not sampling.
+
+    For t = 0, 1/K, ..., 1 - 1/K: a gradient step on the data term, :math:`z = x - \gamma (1 - t)^\alpha A^T (A x - y)`,
+    then the mean of D_t((1 - t) xi + t z) over a few noises xi. It seeks one good image. Its randomness is that of the
+    noises, which the mean takes most of, so the spread of its samples is no posterior's: far too small. The noise
+    level enters nowhere, so ``gamma`` is to be tuned for each problem.
+
+    Args:
+        prior: a flow map trained with noise independent of the data.
+        steps: K.
+        gamma: step of the data term, in units of images; stable under 2 / |A|^2.
+        alpha: power of its decay, at least 0.
+        average: noises at each step, each a network call; the paper takes 5.
+        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples
+            do not depend on it beyond rounding.
+
+    Raises:
+        TypeError, ValueError: for a prior or a setting that does not fit.
+
+    Example:
+        >>> import torch, invflow
+        >>> from invflow.operators import Denoising
+        >>> prior = invflow.GaussianMixtureFlow(torch.full((1, 1, 4, 4), 0.5), std=0.1)
+        >>> likelihood = invflow.GaussianLikelihood(Denoising((1, 4, 4)), torch.full((2, 1, 4, 4), 0.7), sigma=0.1)
+        >>> invflow.PnPFlow(prior, steps=20).sample(likelihood, 3).nfe.forward
+        100.0
+    """
+
+    linear_only = False
+    affine_only = False
+    _settings = ("steps", "gamma", "alpha", "average")
+
+    def __init__(self, prior: FlowMap, *, steps: int = 100, gamma: float = 1.0, alpha: float = 1.0, average: int = 5,
+                 chunk_size: int | None = None) -> None:
+        super().__init__(prior, chunk_size)
+        if steps < 1 or average < 1 or not gamma > 0 or not alpha >= 0:
+            raise ValueError(f"steps={steps} and average={average} must be at least 1, gamma={gamma} over 0, "
+                             f"alpha={alpha} at least 0")
+        self.steps, self.gamma, self.alpha, self.average = steps, gamma, alpha, average
+
+    def _run(self, rows: Rows) -> Tensor:
+        prior, likelihood = self.prior, rows.likelihood
+        x = torch.zeros(len(likelihood.y), *prior.state_shape, device=prior.device, dtype=prior.dtype)
+        for k in range(self.steps):
+            t = k / self.steps
+            z = x - self.gamma * (1 - t) ** self.alpha * self._gradient(rows, x)
+            x = torch.zeros_like(z)
+            for _ in range(self.average):
+                x += prior.denoise((1 - t) * rows.noise(z) + t * z, t) / self.average
+        return prior.decode(x)[:, None]
+
+    def _gradient(self, rows: Rows, x: Tensor) -> Tensor:
+        """Gradient of |A(decode(x)) - y|^2 / 2 with respect to x, in units of states for a step in units of images."""
+        affine = self.prior.decode_affine
+        scale = 1.0 if affine is None else affine[0]
+        with torch.enable_grad():
+            state = x.detach().requires_grad_()
+            clean = observed_forward(rows.likelihood, self.prior.decode(state))
+            misfit = 0.5 * (clean - rows.likelihood.y.to(clean)).square().sum()
+            return torch.autograd.grad(misfit, state)[0] / scale**2

@@ -1,0 +1,1 @@
+"""Solvers in noise space: tempered sequential Monte Carlo, and randomise-then-optimise."""

@@ -1,0 +1,65 @@
+"""The randomised problem whose minimiser is a draw: a perturbed measurement and a perturbed centre."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from invflow.flowmap import FlowMap
+from invflow.likelihood import GaussianLikelihood
+from invflow.smc import precise
+from invflow.solvers.finite import FARTHEST, first_row, not_finite
+
+__all__ = ["PerturbedProblem"]
+
+
+class PerturbedProblem:
+    """The problems of one chunk: noise xi, and a measurement with fresh noise.
+
+    Args:
+        prior: f(z) = ``prior.one_step(z)``.
+        likelihood: of n observations, one for each draw.
+        xi: ``(n, *state_shape)``.
+        error: ``(n, *measurement_shape)``, standard normal.
+        places: (first, N): row r is draw ``first + r`` of all B N, for errors.
+
+    Attributes:
+        iteration: of the optimiser, for errors; it is kept up to date from outside.
+    """
+
+    iteration = 0
+
+    def __init__(self, prior: FlowMap, likelihood: GaussianLikelihood, xi: Tensor, error: Tensor,
+                 places: tuple[int, int] = (0, 1)) -> None:
+        self.prior, self.likelihood, self.xi, self.error, self.places = prior, likelihood, xi, error, places
+        self.perturbed = cast(GaussianLikelihood, likelihood.select(slice(None)))
+        sigma = likelihood.sigma.reshape(-1, *[1] * (error.ndim - 1))
+        self.perturbed.y = likelihood.y + sigma * error  # entries that were not observed count for nothing
+
+    def value_and_gradient(self, noise: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The objective: ``(k, d)`` of the rows ``(k,)`` to ``(k,)`` in float64 and ``(k, d)``."""
+        count = self.perturbed.count_observed()
+        count = precise(count.expand(len(self.xi))[rows])
+        likelihood = cast(GaussianLikelihood, self.perturbed.select(rows))  # a GPU is waited for: which are left
+        with torch.enable_grad():
+            z = noise.detach().unflatten(1, self.xi.shape[1:]).requires_grad_()
+            image = self.prior.one_step(z)
+            residual = likelihood.residual(image[:, None])[:, 0]
+            self.check(noise, image, residual, rows)
+            misfit = 0.5 * count * residual
+            gradient, = torch.autograd.grad(misfit.sum(), z)
+        offset = (z.detach() - self.xi[rows]).flatten(1)
+        value = precise(misfit.detach()) + 0.5 * precise(offset).square().sum(1)
+        return value, (gradient + offset.view_as(gradient)).flatten(1)
+
+    @torch.no_grad()
+    def check(self, noise: Tensor, images: Tensor, misfit: Tensor, rows: Tensor) -> None:
+        """Raise where an image is not finite or a misfit NaN; not for trial steps of over a hundred deviations."""
+        broken = ~images.flatten(1).isfinite().all(1)
+        row = first_row((broken | misfit.isnan()) & (noise.flatten(1).abs().amax(1) <= FARTHEST))
+        if row is not None:
+            place = divmod(self.places[0] + int(rows[row]), self.places[1])
+            what = "image of the flow map" if bool(broken[row]) else "reward"
+            raise not_finite("NoiseRTO", what, f"iteration {self.iteration}", *place)

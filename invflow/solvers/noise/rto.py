@@ -1,0 +1,351 @@
+"""Randomise, then optimise, in noise space: independent draws, each the solution of a perturbed problem."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from invflow._core.chunks import ChunkSize, check_chunk_size
+from invflow._core.counting import Countable
+from invflow._core.random import as_generator, draw_noise
+from invflow.flowmap import FlowMap, rows_at_a_time
+from invflow.likelihood import GaussianLikelihood
+from invflow.posterior import NFE, Posterior
+from invflow.reward import Reward
+from invflow.smc import log_mean_weight, pareto_k_hat, precise
+from invflow.solver import Solver
+from invflow.solvers.noise.convergence import judge_draws, mean_squared_residual
+from invflow.solvers.noise.lbfgs import BatchedLBFGS
+from invflow.solvers.noise.perturbed import PerturbedProblem
+from invflow.solvers.noise.rto_weights import Linearisation, solve_linearised
+from invflow.solvers.noise.state import proposal_name
+from invflow.solvers.noise.target import NoiseProposal, check_prior_and_proposal
+
+__all__ = ["Draws", "NoiseRTO", "NoiseRTOState"]
+
+
+@dataclass(frozen=True)
+class NoiseRTOState:
+    """Where one chunk of draws stands after one iteration.
+
+    Attributes:
+        rows: which of the B N draws, observation after observation.
+        noise: ``(n, *state_shape)``, z.
+        objective: ``(n,)``, |z - xi|^2 / 2 + misfit; with ``weights``, half the squared residual of the equations.
+        gradient_norm: ``(n,)``, of the objective; with ``weights``, the residual of the equations.
+        iterations: ``(n,)``.
+        active: ``(n,)``, whether a draw still goes on.
+        converged: ``(n,)``, whether it has ended as it should.
+        log_weights: ``(n,)``; None without ``weights``.
+    """
+
+    rows: slice
+    noise: Tensor
+    objective: Tensor
+    gradient_norm: Tensor
+    iterations: Tensor
+    active: Tensor
+    converged: Tensor
+    log_weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a run of :class:`NoiseRTO` ends with, B observations with N draws each.
+
+    Attributes:
+        noise: ``(B, N, *state_shape)``.
+        objective, gradient_norm, iterations, converged: ``(B, N)``, see :class:`NoiseRTOState`.
+        log_weights: ``(B, N)``; None without ``weights``.
+    """
+
+    noise: Tensor
+    objective: Tensor
+    gradient_norm: Tensor
+    iterations: Tensor
+    converged: Tensor
+    log_weights: Tensor | None
+
+
+class NoiseRTO(Solver):
+    r"""Randomise-then-optimise in noise space (Bardsley, Solonen, Haario, Laine 2014).
+
+    The one-step prior x = f(z), z ~ N(0, I), and y = A(x) + sigma e. Each draw takes fresh xi ~ N(0, I) and
+    e ~ N(0, I) and minimises, by L-BFGS with all draws abreast,
+
+    .. math:: |z - \xi|^2 / 2 + |y + \sigma e - A f(z)|^2 / (2 \sigma^2).
+
+    Draws are independent and share no ancestor. Where A f is linear they are exact posterior draws. Elsewhere
+    they are **an approximation** (also known as randomised maximum likelihood, Oliver, He, Reynolds 1996): they
+    explain the measurement to the noise level and spread over its explanations, but the share that each explanation
+    gets is not the posterior's, and no weight corrects it. ``diagnostics["approximate"]`` says so, and ``converged``
+    is True only where the draws show A f to be linear between them (``bend``). To correct them, let them move:
+    ``NoiseSMC(prior, start="rto")``.
+
+    With ``weights=True`` they are importance-weighted and converge to the posterior as N grows. The draws then
+    solve, with the linearisation :math:`G_*` of :math:`A f / \sigma` held fixed at one point for each observation,
+    :math:`z - \xi + G_*^T (A f(z) - y - \sigma e) / \sigma = 0`, whose solutions have a known density,
+
+    .. math:: q(z) \propto |\det(I + G(z) G_*^T)| \,
+        e^{-v^T (I + G_*^T G_*)^{-1} v / 2}, \quad v = z + G_*^T (A f(z) - y) / \sigma,
+
+    provided that the equation has one solution. It takes m calls backward for each of its iterations, m being the
+    number of measured values: for small m only. A draw without a solution has weight zero. Where the equation has
+    several solutions, or none for a share of (xi, e), the weights are biased: see ``solved`` in the diagnostics.
+
+    Args:
+        prior: any flow map; the map that the adapter was trained with where there is a proposal.
+        proposal: an :class:`~invflow.Adapter`; draws start at its noise, and its standard deviation scales the
+            optimiser. It changes the cost, not what is minimised. None: they start at xi.
+        weights: see above.
+        max_iterations: of L-BFGS, a little over one call forward and one backward each; of Newton with ``weights``.
+        memory: curvature pairs kept for each draw.
+        tolerance: a draw ends once ten iterations have lowered its objective, a negative log density, by less.
+        chunk_size: draws through the map at a time; None for 256 on a CPU, and as many as fit on a GPU. Results do
+            not depend on it beyond rounding.
+
+    Raises:
+        TypeError: for a prior or a proposal that is none.
+        ValueError: for a setting out of range; for an adapter of another map.
+
+    Example:
+        >>> import torch, invflow
+        >>> from invflow.operators import MatrixOperator
+        >>> prior = invflow.GaussianMixtureFlow(torch.tensor([[1.0, 0.0]]), std=0.5)
+        >>> operator = MatrixOperator(torch.tensor([[0.0, 1.0]]), image_shape=(2,))
+        >>> likelihood = invflow.GaussianLikelihood(operator, torch.tensor([[0.4]]), sigma=0.3)
+        >>> g = torch.Generator().manual_seed(0)
+        >>> invflow.NoiseRTO(prior).sample(likelihood, 64, generator=g).samples.shape
+        torch.Size([1, 64, 2])
+    """
+
+    def __init__(self, prior: FlowMap, *, proposal: NoiseProposal | None = None, weights: bool = False,
+                 max_iterations: int = 200, memory: int = 50, tolerance: float = 1.0,
+                 chunk_size: int | None = None) -> None:
+        check_prior_and_proposal(prior, proposal)
+        if max_iterations < 1 or memory < 1 or not tolerance > 0:
+            raise ValueError(f"max_iterations={max_iterations} and memory={memory} must be at least 1, "
+                             f"tolerance={tolerance} over 0")
+        self.prior, self.proposal, self.weights = prior, proposal, weights
+        self.max_iterations, self.memory, self.tolerance = max_iterations, memory, tolerance
+        self.chunk_size = check_chunk_size(chunk_size)
+
+    @torch.no_grad()
+    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
+               progress: bool = False) -> Posterior:
+        """Draw posterior samples; see :meth:`Solver.sample`.
+
+        Args:
+            reward: a :class:`~invflow.GaussianLikelihood`; the operator may be nonlinear.
+            num_samples: N, at least 1.
+            generator: source of randomness.
+            progress: show a progress bar.
+
+        Returns:
+            Independent samples, without weights, or weighted ones with ``weights``. Diagnostics, for each
+            observation: ``residual``, the mean squared residual of y itself in sigma^2; ``objective``,
+            ``gradient_norm`` and ``iterations``, means over the draws; ``solved``, the share of draws whose
+            optimiser ended as it should, at no worse a minimum than most; ``k_hat`` with ``weights``;
+            ``approximate``, whether the draws are an approximation; without weights ``bend``, how far A f is from
+            linear between the draws, see :meth:`bend`; ``converged``, whether all of these are as they should be,
+            see the warning: of draws without weights, only where they show A f to be linear.
+
+        Raises:
+            TypeError: for a reward that is no Gaussian likelihood.
+            ValueError: for under one sample; with ``weights`` for over 256 measured values.
+
+        Warns:
+            UserWarning: of observations for which it has not converged, with what was seen.
+        """
+        start = time.perf_counter()
+        with ExitStack() as scopes:
+            counted = [m for m in (self.prior, self.proposal) if isinstance(m, Countable)]
+            calls = [scopes.enter_context(module.count()) for module in counted]
+            draws = self.draw(reward, num_samples, generator=generator, progress=progress)
+            images = self._size().map(self.prior.one_step, draws.noise.flatten(0, 1))
+            images = images.unflatten(0, draws.objective.shape)
+            bend = None if self.weights else self.bend(draws.noise, images, cast(GaussianLikelihood, reward))
+        diagnostics, complaint = self.examine(draws, images, reward, bend)
+        if complaint is not None:
+            warnings.warn(complaint, stacklevel=3)  # over the decorator
+        rows = draws.objective.numel()
+        nfe = NFE(sum(c.forward for c in calls) / rows, sum(c.backward for c in calls) / rows)
+        evidence = None
+        if draws.log_weights is not None:
+            evidence = log_mean_weight(torch.zeros_like(draws.log_weights), draws.log_weights)
+        return Posterior(images, draws.log_weights, evidence, nfe, time.perf_counter() - start, diagnostics,
+                         self.settings())
+
+    @torch.no_grad()
+    def draw(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
+             progress: bool = False) -> Draws:
+        """Run all chunks to their end; arguments and errors as :meth:`sample`, in noise space."""
+        from tqdm import tqdm
+
+        ends: dict[int, NoiseRTOState] = {}
+        with tqdm(disable=not progress, desc="NoiseRTO", unit="iteration", delay=2) as bar:
+            for state in self.iterate(reward, num_samples, generator=generator):
+                ends[state.rows.start] = state
+                if progress:
+                    bar.update()
+                    bar.set_postfix(objective=f"{float(state.objective.median()):.4g}",
+                                    active=int(state.active.sum()))
+        states = [ends[k] for k in sorted(ends)]
+
+        def gather(name: str) -> Tensor:
+            return torch.cat([getattr(state, name) for state in states]).unflatten(0, (-1, num_samples))
+
+        log_weights = gather("log_weights") if self.weights else None
+        return Draws(gather("noise"), gather("objective"), gather("gradient_norm"), gather("iterations"),
+                     gather("converged"), log_weights)
+
+    @torch.no_grad()
+    def iterate(self, reward: Reward, num_samples: int, *,
+                generator: torch.Generator | None = None) -> Iterator[NoiseRTOState]:
+        """Run the chunks one after another, as :meth:`sample` does.
+
+        Args:
+            reward: a :class:`~invflow.GaussianLikelihood` over B observations.
+            num_samples: N, at least 1.
+            generator: source of randomness.
+
+        Yields:
+            A :class:`NoiseRTOState` of a chunk after each of its iterations, and before the first. A chunk that does
+            not fit in memory begins again, in halves.
+
+        Raises:
+            TypeError, ValueError: as :meth:`sample`.
+        """
+        likelihood = self._checked(reward, num_samples)
+        generator, prior = as_generator(generator), self.prior
+        observations = len(likelihood.y)
+        shape = (observations, num_samples)
+        xi = draw_noise((*shape, *prior.state_shape), generator, prior.device).to(prior.dtype).flatten(0, 1)
+        y = likelihood.y
+        error = draw_noise((*shape, *y.shape[1:]), generator, y.device).to(y).flatten(0, 1)
+        proposal = None
+        if self.proposal is not None:
+            mean, std = self.proposal.propose(reward)
+            proposal = (mean.detach().to(xi), std.detach().to(xi))
+        owner = torch.arange(observations, device=xi.device).repeat_interleave(num_samples)
+        linearisation = self._linearise(likelihood, proposal) if self.weights else None
+
+        def run(rows: slice) -> Iterator[NoiseRTOState]:
+            chosen = cast(GaussianLikelihood, likelihood.select(owner[rows]))
+            problem = PerturbedProblem(prior, chosen, xi[rows], error[rows], places=(rows.start, num_samples))
+            if linearisation is not None:
+                for solution in solve_linearised(problem, linearisation.select(owner[rows]), self.max_iterations):
+                    yield NoiseRTOState(rows, solution.noise, 0.5 * solution.residual.square(), solution.residual,
+                                        solution.iterations, solution.active, solution.converged,
+                                        solution.log_weights)
+                return
+            start, scale = problem.xi, None
+            if proposal is not None:
+                scale = proposal[1][owner[rows]]
+                start = torch.addcmul(proposal[0][owner[rows]], scale, start)
+                scale = scale.flatten(1)
+            optimiser = BatchedLBFGS(problem.value_and_gradient, start.flatten(1), scale=scale, memory=self.memory,
+                                     tolerance=self.tolerance)
+            yield self._state(rows, optimiser)
+            for problem.iteration in range(1, self.max_iterations + 1):
+                if not optimiser.running:
+                    break
+                optimiser.step()
+                yield self._state(rows, optimiser)
+
+        yield from self._size().stream(len(owner), run)
+
+    def _size(self) -> ChunkSize:
+        return ChunkSize(rows_at_a_time(self.chunk_size, self.prior), "NoiseRTO")
+
+    def _state(self, rows: slice, optimiser: BatchedLBFGS) -> NoiseRTOState:
+        return NoiseRTOState(rows, optimiser.point.reshape(-1, *self.prior.state_shape), optimiser.value.clone(),
+                             optimiser.gradient.norm(dim=1), optimiser.iterations.clone(), optimiser.active.clone(),
+                             optimiser.levelled.clone())
+
+    def _checked(self, reward: Reward, num_samples: int) -> GaussianLikelihood:
+        if num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
+        if not isinstance(reward, GaussianLikelihood):
+            raise TypeError(f"the reward is a {type(reward).__name__}, but randomise-then-optimise perturbs a "
+                            "measurement with Gaussian noise: pass an invflow.GaussianLikelihood, or use NoiseSMC, "
+                            "which takes any reward")
+        return reward
+
+    def _linearise(self, likelihood: GaussianLikelihood, proposal: tuple[Tensor, Tensor] | None) -> Linearisation:
+        """The fixed linearisation, at the most probable noise of each observation."""
+        zero = torch.zeros((len(likelihood.y), *self.prior.state_shape), device=self.prior.device,
+                           dtype=self.prior.dtype)
+        problem = PerturbedProblem(self.prior, likelihood, zero, torch.zeros_like(likelihood.y))
+        mean, std = (zero, torch.ones_like(zero)) if proposal is None else proposal
+        optimiser = BatchedLBFGS(problem.value_and_gradient, mean.flatten(1), scale=std.flatten(1),
+                                 memory=self.memory, tolerance=min(self.tolerance, 1e-3))
+        for _ in range(self.max_iterations):
+            if not optimiser.running:
+                break
+            optimiser.step()
+        return Linearisation.at(problem, optimiser.point.view_as(zero))
+
+    @torch.no_grad()
+    def bend(self, noise: Tensor, images: Tensor, likelihood: GaussianLikelihood) -> Tensor:
+        r"""How far the scaled measurement h = A f / sigma is from linear between the draws.
+
+        Draws are exact where h is linear, and are known to be no further than they show it to be: the root mean square,
+        over pairs of draws, of :math:`|h((z + z') / 2) - (h(z) + h(z')) / 2|`, which is zero if h is linear in their
+        convex hull. A pair in two modes with something else between them bends by their distance in units of the noise.
+        One call forward for each draw.
+
+        Args:
+            noise: ``(B, N, *state_shape)``, of the draws.
+            images: ``(B, N, *image_shape)``, theirs.
+            likelihood: of the B observations.
+
+        Returns:
+            ``(B,)``, in float64; NaN of a single draw, which shows nothing.
+        """
+        if noise.shape[1] < 2:
+            return torch.full((len(noise),), torch.nan, dtype=torch.float64, device=noise.device)
+        middle = 0.5 * (noise + noise.roll(1, 1))
+        between = self._size().map(self.prior.one_step, middle.flatten(0, 1))
+        ends, observed = likelihood.predict(images), likelihood.operator.observed()
+        second = likelihood.predict(between.unflatten(0, noise.shape[:2])) - 0.5 * (ends + ends.roll(1, 1))
+        if observed is not None:
+            second = torch.where(observed[:, None], second, 0.0)
+        return precise(second).flatten(2).square().sum(2).mean(1).sqrt() / precise(likelihood.sigma)
+
+    def examine(self, draws: Draws, images: Tensor, reward: Reward,
+                bend: Tensor | None = None) -> tuple[dict[str, Any], str | None]:
+        """Diagnostics of draws with their images ``(B, N, *image_shape)``, and a warning or None."""
+        weights = torch.zeros_like(draws.objective) if draws.log_weights is None else draws.log_weights
+        diagnostics: dict[str, Any] = {
+            "objective": draws.objective.mean(1), "gradient_norm": precise(draws.gradient_norm).mean(1),
+            "iterations": precise(draws.iterations).mean(1), "approximate": not self.weights,
+        }
+        residual = mean_squared_residual(reward, images, weights, self._size().rows)
+        assert residual is not None  # a Gaussian likelihood has one
+        diagnostics["residual"] = residual
+        if draws.log_weights is not None:
+            diagnostics["k_hat"] = pareto_k_hat(draws.log_weights)
+        if bend is not None:
+            diagnostics["bend"] = bend
+        verdict = judge_draws(diagnostics, draws.objective, draws.converged, reward,
+                              log_weights=draws.log_weights)
+        diagnostics["solved"], diagnostics["converged"], complaint = verdict
+        return diagnostics, complaint
+
+    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw from the one-step prior f(z), ``(n, *image_shape)``."""
+        return self.prior.generate(n, 1, generator=generator, chunk_size=self._size().rows)
+
+    def settings(self) -> dict[str, Any]:
+        """Settings as plain values, kept with each posterior."""
+        return {"solver": "NoiseRTO", "weights": self.weights, "max_iterations": self.max_iterations,
+                "memory": self.memory, "tolerance": self.tolerance, "chunk_size": self.chunk_size,
+                "proposal": proposal_name(self.proposal)}

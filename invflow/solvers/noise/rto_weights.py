@@ -1,0 +1,212 @@
+"""Randomise-then-optimise with a known density: equations with a fixed linearisation, and their weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from invflow.smc import precise
+
+if TYPE_CHECKING:
+    from invflow.likelihood import GaussianLikelihood
+    from invflow.solvers.noise.perturbed import PerturbedProblem
+
+__all__ = ["MAX_MEASURED", "Linearisation", "Solution", "solve_linearised"]
+
+MAX_MEASURED = 256  # values: a determinant of that size for each draw and iteration, and a call for each row of it
+_MAX_HALVINGS = 10
+
+
+@dataclass(frozen=True)
+class Linearisation:
+    r"""The derivative of the scaled measurement h(z) = A f(z) / sigma at one point for each observation.
+
+    Attributes:
+        point: ``(B, d)``, where it was taken.
+        value: ``(B, m)``, h there.
+        jacobian: ``(B, m, d)``, :math:`G_*`.
+        columns: ``(m,)``, which entries of the flattened measurement are observed in any observation.
+    """
+
+    point: Tensor
+    value: Tensor
+    jacobian: Tensor
+    columns: Tensor
+
+    def select(self, owner: Tensor) -> Linearisation:
+        """Those of the observations ``owner`` ``(n,)``."""
+        return Linearisation(self.point[owner], self.value[owner], self.jacobian[owner], self.columns)
+
+    @classmethod
+    def at(cls, problem: PerturbedProblem, noise: Tensor) -> Linearisation:
+        """Linearise the problems of B observations at ``(B, *state_shape)``.
+
+        Raises:
+            ValueError: for more than 256 measured values.
+        """
+        columns = _observed_columns(problem.likelihood)
+        if len(columns) > MAX_MEASURED:
+            raise ValueError(
+                f"weights take a determinant over the measured values, of which there are {len(columns)}, more than "
+                f"{MAX_MEASURED}: use NoiseRTO without weights and correct it, invflow.NoiseSMC(prior, start='rto')")
+        value, jacobian, _ = _linearise(problem, noise, torch.arange(len(noise), device=noise.device), columns)
+        return cls(noise.flatten(1), value, jacobian, columns)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Draws of one chunk after one iteration; see :class:`~invflow.solvers.noise.rto.NoiseRTOState`.
+
+    Attributes:
+        noise: ``(n, *state_shape)``.
+        residual: ``(n,)``, norm of the equations.
+        iterations, active, converged: ``(n,)``.
+        log_weights: ``(n,)``; -inf where there is no solution yet.
+    """
+
+    noise: Tensor
+    residual: Tensor
+    iterations: Tensor
+    active: Tensor
+    converged: Tensor
+    log_weights: Tensor
+
+
+def solve_linearised(problem: PerturbedProblem, linearisation: Linearisation,
+                     max_iterations: int) -> Iterator[Solution]:
+    r"""Solve z - xi + G*^T (h(z) - d) = 0 for each draw, d = (y + sigma e) / sigma, by damped Newton steps.
+
+    All solutions are z = xi + G*^T u with u in R^m, which leaves m equations, u + h(xi + G*^T u) - d = 0, with the
+    derivative I + G(z) G*^T.
+
+    Args:
+        problem: of n draws.
+        linearisation: of the n draws.
+        max_iterations: of Newton; each takes 1 call forward and m backward, and a call for each halving.
+
+    Yields:
+        A :class:`Solution` after each iteration, and before the first.
+    """
+    jacobian, columns = linearisation.jacobian, linearisation.columns
+    xi, rows = problem.xi.flatten(1), torch.arange(len(problem.xi), device=problem.xi.device)
+    target, measured = (_measured(lik, columns).to(xi) for lik in (problem.perturbed, problem.likelihood))
+    gram = _with_unit(jacobian @ jacobian.mT)
+    # where the linearisation is exact this is the solution
+    offset = target - linearisation.value - (jacobian @ (xi - linearisation.point)[..., None])[..., 0]
+    u = torch.linalg.solve(gram, offset)
+    tolerance = 10 * math.sqrt(torch.finfo(u.dtype).eps)
+    noise, residual = problem.xi.clone(), torch.full_like(u[:, 0], torch.inf)
+    iterations, converged = torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)
+    log_weights = precise(torch.full_like(residual, -torch.inf))
+    for k in range(max_iterations + 1):
+        problem.iteration = k
+        z = (xi[rows] + (jacobian[rows].mT @ u[rows][..., None])[..., 0]).view(-1, *problem.xi.shape[1:])
+        value, slope, log_likelihood = _linearise(problem, z, rows, columns)
+        equations = u[rows] + value - target[rows]
+        norm = equations.norm(dim=1)
+        derivative = _with_unit(slope @ jacobian[rows].mT)
+        noise[rows], residual[rows], iterations[rows] = z, norm, k
+        solved = norm < tolerance
+        converged[rows] = solved
+        weights = _log_weights(z.flatten(1), value - measured[rows], log_likelihood,
+                               derivative, jacobian[rows], gram[rows])
+        log_weights[rows] = torch.where(solved, weights, -torch.inf)
+        step, failed = torch.linalg.solve_ex(derivative, -equations)
+        usable = (~solved & (failed == 0) & step.isfinite().all(1)).nonzero()[:, 0]
+        if k < max_iterations and len(usable):
+            found = _halve(problem, jacobian, columns, target, u, rows[usable], step[usable], norm[usable])
+            rows = rows[usable][found]
+        else:
+            rows = rows[:0]
+        active = torch.zeros_like(converged)
+        active[rows] = True
+        yield Solution(noise.clone(), residual.clone(), iterations.clone(), active, converged.clone(),
+                       log_weights.clone())
+        if len(rows) == 0:
+            return
+
+
+def _halve(problem: PerturbedProblem, jacobian: Tensor, columns: Tensor, target: Tensor, u: Tensor, rows: Tensor,
+           step: Tensor, norm: Tensor) -> Tensor:
+    """Take the steps, halved until the equations' norm falls; ``u`` is written to. Which rows found one."""
+    length, pending = torch.ones_like(norm), torch.arange(len(rows), device=rows.device)
+    start = u[rows]
+    for _ in range(_MAX_HALVINGS):
+        trial = start[pending] + length[pending, None] * step[pending]
+        chosen = rows[pending]
+        z = problem.xi.flatten(1)[chosen] + (jacobian[chosen].mT @ trial[..., None])[..., 0]
+        value = _scaled(problem, z.view(-1, *problem.xi.shape[1:]), chosen, columns)[0]
+        lower = (trial + value - target[chosen]).norm(dim=1) <= (1 - 1e-4 * length[pending]) * norm[pending]
+        fell, left = lower.nonzero()[:, 0], (~lower).nonzero()[:, 0]
+        u[chosen[fell]] = trial[fell]
+        pending = pending[left]
+        length[pending] *= 0.5
+        if len(pending) == 0:
+            break
+    found = torch.ones_like(rows, dtype=torch.bool)
+    found[pending] = False
+    return found
+
+
+def _log_weights(z: Tensor, residual: Tensor, log_likelihood: Tensor, derivative: Tensor, jacobian: Tensor,
+                 gram: Tensor) -> Tensor:
+    """Log of N(z; 0, I) p(y | f(z)) / q(z), ``(n,)`` in float64."""
+    z, residual, derivative, jacobian, gram = (precise(v) for v in (z, residual, derivative, jacobian, gram))
+    v = z + (jacobian.mT @ residual[..., None])[..., 0]
+    image = (jacobian @ v[..., None])[..., 0]
+    # |v|^2 - |G v|^2 in the norm of (I + G G^T)^-1: the quadratic form of (I + G^T G)^-1
+    form = v.square().sum(1) - (image * torch.linalg.solve(gram, image)).sum(1)
+    log_q = torch.linalg.slogdet(derivative)[1] - 0.5 * torch.linalg.slogdet(gram)[1] - 0.5 * form
+    return precise(log_likelihood) - 0.5 * z.square().sum(1) - log_q
+
+
+def _linearise(problem: PerturbedProblem, noise: Tensor, rows: Tensor,
+               columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """h ``(k, m)``, its derivative ``(k, m, d)`` and the log likelihood ``(k,)`` at the noise of the rows."""
+    with torch.enable_grad():
+        z = noise.detach().requires_grad_()
+        value, log_likelihood = _scaled(problem, z, rows, columns)
+        slope = [torch.autograd.grad(value[:, j].sum(), z, retain_graph=True)[0].flatten(1)
+                 for j in range(value.shape[1])]
+    return value.detach(), torch.stack(slope, dim=1), log_likelihood.detach()
+
+
+def _scaled(problem: PerturbedProblem, noise: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """h ``(k, m)`` and the log likelihood ``(k,)``."""
+    likelihood = cast("GaussianLikelihood", problem.likelihood.select(rows))
+    images = problem.prior.one_step(noise)[:, None]
+    log_likelihood = likelihood(images)[:, 0]
+    problem.check(noise, images, log_likelihood, rows)
+    clean = likelihood.predict(images)[:, 0].flatten(1)[:, columns]
+    observed = _mask(likelihood, columns)
+    scaled = clean / likelihood.sigma[:, None].to(clean)
+    return (scaled if observed is None else scaled * observed), log_likelihood
+
+
+def _measured(likelihood: GaussianLikelihood, columns: Tensor) -> Tensor:
+    """y / sigma, ``(n, m)``; zero where it was not observed."""
+    y = likelihood.y.flatten(1)[:, columns] / likelihood.sigma[:, None]
+    observed = _mask(likelihood, columns)
+    return y if observed is None else y * observed
+
+
+def _mask(likelihood: GaussianLikelihood, columns: Tensor) -> Tensor | None:
+    observed = likelihood.operator.observed()
+    return None if observed is None else observed.to(likelihood.y.device).flatten(1)[:, columns]
+
+
+def _observed_columns(likelihood: GaussianLikelihood) -> Tensor:
+    observed = likelihood.operator.observed()
+    if observed is None:
+        return torch.arange(likelihood.y[0].numel(), device=likelihood.y.device)
+    return observed.to(likelihood.y.device).flatten(1).any(0).nonzero()[:, 0]
+
+
+def _with_unit(matrices: Tensor) -> Tensor:
+    """I + M for each matrix."""
+    return matrices + torch.eye(matrices.shape[-1], device=matrices.device, dtype=matrices.dtype)

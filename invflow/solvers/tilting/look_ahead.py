@@ -1,0 +1,136 @@
+"""The pieces of tilted sampling along a path: time grids, schedules of the reward, look-aheads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from invflow.flowmap import FlowMap, Time, expand_time
+from invflow.reward import Reward
+from invflow.solvers.tilting.kernels import BaseStep
+
+__all__ = ["BaseStep", "Look", "LookAhead"]
+
+#: random signs of which the gain of an operator is the mean
+_PROBES = 16
+
+LOOK_AHEADS = ("flow_map", "denoiser", "none")
+
+
+# -- look-aheads -------------------------------------------------------------------------------------------------------
+
+
+class Look(NamedTuple):
+    """What a look-ahead finds out about n states at one time."""
+
+    value: Tensor  # (n,): r(L_t(x)), the reward of the image that the state is heading for
+    landing: Tensor | None = None  # (n, *state_shape): L_t(x), where the next step can use it
+    velocity: Tensor | None = None  # (n, *state_shape): b_t(x)
+    gradient: Tensor | None = None  # (n, *state_shape): of the value with respect to x
+    rate: Tensor | None = None  # (n,): (d/dt + b . grad) of the value
+
+    def take(self, index: Tensor | slice) -> Look:
+        """Some of the states, in the order of the index."""
+        rest = (None if field is None else field[index] for field in self[1:])
+        return Look(self.value[index], *rest)
+
+    @staticmethod
+    def cat(looks: Sequence[Look]) -> Look:
+        """Looks at parts of the states, as one."""
+        rest = (None if parts[0] is None else torch.cat(parts) for parts in zip(*(look[1:] for look in looks)))
+        return Look(torch.cat([look.value for look in looks]), *rest)
+
+
+@dataclass(frozen=True)
+class LookAhead:
+    """The look-ahead L_t: the image that a state at time t is heading for, and its reward.
+
+    Attributes:
+        prior: the flow map.
+        kind: ``"flow_map"`` for X_{t,1}(x), ``"denoiser"`` for E[m | x_t = x], ``"none"`` for x itself.
+        jumps: of the flow map, over equal parts of [t, 1].
+    """
+
+    prior: FlowMap
+    kind: str = "flow_map"
+    jumps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in LOOK_AHEADS:
+            raise ValueError(f"there is no look-ahead {self.kind!r}: choose one of {', '.join(LOOK_AHEADS)}")
+        if self.jumps < 1:
+            raise ValueError(f"look_ahead_steps={self.jumps}: a flow map looks ahead in at least 1 jump")
+
+    @property
+    def is_one_jump(self) -> bool:
+        """Whether the look-ahead is X_{t,1}(x) in a single call, which a renoising step to u = 1 needs as well."""
+        return self.kind == "flow_map" and self.jumps == 1
+
+    def makes_last_step(self, kernel: str) -> bool:
+        """Whether the last step of a base sampler goes to what the look-ahead sees."""
+        return self.is_one_jump if kernel == "renoise" else self.kind == "denoiser"
+
+    @torch.no_grad()
+    def land(self, x: Tensor, t: float) -> Tensor:
+        """The data state L_t(x) alone: ``(n, *state_shape)`` to the same."""
+        return self._land(x, t, t)[0]
+
+    def __call__(self, reward: Reward, x: Tensor, t: float, shape: tuple[int, int], *, gradient: bool = False,
+                 velocity: bool = False, rate: bool = False) -> Look:
+        """Look ahead from n = b * k states of b observations.
+
+        Args:
+            reward: of those b observations.
+            x: ``(n, *state_shape)``, states at time t.
+            t: in [0, 1]; at 1 the look-ahead is the state itself.
+            shape: (b, k).
+            gradient: whether the gradient of the value is asked for. Where the value does not depend on the state
+                it is zero, also where the reward is -inf and its gradient undefined.
+            velocity: whether b_t(x) is; the denoiser needs no call of its own for it.
+            rate: whether (d/dt + b . grad) of the value is. It takes no further call of the network: with the
+                gradient known, b . grad is a product, and d/dt is part of the same backward pass.
+
+        Returns:
+            The look, detached.
+        """
+        differentiate = gradient or rate
+        with torch.set_grad_enabled(differentiate):
+            state = x.detach().requires_grad_(differentiate)
+            time: Time = t
+            if rate:
+                time = torch.full((len(x),), t, dtype=x.dtype, device=x.device, requires_grad=True)
+            landing, drift = self._land(state, t, time)
+            value = reward(self.prior.decode(landing).unflatten(0, shape)).flatten()
+        b = None if drift is None else drift.detach()
+        if b is None and (velocity or rate):
+            with torch.no_grad():
+                b = self.prior.velocity(x, t)
+        slope, change = None, None
+        if differentiate:
+            inputs = [state, time] if isinstance(time, Tensor) else [state]
+            found: Sequence[Tensor | None] = (None, None)
+            if value.requires_grad:
+                found = torch.autograd.grad(value, inputs, torch.ones_like(value), allow_unused=True)
+            slope = torch.zeros_like(x) if found[0] is None else found[0]
+            dead = (value.detach() == -torch.inf).reshape(-1, *[1] * (x.ndim - 1))
+            slope = torch.where(dead, 0.0, slope)
+            if rate and b is not None:
+                in_time = torch.zeros_like(value) if found[1] is None else found[1]
+                change = (slope * b).flatten(1).sum(1) + in_time
+        return Look(value.detach(), landing.detach(), b, slope, change)
+
+    def _land(self, x: Tensor, t: float, time: Time) -> tuple[Tensor, Tensor | None]:
+        """L_t(x), and the velocity where it was needed for it."""
+        if t == 1 or self.kind == "none":
+            return x, None
+        if self.kind == "denoiser":
+            drift = self.prior.velocity(x, time)
+            return x + (1 - expand_time(time, x)) * drift, drift
+        for k in range(self.jumps):
+            start, end = (1 - (1 - time) * (self.jumps - i) / self.jumps if i else time for i in (k, k + 1))
+            x = self.prior.jump(x, start, end)
+        return x, None

@@ -1,0 +1,99 @@
+"""Twisted diffusion sampling: particles on the ancestral diffusion kernel, a special case of FMTT's twisted weights."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from invflow.flowmap import FlowMap
+from invflow.solvers.tilting.fmtt import FMTT
+from invflow.solvers.tilting.look_ahead import BaseStep, Look
+from invflow.solvers.tilting.particles import Chunk, Run
+from invflow.solvers.tilting.schedules import Grid, Schedule
+
+__all__ = ["AncestralStep", "TwistedDiffusion"]
+
+
+@dataclass(frozen=True)
+class AncestralStep(BaseStep):
+    r"""The ancestral kernel of diffusion models on the linear path: what x' is, given x and the denoised image.
+
+    With :math:`\rho = (\sigma' / \sigma)^2`, sigma = (1 - t) / t, the bridge from x to D_t(x) has mean
+    :math:`t' ((1 - \rho) D_t(x) + \rho x / t)` and variance :math:`(1 - t')^2 (1 - \rho)` at t' (Ho et al. 2020).
+    """
+
+    def mean(self, prior: FlowMap, x: Tensor, velocity: Tensor | None = None,
+             landing: Tensor | None = None) -> Tensor:
+        """Mean of the kernel: ``(n, *state_shape)`` to the same."""
+        b = prior.velocity(x, self.start) if velocity is None else velocity
+        denoised = x + (1 - self.start) * b
+        # rho / t, finite also at t = 0
+        pull = self.start * ((1 - self.end) / (self.end * (1 - self.start))) ** 2
+        return self.end * ((1 - pull * self.start) * denoised + pull * x)
+
+
+class TwistedDiffusion(FMTT):
+    r"""Twisted diffusion sampler (Wu, Trippe, Naesseth, Blei and Cunningham 2023), exact as particles grow.
+
+    FMTT with the denoiser for look-ahead, the ancestral kernel of diffusion models, a shift of v (not v / 2) times the
+    gradient of the twisting function, and that function the likelihood of the denoised image at all times,
+    :math:`r_t(x) = r(D_t(x))`, the schedule g = 1. The weights are FMTT's twisted ones: with many particles the samples
+    are those of e^r times the law of :meth:`prior_samples`, whatever the steps.
+
+    Args:
+        prior: a flow map trained with noise independent of the data.
+        steps: from noise to data.
+        resample_threshold: share of N under which the effective sample size leads to resampling.
+        resampling: as for :class:`~invflow.FMTT`.
+        schedule: g(t); ``"constant"`` is the paper's, ``"annealed"`` and ``"linear"`` are FMTT's. A sharp likelihood
+            with the constant schedule shifts the particles out of the data's range in the first steps.
+        time_grid: as for :class:`~invflow.FMTT`.
+        max_shift: as for :class:`~invflow.FMTT`; infinite, as in the paper, by default.
+        chunk_size: as for :class:`~invflow.FMTT`.
+
+    Raises:
+        TypeError, ValueError: as for :class:`~invflow.FMTT`.
+
+    Example:
+        >>> import torch, invflow
+        >>> prior = invflow.GaussianMixtureFlow(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), std=0.5)
+        >>> tilt = invflow.FunctionReward(lambda x: -(x[:, 0] - 1) ** 2)
+        >>> g = torch.Generator().manual_seed(0)
+        >>> invflow.TwistedDiffusion(prior, steps=20).sample(tilt, 64, generator=g).samples.shape
+        torch.Size([1, 64, 2])
+    """
+
+    name = "TwistedDiffusion"
+
+    def __init__(self, prior: FlowMap, *, steps: int = 100, resample_threshold: float = 0.5,
+                 resampling: str = "systematic", schedule: Schedule = "constant", time_grid: Grid = "uniform",
+                 max_shift: float = math.inf, chunk_size: int | None = None) -> None:
+        super().__init__(prior, steps=steps, look_ahead="denoiser", weights="twisted", kernel="sde",
+                         resample_threshold=resample_threshold, resampling=resampling, time_grid=time_grid,
+                         schedule=constant if schedule == "constant" else schedule, max_shift=max_shift,
+                         chunk_size=chunk_size)
+        self.base_steps = [_ancestral(start, end) for start, end in itertools.pairwise(self.times)]
+
+    def settings(self) -> dict[str, Any]:
+        """Settings as plain values, kept with each posterior."""
+        names = ("steps", "resample_threshold", "resampling", "schedule", "time_grid", "max_shift", "chunk_size")
+        known = super().settings()
+        return {"solver": self.name, **{name: known[name] for name in names}}
+
+    def _look(self, run: Run, chunk: Chunk, x: Tensor, index: int, *, at_mean: bool = False) -> Look:
+        look = super()._look(run, chunk, x, index, at_mean=at_mean)
+        return look if look.gradient is None else look._replace(gradient=2 * look.gradient)
+
+
+def constant(t: float) -> float:
+    """The schedule g(t) = 1."""
+    return 1.0
+
+
+def _ancestral(start: float, end: float) -> AncestralStep:
+    pull = start * ((1 - end) / (end * (1 - start))) ** 2
+    return AncestralStep(start, end, (1 - end) ** 2 * (1 - pull * start))

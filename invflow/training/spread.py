@@ -1,0 +1,69 @@
+"""How wide a VFM should spread: factors of its standard deviations, fitted to images that it never saw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from invflow.likelihood import GaussianLikelihood
+from invflow.solvers.vfm import VFM
+from invflow.training import TrainingProblem
+
+__all__ = ["LEVEL", "spread_factor", "spread_factors"]
+
+LEVEL = 0.9
+
+
+def spread_factor(scores: Tensor, level: float = LEVEL) -> float:
+    """Factor of the deviations with which central Gaussian intervals hold a share ``level`` of a new group's errors.
+
+    Their quantile at level (1 + 1/n), which keeps ``level`` on average over groups, n of them seen and one new
+    (Lee, Barber and Willett 2023, "Distribution-free inference with hierarchical data").
+
+    Args:
+        scores: absolute errors over standard deviations, ``(n, ...)``: n independent groups of a size.
+        level: of the intervals.
+
+    Raises:
+        ValueError: for so few groups that no factor would do.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).abs()
+        >>> round(spread_factor(1.5 * scores), 2)
+        1.5
+    """
+    groups = len(scores)
+    share = level * (1 + 1 / max(groups, 1))
+    if share >= 1:
+        raise ValueError(f"{groups} crops cannot tell what holds {level:.0%} of another's pixels: pass at least "
+                         f"{math.floor(level / (1 - level)) + 1}")
+    ranked = scores.flatten().double().sort().values
+    return float(ranked[math.ceil(share * len(ranked)) - 1]) / NormalDist().inv_cdf((1 + level) / 2)
+
+
+def spread_factors(vfm: VFM, images: Tensor, problems: Sequence[TrainingProblem], *, num_samples: int = 32,
+                   seed: int = 0) -> dict[str, float]:
+    """The factor of each problem class, on top of those that the adapter has.
+
+    Args:
+        vfm: whose samples are Gaussian.
+        images: ``(n, C, H, W)``, which nothing was trained on; each is observed once in each class.
+        problems: classes, with their ranges of operators and noise levels.
+        num_samples: of each posterior, for its mean and its standard deviation.
+        seed: of all random numbers.
+    """
+    factors = {}
+    for index, problem in enumerate(problems):
+        g = torch.Generator().manual_seed(seed * 1000 + index)
+        operator, sigma = problem.operator.randomize(len(images), g), problem.draw_sigma(len(images), g)
+        y = operator.measure(images, sigma, generator=g)
+        samples = vfm.sample(GaussianLikelihood(operator, y, sigma), num_samples, generator=g).samples
+        # the mean of N samples misses the posterior's by a variance of 1/N of theirs
+        error = (images - samples.mean(1)).abs() / (samples.std(1) * (1 + 1 / num_samples) ** 0.5)
+        factors[str(problem.operator.problem_class)] = spread_factor(error)
+    return factors

@@ -1,0 +1,1 @@
+"""Figures and exports: functions of samples and tensors."""

@@ -1,0 +1,1 @@
+"""Recipes of the shipped weights, as ``invflow train`` names them."""

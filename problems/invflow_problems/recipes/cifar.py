@@ -1,0 +1,66 @@
+"""The trainings on CIFAR-10: ``invflow train cifar10``, its two later stages, and ``invflow train cifar10-vfm``."""
+
+from __future__ import annotations
+
+import torch
+
+from invflow.datasets.sets import load_images
+from invflow.models.neural import NeuralFlowMap, load_prior
+from invflow.plugins import kind_of
+from invflow.solvers.vfm import VFM
+from invflow.training import LoopSettings, TrainingProblem, train_prior, train_vfm
+from invflow.training.prior import gaussian_map
+from invflow.training.recipe import Recipe, Run
+from invflow_problems.recipes.digits import JUMPS_SHARE, image_problems
+
+__all__ = ["cifar10", "cifar10_jumps", "cifar10_velocity", "cifar10_vfm"]
+
+SHAPE = (3, 32, 32)
+#: states in [-1, 1]
+DECODE = (0.5, 0.5)
+#: positions of 16 x 16, 8 x 8 and 4 x 4, the last with attention: the prior alone has to place things in the whole
+#: image. As wide at 16 x 16 as one CPU core can train for twenty epochs in an hour
+MAP_NETWORK = {"channels": [64, 128, 128], "blocks": 1}
+ADAPTER_NETWORK = {"channels": [48, 96], "blocks": 2}
+PRIOR_SETTINGS = LoopSettings(steps=1500, batch_size=64, learning_rate=1.5e-3, ema=0.995)
+VELOCITY_SETTINGS = LoopSettings(steps=8000, batch_size=128, learning_rate=1.5e-3, ema=0.999)
+JUMPS_SETTINGS = LoopSettings(steps=2000, batch_size=128, learning_rate=1e-3, ema=0.998)
+VFM_SETTINGS = LoopSettings(steps=2000, batch_size=64, learning_rate=1.5e-3, ema=0.995)
+#: as for photographs the score alone decides, in effect, and the map is the exact flow of a Gaussian
+SCORE = 5000.0
+
+
+def cifar_problems() -> list[TrainingProblem]:
+    """The six problem classes, with the ranges of noise and operators that the shipped adapter knows."""
+    return image_problems(SHAPE, least_noise=0.025)
+
+
+def _train_prior(run: Run, name: str | None = None, distinct: float = 0.5) -> NeuralFlowMap:
+    images = load_images(str(run.data), split="train", dtype=torch.uint8)
+    begun = run.prior or name
+    return train_prior(images, run.settings, run.folder, options=MAP_NETWORK, skip="spectral", tangent="semigroup",
+                       distinct=distinct, decode_affine=DECODE, start=load_prior(begun) if begun else None,
+                       progress=run.progress, stop_at=run.stop_at)
+
+
+def _train_vfm(run: Run) -> VFM:
+    images = load_images(str(run.data), split="train", dtype=torch.uint8)
+    adapter = None
+    if run.prior and kind_of(run.prior) == "vfm":  # go on from its map and its adapter
+        begun = VFM.load(run.prior)
+        prior, adapter = begun.prior, begun.adapter
+    else:
+        prior = load_prior(run.prior) if run.prior else gaussian_map(
+            images, DECODE, torch.Generator().manual_seed(0))
+    return train_vfm(images, prior, cifar_problems(), run.settings, run.folder,  # type: ignore[arg-type]
+                     options=ADAPTER_NETWORK, adapter=adapter, frozen=True, level_power=0.0, model_error=True,
+                     score=SCORE, progress=run.progress, stop_at=run.stop_at)
+
+
+cifar10 = Recipe("cifar10", "prior on CIFAR-10, 32 x 32 in colour", PRIOR_SETTINGS, _train_prior, data="cifar10")
+cifar10_velocity = Recipe("cifar10-velocity", "flow matching alone, of a prior on CIFAR-10 (--prior, or afresh)",
+                          VELOCITY_SETTINGS, lambda run: _train_prior(run, distinct=0.0), data="cifar10")
+cifar10_jumps = Recipe("cifar10-jumps", "teach a prior on CIFAR-10 (--prior) the jumps of its own velocity",
+                       JUMPS_SETTINGS, lambda run: _train_prior(run, "cifar10", JUMPS_SHARE), data="cifar10")
+cifar10_vfm = Recipe("cifar10-vfm", "VFM for six problem classes on CIFAR-10", VFM_SETTINGS, _train_vfm,
+                     data="cifar10")
