@@ -16,7 +16,8 @@ def stub() -> str:
     lines += sorted(f"from invflow import {name} as {name}" for name in _MODULES if name not in _MOVED)
     lines += sorted(f"from {places.split()[0]} import {name} as {name}" for name, places in _NAMES.items())
     modules = (f"from {_full(name)} import {_last(name)} as {name}" for name in _MODULES if name in _MOVED)
-    return "\n".join([*lines, *modules, "", "__version__: str", ""])
+    names = ["", "__version__: str", "__all__ = [", *(f'    "{name}",' for name in invflow.__all__), "]", ""]
+    return "\n".join([*lines, *modules, *names])
 
 
 def _full(name: str) -> str:
