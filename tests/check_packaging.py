@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"invflow": ROOT / "invflow", "invflow_operators": ROOT / "operators" / "invflow_operators",
             "invflow_problems": ROOT / "problems" / "invflow_problems"}
 #: of a package; of everything else nothing is wanted in it
-SUFFIXES = {".py", ".json", ".safetensors", ".md", ".html", ".css", ".js", ".csv", ".png", ".typed", ".toml", ".j2",
-            ".template", ".yaml", ".yml", ".txt"}
+SUFFIXES = {".py", ".pyi", ".json", ".safetensors", ".md", ".html", ".css", ".js", ".csv", ".png", ".typed", ".toml",
+            ".j2", ".template", ".yaml", ".yml", ".txt"}
 MEGABYTES = 40
 
 
@@ -78,6 +78,11 @@ def check_wheel(wheel: Path) -> None:
     weights = [n for n in content if n.startswith("invflow/weights/") and n.endswith("model.safetensors")]
     images = [n for n in content if n.startswith("invflow_problems/data/")]
     expect(len(weights) >= 8 and bool(images), f"weights: {len(weights)}, sample images: {len(images)} files")
+    expect(not any(n.startswith(("benchmarks/", "tests/")) for n in content), "the wheel holds benchmarks or tests")
+    for package in PACKAGES:
+        expect(f"{package}/py.typed" in content, f"{package} is not marked as typed")
+    expect(any(line.startswith("License-Expression:") and "GPL-3.0" in line for line in text.splitlines()),
+           "the wheel's metadata do not state the licences of the sample photographs")
     check_size(wheel)
 
 
