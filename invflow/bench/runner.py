@@ -128,8 +128,9 @@ def peak_memory() -> int:
 MEMORY_SCRIPT = """
 import json
 import torch
-from invflow.bench import fresh_vfm, peak_memory, training_problems, SHAPE
-from invflow.reward import GaussianLikelihood
+from invflow.bench.runner import peak_memory
+from invflow.bench.timing import SHAPE, fresh_vfm, training_problems
+from invflow.likelihood import GaussianLikelihood
 
 g = torch.Generator().manual_seed(0)
 vfm = fresh_vfm(torch.device("cpu"), g)
