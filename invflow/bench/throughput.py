@@ -67,8 +67,8 @@ def _wait(device: torch.device) -> None:
 def bench_throughput(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
     """VFM.sample in single precision and in bfloat16 autocast, with samples a second, share of the peak, and memory.
 
-    The peak is the fastest of several matrix products of the same type, timed in the same run; what the networks reach counts
-    their matrix products and convolutions alone.
+    The peak is the fastest of several matrix products of the same type, timed in the same run; what the networks reach
+    counts their matrix products and convolutions alone.
     """
     vfm = fresh_vfm(device, generator)
     operator = training_problems()[2].operator.randomize(1, generator).to(device)
