@@ -154,10 +154,47 @@ def overconfident() -> Any:
     return invflow.calibrate(solver, problem, num_simulations=300, generator=generator()).plot()
 
 
+def samples_gif() -> list[Any]:
+    """Frames: a digit and a photograph, each with a hole, and one posterior sample after the other."""
+    from PIL import Image, ImageDraw
+
+    side, gap, head, count = 144, 6, 16, 12
+    rows = []
+    for data, size, pick in (("mnist", None, 8), ("photos", 128, 2)):
+        posed = invflow.load_problem(f"{data}/box-inpainting")
+        truth = posed.simulate(pick + 1, generator=generator(), shuffle=False)[0][pick:]
+        truth = truth if size is None else truth[:, :, 64:64 + size, 64:64 + size]
+        shape = tuple(truth.shape[1:])
+        box = 14 if size is None else 24  # photographs: what the adapter was trained on
+        hole = invflow.operators.BoxInpainting(shape, box=(box, box))
+        y = hole.measure(truth, sigma=0.025, generator=generator(1))
+        likelihood = invflow.GaussianLikelihood(hole, y, sigma=0.025)
+        posterior = invflow.VFM.load(data).sample(likelihood, 64, generator=generator())
+        seen = torch.where(hole.observed()[0], y[0], 0.5)
+        std = posterior.std()[0].square().mean(0, keepdim=True).sqrt()
+        rows.append([seen, list(posterior.samples[0, :count]), posterior.mean()[0], std / std.max()])
+
+    def tile(image: Tensor) -> Any:
+        image = image.expand(3, -1, -1).clamp(0, 1)
+        pixels = (image * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+        return Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
+
+    frames = []
+    for k in range(count):
+        sheet = Image.new("RGB", (4 * (side + gap) - gap, head + 2 * (side + gap) - gap), "white")
+        for j, heading in enumerate(("observation", f"sample {k + 1}", "mean of 64", "standard deviation")):
+            ImageDraw.Draw(sheet).text((j * (side + gap) + 2, 2), heading, fill="black")
+        for i, (seen, samples, mean, std) in enumerate(rows):
+            for j, image in enumerate((seen, samples[k], mean, std)):
+                sheet.paste(tile(image), (j * (side + gap), head + i * (side + gap)))
+        frames.append(sheet)
+    return frames
+
+
 PICTURES: dict[str, Callable[[], Any]] = {
     "six-problems": lambda: six_problems("mnist"), "six-problems-fashion": lambda: six_problems("fashion-mnist"),
     "solvers": solvers, "photographs": photographs, "prior-steps": prior_steps, "half-plane": half_plane,
-    "overconfident": overconfident,
+    "overconfident": overconfident, "samples": samples_gif,
 }
 COLOURFUL = ("photographs", "prior-steps")
 
@@ -167,7 +204,12 @@ def save(figure: Any, path: Path, width: int = 1000, colours: int = 64) -> None:
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(figure, Image.Image):
+    if isinstance(figure, list):  # frames, which share a palette so that what does not change is stored once
+        path = path.parents[1] / f"{path.stem}.gif"
+        shared = figure[0].quantize(224)
+        frames = [frame.quantize(palette=shared, dither=Image.Dither.NONE) for frame in figure]
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=450, loop=0, optimize=True)
+    elif isinstance(figure, Image.Image):
         figure.quantize(colours).save(path, optimize=True)
     else:
         buffer = io.BytesIO()
