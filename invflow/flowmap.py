@@ -16,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from invflow._core.chunks import ROWS, ChunkSize, check_chunk_size, is_out_of_memory
 from invflow._core.counting import Countable
+from invflow._core.identity import identity
 from invflow._core.ode import Time, expand_time, integrate
 from invflow._core.random import draw_noise
 
@@ -27,9 +28,10 @@ def _counted(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(method)
     def wrapper(self: FlowMap, x: Tensor, *times: Time, **kwargs: Any) -> Tensor:
-        if not self._call_scopes:
+        scopes = self.call_scopes()
+        if not scopes:
             return method(self, x, *times, **kwargs)
-        outer = self._call_scopes[-1]
+        outer = scopes[-1]
         before = outer.forward
         out = method(self, x, *times, **kwargs)
         if outer.forward == before:
@@ -206,6 +208,17 @@ class FlowMap(Countable):
     def one_step(self, z: Tensor) -> Tensor:
         """The one-step prior f(z) = decode(X_{0,1}(z)): ``(n, *state_shape)`` to ``(n, *image_shape)``."""
         return self.decode(self.jump(z, 0.0, 1.0))
+
+    def fingerprint(self) -> str:
+        """Digest of what decides the map's numbers, 32 hexadecimal digits: class, attributes, parameters and buffers.
+
+        A map whose content cannot be read, since it talks to another process, say, writes its own: a string that
+        changes with whatever decides its numbers.
+
+        Raises:
+            TypeError: where something that the map holds cannot be identified, with its name.
+        """
+        return identity(self)
 
     @property
     def device(self) -> torch.device:

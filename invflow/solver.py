@@ -2,42 +2,112 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import copy
+import dataclasses
+import functools
+import inspect
+import math
+import time
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from invflow.posterior import Posterior
+from invflow._core.counting import Countable
+from invflow._core.identity import identity, quick_identity
+from invflow._core.random import as_generator
+from invflow.flowmap import FlowMap
+from invflow.posterior import NFE, Posterior
 from invflow.reward import Reward
 
-__all__ = ["move_solver", "Solver"]
+__all__ = ["Solver", "move_solver", "plain"]
+
+S = TypeVar("S", bound="Solver")
 
 
-class Solver(ABC):
+class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sample
     """Turns a reward into samples of p(x) e^{r(x)}, p being the law of the solver's own base sampler.
 
-    A solver is built with its prior and its settings; :meth:`sample` takes only what changes from call to call.
+    A solver is built with its prior and its settings; :meth:`sample` takes only what changes from call to call. A
+    subclass writes :meth:`_sample` and keeps what it is built with under the names of its parameters, so that
+    :meth:`settings` finds it; :meth:`sample` checks what it is given, takes the time, counts the calls, and says in the
+    posterior what made it.
+
+    Example:
+        >>> import torch, invflow
+        >>> class Importance(invflow.Solver):  # draws of the prior, weighted by e^r
+        ...     def __init__(self, prior, *, steps=1):
+        ...         self.prior, self.steps = prior, steps
+        ...     def _sample(self, reward, n, generator, progress):
+        ...         count = reward.num_observations or 1
+        ...         x = self.prior.generate(count * n, self.steps, generator=generator).unflatten(0, (count, n))
+        ...         return invflow.Posterior(x, reward(x))
+        >>> prior = invflow.GaussianMixtureFlow(torch.zeros(1, 2), std=1.0, steps=2)
+        >>> right = invflow.FunctionReward(lambda x: x[:, 0])
+        >>> posterior = Importance(prior).sample(right, 8, generator=0)
+        >>> posterior.nfe.forward, posterior.settings["steps"]
+        (1.0, 1)
     """
 
-    #: whether the solver needs training for each kind of operator (an adapter, say)
-    needs_training: bool = False
+    #: names of attributes that follow from the others, such as caches: :meth:`fingerprint` leaves them out
+    _derived: frozenset[str] = frozenset()
 
-    @abstractmethod
-    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
+    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | int | None = None,
                progress: bool = False) -> Posterior:
         """Draw posterior samples.
 
         Args:
             reward: over B observations, such as a :class:`~invflow.GaussianLikelihood`.
             num_samples: N, samples for each observation.
-            generator: source of all random numbers of this call.
+            generator: source of all random numbers of this call; an int is a seed.
             progress: show a progress bar.
 
         Returns:
-            A :class:`~invflow.Posterior` with samples ``(B, N, *image_shape)``.
-        """
+            A :class:`~invflow.Posterior` with samples ``(B, N, *image_shape)``, with the network calls that they cost,
+            the seconds, and in ``settings`` those of the solver, with the identity of prior, adapter and operator.
 
-    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        Raises:
+            TypeError: for what is no reward, such as a measurement, an image or a problem; for a number of samples that
+                is no whole number.
+            ValueError: for under one sample.
+        """
+        name = type(self).__name__
+        if not isinstance(reward, Reward):
+            raise TypeError(_no_reward(name, reward))
+        count, generator = checked_count(num_samples), as_generator(generator)
+        start = time.perf_counter()
+        with ExitStack() as scopes:
+            calls = [scopes.enter_context(network.count()) for network in self._networks()]
+            posterior = self._sample(reward, count, generator, progress)
+        if not isinstance(posterior, Posterior):
+            raise TypeError(f"{name}._sample returned a {type(posterior).__name__}: return a Posterior")
+        rows = posterior.samples.shape[0] * count
+        # what a solver states beyond that went through networks that count nothing
+        posterior.nfe = NFE(max(posterior.nfe.forward, sum(c.forward for c in calls) / rows),
+                            max(posterior.nfe.backward, sum(c.backward for c in calls) / rows))
+        posterior.seconds = time.perf_counter() - start
+        posterior.settings = {**self.settings(), **posterior.settings, "identity": self._identity(reward)}
+        return posterior
+
+    def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
+        """Draw; what a subclass writes.
+
+        Args:
+            reward: over B observations.
+            n: N, at least 1.
+            generator: source of all random numbers.
+            progress: show a progress bar.
+
+        Returns:
+            Samples ``(B, N, *image_shape)``, with weights, evidence and diagnostics where there are any.
+        """
+        raise TypeError(f"{type(self).__name__} cannot draw: a solver writes _sample(reward, n, generator, progress), "
+                        "which returns a Posterior")
+
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """Draw from the law that the solver tilts, its own base sampler.
 
         Args:
@@ -49,9 +119,179 @@ class Solver(ABC):
         """
         raise TypeError(f"{type(self).__name__} has no base sampler of its own to draw from")
 
+    # -- what a solver is --------------------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """Settings as JSON holds them, kept with each posterior: the parameters of ``__init__`` that are kept as
+        attributes of the same name, but for flow maps, which ``settings["identity"]`` of a posterior tells apart."""
+        found = {"solver": type(self).__name__}
+        for name in _parameters(type(self)):
+            value = getattr(self, name, _ABSENT)
+            if value is not _ABSENT and not isinstance(value, FlowMap):
+                found[name] = plain(value)
+        return found
+
+    def fingerprint(self) -> str:
+        """Digest of what decides the samples beside the reward: class, settings, prior, adapter, every tensor held.
+
+        The same in every process; 32 hexadecimal digits. A solver whose content cannot be read, since it holds an open
+        file, say, writes its own.
+
+        Raises:
+            TypeError: where something that the solver holds cannot be identified, with its name.
+
+        Example:
+            >>> import torch, invflow
+            >>> prior = invflow.GaussianMixtureFlow(torch.zeros(1, 2), std=1.0)
+            >>> one, two = invflow.FMTT(prior), invflow.FMTT(prior, steps=10)
+            >>> one.fingerprint() == invflow.FMTT(prior).fingerprint(), one.fingerprint() == two.fingerprint()
+            (True, False)
+        """
+        return identity(self)
+
+    def to(self: S, device: torch.device | str) -> S:
+        """Move networks and tensors to a device, in place; returns the solver."""
+        place = torch.device(device)
+        for name, value in vars(self).items():
+            if isinstance(value, (nn.Module, Tensor, Solver, Reward)):
+                setattr(self, name, value.to(place))
+            elif dataclasses.is_dataclass(value) and callable(getattr(value, "to", None)):
+                setattr(self, name, value.to(place))  # type: ignore[union-attr]
+        return self
+
+    def resized(self: S, image_shape: Sequence[int]) -> S:
+        """The same solver for images of another size, where its networks take any: a copy that shares their weights.
+
+        Args:
+            image_shape: ``(C, H, W)``.
+
+        Returns:
+            A copy; the solver itself for the size that it has.
+
+        Raises:
+            ValueError: for a shape that its networks do not take.
+        """
+        shape = tuple(image_shape)
+        swaps: dict[int, object] = {}
+        for network in self._networks():
+            if tuple(getattr(network, "image_shape", shape)) == shape:
+                continue
+            resize = getattr(network, "resized", None)
+            if resize is None:
+                raise ValueError(f"{type(self).__name__} holds a {type(network).__name__} for images of shape "
+                                 f"{tuple(network.image_shape)}, which cannot take {shape}: build it with a prior for "
+                                 "images of that shape")
+            swaps[id(network)] = resize(shape).counted_with(network)
+        return _swapped(self, swaps) if swaps else self
+
+    def _networks(self) -> list[Countable]:
+        """The networks whose calls are the cost of a sample: those that the solver holds, or a solver that it holds."""
+        found: dict[int, Countable] = {}
+        for value in vars(self).values():
+            if isinstance(value, Countable):
+                found[id(value)] = value
+            elif isinstance(value, Solver):
+                found.update((id(network), network) for network in value._networks())
+        return list(found.values())
+
+    def _identity(self, reward: Reward) -> dict[str, str | None]:
+        """Digests of prior, adapter and operator, where there are any; null for one that cannot be identified."""
+        parts = {"prior": getattr(self, "prior", None),
+                 "adapter": getattr(self, "adapter", getattr(self, "proposal", None)),
+                 "operator": getattr(reward, "operator", None)}
+        return {name: quick_identity(part) for name, part in parts.items() if part is not None}
+
+    def __repr__(self) -> str:
+        """The class with its prior, and the settings that are not the defaults."""
+        parts = []
+        for name, parameter in _parameters(type(self)).items():
+            value = getattr(self, name, _ABSENT)
+            if isinstance(value, (nn.Module, Tensor)):
+                shape: Any = getattr(value, "image_shape", getattr(value, "shape", None))
+                parts.append(f"{name}={type(value).__name__}{'' if shape is None else tuple(shape)}")
+            elif value is not _ABSENT and not _same(value, parameter.default):
+                parts.append(f"{name}={value!r}" if isinstance(value, (str, Solver)) else f"{name}={plain(value)}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+_ABSENT = object()
+
+
+@functools.cache
+def _parameters(kind: type[Solver]) -> Mapping[str, inspect.Parameter]:
+    """What ``__init__`` takes beside ``self``, by name."""
+    named = inspect.signature(kind.__init__).parameters.values()
+    return {p.name: p for p in list(named)[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _same(value: object, default: object) -> bool:
+    return value is default or (isinstance(value, (bool, int, float, str, tuple)) and value == default)
+
+
+def checked_count(num_samples: int) -> int:
+    """A number of samples, once it is one."""
+    if isinstance(num_samples, bool) or not hasattr(num_samples, "__index__"):
+        raise TypeError(f"num_samples is {num_samples!r}: ask for a whole number of samples, at least 1")
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
+    return int(num_samples)
+
+
+def _no_reward(solver: str, given: object) -> str:
+    """What is said of something that is no reward."""
+    if isinstance(given, Tensor):
+        given_as, instead = f"a tensor of shape {tuple(given.shape)}", ("a measurement y goes in with its operator, "
+                            "invflow.GaussianLikelihood(operator, y, sigma)")
+    elif hasattr(given, "simulate"):  # a problem, which stands to the right of this module
+        given_as, instead = f"{given!r}", "it gives one with truth, likelihood = problem.simulate(4)"
+    elif isinstance(given, tuple) and any(isinstance(part, Reward) for part in given):
+        given_as, instead = "a tuple", "take the reward out of it, as in truth, likelihood = problem.simulate(4)"
+    elif callable(given):
+        given_as, instead = f"a {type(given).__name__}", "a function of images goes in as invflow.FunctionReward(fn)"
+    else:
+        given_as, instead = f"a {type(given).__name__}", ("an image or a measurement goes in as a tensor with its "
+                            "operator, invflow.GaussianLikelihood(operator, y, sigma)")
+    return f"{solver}.sample takes a Reward, such as a likelihood, not {given_as}: {instead}"
+
+
+def plain(value: Any) -> Any:
+    """A setting as JSON holds it: functions by their names, networks and tensors by what they are and a digest."""
+    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, Solver):
+        return value.settings()
+    if isinstance(value, functools.partial):  # whose repr holds an address, which no two runs share
+        fixed = [*map(str, value.args), *(f"{key}={setting}" for key, setting in value.keywords.items())]
+        return f"{plain(value.func)}({', '.join(fixed)})"
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, nn.Module | Tensor) or (type(value).__repr__ is object.__repr__ and not isinstance(value, type)
+                                                 and not hasattr(value, "__name__")):
+        digest = quick_identity(value)
+        return type(value).__name__ if digest is None else f"{type(value).__name__} {digest}"
+    return getattr(value, "__name__", repr(value))
+
+
+def _swapped(value: Any, swaps: Mapping[int, object]) -> Any:
+    """A copy of a solver, or of what it holds, with some objects in the place of others; itself where none occurs."""
+    if id(value) in swaps:
+        return swaps[id(value)]
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        items = [_swapped(item, swaps) for item in value]
+        return value if all(a is b for a, b in zip(items, value)) else type(value)(items)
+    if isinstance(value, (nn.Module, Tensor, type)) or callable(value) or not hasattr(value, "__dict__"):
+        return value
+    parts = {name: _swapped(item, swaps) for name, item in vars(value).items()}
+    changed = {name: part for name, part in parts.items() if part is not vars(value)[name]}
+    if not changed:
+        return value
+    other = copy.copy(value)
+    vars(other).update(changed)  # also of frozen dataclasses
+    return other
+
 
 def move_solver(solver: Solver, device: torch.device) -> None:
     """Move the networks and tensors of a solver, in place."""
-    for name, value in vars(solver).items():
-        if isinstance(value, (nn.Module, Tensor)):
-            setattr(solver, name, value.to(device))
+    solver.to(device)

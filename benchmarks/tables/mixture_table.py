@@ -84,7 +84,7 @@ class CountedMixture(GaussianMixtureFlow):
 
     def record_output(self, output: Tensor, rows: int) -> Tensor:
         """Count a call for each row of the output, whatever it took to compute."""
-        if self._call_scopes:
+        if self.call_scopes():
             self.velocities += rows
         return super().record_output(output, len(output))
 

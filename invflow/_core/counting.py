@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 __all__ = ["Calls", "Countable"]
+
+C = TypeVar("C", bound="Countable")
 
 
 @dataclass
@@ -27,12 +31,28 @@ class Calls:
     backward: int = 0
 
 
-class Countable(torch.nn.Module):
-    """A module whose evaluations can be counted; scopes nest, and each sees what happens inside it."""
+@dataclass
+class _Scope:
+    """A scope: whose calls it counts, and whether it still does."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._call_scopes: list[Calls] = []
+    module: Countable
+    calls: Calls
+    open: bool = True
+
+
+#: scopes of this context, in the order in which they were opened: of one thread or task, never of another
+_SCOPES: ContextVar[tuple[_Scope, ...]] = ContextVar("invflow_call_scopes", default=())
+
+
+class Countable(torch.nn.Module):
+    """A module whose evaluations can be counted; scopes nest, and each sees what happens inside it.
+
+    A scope belongs to the thread or task that opened it, and to one module: a copy has scopes of its own. What goes
+    through a copy that shares the weights (:meth:`counted_with`) is seen by the module's scopes too.
+    """
+
+    _derived = frozenset({"_counted_with"})  # says nothing about the numbers: see invflow._core.identity
+    _counted_with: tuple[Countable, ...] = ()
 
     @contextmanager
     def count(self) -> Iterator[Calls]:
@@ -41,26 +61,48 @@ class Countable(torch.nn.Module):
         Yields:
             The live :class:`Calls`; its numbers stay readable after the scope has closed.
         """
-        calls = Calls()
-        self._call_scopes.append(calls)
+        scope = _Scope(self, Calls())
+        _SCOPES.set((*_SCOPES.get(), scope))
         try:
-            yield calls
+            yield scope.calls
         finally:
-            # by identity: two scopes with equal counts compare equal
-            self._call_scopes = [c for c in self._call_scopes if c is not calls]
+            # a generator that is closed elsewhere leaves its scope behind here, where the next one drops it
+            scope.open = False
+            _SCOPES.set(tuple(s for s in _SCOPES.get() if s.open))
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
         """Count nothing of what happens while the context is open, in no scope: for what no sample is made of."""
-        scopes, self._call_scopes = self._call_scopes, []
+        before = _SCOPES.get()
+        _SCOPES.set(tuple(s for s in before if not self._is_seen_by(s)))
         try:
             yield
         finally:
-            self._call_scopes = scopes
+            _SCOPES.set(before)
+
+    def counted_with(self: C, owner: Countable) -> C:
+        """Let the scopes of another module see the calls of this one too: of its copy for images of another size.
+
+        Args:
+            owner: whose weights this one shares.
+
+        Returns:
+            The module itself.
+        """
+        if owner is not self:
+            self._counted_with = (owner,)  # in a tuple, so that it does not become a part of this one
+        return self
+
+    def call_scopes(self) -> list[Calls]:
+        """What counts this module's calls now, in this thread, in the order in which it was opened."""
+        return [s.calls for s in _SCOPES.get() if s.open and self._is_seen_by(s)]
+
+    def _is_seen_by(self, scope: _Scope) -> bool:
+        return scope.module is self or any(owner._is_seen_by(scope) for owner in self._counted_with)
 
     def record(self, forward: int = 0, backward: int = 0) -> None:
         """Add rows to every open scope. Code that evaluates a network by other means calls this itself."""
-        for calls in self._call_scopes:
+        for calls in self.call_scopes():
             calls.forward += forward
             calls.backward += backward
 
@@ -78,7 +120,7 @@ class Countable(torch.nn.Module):
         Returns:
             ``output``.
         """
-        scopes = list(self._call_scopes)
+        scopes = self.call_scopes()
         if not scopes:
             return output
         differentiated = forward_ad.unpack_dual(output).tangent is not None

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 
 __all__ = ["as_generator", "draw_noise"]
 
 
-def as_generator(generator: torch.Generator | None) -> torch.Generator:
-    """The generator that was passed, else a fresh one on the CPU, seeded by the operating system."""
+def as_generator(generator: torch.Generator | int | None) -> torch.Generator:
+    """The generator that was passed, or one on the CPU: seeded with the number passed, else by the operating system.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(generator, torch.Generator):
+        return generator
+    fresh = torch.Generator()
     if generator is None:
-        generator = torch.Generator()
-        generator.seed()
-    return generator
+        fresh.seed()
+        return fresh
+    try:
+        return fresh.manual_seed(operator.index(generator))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"generator={generator!r}: pass a torch.Generator, or an int for a seed, as in "
+                        "generator=torch.Generator().manual_seed(0) or generator=0") from error
 
 
-def draw_noise(shape: tuple[int, ...], generator: torch.Generator | None,
+def draw_noise(shape: tuple[int, ...], generator: torch.Generator | int | None,
                device: torch.device | None = None) -> Tensor:
     """Standard normal numbers in float32, drawn on the generator's device.
 

@@ -133,7 +133,7 @@ class LatentFlowMap(FlowMap):
 
     def _counting(self, evaluate: Callable[[], Tensor]) -> Tensor:
         """Let this map's scopes see what the latent flow's own counting saw: every velocity of an ODE."""
-        if not self._call_scopes:
+        if not self.call_scopes():
             return evaluate()
         with self.latent.count() as calls:
             out = evaluate()

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from invflow._core.counting import Countable
 from invflow._core.folders import load_built, read_config, resolve_folder, save_module
 from invflow._core.records import fingerprint
 from invflow.flowmap import FlowMap, Time, expand_time
@@ -230,6 +231,9 @@ class NeuralFlowMap(FlowMap):
         return prior.eval().requires_grad_(False)
 
 
+R = TypeVar("R", bound="_Resizable")
+
+
 class _Resizable(Protocol):
     state_shape: tuple[int, ...]
     image_shape: tuple[int, ...]
@@ -237,8 +241,7 @@ class _Resizable(Protocol):
     @property
     def resizable(self) -> bool: ...
 
-
-R = TypeVar("R", bound=_Resizable)
+    def counted_with(self: R, owner: Countable) -> R: ...
 
 
 def resized_copy(module: R, image_shape: tuple[int, ...], what: str) -> R:
@@ -251,7 +254,7 @@ def resized_copy(module: R, image_shape: tuple[int, ...], what: str) -> R:
         raise ValueError(f"the {what} takes images {module.image_shape}{why}: it cannot take {shape}")
     other = copy.copy(module)
     other.state_shape = other.image_shape = shape
-    return other
+    return other.counted_with(module)  # type: ignore[arg-type]
 
 
 def build_network(name: str, shape: tuple[int, ...], in_channels: int, out_channels: int,

@@ -1,0 +1,463 @@
+"""What decides an object's numbers, as a digest of its content: equal digests, equal numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import hashlib
+import pathlib
+import sys
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from invflow._core.version import VERSION
+
+__all__ = ["UnidentifiedError", "identity", "quick_identity"]
+
+#: packages whose code is known by its version
+_KNOWN = {*sys.stdlib_module_names, "builtins", "torch", "torchvision", "numpy", "scipy", "PIL", "deepinv",
+          "safetensors"}
+_OURS = {"invflow", "invflow_operators", "invflow_problems"}
+
+_MODULE_STATE = frozenset(vars(nn.Module())) - {"training"} | {"_compiled_call_impl"}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+#: of a class: what says nothing about its numbers, or follows from the rest
+_CLASS_NOISE = frozenset({
+    "__module__", "__doc__", "__dict__", "__weakref__", "__qualname__", "__annotations__", "__annotate__",
+    "__annotate_func__", "__annotations_cache__", "__abstractmethods__", "_abc_impl", "__parameters__",
+    "__orig_bases__", "__slots__", "__match_args__", "__static_attributes__", "__firstlineno__",
+    "__dataclass_fields__", "__dataclass_params__", "__protocol_attrs__", "_is_protocol", "_is_runtime_protocol",
+})
+_DATACLASS_METHODS = frozenset({
+    "__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__lt__", "__le__", "__gt__", "__ge__",
+    "__replace__",
+})
+_DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)
+
+
+class UnidentifiedError(TypeError):
+    """For an object whose content cannot be read, so that no digest can stand for it."""
+
+
+def identity(value: object) -> str:
+    """Digest of an object by its content, the same in every process: 32 hexadecimal digits.
+
+    Two objects of the same digest give the same numbers. What counts: numbers, strings and containers by value; tensors
+    and arrays by type, shape and bytes, wherever they live; modules by all their parameters and buffers, stored or not,
+    and by their attributes; other objects by their class and attributes. Functions and classes count by name,
+    bytecode, defaults and what they close over, those of a user's own code also by the globals that they read; classes
+    of this library, and all of the packages that it stands on, by name and version.
+
+    An object may decide for itself: the string that its ``fingerprint()`` gives, where its class writes one, counts in
+    place of its content, and attributes named in the class's ``_derived`` (caches) are left out.
+
+    Args:
+        value: anything.
+
+    Raises:
+        UnidentifiedError: for what cannot be read, such as an open file, with the way to it.
+
+    Example:
+        >>> import torch
+        >>> from invflow._core.identity import identity
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> before = identity(layer)
+        >>> with torch.no_grad():
+        ...     _ = layer.weight.add_(1)
+        >>> identity(layer) == before
+        False
+    """
+    return _Reader().read(value).hex()
+
+
+def quick_identity(value: object) -> str | None:
+    """As :func:`identity` for what is asked again and again; None for what cannot be identified.
+
+    The content is read anew where one of its tensors was written to or replaced, or an attribute of the object itself
+    was set. Writing through ``tensor.data`` and setting an attribute of a part are not seen: :func:`identity` sees
+    both.
+    """
+    try:
+        known = _SEEN.get(value)
+    except TypeError:  # it cannot be hashed or referred to weakly
+        return _attempt(_Reader(exact=False), value)
+    if known is not None and known.holds(value):
+        return known.digest
+    reader = _Reader(exact=False)
+    digest = _attempt(reader, value)
+    _SEEN[value] = _Seen(digest, value, reader.tensors)
+    return digest
+
+
+def _attempt(reader: _Reader, value: object) -> str | None:
+    try:
+        return reader.read(value).hex()
+    except UnidentifiedError:
+        return None
+
+
+class _Seen:
+    """A digest, and what tells whether it still holds."""
+
+    def __init__(self, digest: str | None, value: object, tensors: Iterable[Tensor]) -> None:
+        self.digest, self._surface = digest, _surface(value)
+        self._tensors = [(weakref.ref(x), _version(x), x.data_ptr()) for x in tensors]
+
+    def holds(self, value: object) -> bool:
+        for reference, version, place in self._tensors:
+            x = reference()
+            # a tensor that is gone was replaced
+            if x is None or version is None or x._version != version or x.data_ptr() != place:
+                return False
+        return self._surface == _surface(value)
+
+
+_SEEN: weakref.WeakKeyDictionary[Any, _Seen] = weakref.WeakKeyDictionary()
+
+
+def _surface(value: object) -> list[tuple[str, object]]:
+    """An object's own attributes: plain ones by value, the others by which they are."""
+    found: list[tuple[str, object]] = [
+        (name, item if isinstance(item, (bool, int, float, str, tuple)) else id(item))
+        for name, item in getattr(value, "__dict__", {}).items()]
+    if isinstance(value, nn.Module):
+        found += [(name, id(item)) for name, item in value._modules.items()]
+    return found
+
+
+def _version(x: Tensor) -> int | None:
+    """How often a tensor was written to; None for one that does not count it, such as those of inference mode."""
+    return None if x.is_inference() else x._version
+
+
+# -- tensors -----------------------------------------------------------------------------------------------------------
+
+#: digests of tensors that live, by their ids
+_TENSORS: dict[int, tuple[weakref.ref[Tensor], int, int, bytes]] = {}
+
+
+def _tensor_bytes(x: Tensor, exact: bool) -> bytes:
+    """Digest of a tensor; unless ``exact``, the last one where it has not been written to since."""
+    version, key = _version(x), id(x)
+    known = _TENSORS.get(key)
+    if not exact and known is not None and known[0]() is x and known[1:3] == (version, x.data_ptr()):
+        return known[3]
+    found = hashlib.blake2b(f"{x.dtype} {tuple(x.shape)}".encode(), digest_size=16)
+    if x.numel():
+        plain = x.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        # of size 1 along a dimension, a contiguous tensor may have any stride there: flattened, it would keep it
+        flat = plain.as_strided((plain.numel(),), (1,), plain.storage_offset())
+        found.update(flat.view(torch.uint8).numpy())
+    digest = found.digest()
+    if version is not None:
+        reference = weakref.ref(x, lambda gone: _TENSORS.pop(key, None) if _is(key, gone) else None)
+        _TENSORS[key] = (reference, version, x.data_ptr(), digest)
+    return digest
+
+
+def _is(key: int, reference: weakref.ref[Tensor]) -> bool:
+    """Whether an entry is still that of the tensor that went, not of a later one with its id."""
+    known = _TENSORS.get(key)
+    return known is not None and known[0] is reference
+
+
+# -- everything else ---------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """One walk through an object, in which parts that occur twice are read once."""
+
+    def __init__(self, exact: bool = True) -> None:
+        self.exact, self.tensors = exact, list[Tensor]()
+        self._done: dict[int, tuple[object, bytes]] = {}  # with the object, so that its id is not given away
+        self._open: dict[int, int] = {}
+        self._way: list[str] = []
+
+    def read(self, value: object) -> bytes:
+        """Digest of a value."""
+        if value is None or (isinstance(value, (bool, int, float, complex, str, bytes)) and type(value) in _PLAIN):
+            return _hash(type(value).__name__, repr(value).encode())
+        key = id(value)
+        if key in self._done:
+            return self._done[key][1]
+        if key in self._open:  # a part that leads back to the whole
+            return _hash("back", str(len(self._open) - self._open[key]).encode())
+        self._open[key] = len(self._open)
+        try:
+            found = self._content(value)
+        finally:
+            del self._open[key]
+        self._done[key] = (value, found)
+        return found
+
+    @contextmanager
+    def _at(self, step: str) -> Iterator[None]:
+        self._way.append(step)
+        yield
+        self._way.pop()
+
+    def _fail(self, value: object, why: str = "its content cannot be read") -> UnidentifiedError:
+        way = "".join(self._way).lstrip(".") or "the object"
+        return UnidentifiedError(f"{way} is a {type(value).__module__}.{type(value).__qualname__}, which cannot be "
+                                 f"identified: {why}. Its class may write fingerprint(), a string that changes with "
+                                 "whatever decides its numbers")
+
+    def _all(self, kind: str, parts: Iterable[tuple[str, object]]) -> bytes:
+        """Digest of named parts in their order."""
+        found = []
+        for name, part in parts:
+            with self._at(name):
+                found.append(_hash(name, self.read(part)))
+        return _hash(kind, *found)
+
+    def _content(self, value: Any) -> bytes:
+        own = _own_fingerprint(value)
+        if own is not None:
+            return _hash("own", self.read(type(value)), str(own()).encode())
+        for kinds, method in _READERS:
+            if isinstance(value, kinds):
+                found: bytes = getattr(self, method)(value)
+                return found
+        return self._object(value)
+
+    def _tensor(self, value: Tensor) -> bytes:
+        if value.is_meta:
+            raise self._fail(value, "a tensor on the meta device holds no numbers")
+        if value.layout is not torch.strided:
+            return _hash("tensor", str(value.layout).encode(), self.read(value.to_dense()))
+        self.tensors.append(value)
+        return _hash("tensor", _tensor_bytes(value, self.exact))
+
+    def _array(self, value: np.ndarray) -> bytes:
+        if value.dtype.hasobject:
+            return self._all("array", [(".shape", value.shape), (".items", value.ravel().tolist())])
+        return _hash("array", f"{value.dtype.str} {value.shape}".encode(), np.ascontiguousarray(value).tobytes())
+
+    def _module(self, value: nn.Module) -> bytes:
+        original = vars(value).get("_modules", {}).get("_orig_mod")
+        if original is not None:  # what torch.compile wraps
+            return self.read(original)
+        parts = {**_attributes(value, _MODULE_STATE), **value._parameters, **value._buffers, **value._modules}
+        hooks = [(f".{name}", list(vars(value)[name].values())) for name in _HOOKS if vars(value).get(name)]
+        with self._at(".__class__"):
+            kind = self.read(type(value))
+        return _hash("module", kind, self._all("state", [*((f".{k}", parts[k]) for k in sorted(parts)), *hooks]))
+
+    def _mapping(self, value: Mapping[Any, Any]) -> bytes:
+        items = []
+        for key, item in value.items():
+            with self._at(f"[{key!r}]"):
+                items.append(_hash("item", self.read(key), self.read(item)))
+        return _hash("mapping", self._named(value, dict, types.MappingProxyType), *sorted(items))
+
+    def _sequence(self, value: Any) -> bytes:
+        named = self._named(value, list, tuple, deque, torch.Size)
+        items = self._all("items", ((f"[{i}]", item) for i, item in enumerate(value)))
+        return _hash(type(value).__name__, named, items)
+
+    def _set(self, value: AbstractSet[Any]) -> bytes:
+        return _hash("set", self._named(value, set, frozenset), *sorted(self.read(item) for item in value))
+
+    def _named(self, value: object, *plain: type) -> bytes:
+        """The class and the attributes of a container, unless it is one of Python's own."""
+        if type(value) in plain:
+            return b""
+        return _hash("container", self.read(type(value)),
+                     self._all("state", ((f".{k}", v) for k, v in sorted(_attributes(value).items()))))
+
+    def _partial(self, value: functools.partial[Any]) -> bytes:
+        return self._all("partial", [(".func", value.func), (".args", value.args), (".keywords", value.keywords)])
+
+    def _method(self, value: types.MethodType) -> bytes:
+        return self._all("method", [(f".{value.__name__}", value.__func__), (".__self__", value.__self__)])
+
+    def _builtin(self, value: Any) -> bytes:
+        owner = getattr(value, "__self__", None)
+        name = f"{getattr(value, '__module__', None)}.{value.__qualname__}"
+        if owner is None or isinstance(owner, types.ModuleType):
+            return _hash("builtin", name.encode())
+        return _hash("builtin", name.encode(), self.read(owner))
+
+    def _function(self, value: types.FunctionType) -> bytes:
+        parts: list[tuple[str, object]] = [
+            ("(defaults)", value.__defaults__), ("(defaults by name)", value.__kwdefaults__),
+            *((f"({name})", _cell(cell)) for name, cell in
+              zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)),
+            *((f".{name}", item) for name, item in sorted(vars(value).items())),
+        ]
+        place = _place(value.__module__)
+        found = [f"{value.__module__}.{value.__qualname__}".encode(), place.encode()]
+        if _top(value.__module__) not in _KNOWN:
+            found.append(self._code(value.__code__))  # of ours too: two lambdas may have the same name
+        if not _by_version(value.__module__) and not _installed(value.__module__):
+            parts += [(f"({name})", item) for name, item in _globals(value)]
+        with self._at(f".{value.__name__}"):
+            return _hash("function", *found, self._all("parts", parts))
+
+    def _code(self, code: types.CodeType) -> bytes:
+        constants = [self._code(c) if isinstance(c, types.CodeType) else self.read(c) for c in code.co_consts]
+        names = repr((code.co_names, code.co_varnames, code.co_freevars, code.co_argcount, code.co_kwonlyargcount,
+                      code.co_flags))
+        return _hash("code", code.co_code, names.encode(), *constants)
+
+    def _class(self, value: type) -> bytes:
+        name = f"{value.__module__}.{value.__qualname__}".encode()
+        place = _place(value.__module__).encode()
+        if _by_version(value.__module__):
+            return _hash("class", name, place)
+        if issubclass(value, enum.Enum):
+            return self._all("enum", [(f".{m.name}", m.value) for m in value])
+        written = dataclasses.is_dataclass(value)
+        parts = [(f".{key}", item) for key, item in sorted(vars(value).items())
+                 if key not in _CLASS_NOISE and not isinstance(item, _DESCRIPTORS)
+                 and not (written and key in _DATACLASS_METHODS and _generated(item))
+                 and not (issubclass(value, tuple) and hasattr(value, "_fields") and key.startswith("_"))]
+        with self._at(f"{value.__qualname__}"):
+            bases = [self.read(base) for base in value.__bases__]
+            return _hash("class", name, place, *bases, self._all("body", parts))
+
+    def _static(self, value: Any) -> bytes:
+        return _hash(type(value).__name__, self.read(value.__func__))
+
+    def _property(self, value: property) -> bytes:
+        return self._all("property", [(".fget", value.fget), (".fset", value.fset)])
+
+    def _cached_property(self, value: functools.cached_property[Any]) -> bytes:
+        return _hash("cached_property", self.read(value.func))
+
+    def _enum(self, value: enum.Enum) -> bytes:
+        return _hash("enum", self.read(type(value)), value.name.encode())
+
+    def _by_name(self, value: Any) -> bytes:
+        """What a name stands for."""
+        return _hash("name", f"{type(value).__qualname__} {getattr(value, '__name__', value)}".encode())
+
+    def _by_text(self, value: Any) -> bytes:
+        return _hash("text", f"{type(value).__qualname__} {value}".encode())
+
+    def _object(self, value: object) -> bytes:
+        if hasattr(value, "__dict__") or any("__slots__" in vars(kind) for kind in type(value).__mro__[:-1]):
+            with self._at(".__class__"):
+                kind = self.read(type(value))
+            attributes = sorted(_attributes(value).items())
+            wrapped = getattr(value, "__wrapped__", None)
+            if not attributes and wrapped is not None:
+                attributes = [("__wrapped__", wrapped)]
+            return _hash("object", kind, self._all("state", ((f".{k}", v) for k, v in attributes)))
+        try:
+            reduced: Any = value.__reduce_ex__(2)
+        except Exception as error:
+            raise self._fail(value) from error
+        if isinstance(reduced, str):
+            return _hash("name", f"{type(value).__module__}.{reduced}".encode())
+        return self._all("reduced", ((f"(part {i})", list(part) if i > 2 and part is not None else part)
+                                     for i, part in enumerate(reduced)))
+
+
+_PLAIN = {bool, int, float, complex, str, bytes}
+
+_READERS: list[tuple[Any, str]] = [
+    (Tensor, "_tensor"), (np.ndarray, "_array"), (nn.Module, "_module"), (type, "_class"), (enum.Enum, "_enum"),
+    ((torch.dtype, torch.device, torch.layout, pathlib.PurePath, types.GenericAlias, types.UnionType), "_by_text"),
+    (types.ModuleType, "_by_name"), (functools.partial, "_partial"), (types.FunctionType, "_function"),
+    (types.MethodType, "_method"), ((types.BuiltinFunctionType, types.MethodDescriptorType), "_builtin"),
+    ((staticmethod, classmethod), "_static"), (property, "_property"),
+    (functools.cached_property, "_cached_property"),
+    (Mapping, "_mapping"), ((list, tuple, deque), "_sequence"), (AbstractSet, "_set"),
+]
+
+
+def _hash(kind: str, *parts: bytes) -> bytes:
+    """Digest of parts, none of which can pass for another's end."""
+    found = hashlib.blake2b(kind.encode(), digest_size=16)
+    for part in parts:
+        found.update(len(part).to_bytes(8, "little"))
+        found.update(part)
+    return found.digest()
+
+
+def _attributes(value: object, without: AbstractSet[str] = frozenset()) -> dict[str, object]:
+    """Attributes of an object, in its dictionary or in slots, without what was computed from the others."""
+    kind = type(value)
+    found = dict(getattr(value, "__dict__", {}))
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                found[name] = getattr(value, name)
+    derived = frozenset().union(*(vars(base).get("_derived", ()) for base in kind.__mro__))
+    return {name: item for name, item in found.items() if name not in without and name not in derived
+            and not isinstance(getattr(kind, name, None), functools.cached_property)}
+
+
+def _own_fingerprint(value: object) -> Callable[[], object] | None:
+    """The ``fingerprint`` that a class of somebody else's writes for its objects."""
+    method = getattr(type(value), "fingerprint", None)
+    if not isinstance(method, types.FunctionType) or _by_version(method.__module__):
+        return None
+    return functools.partial(method, value)
+
+
+def _top(module: str | None) -> str:
+    return (module or "").split(".")[0]
+
+
+def _by_version(module: str | None) -> bool:
+    """Whether code of a module is known by the version of its package."""
+    return _top(module) in _KNOWN or _top(module) in _OURS
+
+
+def _place(module: str | None) -> str:
+    """The version of the package that a module belongs to, where it says one."""
+    if _top(module) in _OURS:
+        return VERSION
+    if _top(module) in sys.stdlib_module_names:
+        return ""
+    return str(getattr(sys.modules.get(_top(module)), "__version__", ""))
+
+
+def _installed(module: str | None) -> bool:
+    """Whether a module was installed, so that its helpers change with its version alone."""
+    file = getattr(sys.modules.get(module or ""), "__file__", None) or ""
+    return "site-packages" in file or "dist-packages" in file
+
+
+def _cell(cell: types.CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet filled
+        return None
+
+
+def _generated(item: object) -> bool:
+    """Whether a method was made by a decorator of dataclasses."""
+    while hasattr(item, "__wrapped__"):
+        item = item.__wrapped__
+    return item is None or getattr(getattr(item, "__code__", None), "co_filename", "") == "<string>"
+
+
+def _globals(function: types.FunctionType) -> Iterator[tuple[str, object]]:
+    """The globals that a function reads, with what it reads of modules that were not installed."""
+    names, codes = set[str](), [function.__code__]
+    while codes:
+        code = codes.pop()
+        names |= set(code.co_names)
+        codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    for name in sorted(names):
+        if name not in function.__globals__:
+            continue
+        item = function.__globals__[name]
+        yield name, item
+        if isinstance(item, types.ModuleType) and not _by_version(item.__name__) and not _installed(item.__name__):
+            yield from ((f"{name}.{inner}", vars(item)[inner]) for inner in sorted(names & vars(item).keys()))
