@@ -236,6 +236,15 @@ class FlowMap(Countable):
         """Number of values in one state."""
         return math.prod(self.state_shape)
 
+    def extra_repr(self) -> str:
+        """Shapes, and how many numbers the map is made of, for ``print``."""
+        states, images = (tuple(getattr(self, name, ())) for name in ("state_shape", "image_shape"))
+        count = sum(x.numel() for x in chain(self.parameters(), self.buffers()))
+        return f"{states}{'' if states == images else f' -> {images}'}, {count:,} numbers"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
 
 def rows_at_a_time(chunk_size: int | None, prior: FlowMap, *, velocity: bool = False) -> int:
     """How many rows go through a map together: as many as were asked for, else what the device has memory for.

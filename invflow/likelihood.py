@@ -282,6 +282,13 @@ class Likelihood(Reward):
             other._observed = self._observed.to(other.y.device)
         return other
 
+    def __repr__(self) -> str:
+        """Operator, number of observations and levels."""
+        levels = [""] + [f"{name}={_range(getattr(self, name))}" for name in self.level_names]
+        count = self.num_observations
+        return (f"{type(self).__name__}({self.operator!r}, {count} observation{'s' if count != 1 else ''}"
+                f"{', '.join(levels)})")
+
     def _level(self, name: str, like: Tensor) -> Tensor:
         """A per-observation parameter, shaped to broadcast against ``(B, N, *measurement_shape)``."""
         return getattr(self, name).to(like).reshape(-1, *([1] * (like.ndim - 1)))
@@ -297,6 +304,12 @@ class Likelihood(Reward):
         if self._observed is None:
             return self.y.new_full((1,), math.prod(self.operator.measurement_shape))
         return self._observed.flatten(1).sum(1).to(self.y)
+
+
+def _range(levels: Tensor) -> str:
+    """One level, or from the least to the greatest."""
+    low, high = (f"{float(level):.4g}" for level in (levels.min(), levels.max()))
+    return low if low == high else f"{low} to {high}"
 
 
 class GaussianLikelihood(Likelihood):

@@ -280,11 +280,29 @@ class Problem:
 
         return ExactPosterior(self.prior)
 
+    def __copy__(self) -> Problem:
+        other = type(self).__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
+    def __reduce__(self) -> Any:
+        # functions of a module are pickled by name, which local ones have not: a registered problem goes by its own
+        registered = _REGISTERED.get(self.name)
+        if registered is None:
+            return super().__reduce__()
+        known = vars(registered)
+        changed = {key: value for key, value in vars(self).items() if key not in known or known[key] is not value}
+        return load_problem, (self.name,), changed
+
     def __repr__(self) -> str:
         if self.tilts:
             return f"Problem({self.name!r}, prior={self.prior_name!r}, tilted by a reward)"
         kind = "random operators" if self.random else "one operator"
         return f"Problem({self.name!r}, prior={self.prior_name!r}, sigma={self.sigma}, {kind})"
+
+
+#: the problems that were found, which :meth:`Problem.__reduce__` knows by name
+_REGISTERED: dict[str, Problem] = {}
 
 
 # -- registered problems -------------------------------------------------------------------------------------
@@ -305,6 +323,7 @@ def list_problems() -> dict[str, Problem]:
             if found.get(problem.name, problem) is not problem:
                 raise ValueError(f"two problems are named {problem.name!r}, one of them in {module.__name__}")
             found[problem.name] = problem
+    _REGISTERED.update(found)
     return dict(sorted(found.items()))
 
 

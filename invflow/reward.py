@@ -112,6 +112,10 @@ class FunctionReward(Reward):
             )
         return values.to(device=x.device, dtype=x.dtype).unflatten(0, x.shape[:2])
 
+    def __repr__(self) -> str:
+        black_box = "" if self.differentiable else ", differentiable=False"
+        return f"FunctionReward({getattr(self.fn, '__name__', type(self.fn).__name__)}{black_box})"
+
 
 class SumReward(Reward):
     """The sum of rewards; written ``a + b``.
@@ -136,6 +140,9 @@ class SumReward(Reward):
             total = total + reward(x)
         return total
 
+    def __repr__(self) -> str:
+        return "(" + " + ".join(map(repr, self.rewards)) + ")"
+
     def select(self, index: Index) -> Reward:
         """The sum for some observations only."""
         return SumReward(*(r.select(index) for r in self.rewards))
@@ -155,6 +162,9 @@ class ScaledReward(Reward):
     def __call__(self, x: Tensor) -> Tensor:
         """Score images: ``(B, N, *image_shape)`` to ``(B, N)``."""
         return self.scale * self.reward(x)
+
+    def __repr__(self) -> str:
+        return f"{self.scale:g} * {self.reward!r}"
 
     def select(self, index: Index) -> Reward:
         """The scaled reward for some observations only."""

@@ -23,7 +23,7 @@ from invflow.flowmap import FlowMap
 from invflow.posterior import NFE, Posterior
 from invflow.reward import Reward
 
-__all__ = ["Solver", "move_solver", "plain"]
+__all__ = ["Solver", "plain"]
 
 S = TypeVar("S", bound="Solver")
 
@@ -203,7 +203,8 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
 
     def __repr__(self) -> str:
         """The class with its prior, and the settings that are not the defaults."""
-        parts = []
+        prior = getattr(self, "prior", None)
+        parts = [] if "prior" in _parameters(type(self)) or prior is None else [f"prior={type(prior).__name__}"]
         for name, parameter in _parameters(type(self)).items():
             value = getattr(self, name, _ABSENT)
             if isinstance(value, (nn.Module, Tensor)):
@@ -290,8 +291,3 @@ def _swapped(value: Any, swaps: Mapping[int, object]) -> Any:
     other = copy.copy(value)
     vars(other).update(changed)  # also of frozen dataclasses
     return other
-
-
-def move_solver(solver: Solver, device: torch.device) -> None:
-    """Move the networks and tensors of a solver, in place."""
-    solver.to(device)

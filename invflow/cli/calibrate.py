@@ -41,12 +41,11 @@ def calibrate(
     from invflow.evaluation.calibrate import calibrate as run
     from invflow.problem import load_problem
     from invflow.registry import solver_by_name
-    from invflow.solver import move_solver
 
     place, posed = check_device(device), load_problem(problem)
     settings: dict[str, Any] = parse_settings(None, setting or [])
     built = solver_by_name(solver, posed, **settings)
-    move_solver(built, place)
+    built.to(place)
     certificate = run(built, posed, num_simulations=simulations, num_samples=samples, num_particles=particles,
                       source=source, split=split, chunk_size=chunk_size, output=output,
                       generator=torch.Generator().manual_seed(seed), progress=True)

@@ -42,11 +42,13 @@ class PosedImage:
         truth: ``(1, C, H, W)``, or None for an observed file.
         likelihood: of one observation, for the solver.
         shown: the same in the file's own channels: another one for a grey file under a prior for colour.
+        solver: the solver, for images of this size.
     """
 
     truth: Tensor | None
     likelihood: GaussianLikelihood
     shown: GaussianLikelihood
+    solver: Solver
 
     def finish(self, posterior: Posterior) -> Posterior:
         """The posterior of images with the file's own channels."""
@@ -93,8 +95,7 @@ class ImageTask:
         each. So the mean over channels of what is restored is restored from the file as it is.
 
         Args:
-            solver: whose prior gives the image's shape, or takes any. A solver that is built on such a prior alone
-                is given the resized one.
+            solver: whose prior gives the image's shape, or takes any; what is posed is for its ``resized`` copy.
             generator: draws the operator's parameters and the noise.
             say: called with a sentence for each thing assumed or changed.
 
@@ -124,10 +125,8 @@ class ImageTask:
         if trained is not None and trained[0] == 3 and len(image) == 1:
             again = torch.Generator().set_state(state)  # the same random mask or kernel once more
             likelihood = _in_colour(shown, self._build((3, *shape[1:]), again, lambda _: None), generator, say)
-        prior = getattr(solver, "prior", None)
-        if prior is not None and not hasattr(solver, "adapter"):
-            solver.prior = prior.resized(tuple(likelihood.operator.image_shape))  # type: ignore[attr-defined]
-        return PosedImage(None if self.observed else image[None], likelihood, shown)
+        fitting = solver.resized(likelihood.operator.image_shape)
+        return PosedImage(None if self.observed else image[None], likelihood, shown, fitting)
 
     def _pose_fixed(self, image_shape: tuple[int, ...], solver: Solver, generator: torch.Generator,
                     say: Say) -> PosedImage:
@@ -144,7 +143,7 @@ class ImageTask:
             sigma = 0.05 if self.sigma is None else self.sigma
             y = operator.measure(truth, sigma, generator=generator)
         likelihood = GaussianLikelihood(operator, y, sigma)
-        return PosedImage(truth, likelihood, likelihood)
+        return PosedImage(truth, likelihood, likelihood, solver)
 
     def _build(self, image_shape: tuple[int, ...], generator: torch.Generator, say: Say) -> Operator:
         settings, key = dict(self.settings), kebab(self.operator).replace("_", "-")

@@ -114,7 +114,6 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
     from invflow.evaluation.summary import format_table, summarise, summarise_tilted
     from invflow.problem import load_problem
     from invflow.registry import solver_by_name
-    from invflow.solver import move_solver
 
     truth: Tensor | None
     likelihood: Any
@@ -131,9 +130,9 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
         solver_name = solver_name or "vfm"
         solver = solver_by_name(solver_name, prior or _usual_prior(task, solver_name), **settings)
         own = task.pose(solver, generator, say)
-        truth, likelihood = own.truth, own.likelihood
+        solver, truth, likelihood = own.solver, own.truth, own.likelihood
         what = f"{task.file.name}, {task.operator}"
-    move_solver(solver, place)
+    solver.to(place)
     if compile_first:
         compile_solver(solver)
     likelihood = likelihood.to(place)

@@ -288,9 +288,7 @@ class _Bench:
                     raise
                 source = "cannot be built: " + " ".join(str(error).split())
             if self.device is not None and isinstance(source, Solver):
-                from invflow.solver import move_solver
-
-                move_solver(source, self.device)
+                source.to(self.device)
             self._built[key] = source
         return self._built[key]
 

@@ -88,6 +88,7 @@ class VFM(Solver):
             raise ValueError(f"tile={tile}, but the networks of this VFM see the whole image at once, so that tiles "
                              "would change the samples: leave tile=None")
         self.prior, self.adapter, self.tile = prior, adapter, tile
+        self._trained_shape = tuple(prior.image_shape)  # also of a resized copy
         self.steps, self.chunk_size, self.importance = steps, chunk_size, importance
 
     @torch.no_grad()
@@ -168,7 +169,7 @@ class VFM(Solver):
     @contextmanager
     def _sized(self, prior: NeuralFlowMap, adapter: Adapter) -> Iterator[ChunkSize]:
         """Rows at a time for images of this size, and the networks in tiles where they are to be."""
-        trained, pixels = _pixels(self.prior.image_shape), _pixels(prior.image_shape)
+        trained, pixels = _pixels(self._trained_shape), _pixels(prior.image_shape)
 
         def cuttable() -> bool:  # a walk through all modules, which small images are spared
             return can_tile(prior) and can_tile(adapter)

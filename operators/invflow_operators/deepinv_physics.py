@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -59,6 +62,8 @@ class DeepinvOperator(Operator):
                 "your own derives from invflow.Operator"
             )
         self.physics = physics.clone().requires_grad_(False).eval()
+        # noise and sensor are no part of the operator, and those of deepinv cannot be pickled
+        self.physics.noise_model, self.physics.sensor_model = torch.nn.Identity(), torch.nn.Identity()
         self.image_shape, self.problem_class = tuple(image_shape), problem_class
         self.linear = isinstance(physics, LinearPhysics)
         self.per_set, self.physics_generator = tuple(per_set), physics_generator
@@ -220,12 +225,56 @@ class DeepinvOperator(Operator):
         self._probe()  # some physics renew what they derive when they are first used: now, rather than in use
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        # the functions that deepinv's classes take by default have no name to be pickled by
+        return {**vars(self), "_modules": {**self._modules, "physics": _exchanged(self.physics, _as_default)}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.physics = _exchanged(self.physics, lambda _, value: value.find() if isinstance(value, _Default) else value)
+
+    def __copy__(self) -> DeepinvOperator:
+        other = type(self).__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
     def __deepcopy__(self, memo: dict[int, Any]) -> DeepinvOperator:
         # deepinv's clone copies random generators too, which deepcopy alone cannot
         other = _shallow_copy(self)
         other.physics = self.physics.clone()
         memo[id(self)] = other
         return other
+
+
+@dataclass(frozen=True)
+class _Default:
+    """The default of a parameter of a class, by its place."""
+
+    owner: type
+    parameter: str
+
+    def find(self) -> Any:
+        """The default itself."""
+        return inspect.signature(vars(self.owner)["__init__"]).parameters[self.parameter].default
+
+
+def _as_default(module: Any, value: Any) -> Any:
+    """In place of a lambda that a class of the module has as a default: which one it is."""
+    if isinstance(value, FunctionType) and "<lambda>" in value.__qualname__:
+        for owner in type(module).__mro__:
+            if isinstance(vars(owner).get("__init__"), FunctionType):
+                for name, parameter in inspect.signature(vars(owner)["__init__"]).parameters.items():
+                    if parameter.default is value:
+                        return _Default(owner, name)
+    return value
+
+
+def _exchanged(module: Any, change: Callable[[Any, Any], Any]) -> Any:
+    """A shallow copy with the plain attributes of all modules in it changed."""
+    other = _shallow_copy(module)
+    for part in other.modules():
+        vars(part).update({name: change(part, value) for name, value in vars(part).items()})
+    return other
 
 
 def _shallow_copy(module: Any) -> Any:
