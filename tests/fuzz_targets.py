@@ -138,14 +138,13 @@ def _make_certificate(place: Path) -> None:
 
 
 def _make_comparison(place: Path) -> None:
-    from invflow.evaluation.comparison import _FORMAT
+    from invflow.evaluation.comparison import _KINDS
     from invflow.evaluation.results.results import _COSTS
 
-    place.mkdir(parents=True)
-    record = {"format": _FORMAT, "values": {"p": {"s": {"crps": [0.1, 0.2]}}}, "sets": {"p": {"s": {"sw": [0.3, 0.1]}}},
+    record = {"values": {"p": {"s": {"crps": [0.1, 0.2]}}}, "sets": {"p": {"s": {"sw": [0.3, 0.1]}}},
               "costs": {"p": {"s": dict.fromkeys(_COSTS, 1.0)}}, "failures": {"p": {}}, "settings": {"num_samples": 4},
-              "solvers": {"s": {"solver": "VFM"}}, "seeds": {"p": [1]}, "versions": {"torch": "2"}}
-    (place / "comparison.json").write_text(json.dumps(record))
+              "solvers": {"s": {"solver": "VFM"}}, "seeds": {"p": [1]}, "versions": {"torch": "2"}, "missing": {}}
+    write_record(place / "comparison.json", _KINDS[0], record)
 
 
 def _load_comparison(place: Path) -> Any:
