@@ -109,7 +109,7 @@ MUTATIONS = [
              "y + sigma * rows.noise(y)", "y",
              "tests/solvers/field/test_field_samplers.py::test_each_makes_what_its_recursion_says"),
     Mutation("paired differences of other pairs", "invflow/evaluation/results/results.py",
-             "_mean(pair[0] - pair[1])", "_mean(pair[0] - pair[1].flip(0))",
+             "(pair[0] - pair[1])[", "(pair[0] - pair[1].flip(0))[",
              "tests/evaluation/test_compare.py::test_paired_differences_see_what_means_cannot"),
     Mutation("a map's error that grows with the noise", "invflow/training/vfm.py",
              "weight * (square / count - noise_variance)", "weight * (square / count)",
