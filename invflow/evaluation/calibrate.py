@@ -280,6 +280,9 @@ def _resume(folder: Path | None, settings: dict[str, Any]) -> dict[str, Tensor]:
     if folder is None or not (folder / "simulations.safetensors").is_file():
         return {}
     record, before = read_simulations(folder)
+    if "content" not in before:
+        raise ValueError(f"{folder} was begun by a version of invflow that did not keep what simulations are made of: "
+                         "choose another folder")
     now = finite(as_json(settings, "settings"))
     for key in now:
         if before.get(key) != now[key]:

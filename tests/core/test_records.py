@@ -145,7 +145,7 @@ def test_an_old_comparison_is_read_and_not_gone_on_with(tmp_path: Path) -> None:
     assert read.to_csv() == new.to_csv()
     assert torch.equal(read.examples(PROBLEM, "exact")["mean"], new.examples(PROBLEM, "exact")["mean"])
     assert read_part(part) is not None
-    with pytest.raises(ValueError, match="belongs to another comparison"):  # what it was made of is not known
+    with pytest.raises(ValueError, match="did not keep what parts are made of"):
         invflow.compare(PROBLEM, ["exact"], num_observations=2, num_samples=20, output=tmp_path)
 
 
