@@ -25,7 +25,7 @@ from invflow.evaluation.certificate.quantities import Quantity, default_quantiti
 from invflow.metrics import random_pit, random_ranks, spread_skill, tarp_ranks
 from invflow.posterior import Posterior
 from invflow.problem import Problem
-from invflow.solver import Solver
+from invflow.solver import Solver, plain
 
 if TYPE_CHECKING:
     from invflow.likelihood import Likelihood
@@ -254,9 +254,7 @@ def _child(seed: int, purpose: str) -> torch.Generator:
 
 
 def _settings(solver: Solver) -> dict[str, Any]:
-    described = getattr(solver, "settings", None)
-    own = described() if callable(described) else {}
-    return {"class": type(solver).__name__, **as_json(own, "settings")}
+    return {"class": type(solver).__name__, **plain(solver.settings())}
 
 
 def _code() -> dict[str, str]:

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def mixture(shift: float) -> invflow.FlowMap:
 
 
 def composed(sigma: float) -> invflow.Operator:
-    return Denoising((1, 4, 4)) @ GaussianBlur((1, 4, 4), blur_sigma=sigma, kernel_size=3)
+    return Denoising((1, 4, 4)) @ GaussianBlur((1, 4, 4), sigma, 3)
 
 
 def fitted(seed: int) -> invflow.Solver:
@@ -159,11 +160,11 @@ CASES: dict[str, tuple[Callable[[], Pair], Callable[[], Pair], str]] = {
         lambda: (denoising(0.05), Narrow(1.0)), lambda: (denoising(0.3), Narrow(1.0)), "observations"),
     "the operator of a problem": (
         lambda: (denoising(), Narrow(1.0)),
-        lambda: (denoising(operator=GaussianBlur((1, 4, 4), blur_sigma=1.0, kernel_size=3)), Narrow(1.0)),
+        lambda: (denoising(operator=GaussianBlur((1, 4, 4), 1.0, 3)), Narrow(1.0)),
         "observations"),
     "an operator that no measurement tells": (
         lambda: (denoising(sampler=black), Narrow(1.0)),
-        lambda: (denoising(sampler=black, operator=GaussianBlur((1, 4, 4), blur_sigma=1.0, kernel_size=3)),
+        lambda: (denoising(sampler=black, operator=GaussianBlur((1, 4, 4), 1.0, 3)),
                  Narrow(1.0)), "observations"),
     "an operator inside a composition": (
         lambda: (denoising(sampler=black, operator=composed(0.5)), Narrow(1.0)),
@@ -220,52 +221,54 @@ def test_what_a_problem_is_judged_by_counts_too(tmp_path: Path) -> None:
 
 
 class Stops(Narrow):
-    """Ends the run at its call number ``stop``."""
+    """Counts its calls, and ends the run or fails at some of them, all of which decides no number."""
 
-    calls = 0
-    stop: int | None = None
-
-    def __init__(self) -> None:
+    def __init__(self, stop: int | None = None, error: type[BaseException] = KeyboardInterrupt) -> None:
         super().__init__(1.0)
+        self.stop, self.error = stop, error
+        self.seen: list[Tensor] = []
+
+    @property
+    def calls(self) -> int:
+        return len(self.seen)
 
     def fingerprint(self) -> str:
-        return "the same"  # when it stops decides no number
+        return "the same"
+
+    def settings(self) -> dict[str, str]:
+        return {"solver": "Stops"}
+
+    def sample(self, reward, num_samples, **options) -> Posterior:
+        if self.calls == self.stop:
+            self.stop = None
+            raise self.error("a fault")
+        self.seen.append(reward.y)
+        return super().sample(reward, num_samples, **options)
+
+
+class Fails(Stops):
+    """Fails at each call until it is mended."""
 
     def sample(self, *args, **options) -> Posterior:
-        if type(self).calls == type(self).stop:
-            raise KeyboardInterrupt
-        type(self).calls += 1
+        self.stop = self.calls if self.error is RuntimeError else None
         return super().sample(*args, **options)
 
 
-@pytest.fixture
-def stops() -> type[Stops]:
-    return type("Stops", (Stops,), {})
-
-
-def test_no_table_is_half_of_one_noise_and_half_of_another(tmp_path: Path, stops: type[Stops]) -> None:
-    stops.stop = 1
+def test_no_table_is_half_of_one_noise_and_half_of_another(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        invflow.compare(denoising(0.05), {"mine": stops()}, output=tmp_path, **SETTINGS)
+        invflow.compare(denoising(0.05), {"mine": Stops(stop=1)}, output=tmp_path, **SETTINGS)
     assert len(list(tmp_path.glob("parts/*/*/*"))) == 1
-    stops.stop = None
+    solver = Stops()
     with pytest.raises(ValueError, match="content of the observations"):
-        invflow.compare(denoising(0.3), {"mine": stops()}, output=tmp_path, **SETTINGS)
-    assert stops.calls == 1
+        invflow.compare(denoising(0.3), {"mine": solver}, output=tmp_path, **SETTINGS)
+    assert solver.calls == 0
     assert not (tmp_path / "comparison.json").exists()
-
-
-class NoText:
-    """Something whose content nobody can read."""
-
-    def __init__(self) -> None:
-        self.file = open(__file__)  # noqa: SIM115
 
 
 class Unknown(Narrow):
     def __init__(self) -> None:
         super().__init__(1.0)
-        self.held, self.calls = NoText(), 0
+        self.held, self.calls = threading.Lock(), 0  # whose content nobody can read
 
     def sample(self, *args, **options) -> Posterior:
         self.calls += 1
@@ -288,47 +291,24 @@ def test_what_cannot_be_identified_is_computed_again(tmp_path: Path) -> None:
 # -- failures, versions, extensions --------------------------------------------------------------------------------------
 
 
-class Mended(Narrow):
-    """Fails where its class is told to."""
-
-    fails: type[BaseException] | None = RuntimeError
-    only: int | None = None
-
-    def __init__(self) -> None:
-        super().__init__(1.0)
-        self.calls = 0
-
-    def fingerprint(self) -> str:
-        return "the same"  # a mended fault need not change what tells a solver
-
-    def sample(self, reward, num_samples, **options) -> Posterior:
-        self.calls += 1
-        if type(self).fails is not None and self.only in (None, self.calls):
-            raise type(self).fails("a fault")
-        return super().sample(reward, num_samples, **options)
-
-
-def test_a_mended_fault_is_not_listed_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    solvers = {"mended": Mended(), "other": Stops()}
-    failed = invflow.compare(denoising(), solvers, output=tmp_path, **SETTINGS)
+def test_a_mended_fault_is_not_listed_any_more(tmp_path: Path) -> None:
+    failed = invflow.compare(denoising(), {"mended": Fails(error=RuntimeError), "other": Narrow(1.0)}, output=tmp_path,
+                             **SETTINGS)
     assert failed.failures["one name"] == {"mended": "RuntimeError: a fault"}
-    monkeypatch.setattr(Mended, "fails", None)
-    monkeypatch.setattr(Stops, "stop", Stops.calls)  # nothing of the other is computed again
-    good = invflow.compare(denoising(), solvers, output=tmp_path, **SETTINGS)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("parts/*/other/*")}
+    good = invflow.compare(denoising(), {"mended": Fails(), "other": Narrow(1.0)}, output=tmp_path, **SETTINGS)
     assert not good.failures["one name"]
-    assert good.values["one name"]["mended"] == invflow.compare(
-        denoising(), {"mended": Narrow(1.0)}, **SETTINGS).values["one name"]["mended"]
+    assert good.values["one name"]["mended"] == good.values["one name"]["other"]  # but for the fault they are the same
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-@pytest.mark.parametrize("fails", [RuntimeError, KeyError, AssertionError, MemoryError, SystemExit, ZeroDivisionError])
-def test_any_error_is_the_reason_of_its_part_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails) -> None:
-    monkeypatch.setattr(Mended, "fails", fails)
-    monkeypatch.setattr(Mended, "only", 2)
-    found = invflow.compare(denoising(), {"mended": Mended(), "other": Narrow(1.0)}, output=tmp_path,
-                            **{**SETTINGS, "num_observations": 6})
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, AssertionError, MemoryError, SystemExit, ZeroDivisionError])
+def test_any_error_is_the_reason_of_its_part_alone(tmp_path: Path, error: type[BaseException]) -> None:
+    solvers = {"mended": Stops(stop=1, error=error), "other": Narrow(1.0)}
+    found = invflow.compare(denoising(), solvers, output=tmp_path, **{**SETTINGS, "num_observations": 6})
     gap = found.missing["one name"]["mended"]
     assert gap["observations"] == [2, 3]
-    assert fails.__name__ in gap["reason"]
+    assert error.__name__ in gap["reason"]
     assert not found.failures["one name"]
     own, other = (found.values["one name"][s]["crps"] for s in ("mended", "other"))
     assert [math.isnan(v) for v in own] == [False, False, True, True, False, False]
@@ -340,16 +320,20 @@ def test_any_error_is_the_reason_of_its_part_alone(tmp_path: Path, monkeypatch: 
     assert found.reference("one name", "crps") == "other"
     assert found.difference("one name", "mended", "crps")[0] == pytest.approx(0, abs=1e-12)
     assert "failed on 2 of 6 observations" in found.to_markdown()
-    loaded = Comparison.load(tmp_path)
-    assert loaded.missing == found.missing
+    assert Comparison.load(tmp_path).missing == found.missing
     found.report(tmp_path / "report.html")
     assert "failed on 2 of 6 observations" in (tmp_path / "report.html").read_text()
+    # the same call tries that part again, and no other
+    again = {"mended": Stops(), "other": Narrow(1.0)}
+    whole = invflow.compare(denoising(), again, output=tmp_path, **{**SETTINGS, "num_observations": 6})
+    assert again["mended"].calls == 1
+    assert not whole.missing["one name"]
+    assert whole.values["one name"]["mended"]["crps"] == other
 
 
-def test_ctrl_c_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Mended, "fails", KeyboardInterrupt)
+def test_ctrl_c_is_no_reason() -> None:
     with pytest.raises(KeyboardInterrupt):
-        invflow.compare(denoising(), {"mended": Mended()}, **SETTINGS)
+        invflow.compare(denoising(), {"stops": Stops(stop=0)}, **SETTINGS)
 
 
 @pytest.mark.parametrize(("count", "image"), [(3, (1, 4, 4)), (5, (1, 4, 4)), (4, (1, 4, 5))])
@@ -372,6 +356,7 @@ def test_the_exit_status_tells_whether_every_solver_failed(tmp_path: Path, monke
         raise RuntimeError("out of luck")
 
     arguments = ["compare", "gaussian/linear", "--solver", "fmtt:steps=2", "--observations", "2", "--samples", "8"]
+    monkeypatch.setattr(invflow.FMTT, "_sample", fail)
     monkeypatch.setattr(invflow.FMTT, "sample", fail)
     alone = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "alone")])
     assert alone.exit_code == 1
@@ -407,8 +392,7 @@ def test_a_part_has_a_time_limit(tmp_path: Path) -> None:
 def test_versions_are_those_of_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = {"invflow": "1", "torch": "2", "python": "3.10"}
     for place in ("bench", "parts"):
-        monkeypatch.setattr(f"invflow.evaluation.results.{place}.versions", lambda: dict(first), raising=False)
-    monkeypatch.setattr("invflow.evaluation.results.parts.Part.__dataclass_fields__", {}, raising=False)
+        monkeypatch.setattr(f"invflow.evaluation.results.{place}.versions", lambda: dict(first))
     invflow.compare(denoising(), {"mine": Narrow(1.0)}, output=tmp_path, **SETTINGS)
     # another Python goes on, and is named beside the first
     first["python"] = "3.12"
@@ -419,38 +403,32 @@ def test_versions_are_those_of_the_parts(tmp_path: Path, monkeypatch: pytest.Mon
         invflow.compare(denoising(), {"mine": Narrow(1.0)}, output=tmp_path, **SETTINGS)
 
 
-def test_a_comparison_is_extended_without_computing_its_parts_again(tmp_path: Path, stops: type[Stops]) -> None:
-    seen: list[Tensor] = []
+def test_a_comparison_is_extended_without_computing_its_parts_again(tmp_path: Path) -> None:
+    def run(count: int, size: int = 2, **solvers: Stops) -> Comparison:
+        return invflow.compare(denoising(), solvers, output=tmp_path, num_observations=count, num_samples=4,
+                               part_size=size)
 
-    class Counts(stops):  # type: ignore[misc, valid-type]
-        def sample(self, reward, *args, **options) -> Posterior:
-            seen.append(reward.y)
-            return super().sample(reward, *args, **options)
-
-    three = {**SETTINGS, "num_observations": 3}
-    first = invflow.compare(denoising(), {"a": Counts()}, output=tmp_path, **three)
-    assert [len(y) for y in seen] == [2, 1]
-    assert (tmp_path / "table.csv").exists()
-    # more observations: two more parts, further measurements
-    seven = {**SETTINGS, "num_observations": 7}
-    second = invflow.compare(denoising(), {"a": Counts()}, output=tmp_path, **seven)
-    assert [len(y) for y in seen] == [2, 1, 2, 2]
-    assert second.values["one name"]["a"]["crps"][:3] == first.values["one name"]["a"]["crps"]
-    assert len({tuple(y.flatten().tolist()) for part in seen for y in part}) == 7
-    assert second.costs["one name"]["a"]["seconds"] > 0
-    # another solver: on all seven, and its measurements are the same
-    old = list(seen)
-    third = invflow.compare(denoising(), {"a": Counts(), "b": Counts()}, output=tmp_path, **seven)
-    assert torch.equal(torch.cat(seen[4:]), torch.cat(old))
-    assert third.values["one name"]["a"] == second.values["one name"]["a"]
-    assert len(third.values["one name"]["b"]["crps"]) == 7
-    assert third.seeds == second.seeds
-    # and once more, nothing
-    invflow.compare(denoising(), {"a": Counts(), "b": Counts()}, output=tmp_path, **{**seven, "part_size": 7})
-    assert len(seen) == 8
-    assert third.examples("one name", "a")["truth"].shape == (4, 1, 4, 4)
+    first, more, other, none = Stops(), Stops(), Stops(), Stops()
+    three = run(3, a=first)
+    assert [len(y) for y in first.seen] == [2, 1]
+    # more observations: two more parts, of further measurements
+    seven = run(7, a=more)
+    assert [len(y) for y in more.seen] == [2, 2]
+    measured = torch.cat([*first.seen, *more.seen])
+    assert len({tuple(y.flatten().tolist()) for y in measured}) == 7
+    assert seven.values["one name"]["a"]["crps"][:3] == three.values["one name"]["a"]["crps"]
+    assert seven.seeds["one name"][:3] == three.seeds["one name"]
+    # another solver, on the same measurements
+    both = run(7, a=none, b=other)
+    assert none.calls == 0
+    assert torch.equal(torch.cat(other.seen), measured)
+    assert both.values["one name"]["a"] == seven.values["one name"]["a"] == both.values["one name"]["b"]
+    # parts keep the size that they have
+    assert run(7, 7, a=none, b=none).values == both.values
+    assert none.calls == 0
+    assert both.examples("one name", "a")["truth"].shape == (4, 1, 4, 4)
     with pytest.raises(ValueError, match="num_observations=7"):
-        invflow.compare(denoising(), {"a": Counts()}, output=tmp_path, **three)
+        run(3, a=none)
 
 
 def test_extended_observations_of_a_set_are_its_next_images(tmp_path: Path) -> None:
@@ -464,12 +442,11 @@ def test_extended_observations_of_a_set_are_its_next_images(tmp_path: Path) -> N
         invflow.compare(posed, {"a": Narrow(1.0)}, output=tmp_path, **{**SETTINGS, "num_observations": 11})
 
 
-def test_tables_of_another_run_do_not_lie_beside_new_parts(tmp_path: Path, stops: type[Stops]) -> None:
-    found = invflow.compare(denoising(), {"a": stops()}, output=tmp_path, **SETTINGS)
+def test_tables_of_another_run_do_not_lie_beside_new_parts(tmp_path: Path) -> None:
+    found = invflow.compare(denoising(), {"a": Stops()}, output=tmp_path, **SETTINGS)
     found.report(tmp_path / "report.html")
-    stops.stop = stops.calls + 1
     with pytest.raises(KeyboardInterrupt):
-        invflow.compare(denoising(), {"a": stops()}, output=tmp_path, **{**SETTINGS, "num_observations": 8})
+        invflow.compare(denoising(), {"a": Stops(stop=1)}, output=tmp_path, **{**SETTINGS, "num_observations": 8})
     assert [path.name for path in tmp_path.iterdir()] == ["parts"]
     # a table of other solvers takes the page of the former ones with it, one of the same does not
     whole = tmp_path / "whole"

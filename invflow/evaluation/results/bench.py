@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from invflow._core.identity import UnidentifiedError, identity
-from invflow._core.records import as_json, versions
+from invflow._core.records import versions
 from invflow.evaluation.results.measure import PeakMemory, time_limit
 from invflow.evaluation.results.parts import Part, Stage, Task, derive_seed
 from invflow.evaluation.summary import LEVEL, features_of, judge
 from invflow.likelihood import Likelihood
 from invflow.problem import Problem
-from invflow.solver import Solver
+from invflow.solver import Solver, plain
 
 if TYPE_CHECKING:
     from invflow.posterior import Posterior
@@ -91,9 +91,7 @@ class Bench:
             solver = self._solver(task)
             if isinstance(solver, str):
                 return {"failure": solver}
-            settings = getattr(solver, "settings", None)
-            found = dict(settings()) if callable(settings) else {"solver": type(solver).__name__}
-            self._described[key] = {str(name): _plain(value) for name, value in found.items()}
+            self._described[key] = plain(solver.settings())
         return self._described[key]
 
     def _content(self, key: tuple[str, ...], make: Callable[[], Any]) -> str | None:
@@ -158,9 +156,7 @@ class Bench:
                 if not isinstance(found, Solver):
                     raise TypeError(f"the function for {task.solver!r} made a {type(found).__name__}, not a Solver")
                 if self.device is not None:
-                    from invflow.solver import move_solver
-
-                    move_solver(found, self.device)
+                    found.to(self.device)
                 self._built[key] = found
             except (Exception, SystemExit) as error:  # a third party's constructor may fail with anything
                 if isinstance(source, str) and "there is no solver" in str(error):
@@ -213,14 +209,6 @@ class Bench:
 def _code() -> dict[str, str]:
     """Versions of the code that decides numbers; Python's does not."""
     return {key: value for key, value in versions().items() if key != "python"}
-
-
-def _plain(value: Any) -> Any:
-    """A setting as JSON holds it; of what JSON cannot hold, its type: the digest of the content knows the rest."""
-    try:
-        return as_json(value, "settings")
-    except TypeError:
-        return type(value).__name__
 
 
 def _reason(error: BaseException) -> str:

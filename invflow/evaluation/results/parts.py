@@ -71,7 +71,7 @@ class Part:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     seed: int = 0
     failure: str | None = None
-    versions: dict[str, str] = field(default_factory=versions)
+    versions: dict[str, str] = field(default_factory=lambda: versions())
 
 
 def plan(stages: Mapping[str, Sequence[Stage]], solvers: list[str]) -> list[Task]:
