@@ -171,12 +171,12 @@ class FlowMap(Countable):
             raise ValueError("the score is undefined at t = 1, where no noise is left: ask at t < 1")
         return (time * self.velocity(x, t) - x) / (1 - time)
 
-    def noise(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def noise(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """Standard normal noise ``(n, *state_shape)``, drawn on the generator's device, then moved."""
         return draw_noise((n, *self.state_shape), generator, self.device).to(self.dtype)
 
     @torch.no_grad()
-    def generate(self, n: int, steps: int = 1, *, generator: torch.Generator | None = None,
+    def generate(self, n: int, steps: int = 1, *, generator: torch.Generator | int | None = None,
                  chunk_size: int | None = None) -> Tensor:
         """Draw images from the prior, X_{0,1}(z) in ``steps`` equal jumps.
 

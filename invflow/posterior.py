@@ -172,7 +172,7 @@ class Posterior:
 
     # -- other posteriors out of this one --------------------------------------------------------------------
 
-    def resample(self, n: int, *, generator: torch.Generator | None = None) -> Posterior:
+    def resample(self, n: int, *, generator: torch.Generator | int | None = None) -> Posterior:
         """Draw n equally weighted particles for each observation, in random order.
 
         Systematic resampling (Kitagawa 1996): a particle of weight w appears n w times, rounded up or down,

@@ -207,8 +207,8 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
         for name, parameter in _parameters(type(self)).items():
             value = getattr(self, name, _ABSENT)
             if isinstance(value, (nn.Module, Tensor)):
-                shape: Any = getattr(value, "image_shape", getattr(value, "shape", None))
-                parts.append(f"{name}={type(value).__name__}{'' if shape is None else tuple(shape)}")
+                shape: Any = getattr(value, "shape" if isinstance(value, Tensor) else "image_shape", None)
+                parts.append(f"{name}={type(value).__name__}{'' if shape is None else (*shape,)}")
             elif value is not _ABSENT and not _same(value, parameter.default):
                 parts.append(f"{name}={value!r}" if isinstance(value, (str, Solver)) else f"{name}={plain(value)}")
         return f"{type(self).__name__}({', '.join(parts)})"

@@ -52,7 +52,7 @@ class Particles(Solver):
         self.solver, self.count = solver, count
         self.prior = getattr(solver, "prior", None)
 
-    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
+    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | int | None = None,
                progress: bool = False) -> Posterior:
         """Draw ``count`` particles and resample them to ``num_samples`` by their weights."""
         count = max(self.count, num_samples)
@@ -63,7 +63,7 @@ class Particles(Solver):
         kept.diagnostics = {key: drawn.diagnostics[key] for key in ("k_hat",) if key in drawn.diagnostics}
         return kept
 
-    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """Of the solver."""
         return self.solver.prior_samples(n, generator=generator)
 

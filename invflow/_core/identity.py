@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from invflow._core.version import VERSION
 
-__all__ = ["UnidentifiedError", "identity", "quick_identity"]
+__all__ = ["UnidentifiedError", "identity", "quick_identity", "remembered"]
 
 #: packages whose code is known by its version
 _KNOWN = {*sys.stdlib_module_names, "builtins", "torch", "torchvision", "numpy", "scipy", "PIL", "deepinv",
@@ -88,23 +88,40 @@ def quick_identity(value: object) -> str | None:
     was set. Writing through ``tensor.data`` and setting an attribute of a part are not seen: :func:`identity` sees
     both.
     """
-    try:
-        known = _SEEN.get(value)
-    except TypeError:  # it cannot be hashed or referred to weakly
-        return _attempt(_Reader(exact=False), value)
-    if known is not None and known.holds(value):
-        return known.digest
     reader = _Reader(exact=False)
-    digest = _attempt(reader, value)
-    _SEEN[value] = _Seen(digest, value, reader.tensors)
-    return digest
 
+    def read() -> str | None:
+        try:
+            return reader.read(value).hex()
+        except UnidentifiedError:
+            return None
 
-def _attempt(reader: _Reader, value: object) -> str | None:
     try:
-        return reader.read(value).hex()
-    except UnidentifiedError:
-        return None
+        # tensors are compared number by number, also as keys; what cannot be hashed or referred to weakly is none
+        return read() if isinstance(value, Tensor) else _remembered(value, "identity", read, lambda: reader.tensors)
+    except TypeError:
+        return read()
+
+
+def remembered(module: nn.Module, digest: Callable[[nn.Module], str]) -> str:
+    """A digest of a module's weights, computed again only where one of them was written to or replaced.
+
+    Args:
+        module: whose weights.
+        digest: of a module, a function that depends on its weights alone.
+    """
+    found = _remembered(module, digest, lambda: digest(module), lambda: [*module.parameters(), *module.buffers()])
+    assert found is not None
+    return found
+
+
+def _remembered(value: object, key: object, compute: Callable[[], str | None],
+                tensors: Callable[[], Iterable[Tensor]]) -> str | None:
+    known = _SEEN.setdefault(value, {})
+    if key not in known or not known[key].holds(value):
+        found = compute()
+        known[key] = _Seen(found, value, tensors())
+    return known[key].digest
 
 
 class _Seen:
@@ -123,7 +140,7 @@ class _Seen:
         return self._surface == _surface(value)
 
 
-_SEEN: weakref.WeakKeyDictionary[Any, _Seen] = weakref.WeakKeyDictionary()
+_SEEN: weakref.WeakKeyDictionary[Any, dict[object, _Seen]] = weakref.WeakKeyDictionary()
 
 
 def _surface(value: object) -> list[tuple[str, object]]:
@@ -158,7 +175,7 @@ def _tensor_bytes(x: Tensor, exact: bool) -> bytes:
         plain = x.detach().cpu().resolve_conj().resolve_neg().contiguous()
         # of size 1 along a dimension, a contiguous tensor may have any stride there: flattened, it would keep it
         flat = plain.as_strided((plain.numel(),), (1,), plain.storage_offset())
-        found.update(flat.view(torch.uint8).numpy())
+        found.update(flat.view(torch.uint8).numpy().data)
     digest = found.digest()
     if version is not None:
         reference = weakref.ref(x, lambda gone: _TENSORS.pop(key, None) if _is(key, gone) else None)

@@ -14,6 +14,7 @@ from invflow._core.folders import load_built, read_config, resolve_folder, save_
 from invflow.likelihood import GaussianLikelihood
 from invflow.models.neural import NeuralFlowMap, build_network, initialise, resized_copy
 from invflow.nets.embedding import TimeEmbedding
+from invflow.operator import SUMMARY_SIZE
 from invflow.reward import Reward
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Adapter"]
 
-SUMMARY_SIZE = 32  # length of the vector that an operator's context() gives
 
 # the paper's bounds on the log-variance: wide enough for N(0, I) and for noise pinned to less than a percent
 LOG_VARIANCE = (-10.0, 2.0)

@@ -50,8 +50,6 @@ class PlugAndPlay(PointEstimator):
         8.0
     """
 
-    _settings = ("steps", "regularisation", "first", "last", "iterations")
-
     def __init__(self, prior: FlowMap, *, steps: int = 24, regularisation: float = 0.23, first: float = 1.0,
                  last: float | None = None, iterations: int = 20, chunk_size: int = 8) -> None:
         super().__init__(chunk_size=chunk_size)
@@ -91,16 +89,11 @@ class PlugAndPlay(PointEstimator):
                 f"{tuple(self.prior.image_shape)}: build one of them with the other's image_shape"
             )
         fitting: FlowMap = resized(image_shape)
-        return fitting
-
-    def _counted(self, likelihood: GaussianLikelihood) -> tuple[Tensor, dict[str, Tensor], float]:
-        prior = self._fitting(tuple(likelihood.operator.image_shape))
-        with prior.count() as calls:
-            image = self._restore(prior, likelihood)
-        return image.detach().to(prior.dtype), {}, calls.forward
+        return fitting.counted_with(self.prior)
 
     def _estimate(self, likelihood: GaussianLikelihood) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._counted(likelihood)[:2]
+        prior = self._fitting(tuple(likelihood.operator.image_shape))
+        return self._restore(prior, likelihood).to(prior.dtype), {}
 
     def _restore(self, prior: FlowMap, likelihood: GaussianLikelihood) -> Tensor:
         transfer = transfer_function(likelihood)

@@ -45,7 +45,6 @@ class Flower(RowSampler):
     """
 
     uses_system = True
-    _settings = ("steps", "sampling", "spread")
 
     def __init__(self, prior: FlowMap, *, steps: int = 100, sampling: bool = True, spread: float = 1.0,
                  chunk_size: int | None = None) -> None:

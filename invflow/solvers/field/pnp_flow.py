@@ -42,7 +42,6 @@ class PnPFlow(RowSampler):
 
     linear_only = False
     affine_only = False
-    _settings = ("steps", "gamma", "alpha", "average")
 
     def __init__(self, prior: FlowMap, *, steps: int = 100, gamma: float = 1.0, alpha: float = 1.0, average: int = 5,
                  chunk_size: int | None = None) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from invflow.flowmap import FlowMap, rows_at_a_time
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.structure import SingularSystem, find_system
 from invflow.operator import Operator
-from invflow.posterior import NFE, Posterior
+from invflow.posterior import Posterior
 from invflow.reward import Reward
 from invflow.solver import Solver
 from invflow.solvers.finite import check_finite
@@ -107,7 +106,6 @@ class RowSampler(Solver):
     linear_only = True
     uses_system = False
     affine_only = True
-    _settings: tuple[str, ...] = ()
 
     def __init__(self, prior: FlowMap, chunk_size: int | None) -> None:
         name = type(self).__name__
@@ -137,8 +135,7 @@ class RowSampler(Solver):
 
     # -- the public calls ----------------------------------------------------------------------------------------------
 
-    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
-               progress: bool = False) -> Posterior:
+    def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
         """Draw posterior samples; see :meth:`Solver.sample`.
 
         Returns:
@@ -149,17 +146,9 @@ class RowSampler(Solver):
             ValueError: for an operator that the method cannot take, with the solvers that can; for samples that are
                 not finite, which tells of steps or weights that are too large.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
-        start = time.perf_counter()
-        likelihood = self._supported(reward)
-        with self.prior.count() as calls:
-            samples = self._draw(likelihood, num_samples, as_generator(generator), progress=progress)
-        count = samples.shape[0] * num_samples
-        return Posterior(samples, nfe=NFE(calls.forward / count, calls.backward / count),
-                         seconds=time.perf_counter() - start, settings=self.settings())
+        return Posterior(self._draw(self._supported(reward), n, generator, progress=progress))
 
-    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """What the same iteration makes where nothing is measured, ``(n, *image_shape)``."""
         if n < 1:
             raise ValueError(f"prior_samples draws at least one image, not n={n}")
@@ -167,11 +156,6 @@ class RowSampler(Solver):
         zeros = torch.zeros(1, *self.prior.image_shape, device=self.prior.device)
         likelihood = GaussianLikelihood(nothing, zeros, sigma=1.0)
         return self._draw(likelihood, n, as_generator(generator), blank=True)[0]
-
-    def settings(self) -> dict[str, Any]:
-        """Settings as plain values, kept with each posterior."""
-        return {"solver": type(self).__name__, **{name: getattr(self, name) for name in self._settings},
-                "chunk_size": self.chunk_size}
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 

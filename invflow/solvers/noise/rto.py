@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,11 +11,10 @@ import torch
 from torch import Tensor
 
 from invflow._core.chunks import ChunkSize, check_chunk_size
-from invflow._core.counting import Countable
 from invflow._core.random import as_generator, draw_noise
 from invflow.flowmap import FlowMap, rows_at_a_time
 from invflow.likelihood import GaussianLikelihood
-from invflow.posterior import NFE, Posterior
+from invflow.posterior import Posterior
 from invflow.reward import Reward
 from invflow.smc import log_mean_weight, pareto_k_hat, precise
 from invflow.solver import Solver
@@ -25,7 +22,6 @@ from invflow.solvers.noise.convergence import judge_draws, mean_squared_residual
 from invflow.solvers.noise.lbfgs import BatchedLBFGS
 from invflow.solvers.noise.perturbed import PerturbedProblem
 from invflow.solvers.noise.rto_weights import Linearisation, solve_linearised
-from invflow.solvers.noise.state import proposal_name
 from invflow.solvers.noise.target import NoiseProposal, check_prior_and_proposal
 
 __all__ = ["Draws", "NoiseRTO", "NoiseRTOState"]
@@ -138,13 +134,12 @@ class NoiseRTO(Solver):
         self.chunk_size = check_chunk_size(chunk_size)
 
     @torch.no_grad()
-    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
-               progress: bool = False) -> Posterior:
+    def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
         """Draw posterior samples; see :meth:`Solver.sample`.
 
         Args:
             reward: a :class:`~invflow.GaussianLikelihood`; the operator may be nonlinear.
-            num_samples: N, at least 1.
+            n: N, at least 1.
             generator: source of randomness.
             progress: show a progress bar.
 
@@ -159,32 +154,25 @@ class NoiseRTO(Solver):
 
         Raises:
             TypeError: for a reward that is no Gaussian likelihood.
-            ValueError: for under one sample; with ``weights`` for over 256 measured values.
+            ValueError: with ``weights`` for over 256 measured values.
 
         Warns:
             UserWarning: of observations for which it has not converged, with what was seen.
         """
-        start = time.perf_counter()
-        with ExitStack() as scopes:
-            counted = [m for m in (self.prior, self.proposal) if isinstance(m, Countable)]
-            calls = [scopes.enter_context(module.count()) for module in counted]
-            draws = self.draw(reward, num_samples, generator=generator, progress=progress)
-            images = self._size().map(self.prior.one_step, draws.noise.flatten(0, 1))
-            images = images.unflatten(0, draws.objective.shape)
-            bend = None if self.weights else self.bend(draws.noise, images, cast(GaussianLikelihood, reward))
+        draws = self.draw(reward, n, generator=generator, progress=progress)
+        images = self._size().map(self.prior.one_step, draws.noise.flatten(0, 1))
+        images = images.unflatten(0, draws.objective.shape)
+        bend = None if self.weights else self.bend(draws.noise, images, cast(GaussianLikelihood, reward))
         diagnostics, complaint = self.examine(draws, images, reward, bend)
         if complaint is not None:
-            warnings.warn(complaint, stacklevel=3)  # over the decorator
-        rows = draws.objective.numel()
-        nfe = NFE(sum(c.forward for c in calls) / rows, sum(c.backward for c in calls) / rows)
+            warnings.warn(complaint, stacklevel=4)  # over the decorator and Solver.sample
         evidence = None
         if draws.log_weights is not None:
             evidence = log_mean_weight(torch.zeros_like(draws.log_weights), draws.log_weights)
-        return Posterior(images, draws.log_weights, evidence, nfe, time.perf_counter() - start, diagnostics,
-                         self.settings())
+        return Posterior(images, draws.log_weights, evidence, diagnostics=diagnostics)
 
     @torch.no_grad()
-    def draw(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
+    def draw(self, reward: Reward, num_samples: int, *, generator: torch.Generator | int | None = None,
              progress: bool = False) -> Draws:
         """Run all chunks to their end; arguments and errors as :meth:`sample`, in noise space."""
         from tqdm import tqdm
@@ -208,7 +196,7 @@ class NoiseRTO(Solver):
 
     @torch.no_grad()
     def iterate(self, reward: Reward, num_samples: int, *,
-                generator: torch.Generator | None = None) -> Iterator[NoiseRTOState]:
+                generator: torch.Generator | int | None = None) -> Iterator[NoiseRTOState]:
         """Run the chunks one after another, as :meth:`sample` does.
 
         Args:
@@ -340,12 +328,6 @@ class NoiseRTO(Solver):
         diagnostics["solved"], diagnostics["converged"], complaint = verdict
         return diagnostics, complaint
 
-    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """Draw from the one-step prior f(z), ``(n, *image_shape)``."""
         return self.prior.generate(n, 1, generator=generator, chunk_size=self._size().rows)
-
-    def settings(self) -> dict[str, Any]:
-        """Settings as plain values, kept with each posterior."""
-        return {"solver": "NoiseRTO", "weights": self.weights, "max_iterations": self.max_iterations,
-                "memory": self.memory, "tolerance": self.tolerance, "chunk_size": self.chunk_size,
-                "proposal": proposal_name(self.proposal)}

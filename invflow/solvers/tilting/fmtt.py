@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from invflow._core.random import as_generator, draw_noise
 from invflow.flowmap import FlowMap, rows_at_a_time
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.structure import find_spectrum
-from invflow.posterior import NFE, Posterior
+from invflow.posterior import Posterior
 from invflow.reward import Reward
 from invflow.smc import RESAMPLERS, effective_sample_size, precise, scale_log
 from invflow.solver import Solver
@@ -35,7 +34,7 @@ from invflow.solvers.tilting.particles import (
 )
 from invflow.solvers.tilting.record import PathRecord, advise
 from invflow.solvers.tilting.schedules import Grid, Schedule, make_times, schedule_values
-from invflow.solvers.tilting.settings import check_prior, check_settings, plain
+from invflow.solvers.tilting.settings import check_prior, check_settings
 
 __all__ = ["FMTT", "FMTTState"]
 
@@ -136,8 +135,7 @@ class FMTT(Solver):
 
     # -- the public calls ----------------------------------------------------------------------------------------------
 
-    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
-               progress: bool = False) -> Posterior:
+    def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
         """Draw weighted posterior samples; see :meth:`Solver.sample`.
 
         Returns:
@@ -152,7 +150,7 @@ class FMTT(Solver):
             ``converged``.
 
         Raises:
-            ValueError: for under one sample; for Jarzynski weights or an annealed schedule of a reward that does not
+            ValueError: for Jarzynski weights or an annealed schedule of a reward that does not
                 fit them; where the reward or its gradient is NaN or inf, with the step, observation and particle.
 
         Warns:
@@ -160,21 +158,19 @@ class FMTT(Solver):
         """
         from tqdm import tqdm
 
-        start, name, weighted = time.perf_counter(), self.name, self.weights != "none"
-        record, rows = PathRecord(), num_samples * (reward.num_observations or 1)
+        name, weighted = self.name, self.weights != "none"
+        record, rows = PathRecord(), n * (reward.num_observations or 1)
         with self.prior.count() as calls:
-            for state in tqdm(self.iterate(reward, num_samples, generator=generator), total=self.steps + 1,
+            for state in tqdm(self.iterate(reward, n, generator=generator), total=self.steps + 1,
                               disable=not progress, desc=name, unit="step", delay=2):
                 record.add(state, (calls.forward + calls.backward) / rows)
             images = self._decode(state.states.flatten(0, 1)).unflatten(0, state.states.shape[:2])
         diagnostics = record.finish(state, name, weighted=weighted, advice=advise(reward, self.conjugate))
         return Posterior(images, state.log_weights if weighted else None,
-                         state.log_evidence.to(images.dtype) if weighted else None,
-                         nfe=NFE(calls.forward / rows, calls.backward / rows), seconds=time.perf_counter() - start,
-                         diagnostics=diagnostics, settings=self.settings())
+                         state.log_evidence.to(images.dtype) if weighted else None, diagnostics=diagnostics)
 
     def iterate(self, reward: Reward, num_samples: int, *,
-                generator: torch.Generator | None = None) -> Iterator[FMTTState]:
+                generator: torch.Generator | int | None = None) -> Iterator[FMTTState]:
         """The particles at time 0 and after each of the K steps, for plots and for solvers built on this one.
 
         Args:
@@ -198,7 +194,7 @@ class FMTT(Solver):
             yield self._state(run, before, resampled, capped)
 
     @torch.no_grad()
-    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """Draw from the law that is tilted, the base dynamics in the same steps: ``(n, *image_shape)``."""
         if n < 1:
             raise ValueError(f"prior_samples draws at least one image, not n={n}")
@@ -214,11 +210,8 @@ class FMTT(Solver):
         return self._decode(x)
 
     def settings(self) -> dict[str, Any]:
-        """Settings as plain values, kept with each posterior."""
-        names = ("steps", "weights", "kernel", "proposal", "resample_threshold", "resampling", "schedule", "diffusion",
-                 "time_grid", "max_shift", "chunk_size")
-        return {"solver": self.name, "look_ahead": self.look_ahead.kind, "look_ahead_steps": self.look_ahead.jumps,
-                **{name: plain(getattr(self, name)) for name in names}}
+        """Settings as JSON holds them, kept with each posterior."""
+        return {**super().settings(), "look_ahead": self.look_ahead.kind, "look_ahead_steps": self.look_ahead.jumps}
 
     # -- the steps -----------------------------------------------------------------------------------------------------
 

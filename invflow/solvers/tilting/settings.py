@@ -1,9 +1,7 @@
-"""Checks of the settings of tilted sampling, and their plain form."""
+"""Checks of the settings of tilted sampling."""
 
 from __future__ import annotations
 
-import math
-from functools import partial
 from typing import Any
 
 from invflow._core.chunks import check_chunk_size
@@ -12,17 +10,7 @@ from invflow.smc import RESAMPLERS
 from invflow.solvers.tilting.conjugate import Conjugate
 from invflow.solvers.tilting.kernels import KERNELS
 
-__all__ = ["check_prior", "check_settings", "plain"]
-
-
-def plain(value: Any) -> Any:
-    """A setting as JSON holds it; a function by its name, and what of its arguments is fixed."""
-    if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    if isinstance(value, partial):  # whose repr holds an address, which no two runs share
-        fixed = [*map(str, value.args), *(f"{key}={setting}" for key, setting in value.keywords.items())]
-        return f"{plain(value.func)}({', '.join(fixed)})"
-    return getattr(value, "__name__", repr(value))
+__all__ = ["check_prior", "check_settings"]
 
 
 def check_prior(prior: FlowMap) -> None:
