@@ -1,4 +1,4 @@
-"""How often a calibration alarms: ``python -m benchmarks.tables.calibration_rates``, for exact posteriors and wrong ones.
+"""How often a calibration alarms: ``python -m benchmarks.tables.calibration_rates``, for exact and wrong posteriors.
 
 An exact posterior, whose samples are spread about their mean by a factor, is calibrated again and again with fresh
 truths. At a factor of 1 each alarm is false, and at most 5% may be; at others the share is the power. Problems with
@@ -30,6 +30,7 @@ class Spread(invflow.Solver):
 
     def _sample(self, reward: invflow.Reward, n: int, generator: torch.Generator, progress: bool) -> invflow.Posterior:
         x = self.exact.sample(reward, n, generator=generator).samples
+        assert isinstance(reward, invflow.GaussianLikelihood)
         mean = self.exact.moments(reward)[0][:, None]
         return invflow.Posterior(mean + self.factor * (x - mean))
 

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ _UNSUPPORTED = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENO
 _CLEANED: set[str] = set()
 
 
-def write_atomically(path: Path, write: Callable[[str], Any]) -> None:
+def write_atomically(path: Path, write: Any) -> None:
     """Call ``write(temporary_path)`` beside ``path``, then rename: readers see the old file or the new, never half.
 
     A new file gets the permissions that the user's umask leaves, and one that is replaced keeps its own. What a killed

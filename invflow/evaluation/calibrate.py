@@ -68,8 +68,8 @@ def calibrate(solver: Solver, problem: Problem, *, num_simulations: int = 200, n
         alpha: chance of any false alarm.
         chunk_size: measurements that the solver gets at a time.
         output: folder for the certificate, of this run alone while it lasts. A calibration that was killed goes on from
-            there, if it is asked for with the same arguments; numbers are kept after each chunk. Solver, problem, truths
-            and quantities must have the same content; where that cannot be told, it does not go on.
+            there, if it is asked for with the same arguments; numbers are kept after each chunk. Solver, truths,
+            measurements and quantities must have the same content; where that cannot be told, it does not go on.
         generator: source of all random numbers; one number is drawn from it, and all others follow.
         progress: show a progress bar.
 
@@ -77,7 +77,7 @@ def calibrate(solver: Solver, problem: Problem, *, num_simulations: int = 200, n
         A :class:`~invflow.evaluation.calibrate.Certificate` to print, to ``plot()`` and to ``save``.
 
     Raises:
-        ValueError: for a setting out of range, or a folder with another calibration or at which another run is at work.
+        ValueError: for a setting out of range, or a folder that holds another calibration, or where another run works.
         OSError: if nothing can be written into the folder, before anything is computed.
 
     Example:
@@ -111,8 +111,10 @@ def calibrate(solver: Solver, problem: Problem, *, num_simulations: int = 200, n
             raise ValueError(f"the name {clash[0]!r} is taken by a default quantity: choose another" if clash else
                              "no quantities: pass some, or defaults=True")
         # all at once: data truths do not repeat, and how they are cut into chunks changes none of them
-        truth, likelihood = posed.simulate(num_simulations, generator=_child(seed, "truths"), source="data", split=split)
-        # around the prior's middle, half as wide: further out the distances tell less of how pixels depend on each other
+        truth, likelihood = posed.simulate(num_simulations, generator=_child(seed, "truths"), source="data",
+                                           split=split)
+        # around the prior's middle, half as wide: further out the distances tell less of how pixels depend on each
+        # other
         center, scale = pilot.double().mean(0), 0.5 * pilot.double().std(0)
         noise = draw_noise(tuple(truth.shape), _child(seed, "references")).double()
         references = (center + scale * noise.to(center)).to(truth)

@@ -50,16 +50,15 @@ def compare(problems: Problem | str | Sequence[Problem | str], solvers: Mapping[
         num_observations: of each problem; the first images of the split, or draws of the problem's law.
         num_samples: for each observation.
         seed: of observations and solvers.
-        output: folder, of this run alone while it lasts, for the parts, ``comparison.json``, ``table.csv``, ``observations.csv``, ``table.md`` and
-            ``pareto.png``; None keeps all in memory.
+        output: folder for the parts, ``comparison.json``, ``table.csv``, ``observations.csv``, ``table.md`` and
+            ``pareto.png``, of this run alone while it lasts; None keeps all in memory.
         split: of problems with images: ``"test"``, or ``"validation"`` for choosing settings.
         source: ``"data"``, or ``"prior"`` for truths drawn from the problem's prior.
-        part_size: observations that a solver gets at a time, and that a resumed run does not repeat; those that a folder
-            holds keep the size that they have.
+        part_size: observations that a solver gets at a time, and that a resumed run does not repeat; the parts that a
+            folder holds keep their size.
         gallery: observations of each problem whose images are kept.
         device: where solvers run; None leaves them where they are.
-        timeout: seconds that a part may take, by the main thread's clock between two operations; a part that takes longer
-            has failed.
+        timeout: seconds that a part may take; one that takes longer is stopped between two operations, and has failed.
         progress: show a progress bar.
 
     Returns:

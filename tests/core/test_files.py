@@ -1,4 +1,4 @@
-"""Files and folders on disk: permissions, what kills leave behind, locks, and what is said where nothing can be written."""
+"""Files and folders on disk: permissions, what kills leave behind, locks, and where nothing can be written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One record on disk: what is written comes back, what was changed is refused, and what older versions wrote is read."""
+"""One record on disk: what is written comes back, what was changed is refused, and old files are read."""
 
 from __future__ import annotations
 

@@ -273,8 +273,71 @@ def test_default_quantities_of_pictures():
     torch.testing.assert_close(values[..., list(chosen).index("log likelihood")], likelihood(x))
     by_hand = x.diff(dim=-1).abs().sum((2, 3, 4)) + x.diff(dim=-2).abs().sum((2, 3, 4))
     torch.testing.assert_close(total_variation(x), by_hand)
+    blocks = [name for name in chosen if name.startswith("mean of rows")]
+    assert blocks
+    for name in blocks:
+        rows, columns = ([int(i) for i in part.split("-")] for part in name[13:].split(", columns "))
+        assert rows[1] < 4
+        assert columns[1] < 5
+        by_hand = x[..., rows[0] : rows[1] + 1, columns[0] : columns[1] + 1].mean((2, 3, 4))
+        torch.testing.assert_close(values[..., list(chosen).index(name)], by_hand)
     projections = values[..., [list(chosen).index(f"projection {k}") for k in (1, 2, 3, 4)]]
     assert (projections.abs() <= x.flatten(2).norm(dim=2, keepdim=True)).all()
+
+
+def test_quantities_that_order_images_alike_count_once():
+    problem, exact = conjugate()
+    certificate = invflow.calibrate(Wrong(exact, 0.8), problem, num_simulations=100, num_samples=19,
+                                    generator=generator())
+    names = list(certificate.checks)
+    ranks = certificate.record["ranks"]
+    twins = [names.index(name) for name in ("residual |y - Ax|^2", "log likelihood")]
+    assert float((ranks[:, twins].sum(1) - 19).abs().double().mean()) < 0.01  # one is the other's mirror image
+    checks = list(certificate.checks.values())
+    once = [check.p_value for k, check in enumerate(checks) if k != twins[1]]
+    expected = invflow.metrics.holm(torch.tensor(once, dtype=torch.float64)).tolist()  # of one fewer
+    expected.insert(twins[1], expected[twins[0]])
+    assert [check.p_adjusted for check in checks] == pytest.approx(expected)
+    # a quantity that is nearly another is a check of its own
+    noisy = invflow.calibrate(exact, problem, num_simulations=100, num_samples=19, defaults=False,
+                              quantities={"a": lambda x, _: x[..., 0], "b": lambda x, _: x[..., 0] + 0.1 * x[..., 1]},
+                              generator=generator())
+    least = min(noisy.checks.values(), key=lambda check: check.p_value)
+    assert least.p_adjusted == pytest.approx(min(1, 5 * least.p_value))
+
+
+def test_regions_are_tested_where_every_pixel_is_right():
+    """Pixels that go together in truth and not in the samples: each interval is right, those of regions too narrow."""
+    shape, g = (1, 8, 8), generator()
+    covariance = 0.2 * torch.eye(64, dtype=torch.float64) + 0.8
+    gain = covariance @ torch.linalg.inv(covariance + 64.0 * torch.eye(64, dtype=torch.float64))
+    posterior = covariance - gain @ covariance
+    factor = torch.linalg.cholesky(posterior)
+
+    class Pixelwise(Solver):
+        def __init__(self, together: bool) -> None:
+            self.root = factor if together else posterior.diagonal().sqrt().diag()
+
+        def sample(self, reward, num_samples, *, generator=None, progress=False):
+            mean = (reward.y.flatten(1) @ gain.T)[:, None]
+            z = torch.randn(len(mean), num_samples, 64, generator=generator, dtype=torch.float64)
+            return Posterior((mean + z @ self.root.T).unflatten(2, shape))
+
+    def truths(n: int, g: torch.Generator) -> Tensor:
+        z = torch.randn(n, 64, generator=g, dtype=torch.float64)
+        return (z @ torch.linalg.cholesky(covariance).T).unflatten(1, shape)
+
+    problem = invflow.Problem("together", None, Denoising(shape), 8.0, sampler=truths)
+    options = {"num_simulations": 150, "num_samples": 39, "num_particles": 39, "source": "data"}
+    wrong = invflow.calibrate(Pixelwise(False), problem, generator=g, **options)
+    blocks = [check for name, check in wrong.checks.items() if name.startswith("mean of rows")]
+    assert len(blocks) >= 2
+    assert all(check.reading == "samples too narrow" for check in blocks)
+    assert all(check.coverage < 0.75 for check in blocks)
+    assert all(check.passed for name, check in wrong.checks.items() if name.startswith("pixel"))
+    for level, (value, error) in wrong.coverage.items():
+        assert abs(value - level) < 4 * error
+    assert invflow.calibrate(Pixelwise(True), problem, generator=g, **options).verdict == "passes"
 
 
 # -- files ---------------------------------------------------------------------------------------------------------

@@ -288,7 +288,7 @@ def test_what_cannot_be_identified_is_computed_again(tmp_path: Path) -> None:
     assert again.values == first.values
 
 
-# -- failures, versions, extensions --------------------------------------------------------------------------------------
+# -- failures, versions, extensions ------------------------------------------------------------------------------------
 
 
 def test_a_mended_fault_is_not_listed_any_more(tmp_path: Path) -> None:
@@ -458,7 +458,7 @@ def test_tables_of_another_run_do_not_lie_beside_new_parts(tmp_path: Path) -> No
     assert not (whole / "report.html").exists()
 
 
-# -- calibrations --------------------------------------------------------------------------------------------------------
+# -- calibrations ------------------------------------------------------------------------------------------------------
 
 
 def exact(std: float) -> invflow.Solver:

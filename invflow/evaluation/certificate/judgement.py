@@ -37,8 +37,8 @@ class Check:
     Attributes:
         name: of the quantity.
         p_value: of its ranks being uniform, or, for all pixels together, of its mean being right.
-        p_adjusted: corrected for the number of checks (Holm); of a quantity that orders all images as an earlier one does,
-            the earlier one's, for the two are one check.
+        p_adjusted: corrected for the number of checks (Holm); of a quantity that orders all images as an earlier one
+            does, the earlier one's, for the two are one check.
         passed: whether ``p_adjusted`` is over alpha.
         reading: how it is wrong, such as ``"samples too narrow"``, or ``""``.
         z_mean, z_std: mean and standard deviation of (posterior mean - truth) / (posterior standard deviation);

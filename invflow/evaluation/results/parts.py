@@ -122,8 +122,8 @@ def read_part(path: Path, setup: Mapping[str, Any] | None = None, tensors: bool 
     part, theirs = read
     if setup is not None and part.failure is None:
         if "stage" not in theirs:
-            raise ValueError(f"{path} was written by a version of invflow that did not keep what parts are made of: pass "
-                             "another output folder")
+            raise ValueError(f"{path} was written by a version of invflow that did not keep what parts are made of: "
+                             "pass another output folder")
         ours = as_json(setup, "setup")
         differing = [key for key in dict.fromkeys((*ours, *theirs)) if theirs.get(key) != ours.get(key)]
         if differing:
