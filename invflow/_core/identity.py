@@ -129,15 +129,19 @@ class _Seen:
 
     def __init__(self, digest: str | None, value: object, tensors: Iterable[Tensor]) -> None:
         self.digest, self._surface = digest, _surface(value)
-        self._tensors = [(weakref.ref(x), _version(x), x.data_ptr()) for x in tensors]
+        watched = list(tensors)
+        self._tensors, self._versions = [weakref.ref(x) for x in watched], [_version(x) for x in watched]
+        # of some: what moves a module, or changes its type, gives all of its tensors another place
+        self._places = [(weakref.ref(x), x.data_ptr()) for x in watched[:1] + watched[-1:]]
 
     def holds(self, value: object) -> bool:
-        for reference, version, place in self._tensors:
-            x = reference()
-            # a tensor that is gone was replaced
-            if x is None or version is None or x._version != version or x.data_ptr() != place:
-                return False
-        return self._surface == _surface(value)
+        """Whether no tensor was written to, none replaced (so that it is gone), and no attribute set."""
+        try:
+            return (all(x().data_ptr() == place for x, place in self._places)  # type: ignore[union-attr]
+                    and [x()._version for x in self._tensors] == self._versions  # type: ignore[union-attr]
+                    and _surface(value) == self._surface)
+        except (AttributeError, RuntimeError):  # a tensor that is gone, or of inference mode
+            return False
 
 
 _SEEN: weakref.WeakKeyDictionary[Any, dict[object, _Seen]] = weakref.WeakKeyDictionary()

@@ -110,15 +110,17 @@ class VFM(Solver):
             same = noise.shape[1:] == prior.image_shape
             images = noise if same else noise.new_empty((rows, *prior.image_shape))
             # twice: rewards pick observations on the host, and would wait for a GPU to bring the indices
-            on_host = torch.arange(len(mean)).repeat_interleave(n)
+            on_host = torch.arange(len(mean))[:, None].expand(-1, n).flatten()
             owner = on_host.to(mean.device)
             log_weights = precise(noise.new_empty(rows)) if self.importance else None
 
             def run(part: slice) -> None:
-                z = torch.addcmul(mean[owner[part]], std[owner[part]], noise[part])
+                # a single observation's need not be copied for each of its samples
+                centre, spread = (mean, std) if len(mean) == 1 else (mean[owner[part]], std[owner[part]])
+                z = torch.addcmul(centre, spread, noise[part])
                 made = prior.decode(prior.flow(adapter.to_state(z), self.steps))
                 if log_weights is not None:
-                    ratio = log_prior_over_proposal(z, mean[owner[part]], std[owner[part]])
+                    ratio = log_prior_over_proposal(z, centre, spread)
                     log_weights[part] = ratio + score_rows(reward, made, on_host[part])
                 images[part] = made  # last: where memory ends, the same noise is worked on once more
 
@@ -206,8 +208,7 @@ class VFM(Solver):
 
     def settings(self) -> dict[str, Any]:
         """Settings as JSON holds them, with digests of the weights, by which map and adapter know each other."""
-        return {**super().settings(), "map": remembered(self.prior, fingerprint),
-                "adapter": remembered(self.adapter, fingerprint), **self.adapter.settings()}
+        return {**super().settings(), "map": remembered(self.prior, fingerprint), **self.adapter.settings()}
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write map and adapter into ``folder/map`` and ``folder/adapter``, and a ``config.json`` beside them."""
