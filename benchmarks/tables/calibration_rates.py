@@ -19,7 +19,7 @@ from invflow.operators import Denoising
 
 __all__ = ["Spread", "main", "pictures", "rate"]
 
-FACTORS = (1.0, 0.9, 1.1, 0.8)
+FACTORS = (1.0, 0.9)
 
 
 class Spread(invflow.Solver):

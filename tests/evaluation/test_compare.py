@@ -382,7 +382,7 @@ def test_overview_takes_the_best_of_the_field_and_pairs_it() -> None:
     field, smc = lines[-2].split(" | "), lines[-1].split(" | ")
     best = min(("dps", "ddrm"), key=lambda name: found.mean("gaussian/linear", name, "crps")[0])
     gap, error = found.difference("gaussian/linear", "VFM, 1 step", "crps", best)
-    assert field == ["| the best of the field", f"{gap:+.4f} ± {error:.4f} ({best}) |"]
+    assert field == ["| the best of the field, picked on these observations", f"{gap:+.4f} ± {error:.4f} ({best}) |"]
     gap, error = found.difference("gaussian/linear", "VFM, 1 step", "crps", "NoiseSMC")
     assert smc == ["| NoiseSMC", f"{gap:+.4f} ± {error:.4f} |"]
     winner = found.best("gaussian/linear", "crps")
