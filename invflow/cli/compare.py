@@ -25,6 +25,8 @@ def compare(
     seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
     split: Annotated[str, typer.Option(help="Images: test, or validation for choosing settings.")] = "test",
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
+    timeout: Annotated[float | None, typer.Option(
+        help="Seconds for each part, eight observations [default: no limit].")] = None,
     output: Annotated[Path, typer.Option(
         help="Folder for the results; one that was started is gone on with.")] = Path("invflow-comparison"),
 ) -> None:
@@ -33,6 +35,8 @@ def compare(
     Writes report.html, one page with everything, and table.csv, table.md, observations.csv, comparison.json and
     pareto.png. The same command resumes a killed run; on two processes:
     torchrun --nproc_per_node 2 -m invflow compare ...
+
+    The exit status is 1 if every solver failed.
     """
     import invflow
     from invflow.cli.options import check_device
@@ -48,7 +52,7 @@ def compare(
         sources[label] = source
     place = check_device(device)
     comparison = invflow.compare(problems, sources, num_observations=observations, num_samples=samples, seed=seed,
-                                 output=output, split=split, progress=True,
+                                 output=output, split=split, progress=True, timeout=timeout,
                                  device=place if place.type != "cpu" else None)
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
         words = ["invflow", "compare", *problems, *(word for text in solver for word in ("--solver", text)),
@@ -57,6 +61,8 @@ def compare(
         comparison.report(output / "report.html", command=shlex.join(map(str, words)))
         typer.echo(comparison.to_markdown())
         typer.echo(f"\nwrote {output}; open {output / 'report.html'}")
+    if not any(comparison.values.values()):
+        raise typer.Exit(1)
 
 
 def parse_solver(text: str) -> tuple[str, Any]:

@@ -109,6 +109,7 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
            pictures: int, keep: bool, compile_first: bool) -> None:
     import torch
 
+    from invflow._core.files import check_writable
     from invflow.cli.image_task import compile_solver, write_results, write_tilted_results
     from invflow.cli.options import check_device
     from invflow.evaluation.summary import format_table, summarise, summarise_tilted
@@ -139,6 +140,7 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
     if samples is None:
         shape = likelihood.operator.image_shape if own is not None else ()
         samples = 16 if math.prod(shape[1:]) > 128**2 else 64
+    check_writable(output)
     posterior = solver.sample(likelihood, samples, generator=generator, progress=True)
     if own is not None:
         posterior, likelihood = own.finish(posterior), own.shown.to(place)

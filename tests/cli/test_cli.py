@@ -282,8 +282,22 @@ def test_a_file_that_is_no_image(tmp_path: Path) -> None:
 def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     out, error = run("solve", "gaussian/linear", "--solver", "exact", "--output", tmp_path / "file", code=2)
-    assert "RMSE" in out  # the work is not lost
-    assert error.splitlines()[-1].startswith("error: not written to ")
+    assert "RMSE" not in out  # said before the work
+    assert len(error.splitlines()) == 1
+    assert "nothing can be written into this folder" in error
+
+
+def test_files_of_another_run_do_not_lie_beside_new_ones(digit: Path, tmp_path: Path) -> None:
+    options = ("solve", "--image", digit, "--operator", "denoising", "--solver", "lmmse", "--samples", 4, "--output",
+               tmp_path)
+    run(*options, "--write-samples", 3)
+    (tmp_path / "samples" / "notes.txt").write_text("mine")
+    assert (tmp_path / "samples" / "2.png").exists()
+    run(*options, "--write-samples", 1)
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == {"0.png", "notes.txt"}
+    run("solve", "gaussian/linear", "--solver", "exact", "--samples", 4, "--output", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"posterior.safetensors", "metrics.json", "figure.png",
+                                                          "samples"}
 
 
 @pytest.mark.parametrize(("broken", "name"), [

@@ -58,6 +58,7 @@ def markdown(comparison: Results, metrics: list[str] | None) -> str:
         lines += [f"### {problem}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         lines += ["| " + " | ".join(row) + " |" for row in body]
         lines += [f"\n{solver}: {why}" for solver, why in comparison.failures[problem].items()]
+        lines += [f"\n{solver} {comparison.gap(problem, solver)}" for solver in comparison.missing.get(problem, {})]
         lines.append("")
     shown = [m for m in METRICS if any(m in comparison.metrics(p) for p in comparison.problems)]
     shown = [m for m in shown if metrics is None or m in metrics]
