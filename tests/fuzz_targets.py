@@ -25,7 +25,8 @@ from invflow.evaluation.certificate.judgement import LEVELS, Check, Judgement
 from invflow.evaluation.results.parts import Part, read_part, write_part
 from invflow.models.adapter import Adapter
 from invflow.nets.classifier import Classifier
-from invflow.training.loop import LoopSettings, _load, _save
+from invflow.training.checkpoint import load, save
+from invflow.training.loop import LoopSettings, _identity
 
 __all__ = ["TARGETS", "Target"]
 
@@ -172,14 +173,14 @@ def _training() -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]
 def _make_checkpoint(place: Path) -> None:
     place.mkdir(parents=True)
     parameters, average, buffers, optimizer, settings = _training()
-    _save(place, 5, parameters, average, buffers, optimizer, settings)
+    save(place, 5, parameters, average, buffers, optimizer, _identity(settings), {"objective": "a", "data": "b"})
 
 
 def _load_checkpoint(place: Path) -> str:
     if not (place / "checkpoint.safetensors").exists():
         raise FileNotFoundError("no checkpoint: training begins anew")
     parameters, average, buffers, optimizer, settings = _training()
-    step = _load(place, parameters, average, buffers, optimizer, settings)
+    step = load(place, parameters, average, buffers, optimizer, _identity(settings), {"objective": "a", "data": "b"})
     state = {f"{i}.{k}": v for i, held in enumerate(optimizer.state.values()) for k, v in held.items()}
     return digest({**parameters, **{f"a.{k}": v for k, v in average.items()}, **buffers, **state}, {"step": step})
 

@@ -51,7 +51,7 @@ MUTATIONS = [
     Mutation("the noise cut off from the MeanFlow loss", "invflow/training/losses.py",
              "    v = data - noise\n", "    noise = noise.detach()\n    v = data - noise\n",
              "tests/training/test_losses.py::test_loss_is_summed_over_the_state_and_reaches_the_noise"),
-    Mutation("a checkpoint without the optimiser's state", "invflow/training/loop.py",
+    Mutation("a checkpoint without the optimiser's state", "invflow/training/checkpoint.py",
              "            optimizer.state[p] = state\n", "            pass\n",
              "tests/training/test_training.py::test_resuming_gives_the_same_bits"),
     Mutation("noise drawn chunk by chunk", "invflow/solvers/vfm.py",
@@ -375,6 +375,12 @@ MUTATIONS = [
     Mutation("residual and log likelihood corrected as two", "invflow/evaluation/certificate/judgement.py",
              "if j not in found and apart < _ALIKE:", "if False and apart < _ALIKE:",
              "tests/evaluation/test_calibration.py::test_quantities_that_order_images_alike_count_once"),
+    Mutation("a checkpoint of weights that are no numbers", "invflow/training/loop.py",
+             "wrong = [key for key, p in parameters.items() if not", "wrong = [key for key in () if not",
+             "tests/training/test_loop.py::test_a_gradient_that_is_not_a_number_ends_training_and_spares_the_checkpoint"),
+    Mutation("a training that goes on with other data", "invflow/training/checkpoint.py",
+             "        if theirs[key] != ours[key]:", "        if False:",
+             "tests/training/test_loop.py::test_a_folder_of_something_else_is_refused"),
 ]
 
 

@@ -51,7 +51,11 @@ def train(
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     changes |= parse_settings(None, setting or [])
     folder = Path("runs") / name if output is None else output
-    load_recipe(name)(folder, data=data, prior=prior, **changes)
+    try:
+        load_recipe(name)(folder, data=data, prior=prior, **changes)
+    except KeyboardInterrupt as stop:  # which says what was saved, and how to go on
+        typer.echo(str(stop) or f"stopped; nothing was saved in {folder} yet", err=True)
+        raise typer.Exit(130) from stop
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
         typer.echo(f"wrote {folder}")
 
