@@ -33,16 +33,10 @@ from invflow.metrics.features import (
     inception_features,
     precision_recall,
 )
-from invflow.metrics.intervals import (
-    ConformalIntervals,
-    conformal_scale,
-    highest_density_coverage,
-    highest_density_interval,
-)
+from invflow.metrics.highest_density import highest_density_coverage, highest_density_interval
+from invflow.metrics.intervals import ConformalIntervals, central_interval, conformal_scale, coverage
 from invflow.metrics.perceptual import lpips
 from invflow.metrics.quality import (
-    central_interval,
-    coverage,
     crps,
     energy_score,
     gaussian_crps,
