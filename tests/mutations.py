@@ -234,7 +234,7 @@ MUTATIONS = [
              "(1 - 2 * own + square[:, None])", "(1 - square[:, None])",
              "tests/metrics/test_weighted.py::test_weighted_mmd_is_unbiased"),
     Mutation("pairs that meet more often than others", "invflow/metrics/quality.py",
-             "return found * ((count - 1) / len(shifts))", "return found * (count / len(shifts))",
+             "pairs += len(group) * (len(group) - 1)", "pairs += len(group) ** 2",
              "tests/metrics/test_weighted.py::test_energy_score_of_a_subset_of_pairs_is_unbiased"),
     Mutation("a collapsed row called best", "invflow/evaluation/summary.py",
              "return bool(few) and 2 * sum(few) >= len(few)", "return False",
