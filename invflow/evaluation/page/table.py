@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from invflow.evaluation.page.elements import Cell, Markup, element, embedded_json, sortable
-from invflow.evaluation.results.text import with_error
+from invflow.evaluation.results.text import COLLAPSE_NOTE, with_error
 from invflow.evaluation.summary import METRICS
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def problem_table(comparison: Results, problem: str, rows: list[dict[str, Any]],
     head += [Cell(title, note=note, data_metric=cost) for cost, (title, note) in _COSTS.items()]
     body = []
     for solver in solvers:
-        line = [Cell(solver, solver, data_solver=solvers.index(solver))]
+        shown_name = f"{solver} (collapsed)" if comparison.collapsed(problem, solver) else solver
+        line = [Cell(shown_name, solver, data_solver=solvers.index(solver))]
         if solver in comparison.failures[problem]:
             line += [Cell("—") for _ in range(len(metrics) + len(_COSTS))]
         else:
@@ -149,4 +150,6 @@ def column_notes(comparison: Results) -> Markup:
     """What the columns mean."""
     used = {m for p in comparison.problems for m in comparison.metrics(p)}
     notes = [(METRICS[m].title, METRICS[m].note) for m in METRICS if m in used] + list(_COSTS.values())
+    if any(comparison.collapsed(p, s) for p in comparison.problems for s in comparison.solvers):
+        notes.append(("collapsed", COLLAPSE_NOTE))
     return element("dl", *(Markup(element("dt", title) + element("dd", note)) for title, note in notes))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from invflow.evaluation.results.parts import Part, Task, read_part, slug
-from invflow.evaluation.summary import METRICS
+from invflow.evaluation.summary import COLLAPSED, METRICS, is_collapsed
 from invflow.metrics import classifier_features, frechet_distance
 
 if TYPE_CHECKING:
@@ -123,14 +123,15 @@ class Results:
         return self.best(problem, metric) or having[0]
 
     def best(self, problem: str, metric: str) -> str | None:
-        """The solver with the best mean over all observations; None where neither direction is better.
+        """The solver with the best mean over all observations, of those that have not collapsed; None where neither
+        direction is better.
 
         It is found on the same observations that it is then compared on: a difference to it is too favourable to it.
         """
         better = METRICS[metric].better if metric in METRICS else None
         means = {}
         for solver in self.solvers:
-            if not self.complete(problem, solver):
+            if not self.complete(problem, solver) or self.collapsed(problem, solver):
                 continue
             try:
                 means[solver] = self.mean(problem, solver, metric)[0]
@@ -143,13 +144,18 @@ class Results:
             return (min if better == "low" else max)(means, key=lambda name: means[name])
         return min(means, key=lambda name: abs(means[name] - better))
 
+    def collapsed(self, problem: str, solver: str) -> bool:
+        """Whether a solver's weights have collapsed; see :func:`invflow.evaluation.summary.is_collapsed`."""
+        ess = self.values[problem].get(solver, {}).get("ess", [])
+        return is_collapsed(ess, self.settings.get("num_samples", 2 * COLLAPSED))
+
     def calls(self, problem: str, solver: str) -> float:
         """Calls for each sample, forward and backward together."""
         costs = self.costs[problem][solver]
         return float(costs["forward"] or 0) + float(costs["backward"] or 0)
 
     def pareto(self, problem: str, metric: str = "crps") -> list[str]:
-        """Solvers that no other beats in the metric at as few calls, by their calls."""
+        """Solvers that no other beats in the metric at as few calls, by their calls; none with collapsed weights."""
         better = METRICS[metric].better if metric in METRICS else "low"
 
         def loss(solver: str) -> float:
@@ -158,8 +164,9 @@ class Results:
                 return abs(value - better)
             return -value if better == "high" else value
 
-        known = [s for s in self.solvers if s in self.costs[problem] and self.complete(problem, s) and (
-            metric in self.values[problem].get(s, {}) or metric in self.sets[problem].get(s, {}))]
+        known = [s for s in self.solvers if s in self.costs[problem] and self.complete(problem, s)
+                 and not self.collapsed(problem, s) and (
+                     metric in self.values[problem].get(s, {}) or metric in self.sets[problem].get(s, {}))]
         points = sorted((self.calls(problem, s), loss(s), s) for s in known if not math.isnan(loss(s)))
         front: list[str] = []
         lowest = math.inf

@@ -24,6 +24,7 @@ __all__ = ["LinearMMSE"]
 KIND = "linear-mmse"
 #: largest image that a dense covariance is fitted for; its square is held in float64
 LARGEST = 8192
+_VALUES_AT_A_TIME = 2**19  # of noise, in double precision
 
 
 class LinearMMSE(Solver):
@@ -136,12 +137,12 @@ class LinearMMSE(Solver):
         batch, size, rows = len(likelihood.y), self.mean.numel(), likelihood.y[0].numel()
         noise = draw_noise((batch, n, size + rows), generator).to(likelihood.y.device)
         chunks = ChunkSize(self._together(likelihood), "LinearMMSE").over(
-            batch, lambda part: self._solve(cast(GaussianLikelihood, likelihood.select(part)), noise[part].double()))
+            batch, lambda part: self._solve(cast(GaussianLikelihood, likelihood.select(part)), noise[part]))
         pieces = [piece for _, piece in tqdm(chunks, disable=not progress, desc="LinearMMSE", delay=2)]
-        samples, mean, std, log_evidence = (torch.cat(piece) for piece in zip(*pieces, strict=True))
+        samples, mean, std, log_evidence = (torch.cat(piece) if len(piece) > 1 else piece[0]
+                                            for piece in zip(*pieces, strict=True))
         shape = (batch, *self.image_shape)
-        return Posterior(samples.to(likelihood.y).reshape(batch, n, *self.image_shape),
-                         log_evidence=log_evidence.to(likelihood.y),
+        return Posterior(samples.reshape(batch, n, *self.image_shape), log_evidence=log_evidence.to(likelihood.y),
                          diagnostics={"mean": mean.to(likelihood.y).reshape(shape),
                                       "std": std.to(likelihood.y).reshape(shape)})
 
@@ -168,10 +169,14 @@ class LinearMMSE(Solver):
         variance = covariance.diagonal() - (gain * cross).sum(2)
         std = variance.clamp(min=0).sqrt().expand(len(y), -1)
 
-        draw = noise[..., : len(centre)] @ factor
-        error = sigma[:, None, None] * noise[..., len(centre) :]
-        unexplained = residual[:, None] + error - draw @ matrix.mT
-        samples = centre + draw + unexplained @ gain.mT
+        samples = noise.new_empty((*noise.shape[:2], len(centre)), dtype=likelihood.y.dtype)
+        for part in torch.arange(noise.shape[1]).split(max(1, _VALUES_AT_A_TIME // noise[:, 0].numel())):
+            rows = slice(int(part[0]), int(part[-1]) + 1)  # double precision of all at once would be many copies
+            white_noise = noise[:, rows].double()
+            draw = white_noise[..., : len(centre)] @ factor
+            error = sigma[:, None, None] * white_noise[..., len(centre) :]
+            unexplained = residual[:, None] + error - draw @ matrix.mT
+            samples[:, rows] = (centre + draw + unexplained @ gain.mT).to(samples)
         white = torch.linalg.solve_triangular(chol, residual[..., None], upper=False).squeeze(-1)
         log_det = chol.diagonal(dim1=1, dim2=2).log().sum(1)
         entries = y.shape[1]
