@@ -303,6 +303,9 @@ MUTATIONS = [
     Mutation("a division by the gap between equal times", "invflow/training/losses.py",
              "share = torch.where(t > s, (middle - s) / (t - s), 0.5)", "share = (middle - s) / (t - s)",
              "tests/training/test_losses.py::test_two_draws_of_the_same_time_are_no_division_by_zero"),
+    Mutation("counts that pay for less than no light", "invflow/likelihood.py",
+             "rate.clamp(min=0) - torch", "rate - torch",
+             "tests/test_reward.py::test_poisson_posteriors_cover_as_often_as_they_say"),
 ]
 
 
