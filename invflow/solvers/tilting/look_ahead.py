@@ -116,10 +116,10 @@ class LookAhead:
             if value.requires_grad:
                 found = torch.autograd.grad(value, inputs, torch.ones_like(value), allow_unused=True)
             slope = torch.zeros_like(x) if found[0] is None else found[0]
-            dead = (value.detach() == -torch.inf).reshape(-1, *[1] * (x.ndim - 1))
-            slope = torch.where(dead, 0.0, slope)
+            dead = value.detach() == -torch.inf
+            slope = torch.where(dead.reshape(-1, *[1] * (x.ndim - 1)), 0.0, slope)
             if rate and b is not None:
-                in_time = torch.zeros_like(value) if found[1] is None else found[1]
+                in_time = torch.zeros_like(value) if found[1] is None else torch.where(dead, 0.0, found[1])
                 change = (slope * b).flatten(1).sum(1) + in_time
         return Look(value.detach(), landing.detach(), b, slope, change)
 
