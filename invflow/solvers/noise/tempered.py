@@ -201,7 +201,9 @@ class NoiseSMC(Solver):
         diagnostics |= {} if residual is None else {"residual": residual}
         if draws is not None:
             diagnostics |= record.diagnostics() | {"solved": precise(draws.converged).mean(1)}
-            diagnostics["converged"], complaint = judge_chains(diagnostics, reward, draws.log_weights is not None)
+            weighted = draws.log_weights is not None
+            diagnostics |= {"missed_share": draws.missed_share()} if weighted else {}
+            diagnostics["converged"], complaint = judge_chains(diagnostics, reward, num_samples, weighted=weighted)
         else:
             diagnostics["converged"], complaint = judge(diagnostics, reward, num_samples, moved=self.num_moves > 0)
         if complaint is not None:
