@@ -15,7 +15,10 @@ __all__ = ["judge", "judge_chains", "judge_draws", "mean_squared_residual"]
 
 _Seen = tuple[Tensor, str, Tensor]  # which observations, what to say, its number
 
-_LEAST_SHARE = 0.05  # of the initial particles that still have descendants, or of N in effective sample size
+_LEAST_SHARE = 0.05  # of N in effective sample size
+# of the initial particles those that still have descendants: a share of N, and as many as tell a mean to a third of a
+# standard deviation, or half of N if that is less
+_LEAST_ANCESTORS, _FEW_ANCESTORS = 0.1, 10
 _MOST_RESIDUAL = 1.5  # in sigma^2, for many measured values
 _STANDARD_DEVIATIONS = 4.0  # of a chi-squared mean, for few; of the objective of a draw; of the drift of chains
 _EVEN = 0.9  # of N in effective sample size, from which weights are too even for their tail to matter
@@ -78,8 +81,9 @@ def judge(diagnostics: Mapping[str, Tensor], reward: Reward, count: int, *,
     least = _LEAST_SHARE * count
     if moved:
         ancestors = diagnostics["distinct_ancestors"]
-        seen.append((ancestors < least, f"{{:.0f}} of {count} initial particles have descendants left (under 5%)",
-                     ancestors))
+        needed = max(_LEAST_ANCESTORS * count, min(_FEW_ANCESTORS, count / 2))
+        seen.append((ancestors < needed, f"{{:.0f}} of {count} initial particles have descendants left (under "
+                                         f"{needed:.3g})", ancestors))
     else:
         limit = reliable_k_hat(count)
         heavy = (diagnostics["k_hat"] > limit) & (diagnostics["least_ess"] < _EVEN * count)
@@ -179,8 +183,9 @@ def judge_chains(diagnostics: Mapping[str, Tensor], reward: Reward, count: int, 
 
 def _see_missed(diagnostics: Mapping[str, Tensor]) -> _Seen:
     missed = diagnostics["missed_share"]
-    return (missed > _MOST_MISSED, "the equations of the draws have other solutions, which hold {:.0%} of the posterior "
-            f"and have no weight (over {_MOST_MISSED:.0%}): the map folds, and the weights do not hold", missed)
+    return (missed > _MOST_MISSED, "the equations of the draws have other solutions, which hold {:.0%} of the "
+            f"posterior and have no weight (over {_MOST_MISSED:.0%}): the map folds, and the weights do not hold",
+            missed)
 
 
 def _see_residual(diagnostics: Mapping[str, Tensor], reward: Reward) -> list[_Seen]:
