@@ -265,7 +265,7 @@ class FMTT(Solver):
             not ends or self.look_ahead.kind == "none")
         gradient = at_mean or (self.kernel != "renoise" and moves and pulls and self.conjugate is None)
         look = self.look_ahead(chunk.reward, x, self.times[index], chunk.shape, gradient=gradient, rate=rate,
-                               velocity=self.kernel != "renoise" and not ends)
+                               velocity=self.kernel != "renoise" and not ends, strict=self.weights == "jarzynski")
         if (bad := first_bad(look, x)) is not None:
             place = divmod(chunk.rows.start + bad[1], run.shape[1])
             raise not_finite(self.name, bad[0], f"step {index} of {self.steps} (t = {self.times[index]:.4g})", *place)
