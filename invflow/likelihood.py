@@ -394,8 +394,9 @@ class PoissonLikelihood(Likelihood):
 
     .. math:: \log p(y \mid x) = \sum y \log \lambda - \lambda - \log y!, \qquad \lambda = g A(x) + b
 
-    Images overshoot, so A(x) may be negative. Below a rate of ``floor`` counts log lambda is continued along
-    its tangent, which keeps the density finite and its gradient pointing back; above, it is exact.
+    Images overshoot, so A(x) may be negative. A negative rate counts as none, as it does for :meth:`draw`: where
+    nothing was counted, all rates up to 0 are equally likely. Below a rate of ``floor`` counts log lambda is continued
+    along its tangent, which keeps the density of counts finite and its gradient pointing back; above, it is exact.
 
     Args:
         operator: with one parameter set, or one for each observation.
@@ -442,7 +443,8 @@ class PoissonLikelihood(Likelihood):
         rate = self.rate(clean)
         tangent = math.log(self.floor) + (rate - self.floor) / self.floor
         log_rate = torch.where(rate > self.floor, rate.clamp(min=self.floor).log(), tangent)
-        return y * log_rate - rate - torch.lgamma(y + 1)
+        # no light has probability 1 of no counts, and less than none no more: unclamped, -rate would pay without end
+        return y * log_rate - rate.clamp(min=0) - torch.lgamma(y + 1)
 
     def draw(self, clean: Tensor, generator: torch.Generator | None) -> Tensor:
         """Counts; negative rates count as none."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from invflow._core.checks import Index, as_index, as_levels, warn_of_range
 from invflow._core.conjugate_gradients import conjugate_gradient
 from invflow._core.random import as_generator, draw_noise
+from invflow._core.watch import check_untouched, version
 
 __all__ = ["ComposedOperator", "Operator", "SUMMARY_LATTICE", "SUMMARY_SIZE"]
 
@@ -191,8 +192,11 @@ class Operator(torch.nn.Module):
     def __call__(self, x: Tensor) -> Tensor:
         """Check the images and measure them without noise, in full precision; see :meth:`forward`."""
         x = self.check_images(x)
+        before = version(x)
         with _full_precision(x.device):
-            return super().__call__(x)
+            y = super().__call__(x)
+        check_untouched(x, before, f"{type(self).__name__}.forward")
+        return y
 
     def __matmul__(self, other: Operator) -> Operator:
         """``outer @ inner`` measures the inner operator's measurement with the outer one."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from invflow._core.checks import Index, as_index
+from invflow._core.watch import watched
 
 __all__ = ["FunctionReward", "RepeatedReward", "Reward", "ScaledReward", "score_rows", "SumReward"]
 
@@ -28,6 +29,11 @@ class Reward(ABC):
 
     num_observations: int | None = None
     differentiable: bool = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__call__" in cls.__dict__:
+            cls.__call__ = watched(cls.__call__)  # type: ignore[method-assign]
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -103,7 +109,7 @@ class FunctionReward(Reward):
             values = self.fn(rows)
         else:
             with torch.no_grad():
-                values = torch.as_tensor(self.fn(rows.detach()))
+                values = torch.as_tensor(self.fn(rows.detach().clone()))  # what NumPy writes to, nothing counts
         if tuple(values.shape) != (rows.shape[0],):
             raise ValueError(
                 f"the function gave shape {tuple(values.shape)} for images {tuple(rows.shape)}, expected "

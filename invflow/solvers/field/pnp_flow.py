@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from invflow._core.watch import check_gradients
 from invflow.flowmap import FlowMap
 from invflow.solvers.field.rows import Rows, RowSampler, observed_forward
 
@@ -66,6 +67,7 @@ class PnPFlow(RowSampler):
         """Gradient of |A(decode(x)) - y|^2 / 2 with respect to x, in units of states for a step in units of images."""
         affine = self.prior.decode_affine
         scale = 1.0 if affine is None else affine[0]
+        check_gradients("PnP-Flow")
         with torch.enable_grad():
             state = x.detach().requires_grad_()
             clean = observed_forward(rows.likelihood, self.prior.decode(state))

@@ -68,7 +68,7 @@ class NoiseSMC(Solver):
     one explanation of the measurement to another they rarely lead, and then the shares of explanations are those of
     the draws, which ``memory`` in the diagnostics tells and ``converged`` takes account of. With
     ``start=NoiseRTO(prior, weights=True)``, for small measurements, the draws are weighted and resampled first: then
-    there is log evidence, and it converges as N grows too.
+    there is log evidence, and it converges as N grows too, unless the map folds (``missed_share``).
 
     With ``num_moves`` 0 it is importance sampling: one step from q to the posterior. With an adapter this is the
     importance-weighted VFM, and its k-hat says whether VFM alone can be trusted for this observation.
@@ -157,7 +157,8 @@ class NoiseSMC(Solver):
             randomise-then-optimise also: ``solved``, the share of its draws that reached a minimum;
             ``share_moved``, of the frozen chains; ``quarter_turns``, how often they could have crossed the prior's
             width; ``drift``, of the potential |z|^2 / 2 - r in standard errors, large while they are on their way;
-            ``memory``, the correlation between the images at the start and the end of the frozen chains.
+            ``memory``, the correlation between the images at the start and the end of the frozen chains; and, of
+            weighted draws, ``missed_share``, see :class:`~invflow.NoiseRTO`.
 
         Raises:
             ValueError: for Langevin moves with a reward that has no gradient; if no particle of
@@ -193,7 +194,9 @@ class NoiseSMC(Solver):
         diagnostics |= {} if residual is None else {"residual": residual}
         if draws is not None:
             diagnostics |= record.diagnostics() | {"solved": precise(draws.converged).mean(1)}
-            diagnostics["converged"], complaint = judge_chains(diagnostics, reward, draws.log_weights is not None)
+            weighted = draws.log_weights is not None
+            diagnostics |= {"missed_share": draws.missed_share()} if weighted else {}
+            diagnostics["converged"], complaint = judge_chains(diagnostics, reward, num_samples, weighted=weighted)
         else:
             diagnostics["converged"], complaint = judge(diagnostics, reward, n, moved=self.num_moves > 0)
         if complaint is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invflow._core.watch import check_gradients
 from invflow.flowmap import FlowMap
 from invflow.reward import Reward
 from invflow.solvers.tilting.fmtt import FMTT
@@ -39,6 +40,7 @@ class JumpCalls:
             return 1, 1
         if (s, t) not in self.known:
             x = torch.zeros(1, *self.prior.state_shape, device=self.prior.device, dtype=self.prior.dtype)
+            check_gradients("a search along the path")
             with self.prior.uncounted(), self.prior.count() as calls, torch.enable_grad():
                 x.requires_grad_()
                 torch.autograd.grad(self.prior.jump(x, s, t).sum(), x)
