@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from invflow.cli.options import PRIOR_HELP
+
 __all__ = ["calibrate"]
 
 
@@ -23,6 +25,7 @@ def calibrate(
     split: Annotated[str, typer.Option(help="Of the images, with --source data: test or validation.")] = "test",
     setting: Annotated[list[str] | None, typer.Option(
         "--set", metavar="NAME=VALUE", help="A setting of the solver; may be repeated.")] = None,
+    prior: Annotated[str | None, typer.Option(help=PRIOR_HELP)] = None,
     chunk_size: Annotated[int | None, typer.Option(min=1, help="Measurements that the solver gets at a time.")] = None,
     seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
@@ -44,6 +47,7 @@ def calibrate(
     from invflow.solver import move_solver
 
     place, posed = check_device(device), load_problem(problem)
+    posed = posed if prior is None else posed.with_prior(prior)
     settings: dict[str, Any] = parse_settings(None, setting or [])
     built = solver_by_name(solver, posed, **settings)
     move_solver(built, place)

@@ -45,7 +45,7 @@ def _priors() -> dict[str, str]:
 
 def _operators() -> dict[str, str]:
     from invflow import operators
-    from invflow.cli.image_task import kebab
+    from invflow._core.plugins import kebab
 
     documented = {name: operators.find(name).__doc__ or "" for name in operators.names()}
     return {kebab(name): text.strip().split("\n")[0].replace("``", "") for name, text in documented.items()}
@@ -58,9 +58,9 @@ def _problems() -> dict[str, str]:
 
 
 def _solvers() -> dict[str, str]:
-    from invflow.registry import SOLVERS
+    from invflow.registry import list_solvers
 
-    return {name: entry.description for name, entry in SOLVERS.items()}
+    return {name: entry.description for name, entry in list_solvers().items()}
 
 
 def _trainings() -> dict[str, str]:

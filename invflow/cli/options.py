@@ -13,7 +13,11 @@ from typing import Any
 import torch
 import typer
 
-__all__ = ["check_device", "parse_settings", "say", "user_errors"]
+__all__ = ["PRIOR_HELP", "check_device", "parse_settings", "say", "user_errors"]
+
+
+PRIOR_HELP = ("A shipped name or a plug-in's, a folder, a Hub repository id, or package.module:function "
+              "[default: the problem's].")
 
 
 def say(message: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from invflow.cli.options import parse_settings, say
+from invflow.cli.options import PRIOR_HELP, parse_settings, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +43,7 @@ def solve(
     factor: Annotated[int | None, typer.Option(
         min=1, help="With --image: of super-resolution [default: 4].")] = None,
     prior: Annotated[str | None, typer.Option(
-        help="A shipped name, a folder, or a Hub repository id [default: the problem's; of a file "
-             "photos, up to 64 pixels a side mnist].")] = None,
+        help=f"{PRIOR_HELP[:-2]}; of a file photos, up to 64 pixels a side mnist].")] = None,
     resize: Annotated[bool, typer.Option(
         "--resize", help="With --image: crop its centre and scale it to what the prior was trained on.")] = False,
     invert: Annotated[bool, typer.Option(
@@ -124,7 +123,8 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
         assert problem is not None
         posed = load_problem(problem)
         solver_name = solver_name or ("fmtt" if posed.tilts else "vfm")
-        solver = solver_by_name(solver_name, posed if prior is None else prior, **settings)
+        posed = posed if prior is None else posed.with_prior(prior)
+        solver = solver_by_name(solver_name, posed, **settings)
         truth, likelihood = posed.simulate(observations, generator=generator, shuffle=False)
         what = problem
     else:
