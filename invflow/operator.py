@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invflow._core.asked import Asked
 from invflow._core.checks import Index, as_index, as_levels, warn_of_range
 from invflow._core.conjugate_gradients import conjugate_gradient
 from invflow._core.random import as_generator, draw_noise
@@ -46,7 +47,7 @@ def _checked(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wrapper
 
 
-class Operator(torch.nn.Module):
+class Operator(Asked, torch.nn.Module):
     r"""The forward model A of y = A(x) + noise.
 
     A subclass sets :attr:`image_shape` and :attr:`measurement_shape` and writes :meth:`forward`; all else

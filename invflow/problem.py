@@ -315,7 +315,10 @@ class Problem:
 
 
 def list_problems() -> dict[str, Problem]:
-    """All registered problems by name, sorted; what is broken, or has a name that is taken, is left out with a warning."""
+    """All registered problems by name, sorted.
+
+    What is broken, or has a name that is taken, is left out with a warning.
+    """
     found = plugins.named(GROUP, Problem, lambda _, problem: problem.name)
     return dict(sorted(found.items()))
 
@@ -341,6 +344,9 @@ def load_problem(name: str) -> Problem:
     if not known:
         raise ValueError(f"no problem is registered under {GROUP!r}: install the package, pip install -e .")
     if name not in known:
+        family = [other for other in known if other.startswith(name.rstrip("/") + "/")]
+        if family:
+            raise ValueError(f"there is no problem {name!r}: there are {', '.join(family)}")
         raise ValueError(f"there is no problem {name!r}: {plugins.nearest(name, list(known))}")
     problem = copy.copy(known[name])
     for cached in ("operator", "prior", "reward"):

@@ -40,12 +40,13 @@ def calibrate(
     import torch
 
     from invflow._core.records import write_atomically
-    from invflow.cli.options import check_device, parse_settings
+    from invflow.cli.options import check_device, parse_settings, refuse_processes
     from invflow.evaluation.calibrate import calibrate as run
     from invflow.problem import load_problem
     from invflow.registry import solver_by_name
     from invflow.solver import move_solver
 
+    refuse_processes("calibrate", "start it without torchrun; invflow compare and train share their work")
     place, posed = check_device(device), load_problem(problem)
     posed = posed if prior is None else posed.with_prior(prior)
     settings: dict[str, Any] = parse_settings(None, setting or [])

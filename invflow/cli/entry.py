@@ -10,10 +10,12 @@ import typer
 
 from invflow.cli.calibrate import calibrate
 from invflow.cli.compare import compare
+from invflow.cli.examples import examples
 from invflow.cli.listing import list_names
 from invflow.cli.new import new
 from invflow.cli.options import parse_settings, user_errors
 from invflow.cli.solve import solve
+from invflow.cli.streams import keep_streams
 
 __all__ = ["app", "main"]
 
@@ -21,6 +23,22 @@ app = typer.Typer(
     name="invflow", help="Posterior sampling for imaging inverse problems with flow-map priors.",
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from invflow._core.version import VERSION
+
+        typer.echo(f"invflow {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option(
+        "--version", callback=_print_version, is_eager=True, help="Print the version.")] = False) -> None:
+    """Posterior sampling for imaging inverse problems with flow-map priors."""
+
+
 app.command()(user_errors(solve))
 app.command("list")(user_errors(list_names))
 
@@ -74,12 +92,13 @@ def bench(
         raise typer.Exit(1)
 
 
-for command in (calibrate, compare, new):
+for command in (calibrate, compare, examples, new):
     app.command()(user_errors(command))
 
 
 def main() -> None:
     """Run the command line."""
+    keep_streams()
     app()
 
 

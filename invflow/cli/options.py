@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import typer
 
-__all__ = ["PRIOR_HELP", "check_device", "parse_settings", "say", "user_errors"]
+__all__ = ["PRIOR_HELP", "check_device", "parse_settings", "refuse_processes", "say", "user_errors"]
 
 
 PRIOR_HELP = ("A shipped name or a plug-in's, a folder, a Hub repository id, or package.module:function "
@@ -42,6 +42,8 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             with _warnings_as_notes():
                 command(*args, **kwargs)
+        except BrokenPipeError:  # of | head, say: click ends in silence
+            raise
         except (ValueError, TypeError, OSError) as error:
             if os.environ.get("INVFLOW_DEBUG"):
                 raise
@@ -64,6 +66,18 @@ def parse_settings(steps: int | None, pairs: list[str], option: str = "--set",
         except json.JSONDecodeError:  # a word
             settings[name.replace("-", "_")] = value
     return settings
+
+
+def refuse_processes(command: str, way: str) -> None:
+    """Refuse to do the same work in each of several processes.
+
+    Raises:
+        ValueError: under torchrun, with more than one process.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise ValueError(f"invflow {command} works in one process, and torchrun started {processes}, each of which would "
+                         f"do all of it: {way}")
 
 
 def check_device(name: str) -> torch.device:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from invflow.cli.options import PRIOR_HELP, parse_settings, say
+from invflow.cli.options import PRIOR_HELP, parse_settings, refuse_processes, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,6 +76,7 @@ def solve(
     """
     from invflow.cli.image_task import ImageTask
 
+    refuse_processes("solve", "start it without torchrun; invflow compare and train share their work")
     task: ImageTask | None = None
     own = {"--operator": operator, "--sigma": sigma, "--observed": observed or None, "--mask": mask,
            "--kernel": kernel, "--factor": factor, "--resize": resize or None, "--invert": invert or None,

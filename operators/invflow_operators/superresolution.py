@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +64,13 @@ class SuperResolution(Operator):
             sizes = torch.full((count,), float(self.factor))
             sizes[-1] = side - (count - 1) * self.factor  # the last block is as large as what is left
             self.register_buffer(f"{name}_sizes", sizes.to(torch.get_default_dtype()))
+
+    @classmethod
+    def image_size(cls, size: tuple[int, int], settings: Mapping[str, Any]) -> tuple[int, int]:
+        """The factor times as much."""
+        default = inspect.signature(cls).parameters.get("factor")
+        factor = settings.get("factor", 1 if default is None else default.default)
+        return (size[0] * factor, size[1] * factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, C, H, W)`` to ``(n, C, ceil(H / f), ceil(W / f))``."""
