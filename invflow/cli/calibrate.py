@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from invflow.cli.options import PRIOR_HELP
+from invflow.cli.options import MOST_SEED, PRIOR_HELP
 
 __all__ = ["calibrate"]
 
@@ -27,7 +27,7 @@ def calibrate(
         "--set", metavar="NAME=VALUE", help="A setting of the solver; may be repeated.")] = None,
     prior: Annotated[str | None, typer.Option(help=PRIOR_HELP)] = None,
     chunk_size: Annotated[int | None, typer.Option(min=1, help="Measurements that the solver gets at a time.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of all random numbers.")] = 0,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
     output: Annotated[Path, typer.Option(
         help="Folder for the results; one that was stopped goes on from there.")] = Path("invflow-calibration"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from invflow.cli.options import PRIOR_HELP
+from invflow.cli.options import MOST_SEED, PRIOR_HELP
 
 if TYPE_CHECKING:
     from invflow.problem import Problem
@@ -25,7 +25,7 @@ def compare(
     prior: Annotated[str | None, typer.Option(help=PRIOR_HELP)] = None,
     observations: Annotated[int, typer.Option(min=1, help="Observations of each problem.")] = 32,
     samples: Annotated[int, typer.Option(min=1, help="Posterior samples for each observation.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of all random numbers.")] = 0,
     split: Annotated[str, typer.Option(help="Images: test, or validation for choosing settings.")] = "test",
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
     output: Annotated[Path, typer.Option(

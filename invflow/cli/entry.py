@@ -13,7 +13,7 @@ from invflow.cli.compare import compare
 from invflow.cli.examples import examples
 from invflow.cli.listing import list_names
 from invflow.cli.new import new
-from invflow.cli.options import parse_settings, user_errors
+from invflow.cli.options import MOST_SEED, parse_settings, user_errors
 from invflow.cli.solve import solve
 from invflow.cli.streams import keep_streams
 
@@ -53,7 +53,7 @@ def train(
     prior: Annotated[str | None, typer.Option(help="The prior to start from, where one is needed.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of one step.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of all random numbers.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MOST_SEED, help="Of all random numbers.")] = None,
     precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
     setting: Annotated[list[str] | None, typer.Option(
         "--set", metavar="NAME=VALUE", help="Another setting of the training loop; may be repeated.")] = None,
@@ -80,7 +80,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Timings of which the median is taken.")] = 20,
     device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
     only: Annotated[list[str] | None, typer.Option(help="One benchmark; may be repeated.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of all random numbers.")] = 0,
 ) -> None:
     """Measure speed as ratios to a reference timed in the same run; exit code 1 if a limit is exceeded."""
     from invflow.bench.runner import format_results, run

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 import typer
 
-__all__ = ["PRIOR_HELP", "check_device", "parse_settings", "refuse_processes", "say", "user_errors"]
+__all__ = ["MOST_SEED", "PRIOR_HELP", "check_device", "parse_settings", "refuse_processes", "say", "user_errors"]
 
 
+MOST_SEED = 2**63 - 1
 PRIOR_HELP = ("A shipped name or a plug-in's, a folder, a Hub repository id, or package.module:function "
               "[default: the problem's].")
 
@@ -44,13 +45,26 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
                 command(*args, **kwargs)
         except BrokenPipeError:  # of | head, say: click ends in silence
             raise
-        except (ValueError, TypeError, OSError) as error:
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
             if os.environ.get("INVFLOW_DEBUG"):
                 raise
-            typer.echo("error: " + " ".join(str(error).split()), err=True)
+            typer.echo("error: " + _in_a_line(error), err=True)
             raise typer.Exit(2) from error
 
     return wrapper
+
+
+def _in_a_line(error: Exception) -> str:
+    """An error in words that help: what a user can mend as it is, and where to look for anything else."""
+    words = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "alloc" in words or "out of memory" in words:
+        first = words.partition(" Error code")[0].rpartition("]")[2].partition(": ")[2] or words
+        return f"not enough memory ({first}): ask for fewer or smaller things at a time, see --help"
+    if isinstance(error, (ValueError, TypeError, OSError, ArithmeticError)):
+        return words or type(error).__name__
+    return f"{type(error).__name__}: {words}; INVFLOW_DEBUG=1 shows where it comes from"
 
 
 def parse_settings(steps: int | None, pairs: list[str], option: str = "--set",
@@ -88,7 +102,7 @@ def check_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()  # a device without data, such as meta, has nothing to give back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the device {name!r} cannot be used ({reason}): pass --device cpu") from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from invflow.cli.options import PRIOR_HELP, parse_settings, refuse_processes, say
+from invflow.cli.options import MOST_SEED, PRIOR_HELP, parse_settings, refuse_processes, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ def solve(
     steps: Annotated[int | None, typer.Option(min=1, help="The solver's steps [default: its own].")] = None,
     setting: Annotated[list[str] | None, typer.Option(
         "--set", metavar="NAME=VALUE", help="Another setting of the solver; may be repeated.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of all random numbers.")] = 0,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
     compile_first: Annotated[bool, typer.Option(
         "--compile", help="Compile the networks first, for tens of seconds each; on a GPU they then run as CUDA "

@@ -206,6 +206,7 @@ class GaussianBlur(Blur):
                 f"std={std}, std_range={std_range}, kernel_size={size}: pass standard deviations over 0, in "
                 "pixels and low before high, and a kernel size of at least 1"
             )
+        _check_kernel_size(size, image_shape)
         kernel = _gaussian_kernels(torch.tensor([std], dtype=torch.get_default_dtype()), size)
         super().__init__(kernel, image_shape, padding, GaussianBlur._file_class)
         self.std_range = std_range
@@ -251,6 +252,7 @@ class MotionBlur(Blur):
         size = default_kernel_size(image_shape) if kernel_size is None else kernel_size
         if not (0 < intensity <= 1 and size >= 1):
             raise ValueError(f"intensity={intensity}, kernel_size={size}: pass 0 < intensity <= 1, size >= 1")
+        _check_kernel_size(size, image_shape)
         kernel = _motion_kernels(1, size, intensity, generator).to(torch.get_default_dtype())
         super().__init__(kernel, image_shape, padding, MotionBlur._file_class)
         self.intensity = intensity
@@ -259,6 +261,13 @@ class MotionBlur(Blur):
         """Kernels along fresh curves for n images."""
         kernel = _motion_kernels(n, self.kernel.shape[-1], self.intensity, generator)
         return self._with_sets(self._sets(kernel.to(self.kernel)))
+
+
+def _check_kernel_size(size: int, image_shape: Sequence[int]) -> None:
+    """Refuse a kernel that is larger than the image before it is made."""
+    if size > min(image_shape[-2:]):
+        raise ValueError(f"the kernel has ({size}, {size}) pixels, the images only {tuple(image_shape[-2:])}: pass "
+                         f"kernel_size={default_kernel_size(image_shape)}, say")
 
 
 def default_kernel_size(image_shape: Sequence[int]) -> int:
