@@ -109,7 +109,7 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def kebab(name: str) -> str:
-    """A Python name as it is typed on the command line: ``BoxInpainting`` or ``box_inpainting`` to ``box-inpainting``."""
+    """A Python name as it is typed: ``BoxInpainting`` or ``box_inpainting`` to ``box-inpainting``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower().replace("_", "-")
 
 

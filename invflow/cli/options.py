@@ -90,8 +90,8 @@ def refuse_processes(command: str, way: str) -> None:
     """
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":
-        raise ValueError(f"invflow {command} works in one process, and torchrun started {processes}, each of which would "
-                         f"do all of it: {way}")
+        raise ValueError(f"invflow {command} works in one process, and torchrun started {processes}, each of which "
+                         f"would do all of it: {way}")
 
 
 def check_device(name: str) -> torch.device:
