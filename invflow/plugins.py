@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from invflow._core.checks import Index, as_index
+from invflow._core.checks import Index, as_index, as_shape
 from invflow._core.counting import Calls, Countable
 from invflow._core.folders import SHIPPED, kind_of
 from invflow._core.plugins import refer
@@ -14,7 +14,8 @@ from invflow._core.random import as_generator
 from invflow._core.records import write_atomically
 
 __all__ = [
-    "SHIPPED", "Calls", "Countable", "Index", "SolverEntry", "as_generator", "as_index", "kind_of", "write_atomically",
+    "SHIPPED", "Calls", "Countable", "Index", "SolverEntry", "as_generator", "as_index", "as_shape", "kind_of",
+    "write_atomically",
 ]
 
 

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from invflow._core import plugins
+from invflow._core.checks import check_setting
 from invflow.flowmap import FlowMap
 from invflow.models.neural import load_prior
 from invflow.plugins import SolverEntry
@@ -121,12 +122,15 @@ def solver_by_name(name: str, source: Source, **settings: Any) -> Solver:
         arguments = (_name(source),)
     elif entry.takes == "source":
         arguments = (source if isinstance(source, Problem) else _prior(source),)
+    parameters = inspect.signature(target).parameters
     known = [key for key in _settings(target) if not (arguments and key == "prior")]
     unknown = sorted(set(settings) - set(known))
     if unknown:
         knows = f"it knows {', '.join(known)}" if known else "it has none"
         raise ValueError(f"the solver {name!r} has no setting {unknown[0]!r}: {knows}")
-    solver = target(*arguments, **settings)
+    checked = {key: check_setting(f"the solver {name!r}", key, value, parameters[key])
+               for key, value in settings.items()}
+    solver = target(*arguments, **checked)
     if not isinstance(solver, Solver):
         raise TypeError(f"the solver {name!r} of {entry.target!r} is a {type(solver).__name__}, no invflow.Solver")
     return solver

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from invflow import operators
+from invflow._core.checks import check_setting
 from invflow._core.plugins import kebab, nearest
 from invflow.datasets.files import read_kernel, read_mask
 
@@ -69,6 +70,7 @@ def operator_by_name(name: str, image_shape: tuple[int, ...], *, factor: int | N
             raise ValueError(f"--{option} belongs to {_those_with(option)}, not to {key}")
     files = {option: read_mask(file, image_shape, say=say) if option == "mask" else read_kernel(file, say=say)
              for option, file in asked.items()}
+    settings = {name: check_setting(key, name, value, parameters[name]) for name, value in settings.items()}
     for extra, sentence in kind.assumptions(image_shape, {**settings, **files}, observed=observed):
         settings |= extra
         say(sentence)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,8 +32,13 @@ def _warnings_as_notes() -> Iterator[None]:
     """Print the library's warnings as notes, without a file name and a line of code."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: say(str(message))
+        warnings.showwarning = lambda message, *_, **__: say(_counted_from_one(str(message)))
         yield
+
+
+def _counted_from_one(message: str) -> str:
+    """A message of the library, which counts observations as Python does, with the numbers that tables have."""
+    return re.sub(r"\b(observation|repeat) (\d+)\b", lambda found: f"{found[1]} {int(found[2]) + 1}", message)
 
 
 def user_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -58,7 +64,7 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 def _in_a_line(error: Exception) -> str:
     """An error in words that help: what a user can mend as it is, and where to look for anything else."""
-    words = " ".join(str(error).split())
+    words = _counted_from_one(" ".join(str(error).split()))
     if isinstance(error, MemoryError) or "alloc" in words or "out of memory" in words:
         first = words.partition(" Error code")[0].rpartition("]")[2].partition(": ")[2] or words
         return f"not enough memory ({first}): ask for fewer or smaller things at a time, see --help"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invflow.operator import Operator
-from invflow.plugins import as_generator
+from invflow.plugins import as_generator, as_shape
 from invflow_operators._transfer import transfer_summary
 
 __all__ = ["Blur", "GaussianBlur", "MotionBlur"]
@@ -55,7 +55,7 @@ class Blur(Operator):
     def __init__(self, kernel: Tensor, image_shape: Sequence[int], padding: str = "circular",
                  problem_class: str | None = None) -> None:
         super().__init__()
-        kernel, shape = torch.as_tensor(kernel), tuple(image_shape)
+        kernel, shape = torch.as_tensor(kernel), as_shape(image_shape, "Blur(kernel, (1, 28, 28))")
         if not kernel.is_floating_point():
             kernel = kernel.to(torch.get_default_dtype())
         if padding not in _PADDINGS:
@@ -198,6 +198,7 @@ class GaussianBlur(Blur):
 
     def __init__(self, image_shape: Sequence[int], std: float | None = None, kernel_size: int | None = None,
                  std_range: tuple[float, float] | None = None, padding: str = "circular") -> None:
+        image_shape = as_shape(image_shape, "GaussianBlur((1, 28, 28), std=2.0)")
         size = default_kernel_size(image_shape) if kernel_size is None else kernel_size
         std = size / 9 if std is None else std
         std_range = (size / 18, 2 * size / 9) if std_range is None else std_range
@@ -249,6 +250,7 @@ class MotionBlur(Blur):
 
     def __init__(self, image_shape: Sequence[int], kernel_size: int | None = None, intensity: float = 0.5,
                  generator: torch.Generator | None = None, padding: str = "circular") -> None:
+        image_shape = as_shape(image_shape, "MotionBlur((1, 28, 28))")
         size = default_kernel_size(image_shape) if kernel_size is None else kernel_size
         if not (0 < intensity <= 1 and size >= 1):
             raise ValueError(f"intensity={intensity}, kernel_size={size}: pass 0 < intensity <= 1, size >= 1")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invflow.operator import Operator
-from invflow.plugins import as_generator
+from invflow.plugins import as_generator, as_shape
 
 __all__ = ["BoxInpainting", "MaskInpainting", "RandomInpainting"]
 
@@ -145,7 +145,7 @@ class RandomInpainting(MaskInpainting):
         low, high = keep if isinstance(keep, Sequence) else (keep, keep)
         if not 0 < low <= high <= 1:
             raise ValueError(f"keep is {keep}: pass the share observed, in (0, 1], or a range (low, high)")
-        shape = tuple(image_shape)
+        shape = as_shape(image_shape, "RandomInpainting((1, 28, 28), keep=0.5)")
         super().__init__(_draw_pixels(1, shape, (low, high), generator), shape, "random-inpainting")
         self.keep = (low, high)
 
@@ -170,7 +170,8 @@ class BoxInpainting(MaskInpainting):
 
     Args:
         image_shape: (C, H, W).
-        box: (height, width) of the unobserved box in pixels, centred; default: half the image's.
+        box: (height, width) of the unobserved box in pixels, centred; one number for a square; default: half the
+            image's.
         sides: range, in shares of the image's height and width, from which :meth:`randomize` draws the two
             sides of a box, each by itself; None keeps those of ``box``. The position is uniform either way.
 
@@ -185,11 +186,11 @@ class BoxInpainting(MaskInpainting):
 
     _file_class = "box-inpainting"
 
-    def __init__(self, image_shape: Sequence[int], box: tuple[int, int] | None = None,
+    def __init__(self, image_shape: Sequence[int], box: tuple[int, int] | int | None = None,
                  sides: tuple[float, float] | None = (0.25, 0.5)) -> None:
-        shape = tuple(image_shape)
+        shape = as_shape(image_shape, "BoxInpainting((1, 28, 28), box=(14, 14))")
         height, width = shape[-2:]
-        box = (height // 2, width // 2) if box is None else box
+        box = (height // 2, width // 2) if box is None else (box, box) if isinstance(box, int) else box
         if not (0 < box[0] <= height and 0 < box[1] <= width and tuple(box) != (height, width)):
             raise ValueError(f"a box of {box} pixels does not fit images {shape}: pass (height, width)")
         if sides is not None and not 0 < sides[0] <= sides[1] < 1:

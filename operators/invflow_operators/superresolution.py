@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invflow.operator import Operator
+from invflow.plugins import as_shape
 from invflow_operators._banded import bicubic_downsampling, bicubic_taps
 from invflow_operators._transfer import transfer_summary
 
@@ -45,10 +46,11 @@ class SuperResolution(Operator):
 
     def __init__(self, image_shape: Sequence[int], factor: int = 4, filter: str = "average") -> None:
         super().__init__()
-        shape = tuple(image_shape)
-        if len(shape) != 3 or factor != int(factor) or not 1 <= factor <= min(shape[1:]):
+        shape = as_shape(image_shape, "SuperResolution((1, 28, 28), factor=4)")
+        whole = isinstance(factor, (int, float)) and factor == int(factor)
+        if len(shape) != 3 or not whole or not 1 <= factor <= min(shape[1:]):
             raise ValueError(
-                f"super-resolution by {factor} of images {shape}: pass image_shape=(C, H, W) and a whole factor"
+                f"super-resolution by {factor!r} of images {shape}: pass image_shape=(C, H, W) and a whole factor"
                 + (f" from 1 to {min(shape[1:])}" if len(shape) == 3 else "")
             )
         if filter not in ("average", "bicubic"):
