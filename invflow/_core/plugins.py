@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -72,7 +73,7 @@ def named(group: str, kind: type | tuple[type, ...], name_of: Callable[[str, Any
     for attribute, value, module in offers(group):
         name: object = name_of(attribute, value) if isinstance(value, kind) else None
         if not isinstance(name, str) or not name:
-            if what or name is not None:
+            if (what and not _serves_several(module)) or name is not None:
                 why = f"its name is {name!r}" if name is not None else f"it is {value!r}, not {what}"
                 _leave_out(f"{attribute!r} of the plug-in {module!r} of {group}", why)
             continue
@@ -82,6 +83,12 @@ def named(group: str, kind: type | tuple[type, ...], name_of: Callable[[str, Any
         else:
             _leave_out(f"{name!r} of the plug-in {module!r} of {group}", f"{other[1]!r} has one of that name")
     return found
+
+
+@functools.cache
+def _serves_several(module: str) -> bool:
+    """Whether a module is named under several groups, so that it lists what is not for all of them."""
+    return len({entry.group for entry in metadata.entry_points() if entry.value == module}) > 1
 
 
 def names(group: str) -> list[str]:
