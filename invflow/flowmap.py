@@ -175,6 +175,13 @@ class FlowMap(Countable):
         """Standard normal noise ``(n, *state_shape)``, drawn on the generator's device, then moved."""
         return draw_noise((n, *self.state_shape), generator, self.device).to(self.dtype)
 
+    def __getattr__(self, name: str) -> Any:
+        """Say what draws images, where another word for it is tried."""
+        if name in ("sample", "draw", "rvs"):
+            raise AttributeError(f"{type(self).__name__} has no {name!r}: prior.generate(4, generator=generator) draws "
+                                 "images, and a solver draws samples of a posterior")
+        return super().__getattr__(name)
+
     @torch.no_grad()
     def generate(self, n: int, steps: int = 1, *, generator: torch.Generator | int | None = None,
                  chunk_size: int | None = None) -> Tensor:

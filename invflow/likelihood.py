@@ -173,6 +173,10 @@ class Likelihood(Reward):
     level_names: tuple[str, ...] = ()
 
     def __init__(self, operator: Operator, y: Tensor) -> None:
+        if not isinstance(operator, Operator):
+            built = f"pass {operator.__name__}(image_shape)" if isinstance(operator, type) else "pass an Operator"
+            raise TypeError(f"the operator of a likelihood is {operator!r:.80}: {built}, as in "
+                            "invflow.GaussianLikelihood(operator, y, sigma=0.05)")
         self.operator = operator
         y = self._check_measurement(y)
         observed = operator.observed()

@@ -328,6 +328,11 @@ class Posterior:
     def __len__(self) -> int:
         return self.num_observations
 
+    def __getitem__(self, index: object) -> Posterior:
+        """Refused: it could mean an observation, or a sample of one."""
+        raise TypeError(f"posterior[{index!r}] could be an observation or a sample: posterior.select({index!r}) is the "
+                        f"posterior of an observation, posterior.samples[{index!r}] its samples (N, *image_shape)")
+
     def _facts(self) -> dict[str, str]:
         shape = " x ".join(map(str, self.image_shape))
         facts = {"samples": f"{self.num_observations} x {self.num_samples} of {shape}"}

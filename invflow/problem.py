@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -253,6 +254,29 @@ class Problem:
         order = torch.randperm(len(images), generator=generator, device=generator.device)
         return images[order[:count].to(images.device)]
 
+    def with_prior(self, prior: FlowMap | str | os.PathLike[str]) -> Problem:
+        """The same problem with another prior, with truths and measurements as they were.
+
+        Args:
+            prior: a flow map, or what :func:`invflow.load_prior` takes; loaded when first needed.
+        """
+        from invflow.flowmap import FlowMap
+        from invflow.models.neural import load_prior
+
+        def build() -> FlowMap:
+            built = prior if isinstance(prior, FlowMap) else load_prior(prior)
+            if not self.tilts and tuple(built.image_shape) != self.image_shape:
+                raise ValueError(f"the prior {name!r} makes images {tuple(built.image_shape)}, but the problem "
+                                 f"{self.name!r} has {self.image_shape}: pass a prior of these")
+            return built
+
+        name = type(prior).__name__ if isinstance(prior, FlowMap) else str(prior)
+        other = copy.copy(self)
+        other.__dict__.pop("prior", None)
+        other.prior_name = None if isinstance(prior, FlowMap) else name
+        other._prior, other._exact = build, None
+        return other
+
     def exact_posterior(self) -> Solver:
         """A solver that draws from the exact posterior.
 
@@ -311,18 +335,9 @@ _REGISTERED: dict[str, Problem] = {}
 def list_problems() -> dict[str, Problem]:
     """All registered problems by name, sorted.
 
-    Raises:
-        ValueError: if two of them have the same name.
+    What is broken, or has a name that is taken, is left out with a warning.
     """
-    found: dict[str, Problem] = {}
-    for module in plugins.modules(GROUP):
-        for attribute in getattr(module, "__all__", ()):
-            problem = getattr(module, attribute)
-            if not isinstance(problem, Problem):
-                continue
-            if found.get(problem.name, problem) is not problem:
-                raise ValueError(f"two problems are named {problem.name!r}, one of them in {module.__name__}")
-            found[problem.name] = problem
+    found: dict[str, Problem] = plugins.named(GROUP, Problem, lambda _, problem: problem.name)
     _REGISTERED.update(found)
     return dict(sorted(found.items()))
 
@@ -348,6 +363,9 @@ def load_problem(name: str) -> Problem:
     if not known:
         raise ValueError(f"no problem is registered under {GROUP!r}: install the package, pip install -e .")
     if name not in known:
+        family = [other for other in known if other.startswith(name.rstrip("/") + "/")]
+        if family:
+            raise ValueError(f"there is no problem {name!r}: there are {', '.join(family)}")
         raise ValueError(f"there is no problem {name!r}: {plugins.nearest(name, list(known))}")
     problem = copy.copy(known[name])
     for cached in ("operator", "prior", "reward"):

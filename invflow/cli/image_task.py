@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from invflow.cli.operators import kebab, operator_by_name
+from invflow.cli.operators import operator_by_name, operator_class
 from invflow.cli.results import write_results, write_tilted_results
 from invflow.datasets.files import fit_to, read_image
 from invflow.likelihood import GaussianLikelihood
@@ -23,16 +23,10 @@ if TYPE_CHECKING:
     from invflow.solver import Solver
 
 __all__ = [
-    "ImageTask", "PosedImage", "compile_solver", "kebab", "operator_by_name", "write_results", "write_tilted_results",
+    "ImageTask", "PosedImage", "compile_solver", "operator_by_name", "write_results", "write_tilted_results",
 ]
 
 Say = Callable[[str], None]
-
-# what adapters for photographs are trained on: a default of a share of the image would be far out of it
-_PHOTO_SETTINGS: dict[str, dict[str, Any]] = {
-    "gaussian-blur": {"std": 2.0, "kernel_size": 25}, "motion-blur": {"kernel_size": 21},
-}
-
 
 @dataclass
 class PosedImage:
@@ -110,7 +104,7 @@ class ImageTask:
             assert trained is not None
             return self._pose_fixed(trained, solver, generator, say)
         image = self._read_any(trained, say)
-        shape = (len(image), *(side * self._magnification() for side in image.shape[1:]))
+        shape = (len(image), *self._image_size((image.shape[1], image.shape[2])))
         state = generator.get_state()
         operator = self._build(shape, generator, say)
         if self.observed and tuple(operator.measurement_shape) != tuple(image.shape):
@@ -146,20 +140,16 @@ class ImageTask:
         return PosedImage(truth, likelihood, likelihood, solver)
 
     def _build(self, image_shape: tuple[int, ...], generator: torch.Generator, say: Say) -> Operator:
-        settings, key = dict(self.settings), kebab(self.operator).replace("_", "-")
-        usual = _PHOTO_SETTINGS.get(key, {})
-        if usual and not (set(settings) - {"padding"} or self.kernel or self.mask) and min(image_shape[1:]) >= 64:
-            settings |= usual
-            say(f"took {key} with " + ", ".join(f"{name} {value:g}" for name, value in usual.items())
-                + " in pixels: --operator-set NAME=VALUE takes others, --kernel FILE any")
         return operator_by_name(self.operator, image_shape, factor=self.factor, mask=self.mask, kernel=self.kernel,
-                                observed=self.observed, settings=settings, generator=generator, say=say)
+                                observed=self.observed, settings=self.settings, generator=generator, say=say)
 
-    def _magnification(self) -> int:
-        """Pixels of the image for each of the file."""
-        if not self.observed or kebab(self.operator).replace("_", "-") != "super-resolution":
-            return 1
-        return 4 if self.factor is None else self.factor
+    def _image_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the image of which the file is a measurement, or the file's own."""
+        if not self.observed:
+            return size
+        settings = dict(self.settings) | ({} if self.factor is None else {"factor": self.factor})
+        height, width = operator_class(self.operator)[1].image_size(size, settings)
+        return height, width
 
     def _read(self, shape: tuple[int, ...], say: Say) -> Tensor:
         image = read_image(self.file, image_shape=shape, resize=self.resize, say=say)

@@ -24,7 +24,7 @@ from invflow.evaluation.certificate.judgement import LEVELS
 from invflow.evaluation.certificate.quantities import Quantity, default_quantities, evaluate
 from invflow.metrics import random_pit, random_ranks, spread_skill, tarp_ranks
 from invflow.posterior import Posterior
-from invflow.problem import Problem
+from invflow.problem import Problem, load_problem
 from invflow.solver import Solver, plain
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _VALUES_AT_A_TIME = 2**25
 _MOST_AT_A_TIME = 25  # simulations lost at a kill
 
 
-def calibrate(solver: Solver, problem: Problem, *, num_simulations: int = 200, num_samples: int = 99,
+def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: int = 200, num_samples: int = 99,
               num_particles: int | None = None, source: str = "prior", split: str = "test",
               quantities: Mapping[str, Quantity] | None = None, defaults: bool = True, alpha: float = 0.05,
               chunk_size: int | None = None, output: str | os.PathLike[str] | None = None,
@@ -53,8 +53,8 @@ def calibrate(solver: Solver, problem: Problem, *, num_simulations: int = 200, n
     data, passes in pixels. The quantities that see the measurement, the contraction and the scores tell.
 
     Args:
-        solver: any solver.
-        problem: gives operator and noise, and truths where ``source`` is ``"data"``.
+        solver: any solver, or the name of one that suits the problem.
+        problem: or its name; gives operator and noise, and truths where ``source`` is ``"data"``.
         num_simulations: S, pairs of a truth and a measurement.
         num_samples: N, samples that each truth is ranked among; 99 makes ranks of 100 values.
         num_particles: particles that the solver runs for each measurement, of which N are resampled. None: ten
@@ -88,6 +88,7 @@ def calibrate(solver: Solver, problem: Problem, *, num_simulations: int = 200, n
         >>> certificate.verdict
         'passes'
     """
+    solver, problem = _named(solver, problem)
     if num_simulations < 2 or num_samples < 3 or not 0 < alpha < 1:
         raise ValueError(f"num_simulations={num_simulations} must be at least 2, num_samples={num_samples} at least 3, "
                          f"alpha={alpha} in (0, 1)")
@@ -149,6 +150,18 @@ def calibrate(solver: Solver, problem: Problem, *, num_simulations: int = 200, n
         if folder is not None:
             certificate.save(folder)
     return certificate
+
+
+def _named(solver: Solver | str, problem: Problem | str) -> tuple[Solver, Problem]:
+    """Solver and problem, looked up where they are names."""
+    from invflow.registry import solver_by_name
+
+    posed = load_problem(problem) if isinstance(problem, str) else problem
+    built = solver_by_name(solver, posed) if isinstance(solver, str) and isinstance(posed, Problem) else solver
+    if not isinstance(built, Solver) or not isinstance(posed, Problem):
+        raise TypeError(f"calibrate takes a solver and a problem, not {solver!r:.60} and {problem!r:.60}: pass both, "
+                        "or their names, as in invflow.calibrate('exact', 'gaussian/linear')")
+    return built, posed
 
 
 # -- truths and measurements --------------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["compare"]
 
 
-def compare(problems: Problem | str | Sequence[Problem | str], solvers: Mapping[str, SolverSource] | Sequence[str], *,
+def compare(problems: Problem | str | Sequence[Problem | str],
+            solvers: Mapping[str, SolverSource] | Sequence[str | Solver], *,
             num_observations: int = 32, num_samples: int = 64, seed: int = 0,
             output: str | os.PathLike[str] | None = None, split: str = "test", source: str = "data",
             part_size: int = 8, gallery: int = 4, device: str | torch.device | None = None,
@@ -46,7 +47,8 @@ def compare(problems: Problem | str | Sequence[Problem | str], solvers: Mapping[
         problems: one or several, or their names.
         solvers: by name, each a solver (for all problems alike), the name of one that suits each problem, as
             :func:`invflow.registry.solver_by_name` takes it, or a function of a problem that builds one. A list
-            of names stands for itself. The first one is what the others are compared with.
+            holds names, which stand for themselves, and solvers, called by their classes. The
+            first one is what the others are compared with.
         num_observations: of each problem; the first images of the split, or draws of the problem's law.
         num_samples: for each observation.
         seed: of observations and solvers.
@@ -169,10 +171,13 @@ def _named_problems(problems: Problem | str | Sequence[Problem | str]) -> dict[s
     return named
 
 
-def _named_solvers(solvers: Mapping[str, SolverSource] | Sequence[str]) -> dict[str, SolverSource]:
+def _named_solvers(solvers: Mapping[str, SolverSource] | Sequence[str | Solver]) -> dict[str, SolverSource]:
     if isinstance(solvers, str):
         raise ValueError(f"solvers={solvers!r}: pass a list of names, [{solvers!r}], or {{'label': solver}}")
-    named: dict[str, Any] = dict(solvers) if isinstance(solvers, Mapping) else {name: name for name in solvers}
+    if isinstance(solvers, Solver):
+        raise ValueError(f"solvers={solvers!r}: pass a list, [solver], or {{'label': solver}}")
+    named: dict[str, Any] = dict(solvers) if isinstance(solvers, Mapping) else {
+        source if isinstance(source, str) else type(source).__name__: source for source in solvers}
     if not named or (not isinstance(solvers, Mapping) and len(named) != len(solvers)):
         raise ValueError(f"solvers {list(solvers)}: pass at least one, each once, as {{'label': solver}}")
     for label, source in named.items():

@@ -168,6 +168,11 @@ class Adapter(Countable):
         operator = getattr(reward, "operator", None)
         name = operator.problem_class if operator is not None else getattr(reward, "problem_class", None)
         what = type(operator).__name__ if operator is not None else type(reward).__name__
+        if name is None and operator is None:
+            raise ValueError(f"a {what} has no measurement that this adapter could look at: it was trained for "
+                             f"{', '.join(self.classes)}. Use a solver that takes any reward, such as "
+                             "invflow.FMTT(prior) or --solver fmtt, or align the map with this one by "
+                             "invflow.training.train_alignment")
         if name not in self.classes or (operator is not None and not isinstance(reward, GaussianLikelihood)):
             raise ValueError(
                 f"the adapter was not trained for {what} (problem class {name!r}, {type(reward).__name__}); it knows "

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,9 @@ class LoopSettings:
         log_every: steps between rows of the CSV.
         compile: train with compiled networks (:func:`invflow.compile_networks`), which pays for long trainings: the
             first steps take minutes.
+
+    Raises:
+        ValueError: for what is no number where one is needed, numbers out of range, or an unknown precision.
     """
 
     steps: int
@@ -77,6 +80,26 @@ class LoopSettings:
     checkpoint_seconds: float = 60.0
     log_every: int = 25
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, name = getattr(self, field.name), field.name
+            kinds: Any = {"int": (int,), "float": (int, float)}.get(str(field.type))
+            if kinds is None:
+                continue
+            if not isinstance(value, kinds) or isinstance(value, bool) or value != value:
+                what = "a whole number" if kinds == (int,) else "a number"
+                raise ValueError(f"the setting {name} is {value!r}: pass {what}, such as {name}={self._example(name)}")
+            least = 1 if name in ("steps", "batch_size", "log_every") else 0
+            if name != "seed" and value < least:
+                raise ValueError(f"the setting {name} is {value}: pass at least {least}, such as "
+                                 f"{name}={self._example(name)}")
+        if self.precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"the setting precision is {self.precision!r}: pass 'no', 'bf16' or 'fp16'")
+
+    @classmethod
+    def _example(cls, name: str) -> Any:
+        return getattr(cls, name, 1000)
 
     def rate(self, step: int) -> float:
         """Learning rate at a step: linear warm-up, then half a cosine."""

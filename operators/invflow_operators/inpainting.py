@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from invflow.operator import Operator
-from invflow.plugins import as_generator
+from invflow.plugins import as_generator, as_shape
 
 __all__ = ["BoxInpainting", "MaskInpainting", "RandomInpainting"]
 
@@ -62,6 +63,29 @@ class MaskInpainting(Operator):
         self.problem_class = problem_class
         self.register_sets(mask=sets.bool())
 
+    #: the problem class of a mask from a file; a subclass that says nothing of it takes such a mask as its own ``mask``
+    _file_class: str | None = None
+
+    @classmethod
+    def file_parameters(cls) -> tuple[str, ...]:
+        """A mask, for those too that draw one or make one otherwise."""
+        return ("mask",) if "_file_class" in vars(cls) else super().file_parameters()
+
+    @classmethod
+    def from_files(cls, image_shape: tuple[int, ...], files: Mapping[str, Tensor], settings: Mapping[str, Any],
+                   say: Callable[[str], None]) -> MaskInpainting:
+        """A mask of a file, taken for one of the class's own kind: so it is known to an adapter."""
+        if "_file_class" not in vars(cls):
+            return super().from_files(image_shape, files, settings, say)
+        if settings:
+            raise ValueError(f"--operator-set {next(iter(settings))}=... does not go with --mask, which gives all "
+                             "there is to give: pass one of the two")
+        problem_class = cls._file_class or ("box-inpainting" if _hides_a_box(files["mask"]) else None)
+        if problem_class is None:
+            say("the mask hides no single box, so no adapter was trained for it; if its gaps are scattered, "
+                "--operator random-inpainting takes it as such")
+        return MaskInpainting(files["mask"], image_shape, problem_class)
+
     def forward(self, x: Tensor) -> Tensor:
         """Images with zeros where nothing is observed: ``(n, C, H, W)`` to the same."""
         return x * self.mask
@@ -88,6 +112,16 @@ class MaskInpainting(Operator):
         return self.mask.to(maps).mean(1, keepdim=True), vector
 
 
+def _hides_a_box(mask: Tensor) -> bool:
+    """Whether the pixels that are not observed are one full rectangle."""
+    hidden = (mask == 0).any(0)
+    rows, columns = hidden.any(1).nonzero().flatten(), hidden.any(0).nonzero().flatten()
+    if len(rows) == 0:
+        return False
+    box = hidden[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return bool(box.all()) and bool((mask == mask[:1]).all())
+
+
 class RandomInpainting(MaskInpainting):
     """Inpainting with pixels observed at random, each by itself, all channels of a pixel together.
 
@@ -104,12 +138,14 @@ class RandomInpainting(MaskInpainting):
         8
     """
 
+    _file_class = "random-inpainting"
+
     def __init__(self, image_shape: Sequence[int], keep: float | tuple[float, float] = (0.3, 0.7),
                  generator: torch.Generator | None = None) -> None:
         low, high = keep if isinstance(keep, Sequence) else (keep, keep)
         if not 0 < low <= high <= 1:
             raise ValueError(f"keep is {keep}: pass the share observed, in (0, 1], or a range (low, high)")
-        shape = tuple(image_shape)
+        shape = as_shape(image_shape, "RandomInpainting((1, 28, 28), keep=0.5)")
         super().__init__(_draw_pixels(1, shape, (low, high), generator), shape, "random-inpainting")
         self.keep = (low, high)
 
@@ -134,7 +170,8 @@ class BoxInpainting(MaskInpainting):
 
     Args:
         image_shape: (C, H, W).
-        box: (height, width) of the unobserved box in pixels, centred; default: half the image's.
+        box: (height, width) of the unobserved box in pixels, centred; one number for a square; default: half the
+            image's.
         sides: range, in shares of the image's height and width, from which :meth:`randomize` draws the two
             sides of a box, each by itself; None keeps those of ``box``. The position is uniform either way.
 
@@ -147,11 +184,13 @@ class BoxInpainting(MaskInpainting):
         196
     """
 
-    def __init__(self, image_shape: Sequence[int], box: tuple[int, int] | None = None,
+    _file_class = "box-inpainting"
+
+    def __init__(self, image_shape: Sequence[int], box: tuple[int, int] | int | None = None,
                  sides: tuple[float, float] | None = (0.25, 0.5)) -> None:
-        shape = tuple(image_shape)
+        shape = as_shape(image_shape, "BoxInpainting((1, 28, 28), box=(14, 14))")
         height, width = shape[-2:]
-        box = (height // 2, width // 2) if box is None else box
+        box = (height // 2, width // 2) if box is None else (box, box) if isinstance(box, int) else box
         if not (0 < box[0] <= height and 0 < box[1] <= width and tuple(box) != (height, width)):
             raise ValueError(f"a box of {box} pixels does not fit images {shape}: pass (height, width)")
         if sides is not None and not 0 < sides[0] <= sides[1] < 1:

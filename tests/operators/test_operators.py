@@ -370,7 +370,7 @@ def test_third_party_operators_are_found_and_broken_ones_left_out(monkeypatch):
     entries = [importlib.metadata.EntryPoint(name, value, "invflow.operators")
                for name, value in (("broken", "not_installed_anywhere"), ("theirs", "their_operators"))]
     monkeypatch.setattr(plugins, "entry_points", lambda group: entries)
-    plugins.modules.cache_clear()
+    plugins.offers.cache_clear()
     try:
         with pytest.warns(UserWarning, match="not_installed_anywhere"):
             assert registry.names() == ["Mirror"]
@@ -378,7 +378,7 @@ def test_third_party_operators_are_found_and_broken_ones_left_out(monkeypatch):
         assert registry.__getattr__("Mirror") is module.Mirror
     finally:
         vars(registry).pop("Mirror", None)
-        plugins.modules.cache_clear()
+        plugins.offers.cache_clear()
 
 
 def test_looking_up_an_operator_imports_no_heavy_package():
