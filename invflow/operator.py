@@ -294,6 +294,14 @@ class Operator(torch.nn.Module):
     def _check(self, value: Tensor, shape: tuple[int, ...], name: str, plural: str, attribute: str) -> Tensor:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            if isinstance(value, Tensor) and value.is_complex():
+                call = f"{type(self).__name__}.as_measurement" if hasattr(self, "as_measurement") else (
+                    "torch.view_as_real")
+                raise ValueError(
+                    f"{name} is {kind}, expected pairs of reals, the real and the imaginary part of each number: pass "
+                    f"{call}({name}). Circular noise of standard deviation s has s / sqrt(2) in each part: "
+                    "sigma = s / 2**0.5"
+                )
             raise ValueError(
                 f"{name} is {kind}, expected a floating-point tensor: images are in [0, 1], so convert bytes "
                 f"with torch.as_tensor({name}).float() / 255"

@@ -95,7 +95,8 @@ class ConsistencyFlow(DecodedFlow):
         """
         if len(fresh) != steps - 1:
             raise ValueError(f"{steps} steps of a map that jumps to the data renoise {steps - 1} times, and "
-                             f"{len(fresh)} noises were passed: flow(z, steps, *fresh), or prior.generate(n, steps, generator=g)")
+                             f"{len(fresh)} noises were passed: flow(z, steps, *fresh), or "
+                             "prior.generate(n, steps, generator=g)")
         x = self.jump(z, 0.0, 1.0)
         for time, noise in zip(list(self.times(steps))[1:], fresh):
             x = self.jump((1 - time) * noise + time * x, time, 1.0)

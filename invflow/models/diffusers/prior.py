@@ -212,7 +212,8 @@ def _flow_of(model: nn.Module, scheduler: Any, network: Network, shape: tuple[in
                              "leave them out")
         if reverse:
             raise ValueError(f"the clock of {type(model).__name__} runs the other way than {name} has it: wrap its "
-                             "jump with invflow.from_consistency(f, state_shape, path='linear', convention='data-at-1')")
+                             "jump with invflow.from_consistency(f, state_shape, path='linear', "
+                             "convention='data-at-1')")
         path, times = consistency_path(model, scheduler, clock, scheduled_shift(scheduler.config, tokens)
                                        if flows and shift is None else shift or 1.0, tokens)
         return DiffusersConsistency(network, path, shape, decode=decode, times=times)
