@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from invflow._core.networks import Network
 from invflow._core.ode import Time, expand_time
 from invflow.models.decoded import Decode, DecodedFlow
-from invflow.models.paths import Path, Schedule, SchedulePath, make_path
+from invflow.models.paths import Jumps, Schedule, edm_path, make_path, trigonometric_path
 
 __all__ = ["ConsistencyFlow", "Times", "from_consistency"]
 
@@ -42,7 +41,7 @@ class ConsistencyFlow(DecodedFlow):
 
     has_velocity = False
 
-    def __init__(self, network: nn.Module, path: Path, state_shape: tuple[int, ...], *,
+    def __init__(self, network: nn.Module, path: Jumps, state_shape: tuple[int, ...], *,
                  image_shape: tuple[int, ...] | None = None, decode: Decode = (1.0, 0.0),
                  times: Times = equal_times) -> None:
         super().__init__(state_shape, image_shape, decode)
@@ -153,9 +152,9 @@ def from_consistency(f: Callable[..., Tensor], state_shape: tuple[int, ...], *,
     if path == "edm":
         if not 0 < sigma_min < sigma_max:
             raise ValueError(f"noise levels must satisfy 0 < sigma_min < sigma_max; these are {sigma_min}, {sigma_max}")
-        way: Path = SchedulePath(torch.ones_like, lambda sigma: sigma, sigma_max, sigma_min, "sample")
+        way: Jumps = edm_path(sigma_min, sigma_max)
     elif path == "trigflow":
-        way = SchedulePath(torch.cos, torch.sin, math.pi / 2, 0.0, "sample")
+        way = trigonometric_path()
     else:
         way = make_path(path, convention, "sample")
     moments: Times = equal_times

@@ -53,12 +53,10 @@ def alphas_cumprod(betas: str | Tensor, num_steps: int = 1000) -> Tensor:
         if betas not in BETAS:
             raise ValueError(f"no schedule of betas is called {betas!r}: choose one of {', '.join(BETAS)}, or pass the "
                              "betas themselves, a tensor (K,)")
-        share = torch.linspace(0, 1, num_steps, dtype=torch.float64)
         if betas == "linear":
-            table = 1000 / num_steps * torch.lerp(torch.tensor(1e-4).double(), torch.tensor(0.02).double(), share)
+            table = torch.linspace(0.1 / num_steps, 20 / num_steps, num_steps, dtype=torch.float64)
         elif betas == "scaled-linear":
-            table = torch.lerp(torch.tensor(0.00085).double().sqrt(), torch.tensor(0.012).double().sqrt(),
-                               share).square()
+            table = torch.linspace(0.00085**0.5, 0.012**0.5, num_steps, dtype=torch.float64).square()
         else:
             ends = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
             bar = ((ends + 0.008) / 1.008 * math.pi / 2).cos().square()

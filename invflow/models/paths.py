@@ -13,31 +13,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from invflow._core.ode import TABLEAUS, Time, expand_time, runge_kutta_step
 
-__all__ = ["PATHS", "LinearPath", "Path", "Predict", "SchedulePath", "VariancePreservingPath", "check_convention",
-           "integrate_on_path", "make_path"]
+__all__ = ["PATHS", "Jumps", "LinearPath", "Path", "Predict", "SchedulePath", "VariancePreservingPath",
+           "check_convention", "edm_path", "integrate_on_path", "make_path", "trigonometric_path"]
 
 Predict: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Schedule: TypeAlias = Callable[[Tensor], Tensor]
 
 PREDICTIONS = ("velocity", "epsilon", "v_prediction", "sample")
 CONVENTIONS = ("data-at-1", "data-at-0")
-#: how near to an end where a derivative is infinite a network is asked, as a share of its time
+#: how near to an end where derivatives are infinite or none a network is asked, as a share of its time
 MARGIN = 1e-5
 _KNOTS, _NEWTON_STEPS = 2049, 4
 
 
-class Path(Protocol):
-    """What a prediction of a network says of data and noise, and a grid of times."""
+class Jumps(Protocol):
+    """What a prediction of a network says of data and noise."""
 
     def estimate(self, predict: Predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Means of data m and noise z: states ``(n, *shape)`` and times ``(n, 1, ..., 1)`` to twice ``(n, *shape)``."""
+        """Data m and noise z: states ``(n, *shape)`` and times ``(n, 1, ..., 1)`` to twice ``(n, *shape)``."""
+
+
+class Path(Jumps, Protocol):
+    """What a prediction says, the velocity that follows from it, and a grid of times."""
 
     def velocity(self, predict: Predict, x: Tensor, t: Tensor) -> Tensor:
         """Velocity b_t(x) = E[m - z | x_t = x]: states ``(n, *shape)``, times ``(n, 1, ..., 1)`` to ``(n, *shape)``."""
@@ -124,20 +128,25 @@ class SchedulePath:
         noise_time: the network's time where there is (almost) noise alone.
         data_time: where there are data alone.
         prediction: what the network makes of y and tau: ``"velocity"``, ``"sample"`` (m), or ``"epsilon"`` (z).
+        slopes: derivatives of alpha and sigma; None: by automatic differentiation.
+        inverse: from the library's t to the network's time; None: by Newton's method.
 
     Raises:
         ValueError: for a path that does not go from noise to data.
     """
 
     def __init__(self, alpha: Schedule, sigma: Schedule, noise_time: float = 0.0, data_time: float = 1.0,
-                 prediction: str = "velocity") -> None:
+                 prediction: str = "velocity", slopes: tuple[Schedule, Schedule] | None = None,
+                 inverse: Schedule | None = None) -> None:
         self.alpha, self.sigma, self.prediction = alpha, sigma, prediction
+        self.slopes, self.inverse = slopes, inverse
         self.noise_time, self.data_time = noise_time, data_time
         u = torch.linspace(0, 1, _KNOTS, dtype=torch.float64)
-        if prediction == "velocity":  # derivatives may be infinite at an end: a square root begins or ends there
-            ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-            slopes = torch.stack([*self._shares(self._own_time(ends), True)]).isfinite().all(0)
-            u = u.clamp(0.0 if slopes[0] else MARGIN, 1.0 if slopes[1] else 1 - MARGIN)
+        if prediction == "velocity":  # at an end a root may begin, or a velocity say nothing of the data
+            a, s, da, ds = self._shares(self._own_time(torch.tensor([0.0, 1.0], dtype=torch.float64)), True)
+            det = da * s - a * ds
+            told = det.isfinite() & (det != 0)
+            u = u.clamp(0.0 if told[0] else MARGIN, 1.0 if told[1] else 1 - MARGIN)
         a, s = self._shares(self._own_time(u), False)
         times = a / (a + s)
         if not bool(times.isfinite().all()) or bool((times.diff() <= 0).any()) or times[0] > 0.1 or times[-1] < 0.9:
@@ -158,6 +167,8 @@ class SchedulePath:
         if not derivatives:
             return torch.as_tensor(self.alpha(tau)).to(tau).expand_as(tau), torch.as_tensor(
                 self.sigma(tau)).to(tau).expand_as(tau)
+        if self.slopes is not None:
+            return self.alpha(tau), self.sigma(tau), self.slopes[0](tau), self.slopes[1](tau)
         one = torch.ones_like(tau)
         (a, s), (da, ds) = torch.func.jvp(lambda time: (self.alpha(time) + 0 * time, self.sigma(time) + 0 * time),
                                           (tau,), (one,))
@@ -165,6 +176,8 @@ class SchedulePath:
 
     def own_time(self, t: Tensor) -> Tensor:
         """The network's time at the library's t, within the path's ends."""
+        if self.inverse is not None:
+            return self.inverse(t.to(torch.float64 if t.device.type != "mps" else t.dtype))
         target = t.detach().to(torch.float64 if t.device.type != "mps" else t.dtype)
         knots, values = self.times.to(target), self.positions.to(target)
         right = torch.searchsorted(knots, target.contiguous()).clamp(1, len(knots) - 1)
@@ -318,11 +331,53 @@ def _log_mean(gap: Tensor) -> Tensor:
     return -0.25 * 19.9 * gap.square() - 0.5 * 0.1 * gap
 
 
+def _log_slope(gap: Tensor) -> Tensor:
+    return -0.5 * 19.9 * gap - 0.5 * 0.1
+
+
+def _noise(gap: Tensor) -> Tensor:
+    return (-(2 * _log_mean(gap)).expm1()).sqrt()
+
+
+def _gap_of(t: Tensor) -> Tensor:
+    """Where alpha / sigma = t / (1 - t): -2 log alpha = log(1 + ((1 - t) / t)^2), a quadratic equation."""
+    level = 0.5 * ((1 - t) / t).square().log1p()
+    return 2 * level / (0.05 + (0.05**2 + 19.9 * level).sqrt())
+
+
+class Named(NamedTuple):
+    """A path that is known by name, its parts as functions of the distance from the data."""
+
+    alpha: Schedule
+    sigma: Schedule
+    slopes: tuple[Schedule, Schedule]
+    inverse: Schedule
+
+
+_TURN = math.pi / 2
 #: shares of data and of noise by their distance from the data, in [0, 1]
-PATHS: dict[str, tuple[Schedule, Schedule]] = {
-    "cosine": (lambda gap: (math.pi / 2 * gap).cos(), lambda gap: (math.pi / 2 * gap).sin()),
-    "vp": (lambda gap: _log_mean(gap).exp(), lambda gap: (-(2 * _log_mean(gap)).expm1()).sqrt()),
+PATHS = {
+    "cosine": Named(lambda gap: (_TURN * gap).cos(), lambda gap: (_TURN * gap).sin(),
+                    (lambda gap: -_TURN * (_TURN * gap).sin(), lambda gap: _TURN * (_TURN * gap).cos()),
+                    lambda t: torch.atan2(1 - t, t) / _TURN),
+    "vp": Named(lambda gap: _log_mean(gap).exp(), _noise,
+                (lambda gap: _log_slope(gap) * _log_mean(gap).exp(),
+                 lambda gap: -_log_slope(gap) * (2 * _log_mean(gap)).exp() / _noise(gap)), _gap_of),
+    "linear": Named(lambda gap: 1 - gap, lambda gap: gap, (lambda gap: -torch.ones_like(gap), torch.ones_like),
+                    lambda t: 1 - t),
 }
+
+
+def edm_path(sigma_min: float, sigma_max: float) -> SchedulePath:
+    """m + sigma z, with sigma as its time; of a network that gives data."""
+    return SchedulePath(torch.ones_like, lambda sigma: sigma, sigma_max, sigma_min, "sample",
+                        (torch.zeros_like, torch.ones_like), lambda t: (1 - t) / t)
+
+
+def trigonometric_path() -> SchedulePath:
+    """cos(t) m + sin(t) z (TrigFlow); of a network that gives data."""
+    return SchedulePath(torch.cos, torch.sin, math.pi / 2, 0.0, "sample", (lambda t: -t.sin(), torch.cos),
+                        lambda t: torch.atan2(1 - t, t))
 
 
 def make_path(path: str | tuple[Schedule, Schedule], convention: str, prediction: str = "velocity") -> Path:
@@ -338,19 +393,17 @@ def make_path(path: str | tuple[Schedule, Schedule], convention: str, prediction
         TypeError: for what is neither a name nor two functions.
     """
     noise_time, data_time = (0.0, 1.0) if check_convention(convention) == "data-at-1" else (1.0, 0.0)
-    if path == "linear":
-        if prediction == "velocity":
-            return LinearPath(convention)
-        path = (lambda tau: 1 - (tau - data_time).abs(), lambda tau: (tau - data_time).abs())
-        return SchedulePath(*path, noise_time, data_time, prediction)
+    if path == "linear" and prediction == "velocity":
+        return LinearPath(convention)
     if isinstance(path, str):
         if path not in PATHS:
-            raise ValueError(f"no path is called {path!r}: choose 'linear', {', '.join(map(repr, PATHS))}, or pass "
+            raise ValueError(f"no path is called {path!r}: choose one of {', '.join(map(repr, PATHS))}, or pass "
                              "(alpha, sigma), the shares of data and noise as functions of the network's time")
-        a, s = PATHS[path]
+        a, s, (da, ds), inverse = PATHS[path]
         if convention == "data-at-0":
-            return SchedulePath(a, s, noise_time, data_time, prediction)
-        return SchedulePath(lambda tau: a(1 - tau), lambda tau: s(1 - tau), noise_time, data_time, prediction)
+            return SchedulePath(a, s, noise_time, data_time, prediction, (da, ds), inverse)
+        return SchedulePath(lambda tau: a(1 - tau), lambda tau: s(1 - tau), noise_time, data_time, prediction,
+                            (lambda tau: -da(1 - tau), lambda tau: -ds(1 - tau)), lambda t: 1 - inverse(t))
     if not (isinstance(path, tuple) and len(path) == 2 and all(map(callable, path))):
         raise TypeError(f"path is {path!r}: pass a name, or (alpha, sigma), two functions of the network's time")
     return SchedulePath(*path, noise_time, data_time, prediction)

@@ -12,7 +12,7 @@ from torch import Tensor
 from invflow.flowmap import FlowMap
 from invflow.models.average_velocity import AverageVelocityFlow
 from invflow.models.consistency import ConsistencyFlow
-from invflow.models.paths import PATHS, LinearPath, SchedulePath, make_path
+from invflow.models.paths import PATHS, LinearPath, edm_path, make_path, trigonometric_path
 from invflow.models.wrappers import VelocityFlow
 
 __all__ = ["Reading", "data_readings", "network_readings"]
@@ -70,15 +70,15 @@ def network_readings(prior: FlowMap) -> Iterator[Reading]:
                   stated(lambda x, t: raw(x, 1000 * t)))
     yield Reading("with a clock that runs to 1, not to 1,000", "pass lambda x, t: network(x, t / 1000)",
                   stated(lambda x, t: raw(x, t / 1000)))
-    for name in ("linear", *PATHS):
+    for name in PATHS:
         for there in (convention, other):
             if name != path:
                 yield Reading(f"on the {name} path, data at {there[-1]}", f"path={name!r}, convention={there!r}",
                               read(raw, name, there))
     if not prior.has_velocity:
-        yield Reading("on the path of EDM, m + sigma z", "path='edm'", _sampled(raw, torch.ones_like, lambda t: t, 80.0,
-                                                                               0.002))
-        yield Reading("on TrigFlow's path", "path='trigflow'", _sampled(raw, torch.cos, torch.sin, torch.pi / 2, 0.0))
+        for what, name, way in (("on the path of EDM, m + sigma z", "edm", edm_path(0.002, 80.0)),
+                                ("on TrigFlow's path", "trigflow", trigonometric_path())):
+            yield Reading(what, f"path={name!r}", lambda x, t, way=way: way.estimate(raw, x, t)[0])  # type: ignore[misc]
         return
     for there in ("data-at-1", "data-at-0"):
         clock: Callable[[Tensor], Tensor] = (lambda t: t) if there == "data-at-1" else (lambda t: 1 - t)
@@ -123,7 +123,3 @@ def _raw(own: FlowMap) -> tuple[Evaluate, str, str]:
         return own.predict, "custom", "data-at-0"
     return (lambda x, t: own.velocity(x, t)), "linear", "data-at-1"
 
-
-def _sampled(raw: Evaluate, alpha: Any, sigma: Any, noise_time: float, data_time: float) -> Evaluate:
-    path = SchedulePath(alpha, sigma, noise_time, data_time, "sample")
-    return lambda x, t: path.estimate(raw, x, t)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from invflow.models.consistency import Times
 from invflow.models.diffusers.paths import FlowMatchingPath, scheduled_mu
-from invflow.models.paths import Path, Predict, SchedulePath, VariancePreservingPath
+from invflow.models.paths import Jumps, Predict, VariancePreservingPath, edm_path, trigonometric_path
 
 __all__ = ["consistency_path", "jumps_to_data"]
 
@@ -30,7 +29,7 @@ def jumps_to_data(scheduler: Any) -> bool:
     return kind_of(scheduler, JUMPING) is not None
 
 
-def consistency_path(model: nn.Module, scheduler: Any, scale: float, shift: float, tokens: int) -> tuple[Path, Times]:
+def consistency_path(model: nn.Module, scheduler: Any, scale: float, shift: float, tokens: int) -> tuple[Jumps, Times]:
     """What a model jumps to, and the times at which its scheduler renoises.
 
     Args:
@@ -94,12 +93,11 @@ class _Boundary:
         return skip, scaled / (scaled.square() + self.spread**2).sqrt()
 
 
-class _Preconditioned(SchedulePath):
+class _Preconditioned:
     """Consistency models on m + sigma z: f = c_skip y + c_out F(y / sqrt(sigma^2 + s^2), 250 log sigma)."""
 
     def __init__(self, sigma_min: float, sigma_max: float, sigma_data: float) -> None:
-        super().__init__(torch.ones_like, lambda sigma: sigma, sigma_max, sigma_min, "sample")
-        self.sigma_min, self.sigma_data = sigma_min, sigma_data
+        self.sigma_min, self.sigma_data, self.path = sigma_min, sigma_data, edm_path(sigma_min, sigma_max)
 
     def estimate(self, predict: Predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Where f jumps to, and the noise that this leaves."""
@@ -110,14 +108,14 @@ class _Preconditioned(SchedulePath):
             skip = self.sigma_data**2 / (gap.square() + self.sigma_data**2)
             return skip * y + gap * self.sigma_data / spread * predict(y / spread, 250 * sigma.log())
 
-        return super().estimate(jump, x, t)
+        return self.path.estimate(jump, x, t)
 
 
-class _Trigonometric(SchedulePath):
+class _Trigonometric:
     """TrigFlow: f = cos(t) y - sin(t) F(y, t) on y = cos(t) m + sin(t) z."""
 
     def __init__(self) -> None:
-        super().__init__(torch.cos, torch.sin, math.pi / 2, 0.0, "sample")
+        self.path = trigonometric_path()
 
     def estimate(self, predict: Predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Where f jumps to, and the noise that this leaves."""
@@ -125,4 +123,4 @@ class _Trigonometric(SchedulePath):
             angle = time.reshape(-1, *[1] * (y.ndim - 1))
             return angle.cos() * y - angle.sin() * predict(y, time)
 
-        return super().estimate(jump, x, t)
+        return self.path.estimate(jump, x, t)
