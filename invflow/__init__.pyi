@@ -1,4 +1,4 @@
-"""Made by ``python -m benchmarks.release.make_stub`` from the tables in ``__init__.py``: do not edit."""
+"""Made by ``python -m benchmarks.release.make_stub`` from ``__init__.py``: do not edit."""
 
 from invflow import datasets as datasets
 from invflow import metrics as metrics
@@ -19,8 +19,11 @@ from invflow.likelihood import GaussianLikelihood as GaussianLikelihood
 from invflow.likelihood import Likelihood as Likelihood
 from invflow.likelihood import PoissonLikelihood as PoissonLikelihood
 from invflow.models.adapter import Adapter as Adapter
+from invflow.models.average_velocity import from_average_velocity as from_average_velocity
 from invflow.models.compiled import compile_networks as compile_networks
+from invflow.models.consistency import from_consistency as from_consistency
 from invflow.models.diffusers.prior import from_diffusers as from_diffusers
+from invflow.models.epsilon import from_epsilon as from_epsilon
 from invflow.models.latent import LatentFlowMap as LatentFlowMap
 from invflow.models.mixture import GaussianMixtureFlow as GaussianMixtureFlow
 from invflow.models.neural import NeuralFlowMap as NeuralFlowMap
@@ -65,5 +68,6 @@ from invflow.solvers.search import TopKSearch as TopKSearch
 from invflow.solvers.tilting.fmtt import FMTT as FMTT
 from invflow.solvers.tilting.twisted_diffusion import TwistedDiffusion as TwistedDiffusion
 from invflow.solvers.vfm import VFM as VFM
+from invflow.datasets import files as imageio
 
 __version__: str
