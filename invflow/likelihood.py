@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invflow._core.checks import Index, as_index, as_levels, looks_like_image
+from invflow._core.networks import settle
 from invflow._core.random import as_generator, draw_noise
 from invflow.operator import Operator
 from invflow.reward import Reward
@@ -177,6 +178,7 @@ class Likelihood(Reward):
             built = f"pass {operator.__name__}(image_shape)" if isinstance(operator, type) else "pass an Operator"
             raise TypeError(f"the operator of a likelihood is {operator!r:.80}: {built}, as in "
                             "invflow.GaussianLikelihood(operator, y, sigma=0.05)")
+        settle(operator)  # with dropout or BatchNorm in it, one image would be measured as many
         self.operator = operator
         y = self._check_measurement(y)
         observed = operator.observed()
@@ -413,6 +415,9 @@ class PoissonLikelihood(Likelihood):
         ValueError: for a gain or a background out of range, and for counts that are negative, not whole,
             not finite or of another shape.
 
+    Warns:
+        UserWarning: of counts far above or below what a white image would give with this gain.
+
     Example:
         >>> import torch, invflow
         >>> from invflow.operators import Denoising
@@ -437,6 +442,24 @@ class PoissonLikelihood(Likelihood):
         dark = as_levels(background, len(self.y), "background", allow_zero=True)
         self.background = dark.to(self.y)
         self.floor = floor
+        self._warn_of_gain()
+
+    def _warn_of_gain(self) -> None:
+        """Warn of counts that no image in [0, 1] would give: a gain that is a reciprocal is off by its square."""
+        with torch.no_grad():
+            white = self.operator(self.y.new_ones(self.operator.num_sets, *self.operator.image_shape))
+            rate = self.rate(white.clamp(min=0)[:, None])
+        brightest, seen = 3 * rate.flatten(1).amax(1), self.y.flatten(1).amax(1)
+        bright = seen > brightest + 6 * brightest.sqrt() + 6
+        total = self._sum_observed(rate.expand(len(self.y), *rate.shape[1:]))[:, 0]
+        dark = self.y.flatten(1).sum(1) < 0.002 * total - 6 * (0.002 * total).sqrt()
+        if bool((bright | dark).any()):
+            row = int((bright | dark).nonzero()[0, 0])
+            warnings.warn(
+                f"y has counts up to {float(seen[row]):.4g} and {float(self.y[row].sum()):.4g} in all, but with gain="
+                f"{float(self.gain[row]):.4g} a white image gives up to {float(brightest[row]) / 3:.4g} and "
+                f"{float(total[row]):.4g} (gain * A(1) + background): gain is the counts for an intensity of 1. "
+                "deepinv's is its reciprocal: for deepinv.physics.PoissonNoise(g) pass gain=1 / g", stacklevel=3)
 
     def rate(self, clean: Tensor) -> Tensor:
         """Expected counts, gain A(x) + background: ``(B, N, *measurement_shape)`` to the same."""

@@ -337,6 +337,14 @@ class Operator(Asked, torch.nn.Module):
 
     def _check(self, value: Tensor, shape: tuple[int, ...], name: str, plural: str, attribute: str) -> Tensor:
         if not isinstance(value, Tensor) or not value.is_floating_point():
+            if isinstance(value, Tensor) and value.is_complex():
+                call = f"{type(self).__name__}.as_measurement" if hasattr(self, "as_measurement") else (
+                    "torch.view_as_real")
+                raise ValueError(
+                    f"{name} is {value.dtype}, expected pairs of reals, the real and the imaginary part of each number: "
+                    f"pass {call}({name}). Circular noise of standard deviation s has s / sqrt(2) in each part: "
+                    "sigma = s / 2**0.5"
+                )
             raise ValueError(to_tensor_hint(value, name))
         if tuple(value.shape[1:]) != tuple(shape) or value.ndim == 0:
             hint = f"pass {name}[None]" if tuple(value.shape) == tuple(shape) else f"pass a batch of {plural}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from invflow._core.checks import Index, as_index
+from invflow._core.networks import settle
 from invflow._core.watch import watched
 
 __all__ = ["FunctionReward", "RepeatedReward", "Reward", "ScaledReward", "score_rows", "SumReward"]
@@ -83,6 +84,8 @@ class FunctionReward(Reward):
         fn: ``(n, *image_shape)`` to ``(n,)``.
         differentiable: False for a black box, called without gradients; it may return what ``torch.as_tensor`` takes.
 
+    The networks in the function are put into evaluation mode and stay there.
+
     Example:
         >>> import torch, invflow
         >>> bright = invflow.FunctionReward(lambda x: x.flatten(1).mean(1))
@@ -92,6 +95,7 @@ class FunctionReward(Reward):
 
     def __init__(self, fn: Callable[[Tensor], Any], differentiable: bool = True) -> None:
         self.fn, self.differentiable = fn, differentiable
+        self._networks = settle(fn)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Score images: ``(B, N, *image_shape)`` to ``(B, N)``.
@@ -104,6 +108,9 @@ class FunctionReward(Reward):
                 f"x has shape {tuple(x.shape)}, expected (B, N, *image_shape): pass x[None] for n images of "
                 "one observation"
             )
+        for network in self._networks:
+            if network.training:
+                network.eval()
         rows = x.flatten(0, 1)
         if self.differentiable:
             values = self.fn(rows)

@@ -30,7 +30,7 @@ class PlugAndPlay(PointEstimator):
     measurement's noise level. The image may have any size that the prior takes.
 
     Args:
-        prior: a flow map trained with noise independent of the data, with an affine decoding.
+        prior: a flow map with an affine decoding.
         steps: network calls for each observation.
         regularisation: kappa; the paper takes 0.23.
         first: noise level of the first step, in units of images; the paper takes 49 / 255, which fills no large hole.
@@ -56,12 +56,9 @@ class PlugAndPlay(PointEstimator):
         if not isinstance(prior, FlowMap):
             raise TypeError(f"PlugAndPlay takes a FlowMap, not a {type(prior).__name__}: invflow.load_prior('mnist'), "
                             "say")
-        if not prior.independent_noise:
-            raise ValueError(
-                f"this {type(prior).__name__} was trained jointly with an adapter: its noise depends on the data, so "
-                "its velocity gives no denoiser, which PlugAndPlay is made of. Pass a map trained with independent "
-                "noise, such as invflow.load_prior('mnist')"
-            )
+        reason = prior.refusal("velocity", "PlugAndPlay")
+        if reason is not None:
+            raise ValueError(reason)
         if prior.decode_affine is None:
             raise ValueError(
                 f"PlugAndPlay measures the states themselves, and the images of this {type(prior).__name__} are no "

@@ -21,7 +21,7 @@ class PnPFlow(RowSampler):
     level enters nowhere, so ``gamma`` is to be tuned for each problem.
 
     Args:
-        prior: a flow map trained with noise independent of the data.
+        prior: a flow map, also one trained with noise coupled to its data, as by optimal transport.
         steps: K.
         gamma: step of the data term, in units of images; stable under 2 / |A|^2.
         alpha: power of its decay, at least 0.
@@ -43,6 +43,7 @@ class PnPFlow(RowSampler):
 
     linear_only = False
     affine_only = False
+    needs = "velocity"
 
     def __init__(self, prior: FlowMap, *, steps: int = 100, gamma: float = 1.0, alpha: float = 1.0, average: int = 5,
                  chunk_size: int | None = None) -> None:

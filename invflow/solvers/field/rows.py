@@ -92,32 +92,29 @@ class RowSampler(Solver):
     """A solver whose samples are independent rows, all of which run through the network together, in chunks.
 
     A subclass writes :meth:`_run`. The measurement must be Gaussian; ``linear_only`` and ``uses_system`` say what
-    else the subclass needs.
+    else the subclass needs, and ``needs`` whether it takes the prior's score or its velocity alone.
 
     Args:
-        prior: a flow map trained with noise independent of the data.
+        prior: a flow map; trained with noise independent of the data where its score is needed.
         chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU.
 
     Raises:
         TypeError: for a prior that is no flow map.
-        ValueError: for a map whose noise depends on its data.
+        ValueError: for a map without the velocity or the score that is needed.
     """
 
     linear_only = True
     uses_system = False
     affine_only = True
+    needs = "score"
 
     def __init__(self, prior: FlowMap, chunk_size: int | None) -> None:
         name = type(self).__name__
         if not isinstance(prior, FlowMap):
             raise TypeError(f"{name} takes a FlowMap, not a {type(prior).__name__}: invflow.load_prior('mnist'), say")
-        if not prior.independent_noise:
-            raise ValueError(
-                f"this {type(prior).__name__} was trained jointly with an adapter: its noise depends on the data, so "
-                f"its velocity gives no denoiser, which {name} is made of. Pass a map trained with independent noise, "
-                "such as invflow.load_prior('mnist'); for this map use invflow.NoiseSMC(prior), which needs its jump "
-                "only"
-            )
+        reason = prior.refusal(self.needs, name)
+        if reason is not None:
+            raise ValueError(reason)
         if self.affine_only and prior.decode_affine is None:
             raise ValueError(
                 f"{name} measures the states themselves, and the images of this {type(prior).__name__} are no affine "

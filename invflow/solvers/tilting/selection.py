@@ -32,7 +32,7 @@ class JumpCalls:
     def __init__(self, prior: FlowMap) -> None:
         self.prior = prior
         self.known: dict[tuple[float, float], tuple[int, int]] = {}
-        self.constant = self(0.0, 1.0) == self(0.5, 0.75) == (1, 1)
+        self.constant = self(0.0, 1.0) == self(0.5, 0.75 if prior.has_velocity else 1.0) == (1, 1)
 
     def __call__(self, s: float, t: float) -> tuple[int, int]:
         """Calls of one jump of one row from time s to time t."""

@@ -17,13 +17,9 @@ def check_prior(prior: FlowMap) -> None:
     """Refuse what has no score to follow."""
     if not isinstance(prior, FlowMap):
         raise TypeError(f"FMTT follows a FlowMap, not a {type(prior).__name__}: pass invflow.load_prior('mnist'), say")
-    if not prior.independent_noise:
-        raise ValueError(
-            f"this {type(prior).__name__} was trained jointly with an adapter: its noise depends on the data, so its "
-            "velocity gives no score, and neither FMTT's dynamics nor its renoising have the data's law. Pass a map "
-            "trained with independent noise, such as invflow.load_prior('mnist'); for this map use "
-            "invflow.NoiseSMC(prior), which needs its jump only"
-        )
+    reason = prior.refusal("score", "FMTT")
+    if reason is not None:
+        raise ValueError(reason)
 
 
 def check_settings(weights: str, kernel: str, proposal: str | Conjugate, resample_threshold: float, resampling: str,
