@@ -17,7 +17,10 @@ from invflow._core.random import as_generator
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["NFE", "Posterior"]
+__all__ = ["EXACT_MEAN", "NFE", "Posterior"]
+
+#: the diagnostic ``(B, *image_shape)`` in which a solver that knows the mean in closed form puts it
+EXACT_MEAN = "exact_mean"
 
 _VALUES_AT_A_TIME = 2**21  # working on this many at a time takes under 100 MB
 
@@ -111,7 +114,13 @@ class Posterior:
         return self.log_weights.exp()
 
     def mean(self) -> Tensor:
-        """Weighted mean, ``(B, *image_shape)``."""
+        """Weighted mean, ``(B, *image_shape)``; the exact one where the solver knew it (:data:`EXACT_MEAN`)."""
+        exact = self.diagnostics.get(EXACT_MEAN)
+        if exact is not None and not self.weighted:
+            return exact.to(self.samples)
+        return self._sample_mean()
+
+    def _sample_mean(self) -> Tensor:
         flat = self.samples.flatten(2)
         mean = torch.bmm(self.weights.to(flat.dtype).unsqueeze(1), flat.reshape(*self.samples.shape[:2], -1))
         return mean.reshape(-1, *self.image_shape)
@@ -122,7 +131,7 @@ class Posterior:
         The variance is :math:`\sum_n w_n (x_n - \bar x)^2 / (1 - \sum_n w_n^2)`: for equal weights that of
         ``torch.std``, which is unbiased. NaN where a single particle holds all the weight.
         """
-        flat, mean = self.samples.flatten(2), self.mean().flatten(1).unsqueeze(1)
+        flat, mean = self.samples.flatten(2), self._sample_mean().flatten(1).unsqueeze(1)
         weights = self.weights.to(flat.dtype).unsqueeze(1)
         variance = torch.zeros_like(mean)
         for rows, part in _pieces(self.num_observations, self.num_samples, flat.shape[2]):

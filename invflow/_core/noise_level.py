@@ -140,6 +140,8 @@ def _channel(cosines: Tensor) -> _Channel:
     da, db = a - (weight * a).sum(), b - (weight * b).sum()
     slope = float((weight * da * db).sum() / (weight * da.square()).sum().clamp(min=1e-30))
     end = float((weight * (b - slope * a)).sum() / (1 - slope)) if slope < 1 else 0.0
+    if float(a.max()) < 2 * float(a.min()):  # as calm everywhere: what is left of a slope is chance
+        slope, end = 0.0, float(fast[:calm].mean())
     # overlapping blocks share pixels: of n in a row of 8 pixels there is about one by itself
     alone = max(calm * min(1.0, 1 / 9), 1.0) * 15
     return _Channel(float(middle[:calm].mean().sqrt()), float(fast[:calm].mean().sqrt()), max(end, 0.0) ** 0.5,

@@ -16,7 +16,7 @@ from invflow.cli.results import write_results, write_tilted_results
 from invflow.datasets.files import fit_to, read_image
 from invflow.likelihood import GaussianLikelihood
 from invflow.models.compiled import compile_networks
-from invflow.posterior import Posterior
+from invflow.posterior import EXACT_MEAN, Posterior
 
 if TYPE_CHECKING:
     from invflow.operator import Operator
@@ -52,8 +52,11 @@ class PosedImage:
         """The posterior of images with the file's own channels."""
         if self.shown is self.likelihood:
             return posterior
+        diagnostics = dict(posterior.diagnostics)
+        if EXACT_MEAN in diagnostics:
+            diagnostics[EXACT_MEAN] = diagnostics[EXACT_MEAN].mean(1, keepdim=True)
         return Posterior(posterior.samples.mean(2, keepdim=True), posterior.log_weights if posterior.weighted else None,
-                         posterior.log_evidence, posterior.nfe, posterior.seconds, posterior.diagnostics,
+                         posterior.log_evidence, posterior.nfe, posterior.seconds, diagnostics,
                          posterior.settings)
 
 
@@ -101,6 +104,9 @@ class ImageTask:
         Raises:
             ValueError: if files, operator and prior do not fit.
         """
+        if self.sigma is not None and self.sigma > 1:
+            raise ValueError(f"sigma={self.sigma:g}, but pixels lie in [0, 1], so that noise above 1 leaves nothing: on a "
+                             f"scale of 0 to 255 it is sigma={self.sigma / 255:.3g} here")
         if self.observed and self.resize:
             raise ValueError("--resize would change the measurement itself: pass --observed with a file of the "
                              "measurement's shape, and no --resize")

@@ -148,7 +148,7 @@ def _blurred(key: str, image_shape: tuple[int, ...], file: Path, observed: bool,
     if problem_class is None:
         say("an adapter takes a kernel as one of a kind that it was trained for: name it by --operator "
             "gaussian-blur or motion-blur")
-    kernel = read_kernel(file, say=say)
+    kernel = read_kernel(file, centre=observed, say=say)  # one to degrade with is taken as it is
     kind: Any = operators.find("Blur")
     border = _border(kind, observed, settings, say)
     return kind(kernel, image_shape, problem_class=problem_class, **settings, **border)
