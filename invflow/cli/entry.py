@@ -13,6 +13,7 @@ from invflow.cli.compare import compare
 from invflow.cli.listing import list_names
 from invflow.cli.new import new
 from invflow.cli.options import parse_settings, user_errors
+from invflow.cli.restore import restore
 from invflow.cli.solve import solve
 
 __all__ = ["app", "main"]
@@ -22,6 +23,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )
 app.command()(user_errors(solve))
+app.command()(user_errors(restore))
 app.command("list")(user_errors(list_names))
 
 

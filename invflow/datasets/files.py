@@ -273,6 +273,9 @@ def _read_pixels(path: Path, say: Say) -> Tensor:
             if found[2]:
                 say(f"{path.name} holds several images: took the first")
             return _upright(*found[:2])
+        heif = _read_heif(path)
+        if heif is not None:
+            return _pixels(heif, path.name, say)
         raise ValueError(f"{str(path)!r} is no image, at least in no format that is read here, which are "
                          f"{', '.join(known)}") from error
     except Exception as error:  # on damaged files Pillow fails with errors of any kind
@@ -281,6 +284,21 @@ def _read_pixels(path: Path, say: Say) -> Tensor:
     for sentence in said:
         say(sentence)
     return pixels
+
+
+def _read_heif(path: Path) -> Any:
+    """The image of a HEIC file, as cameras of phones write them; None if it is none."""
+    with path.open("rb") as stream:
+        head = stream.read(12)
+    if head[4:8] != b"ftyp" or head[8:12] not in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        return None
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ValueError(f"{path.name} is a HEIC file, which pillow-heif reads: pip install pillow-heif") from error
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(pillow_heif.read_heif(path).to_pillow())
 
 
 def _deep_pixels(file: Any, path: Path, say: Say) -> Tensor | None:

@@ -51,8 +51,8 @@ def _without_pedestal(kernel: Tensor, name: str, say: Callable[[str], None]) -> 
 
 def _refuse_photograph(kernel: Tensor, name: str) -> None:
     """A photograph spreads over all of itself, in many different values; a blur that large would leave nothing."""
-    spread = 1 / float(kernel.square().sum()) / kernel.numel()
-    if kernel.numel() > 32 * 32 and spread > 0.25 and float(kernel.max() - kernel.median()) > 0.05 * float(kernel.max()):
+    spread, top = 1 / float(kernel.square().sum()) / kernel.numel(), float(kernel.max())
+    if kernel.numel() > 32 * 32 and spread > 0.25 and float(kernel.median()) < 0.95 * top:
         raise ValueError(f"{name} looks like a photograph, not like a blur kernel: its {kernel.shape[0]} x "
                          f"{kernel.shape[1]} values spread over {spread:.0%} of it; a kernel is what the blur makes of "
                          "a single bright pixel")

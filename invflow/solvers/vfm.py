@@ -142,7 +142,8 @@ class VFM(Solver):
                   backward=(map_calls.backward + adapter_calls.backward) / rows)
         diagnostics, log_evidence = {"noise_std": std.flatten(1).mean(dim=1)}, None
         if log_weights is None and prior.network is None:  # the map is affine: it takes means to means
-            diagnostics[EXACT_MEAN] = size.map(lambda z: prior.decode(prior.flow(adapter.to_state(z), self.steps)), mean)
+            diagnostics[EXACT_MEAN] = size.map(
+                lambda z: prior.decode(prior.flow(adapter.to_state(z), self.steps)), mean)
         if log_weights is not None:
             log_weights = log_weights.unflatten(0, (len(mean), num_samples))
             log_evidence = log_mean_weight(torch.zeros_like(log_weights), log_weights)
