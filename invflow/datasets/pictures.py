@@ -24,7 +24,9 @@ Say = Callable[[str], None]
 NUMBERS = (".npy", ".fits", ".fit", ".fts")
 #: Pillow's formats that are written as they were read
 _KEPT = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000", "TGA", "AVIF")
-_ORIENTATION = 0x0112
+#: the orientation, for pictures are turned upright; and what a TIFF says of its own structure, as EXIF
+_NOT_KEPT = (0x0112, 254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323,
+             324, 325, 330, 338, 339, 347, 530, 531, 532, 34675)
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,14 @@ def _read_file(path: Path, value_range: tuple[float, float] | None, say: Say) ->
             bits = 16 if file.mode.startswith("I") or has_sixteen_bits(file, stream.read(25)) else 8
             profile, tags = file.info.get("icc_profile"), file.getexif()
             if len(tags):
-                tags.pop(_ORIENTATION, None)  # it is turned upright
+                for tag in _NOT_KEPT:
+                    tags.pop(tag, None)
                 exif = tags.tobytes() if len(tags) else None
-    except UnidentifiedImageError:
-        pass  # reading it says what is wrong, or reads it all the same
+    except UnidentifiedImageError:  # reading it says what is wrong, or reads it all the same
+        if path.suffix.lower() in (".tif", ".tiff"):  # with 16 bits, of which the lowest is white
+            kind, bits = "TIFF", 16
+        else:
+            kind = "HEIC"
     if value_range is not None:
         raise ValueError(f"--range belongs to files of numbers (.npy, FITS, floating-point TIFF), not to {path.name}")
     values, alpha = read_image(path, say=_without("transparent", say)), read_alpha(path)

@@ -190,8 +190,9 @@ def _sigma(picture: Picture, operator: Operator, y: Tensor, what: Restoration, s
             raise ValueError("the noise cannot be estimated from so small or so plain a picture: pass --sigma, such as "
                              "0.02 for a little grain") from error
         return rounding  # a drawing, a screenshot
-    if level.known or observed is not None:
-        sigma = level.sigma if level.known else level.low
+    lossy = picture.kind in ("JPEG", "WEBP", "AVIF", "HEIC", "JPEG2000")  # correlated noise is the likelier there
+    if level.known or observed is not None or lossy:
+        sigma = level.sigma if level.known else level.high if lossy else level.low
         say(f"noise estimated as {sigma:.2g}, between {level.low:.2g} and {level.high:.2g}"
             + (f", for {level.doubt}" if level.doubt else "") + "; --sigma takes another")
         return max(sigma, rounding)
