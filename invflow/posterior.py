@@ -19,7 +19,10 @@ from invflow._core.weighted import effective_size, least_samples, pair_mass, pie
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["NFE", "Posterior"]
+__all__ = ["EXACT_MEAN", "NFE", "Posterior"]
+
+#: the diagnostic ``(B, *image_shape)`` in which a solver that knows the mean in closed form puts it
+EXACT_MEAN = "exact_mean"
 
 _VALUES_AT_A_TIME = 2**21  # working on this many at a time takes under 100 MB
 
@@ -113,7 +116,13 @@ class Posterior:
         return self.log_weights.exp()
 
     def mean(self) -> Tensor:
-        """Weighted mean, ``(B, *image_shape)``."""
+        """Weighted mean, ``(B, *image_shape)``; the exact one where the solver knew it (:data:`EXACT_MEAN`)."""
+        exact = self.diagnostics.get(EXACT_MEAN)
+        if exact is not None and not self.weighted:
+            return exact.to(self.samples)
+        return self._sample_mean()
+
+    def _sample_mean(self) -> Tensor:
         flat = self.samples.flatten(2)
         mean = torch.bmm(self.weights.to(flat.dtype).unsqueeze(1), flat.reshape(*self.samples.shape[:2], -1))
         return mean.reshape(-1, *self.image_shape)
@@ -125,7 +134,7 @@ class Posterior:
         \bar x)^2 / (1 - \sum_n w_n^2)`: for equal weights that of ``torch.std``, which is unbiased; for few effective
         samples that of those which have the weight. NaN where a single particle holds all of it.
         """
-        flat, mean = self.samples.flatten(2), self.mean().flatten(1).unsqueeze(1)
+        flat, mean = self.samples.flatten(2), self._sample_mean().flatten(1).unsqueeze(1)
         own = precise(self.log_weights).exp()
         weights = torch.where(pair_mass(own)[:, None] < 1e-6, torch.nan, variance_weights(own)[0])
         weights = weights.to(flat.dtype).unsqueeze(1)

@@ -29,6 +29,10 @@ class Mutation:
 
 
 MUTATIONS = [
+    Mutation("the smaller of two noise levels that disagree", "invflow/_core/noise_level.py",
+             "level = math.sqrt(sum(channel.middle**2 for channel in channels) / 3)",
+             "level = math.sqrt(sum(channel.fast**2 for channel in channels) / 3)",
+             "tests/test_photos_noise.py::test_noise_that_was_demosaiced"),
     Mutation("an adjoint that is not one", "operators/invflow_operators/superresolution.py",
              "return self.rows.transpose(self.columns.transpose(y).mT).mT",
              "return self.rows_inverse(self.columns_inverse(y).mT).mT",

@@ -14,6 +14,7 @@ from invflow.cli.examples import examples
 from invflow.cli.listing import list_names
 from invflow.cli.new import new
 from invflow.cli.options import MOST_SEED, parse_settings, user_errors
+from invflow.cli.restore import restore
 from invflow.cli.solve import solve
 from invflow.cli.streams import keep_streams
 
@@ -40,6 +41,7 @@ def options(version: Annotated[bool, typer.Option(
 
 
 app.command()(user_errors(solve))
+app.command()(user_errors(restore))
 app.command("list")(user_errors(list_names))
 
 

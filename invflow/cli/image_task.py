@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,8 @@ from invflow.cli.results import write_results, write_tilted_results
 from invflow.datasets.files import fit_to, read_image
 from invflow.likelihood import GaussianLikelihood
 from invflow.models.compiled import compile_networks
-from invflow.posterior import Posterior
+from invflow.posterior import EXACT_MEAN, Posterior
+from invflow.restore import in_colour
 
 if TYPE_CHECKING:
     from invflow.operator import Operator
@@ -48,8 +48,11 @@ class PosedImage:
         """The posterior of images with the file's own channels."""
         if self.shown is self.likelihood:
             return posterior
+        diagnostics = dict(posterior.diagnostics)
+        if EXACT_MEAN in diagnostics:
+            diagnostics[EXACT_MEAN] = diagnostics[EXACT_MEAN].mean(1, keepdim=True)
         return Posterior(posterior.samples.mean(2, keepdim=True), posterior.log_weights if posterior.weighted else None,
-                         posterior.log_evidence, posterior.nfe, posterior.seconds, posterior.diagnostics,
+                         posterior.log_evidence, posterior.nfe, posterior.seconds, diagnostics,
                          posterior.settings)
 
 
@@ -96,6 +99,9 @@ class ImageTask:
         Raises:
             ValueError: if files, operator and prior do not fit.
         """
+        if self.sigma is not None and self.sigma > 1:
+            raise ValueError(f"sigma={self.sigma:g}, but pixels lie in [0, 1], so that noise above 1 leaves nothing: "
+                             f"on a scale of 0 to 255 it is sigma={self.sigma / 255:.3g} here")
         if self.observed and self.resize:
             raise ValueError("--resize would change the measurement itself: pass --observed with a file of the "
                              "measurement's shape, and no --resize")
@@ -118,7 +124,9 @@ class ImageTask:
         likelihood = shown
         if trained is not None and trained[0] == 3 and len(image) == 1:
             again = torch.Generator().set_state(state)  # the same random mask or kernel once more
-            likelihood = _in_colour(shown, self._build((3, *shape[1:]), again, lambda _: None), generator, say)
+            likelihood = in_colour(shown, self._build((3, *shape[1:]), again, lambda _: None), generator)
+            say("the file is grey and the prior knows colour: taken as three channels whose mean it is, at sqrt(3) "
+                "times its noise each; what is written is grey")
         fitting = solver.resized(likelihood.operator.image_shape)
         return PosedImage(None if self.observed else image[None], likelihood, shown, fitting)
 
@@ -163,20 +171,6 @@ class ImageTask:
                                  "yourself")
             image = fit_to(image, trained[1:], say=say)
         return 1 - image if self.invert else image
-
-
-def _in_colour(grey: GaussianLikelihood, operator: Operator, generator: torch.Generator,
-               say: Say) -> GaussianLikelihood:
-    """The likelihood of colour images whose mean over channels was measured."""
-    shape = tuple(grey.operator.measurement_shape)
-    if tuple(operator.measurement_shape) != (3, *shape[1:]):
-        raise ValueError(f"{operator} does not measure each channel by itself: save the grey file as colour")
-    say("the file is grey and the prior knows colour: taken as three channels whose mean it is, at sqrt(3) times its "
-        "noise each; what is written is grey")
-    sigma = math.sqrt(3) * grey.sigma
-    noise = torch.randn((1, 3, *shape[1:]), generator=generator).to(grey.y)
-    # differences between channels that make the three noises independent, and leave their mean alone
-    return GaussianLikelihood(operator, grey.y + sigma * (noise - noise.mean(1, keepdim=True)), sigma)
 
 
 def _takes_any_size(solver: Solver) -> bool:

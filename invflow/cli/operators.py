@@ -68,8 +68,9 @@ def operator_by_name(name: str, image_shape: tuple[int, ...], *, factor: int | N
     for option in asked:
         if option not in kind.file_parameters():
             raise ValueError(f"--{option} belongs to {_those_with(option)}, not to {key}")
-    files = {option: read_mask(file, image_shape, say=say) if option == "mask" else read_kernel(file, say=say)
-             for option, file in asked.items()}
+    # a kernel to degrade with is taken as it is, one that an observed file was blurred with is centred
+    files = {option: read_mask(file, image_shape, say=say) if option == "mask"
+             else read_kernel(file, centre=observed, say=say) for option, file in asked.items()}
     settings = {name: check_setting(key, name, value, parameters[name]) for name, value in settings.items()}
     for extra, sentence in kind.assumptions(image_shape, {**settings, **files}, observed=observed):
         settings |= extra

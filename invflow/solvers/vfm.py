@@ -23,7 +23,7 @@ from invflow.flowmap import rows_at_a_time
 from invflow.models.adapter import Adapter
 from invflow.models.neural import NeuralFlowMap
 from invflow.nets.unet import can_tile, tiles
-from invflow.posterior import Posterior
+from invflow.posterior import EXACT_MEAN, Posterior
 from invflow.reward import Reward, score_rows
 from invflow.smc import log_mean_weight, pareto_k_hat, precise
 from invflow.solver import Solver
@@ -84,7 +84,7 @@ class VFM(Solver):
             asked = "" if tile is None else f", tile={tile}"
             raise ValueError(f"steps={steps}{asked} must be at least 1")
         adapter.check_map(prior)
-        if tile is not None and not (can_tile(prior) and can_tile(adapter)):
+        if tile is not None and not _cuttable(prior, adapter):
             raise ValueError(f"tile={tile}, but the networks of this VFM see the whole image at once, so that tiles "
                              "would change the samples: leave tile=None")
         self.prior, self.adapter, self.tile = prior, adapter, tile
@@ -134,6 +134,9 @@ class VFM(Solver):
                 pass
             check_finite("VFM", f"after {self.steps} of {self.steps} steps", n, images, log_weights)
         diagnostics, log_evidence = {"noise_std": std.flatten(1).mean(dim=1)}, None
+        if log_weights is None and prior.network is None:  # the map is affine: it takes means to means
+            diagnostics[EXACT_MEAN] = size.map(
+                lambda z: prior.decode(prior.flow(adapter.to_state(z), self.steps)), mean)
         if log_weights is not None:
             log_weights = log_weights.unflatten(0, (len(mean), n))
             log_evidence = log_mean_weight(torch.zeros_like(log_weights), log_weights)
@@ -171,10 +174,8 @@ class VFM(Solver):
         """Rows at a time for images of this size, and the networks in tiles where they are to be."""
         trained, pixels = _pixels(self._trained_shape), _pixels(prior.image_shape)
 
-        def cuttable() -> bool:  # a walk through all modules, which small images are spared
-            return can_tile(prior) and can_tile(adapter)
-
-        now = self.tile if self.tile is not None else TILE if pixels > WHOLE and cuttable() else None
+        # not before there is a need: a walk through all modules, which small images are spared
+        now = self.tile if self.tile is not None else TILE if pixels > WHOLE and _cuttable(prior, adapter) else None
         with ExitStack() as stack:
 
             def cut(tile: int | None) -> None:
@@ -184,7 +185,7 @@ class VFM(Solver):
             def shrink(said: str) -> bool:
                 nonlocal now
                 smaller = min(TILE if now is None else now // 2, max(prior.image_shape[1:], default=0) // 2)
-                if smaller < SMALLEST_TILE or not cuttable():
+                if smaller < SMALLEST_TILE or not _cuttable(prior, adapter):
                     return False
                 warnings.warn(f"VFM: a single image of {prior.image_shape} does not fit in memory ({said}): goes on "
                               f"in tiles, with the same random numbers; tile={smaller} spares the attempt",
@@ -241,6 +242,11 @@ class VFM(Solver):
             raise ValueError(f"the config.json of {folder} asks for steps={own!r}: a whole number from 1 to 1000")
         return cls(NeuralFlowMap.from_pretrained(folder / "map"), Adapter.from_pretrained(folder / "adapter"),
                    steps=own if steps is None else steps, chunk_size=chunk_size, importance=importance, tile=tile)
+
+
+def _cuttable(prior: NeuralFlowMap, adapter: Adapter) -> bool:
+    """Whether tiles change nothing: a map without a network has nothing to cut."""
+    return (prior.network is None or can_tile(prior)) and can_tile(adapter)
 
 
 def _pixels(shape: Sequence[int]) -> int:
