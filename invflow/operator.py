@@ -341,8 +341,8 @@ class Operator(Asked, torch.nn.Module):
                 call = f"{type(self).__name__}.as_measurement" if hasattr(self, "as_measurement") else (
                     "torch.view_as_real")
                 raise ValueError(
-                    f"{name} is {value.dtype}, expected pairs of reals, the real and the imaginary part of each number: "
-                    f"pass {call}({name}). Circular noise of standard deviation s has s / sqrt(2) in each part: "
+                    f"{name} is {value.dtype}, expected pairs of reals, the real and the imaginary part of each "
+                    f"number: pass {call}({name}). Circular noise of standard deviation s has s / sqrt(2) in each part: "
                     "sigma = s / 2**0.5"
                 )
             raise ValueError(to_tensor_hint(value, name))

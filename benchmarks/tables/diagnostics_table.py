@@ -160,7 +160,7 @@ MAPS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def fmtt_cases() -> Iterator[Case]:
     """Tilting: easy, sharp and too sharp measurements, a soft and a hard edge."""
-    rows = {"chunk_size": 10**5}
+    rows: dict[str, Any] = {"chunk_size": 10**5}
     problems = {"half-plane": _half_plane(), "x > 2": _constraint(2.0)}
     problems |= {f"{d}-d, {m} values, sigma {sigma}": _linear(d, m, sigma)
                  for d, m, sigma in ((8, 3, 0.1), (8, 3, 0.01), (8, 6, 0.02), (8, 6, 0.005), (20, 8, 0.05))}

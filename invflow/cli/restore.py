@@ -53,11 +53,10 @@ def restore(
     targets = _targets(source, sources, output)
     place = check_device(device)
 
-    from invflow.solver import move_solver
     from invflow.solvers.vfm import VFM
 
     vfm = VFM.load(prior)
-    move_solver(vfm, place)
+    vfm.to(place)
     start, failed = time.perf_counter(), 0
 
     def work(path: Path) -> Restored:

@@ -121,7 +121,9 @@ def _check_same(path: Path, theirs: dict[str, str | None] | None, ours: dict[str
     Checkpoints of earlier versions say nothing of them and are taken.
     """
     words = {"objective": "another prior, network or objective", "data": "other data"}
-    for key, word in words.items() if theirs is not None else ():
+    if theirs is None:
+        return
+    for key, word in words.items():
         if theirs.get(key) is None or ours[key] is None:
             raise ValueError(f"whether {path} was made with {word} cannot be known, since it holds what has no content "
                              "to compare (a lock, say): train into another folder")

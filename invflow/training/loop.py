@@ -82,9 +82,9 @@ class LoopSettings:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, name = getattr(self, field.name), field.name
-            kinds: Any = {"int": (int,), "float": (int, float)}.get(str(field.type))
+        for entry in fields(self):
+            value, name = getattr(self, entry.name), entry.name
+            kinds: Any = {"int": (int,), "float": (int, float)}.get(str(entry.type))
             if kinds is None:
                 continue
             if not isinstance(value, kinds) or isinstance(value, bool) or value != value:

@@ -196,7 +196,7 @@ class NoiseSMC(Solver):
             diagnostics |= record.diagnostics() | {"solved": precise(draws.converged).mean(1)}
             weighted = draws.log_weights is not None
             diagnostics |= {"missed_share": draws.missed_share()} if weighted else {}
-            diagnostics["converged"], complaint = judge_chains(diagnostics, reward, num_samples, weighted=weighted)
+            diagnostics["converged"], complaint = judge_chains(diagnostics, reward, n, weighted=weighted)
         else:
             diagnostics["converged"], complaint = judge(diagnostics, reward, n, moved=self.num_moves > 0)
         if complaint is not None:
