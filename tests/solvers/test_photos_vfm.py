@@ -163,7 +163,8 @@ def test_sizes_that_cannot_be_are_refused():
 
 def test_the_map_stays_known_by_its_weights():
     vfm = photo_vfm()
-    prior, adapter = vfm.resized((3, 40, 30))
+    larger = vfm.resized((3, 40, 30))
+    prior, adapter = larger.prior, larger.adapter
     adapter.check_map(prior)
     assert prior.fingerprint() == vfm.prior.fingerprint()
     assert prior.network is vfm.prior.network
