@@ -176,12 +176,13 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
         shape = tuple(image_shape)
         swaps: dict[int, object] = {}
         for network in self._networks():
-            if tuple(getattr(network, "image_shape", shape)) == shape:
+            own: tuple[int, ...] = tuple(getattr(network, "image_shape", shape))  # type: ignore[arg-type]
+            if own == shape:
                 continue
-            resize = getattr(network, "resized", None)
+            resize: Any = getattr(network, "resized", None)
             if resize is None:
                 raise ValueError(f"{type(self).__name__} holds a {type(network).__name__} for images of shape "
-                                 f"{tuple(network.image_shape)}, which cannot take {shape}: build it with a prior for "
+                                 f"{own}, which cannot take {shape}: build it with a prior for "
                                  "images of that shape")
             swaps[id(network)] = resize(shape).counted_with(network)
         return _swapped(self, swaps) if swaps else self

@@ -226,12 +226,12 @@ class DeepinvOperator(Operator):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # the functions that deepinv's classes take by default have no name to be pickled by
-        return {**vars(self), "_modules": {**self._modules, "physics": _exchanged(self.physics, _as_default)}}
+        # the functions that deepinv's classes have by default have no name to be pickled by
+        return {**vars(self), "_modules": {**self._modules, "physics": _exchanged(self.physics, _as_lambda)}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.physics = _exchanged(self.physics, lambda _, value: value.find() if isinstance(value, _Default) else value)
+        self.physics = _exchanged(self.physics, lambda _, value: value.find() if isinstance(value, _Lambda) else value)
 
     def __copy__(self) -> DeepinvOperator:
         other = type(self).__new__(type(self))
@@ -247,25 +247,33 @@ class DeepinvOperator(Operator):
 
 
 @dataclass(frozen=True)
-class _Default:
-    """The default of a parameter of a class, by its place."""
+class _Lambda:
+    """A lambda in the ``__init__`` of a class, by its place: a parameter's default, or a constant of the code."""
 
     owner: type
-    parameter: str
+    place: str | int
 
     def find(self) -> Any:
-        """The default itself."""
-        return inspect.signature(vars(self.owner)["__init__"]).parameters[self.parameter].default
+        """The lambda itself, or one like it."""
+        made = vars(self.owner)["__init__"]
+        if isinstance(self.place, str):
+            return inspect.signature(made).parameters[self.place].default
+        return FunctionType(made.__code__.co_consts[self.place], made.__globals__)
 
 
-def _as_default(module: Any, value: Any) -> Any:
-    """In place of a lambda that a class of the module has as a default: which one it is."""
-    if isinstance(value, FunctionType) and "<lambda>" in value.__qualname__:
-        for owner in type(module).__mro__:
-            if isinstance(vars(owner).get("__init__"), FunctionType):
-                for name, parameter in inspect.signature(vars(owner)["__init__"]).parameters.items():
-                    if parameter.default is value:
-                        return _Default(owner, name)
+def _as_lambda(module: Any, value: Any) -> Any:
+    """In place of a lambda that a class of the module wrote and that closes over nothing: which one it is."""
+    if not isinstance(value, FunctionType) or "<lambda>" not in value.__qualname__ or value.__closure__:
+        return value
+    for owner in type(module).__mro__:
+        made = vars(owner).get("__init__")
+        if isinstance(made, FunctionType):
+            places: list[tuple[str | int, Any]] = [(p.name, p.default)
+                                                   for p in inspect.signature(made).parameters.values()]
+            places += [(i, value) for i, code in enumerate(made.__code__.co_consts) if code is value.__code__]
+            for place, found in places:
+                if found is value:
+                    return _Lambda(owner, place)
     return value
 
 

@@ -165,18 +165,10 @@ def _verdict(solver: str, count: int, found: dict[str, Any], torn: Tensor, weigh
         warnings.warn(
             f"{solver} has not converged for {int((~converged).sum())} of {len(converged)} observations: of {count} "
             f"particles, observation {worst} {what} {int(ancestors[worst])} distinct ancestors and an effective "
-<<<<<<< HEAD
             f"sample size of {float(ess[worst]):.3g} (asked for: {needed:.3g}), with a greatest k-hat of "
             f"{float(k_hat[worst].clamp(min=0)):.2g} along the path (at most {_WORST_K_HAT}, but for its error) and a "
             f"total discrepancy of {float(discrepancy[worst]):.3g} (at most {count}){breaks}. Its spread is not to be "
             "trusted: take more particles or more steps, or a solver made for sharp likelihoods, "
             f"invflow.NoiseSMC(prior){advice}",
-            stacklevel=4)
-=======
-            f"sample size of {float(ess[worst]):.3g} (asked for: {needed:.3g}), with k-hat {float(k_hat[worst]):.2g} "
-            f"(at most {_WORST_K_HAT}, but for its error) and a total discrepancy of {float(discrepancy[worst]):.3g} "
-            f"(at most {count}). Its spread is not to be trusted: take more particles or more steps, or a solver made "
-            f"for sharp likelihoods, invflow.NoiseSMC(prior){advice}",
             stacklevel=5)
->>>>>>> fcf1d86 (Digests of weights are read in full where they are asked for, and remembered by versions within sample alone)
     return converged
