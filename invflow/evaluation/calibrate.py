@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from invflow._core.files import alone_in
-from invflow._core.identity import UnidentifiedError, identity
+from invflow._core.identity import identity
 from invflow._core.random import as_generator, draw_noise
 from invflow._core.records import as_json, finite, versions
 from invflow.evaluation.certificate.certificate import Certificate, clear, read_simulations, write_simulations
@@ -283,7 +283,7 @@ def _contents(solver: Solver, simulated: object, quantities: object) -> dict[str
     for name, value in (("solver", solver), ("truths and measurements", simulated), ("quantities", quantities)):
         try:
             found[name] = identity(value)
-        except UnidentifiedError:
+        except Exception:  # also what somebody's fingerprint() fails with
             found[name] = None
     return found
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from invflow._core.identity import UnidentifiedError, identity
+from invflow._core.identity import identity
 from invflow._core.records import versions
 from invflow.evaluation.results.measure import PeakMemory, time_limit
 from invflow.evaluation.results.parts import Part, Stage, Task, derive_seed
@@ -97,9 +97,10 @@ class Bench:
     def _content(self, key: tuple[str, ...], make: Callable[[], Any]) -> str | None:
         """The digest of what a function makes; None where it cannot be identified."""
         if key not in self._contents:
+            value = make()
             try:
-                self._contents[key] = identity(make())
-            except UnidentifiedError as error:
+                self._contents[key] = identity(value)
+            except Exception as error:  # also what somebody's fingerprint() fails with
                 warnings.warn(f"the {' '.join(key)} cannot be told from another ({error}): what depends on it is "
                               "computed again by each call", stacklevel=2)
                 self._contents[key] = None
