@@ -95,6 +95,14 @@ class Same(invflow.Operator):
         return y.clone()
 
 
+def install(monkeypatch: pytest.MonkeyPatch, module: str, group: str) -> None:
+    """Register a module beside what is there."""
+    entry = importlib.metadata.EntryPoint("theirs", module, group)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: (
+        *importlib.metadata.entry_points(group=group), *([entry] if group == entry.group else [])))
+    plugins.offers.cache_clear()
+
+
 @pytest.fixture
 def theirs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A plug-in with these operators, installed."""
@@ -102,10 +110,7 @@ def theirs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     module.__all__ = ["StripeInpainting", "Camera", "Zoom", "Same"]  # type: ignore[attr-defined]
     vars(module).update({name: globals()[name] for name in module.__all__})
     monkeypatch.setitem(sys.modules, "their_cameras", module)
-    own = tuple(importlib.metadata.entry_points(group="invflow.operators"))
-    entry = importlib.metadata.EntryPoint("theirs", "their_cameras", "invflow.operators")
-    monkeypatch.setattr(plugins, "entry_points", lambda group: (*own, entry))
-    plugins.offers.cache_clear()
+    install(monkeypatch, "their_cameras", "invflow.operators")
     yield
     plugins.offers.cache_clear()
 
@@ -227,10 +232,7 @@ def test_a_solver_class_is_built_on_the_prior_and_its_settings_are_checked(monke
     module.Plain, module.NoPrior, module.other = Plain, NoPrior, 3  # type: ignore[attr-defined]
     module.__all__ = ["Plain", "NoPrior", "other"]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "their_solvers", module)
-    own = tuple(importlib.metadata.entry_points(group="invflow.solvers"))
-    entry = importlib.metadata.EntryPoint("theirs", "their_solvers", "invflow.solvers")
-    monkeypatch.setattr(plugins, "entry_points", lambda group: (*own, entry))
-    plugins.offers.cache_clear()
+    install(monkeypatch, "their_solvers", "invflow.solvers")
     try:
         with pytest.warns(UserWarning, match="'other' .* left out: it is 3, not a Solver"):
             assert list_solvers()["plain"].description == "The prior's own draws."

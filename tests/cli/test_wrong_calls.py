@@ -105,7 +105,7 @@ CALLS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: invflow.GaussianLikelihood(NoMeasurementShape(), images(), 0.1), AttributeError, "sets no measurement_sh"),
     (lambda: WrongMeasurementShape()(images()), ValueError, r"made \(2, 1, 28, 28\) .* \(2, 1, 14, 14\)"),
     # other words for what there is
-    (lambda: MIXTURE.sample(4), AttributeError, r"prior.generate\(4, generator=generator\)"),
+    (lambda: invflow.NeuralFlowMap((2,), network="none").sample(4), AttributeError, r"prior.generate\(4, gen"),
     (lambda: posterior()[0], TypeError, r"posterior.select\(0\) .*posterior.samples\[0\]"),
     (lambda: list(posterior()), TypeError, r"posterior.select\(0\)"),
     (lambda: invflow.VFM.load("mnist").sample(invflow.FunctionReward(lambda x: x.sum((1, 2, 3))), 2), ValueError,
