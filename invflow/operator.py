@@ -342,8 +342,8 @@ class Operator(Asked, torch.nn.Module):
                     "torch.view_as_real")
                 raise ValueError(
                     f"{name} is {value.dtype}, expected pairs of reals, the real and the imaginary part of each "
-                    f"number: pass {call}({name}). Circular noise of standard deviation s has s / sqrt(2) in each part: "
-                    "sigma = s / 2**0.5"
+                    f"number: pass {call}({name}). Circular noise of standard deviation s has s / sqrt(2) in each "
+                    "part: sigma = s / 2**0.5"
                 )
             raise ValueError(to_tensor_hint(value, name))
         if tuple(value.shape[1:]) != tuple(shape) or value.ndim == 0:

@@ -383,3 +383,22 @@ def test_notes_count_observations_as_tables_do() -> None:
     from invflow.cli.options import _counted_from_one
 
     assert _counted_from_one("in observation 0, 1 of 4 observations") == "in observation 1, 1 of 4 observations"
+
+
+def test_labels_are_text_in_every_table(tmp_path: Path) -> None:
+    """No label is a formula in a spreadsheet, and none breaks a table's row or cell."""
+    import csv
+    import io
+
+    exact = invflow.load_problem("gaussian/linear").exact_posterior()
+    labels = ["=1+1", "+a", "-a", "@a", "a|b", "a\nb"]
+    found = invflow.compare("gaussian/linear", {label: exact for label in labels}, num_observations=2, num_samples=4)
+    for text in (found.to_csv(), found.observations_csv()):
+        column = [row["solver"] for row in csv.DictReader(io.StringIO(text))]
+        assert list(dict.fromkeys(column)) == ["'=1+1", "'+a", "'-a", "'@a", "a|b", "a\nb"]
+        assert all(float(row.get("value") or row["mean"]) > -1e9 for row in csv.DictReader(io.StringIO(text)))
+    table = [line for line in found.to_markdown().splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(labels)
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+    assert any(line.startswith("| a\\|b |") for line in table)
+    assert any(line.startswith("| a b |") for line in table)

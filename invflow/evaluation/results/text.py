@@ -10,7 +10,7 @@ from invflow.evaluation.summary import COLLAPSED, METRICS
 if TYPE_CHECKING:
     from invflow.evaluation.results.results import Results
 
-__all__ = ["COLLAPSE_NOTE", "cells", "markdown", "with_error"]
+__all__ = ["COLLAPSE_NOTE", "cells", "in_a_cell", "markdown", "with_error"]
 
 COLLAPSE_NOTE = (f"Collapsed: under {COLLAPSED} effective samples in half of the observations or more; the numbers are "
                  "those of a few samples, and never called best.")
@@ -24,6 +24,11 @@ def with_error(mean: float, error: float) -> str:
         return f"{mean:.4g}"
     digits = min(6, max(0, 1 - math.floor(math.log10(error))))
     return f"{mean:.{digits}f} ± {error:.{digits}f}"
+
+
+def in_a_cell(text: str) -> str:
+    """Text that neither ends a cell of a markdown table nor its row."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def cells(comparison: Results, problem: str, metrics: list[str] | None) -> list[list[str]]:
@@ -58,10 +63,12 @@ def markdown(comparison: Results, metrics: list[str] | None) -> str:
     lines = []
     for problem in comparison.problems:
         head, *body = cells(comparison, problem, metrics)
-        lines += [f"### {problem}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        lines += ["| " + " | ".join(row) + " |" for row in body]
-        lines += [f"\n{solver}: {why}" for solver, why in comparison.failures[problem].items()]
-        lines += [f"\n{solver} {comparison.gap(problem, solver)}" for solver in comparison.missing.get(problem, {})]
+        lines += [f"### {in_a_cell(problem)}", "", "| " + " | ".join(map(in_a_cell, head)) + " |",
+                  "|" + "---|" * len(head)]
+        lines += ["| " + " | ".join(map(in_a_cell, row)) + " |" for row in body]
+        lines += [f"\n{in_a_cell(solver)}: {why}" for solver, why in comparison.failures[problem].items()]
+        lines += [f"\n{in_a_cell(solver)} {comparison.gap(problem, solver)}"
+                  for solver in comparison.missing.get(problem, {})]
         lines.append("")
     shown = [m for m in METRICS if any(m in comparison.metrics(p) for p in comparison.problems)]
     shown = [m for m in shown if metrics is None or m in metrics]
