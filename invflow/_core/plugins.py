@@ -88,7 +88,8 @@ def named(group: str, kind: type | tuple[type, ...], name_of: Callable[[str, Any
 @functools.cache
 def _serves_several(module: str) -> bool:
     """Whether a module is named under several groups, so that it lists what is not for all of them."""
-    return len({entry.group for entry in metadata.entry_points() if entry.value == module}) > 1
+    return sum(any(entry.value == module for entry in metadata.entry_points(group=f"invflow.{kind}"))
+               for kind in ("operators", "priors", "solvers", "problems", "recipes")) > 1
 
 
 def names(group: str) -> list[str]:

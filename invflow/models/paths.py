@@ -170,8 +170,9 @@ class SchedulePath:
         if self.slopes is not None:
             return self.alpha(tau), self.sigma(tau), self.slopes[0](tau), self.slopes[1](tau)
         one = torch.ones_like(tau)
-        (a, s), (da, ds) = torch.func.jvp(lambda time: (self.alpha(time) + 0 * time, self.sigma(time) + 0 * time),
-                                          (tau,), (one,))
+        jvp: Any = torch.func.jvp  # whose third value is there only where it is asked for
+        (a, s), (da, ds) = jvp(lambda time: (self.alpha(time) + 0 * time, self.sigma(time) + 0 * time),
+                               (tau,), (one,))
         return a, s, da, ds
 
     def own_time(self, t: Tensor) -> Tensor:

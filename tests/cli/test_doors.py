@@ -195,8 +195,8 @@ def test_an_identity_that_says_so_costs_what_ours_costs() -> None:
     shape, cost, found = (1, 16, 16), [], []
     y = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     for operator in (Counted(shape), Same(shape)):
-        likelihood = invflow.GaussianLikelihood(operator, y, 0.1)
-        found.append(gaussian_estimate(likelihood, Spectrum(1), torch.full((1, 1, 1), 0.5), (1.0, 0.0)))
+        found.append(gaussian_estimate(Spectrum(1), torch.full((1, 1, 1), 0.5), (1.0, 0.0), operator, y,
+                                       torch.tensor([0.1])))
         cost.append(operator.calls[0])
     assert cost[0] == cost[1] < 10
     torch.testing.assert_close(found[0], found[1])
@@ -287,7 +287,7 @@ def test_the_sample_files_are_what_the_documentation_names(tmp_path: Path) -> No
     assert named <= names
     assert read_image(tmp_path / "deep" / "files" / "digit.png").shape == (1, 28, 28)
     assert read_kernel(tmp_path / "deep" / "files" / "kernel.npy").shape == (21, 21)
-    hidden = read_mask(tmp_path / "deep" / "files" / "mask.png", (3, 192, 240)) == 0
+    hidden = (read_mask(tmp_path / "deep" / "files" / "mask.png", (3, 192, 240)) == 0).expand(3, -1, -1)
     assert (read_image(tmp_path / "deep" / "files" / "damaged.png")[hidden] == 0).all()
     assert "pass another folder" in refuse("examples", tmp_path / "deep" / "files")
 

@@ -42,7 +42,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(site: Path, folder: Path, commands: list[str], code: int = 0) -> tuple[str, str]:
     """Standard output and error of commands, all in one process with the package installed."""
     script = ("import shlex, sys\nfrom invflow.cli.entry import app\nfor line in sys.argv[1:]:\n"
-              "    print('>', line, flush=True)\n    app(shlex.split(line), standalone_mode=False)\n")
+              "    code = app(shlex.split(line), standalone_mode=False)\n    assert not code, (line, code)\n")
     environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     result = subprocess.run([sys.executable, "-c", script, *commands], capture_output=True, text=True, check=False,
                             env=environment, cwd=folder, timeout=600)
