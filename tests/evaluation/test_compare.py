@@ -230,7 +230,7 @@ def test_command_line(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["compare", PROBLEM, "--solver", "exact", "--solver", "few=fmtt:steps=4",
                                    "--observations", "3", "--samples", "20", "--output", str(tmp_path / "out")])
     assert run.exit_code == 0, run.output
-    assert "| few |" in run.output
+    assert "| few (collapsed) |" in run.output
     record = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert record["solvers"]["few"]["steps"] == 4
     assert record["settings"]["split"] == "test"
