@@ -170,9 +170,8 @@ class SchedulePath:
         if self.slopes is not None:
             return self.alpha(tau), self.sigma(tau), self.slopes[0](tau), self.slopes[1](tau)
         one = torch.ones_like(tau)
-        jvp: Any = torch.func.jvp  # whose third value is there only where it is asked for
-        (a, s), (da, ds) = jvp(lambda time: (self.alpha(time) + 0 * time, self.sigma(time) + 0 * time),
-                               (tau,), (one,))
+        found = torch.func.jvp(lambda time: (self.alpha(time) + 0 * time, self.sigma(time) + 0 * time), (tau,), (one,))
+        (a, s), (da, ds) = found[0], found[1]
         return a, s, da, ds
 
     def own_time(self, t: Tensor) -> Tensor:
@@ -252,10 +251,13 @@ class VariancePreservingPath:
         prediction: ``"epsilon"``, ``"v_prediction"`` or ``"sample"``.
         boundary: of a consistency model, from steps k to (c_skip, c_out): its jump to data is c_skip times the state
             alpha_k m + sigma_k z plus c_out times the data that it predicts.
+        unit_noise: whether states before the first time known to the model are given the variance 1 that its samplers
+            begin with, as models that jump to data are trained to; else that of the noise there, a little less.
     """
 
     def __init__(self, alphas_cumprod: Tensor, prediction: str,
-                 boundary: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None) -> None:
+                 boundary: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None, unit_noise: bool = False) -> None:
+        self.unit_noise = unit_noise
         square = alphas_cumprod.detach().to("cpu", torch.float64).flip(0)
         alpha, sigma = square.sqrt(), (1 - square).clamp(min=0).sqrt()
         steps = torch.arange(len(square) - 1, -1, -1, dtype=torch.float64)
@@ -276,8 +278,9 @@ class VariancePreservingPath:
         alpha, sigma = angle.sin(), angle.cos()
         scale = alpha + sigma
         time, noise_share = alpha / scale, sigma / scale
-        early = t < time
-        y = torch.where(early, x * noise_share / (1 - t).clamp(min=1e-12), x)
+        early = _angle(t) < float(self.angles[0])  # and not t < time, which rounding may make true of any time
+        start = 1 / scale if self.unit_noise else noise_share
+        y = torch.where(early, x * start / (1 - t).clamp(min=1e-12), x)
         k = _interpolate(angle, self.angles, self.steps)
         out = predict(y * scale, k.flatten())
         if self.prediction == "epsilon":

@@ -82,7 +82,7 @@ def test_tilting_has_the_right_spread(case: str) -> None:
 
 
 def test_noise_smc_on_the_cosine_path() -> None:
-    assert_posterior(invflow.NoiseSMC(prior_of("cosine", steps=3, method="rk4")), samples=100, copies=8)
+    assert_posterior(invflow.NoiseSMC(prior_of("cosine", steps=8, method="rk4")), samples=100, copies=8)
 
 
 def test_the_contract_and_a_wrong_path() -> None:

@@ -45,7 +45,7 @@ def consistency_path(model: nn.Module, scheduler: Any, scale: float, shift: floa
     kind, config = kind_of(scheduler, JUMPING), scheduler.config
     if kind in ("LCMScheduler", "TCDScheduler"):
         boundary = _Boundary(config.timestep_scaling) if kind == "LCMScheduler" else None
-        path = VariancePreservingPath(scheduler.alphas_cumprod, config.prediction_type, boundary)
+        path = VariancePreservingPath(scheduler.alphas_cumprod, config.prediction_type, boundary, unit_noise=True)
         return path, _Schedule(scheduler, lambda own: path.time_of_step(own.timesteps))
     if kind == "CMStochasticIterativeScheduler":
         return _Preconditioned(config.sigma_min, config.sigma_max, config.sigma_data), _Schedule(
