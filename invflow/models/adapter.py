@@ -79,7 +79,8 @@ class Adapter(Countable):
         width = int(self.options.get("embedding", 128))
         with torch.random.fork_rng(devices=[]):
             self.noise_level = TimeEmbedding(width, num_scalars=1)
-            self.problem = nn.Embedding(len(self.classes), width)
+            # not drawn at random: on the meta device, where files are loaded, that would import torch's compiler
+            self.problem = nn.Embedding.from_pretrained(torch.zeros(len(self.classes), width), freeze=False)
             self.summary = nn.Linear(SUMMARY_SIZE, width)
         extra = 1 if len(self.image_shape) == 3 else 0  # the map of what is observed directly
         self.network = build_network(network, self.state_shape, self.image_shape[0] + extra, 2 * self.state_shape[0],
