@@ -57,7 +57,7 @@ def estimate_sigma(y: Tensor, observed: Tensor | None = None) -> Tensor:
     estimate is ever taken because it is smaller.
 
     Of fourteen photographs with independent noise of 0.01 to 0.1, halved or not, it was off by 3 to 4% in the geometric
-    mean (the wavelets of scikit-image: 18 to 29%), of measurements under four-fold super-resolution by 7%, where a
+    mean (the wavelets of scikit-image: 18 to 28%), of measurements under four-fold super-resolution by 5%, where a
     level was given at all; grass with noise of 0.025 was found at 1.26 times that, with 0.01 not at all. Noise that was
     saved as JPEG of quality 95, 85 or 75 at half the resolution of colour: off by 7, 19 and 44%; after bilinear
     demosaicing a fifth too low. ``benchmarks.tables.noise_table`` measures it.

@@ -28,7 +28,8 @@ def test_the_best_mixture_is_that_of_a_fine_grid() -> None:
     for seed in range(6):
         g = seeded(seed)
         target = torch.randn(400, generator=g)
-        estimates = [target * float(torch.rand((), generator=g)) + 0.8 * torch.randn(400, generator=g) for _ in range(3)]
+        shares = torch.rand(3, 1, generator=g)
+        estimates = list(target * shares + 0.8 * torch.randn(3, 400, generator=g))
         weights = best_mixture(estimates, target)
         assert sum(weights) == pytest.approx(1)
         assert min(weights) >= 0
