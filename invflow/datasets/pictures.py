@@ -217,9 +217,11 @@ def write_picture(picture: Picture, path: str | os.PathLike[str], *, say: Say = 
 def _encode(pixels: Any, kind: str, picture: Picture, channels: int) -> bytes:
     from PIL import Image
 
-    usual: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95},
-                                        "AVIF": {"quality": 95}, "TIFF": {"compression": "tiff_adobe_deflate"}}
-    options = dict(usual.get(kind, {}))
+    by_format: dict[str, dict[str, Any]] = {
+        "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "AVIF": {"quality": 95},
+        "TIFF": {"compression": "tiff_adobe_deflate"},
+    }
+    options = dict(by_format.get(kind, {}))
     if picture.profile is not None:
         options["icc_profile"] = picture.profile
     if picture.exif is not None and kind in ("PNG", "JPEG", "TIFF", "WEBP", "AVIF"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import invflow
-from invflow.operators import Denoising
+from invflow.operators import Denoising, MaskInpainting
 from invflow.restore.estimate import best_mixture, fitted_wiener, no_worse_than_the_picture, posterior_of
 
 
@@ -65,6 +65,18 @@ def test_a_photograph_never_comes_out_worse(photos: invflow.VFM, name: str, sigm
     y = x + sigma * torch.randn(x.shape, generator=seeded(0))
     restored, _ = posterior_of(photos, Denoising(tuple(x.shape)), y[None], sigma, 0, seeded(1))
     assert float((restored - x).square().mean()) < 1.01 * float((y - x).square().mean())
+
+
+def test_noise_below_what_was_trained_for_does_not_break_the_network(photos: invflow.VFM) -> None:
+    """Scratches in a picture without noise: what fills them is the same whatever small level is named."""
+    x = (0.5 + 0.3 * torch.sin(torch.arange(96) / 7 + torch.arange(80)[:, None] / 5)).expand(3, -1, -1)
+    mask = torch.ones(80, 96)
+    mask[30:34, 10:80] = 0
+    operator = MaskInpainting(mask, tuple(x.shape), "box-inpainting")
+    filled = [posterior_of(photos, operator, x[None] * mask, sigma, 0, seeded(0))[0] for sigma in (0.005, 1e-4, 1e-9)]
+    for image in filled:
+        assert float((image - x)[:, mask == 0].square().mean().sqrt()) < 0.02
+        torch.testing.assert_close(image, filled[0])
 
 
 def test_detail_that_the_network_takes_for_noise_stays(photos: invflow.VFM) -> None:
