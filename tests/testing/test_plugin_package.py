@@ -66,7 +66,7 @@ def test_every_command_of_the_page_knows_the_package(site: Path, tmp_path: Path)
         assert re.search(rf"^  {line}", out, re.MULTILINE), line
     assert "left out" not in error
     assert invflow.Posterior.load(tmp_path / "solved" / "posterior.safetensors").settings["steps"] == 2
-    assert invflow.Certificate.load(tmp_path / "calibrated").settings["settings"]
+    assert invflow.Certificate.load(tmp_path / "calibrated").problem == "waves/stripes"
     assert "importance" in (tmp_path / "compared" / "table.md").read_text()
     again = invflow.Posterior.load(tmp_path / "again" / "posterior.safetensors")
     assert again.settings["solver_name"] == "vfm"
