@@ -54,7 +54,9 @@ class Posterior:
         samples: ``(B, N, *image_shape)``, floating point, finite, B and N at least 1; images are nominally in
             [0, 1].
         log_weights: ``(B, N)``, of any normalisation; -inf is a weight of zero. None: the solver has none.
-        log_evidence: ``(B,)``, estimates of log p(y), or None.
+        log_evidence: ``(B,)``, estimates of log p(y), or None. Where they are means of weights, e^{log_evidence} may
+            be unbiased, and log_evidence is low: by half its variance where weights are even, and typically by far
+            more where their k-hat is high, since most runs then miss the few weights that hold the mean.
         nfe: network calls per sample.
         seconds: wall time of the call that made the samples.
         diagnostics: numbers, strings, lists or tensors by name. A tensor whose first dimension is B

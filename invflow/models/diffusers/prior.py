@@ -113,7 +113,9 @@ def from_diffusers(model: Any, scheduler: Any = None, vae: Any = None, *, steps:
     **Flow matching** (FlowMatchEulerDiscreteScheduler and its kin; SD3, Flux, or a U-Net trained so). There sigma runs
     from 1 at the noise to 0 at the data and the model predicts noise - data: here t = 1 - sigma and b = -prediction.
     The scheduler's shift only moves the steps of the ODE: sigma = shift u / (1 + (shift - 1) u), u from 1 to 0.
-    ``method="euler"`` repeats the scheduler's own steps at the sigmas ``linspace(1, 1/steps, steps)`` before the shift.
+    ``method="euler"`` takes Euler's steps at the sigmas ``linspace(1, 0, steps + 1)`` before the shift. Those are the
+    scheduler's own only for one that is set to them, ``set_timesteps(sigmas=linspace(1, 1/steps, steps))``: by itself a
+    scheduler ends at a sigma of its own, and its images differ from these.
 
     **Diffusion** (any scheduler with ``alphas_cumprod``: DDPM, DDIM; predicting epsilon, v or the sample). The state
     alpha_k m + sigma_k z of step k is (alpha_k + sigma_k) x_t at t = alpha_k / (alpha_k + sigma_k), exactly: time and

@@ -161,7 +161,8 @@ class LinearMMSE(Solver):
         matrix = dense_matrix(likelihood)
         cross = covariance @ matrix.mT
         innovation = matrix @ cross
-        innovation.diagonal(dim1=1, dim2=2).add_(level[:, None].square())
+        # one operator may meet as many noise levels as there are observations
+        innovation = innovation + torch.diag_embed(level[:, None].square().expand(-1, innovation.shape[-1]))
         chol = torch.linalg.cholesky(innovation)
         gain = torch.cholesky_solve(cross.mT, chol).mT
         residual = y - (matrix @ centre)
