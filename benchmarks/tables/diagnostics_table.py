@@ -178,14 +178,14 @@ def fmtt_cases() -> Iterator[Case]:
 
 def smc_cases() -> Iterator[Case]:
     """Tempering, with the default moves and with few."""
-    quick = {"num_moves": 1, "ess_threshold": 0.5}
+    quick: dict[str, Any] = {"num_moves": 1, "ess_threshold": 0.5}
     problems = {f"circle, sigma {sigma}": _circle(sigma) for sigma in (0.1, 0.01)}
     problems |= {f"{d}-d, {m} values, sigma {sigma}": _linear(d, m, sigma)
                  for d, m, sigma in ((8, 3, 0.05), (8, 6, 0.01))}
     for problem, (prior, reward, truth) in problems.items():
         for name, settings in {"default": {}, "one move, 0.5": quick}.items():
             for particles in (64, 200):
-                solver = invflow.NoiseSMC(prior, chunk_size=10**5, **settings)  # type: ignore[arg-type]
+                solver = invflow.NoiseSMC(prior, chunk_size=10**5, **settings)
                 yield Case(f"{name}, N = {particles} | {problem}", solver, reward, **truth, particles=particles)
 
 
