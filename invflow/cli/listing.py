@@ -42,7 +42,10 @@ def _priors() -> dict[str, str]:
             lines[name] = "flow map with its adapter (VFM) for " + ", ".join(adapter["classes"])
         elif config.get("kind") == "flow-map":
             lines[name] = "flow map, states " + " x ".join(str(n) for n in config.get("state_shape", []))
-    return lines | {name: _first_line(made) for name, made in list_priors().items() if name not in lines}
+    from invflow.models.downloads import DOWNLOADS
+
+    lines |= {name: _first_line(made) for name, made in list_priors().items() if name not in lines}
+    return lines | {name: entry.describe() for name, entry in DOWNLOADS.items()}
 
 
 def _first_line(thing: object) -> str:

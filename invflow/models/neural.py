@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -295,6 +295,9 @@ def initialise(module: nn.Module, generator: torch.Generator | None) -> None:
 def load_prior(name: str | os.PathLike[str]) -> FlowMap:
     """Load a prior: one that ships or was saved, one of a plug-in, or one that a function builds.
 
+    Names of the list of ``invflow list priors`` that begin with ``deepinv/`` are denoisers of that library, which
+    downloads their weights on first use.
+
     Args:
         name: of a shipped prior or of a plug-in's, such as ``"mnist"``; a folder that ``save_pretrained`` wrote; a Hub
             repository id ``"owner/name"``; or a function without arguments, ``"package.module:function"``.
@@ -312,6 +315,10 @@ def load_prior(name: str | os.PathLike[str]) -> FlowMap:
         >>> prior.image_shape, prior.independent_noise
         ((1, 28, 28), True)
     """
+    if isinstance(name, str) and name.startswith("deepinv/"):
+        from invflow.models.downloads import load_download
+
+        return load_download(name)
     if (SHIPPED / str(name) / CONFIG).is_file() or os.path.isdir(name):
         return NeuralFlowMap.from_pretrained(name)
     found = build_prior(name)
