@@ -57,7 +57,8 @@ def network_readings(prior: FlowMap) -> Iterator[Reading]:
         return lambda x, t: way.velocity(predict, x, t) if prior.has_velocity else way.estimate(predict, x, t)[0]
 
     other = OTHER[convention]
-    where = f"convention={other!r}"
+    where = (f"convention={other!r}" if isinstance(own, (VelocityFlow, AverageVelocityFlow)) else
+             "reverse it where the network is called")
     if path != "custom":
         yield Reading("with time reversed, -v(x, 1 - t)" if prior.has_velocity else "with time reversed, f(x, 1 - t)",
                       where, read(raw, path, other))
