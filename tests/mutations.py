@@ -29,6 +29,12 @@ class Mutation:
 
 
 MUTATIONS = [
+    Mutation("an estimate judged by what it has seen", "invflow/restore/estimate.py",
+             "best_mixture([network, wiener[1], seen], unseen)", "best_mixture([network, wiener[1], seen], seen)",
+             "tests/restore/test_estimate.py::test_detail_that_the_network_takes_for_noise_stays"),
+    Mutation("half of a soft brush's edge left in the picture", "invflow/datasets/masks.py",
+             "_TOUCHED = 0.1", "_TOUCHED = 0.5",
+             "tests/datasets/test_masks_and_kernels.py::test_every_pixel_that_a_soft_brush_touched_is_hidden"),
     Mutation("the smaller of two noise levels that disagree", "invflow/_core/noise_level.py",
              "level = math.sqrt(sum(channel.middle**2 for channel in channels) / 3)",
              "level = math.sqrt(sum(channel.fast**2 for channel in channels) / 3)",
