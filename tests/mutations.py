@@ -29,8 +29,8 @@ class Mutation:
 
 
 MUTATIONS = [
-    Mutation("an estimate judged by what it has seen", "invflow/restore/estimate.py",
-             "best_mixture([network, wiener[1], seen], unseen)", "best_mixture([network, wiener[1], seen], seen)",
+    Mutation("the network's mean in place of the picture's own filter", "invflow/restore/estimate.py",
+             "(mean, wiener[0], y)", "(mean, mean, y)",
              "tests/restore/test_estimate.py::test_detail_that_the_network_takes_for_noise_stays"),
     Mutation("half of a soft brush's edge left in the picture", "invflow/datasets/masks.py",
              "_TOUCHED = 0.1", "_TOUCHED = 0.5",
