@@ -190,7 +190,7 @@ MUTATIONS = [
              "if clean is None else clean > clean.median()", "",
              "tests/testing/test_broken_plugins.py::test_is_caught_and_named"),
     Mutation("a reversed flow taken", "invflow/testing/flowmaps.py",
-             "if exact and prior.independent_noise:", "if False:",
+             "if exact and prior.independent_noise and prior.has_velocity:", "if False:",
              "tests/testing/test_broken_plugins.py::test_is_caught_and_named"),
     Mutation("a cost believed", "invflow/testing/solvers.py",
              "nfe.forward >= made[0] - 1e-6 and nfe.backward >= made[1] - 1e-6", "True",

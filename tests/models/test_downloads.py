@@ -51,14 +51,6 @@ def test_outside_its_noise_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.samples.isfinite().all()
 
 
-def test_their_names_are_those_of_the_type() -> None:
-    from typing import get_args
-
-    from invflow.models.neural import Downloaded
-
-    assert set(get_args(Downloaded)) == set(DOWNLOADS)
-
-
 def test_unknown_names_lead_to_the_nearest() -> None:
     with pytest.raises(ValueError, match="deepinv/drunet"):
         invflow.load_prior("deepinv/drunett")
