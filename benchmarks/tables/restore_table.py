@@ -44,12 +44,14 @@ def main() -> None:
                 level = told(vfm, operator, sigma)
                 alone = _quality(vfm.sample(invflow.GaussianLikelihood(operator, y, level), 1).mean()[0], x)
             restored, _ = posterior_of(vfm, operator, y, sigma, 0, g)
-            means = denoise_nl_means(y[0].numpy(), h=0.6 * sigma, sigma=sigma, patch_size=5, patch_distance=6,
-                                     channel_axis=0)
-            found = _quality(y[0], x), alone, _quality(restored, x), _quality(torch.from_numpy(np.array(means)), x)
+            grey = len(x) == 1
+            means = denoise_nl_means(y[0, 0].numpy() if grey else y[0].numpy(), h=0.6 * sigma, sigma=sigma,
+                                     patch_size=5, patch_distance=6, channel_axis=None if grey else 0)
+            means = torch.from_numpy(np.array(means)).view_as(x)
+            found = _quality(y[0], x), alone, _quality(restored, x), _quality(means, x)
             worst = min(worst, found[2] - found[0])
             print(f"{name:11} {sigma:<6} {found[0]:.2f}  {found[1]:.2f}  {found[2]:.2f}     {found[3]:.2f}", flush=True)
-    print(f"greatest loss: {-worst:.2f} dB")
+    print(f"greatest loss: {abs(worst):.2f} dB")
 
 
 if __name__ == "__main__":
