@@ -20,7 +20,7 @@ import invflow
 from invflow.likelihood import GaussianLikelihood
 from invflow.models.adapter import Adapter
 from invflow.operators import Denoising, MatrixOperator
-from invflow.registry import SOLVERS
+from invflow.registry import list_solvers
 
 F64 = torch.float64
 
@@ -67,7 +67,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "beam": {"budget": 8, "branches": 2}, "best-of-n": {"budget": 6, "selections": 2},
     "ula": {"burn_in": 2, "thinning": 1}, "plug-and-play": {"steps": 3}, "tv": {"iterations": 20},
 }
-MAKE: dict[str, Callable[..., Any]] = {name: _on_prior(name, **QUICK.get(name, {})) for name in SOLVERS}
+MAKE: dict[str, Callable[..., Any]] = {name: _on_prior(name, **QUICK.get(name, {})) for name in list_solvers()}
 MAKE |= {
     "vfm": lambda **s: _vfm(steps=2, importance=True, **s), "lmmse": _lmmse,
     "exact": lambda **s: invflow.ExactPosterior(invflow.GaussianMixtureFlow(tensor(3, 2, 3), std=0.6), **s),
@@ -98,7 +98,7 @@ def likelihoods(draw: Any, name: str, count: int) -> GaussianLikelihood:
 PICTURES = {"bm3d"}
 
 
-@pytest.mark.parametrize("name", sorted(set(SOLVERS) - PICTURES))
+@pytest.mark.parametrize("name", sorted(set(list_solvers()) - PICTURES))
 def test_chunks_and_other_observations_change_nothing(name: str) -> None:
     @property_test(2, data=st.data(), seed=seeds, b=st.integers(1, 3), n=st.integers(1, 5))
     def test_solver(data: Any, seed: int, b: int, n: int) -> None:

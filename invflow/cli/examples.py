@@ -39,8 +39,9 @@ def write_examples(folder: Path) -> list[Path]:
 
     Returns:
         The files: ``digit.png``, light on dark, and ``paper.png``, dark on light and larger; ``photo.jpg`` and
-        ``photo.png``, the same photograph; of others ``damaged.png``, without what ``mask.png`` hides, ``blurred.png``
-        and ``shaken.jpg``, moved along ``kernel.npy``, ``small.jpg``, a third as large, and ``scan.tif``, noisy.
+        ``photo.png``, the same photograph; of others ``damaged.png``, without what ``mask.png`` and the same as
+        ``scratches.png`` hide, ``blurred.png`` and ``shaken.jpg``, moved along ``kernel.npy`` and the same as
+        ``psf.png``, ``small.jpg``, a third as large, and ``scan.tif``, noisy.
 
     Raises:
         FileExistsError: if one of them is there already.
@@ -70,6 +71,7 @@ def write_examples(folder: Path) -> list[Path]:
     pictures = {
         "digit.png": digit, "paper.png": paper, "photo.jpg": photos[0], "photo.png": photos[0],
         "damaged.png": box.mask[0] * seen(box, 1, 0.02), "mask.png": box.mask[0].float(),
+        "scratches.png": box.mask[0].float(), "psf.png": (path / path.max())[None],
         "blurred.png": seen(blur, 2, 0.02), "shaken.jpg": seen(blur, 3, 0.01),
         "small.jpg": seen(SuperResolution(shape, factor=FACTOR), 4, 0.01), "scan.tif": seen(Denoising(shape), 1, 0.1),
     }

@@ -193,7 +193,7 @@ def test_it_refuses_what_it_cannot_solve():
         solver.sample(invflow.FunctionReward(lambda x: x.sum(1)), 2)
     with pytest.raises(ValueError, match=r"\(2,\).*\(3,\)"):
         solver.sample(invflow.GaussianLikelihood(Denoising((3,)), torch.zeros(1, 3), 0.1), 2)
-    with pytest.raises(ValueError, match="num_samples=0"):
+    with pytest.raises(ValueError, match="num_samples is 0"):
         solver.sample(invflow.GaussianLikelihood(Denoising((2,)), torch.zeros(1, 2), 0.1), 0)
 
 
