@@ -20,7 +20,9 @@ from invflow._core.folders import read_config, resolve_folder
 from invflow._core.random import as_generator, draw_noise
 from invflow._core.records import fingerprint, write_atomically
 from invflow.flowmap import rows_at_a_time
-from invflow.models.adapter import Adapter
+from invflow.likelihood import GaussianLikelihood
+from invflow.linear.consistency import correct, measurement_noise
+from invflow.models.adapter import Adapter, Proposal
 from invflow.models.neural import NeuralFlowMap
 from invflow.nets.unet import can_tile, tiles
 from invflow.posterior import NFE, Posterior
@@ -61,10 +63,18 @@ class VFM(Solver):
             trusted for this observation (:func:`invflow.smc.reliable_k_hat`). With several steps f is the map in
             as many steps, a function of z too: the weights then lead to the posterior of that prior, the law of
             :meth:`prior_samples`. Costs one reward for each sample, no network call.
+        consistency: move each sample towards its measurement by one linear step without a network
+            (:func:`invflow.linear.consistency.correct`), with the adapter's deviations for how far each pixel may move.
+            None does so for the problem classes that the adapter has factors of the deviations for
+            (``adapter.consistency``); False never; True always, with a factor of 1 for the other classes; a number is
+            the factor for all. y is then counted twice: the samples spread less, and are calibrated only as far as
+            their error had nothing to do with the measurement's noise. Costs a few applications of the operator, which
+            ``diagnostics["consistency_steps"]`` counts. Goes without importance weights, which belong to f(z).
 
     Raises:
-        ValueError: if the adapter belongs to another map, if a setting is under 1, or for tiles with networks that
-            cannot be cut (a perceptron, or a U-Net with attention).
+        ValueError: if the adapter belongs to another map, if a setting is under 1, for tiles with networks that
+            cannot be cut (a perceptron, or a U-Net with attention), for a correction of an adapter that says no
+            deviations, or of weighted samples.
 
     Example:
         >>> import torch, invflow
@@ -80,12 +90,14 @@ class VFM(Solver):
     needs_training = True
 
     def __init__(self, prior: NeuralFlowMap, adapter: Adapter, *, steps: int = 1, chunk_size: int | None = None,
-                 importance: bool = False, tile: int | None = None) -> None:
+                 importance: bool = False, tile: int | None = None,
+                 consistency: bool | float | None = None) -> None:
         check_chunk_size(chunk_size)
         if steps < 1 or (tile is not None and tile < 1):
             asked = "" if tile is None else f", tile={tile}"
             raise ValueError(f"steps={steps}{asked} must be at least 1")
         adapter.check_map(prior)
+        self.consistency = _checked_consistency(consistency, adapter, importance)
         if tile is not None and not (can_tile(prior) and can_tile(adapter)):
             raise ValueError(f"tile={tile}, but the networks of this VFM see the whole image at once, so that tiles "
                              "would change the samples: leave tile=None")
@@ -111,9 +123,12 @@ class VFM(Solver):
         operator = getattr(reward, "operator", None)
         prior, adapter = self.resized(self.prior.image_shape if operator is None else operator.image_shape)
         with prior.count() as map_calls, adapter.count() as adapter_calls, self._sized(prior, adapter) as size:
-            mean, std = self._propose(adapter, reward, size)
+            mean, std, deviation = self._propose(adapter, reward, size)
+            deviation = self._scaled(adapter, reward, deviation)
             rows = len(mean) * num_samples
-            noise = draw_noise((rows, *prior.state_shape), as_generator(generator), mean.device).to(mean)
+            generator = as_generator(generator)
+            fresh = None if deviation is None else measurement_noise(rows, reward.y.shape[1:], generator).to(mean)
+            noise = draw_noise((rows, *prior.state_shape), generator, mean.device).to(mean)
             # in the noise's place: sixteen samples of a large photograph are most of what is held
             same = noise.shape[1:] == prior.image_shape
             images = noise if same else noise.new_empty((rows, *prior.image_shape))
@@ -121,6 +136,7 @@ class VFM(Solver):
             on_host = torch.arange(len(mean)).repeat_interleave(num_samples)
             owner = on_host.to(mean.device)
             log_weights = precise(noise.new_empty(rows)) if self.importance else None
+            moved, applied = noise.new_zeros(2, rows)
 
             def run(part: slice) -> None:
                 z = torch.addcmul(mean[owner[part]], std[owner[part]], noise[part])
@@ -128,6 +144,12 @@ class VFM(Solver):
                 if log_weights is not None:
                     ratio = log_prior_over_proposal(z, mean[owner[part]], std[owner[part]])
                     log_weights[part] = ratio + score_rows(reward, made, on_host[part])
+                if deviation is not None and fresh is not None:
+                    pick = on_host[part]
+                    was, (made, applied[part]) = made, correct(
+                        reward.operator.select(pick), reward.y[pick].to(made), reward.sigma[pick].to(made), made,
+                        deviation[owner[part]].square(), fresh[part])
+                    moved[part] = (made - was).square().flatten(1).mean(1)
                 images[part] = made  # last: where memory ends, the same noise is worked on once more
 
             parts: Iterable[object] = size.over(rows, run)
@@ -141,6 +163,9 @@ class VFM(Solver):
         nfe = NFE(forward=(map_calls.forward + adapter_calls.forward) / rows,
                   backward=(map_calls.backward + adapter_calls.backward) / rows)
         diagnostics, log_evidence = {"noise_std": std.flatten(1).mean(dim=1)}, None
+        if deviation is not None:
+            diagnostics["consistency_steps"] = applied.view(len(mean), -1).mean(1)
+            diagnostics["correction"] = moved.view(len(mean), -1).mean(1).sqrt()
         if log_weights is not None:
             log_weights = log_weights.unflatten(0, (len(mean), num_samples))
             log_evidence = log_mean_weight(torch.zeros_like(log_weights), log_weights)
@@ -211,18 +236,33 @@ class VFM(Solver):
             rows = rows if pixels <= trained else max(1, rows * trained // pixels)
             yield ChunkSize(rows, "VFM", shrink)
 
-    def _propose(self, adapter: Adapter, reward: Reward, size: ChunkSize) -> tuple[Tensor, Tensor]:
+    def _propose(self, adapter: Adapter, reward: Reward, size: ChunkSize) -> Proposal:
         total = reward.num_observations or 1
-        parts = [out for _, out in size.over(total, lambda part: adapter.propose(
+        parts = [out for _, out in size.over(total, lambda part: adapter.proposal(
             reward if part == slice(0, total) else reward.select(part)))]
         if len(parts) == 1:
             return parts[0]
-        return torch.cat([mean for mean, _ in parts]), torch.cat([std for _, std in parts])
+        return Proposal(*(None if column[0] is None else torch.cat(column) for column in zip(*parts)))
+
+    def _scaled(self, adapter: Adapter, reward: Reward, deviation: Tensor | None) -> Tensor | None:
+        """The deviations ``(B, *image_shape)`` that samples are corrected by; None: they are not."""
+        if deviation is None or self.importance or not isinstance(reward, GaussianLikelihood):
+            return None
+        if self.consistency is None or isinstance(self.consistency, bool):
+            name = adapter.classes[adapter.class_index(reward, quiet=True)]
+            factors = adapter.correction(name, reward.sigma) if self.consistency is not False else None
+            if factors is None:
+                return deviation if self.consistency else None
+        else:
+            factors = torch.full_like(reward.sigma, self.consistency)
+        if not bool(factors.any()):
+            return None
+        return deviation * factors.to(deviation).view(-1, *[1] * (deviation.ndim - 1))
 
     def settings(self) -> dict[str, Any]:
         """Settings as plain values, kept with each posterior."""
         return {"solver": "VFM", "steps": self.steps, "chunk_size": self.chunk_size, "importance": self.importance,
-                "tile": self.tile, **self._weights, **self.adapter.settings()}
+                "tile": self.tile, "consistency": self.consistency, **self._weights, **self.adapter.settings()}
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write map and adapter into ``folder/map`` and ``folder/adapter``, and a ``config.json`` beside them."""
@@ -233,7 +273,7 @@ class VFM(Solver):
 
     @classmethod
     def load(cls, name: str | os.PathLike[str], *, steps: int | None = None, chunk_size: int | None = None,
-             importance: bool = False, tile: int | None = None) -> VFM:
+             importance: bool = False, tile: int | None = None, consistency: bool | float | None = None) -> VFM:
         """Load a trained VFM.
 
         Args:
@@ -243,6 +283,7 @@ class VFM(Solver):
             chunk_size: rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
             importance: attach importance weights to the samples.
             tile: side of the tiles for large images.
+            consistency: correct the samples by the data; None as the adapter says for each problem class.
 
         Raises:
             ValueError: if it is not there, is no VFM, or its files are damaged or do not fit each other.
@@ -253,7 +294,23 @@ class VFM(Solver):
         if type(own) is not int or not 1 <= own <= 1000:
             raise ValueError(f"the config.json of {folder} asks for steps={own!r}: a whole number from 1 to 1000")
         return cls(NeuralFlowMap.from_pretrained(folder / "map"), Adapter.from_pretrained(folder / "adapter"),
-                   steps=own if steps is None else steps, chunk_size=chunk_size, importance=importance, tile=tile)
+                   steps=own if steps is None else steps, chunk_size=chunk_size, importance=importance, tile=tile,
+                   consistency=consistency)
+
+
+def _checked_consistency(consistency: bool | float | None, adapter: Adapter, importance: bool) -> bool | float | None:
+    """The setting as it was passed, once it is one that the adapter can do."""
+    if consistency is None or consistency is False:
+        return consistency
+    if not 0 <= consistency < math.inf:
+        raise ValueError(f"consistency={consistency}: pass True, False, None, or a factor of at least 0")
+    if not adapter.deviations:
+        raise ValueError(f"consistency={consistency}, but this adapter says no deviations of pixels to correct by: train "
+                         "one with consistency=True (invflow.training.train_vfm), or leave consistency=None")
+    if importance:
+        raise ValueError("consistency moves samples that importance weights: the weights belong to samples as the map "
+                         "makes them, so pass one of the two")
+    return consistency
 
 
 def _pixels(shape: Sequence[int]) -> int:

@@ -31,8 +31,8 @@ SCORE = 5000.0
 
 
 def cifar_problems() -> list[TrainingProblem]:
-    """The six problem classes, with the ranges of noise and operators that the shipped adapter knows."""
-    return image_problems(SHAPE, least_noise=0.025)
+    """The seven problem classes of :func:`image_problems`."""
+    return image_problems(SHAPE)
 
 
 def _train_prior(run: Run, name: str | None = None, distinct: float = 0.5) -> NeuralFlowMap:
