@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -69,9 +70,9 @@ class Adapter(Countable):
         generator: initialises the weights.
         deviations: whether the network also says how far each pixel of a sample may have to move to meet the
             measurement, which ``VFM(..., consistency=...)`` corrects by.
-        levels: lowest and highest noise level that it was trained for, by problem class, where that is known. Levels
-            beyond are told to the network as the nearest of these, with a warning.
-        consistency: factors of the deviations, by problem class: pairs (noise level, factor) in ascending order, between
+        levels: lowest and highest noise level that it was trained for, by problem class, where that is known. The
+            network is told levels beyond as the nearest of these, with a warning.
+        consistency: factors of the deviations, by problem class: pairs (noise level, factor), levels rising, between
             which is interpolated. The samples of a class that is not named are not corrected unless asked for.
 
     Raises:
@@ -196,10 +197,9 @@ class Adapter(Countable):
             inside = self.inside_levels(self.classes[index], sigma)
             if not bool(inside.all()):
                 low, high = self.levels[self.classes[index]]
-                warnings.warn(f"sigma={float(sigma[~inside][0]):.4g} is beyond the noise of {low:.4g} to {high:.4g} that "
-                              f"the adapter was trained for: it is told {min(max(float(sigma[~inside][0]), low), high):.4g}",
-                              stacklevel=2)
-                sigma = sigma.clamp(low, high)
+                first, sigma = float(sigma[~inside][0]), sigma.clamp(low, high)
+                warnings.warn(f"sigma={first:.4g} is beyond the noise of {low:.4g} to {high:.4g} that the adapter was "
+                              f"trained for: it is told {float(sigma[~inside][0]):.4g}", stacklevel=2)
             arguments = self.observe(reward.operator, reward.y, sigma)
         embedded, observed, summary, sigma = (a.to(device, dtype) for a in arguments)
         classes = torch.full((n,), index, device=device, dtype=torch.long)
@@ -253,8 +253,8 @@ class Adapter(Countable):
         """
         operator = getattr(reward, "operator", None)
         name = operator.problem_class if operator is not None else getattr(reward, "problem_class", None)
-        instead = [n for n in getattr(operator, "stand_ins", ()) if n in self.classes] if name not in self.classes else []
-        if instead:
+        instead = [other for other in getattr(operator, "stand_ins", ()) if other in self.classes]
+        if name not in self.classes and instead:
             if not quiet:
                 warnings.warn(f"the adapter was trained before {name} was a class: it takes this operator as one of "
                               f"{instead[0]}", stacklevel=2)
@@ -343,7 +343,7 @@ class Adapter(Countable):
         for name, pairs in factors.items():
             self._check_class("consistency", name)
             table = tuple((float(level), float(factor)) for level, factor in pairs)
-            rising = all(a[0] < b[0] for a, b in zip(table, table[1:]))
+            rising = all(a[0] < b[0] for a, b in pairwise(table))
             if not table or not rising or not all(0 <= v < math.inf for pair in table for v in pair):
                 raise ValueError(f"consistency[{name!r}] is {table}: pass pairs (noise level, factor), levels rising, "
                                  "none below 0")

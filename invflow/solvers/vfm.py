@@ -7,7 +7,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -124,10 +124,9 @@ class VFM(Solver):
         prior, adapter = self.resized(self.prior.image_shape if operator is None else operator.image_shape)
         with prior.count() as map_calls, adapter.count() as adapter_calls, self._sized(prior, adapter) as size:
             mean, std, deviation = self._propose(adapter, reward, size)
-            deviation = self._scaled(adapter, reward, deviation)
             rows = len(mean) * num_samples
             generator = as_generator(generator)
-            fresh = None if deviation is None else measurement_noise(rows, reward.y.shape[1:], generator).to(mean)
+            correction = self._correction(adapter, reward, deviation, num_samples, generator)
             noise = draw_noise((rows, *prior.state_shape), generator, mean.device).to(mean)
             # in the noise's place: sixteen samples of a large photograph are most of what is held
             same = noise.shape[1:] == prior.image_shape
@@ -144,11 +143,8 @@ class VFM(Solver):
                 if log_weights is not None:
                     ratio = log_prior_over_proposal(z, mean[owner[part]], std[owner[part]])
                     log_weights[part] = ratio + score_rows(reward, made, on_host[part])
-                if deviation is not None and fresh is not None:
-                    pick = on_host[part]
-                    was, (made, applied[part]) = made, correct(
-                        reward.operator.select(pick), reward.y[pick].to(made), reward.sigma[pick].to(made), made,
-                        deviation[owner[part]].square(), fresh[part])
+                if correction is not None:
+                    was, (made, applied[part]) = made, correction(part, made)
                     moved[part] = (made - was).square().flatten(1).mean(1)
                 images[part] = made  # last: where memory ends, the same noise is worked on once more
 
@@ -163,7 +159,7 @@ class VFM(Solver):
         nfe = NFE(forward=(map_calls.forward + adapter_calls.forward) / rows,
                   backward=(map_calls.backward + adapter_calls.backward) / rows)
         diagnostics, log_evidence = {"noise_std": std.flatten(1).mean(dim=1)}, None
-        if deviation is not None:
+        if correction is not None:
             diagnostics["consistency_steps"] = applied.view(len(mean), -1).mean(1)
             diagnostics["correction"] = moved.view(len(mean), -1).mean(1).sqrt()
         if log_weights is not None:
@@ -242,22 +238,32 @@ class VFM(Solver):
             reward if part == slice(0, total) else reward.select(part)))]
         if len(parts) == 1:
             return parts[0]
-        return Proposal(*(None if column[0] is None else torch.cat(column) for column in zip(*parts)))
+        said = [part.deviation for part in parts if part.deviation is not None]
+        return Proposal(torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts]),
+                        torch.cat(said) if said else None)
 
-    def _scaled(self, adapter: Adapter, reward: Reward, deviation: Tensor | None) -> Tensor | None:
-        """The deviations ``(B, *image_shape)`` that samples are corrected by; None: they are not."""
+    def _correction(self, adapter: Adapter, reward: Reward, deviation: Tensor | None, num_samples: int,
+                    generator: torch.Generator) -> Callable[[slice, Tensor], tuple[Tensor, Tensor]] | None:
+        """What corrects some rows of B x N samples, and counts applications of the operator; None: nothing does."""
         if deviation is None or self.importance or not isinstance(reward, GaussianLikelihood):
             return None
-        if self.consistency is None or isinstance(self.consistency, bool):
-            name = adapter.classes[adapter.class_index(reward, quiet=True)]
-            factors = adapter.correction(name, reward.sigma) if self.consistency is not False else None
-            if factors is None:
-                return deviation if self.consistency else None
+        factors: Tensor | None = torch.ones_like(reward.sigma)
+        if self.consistency is None or self.consistency is True:
+            known = adapter.correction(adapter.classes[adapter.class_index(reward, quiet=True)], reward.sigma)
+            factors = factors if known is None and self.consistency else known
         else:
-            factors = torch.full_like(reward.sigma, self.consistency)
-        if not bool(factors.any()):
+            factors = factors * float(self.consistency)
+        if factors is None or not bool(factors.any()):
             return None
-        return deviation * factors.to(deviation).view(-1, *[1] * (deviation.ndim - 1))
+        likelihood, noise = reward, measurement_noise(len(deviation) * num_samples, reward.y.shape[1:], generator)
+        variance = (deviation * factors.to(deviation).view(-1, *[1] * (deviation.ndim - 1))).square()
+
+        def corrected(part: slice, made: Tensor) -> tuple[Tensor, Tensor]:
+            pick = torch.arange(part.start, part.stop) // num_samples
+            operator, y, sigma = likelihood.operator.select(pick), likelihood.y[pick], likelihood.sigma[pick]
+            return correct(operator, y.to(made), sigma.to(made), made, variance[pick].to(made), noise[part].to(made))
+
+        return corrected
 
     def settings(self) -> dict[str, Any]:
         """Settings as plain values, kept with each posterior."""
@@ -305,8 +311,8 @@ def _checked_consistency(consistency: bool | float | None, adapter: Adapter, imp
     if not 0 <= consistency < math.inf:
         raise ValueError(f"consistency={consistency}: pass True, False, None, or a factor of at least 0")
     if not adapter.deviations:
-        raise ValueError(f"consistency={consistency}, but this adapter says no deviations of pixels to correct by: train "
-                         "one with consistency=True (invflow.training.train_vfm), or leave consistency=None")
+        raise ValueError(f"consistency={consistency}, but this adapter says no deviations of pixels to correct by: "
+                         "train one with consistency=True (invflow.training.train_vfm), or leave consistency=None")
     if importance:
         raise ValueError("consistency moves samples that importance weights: the weights belong to samples as the map "
                          "makes them, so pass one of the two")

@@ -13,8 +13,8 @@ from invflow.training.prior import MeanFlowObjective, train_prior
 from invflow.training.vfm import ObjectiveSettings, TrainingProblem, VFMObjective, train_alignment, train_vfm
 
 __all__ = [
-    "ConsolidationObjective", "DistillationObjective", "LoopSettings", "MeanFlowObjective", "Objective", "ObjectiveSettings",
-    "TrainingProblem", "VFMObjective", "consolidate_vfm", "distill", "fit", "gaussian_kl",
+    "ConsolidationObjective", "DistillationObjective", "LoopSettings", "MeanFlowObjective", "Objective",
+    "ObjectiveSettings", "TrainingProblem", "VFMObjective", "consolidate_vfm", "distill", "fit", "gaussian_kl",
     "lagrangian_distillation_loss", "meanflow_distillation_loss", "meanflow_loss", "sample_times", "train_alignment",
     "train_prior", "train_vfm",
 ]

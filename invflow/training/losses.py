@@ -5,9 +5,8 @@ Time runs from noise (t = 0) to data (t = 1); the papers run it the other way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor

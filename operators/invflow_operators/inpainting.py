@@ -64,6 +64,8 @@ class MaskInpainting(Operator):
         self.image_shape = self.measurement_shape = shape
         self.problem_class = problem_class
         self.register_sets(mask=sets.bool())
+        if problem_class == FREE_FORM:
+            self.stand_ins = ("box-inpainting",) * self._hides_boxes() + ("random-inpainting",)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images with zeros where nothing is observed: ``(n, C, H, W)`` to the same."""
@@ -84,13 +86,6 @@ class MaskInpainting(Operator):
     def observed(self) -> Tensor:
         """The mask, ``(num_sets, C, H, W)`` bool."""
         return self.mask.expand(-1, *self.image_shape)
-
-    @property
-    def stand_ins(self) -> tuple[str, ...]:
-        """Of a mask of any form: boxes, where that is all that it hides, and pixels at random."""
-        if self.problem_class != FREE_FORM:
-            return ()
-        return ("box-inpainting", "random-inpainting") if self._hides_boxes() else ("random-inpainting",)
 
     def _hides_boxes(self) -> bool:
         """Whether each mask hides one full rectangle, the same in all channels."""

@@ -89,7 +89,8 @@ def test_contract_of_matrices(shape, device):
     ("denoising", "denoising"), ("random-inpainting", "random-inpainting"),
     ("box-inpainting", "box-inpainting"), ("super-resolution", "super-resolution-x4"),
     ("super-resolution-bicubic", "super-resolution-x2"),
-    ("gaussian-blur", "gaussian-blur"), ("motion-blur", "motion-blur"), ("mask", None), ("kernels", None),
+    ("gaussian-blur", "gaussian-blur"), ("motion-blur", "motion-blur"), ("mask", "free-form-inpainting"),
+    ("kernels", None),
     ("composed", None),
 ])
 def test_problem_classes(name, problem_class):

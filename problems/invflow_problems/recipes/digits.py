@@ -50,7 +50,7 @@ IMAGE_JUMPS, TAUGHT_ALPHA = 4, 0.9
 SCORE_SETTINGS = LoopSettings(steps=1500, batch_size=96, learning_rate=5e-4, ema=0.998)
 IMAGE_SCORE = 100.0
 #: the stage after: map and adapter together, by patches of the samples as the solver corrects them
-SAMPLES_SETTINGS = LoopSettings(steps=500, batch_size=63, learning_rate=4e-4, warmup=30, ema=0.99, log_every=10)
+SAMPLES_SETTINGS = LoopSettings(steps=250, batch_size=63, learning_rate=4e-4, warmup=20, ema=0.985, log_every=10)
 SAMPLES_OBJECTIVE = ObjectiveSettings(tau=TAU, alpha=0.9, level_power=0.0, model_error=True, tangent="semigroup",
                                       score=IMAGE_SCORE, patches=True, joint=True, consistency=True)
 
