@@ -22,7 +22,7 @@ from invflow.reward import Reward
 if TYPE_CHECKING:
     from invflow.operator import Operator
 
-__all__ = ["Adapter", "Proposal"]
+__all__ = ["Adapter", "Proposal", "operator_traits"]
 
 SUMMARY_SIZE = 32  # length of the vector that an operator's context() gives
 
@@ -36,6 +36,20 @@ LEAST_LEVEL = 0.003
 LOG_DEVIATION, FIRST_LOG_DEVIATION = (math.log(1e-3), 0.0), math.log(0.05)
 # noise levels are interpolated between by the logarithm of what they exceed minus this by
 KNEE = 0.01
+
+
+# numbers of an operator that tell whether it is like those of a training, and by how much they may lie outside
+NUM_TRAITS, TRAIT_MARGIN = 2, 0.02
+
+
+def operator_traits(operator: Operator) -> Tensor:
+    """Two numbers of each set of an operator's parameters, ``(num_sets, 2)``, that tell how much it hides.
+
+    The share of pixels that are observed directly, and the mean power that a kernel passes at low frequencies, where it
+    has one; both of :meth:`invflow.Operator.context`.
+    """
+    maps, summary = operator.context()
+    return torch.stack([maps.flatten(1).mean(1), 2 * summary.square().mean(1)], dim=1)
 
 
 class Proposal(NamedTuple):
@@ -72,6 +86,9 @@ class Adapter(Countable):
             measurement, which ``VFM(..., consistency=...)`` corrects by.
         levels: lowest and highest noise level that it was trained for, by problem class, where that is known. The
             network is told levels beyond as the nearest of these, with a warning.
+        traits: lowest and highest of two numbers of the operators that it was trained for, by problem class: the share
+            of pixels observed directly, and the share of low frequencies' power that a kernel passes
+            (:func:`operator_traits`).
         consistency: factors of the deviations, by problem class: pairs (noise level, factor), levels rising, between
             which is interpolated. The samples of a class that is not named are not corrected unless asked for.
 
@@ -108,12 +125,14 @@ class Adapter(Countable):
                  options: dict[str, Any] | None = None, trained_for: str | None = None,
                  generator: torch.Generator | None = None, deviations: bool = False,
                  levels: Mapping[str, Sequence[float]] | None = None,
+                 traits: Mapping[str, Sequence[Sequence[float]]] | None = None,
                  consistency: Mapping[str, Sequence[Sequence[float]]] | None = None) -> None:
         super().__init__()
         self.state_shape = tuple(state_shape)
         self.image_shape = tuple(image_shape or state_shape)
         self.classes = tuple(classes)
         self.deviations, self.levels, self.consistency = deviations, levels or {}, consistency or {}
+        self.traits = traits or {}
         if deviations and self.image_shape[1:] != self.state_shape[1:]:
             raise ValueError(f"states {self.state_shape} have other places than images {self.image_shape}: an adapter "
                              "of theirs says no deviations of pixels")
@@ -195,7 +214,7 @@ class Adapter(Countable):
             n = len(reward.y)
             sigma = reward.sigma.expand(n)
             inside = self.inside_levels(self.classes[index], sigma)
-            if not bool(inside.all()):
+            if inside is not None and not bool(inside.all()):
                 low, high = self.levels[self.classes[index]]
                 first, sigma = float(sigma[~inside][0]), sigma.clamp(low, high)
                 warnings.warn(f"sigma={first:.4g} is beyond the noise of {low:.4g} to {high:.4g} that the adapter was "
@@ -206,10 +225,20 @@ class Adapter(Countable):
         mean, log_std, log_deviation = self.outputs(embedded, observed, summary, classes, sigma)
         return Proposal(mean, log_std.exp(), None if log_deviation is None else log_deviation.exp())
 
-    def inside_levels(self, name: str, sigma: Tensor) -> Tensor:
-        """Whether noise levels ``(n,)`` are among those that the adapter was trained for, as far as is known."""
-        low, high = self.levels.get(name, (0.0, math.inf))
+    def inside_levels(self, name: str, sigma: Tensor) -> Tensor | None:
+        """Whether noise levels ``(n,)`` are among those that the adapter was trained for; None: unknown."""
+        if name not in self.levels:
+            return None
+        low, high = self.levels[name]
         return (sigma >= low * (1 - 1e-3)) & (sigma <= high * (1 + 1e-3))
+
+    def inside_traits(self, name: str, operator: Operator) -> Tensor | None:
+        """Whether each set of an operator's parameters is like those trained for, ``(num_sets,)``; None: unknown."""
+        if name not in self.traits:
+            return None
+        found = operator_traits(operator)
+        low, high = found.new_tensor(self.traits[name]).unbind(1)
+        return ((found >= low - TRAIT_MARGIN) & (found <= high + TRAIT_MARGIN)).all(1)
 
     def correction(self, name: str, sigma: Tensor) -> Tensor | None:
         """Factors of the deviations at noise levels ``(n,)`` of a problem class; None: do not correct its samples."""
@@ -314,6 +343,7 @@ class Adapter(Countable):
     def _known(self) -> dict[str, Any]:
         """What was added to the configuration since the first adapters were saved, where there is something to say."""
         found = {"deviations": self.deviations, "levels": {k: list(v) for k, v in self.levels.items()},
+                 "traits": {k: [list(pair) for pair in v] for k, v in self.traits.items()},
                  "consistency": {k: [list(pair) for pair in v] for k, v in self.consistency.items()}}
         return {key: value for key, value in found.items() if value}
 
@@ -331,6 +361,21 @@ class Adapter(Countable):
             if not 0 <= low <= high < math.inf:
                 raise ValueError(f"levels[{name!r}] are {low} to {high}: pass noise levels, 0 <= low <= high")
             self._levels[name] = (low, high)
+
+    @property
+    def traits(self) -> dict[str, tuple[tuple[float, float], ...]]:
+        """Lowest and highest of :func:`operator_traits` that it was trained for, by problem class."""
+        return dict(self._traits)
+
+    @traits.setter
+    def traits(self, traits: Mapping[str, Sequence[Sequence[float]]]) -> None:
+        self._traits: dict[str, tuple[tuple[float, float], ...]] = {}
+        for name, pairs in traits.items():
+            self._check_class("traits", name)
+            table = tuple((float(low), float(high)) for low, high in pairs)
+            if len(table) != NUM_TRAITS or not all(low <= high for low, high in table):
+                raise ValueError(f"traits[{name!r}] are {table}: pass {NUM_TRAITS} pairs (low, high)")
+            self._traits[name] = table
 
     @property
     def consistency(self) -> dict[str, tuple[tuple[float, float], ...]]:
@@ -400,7 +445,7 @@ class Adapter(Countable):
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise TypeError(f"classes are {classes!r}, no list of names")
         return {"image_shape": tuple(config["image_shape"]), "classes": classes, "options": config["options"],
-                "trained_for": config["trained_for"], "levels": config.get("levels")}
+                "trained_for": config["trained_for"], "levels": config.get("levels"), "traits": config.get("traits")}
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str]) -> Adapter:

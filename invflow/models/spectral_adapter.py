@@ -81,6 +81,7 @@ class SpectralAdapter(Adapter):
         spread: factors of the standard deviations, by problem class, such as validation images ask for; classes that
             are not named have 1.
         levels: lowest and highest noise level trained for, by problem class; see :class:`Adapter`.
+        traits: of the operators trained for; see :class:`Adapter`.
 
     Raises:
         ValueError: for another number of symmetries, a factor that is not positive, or one of an unknown class.
@@ -108,10 +109,11 @@ class SpectralAdapter(Adapter):
                  mean: Tensor | None = None, trained_for: str | None = None,
                  generator: torch.Generator | None = None, symmetries: int = 1,
                  spread: Mapping[str, float] | None = None,
-                 levels: Mapping[str, Sequence[float]] | None = None) -> None:
+                 levels: Mapping[str, Sequence[float]] | None = None,
+                 traits: Mapping[str, Sequence[Sequence[float]]] | None = None) -> None:
         options = {**(options or {}), "attention": False}
         super().__init__(state_shape, classes=classes, image_shape=image_shape, network="unet", options=options,
-                         trained_for=trained_for, generator=generator, levels=levels)
+                         trained_for=trained_for, generator=generator, levels=levels, traits=traits)
         self.symmetries, self.spread = symmetries, dict(spread or {})
         channels = self.state_shape[0]
         self.decode_affine = (float(decode_affine[0]), float(decode_affine[1]))

@@ -31,6 +31,7 @@ from invflow.smc import log_mean_weight, pareto_k_hat, precise
 from invflow.solver import Solver
 from invflow.solvers.finite import check_finite
 from invflow.solvers.noise.target import log_prior_over_proposal
+from invflow.solvers.verdict import sentence
 
 __all__ = ["VFM"]
 
@@ -119,7 +120,7 @@ class VFM(Solver):
         if num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
         start = time.perf_counter()
-        self.adapter.class_index(reward)  # before anything of the images' size is made
+        self.adapter.class_index(reward, quiet=True)  # before anything of the images' size is made
         operator = getattr(reward, "operator", None)
         prior, adapter = self.resized(self.prior.image_shape if operator is None else operator.image_shape)
         with prior.count() as map_calls, adapter.count() as adapter_calls, self._sized(prior, adapter) as size:
@@ -135,7 +136,7 @@ class VFM(Solver):
             on_host = torch.arange(len(mean)).repeat_interleave(num_samples)
             owner = on_host.to(mean.device)
             log_weights = precise(noise.new_empty(rows)) if self.importance else None
-            moved, applied = noise.new_zeros(2, rows)
+            misfit, moved, applied = noise.new_zeros(3, rows)
 
             def run(part: slice) -> None:
                 z = torch.addcmul(mean[owner[part]], std[owner[part]], noise[part])
@@ -146,6 +147,8 @@ class VFM(Solver):
                 if correction is not None:
                     was, (made, applied[part]) = made, correction(part, made)
                     moved[part] = (made - was).square().flatten(1).mean(1)
+                if isinstance(reward, GaussianLikelihood):
+                    misfit[part] = reward.select(on_host[part]).residual(made[:, None])[:, 0]
                 images[part] = made  # last: where memory ends, the same noise is worked on once more
 
             parts: Iterable[object] = size.over(rows, run)
@@ -158,10 +161,14 @@ class VFM(Solver):
             check_finite("VFM", f"after {self.steps} of {self.steps} steps", num_samples, images, log_weights)
         nfe = NFE(forward=(map_calls.forward + adapter_calls.forward) / rows,
                   backward=(map_calls.backward + adapter_calls.backward) / rows)
+        diagnostics: dict[str, Any]
         diagnostics, log_evidence = {"noise_std": std.flatten(1).mean(dim=1)}, None
         if correction is not None:
             diagnostics["consistency_steps"] = applied.view(len(mean), -1).mean(1)
             diagnostics["correction"] = moved.view(len(mean), -1).mean(1).sqrt()
+        if isinstance(reward, GaussianLikelihood):
+            diagnostics |= self._verdict(adapter, reward, images.unflatten(0, (len(mean), num_samples)), misfit,
+                                         diagnostics.get("correction"))
         if log_weights is not None:
             log_weights = log_weights.unflatten(0, (len(mean), num_samples))
             log_evidence = log_mean_weight(torch.zeros_like(log_weights), log_weights)
@@ -264,6 +271,23 @@ class VFM(Solver):
             return correct(operator, y.to(made), sigma.to(made), made, variance[pick].to(made), noise[part].to(made))
 
         return corrected
+
+    def _verdict(self, adapter: Adapter, likelihood: GaussianLikelihood, images: Tensor, misfit: Tensor,
+                 moved: Tensor | None) -> dict[str, Any]:
+        """What can be said of the samples without further calls, for the diagnostics."""
+        name = adapter.classes[adapter.class_index(likelihood, quiet=True)]
+        stand_in = name if name != likelihood.operator.problem_class else None
+        level = adapter.inside_levels(name, likelihood.sigma)
+        like = None if stand_in else adapter.inside_traits(name, likelihood.operator)
+        like = None if like is None else like.expand(len(images))
+        residual = misfit.view(len(images), -1).mean(1).sqrt()
+        of_mean = likelihood.residual(images.mean(1, keepdim=True))[:, 0].sqrt()
+        found = {"residual": residual, "residual_of_mean": of_mean,
+                 "verdict": sentence(residual, level, like, stand_in, moved)}
+        known = [rows.to(residual.device) for rows in (level, like) if rows is not None]
+        if known or stand_in:
+            found["trained_for"] = torch.stack([*known, torch.full_like(residual, stand_in is None).bool()]).all(0)
+        return found
 
     def settings(self) -> dict[str, Any]:
         """Settings as plain values, kept with each posterior."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from invflow._core.random import draw_noise
 from invflow.linear.consistency import correct
-from invflow.models.adapter import KNEE, LEAST_LEVEL, LOG_DEVIATION, Adapter
+from invflow.models.adapter import KNEE, LEAST_LEVEL, LOG_DEVIATION, Adapter, operator_traits
 from invflow.models.neural import NeuralFlowMap
 from invflow.models.spectral_adapter import SpectralAdapter
 from invflow.operator import Operator
@@ -74,6 +74,11 @@ class TrainingProblem:
     def levels(self) -> tuple[float, float]:
         """Lowest and highest noise level."""
         return self.sigma if isinstance(self.sigma, tuple) else (self.sigma, self.sigma)
+
+    def traits(self, generator: torch.Generator, draws: int = 256) -> list[tuple[float, float]]:
+        """Lowest and highest of each of :func:`~invflow.models.adapter.operator_traits` among fresh operators."""
+        found = operator_traits(self.operator.randomize(draws, generator))
+        return [(round(float(column.min()), 4), round(float(column.max()), 4)) for column in found.unbind(1)]
 
 
 @dataclass(frozen=True)
@@ -392,6 +397,8 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
         adapter = fresh_adapter(prior, [str(c) for c in classes], options, seeded(settings.seed, 0, -4),
                                 own.consistency)
     adapter.levels = {str(problem.operator.problem_class): problem.levels for problem in problems}
+    adapter.traits = {str(problem.operator.problem_class): problem.traits(seeded(settings.seed, k, -5))
+                      for k, problem in enumerate(problems)}
     adapter.consistency = {}  # what was fitted to another adapter's samples
     done = fit(VFMObjective(image_map, adapter, problems, settings=own), batches_of(data, settings), settings, folder,
                progress=progress, stop_at=stop_at)
