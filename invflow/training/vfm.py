@@ -36,6 +36,8 @@ from invflow.training.losses import (
 
 #: share of a new batch in the running estimate of the map's own error
 MODEL_ERROR_RATE = 0.05
+#: of a row of the adapter's, before its power is taken: rows without noise count too
+LEAST_WEIGHT = 0.01
 #: of the deviations' likelihood, which only has to keep them near the samples' spread
 DEVIATION_WEIGHT = 0.1
 
@@ -187,7 +189,7 @@ class VFMObjective(Objective):
         self.settings = own
         # of each problem class, NaN before the first batch; a buffer, so that checkpoints keep it
         self.register_buffer("model_variance", torch.full((len(self.problems) if own.model_error else 0,), torch.nan))
-        self.highest = max((p.levels[1] for p in problems), default=1.0)
+        self.highest = max((p.levels[1] for p in problems), default=1.0) or LEAST_LEVEL
 
     def trained(self) -> dict[str, nn.Module]:
         """Map and adapter, or the adapter alone."""
@@ -200,7 +202,7 @@ class VFMObjective(Objective):
         mean, log_std, log_deviation, sigma = self._propose(groups, n, device)
         # an observation's weight may depend on what the adapter is given, such as its noise level, without moving
         # the optimum; without it the gradients of the lowest levels, of size 1 / sigma, drown all others
-        weight = ((sigma / self.highest) ** own.level_power).view(-1, *([1] * (mean.ndim - 1)))
+        weight = ((sigma / self.highest).clamp(min=LEAST_WEIGHT) ** own.level_power).view(-1, *([1] * (mean.ndim - 1)))
         mean, log_std = scale_gradient(mean, weight), scale_gradient(log_std, weight)
         draws = 2 if own.score else 1
         noise = draw_noise((draws, *mean.shape), generator).to(mean)
