@@ -115,6 +115,9 @@ class ObjectiveSettings:
             deviations (``Adapter.grown``). The deviations are also drawn towards the spread of the samples, by the
             likelihood of the difference of two: where the score asks for no correction at all, they stay something to
             go on from.
+        deviations_alone: train nothing but the adapter's deviations, by the score of corrected samples: map, and what
+            the adapter says of the noise, stay as they are (with a ``weight_decay`` of 0), and so do uncorrected
+            samples.
     """
 
     tau: float = 1.0
@@ -129,6 +132,7 @@ class ObjectiveSettings:
     patches: bool = False
     joint: bool = False
     consistency: bool = False
+    deviations_alone: bool = False
 
     def __post_init__(self) -> None:
         if self.tau <= 0 or not 0 <= self.alpha <= 1:
@@ -138,6 +142,9 @@ class ObjectiveSettings:
             raise ValueError(f"{idle[0]}=True is a property of the score, whose weight is 0: pass score=100.0")
         if self.joint and self.frozen:
             raise ValueError("joint=True lets the score reach the map, which frozen=True keeps as it is")
+        if self.deviations_alone and not (self.frozen and self.consistency):
+            raise ValueError("deviations_alone=True trains for corrected samples of a map as it is: pass frozen=True "
+                             "and consistency=True too")
 
 
 class VFMObjective(Objective):
@@ -187,6 +194,8 @@ class VFMObjective(Objective):
         self.__dict__["problems"] = tuple(problems)
         self.__dict__["reward"] = reward
         self.settings = own
+        if own.deviations_alone:
+            _free_deviations(adapter)
         # of each problem class, NaN before the first batch; a buffer, so that checkpoints keep it
         self.register_buffer("model_variance", torch.full((len(self.problems) if own.model_error else 0,), torch.nan))
         self.highest = max((p.levels[1] for p in problems), default=1.0) or LEAST_LEVEL
@@ -202,6 +211,8 @@ class VFMObjective(Objective):
         mean, log_std, log_deviation, sigma = self._propose(groups, n, device)
         # an observation's weight may depend on what the adapter is given, such as its noise level, without moving
         # the optimum; without it the gradients of the lowest levels, of size 1 / sigma, drown all others
+        if own.deviations_alone:
+            return self._alone(mean.detach(), log_std.detach(), log_deviation, data, groups, generator)
         weight = ((sigma / self.highest).clamp(min=LEAST_WEIGHT) ** own.level_power).view(-1, *([1] * (mean.ndim - 1)))
         mean, log_std = scale_gradient(mean, weight), scale_gradient(log_std, weight)
         draws = 2 if own.score else 1
@@ -225,6 +236,17 @@ class VFMObjective(Objective):
             per_value = flow.detach() / self.prior.dimension
             metrics |= {"flow_matching": per_value[k:].mean(), "meanflow": per_value[:k].mean()}
         return normalise(objective.mean()), metrics
+
+    def _alone(self, mean: Tensor, log_std: Tensor, log_deviation: Tensor | None, data: Tensor,
+               groups: list[tuple[Operator, Tensor, Tensor]],
+               generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The score of corrected samples as a function of the deviations."""
+        with torch.no_grad():
+            noise = draw_noise((2, *mean.shape), generator).to(mean)
+            z = self.adapter.to_state((mean + log_std.exp() * noise).flatten(0, 1))
+            pair = self.prior.decode(self.prior(z, 0.0, 1.0)).unflatten(0, (2, len(mean)))
+        score, reports = self._score(pair, data, groups, log_deviation, generator)
+        return normalise(score.mean()), reports
 
     def _score(self, pair: Tensor, data: Tensor, groups: list[tuple[Operator, Tensor, Tensor]],
                log_deviation: Tensor | None, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -349,6 +371,17 @@ class VFMObjective(Objective):
         middle = (sample_between(s, t, generator),) if self.settings.tangent == "semigroup" else ()
         return meanflow_loss(self.prior.average_velocity, noise[order], states[order], s, t, k, *middle,
                              tangent=self.settings.tangent), k
+
+
+def _free_deviations(adapter: Adapter) -> None:
+    """Leave the rows of the last layer that make the deviations to be trained, and nothing else."""
+    adapter.requires_grad_(False)
+    last = [layer for layer in adapter.network.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))][-1]
+    channels = 2 * adapter.state_shape[0] + adapter.image_shape[0]
+    own = len(last.weight) // channels * 2 * adapter.state_shape[0]
+    for p in last.parameters():
+        p.requires_grad_().register_hook(
+            lambda gradient: torch.cat([torch.zeros_like(gradient[:own]), gradient[own:]]))
 
 
 def num_values(operator: Operator, y: Tensor) -> Tensor:

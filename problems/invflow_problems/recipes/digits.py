@@ -24,9 +24,9 @@ from invflow_problems.photos import PhotoCrops, find_photographs
 
 __all__ = [
     "checkerboard", "fashion_mnist", "fashion_mnist_jumps", "fashion_mnist_velocity", "fashion_mnist_vfm",
-    "fashion_mnist_vfm_consolidation", "fashion_mnist_vfm_samples", "fashion_mnist_vfm_score", "mnist", "mnist_jumps",
-    "mnist_velocity", "mnist_vfm", "mnist_vfm_consolidation", "mnist_vfm_samples", "mnist_vfm_score", "photos",
-    "photos_vfm",
+    "fashion_mnist_vfm_consolidation", "fashion_mnist_vfm_deviations", "fashion_mnist_vfm_samples",
+    "fashion_mnist_vfm_score", "mnist", "mnist_jumps", "mnist_velocity", "mnist_vfm", "mnist_vfm_consolidation",
+    "mnist_vfm_deviations", "mnist_vfm_samples", "mnist_vfm_score", "photos", "photos_vfm",
 ]
 
 #: a U-Net on 14 x 14 and 7 x 7 positions, of the size that two CPU cores can train in under an hour
@@ -103,12 +103,19 @@ def _train_image_vfm(run: Run, name: str) -> VFM:
                      alpha=ALPHA, level_power=0.0, model_error=True, tangent="semigroup")
 
 
-def _sharpen_image_vfm(run: Run, name: str) -> VFM:
+#: or the deviations alone, of a VFM as it is
+DEVIATIONS_SETTINGS = LoopSettings(steps=300, batch_size=63, learning_rate=1e-2, warmup=10, weight_decay=0.0, ema=0.97,
+                                   log_every=10)
+DEVIATIONS_OBJECTIVE = ObjectiveSettings(level_power=0.0, frozen=True, score=IMAGE_SCORE, patches=True,
+                                         consistency=True, deviations_alone=True)
+
+
+def _sharpen_image_vfm(run: Run, name: str, objective: ObjectiveSettings = SAMPLES_OBJECTIVE) -> VFM:
     images = load_images(str(run.data), split="train", dtype=torch.uint8)
     vfm = VFM.load(run.prior or name)
     problems = image_problems(vfm.prior.image_shape)  # type: ignore[arg-type]
     return train_vfm(images, vfm.prior, problems, run.settings, run.folder,
-                     adapter=grown(vfm.adapter, problems, deviations=True), objective=SAMPLES_OBJECTIVE,
+                     adapter=grown(vfm.adapter, problems, deviations=True), objective=objective,
                      progress=run.progress, stop_at=run.stop_at)
 
 
@@ -158,6 +165,13 @@ fashion_mnist_vfm_consolidation = Recipe(
     "fashion-mnist-vfm-consolidation", "teach a VFM on Fashion-MNIST (--prior) to do in one step what it does in four",
     CONSOLIDATION_SETTINGS, lambda run: _consolidate_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
 
+mnist_vfm_deviations = Recipe(
+    "mnist-vfm-deviations", "train how far a VFM's samples of MNIST (--prior) may be moved towards the data",
+    DEVIATIONS_SETTINGS, lambda run: _sharpen_image_vfm(run, "mnist", DEVIATIONS_OBJECTIVE), data="mnist")
+fashion_mnist_vfm_deviations = Recipe(
+    "fashion-mnist-vfm-deviations",
+    "train how far a VFM's samples of Fashion-MNIST (--prior) may be moved towards the data", DEVIATIONS_SETTINGS,
+    lambda run: _sharpen_image_vfm(run, "fashion-mnist", DEVIATIONS_OBJECTIVE), data="fashion-mnist")
 fashion_mnist_vfm_samples = Recipe(
     "fashion-mnist-vfm-samples",
     "train map and adapter of a VFM on Fashion-MNIST (--prior) by patches of its corrected samples",
