@@ -207,6 +207,24 @@ def test_deviations_are_drawn_to_the_spread_of_the_samples(tmp_path):
     assert deviation.exp().tolist() == pytest.approx([0.2, 0.2], rel=0.05)
 
 
+def test_deviations_alone_leave_samples_as_they_are(tmp_path):
+    """Map, means and standard deviations are the same to the bit; the deviations are not."""
+    prior = tiny_prior()
+    adapter = fresh_adapter(prior, ["first-coordinate"], TINY, seeded(0, 0, 0), deviations=True)
+    for p in adapter.parameters():
+        p.data += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(4))
+    vfm = train_vfm(pairs, prior, [first_coordinate()], settings(weight_decay=0.0), tmp_path, adapter=adapter,
+                    progress=False, frozen=True, score=10.0, consistency=True, deviations_alone=True)
+    likelihood = invflow.GaussianLikelihood(first_coordinate().operator, torch.ones(2, 1), 0.3)
+    before, after = adapter.proposal(likelihood), vfm.adapter.proposal(likelihood)
+    assert torch.equal(before.mean, after.mean)
+    assert torch.equal(before.std, after.std)
+    assert not torch.allclose(before.deviation, after.deviation, rtol=1e-3)
+    assert vfm.prior.fingerprint() == prior.fingerprint()
+    with pytest.raises(ValueError, match="frozen=True and consistency=True"):
+        ObjectiveSettings(score=1.0, deviations_alone=True)
+
+
 def test_settings_of_the_objective_are_checked():
     with pytest.raises(ValueError, match="whose weight is 0"):
         ObjectiveSettings(patches=True)

@@ -104,7 +104,7 @@ def _train_image_vfm(run: Run, name: str) -> VFM:
 
 
 #: or the deviations alone, of a VFM as it is
-DEVIATIONS_SETTINGS = LoopSettings(steps=300, batch_size=63, learning_rate=1e-2, warmup=10, weight_decay=0.0, ema=0.97,
+DEVIATIONS_SETTINGS = LoopSettings(steps=150, batch_size=63, learning_rate=1e-2, warmup=10, weight_decay=0.0, ema=0.97,
                                    log_every=10)
 DEVIATIONS_OBJECTIVE = ObjectiveSettings(level_power=0.0, frozen=True, score=IMAGE_SCORE, patches=True,
                                          consistency=True, deviations_alone=True)
