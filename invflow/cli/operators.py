@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from invflow import operators
 from invflow._core.plugins import nearest
@@ -109,24 +108,9 @@ def _masked(key: str, image_shape: tuple[int, ...], file: Path, say: Say) -> Ope
     if "inpainting" not in key:
         raise ValueError(f"--mask belongs to the inpainting operators, not to {key}")
     mask = read_mask(file, image_shape, say=say)
-    problem_class = key
-    if key == "mask-inpainting":
-        problem_class = "box-inpainting" if _hides_a_box(mask) else ""
-        if not problem_class:
-            say("the mask hides no single box, so no adapter was trained for it; if its gaps are scattered, "
-                "--operator random-inpainting takes it as such")
     kind: Any = operators.find("MaskInpainting")
-    return kind(mask, image_shape, problem_class or None)
-
-
-def _hides_a_box(mask: Tensor) -> bool:
-    """Whether the pixels that are not observed are one full rectangle."""
-    hidden = (mask == 0).any(0)
-    rows, columns = hidden.any(1).nonzero().flatten(), hidden.any(0).nonzero().flatten()
-    if len(rows) == 0:
-        return False
-    box = hidden[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return bool(box.all()) and bool((mask == mask[:1]).all())
+    named = key not in ("mask-inpainting", "inpainting")
+    return kind(mask, image_shape, key) if named else kind(mask, image_shape)
 
 
 def _border(kind: type[Operator], observed: bool, settings: Mapping[str, Any], say: Say) -> dict[str, str]:

@@ -11,7 +11,7 @@ from invflow.operator import Operator
 from invflow.plugins import as_generator
 from invflow_operators._free_form import draw_free_form
 
-__all__ = ["BoxInpainting", "FreeFormInpainting", "MaskInpainting", "RandomInpainting"]
+__all__ = ["BoxInpainting", "FreeFormInpainting", "Inpainting", "MaskInpainting", "RandomInpainting"]
 
 FREE_FORM = "free-form-inpainting"
 
@@ -101,6 +101,10 @@ class MaskInpainting(Operator):
         """The mask, averaged over channels, as map; no kernel."""
         maps, vector = super().context()
         return self.mask.to(maps).mean(1, keepdim=True), vector
+
+
+#: what it is called by those who bring a mask
+Inpainting = MaskInpainting
 
 
 class RandomInpainting(MaskInpainting):
