@@ -322,7 +322,7 @@ MUTATIONS = [
              "tests/training/test_training.py::test_the_score_reaches_the_map_where_it_is_joint"),
     Mutation("a mask that hides nothing", "operators/invflow_operators/_free_form.py",
              "hidden |= (number == number.amin((1, 2), keepdim=True)) & ~", "hidden |= hidden & ~",
-             "tests/operators/test_operators.py::test_free_form_masks_hide_and_show_something_of_every_kind"),
+             "tests/operators/test_operators.py::test_a_mask_settles_one_pixel_where_damage_takes_none_or_all"),
     Mutation("a noise level of 0 as it is", "invflow/models/adapter.py",
              "torch.log10(sigma.clamp(min=LEAST_LEVEL)) + 1", "torch.log10(sigma) + 1",
              "tests/solvers/test_consistency.py::test_noise_levels_are_told_within_the_range"),

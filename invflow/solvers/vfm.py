@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -148,7 +148,8 @@ class VFM(Solver):
                     was, (made, applied[part]) = made, correction(part, made)
                     moved[part] = (made - was).square().flatten(1).mean(1)
                 if isinstance(reward, GaussianLikelihood):
-                    misfit[part] = reward.select(on_host[part]).residual(made[:, None])[:, 0]
+                    own = cast(GaussianLikelihood, reward.select(on_host[part]))
+                    misfit[part] = own.residual(made[:, None])[:, 0]
                 images[part] = made  # last: where memory ends, the same noise is worked on once more
 
             parts: Iterable[object] = size.over(rows, run)
@@ -254,12 +255,10 @@ class VFM(Solver):
         """What corrects some rows of B x N samples, and counts applications of the operator; None: nothing does."""
         if deviation is None or self.importance or not isinstance(reward, GaussianLikelihood):
             return None
-        factors: Tensor | None = torch.ones_like(reward.sigma)
+        factors: Tensor | None = reward.sigma.new_full((len(deviation),), float(self.consistency or 0))
         if self.consistency is None or self.consistency is True:
             known = adapter.correction(adapter.classes[adapter.class_index(reward, quiet=True)], reward.sigma)
             factors = factors if known is None and self.consistency else known
-        else:
-            factors = factors * float(self.consistency)
         if factors is None or not bool(factors.any()):
             return None
         likelihood, noise = reward, measurement_noise(len(deviation) * num_samples, reward.y.shape[1:], generator)

@@ -207,6 +207,16 @@ def test_free_form_masks_hide_and_show_something_of_every_kind(shape):
     assert 0.2 < float(thick.double().mean()) < 0.95
 
 
+@pytest.mark.parametrize("all_hidden", [False, True])
+def test_a_mask_settles_one_pixel_where_damage_takes_none_or_all(monkeypatch, all_hidden):
+    from invflow_operators import _free_form as kinds
+
+    for name in ("_lines_of_a_brush", "_scratches", "_captions", "_boxes", "_scattered"):
+        monkeypatch.setattr(kinds, name, lambda n, size, g: torch.full((n, *size), all_hidden))
+    shown = kinds.draw_free_form(50, (9, 7), seeded()).flatten(1).sum(1)
+    assert shown.tolist() == [1 if all_hidden else 62] * 50
+
+
 def test_every_kind_of_damage_is_drawn():
     from invflow_operators import _free_form as kinds
 
