@@ -216,7 +216,7 @@ class Adapter(Countable):
             inside = self.inside_levels(self.classes[index], sigma)
             if inside is not None and not bool(inside.all()):
                 low, high = self.levels[self.classes[index]]
-                first, sigma = float(sigma[~inside][0]), sigma.clamp(low, high)
+                first, sigma = float(sigma[~inside][0]), self.nearest_level(self.classes[index], sigma)
                 warnings.warn(f"sigma={first:.4g} is beyond the noise of {low:.4g} to {high:.4g} that the adapter was "
                               f"trained for: it is told {float(sigma[~inside][0]):.4g}", stacklevel=2)
             arguments = self.observe(reward.operator, reward.y, sigma)
@@ -231,6 +231,10 @@ class Adapter(Countable):
             return None
         low, high = self.levels[name]
         return (sigma >= low * (1 - 1e-3)) & (sigma <= high * (1 + 1e-3))
+
+    def nearest_level(self, name: str, sigma: Tensor) -> Tensor:
+        """Noise levels ``(n,)``, or the nearest that the adapter was trained for, where that is known."""
+        return sigma.clamp(*self.levels[name]) if name in self.levels else sigma
 
     def inside_traits(self, name: str, operator: Operator) -> Tensor | None:
         """Whether each set of an operator's parameters is like those trained for, ``(num_sets,)``; None: unknown."""
@@ -418,6 +422,9 @@ class Adapter(Countable):
         if tuple(classes) == self.classes and (self.deviations or not deviations):
             return self
         config = {**self.config(), "classes": list(classes), "deviations": self.deviations or deviations}
+        for key in ("levels", "traits", "consistency"):
+            known = config.get(key, {})
+            config[key] = {name: known[str(first)] for name, first in zip(classes, begins) if first in known}
         other = Adapter.build(config, Adapter.shared(config))
         tensors, own = other.state_dict(), self.state_dict()
         for key, value in own.items():

@@ -16,6 +16,8 @@ from invflow.training.vfm import TrainingProblem
 
 __all__ = ["FACTORS", "Fit", "fit_consistency", "noise_in_the_mean"]
 
+#: of the noise that the samples' mean may have taken in, at most, for a class to be corrected by default
+MOST_LEAK = 0.15
 #: factors that are tried; 0 leaves the samples as they are
 FACTORS = (0.0, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 
@@ -48,7 +50,8 @@ def fit_consistency(vfm: VFM, images: Tensor, problems: Sequence[TrainingProblem
     """Fit the factors of ``adapter.consistency`` and store them there.
 
     A class is stored if the correction lowers the score by more than two standard errors at one of its levels at least,
-    with the best factor at each of them, which may be 0.
+    and the mean of its samples has taken in no more than :data:`MOST_LEAK` of the noise at any, for beyond it too much
+    is counted twice; with the best factor at each level, which may be 0.
 
     Args:
         vfm: with an adapter that says deviations.
@@ -77,7 +80,7 @@ def fit_consistency(vfm: VFM, images: Tensor, problems: Sequence[TrainingProblem
     table: dict[str, list[tuple[float, float]]] = {}
     for name in dict.fromkeys(fit.problem_class for fit in fits):
         own = [fit for fit in fits if fit.problem_class == name]
-        if any(fit.gain > 2 * fit.gain_error for fit in own):
+        if any(fit.gain > 2 * fit.gain_error for fit in own) and not any(fit.leak > MOST_LEAK for fit in own):
             table[name] = [(round(fit.sigma, 6), fit.factor) for fit in own]
     vfm.adapter.consistency = table
     return fits

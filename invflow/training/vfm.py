@@ -315,9 +315,11 @@ class VFMObjective(Objective):
         parts: list[tuple[Tensor, ...]] = []
         for operator, y, level in groups:
             index = self.adapter.classes.index(str(operator.problem_class))
-            parts.append((*self.adapter.observe(operator, y, level), torch.full((len(y),), index, device=device)))
-        embedded, observed, summary, sigma, classes = (torch.cat(column) for column in zip(*parts))
-        return *self.adapter.outputs(embedded, observed, summary, classes, sigma), sigma
+            told = self.adapter.nearest_level(str(operator.problem_class), level)
+            parts.append((*self.adapter.observe(operator, y, told), torch.full((len(y),), index, device=device)))
+        embedded, observed, summary, told, classes = (torch.cat(column) for column in zip(*parts))
+        sigma = torch.cat([level for _, _, level in groups])
+        return *self.adapter.outputs(embedded, observed, summary, classes, told), sigma
 
     def _misfit(self, groups: list[tuple[Operator, Tensor, Tensor]],
                 images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -431,9 +433,10 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
     else:
         adapter = fresh_adapter(prior, [str(c) for c in classes], options, seeded(settings.seed, 0, -4),
                                 own.consistency)
-    adapter.levels = {str(problem.operator.problem_class): problem.levels for problem in problems}
-    adapter.traits = {str(problem.operator.problem_class): problem.traits(seeded(settings.seed, k, -5))
-                      for k, problem in enumerate(problems)}
+    if not own.deviations_alone:  # else what it says of the noise was trained for what it was trained for
+        adapter.levels = {str(problem.operator.problem_class): problem.levels for problem in problems}
+        adapter.traits = {str(problem.operator.problem_class): problem.traits(seeded(settings.seed, k, -5))
+                          for k, problem in enumerate(problems)}
     adapter.consistency = {}  # what was fitted to another adapter's samples
     done = fit(VFMObjective(image_map, adapter, problems, settings=own), batches_of(data, settings), settings, folder,
                progress=progress, stop_at=stop_at)
