@@ -89,6 +89,7 @@ class VFM(Solver):
     """
 
     needs_training = True
+    takes_no_noise = True
 
     def __init__(self, prior: NeuralFlowMap, adapter: Adapter, *, steps: int = 1, chunk_size: int | None = None,
                  importance: bool = False, tile: int | None = None,

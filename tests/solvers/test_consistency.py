@@ -274,6 +274,8 @@ def test_likelihood_without_noise_has_no_density():
         likelihood(torch.rand(1, 2, *SHAPE))
     x = likelihood.y[:, None] + 1 / 255
     torch.testing.assert_close(likelihood.residual(x), torch.full((1, 1), 12.0), rtol=1e-4, atol=0)  # of rounding
+    with pytest.raises(ValueError, match="NoiseSMC needs the density"):
+        invflow.Solver.sample(invflow.NoiseSMC(tiny_vfm().prior), likelihood, 2)
     posterior = tiny_vfm().sample(likelihood, 2, generator=seeded(0, 0, 0))
     assert bool(torch.isfinite(posterior.samples).all())
 
