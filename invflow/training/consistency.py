@@ -18,6 +18,8 @@ __all__ = ["FACTORS", "Fit", "fit_consistency", "noise_in_the_mean"]
 
 #: of the noise that the samples' mean may have taken in, at most, for a class to be corrected by default
 MOST_LEAK = 0.15
+#: share of the best factor's gain with which another is as good
+ENOUGH = 0.95
 #: factors that are tried; 0 leaves the samples as they are
 FACTORS = (0.0, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 
@@ -29,7 +31,8 @@ class Fit:
     Attributes:
         problem_class: of the operators.
         sigma: the noise level.
-        factor: with the lowest energy score over patches.
+        factor: with the lowest energy score over patches; of those with 95% of its gain, the nearest to that of the
+            next higher noise level.
         gain: by how much of it the score is lower than without correction, at that factor.
         gain_error: standard error of the gain, over images.
         leak: how much of the measurement's noise the mean of the samples has taken in, <n, A(mean - truth)> / |n|^2;
@@ -59,7 +62,7 @@ def fit_consistency(vfm: VFM, images: Tensor, problems: Sequence[TrainingProblem
         problems: the classes, with their ranges.
         levels: how many noise levels of each range, from its lowest to its highest, even in the logarithm of 0.01 more.
         num_samples: of each posterior, an even number.
-        factors: to try.
+        factors: to try; the first is 0, which the others are compared with.
         seed: of all random numbers.
 
     Raises:
@@ -67,27 +70,33 @@ def fit_consistency(vfm: VFM, images: Tensor, problems: Sequence[TrainingProblem
     """
     if not vfm.adapter.deviations:
         raise ValueError("this adapter says no deviations to fit factors of: train it with consistency=True")
+    if not factors or factors[0] != 0:
+        raise ValueError(f"factors={factors}: the first is 0, which the others are compared with")
     if num_samples < 2 or num_samples % 2:
         raise ValueError(f"num_samples={num_samples}: samples are scored in pairs, so pass an even number")
     plain = VFM(vfm.prior, vfm.adapter, steps=vfm.steps, chunk_size=vfm.chunk_size, consistency=False)
     fits: list[Fit] = []
     for index, problem in enumerate(problems):
         low, high = problem.levels
-        for step in range(levels):
+        own: list[Fit] = []
+        for step in reversed(range(levels)):
             sigma = (low + 0.01) * ((high + 0.01) / (low + 0.01)) ** (step / max(levels - 1, 1)) - 0.01
-            fits.append(_fit(plain, images, problem, max(sigma, 0.0), num_samples, factors,
-                             torch.Generator().manual_seed((seed * 1000 + index) * 1000 + step)))
+            own.insert(0, _fit(plain, images, problem, max(sigma, 0.0), num_samples, factors,
+                               own[0].factor if own else None,
+                               torch.Generator().manual_seed((seed * 1000 + index) * 1000 + step)))
+        fits += own
     table: dict[str, list[tuple[float, float]]] = {}
     for name in dict.fromkeys(fit.problem_class for fit in fits):
-        own = [fit for fit in fits if fit.problem_class == name]
-        if any(fit.gain > 2 * fit.gain_error for fit in own) and not any(fit.leak > MOST_LEAK for fit in own):
-            table[name] = [(round(fit.sigma, 6), fit.factor) for fit in own]
+        of_class = [fit for fit in fits if fit.problem_class == name]
+        gains = any(fit.gain > 2 * fit.gain_error for fit in of_class)
+        if gains and not any(fit.leak > MOST_LEAK for fit in of_class):
+            table[name] = [(round(fit.sigma, 6), fit.factor) for fit in of_class]
     vfm.adapter.consistency = table
     return fits
 
 
 def _fit(vfm: VFM, images: Tensor, problem: TrainingProblem, sigma: float, num_samples: int, factors: Sequence[float],
-         generator: torch.Generator) -> Fit:
+         near: float | None, generator: torch.Generator) -> Fit:
     n = len(images)
     operator = problem.operator.randomize(n, generator)
     y = operator.measure(images, sigma, generator=generator)
@@ -108,7 +117,11 @@ def _fit(vfm: VFM, images: Tensor, problem: TrainingProblem, sigma: float, num_s
         scores.append(pairs.view(n, -1).mean(1))
     table = torch.stack(scores)
     best = int(table.mean(1).argmin())
-    gain = (table[factors.index(0.0)] if 0.0 in factors else table[0]) - table[best]
+    if near is not None:  # without noise a mask is met by any factor: the levels between are not to feel which
+        gains = table[0].mean() - table.mean(1)
+        as_good = (gains >= ENOUGH * gains[best]).nonzero().flatten().tolist()
+        best = min(as_good, key=lambda k: abs(factors[k] - near))
+    gain = table[0] - table[best]
     return Fit(str(problem.operator.problem_class), sigma, float(factors[best]), float(gain.mean()),
                float(gain.std() / n**0.5), noise_in_the_mean(likelihood, samples.mean(1), images))
 
