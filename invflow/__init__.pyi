@@ -19,8 +19,11 @@ from invflow.likelihood import GaussianLikelihood as GaussianLikelihood
 from invflow.likelihood import Likelihood as Likelihood
 from invflow.likelihood import PoissonLikelihood as PoissonLikelihood
 from invflow.models.adapter import Adapter as Adapter
+from invflow.models.average_velocity import from_average_velocity as from_average_velocity
 from invflow.models.compiled import compile_networks as compile_networks
+from invflow.models.consistency import from_consistency as from_consistency
 from invflow.models.diffusers.prior import from_diffusers as from_diffusers
+from invflow.models.epsilon import from_epsilon as from_epsilon
 from invflow.models.latent import LatentFlowMap as LatentFlowMap
 from invflow.models.mixture import GaussianMixtureFlow as GaussianMixtureFlow
 from invflow.models.neural import NeuralFlowMap as NeuralFlowMap
@@ -75,6 +78,9 @@ __all__ = [
     "NeuralFlowMap",
     "compile_networks",
     "from_velocity",
+    "from_average_velocity",
+    "from_consistency",
+    "from_epsilon",
     "from_deepinv",
     "from_diffusers",
     "as_reconstructor",

@@ -56,7 +56,8 @@ class FlowMap(Countable):
         state_shape: the shape of one state, without the batch.
         image_shape: the shape of one image, without the batch.
         independent_noise: whether the map was trained with noise independent of the data. Only then is
-            :meth:`score` the score of the path, and only then do samplers along the path apply.
+            :meth:`score` the score of the path. The velocity gives the denoiser either way.
+        has_velocity: whether there is a velocity. A map that only jumps to data, as a consistency model does, has none.
         ode_steps: midpoint steps (two velocities each) of the default :meth:`jump`.
 
     Example:
@@ -73,6 +74,7 @@ class FlowMap(Countable):
     state_shape: tuple[int, ...]
     image_shape: tuple[int, ...]
     independent_noise: bool = True
+    has_velocity: bool = True
     ode_steps: int = 50
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -142,6 +144,9 @@ class FlowMap(Countable):
 
         Returns:
             ``(n, *state_shape)``.
+
+        The identity asks nothing of the noise: it holds for every coupling of noise and data, an optimal-transport one
+        or an adapter's, as the mean over the paths that the map was trained on.
         """
         return x + (1 - expand_time(t, x)) * self.velocity(x, t)
 
@@ -159,24 +164,48 @@ class FlowMap(Countable):
             ValueError: for a map trained with noise that depends on the data, whose velocity gives no score;
                 or at t = 1, where the identity divides by zero.
         """
-        if not self.independent_noise:
-            raise ValueError(
-                f"{type(self).__name__} was trained jointly with an adapter: its noise depends on the data "
-                "and its velocity gives no score: use a prior trained with independent noise, such as "
-                "invflow.load_prior('mnist')"
-            )
+        reason = self.refusal("score", "score(x, t)")
+        if reason is not None:
+            raise ValueError(reason)
         time = expand_time(t, x)
         # a number under 1 by more than the rounding of sixteen bits is none, and a GPU need not be waited for
         if (isinstance(t, Tensor) or t > 0.99) and bool((time >= 1).any()):
             raise ValueError("the score is undefined at t = 1, where no noise is left: ask at t < 1")
         return (time * self.velocity(x, t) - x) / (1 - time)
 
-    def noise(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def refusal(self, needs: str, what: str) -> str | None:
+        """Why ``what`` cannot be had of this map, and what can; None where it can.
+
+        Args:
+            needs: ``"velocity"`` or ``"score"``.
+            what: for the message, such as ``"FMTT"``.
+        """
+        name = type(self).__name__
+        if not self.has_velocity:
+            return (f"{what} needs a {'score' if needs == 'score' else 'denoiser'}, and this {name} has none: it jumps "
+                    "from noise to data and has no velocity. Use invflow.NoiseSMC(prior) or invflow.NoiseRTO(prior), "
+                    "which need its jump only")
+        if needs == "score" and not self.independent_noise:
+            return (f"{what} needs a score, and the velocity of this {name} gives no score: the map was trained with "
+                    "noise that depends on its data, jointly with an adapter or in pairs matched by optimal transport. "
+                    "Pass a map trained with independent noise, such as invflow.load_prior('mnist'); for this map use "
+                    "invflow.NoiseSMC(prior), which needs its jump only, or invflow.PnPFlow(prior) or "
+                    "invflow.Flower(prior), which need its denoiser")
+        return None
+
+    def noise(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """Standard normal noise ``(n, *state_shape)``, drawn on the generator's device, then moved."""
         return draw_noise((n, *self.state_shape), generator, self.device).to(self.dtype)
 
+    def __getattr__(self, name: str) -> Any:
+        """Say what draws images, where another word for it is tried."""
+        if name in ("sample", "draw", "rvs"):
+            raise AttributeError(f"{type(self).__name__} has no {name!r}: prior.generate(4, generator=generator) draws "
+                                 "images, and a solver draws samples of a posterior")
+        return super().__getattr__(name)
+
     @torch.no_grad()
-    def generate(self, n: int, steps: int = 1, *, generator: torch.Generator | None = None,
+    def generate(self, n: int, steps: int = 1, *, generator: torch.Generator | int | None = None,
                  chunk_size: int | None = None) -> Tensor:
         """Draw images from the prior, X_{0,1}(z) in ``steps`` equal jumps.
 
@@ -195,12 +224,23 @@ class FlowMap(Countable):
         """
         if n < 1 or steps < 1:
             raise ValueError(f"generate takes n >= 1 and steps >= 1, not n={n}, steps={steps}")
-        noise, size = self.noise(n, generator=generator), ChunkSize(
-            rows_at_a_time(check_chunk_size(chunk_size), self), type(self).__name__)
-        return size.map(lambda z: self.decode(self.flow(z, steps)), noise)
+        noise = [self.noise(n, generator=generator) for _ in range(self.noises(steps))]
+        size = ChunkSize(rows_at_a_time(check_chunk_size(chunk_size), self), type(self).__name__)
+        parts = size.over(n, lambda part: self.decode(self.flow(noise[0][part], steps, *(z[part] for z in noise[1:]))))
+        return torch.cat([images for _, images in parts])
 
-    def flow(self, z: Tensor, steps: int = 1) -> Tensor:
-        """Carry noise to data in ``steps`` equal jumps: ``(n, *state_shape)`` to the same; differentiable."""
+    def noises(self, steps: int) -> int:
+        """How many noises a draw in so many steps takes: 1, but for a map that goes in steps by renoising."""
+        return 1
+
+    def flow(self, z: Tensor, steps: int = 1, *fresh: Tensor) -> Tensor:
+        """Carry noise to data in ``steps`` equal jumps: ``(n, *state_shape)`` to the same; differentiable.
+
+        Args:
+            z: ``(n, *state_shape)``.
+            steps: how many.
+            fresh: further noises of the same shape, for a map that renoises between steps; see :meth:`noises`.
+        """
         for i in range(steps):
             z = self.jump(z, i / steps, (i + 1) / steps)
         return z
@@ -235,6 +275,15 @@ class FlowMap(Countable):
     def dimension(self) -> int:
         """Number of values in one state."""
         return math.prod(self.state_shape)
+
+    def extra_repr(self) -> str:
+        """Shapes, and how many numbers the map is made of, for ``print``."""
+        states, images = (tuple(getattr(self, name, ())) for name in ("state_shape", "image_shape"))
+        count = sum(x.numel() for x in chain(self.parameters(), self.buffers()))
+        return f"{states}{'' if states == images else f' -> {images}'}, {count:,} numbers"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
 
 
 def rows_at_a_time(chunk_size: int | None, prior: FlowMap, *, velocity: bool = False) -> int:
@@ -312,6 +361,7 @@ def bytes_per_row(prior: FlowMap, *, velocity: bool = False) -> int:
     # compiled networks would be compiled for so few rows first
     compiled = any(module._compiled_call_impl is not None for module in prior.modules())
     plainly = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    velocity = velocity and prior.has_velocity
     with plainly, prior.uncounted(), torch.enable_grad(), saved_tensors_hooks(weigh, lambda saved: saved):
         count = PROBE if math.prod(prior.state_shape) <= LARGE else 1
         x = torch.zeros(count, *prior.state_shape, device=prior.device, dtype=prior.dtype, requires_grad=True)

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invflow._core.checks import Index, as_index, as_levels, warn_of_range
+from invflow._core.asked import Asked
+from invflow._core.checks import Index, as_index, as_levels, to_tensor_hint, warn_of_range
 from invflow._core.conjugate_gradients import conjugate_gradient
 from invflow._core.random import as_generator, draw_noise
+from invflow._core.watch import check_untouched, version
 
 __all__ = ["ComposedOperator", "Operator", "SUMMARY_LATTICE", "SUMMARY_SIZE"]
 
@@ -33,6 +35,16 @@ def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def _came_from_numpy(error: Exception) -> bool:
+    """Whether an error was raised inside NumPy, or by torch on the way to it."""
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "numpy":
+            return True
+        step = step.tb_next
+    return "numpy" in str(error).lower()
+
+
 def _checked(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Check the measurement before a method that takes one, and run the method in full precision."""
 
@@ -46,7 +58,7 @@ def _checked(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wrapper
 
 
-class Operator(torch.nn.Module):
+class Operator(Asked, torch.nn.Module):
     r"""The forward model A of y = A(x) + noise.
 
     A subclass sets :attr:`image_shape` and :attr:`measurement_shape` and writes :meth:`forward`; all else
@@ -193,8 +205,39 @@ class Operator(torch.nn.Module):
     def __call__(self, x: Tensor) -> Tensor:
         """Check the images and measure them without noise, in full precision; see :meth:`forward`."""
         x = self.check_images(x)
-        with _full_precision(x.device):
-            return super().__call__(x)
+        before = version(x)
+        try:
+            with _full_precision(x.device):
+                y = super().__call__(x)
+        except Exception as error:
+            if _came_from_numpy(error):
+                raise TypeError(f"{type(self).__name__}.forward leaves torch for NumPy, where no gradient can follow "
+                                f"({error}): write it in torch; or, of a linear map of small images, make its matrix "
+                                "once and use it, invflow.operators.MatrixOperator(matrix, image_shape)") from error
+            raise
+        check_untouched(x, before, f"{type(self).__name__}.forward")
+        expected = (len(x), *self.measurement_shape)
+        if not isinstance(y, Tensor) or tuple(y.shape) != expected:
+            found = tuple(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
+            raise ValueError(f"{type(self).__name__}.forward made {found} of images {tuple(x.shape)}, expected a "
+                             f"tensor (n, *measurement_shape) = {expected}: mend forward, or measurement_shape")
+        return y
+
+    def __getattr__(self, name: str) -> Any:
+        """Say what an operator forgot, where it is missed."""
+        if "_buffers" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__} has no {name!r}, for its __init__ does not begin with "
+                                 "super().__init__()")
+        if name in ("image_shape", "measurement_shape"):
+            raise AttributeError(f"{type(self).__name__} sets no {name}: write self.{name} = (...) in its __init__, a "
+                                 "tuple without the batch")
+        return super().__getattr__(name)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Keep a tensor that moves with the operator."""
+        if "_buffers" not in self.__dict__:
+            self.__getattr__(name)
+        super().register_buffer(name, tensor, persistent)
 
     def __matmul__(self, other: Operator) -> Operator:
         """``outer @ inner`` measures the inner operator's measurement with the outer one."""
@@ -216,6 +259,7 @@ class Operator(torch.nn.Module):
         Warns:
             UserWarning: if the values of a picture look like [0, 255] or [-1, 1].
         """
+        x = self.check_images(x)
         warn_of_range(x, self.image_shape)
         clean = self(x)
         level = as_levels(sigma, clean.shape[0], "sigma", allow_zero=True).to(clean)
@@ -295,11 +339,15 @@ class Operator(torch.nn.Module):
 
     def _check(self, value: Tensor, shape: tuple[int, ...], name: str, plural: str, attribute: str) -> Tensor:
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"{name} is {kind}, expected a floating-point tensor: images are in [0, 1], so convert bytes "
-                f"with torch.as_tensor({name}).float() / 255"
-            )
+            if isinstance(value, Tensor) and value.is_complex():
+                call = f"{type(self).__name__}.as_measurement" if hasattr(self, "as_measurement") else (
+                    "torch.view_as_real")
+                raise ValueError(
+                    f"{name} is {value.dtype}, expected pairs of reals, the real and the imaginary part of each "
+                    f"number: pass {call}({name}). Circular noise of standard deviation s has s / sqrt(2) in each "
+                    "part: sigma = s / 2**0.5"
+                )
+            raise ValueError(to_tensor_hint(value, name))
         if tuple(value.shape[1:]) != tuple(shape) or value.ndim == 0:
             hint = f"pass {name}[None]" if tuple(value.shape) == tuple(shape) else f"pass a batch of {plural}"
             if tuple(value.shape[2:]) == tuple(shape):

@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from invflow._core import plugins
+from invflow.operator import Operator
 
 if TYPE_CHECKING:
-    from invflow.operator import Operator
     from invflow_operators.blur import Blur as Blur
     from invflow_operators.blur import GaussianBlur as GaussianBlur
     from invflow_operators.blur import MotionBlur as MotionBlur
@@ -34,7 +34,12 @@ _GROUP = "invflow.operators"
 
 def names() -> list[str]:
     """Class names of all operators, those that come with invflow first."""
-    return plugins.names(_GROUP)
+    return list(_all())
+
+
+def _all() -> dict[str, type[Operator]]:
+    return plugins.named(_GROUP, type, lambda name, kind: name if issubclass(kind, Operator) else None,
+                         what="an Operator", fold=_fold)
 
 
 def find(name: str) -> type[Operator]:
@@ -47,7 +52,7 @@ def find(name: str) -> type[Operator]:
     folded = {_fold(k): k for k in reversed(known)}
     if _fold(name) not in folded:
         raise ValueError(f"there is no operator {name!r}: {plugins.nearest(name, known)}")
-    return plugins.find(_GROUP, folded[_fold(name)])
+    return _all()[folded[_fold(name)]]
 
 
 def _fold(name: str) -> str:
@@ -60,7 +65,7 @@ def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        value = plugins.find(_GROUP, name)
+        value = _all()[name]
     except KeyError:
         raise AttributeError(f"there is no operator {name!r}: {plugins.nearest(name, names())}") from None
     globals()[name] = value

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,15 @@ from torch import Tensor
 
 from invflow._core.checks import checked_evidence, checked_samples, normalised, precise
 from invflow._core.random import as_generator
+from invflow._core.weighted import effective_size, least_samples, pair_mass, pieces, quantiles, variance_weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["NFE", "Posterior"]
+__all__ = ["EXACT_MEAN", "NFE", "Posterior"]
+
+#: the diagnostic ``(B, *image_shape)`` in which a solver that knows the mean in closed form puts it
+EXACT_MEAN = "exact_mean"
 
 _VALUES_AT_A_TIME = 2**21  # working on this many at a time takes under 100 MB
 
@@ -49,7 +54,9 @@ class Posterior:
         samples: ``(B, N, *image_shape)``, floating point, finite, B and N at least 1; images are nominally in
             [0, 1].
         log_weights: ``(B, N)``, of any normalisation; -inf is a weight of zero. None: the solver has none.
-        log_evidence: ``(B,)``, estimates of log p(y), or None.
+        log_evidence: ``(B,)``, estimates of log p(y), or None. Where they are means of weights, e^{log_evidence} may
+            be unbiased, and log_evidence is low: by half its variance where weights are even, and typically by far
+            more where their k-hat is high, since most runs then miss the few weights that hold the mean.
         nfe: network calls per sample.
         seconds: wall time of the call that made the samples.
         diagnostics: numbers, strings, lists or tensors by name. A tensor whose first dimension is B
@@ -111,7 +118,13 @@ class Posterior:
         return self.log_weights.exp()
 
     def mean(self) -> Tensor:
-        """Weighted mean, ``(B, *image_shape)``."""
+        """Weighted mean, ``(B, *image_shape)``; the exact one where the solver knew it (:data:`EXACT_MEAN`)."""
+        exact = self.diagnostics.get(EXACT_MEAN)
+        if exact is not None and not self.weighted:
+            return exact.to(self.samples)
+        return self._sample_mean()
+
+    def _sample_mean(self) -> Tensor:
         flat = self.samples.flatten(2)
         mean = torch.bmm(self.weights.to(flat.dtype).unsqueeze(1), flat.reshape(*self.samples.shape[:2], -1))
         return mean.reshape(-1, *self.image_shape)
@@ -119,17 +132,18 @@ class Posterior:
     def std(self) -> Tensor:
         r"""Weighted standard deviation, ``(B, *image_shape)``.
 
-        The variance is :math:`\sum_n w_n (x_n - \bar x)^2 / (1 - \sum_n w_n^2)`: for equal weights that of
-        ``torch.std``, which is unbiased. NaN where a single particle holds all the weight.
+        The variance is :math:`\sum_n w_n (x_n - \bar x)^2` and that of the weighted mean, :math:`\sum_n w_n^2 (x_n -
+        \bar x)^2 / (1 - \sum_n w_n^2)`: for equal weights that of ``torch.std``, which is unbiased; for few effective
+        samples that of those which have the weight. NaN where a single particle holds all of it.
         """
-        flat, mean = self.samples.flatten(2), self.mean().flatten(1).unsqueeze(1)
-        weights = self.weights.to(flat.dtype).unsqueeze(1)
+        flat, mean = self.samples.flatten(2), self._sample_mean().flatten(1).unsqueeze(1)
+        own = precise(self.log_weights).exp()
+        weights = torch.where(pair_mass(own)[:, None] < 1e-6, torch.nan, variance_weights(own)[0])
+        weights = weights.to(flat.dtype).unsqueeze(1)
         variance = torch.zeros_like(mean)
-        for rows, part in _pieces(self.num_observations, self.num_samples, flat.shape[2]):
+        for rows, part in pieces(self.num_observations, self.num_samples, flat.shape[2], _VALUES_AT_A_TIME):
             variance[rows] += weights[rows, :, part] @ (flat[rows, part] - mean[rows]).square()
-        share = 1 - precise(self.log_weights).exp().square().sum(1)
-        share = torch.where(share < 1e-6, torch.nan, share).to(flat.dtype)
-        return (variance / share.reshape(-1, 1, 1)).sqrt().reshape(-1, *self.image_shape)
+        return variance.sqrt().reshape(-1, *self.image_shape)
 
     def quantile(self, q: float) -> Tensor:
         r"""Weighted quantile of each pixel, ``(B, *image_shape)``.
@@ -147,22 +161,34 @@ class Posterior:
         """
         if not 0 <= q <= 1:
             raise ValueError(f"a quantile lies in [0, 1], not at {q}: write quantile(0.05) for 5%")
-        flat, weights = self.samples.flatten(2), precise(self.log_weights).exp()
-        out = torch.empty_like(flat[:, 0])
-        for rows, part in _pieces(self.num_observations, flat.shape[2], self.num_samples):
-            out[rows, part] = _weighted_quantile(flat[rows, :, part], weights[rows], q, self.weighted)
-        return out.reshape(-1, *self.image_shape)
+        return self._quantiles(q)[0]
+
+    def _quantiles(self, *levels: float) -> list[Tensor]:
+        weights = precise(self.log_weights).exp() if self.weighted else None
+        return quantiles(self.samples, weights, levels, _VALUES_AT_A_TIME)
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """Central credible interval of each pixel, ``(low, high)``, each ``(B, *image_shape)``.
 
         Args:
             level: probability inside, in (0, 1); quantiles at (1 - level) / 2 and (1 + level) / 2. With N
-                equally weighted samples no interval holds more than (N - 1) / (N + 1).
+                equally weighted samples no interval holds more than (N - 1) / (N + 1); with weights N is the
+                effective sample size. For a higher level the widest interval there is comes with a warning that
+                says what it holds.
         """
         if not 0 < level < 1:
             raise ValueError(f"an interval's level lies in (0, 1), not at {level}: interval(0.9) is 90%")
-        return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
+        size = effective_size(self.weights)
+        few = size < least_samples(level) * (1 - 1e-6)
+        if bool(few.any()):
+            least, what = float(size.min()), "effective samples" if self.weighted else "samples"
+            most = max(0.0, (least - 1) / (least + 1))
+            which = "" if bool(few.all()) else f" ({int(few.sum())} of {len(few)} observations have too few)"
+            warnings.warn(f"{least:.4g} {what} hold no interval of more than {most:.1%}{which}: the widest there is "
+                          f"was returned, from the least to the greatest; {level:.4g} takes {least_samples(level)}",
+                          stacklevel=2)
+        low, high = self._quantiles((1 - level) / 2, (1 + level) / 2)
+        return low, high
 
     def ess(self) -> Tensor | None:
         """Effective sample size 1 / sum w^2, ``(B,)``, in particles; None for a solver without weights."""
@@ -172,7 +198,7 @@ class Posterior:
 
     # -- other posteriors out of this one --------------------------------------------------------------------
 
-    def resample(self, n: int, *, generator: torch.Generator | None = None) -> Posterior:
+    def resample(self, n: int, *, generator: torch.Generator | int | None = None) -> Posterior:
         """Draw n equally weighted particles for each observation, in random order.
 
         Systematic resampling (Kitagawa 1996): a particle of weight w appears n w times, rounded up or down,
@@ -313,6 +339,11 @@ class Posterior:
     def __len__(self) -> int:
         return self.num_observations
 
+    def __getitem__(self, index: object) -> Posterior:
+        """Refused: it could mean an observation, or a sample of one."""
+        raise TypeError(f"posterior[{index!r}] could be an observation or a sample: posterior.select({index!r}) is the "
+                        f"posterior of an observation, posterior.samples[{index!r}] its samples (N, *image_shape)")
+
     def _facts(self) -> dict[str, str]:
         shape = " x ".join(map(str, self.image_shape))
         facts = {"samples": f"{self.num_observations} x {self.num_samples} of {shape}"}
@@ -338,34 +369,6 @@ class Posterior:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/plain": repr(self), "text/html": self._repr_html_()}
-
-
-def _pieces(observations: int, length: int, width: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of B and of an axis of ``length``, small enough for ``width`` values at each place."""
-    per_piece = max(1, _VALUES_AT_A_TIME // width)
-    rows, part = max(1, per_piece // length), min(length, per_piece)
-    for b in range(0, observations, rows):
-        for start in range(0, length, part):
-            yield slice(b, b + rows), slice(start, start + part)
-
-
-def _weighted_quantile(values: Tensor, weights: Tensor, q: float, weighted: bool) -> Tensor:
-    """Quantile over the second dimension: ``(b, N, p)`` values and ``(b, N)`` weights to ``(b, p)``."""
-    count = weights.shape[1]
-    if not weighted:  # two neighbouring order statistics
-        position = min(max(q * (count + 1), 1.0), float(count))
-        below = min(int(position), max(1, count - 1))
-        ordered = values.sort(1).values
-        return torch.lerp(ordered[:, below - 1], ordered[:, min(below, count - 1)], position - below)
-    size = 1 / weights.square().sum(1).reshape(-1, 1, 1)
-    position_of = (q * (size + 1)).clamp(min=1).minimum(size)
-    ordered, index = values.sort(1)
-    # the share of the window [(h - 1) / n, h / n] that lies under each step of the cumulative weights
-    cumulative = weights.unsqueeze(2).expand_as(values).gather(1, index).cumsum(1)
-    covered = (cumulative * size - (position_of - 1)).clamp(0, 1)
-    covered[:, -1] = 1.0  # the sum of the weights, but for rounding
-    share = covered.diff(dim=1, prepend=torch.zeros_like(covered[:, :1]))
-    return (share * ordered).sum(1).to(values.dtype)
 
 
 def _per_observation(value: Any, num_observations: int) -> bool:

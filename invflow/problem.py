@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from invflow._core import plugins
 from invflow._core.random import as_generator
-from invflow.likelihood import GaussianLikelihood
+from invflow.likelihood import GaussianLikelihood, Likelihood
 from invflow.operator import Operator
 from invflow.reward import RepeatedReward, Reward
 
@@ -30,8 +32,9 @@ class Problem:
     """A named problem: a prior and what is to be drawn from it, with all that is known about the answer.
 
     Most are inverse problems, with an operator and a noise level: truths are measured, and the posterior given
-    the measurement is asked for. A problem with a ``reward`` in their place has no measurement: asked for is its
-    prior p tilted by the reward, p(x) e^{r(x)}.
+    the measurement is asked for. Noise that is not Gaussian is a ``likelihood`` in the noise level's place, and data
+    that were measured already, without truths, are one in the place of both. A problem with a ``reward`` has no
+    measurement: asked for is its prior p tilted by the reward, p(x) e^{r(x)}.
 
     What costs time to build or load may be passed as a function without arguments, which is called once, when first
     needed: listing problems then builds none.
@@ -51,6 +54,10 @@ class Problem:
         prior: in place of the one that ``prior_name`` names, a function that builds the prior.
         exact: a function that builds a solver which draws from the exact posterior; unnecessary where the
             prior is a :class:`~invflow.GaussianMixtureFlow`, and with a reward where there is a sampler.
+        likelihood: in place of sigma, a function ``(operator, y) -> Likelihood``, such as
+            ``lambda operator, y: invflow.PoissonLikelihood(operator, y, gain=20.0)``: truths are measured with its
+            noise. Or, in place of operator and sigma, a :class:`~invflow.Likelihood`: data that were measured, whose
+            truths nobody knows; ``source="prior"`` then simulates others like them.
         reward: in place of operator and sigma, a reward of any number of observations, or a function that builds it.
         quantities: scalar functions of images ``(n, *image_shape)`` to ``(n,)`` by name, by which solvers of a problem
             with a reward are judged, such as the share of a half-plane; the mean reward always is one.
@@ -60,7 +67,7 @@ class Problem:
 
     Raises:
         ValueError: for a sigma that is not positive; without exactly one source of truths for a measurement; for
-            a measurement and a reward, or neither.
+            a measurement and a reward, or neither; for a sigma and a likelihood.
 
     Example:
         >>> import torch, invflow
@@ -78,18 +85,34 @@ class Problem:
                  sigma: float | tuple[float, float] | None = None, *, images: Callable[[str], Tensor] | None = None,
                  sampler: Callable[[int, torch.Generator], Tensor] | None = None, random: bool = False,
                  prior: Callable[[], FlowMap] | None = None, exact: Callable[[], Solver] | None = None,
+                 likelihood: Likelihood | Callable[[Operator, Tensor], Likelihood] | None = None,
                  reward: Reward | Callable[[], Reward] | None = None,
                  quantities: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
                  expectations: Callable[[], Mapping[str, float]] | None = None, description: str = "") -> None:
-        if (operator is None) != (sigma is None) or (operator is None) == (reward is None):
-            raise ValueError(f"problem {name!r}: pass an operator and sigma, or a reward in place of both")
+        measured = likelihood if isinstance(likelihood, Likelihood) else None
+        if measured is not None:
+            if not (operator is sigma is images is sampler is reward is None) or random:
+                raise ValueError(f"problem {name!r}: a likelihood of measured data brings its operator, its noise and "
+                                 "its data: pass no operator, sigma, truths or reward beside it; for truths that are "
+                                 "to be measured pass likelihood=lambda operator, y: ...")
+            operator = measured.operator
+        elif likelihood is not None and not callable(likelihood):
+            raise TypeError(f"problem {name!r}: likelihood is a {type(likelihood).__name__}, expected a Likelihood or "
+                            "a function (operator, y) that makes one")
+        noisy = (sigma is not None) + (likelihood is not None)
+        if noisy > 1:
+            raise ValueError(f"problem {name!r}: sigma={sigma} and a likelihood both say what the noise is: pass one")
+        if (operator is None) != (noisy == 0) or (operator is None) == (reward is None):
+            raise ValueError(f"problem {name!r}: pass an operator and sigma (or a likelihood for noise that is not "
+                             "Gaussian), or a reward in place of both")
         if sigma is not None:
             low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
             if not 0 < low <= high < float("inf"):
                 raise ValueError(f"sigma={sigma}: pass a noise level over 0, or a range (low, high) of them")
+        if operator is not None and measured is None:
             if (images is None) == (sampler is None):
                 raise ValueError(f"problem {name!r}: pass either images or sampler, one source of truths")
-        elif images is not None or random or (prior is None and prior_name is None):
+        elif measured is None and (images is not None or random or (prior is None and prior_name is None)):
             raise ValueError(f"problem {name!r} has a reward: it takes a prior or its name, no images and no random "
                              "operators; a sampler draws from the tilted law")
         if reward is None and (quantities or expectations):
@@ -98,6 +121,7 @@ class Problem:
         self.description = description
         self.quantities = dict(quantities or {})
         self._operator, self._images, self._sampler = operator, images, sampler
+        self._likelihood = likelihood
         self._prior, self._exact, self._reward, self._expectations = prior, exact, reward, expectations
 
     @functools.cached_property
@@ -149,6 +173,11 @@ class Problem:
         return dict(self._expectations()) if self._expectations is not None else {}
 
     @property
+    def is_measured(self) -> bool:
+        """Whether its data were measured, and no truths are known."""
+        return isinstance(self._likelihood, Likelihood)
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one truth."""
         return tuple(self.prior.image_shape if self.tilts else self.operator.image_shape)
@@ -178,7 +207,8 @@ class Problem:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: pass split='test', or split='validation' for tuning")
         if self._images is None:
-            raise ValueError(f"problem {self.name!r} draws its truths from a law: it has no set of images")
+            why = "has measured data without truths" if self.is_measured else "draws its truths from a law"
+            raise ValueError(f"problem {self.name!r} {why}: it has no set of images")
         return self._images(split)
 
     @torch.no_grad()
@@ -197,8 +227,9 @@ class Problem:
 
         Returns:
             truth: ``(B, *image_shape)``; with a reward, independent draws of the tilted law, or None where the
-                problem cannot draw from it.
-            likelihood: a :class:`~invflow.GaussianLikelihood` of B observations; with a reward, that reward for B
+                problem cannot draw from it; None for data that were measured.
+            likelihood: a :class:`~invflow.GaussianLikelihood` of B observations, or what the problem's likelihood
+                is; with a reward, that reward for B
                 independent repeats, each of which a solver gives particles of its own. Either way ``truth[b]`` is
                 a draw of the law that the samples of observation b should follow.
 
@@ -211,8 +242,12 @@ class Problem:
         generator = as_generator(generator)
         if self.tilts:
             return self._simulate_tilted(num_observations, generator, source)
-        assert self.sigma is not None
+        if self.is_measured and source == "data" and self._sampler is None:
+            return self._measured(num_observations, generator, shuffle)
         truth = self._truths(num_observations, generator, source, split, shuffle)
+        if self._likelihood is not None:
+            return truth, self._measure(truth, generator)
+        assert self.sigma is not None
         operator = self.operator.randomize(num_observations, generator) if self.random else self.operator
         sigma: float | Tensor
         if isinstance(self.sigma, tuple):
@@ -223,6 +258,38 @@ class Problem:
             sigma = self.sigma
         y = operator.measure(truth, sigma, generator=generator)
         return truth, GaussianLikelihood(operator, y, sigma)
+
+    def _measured(self, count: int, generator: torch.Generator, shuffle: bool) -> tuple[None, Likelihood]:
+        """Some of the data that there are."""
+        data = self._likelihood
+        assert isinstance(data, Likelihood)
+        if count > data.y.shape[0]:
+            raise ValueError(f"problem {self.name!r} has {data.y.shape[0]} measurements, but {count} were asked for: "
+                             "ask for fewer, or for any number of simulated ones with source='prior'")
+        order = torch.randperm(len(data.y), generator=generator, device=generator.device) if shuffle else None
+        return None, data.select(slice(count) if order is None else order[:count].cpu())
+
+    def _measure(self, truth: Tensor, generator: torch.Generator) -> Likelihood:
+        """A measurement of each truth with the likelihood's own noise."""
+        count = len(truth)
+        if isinstance(self._likelihood, Likelihood):  # the levels of the data there are, in turn
+            empty = self._likelihood.select(torch.arange(count) % len(self._likelihood.y))
+        else:
+            assert self._likelihood is not None
+            operator = self.operator.randomize(count, generator) if self.random else self.operator
+            blank = truth.new_zeros(count, *operator.measurement_shape)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of data that are not there yet
+                empty = self._likelihood(operator, blank)
+            if not isinstance(empty, Likelihood):
+                raise TypeError(f"problem {self.name!r}: likelihood(operator, y) made a {type(empty).__name__}, "
+                                "expected an invflow.Likelihood, such as PoissonLikelihood(operator, y, gain=20.0)")
+        y = empty.simulate(truth.to(empty.y), generator)
+        if not isinstance(self._likelihood, Likelihood):
+            return self._likelihood(empty.operator, y)
+        made = copy.copy(empty)
+        made.y = y
+        return made
 
     def _simulate_tilted(self, count: int, generator: torch.Generator,
                          source: str) -> tuple[Tensor | None, RepeatedReward]:
@@ -253,6 +320,29 @@ class Problem:
         order = torch.randperm(len(images), generator=generator, device=generator.device)
         return images[order[:count].to(images.device)]
 
+    def with_prior(self, prior: FlowMap | str | os.PathLike[str]) -> Problem:
+        """The same problem with another prior, with truths and measurements as they were.
+
+        Args:
+            prior: a flow map, or what :func:`invflow.load_prior` takes; loaded when first needed.
+        """
+        from invflow.flowmap import FlowMap
+        from invflow.models.neural import load_prior
+
+        def build() -> FlowMap:
+            built = prior if isinstance(prior, FlowMap) else load_prior(prior)
+            if not self.tilts and tuple(built.image_shape) != self.image_shape:
+                raise ValueError(f"the prior {name!r} makes images {tuple(built.image_shape)}, but the problem "
+                                 f"{self.name!r} has {self.image_shape}: pass a prior of these")
+            return built
+
+        name = type(prior).__name__ if isinstance(prior, FlowMap) else str(prior)
+        other = copy.copy(self)
+        other.__dict__.pop("prior", None)
+        other.prior_name = None if isinstance(prior, FlowMap) else name
+        other._prior, other._exact = build, None
+        return other
+
     def exact_posterior(self) -> Solver:
         """A solver that draws from the exact posterior.
 
@@ -280,11 +370,32 @@ class Problem:
 
         return ExactPosterior(self.prior)
 
+    def __copy__(self) -> Problem:
+        other = type(self).__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
+    def __reduce__(self) -> Any:
+        # functions of a module are pickled by name, which local ones have not: a registered problem goes by its own
+        registered = _REGISTERED.get(self.name)
+        if registered is None:
+            return super().__reduce__()
+        known = vars(registered)
+        changed = {key: value for key, value in vars(self).items() if key not in known or known[key] is not value}
+        return load_problem, (self.name,), changed
+
     def __repr__(self) -> str:
         if self.tilts:
             return f"Problem({self.name!r}, prior={self.prior_name!r}, tilted by a reward)"
         kind = "random operators" if self.random else "one operator"
+        if self._likelihood is not None:
+            what = "measured data" if self.is_measured else "a likelihood of its own"
+            return f"Problem({self.name!r}, prior={self.prior_name!r}, {what}, {kind})"
         return f"Problem({self.name!r}, prior={self.prior_name!r}, sigma={self.sigma}, {kind})"
+
+
+#: the problems that were found, which :meth:`Problem.__reduce__` knows by name
+_REGISTERED: dict[str, Problem] = {}
 
 
 # -- registered problems -------------------------------------------------------------------------------------
@@ -293,18 +404,10 @@ class Problem:
 def list_problems() -> dict[str, Problem]:
     """All registered problems by name, sorted.
 
-    Raises:
-        ValueError: if two of them have the same name.
+    What is broken, or has a name that is taken, is left out with a warning.
     """
-    found: dict[str, Problem] = {}
-    for module in plugins.modules(GROUP):
-        for attribute in getattr(module, "__all__", ()):
-            problem = getattr(module, attribute)
-            if not isinstance(problem, Problem):
-                continue
-            if found.get(problem.name, problem) is not problem:
-                raise ValueError(f"two problems are named {problem.name!r}, one of them in {module.__name__}")
-            found[problem.name] = problem
+    found: dict[str, Problem] = plugins.named(GROUP, Problem, lambda _, problem: problem.name)
+    _REGISTERED.update(found)
     return dict(sorted(found.items()))
 
 
@@ -329,6 +432,9 @@ def load_problem(name: str) -> Problem:
     if not known:
         raise ValueError(f"no problem is registered under {GROUP!r}: install the package, pip install -e .")
     if name not in known:
+        family = [other for other in known if other.startswith(name.rstrip("/") + "/")]
+        if family:
+            raise ValueError(f"there is no problem {name!r}: there are {', '.join(family)}")
         raise ValueError(f"there is no problem {name!r}: {plugins.nearest(name, list(known))}")
     problem = copy.copy(known[name])
     for cached in ("operator", "prior", "reward"):

@@ -2,126 +2,86 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from invflow._core.plugins import nearest
+from invflow._core import plugins
+from invflow._core.checks import check_setting
 from invflow.flowmap import FlowMap
 from invflow.models.neural import load_prior
+from invflow.plugins import SolverEntry
 from invflow.problem import Problem
-from invflow.solvers.exact import ExactPosterior
+from invflow.solver import Solver
 
 if TYPE_CHECKING:
-    from invflow.solver import Solver
-
     Source: TypeAlias = Problem | FlowMap | str | os.PathLike[str]
 
-__all__ = ["SOLVERS", "SolverEntry", "solver_by_name"]
+__all__ = ["find_solver", "list_solvers", "solver_by_name"]
+
+GROUP = "invflow.solvers"
 
 
-@dataclass(frozen=True)
-class SolverEntry:
-    """How a named solver is built.
+def list_solvers() -> dict[str, SolverEntry]:
+    """All solvers by name, those that come with invflow first.
 
-    Attributes:
-        description: one line.
-        target: gives the class or function that builds it; its keyword parameters are the settings it knows.
-        argument: turns the problem, prior or name into that one's positional arguments.
+    Plug-ins register a module under the entry-point group ``invflow.solvers``; its ``__all__`` lists classes of
+    solvers, each called by its name in lower case with hyphens, and :class:`~invflow.plugins.SolverEntry` for other
+    names. One that is broken, or has a name that is taken, is left out with a warning.
     """
-
-    description: str
-    target: Callable[[Any], Callable[..., Solver]]
-    argument: Callable[[Any], tuple[Any, ...]]
+    found = plugins.named(GROUP, (SolverEntry, type), _name_of, what="a Solver or a SolverEntry", fold=str.lower)
+    return {name: _entry(name, offered) for name, offered in found.items()}
 
 
-def _class(place: str) -> Any:
-    """A solver's class, imported when it is asked for; its place is written ``"tilting.fmtt:FMTT"``."""
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(f"invflow.solvers.{module}"), name)
+def find_solver(name: str) -> SolverEntry:
+    """A solver's entry by its name.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known one.
+    """
+    known = list_solvers()
+    if not known:
+        raise ValueError(f"no solver is registered under {GROUP!r}: install the package, pip install -e .")
+    entry = known.get(name.lower().replace("_", "-"))
+    if entry is None:
+        raise ValueError(f"there is no solver {name!r}: {plugins.nearest(name, list(known))}")
+    return entry
 
 
-def _pretrained(place: str, description: str) -> SolverEntry:
-    """A solver with weights of its own, which its ``load`` finds by the prior's name."""
-    return SolverEntry(description, lambda _: _class(place).load, lambda s: (_name(s),))
+def _name_of(attribute: str, offered: SolverEntry | type) -> str | None:
+    if isinstance(offered, SolverEntry):
+        return offered.name
+    return plugins.kebab(attribute) if issubclass(offered, Solver) else None
 
 
-def _on_prior(place: str, description: str) -> SolverEntry:
-    """A solver that works with any prior."""
-    return SolverEntry(description, lambda _: _class(place), lambda s: (_prior(s),))
+def _entry(name: str, offered: SolverEntry | type) -> SolverEntry:
+    """The entry of a class: its first parameter is the prior, if it must be given or is called so."""
+    if isinstance(offered, SolverEntry):
+        return offered
+    words = (inspect.getdoc(offered) or "").split("\n")[0].replace("``", "")
+    first = next(iter(inspect.signature(offered).parameters.values()), None)
+    takes = first is not None and first.kind in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD) and (
+        first.default is first.empty or first.name == "prior")
+    return SolverEntry(name, words, offered, "prior" if takes else "nothing")
 
 
-def _classical(place: str, description: str) -> SolverEntry:
-    """A solver that has no prior of its own, nor takes one."""
-    return SolverEntry(description, lambda _: _class(place), lambda _: ())
-
-
-def _exact_target(source: Any) -> Callable[..., Solver]:
-    """A problem may bring an exact posterior of its own; any other source must be a mixture."""
-    return source.exact_posterior if isinstance(source, Problem) else ExactPosterior
-
-
-#: one line for each solver
-SOLVERS: dict[str, SolverEntry] = {
-    "vfm": _pretrained("vfm:VFM", "one network call for each sample; trained for certain problem classes"),
-    "fmtt": _on_prior("tilting.fmtt:FMTT", "iterative tilting along the path, with exact weights; needs no training"),
-    "lmmse": _pretrained("baselines.lmmse:LinearMMSE", "best linear estimate and its Gaussian, a baseline"),
-    "noise-smc": _on_prior("noise.tempered:NoiseSMC", "sequential Monte Carlo in noise space, exact as particles grow"),
-    "noise-rto": _on_prior(
-        "noise.rto:NoiseRTO", "randomise-then-optimise in noise space, independent draws for sharp rewards"
-    ),
-    "dps": _on_prior("field.deepinv:DPS", "diffusion posterior sampling, through deepinv; a baseline"),
-    "pigdm": _on_prior("field.deepinv:PiGDM", "pseudoinverse-guided diffusion, through deepinv; a baseline"),
-    "moment-matching": _on_prior(
-        "field.deepinv:MomentMatching", "guided diffusion with the denoiser's covariance, through deepinv"
-    ),
-    "diffpir": _on_prior("field.deepinv:DiffPIR", "plug-and-play diffusion restoration, through deepinv; a baseline"),
-    "ddrm": _on_prior(
-        "field.deepinv:DDRM", "restoration in the operator's singular vectors, through deepinv; a baseline"
-    ),
-    "ula": _on_prior("field.langevin:ULA", "plug-and-play unadjusted Langevin chains, through deepinv; a baseline"),
-    "pnp-flow": _on_prior("field.pnp_flow:PnPFlow", "plug-and-play restoration with the flow's denoiser; a baseline"),
-    "flower": _on_prior("field.flower:Flower", "denoise, condition a Gaussian, add noise back; a baseline"),
-    "tds": _on_prior(
-        "tilting.twisted_diffusion:TwistedDiffusion", "twisted diffusion sampling, exact as particles grow; a baseline"
-    ),
-    "top-k": _on_prior("search:TopKSearch", "tilted dynamics that keep the best particles: optimisation, not sampling"),
-    "beam": _on_prior(
-        "search:BeamSearch", "branches along the path, of which the best go on: optimisation, not sampling"
-    ),
-    "best-of-n": _on_prior("search:BestOfN", "the best of many prior draws: optimisation, not sampling"),
-    "bicubic": _classical("baselines.classical:Bicubic", "bicubic interpolation: one image, no posterior; a baseline"),
-    "wiener": _classical(
-        "baselines.classical:Wiener", "Wiener filter with the spectrum of photographs: one image; a baseline"
-    ),
-    "tv": _classical(
-        "baselines.total_variation:TotalVariation", "total variation: one image, no posterior; a baseline"
-    ),
-    "bm3d": _classical(
-        "baselines.block_matching:BM3D", "block matching, for noise and circular blurs: one image; a baseline"
-    ),
-    "plug-and-play": _on_prior(
-        "baselines.plug_and_play:PlugAndPlay", "splitting with the prior's denoiser: one image; a baseline"
-    ),
-    "exact": SolverEntry(
-        "closed form, for Gaussian mixtures and problems that know theirs", _exact_target,
-        lambda source: () if isinstance(source, Problem) else (_prior(source),),
-    ),
-}
+def _settings(target: Any) -> list[str]:
+    """Names of the settings: keyword-only parameters, and of others those with defaults."""
+    parameters = list(inspect.signature(target).parameters.values())
+    return [p.name for p in parameters
+            if p.kind is p.KEYWORD_ONLY or (p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty)]
 
 
 def _name(source: Source) -> str | os.PathLike[str]:
     if isinstance(source, Problem):
         if source.prior_name is None:
             raise ValueError(f"nothing was trained for the problem {source.name!r}: use --solver exact, "
-                         "fmtt or noise-smc")
-        return source.prior_name
-    if isinstance(source, FlowMap):
+                             "fmtt or noise-smc")
+        source = source.prior_name
+    if isinstance(source, FlowMap) or plugins.is_reference(source):
+        kind = type(source).__name__ if isinstance(source, FlowMap) else f"function, {source}"
         raise ValueError(
-            f"a trained solver is found by the name of its prior, not by a {type(source).__name__}: pass "
+            f"a trained solver is found by the name of its prior, not by a {kind}: pass "
             "a name such as 'mnist', or a folder"
         )
     return source
@@ -137,7 +97,7 @@ def solver_by_name(name: str, source: Source, **settings: Any) -> Solver:
     """Build a solver by its name.
 
     Args:
-        name: a key of :data:`SOLVERS`, such as ``"vfm"``.
+        name: a key of :func:`list_solvers`, such as ``"vfm"``.
         source: the problem to solve, or the prior: its name, its folder, or the flow map itself.
         **settings: of the solver, such as ``steps=4``.
 
@@ -146,21 +106,31 @@ def solver_by_name(name: str, source: Source, **settings: Any) -> Solver:
 
     Raises:
         ValueError: for an unknown name (with the nearest known one), or a setting that it does not know.
+        TypeError: for a plug-in that builds no solver.
 
     Example:
         >>> from invflow.problem import load_problem
         >>> from invflow.registry import solver_by_name
         >>> solver_by_name("exact", load_problem("gaussian/linear"))  # doctest: +SKIP
     """
-    entry = SOLVERS.get(name.lower())
-    if entry is None:
-        raise ValueError(f"there is no solver {name!r}: {nearest(name, list(SOLVERS))}")
-    arguments = entry.argument(source)
-    target = entry.target(source)
-    parameters = inspect.signature(target).parameters.items()
-    known = [key for key, parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    entry = find_solver(name)
+    target = entry.load()
+    arguments: tuple[Any, ...] = ()
+    if entry.takes == "prior":
+        arguments = (_prior(source),)
+    elif entry.takes == "name":
+        arguments = (_name(source),)
+    elif entry.takes == "source":
+        arguments = (source if isinstance(source, Problem) else _prior(source),)
+    parameters = inspect.signature(target).parameters
+    known = [key for key in _settings(target) if not (arguments and key == "prior")]
     unknown = sorted(set(settings) - set(known))
     if unknown:
         knows = f"it knows {', '.join(known)}" if known else "it has none"
         raise ValueError(f"the solver {name!r} has no setting {unknown[0]!r}: {knows}")
-    return target(*arguments, **settings)
+    checked = {key: check_setting(f"the solver {name!r}", key, value, parameters[key])
+               for key, value in settings.items()}
+    solver = target(*arguments, **checked)
+    if not isinstance(solver, Solver):
+        raise TypeError(f"the solver {name!r} of {entry.target!r} is a {type(solver).__name__}, no invflow.Solver")
+    return solver

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from invflow._core.checks import Index, as_index
+from invflow._core.networks import settle
+from invflow._core.watch import watched
 
 __all__ = ["FunctionReward", "RepeatedReward", "Reward", "ScaledReward", "score_rows", "SumReward"]
 
@@ -28,6 +30,11 @@ class Reward(ABC):
 
     num_observations: int | None = None
     differentiable: bool = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__call__" in cls.__dict__:
+            cls.__call__ = watched(cls.__call__)  # type: ignore[method-assign]
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -77,6 +84,8 @@ class FunctionReward(Reward):
         fn: ``(n, *image_shape)`` to ``(n,)``.
         differentiable: False for a black box, called without gradients; it may return what ``torch.as_tensor`` takes.
 
+    The networks in the function are put into evaluation mode and stay there.
+
     Example:
         >>> import torch, invflow
         >>> bright = invflow.FunctionReward(lambda x: x.flatten(1).mean(1))
@@ -86,6 +95,7 @@ class FunctionReward(Reward):
 
     def __init__(self, fn: Callable[[Tensor], Any], differentiable: bool = True) -> None:
         self.fn, self.differentiable = fn, differentiable
+        self._networks = settle(fn)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Score images: ``(B, N, *image_shape)`` to ``(B, N)``.
@@ -98,12 +108,15 @@ class FunctionReward(Reward):
                 f"x has shape {tuple(x.shape)}, expected (B, N, *image_shape): pass x[None] for n images of "
                 "one observation"
             )
+        for network in self._networks:
+            if network.training:
+                network.eval()
         rows = x.flatten(0, 1)
         if self.differentiable:
             values = self.fn(rows)
         else:
             with torch.no_grad():
-                values = torch.as_tensor(self.fn(rows.detach()))
+                values = torch.as_tensor(self.fn(rows.detach().clone()))  # what NumPy writes to, nothing counts
         if tuple(values.shape) != (rows.shape[0],):
             raise ValueError(
                 f"the function gave shape {tuple(values.shape)} for images {tuple(rows.shape)}, expected "
@@ -111,6 +124,10 @@ class FunctionReward(Reward):
                 "values.flatten(1).sum(1)"
             )
         return values.to(device=x.device, dtype=x.dtype).unflatten(0, x.shape[:2])
+
+    def __repr__(self) -> str:
+        black_box = "" if self.differentiable else ", differentiable=False"
+        return f"FunctionReward({getattr(self.fn, '__name__', type(self.fn).__name__)}{black_box})"
 
 
 class SumReward(Reward):
@@ -136,6 +153,9 @@ class SumReward(Reward):
             total = total + reward(x)
         return total
 
+    def __repr__(self) -> str:
+        return "(" + " + ".join(map(repr, self.rewards)) + ")"
+
     def select(self, index: Index) -> Reward:
         """The sum for some observations only."""
         return SumReward(*(r.select(index) for r in self.rewards))
@@ -155,6 +175,9 @@ class ScaledReward(Reward):
     def __call__(self, x: Tensor) -> Tensor:
         """Score images: ``(B, N, *image_shape)`` to ``(B, N)``."""
         return self.scale * self.reward(x)
+
+    def __repr__(self) -> str:
+        return f"{self.scale:g} * {self.reward!r}"
 
     def select(self, index: Index) -> Reward:
         """The scaled reward for some observations only."""

@@ -8,6 +8,7 @@ import functools
 import inspect
 import math
 import time
+import types
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from invflow._core.counting import Countable
-from invflow._core.identity import identity, quick_identity
+from invflow._core.identity import identity, quick_identity, trusting
 from invflow._core.random import as_generator
 from invflow.flowmap import FlowMap
 from invflow.posterior import NFE, Posterior
 from invflow.reward import Reward
 
-__all__ = ["Solver", "move_solver", "plain"]
+__all__ = ["Solver", "plain"]
 
 S = TypeVar("S", bound="Solver")
 
@@ -96,7 +97,8 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
         posterior.nfe = NFE(max(posterior.nfe.forward, sum(c.forward for c in calls) / rows),
                             max(posterior.nfe.backward, sum(c.backward for c in calls) / rows))
         posterior.seconds = time.perf_counter() - start
-        posterior.settings = {**self.settings(), **posterior.settings, "identity": self._identity(reward)}
+        with trusting():  # to read all weights at each call would cost half of a small sample
+            posterior.settings = {**self.settings(), **posterior.settings, "identity": self._identity(reward)}
         return posterior
 
     def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
@@ -181,12 +183,13 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
         shape = tuple(image_shape)
         swaps: dict[int, object] = {}
         for network in self._networks():
-            if tuple(getattr(network, "image_shape", shape)) == shape:
+            own: tuple[int, ...] = tuple(getattr(network, "image_shape", shape))  # type: ignore[arg-type]
+            if own == shape:
                 continue
-            resize = getattr(network, "resized", None)
+            resize: Any = getattr(network, "resized", None)
             if resize is None:
                 raise ValueError(f"{type(self).__name__} holds a {type(network).__name__} for images of shape "
-                                 f"{tuple(network.image_shape)}, which cannot take {shape}: build it with a prior for "
+                                 f"{own}, which cannot take {shape}: build it with a prior for "
                                  "images of that shape")
             swaps[id(network)] = resize(shape).counted_with(network)
         return _swapped(self, swaps) if swaps else self
@@ -206,18 +209,24 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
         parts = {"prior": getattr(self, "prior", None),
                  "adapter": getattr(self, "adapter", getattr(self, "proposal", None)),
                  "operator": getattr(reward, "operator", None)}
-        return {name: quick_identity(part) for name, part in parts.items() if part is not None}
+        held = {name: part for name, part in parts.items() if part is not None and not isinstance(part, str)}
+        return {name: quick_identity(part) for name, part in held.items()}
 
     def __repr__(self) -> str:
         """The class with its prior, and the settings that are not the defaults."""
-        parts = []
+        prior = getattr(self, "prior", None)
+        with trusting():
+            settings = self.settings()
+        parts = [] if "prior" in _parameters(type(self)) or prior is None else [f"prior={type(prior).__name__}"]
         for name, parameter in _parameters(type(self)).items():
             value = getattr(self, name, _ABSENT)
             if isinstance(value, (nn.Module, Tensor)):
-                shape: Any = getattr(value, "image_shape", getattr(value, "shape", None))
-                parts.append(f"{name}={type(value).__name__}{'' if shape is None else tuple(shape)}")
-            elif value is not _ABSENT and not _same(value, parameter.default):
-                parts.append(f"{name}={value!r}" if isinstance(value, (str, Solver)) else f"{name}={plain(value)}")
+                shape: Any = getattr(value, "shape" if isinstance(value, Tensor) else "image_shape", None)
+                parts.append(f"{name}={type(value).__name__}{'' if shape is None else (*shape,)}")
+            elif isinstance(value, Solver):
+                parts.append(f"{name}={value!r}")
+            elif name in settings and settings[name] != plain(parameter.default):
+                parts.append(f"{name}={settings[name]!r}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
@@ -229,10 +238,6 @@ def _parameters(kind: type[Solver]) -> Mapping[str, inspect.Parameter]:
     """What ``__init__`` takes beside ``self``, by name."""
     named = inspect.signature(kind.__init__).parameters.values()
     return {p.name: p for p in list(named)[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-
-
-def _same(value: object, default: object) -> bool:
-    return value is default or (isinstance(value, (bool, int, float, str, tuple)) and value == default)
 
 
 def checked_count(num_samples: int) -> int:
@@ -288,7 +293,7 @@ def _swapped(value: Any, swaps: Mapping[int, object]) -> Any:
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         items = [_swapped(item, swaps) for item in value]
         return value if all(a is b for a, b in zip(items, value)) else type(value)(items)
-    if isinstance(value, (nn.Module, Tensor, type)) or callable(value) or not hasattr(value, "__dict__"):
+    if isinstance(value, (nn.Module, Tensor, type, types.FunctionType)) or not hasattr(value, "__dict__"):
         return value
     parts = {name: _swapped(item, swaps) for name, item in vars(value).items()}
     changed = {name: part for name, part in parts.items() if part is not vars(value)[name]}
@@ -297,8 +302,3 @@ def _swapped(value: Any, swaps: Mapping[int, object]) -> Any:
     other = copy.copy(value)
     vars(other).update(changed)  # also of frozen dataclasses
     return other
-
-
-def move_solver(solver: Solver, device: torch.device) -> None:
-    """Move the networks and tensors of a solver, in place."""
-    solver.to(device)

@@ -17,15 +17,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 import invflow
-from invflow._core.records import digest
+from invflow._core.records import digest, write_record
 from invflow.datasets.files import read_image, read_kernel, read_mask
 from invflow.datasets.sets import load_images
-from invflow.evaluation.certificate.certificate import Certificate, read_record, write_record
+from invflow.evaluation.certificate.certificate import Certificate, read_simulations, write_simulations
 from invflow.evaluation.certificate.judgement import LEVELS, Check, Judgement
 from invflow.evaluation.results.parts import Part, read_part, write_part
 from invflow.models.adapter import Adapter
 from invflow.nets.classifier import Classifier
-from invflow.training.loop import LoopSettings, _load, _save
+from invflow.training.checkpoint import load, save
+from invflow.training.loop import LoopSettings, _identity
 
 __all__ = ["TARGETS", "Target"]
 
@@ -125,8 +126,8 @@ def _load_part(place: Path) -> Part:
 
 def _make_record(place: Path) -> None:
     place.mkdir(parents=True)
-    write_record(place, {"ranks": torch.arange(6).view(3, 2), "seconds": torch.rand(3, generator=_seeded())},
-                 {"num_samples": 9, "solver": "vfm"})
+    write_simulations(place, {"ranks": torch.arange(6).view(3, 2), "seconds": torch.rand(3, generator=_seeded())},
+                      {"num_samples": 9, "solver": "vfm"})
 
 
 def _make_certificate(place: Path) -> None:
@@ -138,14 +139,13 @@ def _make_certificate(place: Path) -> None:
 
 
 def _make_comparison(place: Path) -> None:
-    from invflow.evaluation.comparison import _FORMAT
+    from invflow.evaluation.comparison import _KINDS
     from invflow.evaluation.results.results import _COSTS
 
-    place.mkdir(parents=True)
-    record = {"format": _FORMAT, "values": {"p": {"s": {"crps": [0.1, 0.2]}}}, "sets": {"p": {"s": {"sw": [0.3, 0.1]}}},
+    record = {"values": {"p": {"s": {"crps": [0.1, 0.2]}}}, "sets": {"p": {"s": {"sw": [0.3, 0.1]}}},
               "costs": {"p": {"s": dict.fromkeys(_COSTS, 1.0)}}, "failures": {"p": {}}, "settings": {"num_samples": 4},
-              "solvers": {"s": {"solver": "VFM"}}, "seeds": {"p": [1]}, "versions": {"torch": "2"}}
-    (place / "comparison.json").write_text(json.dumps(record))
+              "solvers": {"s": {"solver": "VFM"}}, "seeds": {"p": [1]}, "versions": {"torch": "2"}, "missing": {}}
+    write_record(place / "comparison.json", _KINDS[0], record)
 
 
 def _load_comparison(place: Path) -> Any:
@@ -173,14 +173,14 @@ def _training() -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]
 def _make_checkpoint(place: Path) -> None:
     place.mkdir(parents=True)
     parameters, average, buffers, optimizer, settings = _training()
-    _save(place, 5, parameters, average, buffers, optimizer, settings)
+    save(place, 5, parameters, average, buffers, optimizer, _identity(settings), {"objective": "a", "data": "b"})
 
 
 def _load_checkpoint(place: Path) -> str:
     if not (place / "checkpoint.safetensors").exists():
         raise FileNotFoundError("no checkpoint: training begins anew")
     parameters, average, buffers, optimizer, settings = _training()
-    step = _load(place, parameters, average, buffers, optimizer, settings)
+    step = load(place, parameters, average, buffers, optimizer, _identity(settings), {"objective": "a", "data": "b"})
     state = {f"{i}.{k}": v for i, held in enumerate(optimizer.state.values()) for k, v in held.items()}
     return digest({**parameters, **{f"a.{k}": v for k, v in average.items()}, **buffers, **state}, {"step": step})
 
@@ -281,10 +281,11 @@ TARGETS = [
            ["p.safetensors"], functools.partial(_has_digest, name="*.safetensors")),
     Target("part", _make_part, _load_part, lambda p: digest(p.tensors, {"rest": str((p.columns, p.costs, p.seed))}),
            ["part.safetensors"], functools.partial(_has_digest, name="*.safetensors")),
-    Target("record", _make_record, read_record, lambda r: digest(r[0], {"settings": str(r[1])}),
+    Target("record", _make_record, read_simulations, lambda r: digest(r[0], {"settings": str(r[1])}),
            ["simulations.safetensors"], functools.partial(_has_digest, name="*.safetensors")),
     Target("certificate", _make_certificate, Certificate.load, lambda c: c.to_markdown(),
-           ["certificate.json", "certificate.json", "simulations.safetensors"]),
+           ["certificate.json", "certificate.json", "simulations.safetensors"],
+           lambda place: _has_digest(place, "certificate.json") and _has_digest(place, "*.safetensors")),
     Target("comparison", _make_comparison, _load_comparison, lambda c: c.to_markdown(), ["comparison.json"]),
     Target("checkpoint", _make_checkpoint, _load_checkpoint, str, ["checkpoint.safetensors"],
            functools.partial(_has_digest, name="*.safetensors")),

@@ -112,10 +112,9 @@ def check_problems(names: list[str | None]) -> None:
 
 
 def check_settings(solver: str, problem: str, settings: list[str]) -> None:
-    from invflow.problem import load_problem
-    from invflow.registry import SOLVERS
+    from invflow.registry import find_solver
 
-    target = SOLVERS[solver].target(load_problem(problem))
+    target = find_solver(solver).load()
     known = inspect.signature(target).parameters
     for pair in settings:
         key, equals, _ = pair.partition("=")
@@ -137,7 +136,7 @@ def check(command: str, page: str = "") -> None:
     elif words[0] in ("python", "python3"):
         assert (ROOT / words[1]).is_file(), f"there is no file {words[1]}"
     if words[0] == "invflow":
-        from invflow.cli.image_task import kebab
+        from invflow._core.plugins import kebab
 
         text = (ROOT / page).read_text(encoding="utf-8") if page else ""
         check_invflow(words[1:], {kebab(own) for own in re.findall(r"^class (\w+)\(Operator\)", text, re.MULTILINE)})

@@ -51,14 +51,15 @@ def test_equal_weights_agree_with_torch() -> None:
 
 
 def test_weights_act_as_copies() -> None:
-    """Integer weights stand for copies: the mean is theirs, the spread has the divisor 1 - sum w^2."""
+    """Integer weights stand for copies: the mean is theirs, and the variance with that of the weighted mean added."""
     samples = normal(1, 5, 2)
     counts = torch.tensor([3, 0, 1, 4, 2])
     posterior = Posterior(samples, counts.log()[None])
     copies = samples[0].repeat_interleave(counts, 0)
     assert torch.allclose(posterior.mean()[0], copies.mean(0), atol=1e-14)
-    share = 1 - ((counts / 10.0) ** 2).sum()
-    assert torch.allclose(posterior.std()[0] ** 2, copies.var(0, correction=0) / share, atol=1e-13)
+    square = (counts / 10.0).double() ** 2
+    of_mean = (square[:, None] * (samples[0] - copies.mean(0)) ** 2).sum(0) / (1 - square.sum())
+    assert torch.allclose(posterior.std()[0] ** 2, copies.var(0, correction=0) + of_mean, atol=1e-13)
     assert posterior.ess().item() == pytest.approx(100 / (9 + 1 + 16 + 4))
 
 

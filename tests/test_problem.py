@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import types
 
 import pytest
 import torch
@@ -104,16 +103,19 @@ def test_unknown_names_lead_to_the_nearest():
         load_problem("mnist/box-inpaint")
 
 
-def test_third_party_problems_are_found_and_double_names_refused(monkeypatch):
-    module = types.ModuleType("hospital")
-    module.scanner, module.__all__ = image_problem(name="hospital/scanner"), ["scanner"]
-    monkeypatch.setattr(plugins, "modules", lambda group: (module,))
+def test_third_party_problems_are_found_and_double_names_left_out(monkeypatch):
+    first, second = image_problem(name="hospital/scanner"), image_problem(name="hospital/scanner")
+    offered = [("scanner", first, "hospital")]
+    monkeypatch.setattr(plugins, "offers", lambda group: tuple(offered))
     assert load_problem("hospital/scanner").name == "hospital/scanner"
-    second = types.ModuleType("clinic")
-    second.scanner, second.__all__ = image_problem(name="hospital/scanner"), ["scanner"]
-    monkeypatch.setattr(plugins, "modules", lambda group: (module, second))
-    with pytest.raises(ValueError, match="two problems"):
-        list_problems()
+    offered.append(("scanner", second, "clinic"))
+    with pytest.warns(UserWarning, match="'clinic' .* left out: 'hospital' has one of that name"):
+        assert list_problems() == {"hospital/scanner": first}
+
+
+def test_a_family_of_problems_is_listed():
+    with pytest.raises(ValueError, match="'mnist': there are mnist/box-inpainting, mnist/denoising, mnist/gaussian"):
+        load_problem("mnist")
 
 
 def test_loaded_problems_share_no_operator():

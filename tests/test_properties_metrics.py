@@ -149,6 +149,22 @@ def test_intervals_move_with_the_samples(seed: int, b: int, n: int, d: int, leve
     assert_near(scale_of.scale, M.conformal_scale(samples[:, order], truth, level, kind="image").scale, 1e-9)
 
 
+@property_test(6, seed=seeds, b=st.integers(1, 3), n=st.integers(4, 9), side=st.integers(3, 6), scale=scales)
+def test_regions_know_neither_order_nor_units(seed: int, b: int, n: int, side: int, scale: float) -> None:
+    samples, truth = tensor(seed, b, n, 1, side, side), tensor(seed + 1, b, 1, side, side)
+    order, weights = _order(seed, n), tensor(seed + 2, b, n)
+    value = M.patch_energy_score(samples, truth, weights, size=2)
+    assert_near(M.patch_energy_score(samples[:, order], truth, weights[:, order], size=2), value, 1e-9)
+    assert_near(M.patch_energy_score(scale * samples + 4, scale * truth + 4, weights, size=2), abs(scale) * value, 1e-9)
+    assert_near(M.block_means(scale * samples + 4, 2), scale * M.block_means(samples, 2) + 4, 1e-12)
+    assert_near(M.block_means(samples, 1), samples, 1e-12)
+    near = M.near_ink(truth, 0.1, 1)
+    assert bool((M.near_ink(truth + 0.2, 0.1, 1) >= near).all())
+    assert torch.equal(M.near_ink(truth.flip(-1), 0.1, 1), near.flip(-1))
+    inside = M.coverage_near_ink(samples, truth, 0.4, threshold=-9.0)
+    assert_near(inside, M.coverage(samples, truth, 0.4).flatten(1).mean(1), 1e-9)
+
+
 @property_test(8, **sizes)
 def test_ranks_know_the_order_of_values_alone(seed: int, b: int, n: int, d: int) -> None:
     samples, truth = _sets(seed, b, n, d)

@@ -132,6 +132,33 @@ def test_poisson_of_overshooting_images_points_back():
     assert float(values.detach().diff(dim=1).abs().max()) < 1.1 * 1e-3 * float(slope.max())  # no jump
 
 
+def test_poisson_pays_nothing_for_negative_rates():
+    """Of every rate, negative ones too, the probabilities of all counts add up to 1; a dark image has its evidence."""
+    x = torch.tensor([-30.0, -1.0, -1e-3, 0.0, 0.2], dtype=torch.float64)
+    counts = PoissonLikelihood(Denoising((1,)), torch.arange(40)[:, None], gain=10.0)
+    total = counts(x[None, :, None].expand(40, -1, -1)).exp().sum(0)
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=5e-4)  # what the tangent has left of 1e-3
+    grid = torch.linspace(-6, 6, 6001, dtype=torch.float64)
+    prior = torch.distributions.Normal(torch.tensor(0.1, dtype=torch.float64), 1.0)
+    dark = PoissonLikelihood(Denoising((1,)), torch.zeros(1, 1), gain=30.0)
+    found = (dark(grid[None, :, None])[0] + prior.log_prob(grid)).exp().sum() * (grid[1] - grid[0])
+    # P(x < 0) and, of what is over it, the Laplace transform of a normal number
+    rest = math.exp(-30 * 0.1 + 450 + float(torch.special.log_ndtr(torch.tensor(0.1 - 30, dtype=torch.float64))))
+    assert float(found) == pytest.approx(float(prior.cdf(torch.zeros_like(grid[0]))) + rest, rel=1e-3)
+
+
+def test_poisson_posteriors_cover_as_often_as_they_say():
+    """Truths, a third of them negative, in the 90% intervals of the posterior that quadrature finds."""
+    truths = 0.1 + 0.3 * torch.randn(4000, generator=seeded(3), dtype=torch.float64)
+    y = PoissonLikelihood(Denoising((1,)), torch.zeros(4000, 1), gain=10.0).simulate(truths[:, None], seeded(4))
+    grid = torch.linspace(-1.4, 1.6, 1501, dtype=torch.float64)
+    likelihood = PoissonLikelihood(Denoising((1,)), y, gain=10.0)
+    log_density = likelihood(grid[None, :, None].expand(4000, -1, -1)) - 0.5 * ((grid - 0.1) / 0.3).square()
+    below = (log_density.softmax(1) * (grid < truths[:, None])).sum(1)
+    covered = float(((below > 0.05) & (below < 0.95)).double().mean())
+    assert covered == pytest.approx(0.9, abs=4 * math.sqrt(0.09 / 4000))
+
+
 def test_residual_is_one_for_the_truth():
     operator, x = SuperResolution((1, 16, 16), 2), rand(40, 1, 16, 16)
     y = operator.measure(x, 0.2, generator=seeded())
@@ -348,7 +375,7 @@ def likelihood_of(kind: type[GaussianLikelihood]) -> GaussianLikelihood:
 @pytest.mark.parametrize(("make", "message"), [
     (Averaged, "particle 1 alone"), (WrongShape, r"expected floats \(B, N\)"),
     (Detached, "carries no gradient"), (WrongGradient, "finite differences"),
-    (GlobalNoise, "global random state"), (WritesImages, "wrote into"),
+    (GlobalNoise, "global random state"), (WritesImages, "in place"),
     (lambda: likelihood_of(ForgetsToSelect), "select"), (lambda: likelihood_of(TakesFirst), "select"),
     (lambda: likelihood_of(FixedSimulation), "simulate"),
     (lambda: FunctionReward(lambda x: x.flatten(1).sum(1) * math.nan), "NaN"),

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invflow.evaluation.summary import write_json
+from invflow.evaluation.summary import is_collapsed, write_json
 from invflow.flowmap import FlowMap
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.spectral import gaussian_estimate
@@ -51,13 +51,15 @@ def judge(posterior: Posterior, likelihood: GaussianLikelihood, truth: Tensor) -
     hidden = likelihood.operator.observed()
     spread = posterior.std().flatten(1)
     quiet = torch.ones_like(spread, dtype=torch.bool) if hidden is None else ~hidden.flatten(1).expand_as(spread)
-    return {
+    log_weights, ess = posterior.log_weights if posterior.weighted else None, posterior.ess()
+    found = {
         "psnr": psnr(posterior.mean(), truth),
-        "crps": crps(posterior.samples, truth, posterior.log_weights).flatten(1).mean(dim=1),
-        "coverage": coverage(posterior.samples, truth, 0.9, posterior.log_weights).float().flatten(1).mean(dim=1),
-        "residual": likelihood.residual(posterior.samples).mean(dim=1).sqrt(),
+        "crps": crps(posterior.samples, truth, log_weights).flatten(1).mean(dim=1),
+        "coverage": coverage(posterior.samples, truth, 0.9, log_weights).flatten(1).mean(dim=1),
+        "residual": (likelihood.residual(posterior.samples) * posterior.weights).sum(dim=1).sqrt(),
         "spread": (spread.square() * quiet).sum(dim=1).div(quiet.sum(dim=1).clamp(min=1)).sqrt(),
     }
+    return found if ess is None else {**found, "ess": ess}
 
 
 def stationary_estimate(prior: NeuralFlowMap, likelihood: GaussianLikelihood) -> Tensor:
@@ -80,8 +82,9 @@ def evaluate(problem: Problem, solvers: dict[str, Solver], *, num_observations: 
         estimates: functions of the likelihood that return one image for each observation, by name.
 
     Returns:
-        For each solver its metrics: means, standard errors, calls for each sample and seconds; estimates and
-        ``pseudo-inverse`` have their PSNR alone.
+        For each solver its metrics: means, standard errors, calls for each sample and seconds, under its name, with
+        "(collapsed)" where :func:`~invflow.evaluation.summary.is_collapsed`; estimates and ``pseudo-inverse`` have
+        their PSNR alone.
     """
     g = torch.Generator().manual_seed(seed)
     truth, likelihood = problem.simulate(num_observations, generator=g, shuffle=False)
@@ -92,6 +95,8 @@ def evaluate(problem: Problem, solvers: dict[str, Solver], *, num_observations: 
     for name, solver in solvers.items():
         posterior = solver.sample(likelihood, num_samples, generator=torch.Generator().manual_seed(seed), progress=True)
         columns = judge(posterior, likelihood, truth)
+        if is_collapsed(columns.get("ess", torch.empty(0)).tolist(), num_samples):
+            name = f"{name} (collapsed)"  # under ten effective samples
         table[name] = {key: [float(value.mean()), standard_error(value)] for key, value in columns.items()}
         table[name] |= {"calls": posterior.nfe.forward, "seconds": posterior.seconds}
     return table

@@ -31,7 +31,7 @@ from invflow.metrics import sliced_wasserstein
 from invflow.models.mixture import GaussianMixtureFlow
 from invflow.plugins import write_atomically
 from invflow.posterior import Posterior
-from invflow.registry import SOLVERS, solver_by_name
+from invflow.registry import list_solvers, solver_by_name
 from invflow.solver import Solver
 from invflow.solvers.exact import ExactPosterior
 from invflow.solvers.tilting.annealing import AnnealedCovariance, ReversalDiffusion
@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    methods = [name for name in options.methods if METHODS[name][0] in SOLVERS]
+    methods = [name for name in options.methods if METHODS[name][0] in list_solvers()]
     for name in set(options.methods) - set(methods):
         say(f"left out {name}: there is no such solver here")
     table, evidence = options.output / "table.csv", options.output / "evidence.csv"

@@ -81,10 +81,7 @@ def run(output: Path, pictures: Sequence[Picture], tasks: Sequence[str], solvers
         except (ImportError, ValueError) as error:
             say(f"{name} is left out: {' '.join(str(error).split())}")
             continue
-        fingerprint = getattr(getattr(solver, "prior", None), "fingerprint", None)
-        settings = getattr(solver, "settings", None)
-        setup = {"seed": seed, "samples": samples, "solver": settings() if callable(settings) else name,
-                 "prior": fingerprint() if callable(fingerprint) else None}
+        setup = {"seed": seed, "samples": samples, "solver": solver.settings(), "content": solver.fingerprint()}
         for task in tasks:
             for picture in pictures:
                 cell = run_cell(output, picture, task, name, lambda solver=solver: solver, setup)  # type: ignore[misc]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -11,9 +13,13 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "as_index", "as_levels", "checked_evidence", "checked_samples", "Index", "looks_like_image", "normalised",
-    "precise", "warn_of_range",
+    "as_index", "as_levels", "as_shape", "check_setting", "checked_evidence", "checked_samples", "Index",
+    "looks_like_image", "normalised", "precise", "to_tensor_hint", "warn_of_range",
 ]
+
+#: words of annotations that :func:`check_setting` judges by
+_JUDGED = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "None": (type(None),),
+           "tuple": (tuple, list), "list": (tuple, list), "Sequence": (tuple, list)}
 
 Index: TypeAlias = "int | slice | Sequence[int] | Tensor"
 
@@ -68,6 +74,64 @@ def as_levels(value: float | Tensor, n: int, name: str, *, allow_zero: bool = Fa
         bound = ">= 0" if allow_zero else "> 0"
         raise ValueError(f"{name} is {levels.flatten().tolist()[:4]}: it must be finite and {bound}")
     return levels.reshape(-1).expand(n).clone()
+
+
+def as_shape(shape: Sequence[int], call: str) -> tuple[int, ...]:
+    """The shape of an image, if it is one.
+
+    Args:
+        shape: whole numbers of at least 1.
+        call: that would work, for the error.
+
+    Raises:
+        ValueError: for anything else, such as a factor in the shape's place.
+    """
+    if isinstance(shape, Sequence) and not isinstance(shape, str) and len(shape) and all(
+            isinstance(side, int) and side > 0 for side in shape):
+        return tuple(shape)
+    raise ValueError(f"image_shape is {shape!r}: the first argument is the shape of one image, as in {call}")
+
+
+def check_setting(owner: str, name: str, value: object, parameter: inspect.Parameter) -> object:
+    """A setting that was typed, if its kind is one that the parameter's annotation names; a list where a tuple is due.
+
+    An annotation of other words than Python's plain types is not judged.
+
+    Raises:
+        ValueError: for a word where a number is due, say.
+    """
+    annotation = parameter.annotation if isinstance(parameter.annotation, str) else getattr(
+        parameter.annotation, "__name__", "")
+    outer = re.sub(r"\[[^\[\]]*\]", "", annotation)  # what is in a tuple is the callee's business
+    words = re.findall(r"\w+", outer)
+    if not words or not set(words) <= set(_JUDGED):
+        return value
+    kinds = tuple(kind for word in words for kind in _JUDGED[word])
+    if isinstance(value, kinds) and (not isinstance(value, bool) or "bool" in words):
+        return tuple(value) if isinstance(value, list) and "tuple" in words else value
+    default = parameter.default
+    example = f", such as {name}={default}" if isinstance(default, (int, float, str)) else ""
+    raise ValueError(f"the setting {name} of {owner} is {value!r}: it takes {' or '.join(annotation.split(' | '))}"
+                     f"{example}")
+
+
+def to_tensor_hint(value: object, name: str) -> str:
+    """How to make a batch of images of what is no floating-point tensor: the end of an error."""
+    if isinstance(value, Tensor):
+        scaled = " / 255" if value.dtype == torch.uint8 else ""
+        return f"{name} is a tensor of {value.dtype}: images are floating point in [0, 1], pass {name}.float(){scaled}"
+    kind, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    if kind is not None and shape is not None:  # a NumPy array, or one that torch takes like it
+        axes = "[None, None]" if len(shape) == 2 else "[None]" if len(shape) == 3 else ""
+        if len(shape) >= 3 and shape[-1] in (1, 3) and shape[-3] not in (1, 3):  # as files and matplotlib have it
+            axes = f".movedim(-1, -3){axes}"
+        scaled = " / 255" if str(kind) == "uint8" else ""
+        return (f"{name} is a {type(value).__name__} of {kind} and shape {tuple(shape)}: pass a tensor, "
+                f"torch.as_tensor({name}){axes}.float(){scaled}")
+    if callable(getattr(value, "getdata", None)):  # a picture of Pillow's
+        return (f"{name} is a picture of {type(value).__module__}: pass a tensor, torchvision.transforms.functional."
+                f"to_tensor({name})[None], or read its file with invflow.imageio.read_image(path)[None]")
+    return f"{name} is {value!r:.60}: pass a floating-point tensor of images in [0, 1]"
 
 
 def looks_like_image(shape: Sequence[int]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import Protocol
 
@@ -11,6 +13,9 @@ from torch import Tensor
 __all__ = ["conjugate_gradient", "Map", "solve"]
 
 Map = Callable[[Tensor], Tensor]
+
+#: steps after which a system too badly conditioned is given up
+_MOST_STEPS = 1000
 
 
 def solve(apply: Map, right: Tensor, precondition: Map, iterations: int, tolerance: float,
@@ -66,7 +71,7 @@ class Linear(Protocol):
     def observed(self) -> Tensor | None: ...
 
 
-def conjugate_gradient(operator: Linear, y: Tensor, iterations: int = 100,
+def conjugate_gradient(operator: Linear, y: Tensor, iterations: int | None = None,
                        tolerance: float | None = None) -> Tensor:
     """Least-squares image of smallest norm, by conjugate gradients on the normal equations.
 
@@ -76,11 +81,15 @@ def conjugate_gradient(operator: Linear, y: Tensor, iterations: int = 100,
     Args:
         operator: linear.
         y: ``(n, *measurement_shape)``; entries that were not observed are ignored.
-        iterations: at most so many; few of them regularise.
+        iterations: at most so many; few of them regularise. None: until the tolerance is reached, within twenty steps
+            for each unknown and 1,000 in all.
         tolerance: stop a row once |A'(y - A x)| falls to this share of |A'y|; default ten times the rounding.
 
     Returns:
         ``(n, *image_shape)``.
+
+    Warns:
+        UserWarning: where the tolerance was to be reached and was not, with what is left.
     """
     def squared_norm(values: Tensor) -> Tensor:
         return values.square().flatten(1).sum(1)
@@ -94,7 +103,10 @@ def conjugate_gradient(operator: Linear, y: Tensor, iterations: int = 100,
     residual = y if observed is None else torch.where(observed, y, 0.0)
     direction = operator.adjoint(residual)
     image, size = torch.zeros_like(direction), squared_norm(direction)
-    target = size * tolerance**2
+    first, target = size, size * tolerance**2
+    to_the_end = iterations is None
+    if iterations is None:
+        iterations = min(_MOST_STEPS, max(100, 20 * min(direction[0].numel(), y[0].numel())))
     # a GPU would be waited for at each step; the steps that it takes in vain are of length zero
     asked = 1 if y.device.type == "cpu" else 8
     for k in range(iterations):
@@ -109,4 +121,10 @@ def conjugate_gradient(operator: Linear, y: Tensor, iterations: int = 100,
         new_size = torch.where(active, squared_norm(gradient), size)
         direction = gradient + scale(new_size / size.clamp(min=kind.tiny), direction)
         size = new_size
+    if to_the_end and bool((size > target).any()):  # a GPU is waited for, once
+        left = math.sqrt(float((size / first.clamp(min=kind.tiny)).max()))
+        warnings.warn(f"the pseudo-inverse of {type(operator).__name__} was not reached: after {iterations} conjugate "
+                      f"gradient steps {left:.1g} of the gradient is left (asked for: {tolerance:.1g}), so that the "
+                      "image is a regularised one: the operator is badly conditioned, and the noise that is blown up "
+                      "on the rest of the way is better left to a solver", stacklevel=2)
     return image

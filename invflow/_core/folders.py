@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from invflow._core import plugins
 from invflow._core.records import digest, parse_json, write_atomically
 
 __all__ = ["kind_of", "load_built", "read_config", "resolve_folder", "save_module", "shipped_names"]
@@ -60,7 +61,7 @@ def resolve_folder(name: str | os.PathLike[str], kind: str) -> Path:
     hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(
         f"no {kind} named {str(name)!r}{hint} Known: {', '.join(shipped_names(kind)) or 'none'}; a folder that "
-        "save_pretrained wrote; or a Hub repository id 'owner/name'"
+        "save_pretrained wrote; a Hub repository id 'owner/name'; or, of a prior, a function 'package.module:function'"
     )
 
 
@@ -84,6 +85,9 @@ def kind_of(name: str | os.PathLike[str]) -> str:
     Raises:
         ValueError: if it is not there, or its ``config.json`` names no kind.
     """
+    registered = {plugins.kebab(own) for own in plugins.names("invflow.priors")}
+    if plugins.is_reference(name) or (str(name) in registered and not (SHIPPED / str(name)).is_dir()):
+        return "flow-map"
     path = resolve_folder(name, "flow-map") / CONFIG
     try:
         return str(parse_json(path.read_text(encoding="utf-8"))["kind"])

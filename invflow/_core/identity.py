@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from invflow._core.version import VERSION
 
-__all__ = ["UnidentifiedError", "identity", "quick_identity"]
+__all__ = ["UnidentifiedError", "identity", "quick_identity", "remembered", "trusting"]
 
 #: packages whose code is known by its version
 _KNOWN = {*sys.stdlib_module_names, "builtins", "torch", "torchvision", "numpy", "scipy", "PIL", "deepinv",
@@ -81,30 +82,64 @@ def identity(value: object) -> str:
     return _Reader().read(value).hex()
 
 
+_TRUST: ContextVar[bool] = ContextVar("invflow_trust_versions", default=False)
+
+
+@contextmanager
+def trusting() -> Iterator[None]:
+    """Let digests be remembered as long as the versions of tensors stay: for what is asked at each sample."""
+    before = _TRUST.set(True)
+    try:
+        yield
+    finally:
+        _TRUST.reset(before)
+
+
 def quick_identity(value: object) -> str | None:
-    """As :func:`identity` for what is asked again and again; None for what cannot be identified.
+    """As :func:`identity`, but None for what cannot be identified, and quick inside :func:`trusting`.
 
-    The content is read anew where one of its tensors was written to or replaced, or an attribute of the object itself
-    was set. Writing through ``tensor.data`` and setting an attribute of a part are not seen: :func:`identity` sees
-    both.
+    The content is then read anew only where one of its tensors was written to or replaced, or an attribute of the
+    object itself was set. Writing through ``tensor.data`` and setting an attribute of a part are not seen.
     """
+    trust = _TRUST.get()
+    reader = _Reader(exact=not trust)
+
+    def read() -> str | None:
+        try:
+            return reader.read(value).hex()
+        except UnidentifiedError:
+            return None
+
     try:
-        known = _SEEN.get(value)
-    except TypeError:  # it cannot be hashed or referred to weakly
-        return _attempt(_Reader(exact=False), value)
-    if known is not None and known.holds(value):
-        return known.digest
-    reader = _Reader(exact=False)
-    digest = _attempt(reader, value)
-    _SEEN[value] = _Seen(digest, value, reader.tensors)
-    return digest
+        # tensors are compared number by number, also as keys; what cannot be hashed or referred to weakly is none
+        if not trust or isinstance(value, Tensor):
+            return read()
+        return _remembered(value, "identity", read, lambda: reader.tensors)
+    except TypeError:
+        return read()
 
 
-def _attempt(reader: _Reader, value: object) -> str | None:
-    try:
-        return reader.read(value).hex()
-    except UnidentifiedError:
-        return None
+def remembered(module: nn.Module, digest: Callable[[nn.Module], str]) -> str:
+    """A digest of a module's weights; inside :func:`trusting`, found anew only where one was written to or replaced.
+
+    Args:
+        module: whose weights.
+        digest: of a module, a function that depends on its weights alone.
+    """
+    if not _TRUST.get():
+        return digest(module)
+    found = _remembered(module, digest, lambda: digest(module), lambda: [*module.parameters(), *module.buffers()])
+    assert found is not None
+    return found
+
+
+def _remembered(value: object, key: object, compute: Callable[[], str | None],
+                tensors: Callable[[], Iterable[Tensor]]) -> str | None:
+    known = _SEEN.setdefault(value, {})
+    if key not in known or not known[key].holds(value):
+        found = compute()
+        known[key] = _Seen(found, value, tensors())
+    return known[key].digest
 
 
 class _Seen:
@@ -112,18 +147,22 @@ class _Seen:
 
     def __init__(self, digest: str | None, value: object, tensors: Iterable[Tensor]) -> None:
         self.digest, self._surface = digest, _surface(value)
-        self._tensors = [(weakref.ref(x), _version(x), x.data_ptr()) for x in tensors]
+        watched = list(tensors)
+        self._tensors, self._versions = [weakref.ref(x) for x in watched], [_version(x) for x in watched]
+        # of some: what moves a module, or changes its type, gives all of its tensors another place
+        self._places = [(weakref.ref(x), x.data_ptr()) for x in watched[:1] + watched[-1:]]
 
     def holds(self, value: object) -> bool:
-        for reference, version, place in self._tensors:
-            x = reference()
-            # a tensor that is gone was replaced
-            if x is None or version is None or x._version != version or x.data_ptr() != place:
-                return False
-        return self._surface == _surface(value)
+        """Whether no tensor was written to, none replaced (so that it is gone), and no attribute set."""
+        try:
+            return (all(x().data_ptr() == place for x, place in self._places)  # type: ignore[union-attr]
+                    and [x()._version for x in self._tensors] == self._versions  # type: ignore[union-attr]
+                    and _surface(value) == self._surface)
+        except (AttributeError, RuntimeError):  # a tensor that is gone, or of inference mode
+            return False
 
 
-_SEEN: weakref.WeakKeyDictionary[Any, _Seen] = weakref.WeakKeyDictionary()
+_SEEN: weakref.WeakKeyDictionary[Any, dict[object, _Seen]] = weakref.WeakKeyDictionary()
 
 
 def _surface(value: object) -> list[tuple[str, object]]:
@@ -158,7 +197,7 @@ def _tensor_bytes(x: Tensor, exact: bool) -> bytes:
         plain = x.detach().cpu().resolve_conj().resolve_neg().contiguous()
         # of size 1 along a dimension, a contiguous tensor may have any stride there: flattened, it would keep it
         flat = plain.as_strided((plain.numel(),), (1,), plain.storage_offset())
-        found.update(flat.view(torch.uint8).numpy())
+        found.update(flat.view(torch.uint8).numpy().data)
     digest = found.digest()
     if version is not None:
         reference = weakref.ref(x, lambda gone: _TENSORS.pop(key, None) if _is(key, gone) else None)

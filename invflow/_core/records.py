@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,107 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from invflow._core.files import write_atomically
 from invflow._core.version import VERSION
 
-__all__ = ["as_json", "digest", "fingerprint", "finite", "parse_json", "read_posterior", "versions", "write_posterior"]
+__all__ = ["as_json", "digest", "fingerprint", "finite", "parse_json", "read_posterior", "read_record", "versions",
+           "write_atomically", "write_posterior", "write_record"]
 
-_FORMAT = "invflow.posterior/1"
-
+_POSTERIOR = ("invflow.posterior/2", "invflow.posterior/1")
 _DIAGNOSTIC = "diagnostics."  # prefix of the tensors among the diagnostics
+_EMPTY = "empty"  # stands in a file without tensors, which safetensors does not write
+
+
+# -- any record --------------------------------------------------------------------------------------------------------
+
+
+def write_record(path: Path, kind: str, plain: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> str:
+    """Write a record: plain data and tensors under one digest, whole or not at all.
+
+    Args:
+        path: of the file.
+        kind: what it is and in which version, such as ``"invflow.posterior/2"``.
+        plain: what JSON holds.
+        tensors: by name, which make a safetensors file; None for a JSON file.
+
+    Returns:
+        Its digest, by which other records can name it.
+
+    Raises:
+        TypeError: for what JSON cannot hold, naming the entry.
+        OSError: if the file cannot be written.
+    """
+    # as it will be read, so that tuples and keys that are numbers have the same digest on both sides
+    header = json.loads(json.dumps({"format": kind, **as_json(plain, "record")}))
+    if tensors is None:
+        whole = digest({}, header)
+        text = json.dumps({**header, "digest": whole}, indent=1) + "\n"
+        write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+        return whole
+    # clones, because safetensors refuses tensors that share memory
+    stored = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+    stored = stored or {_EMPTY: torch.zeros(1)}
+    header["content"] = digest(stored, {})  # apart, so that the plain data can be read and checked alone
+    whole = digest({}, header)
+    metadata = {"invflow": json.dumps({**header, "digest": whole})}
+    write_atomically(path, lambda name: save_file(stored, name, metadata))
+    return whole
+
+
+def read_record(path: Path, *kinds: str, tensors: bool | None = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what :func:`write_record` wrote, or what versions before it did.
+
+    Args:
+        path: of the file.
+        kinds: that are taken; the first is the one that is written today, and must have its digest.
+        tensors: whether to read these too; None for a JSON file.
+
+    Returns:
+        The plain data with its ``format`` and its ``digest`` (None in old files without one), and the tensors.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, was changed, or is of another kind.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    what = kinds[0].removeprefix("invflow.").partition("/")[0]
+    text, held = _read_json(path) if tensors is None else _read_safetensors(path, tensors)
+    try:
+        header = parse_json(text)
+        kind, known = header["format"], header.pop("digest", None)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} holds no {what} ({type(error).__name__}: {error})") from error
+    if kind not in kinds:
+        raise ValueError(f"{path}: its format is {kind!r}, this version of invflow reads {' and '.join(kinds)}")
+    content = header.get("content")
+    if kind != kinds[0] and content is None:  # old files have one digest of everything, the oldest have none
+        changed = known is not None and tensors and known != digest(held, header)
+    else:
+        changed = known != digest({}, header) or (tensors and content is not None and content != digest(held, {}))
+    if changed:
+        raise ValueError(f"{path} is not as it was saved: its numbers or its settings were changed")
+    held.pop(_EMPTY, None)
+    return {**header, "digest": known}, held
+
+
+def _read_json(path: Path) -> tuple[str, dict[str, Tensor]]:
+    try:
+        return path.read_text(encoding="utf-8"), {}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is truncated or no JSON file: {error}") from error
+
+
+def _read_safetensors(path: Path, tensors: bool) -> tuple[str, dict[str, Tensor]]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            held = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118 - not a dict
+            return (file.metadata() or {}).get("invflow", "{}"), held
+    except Exception as error:  # safetensors has errors of its own, and KeyErrors for types that torch lacks
+        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+
+
+# -- posteriors --------------------------------------------------------------------------------------------------------
 
 
 def write_posterior(path: Path, tensors: Mapping[str, Tensor], diagnostics: Mapping[str, Any],
@@ -35,18 +128,13 @@ def write_posterior(path: Path, tensors: Mapping[str, Tensor], diagnostics: Mapp
             tensors[_DIAGNOSTIC + key] = value
         else:
             plain[key] = value
-    header = {
-        "format": _FORMAT,
+    write_record(path, _POSTERIOR[0], {
         "nfe": dict(nfe),
         "seconds": seconds,
         "diagnostics": as_json(plain, "diagnostics"),
         "settings": as_json(settings, "settings"),
         "versions": versions(),
-    }
-    # clones, because safetensors refuses tensors that share memory
-    stored = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
-    header["digest"] = digest(stored, header)
-    write_atomically(path, lambda name: save_file(stored, name, {"invflow": json.dumps(header)}))
+    }, tensors)
 
 
 def read_posterior(path: Path) -> dict[str, Any]:
@@ -56,30 +144,18 @@ def read_posterior(path: Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is truncated, no safetensors file, or holds something else than a posterior.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}: pass one that Posterior.save wrote")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except Exception as error:  # safetensors has errors of its own, and KeyErrors for types that torch lacks
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+        header, tensors = read_record(path, *_POSTERIOR)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no file {str(path)!r}: pass one that Posterior.save wrote") from error
     try:
-        header = parse_json(metadata["invflow"])
-        if header["format"] != _FORMAT:
-            raise ValueError(f"its format is {header['format']!r}, this version of invflow reads {_FORMAT!r}")
-        known = header.pop("digest", None)
-        if known is not None and known != digest(tensors, header):
-            raise ValueError("it is not as it was saved: its numbers or its settings were changed")
         nfe = {"forward": float(header["nfe"]["forward"]), "backward": float(header["nfe"]["backward"])}
         diagnostics, settings = dict(header["diagnostics"]), dict(header["settings"])
         settings["versions"] = header["versions"]
         samples, seconds = tensors["samples"], float(header["seconds"])
     except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
-        raise ValueError(
-            f"{path} is a safetensors file but holds no posterior that can be read ({type(error).__name__}: "
-            f"{error}): pass one that Posterior.save wrote"
-        ) from error
+        raise ValueError(f"{path} holds no posterior that can be read ({type(error).__name__}: {error}): pass one that "
+                         "Posterior.save wrote") from error
     for key, value in tensors.items():
         if key.startswith(_DIAGNOSTIC):
             diagnostics[key.removeprefix(_DIAGNOSTIC)] = value
@@ -87,6 +163,9 @@ def read_posterior(path: Path) -> dict[str, Any]:
         "samples": samples, "log_weights": tensors.get("log_weights"), "nfe": nfe, "seconds": seconds,
         "log_evidence": tensors.get("log_evidence"), "diagnostics": diagnostics, "settings": settings,
     }
+
+
+# -- their parts -------------------------------------------------------------------------------------------------------
 
 
 def as_json(value: Any, where: str) -> Any:
@@ -122,20 +201,6 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it nests too deeply") from error
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Call ``write(temporary_path)`` beside ``path``, then rename: readers see the old file or the new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(name)
-        os.chmod(name, 0o644)  # mkstemp makes files that nobody else can read
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def digest(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> str:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from invflow.cli.options import MOST_SEED, PRIOR_HELP
+
 __all__ = ["calibrate"]
 
 
@@ -23,8 +25,9 @@ def calibrate(
     split: Annotated[str, typer.Option(help="Of the images, with --source data: test or validation.")] = "test",
     setting: Annotated[list[str] | None, typer.Option(
         "--set", metavar="NAME=VALUE", help="A setting of the solver; may be repeated.")] = None,
+    prior: Annotated[str | None, typer.Option(help=PRIOR_HELP)] = None,
     chunk_size: Annotated[int | None, typer.Option(min=1, help="Measurements that the solver gets at a time.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of all random numbers.")] = 0,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
     output: Annotated[Path, typer.Option(
         help="Folder for the results; one that was stopped goes on from there.")] = Path("invflow-calibration"),
@@ -37,16 +40,17 @@ def calibrate(
     import torch
 
     from invflow._core.records import write_atomically
-    from invflow.cli.options import check_device, parse_settings
+    from invflow.cli.options import check_device, parse_settings, refuse_processes
     from invflow.evaluation.calibrate import calibrate as run
     from invflow.problem import load_problem
     from invflow.registry import solver_by_name
-    from invflow.solver import move_solver
 
+    refuse_processes("calibrate", "start it without torchrun; invflow compare and train share their work")
     place, posed = check_device(device), load_problem(problem)
+    posed = posed if prior is None else posed.with_prior(prior)
     settings: dict[str, Any] = parse_settings(None, setting or [])
     built = solver_by_name(solver, posed, **settings)
-    move_solver(built, place)
+    built.to(place)
     certificate = run(built, posed, num_simulations=simulations, num_samples=samples, num_particles=particles,
                       source=source, split=split, chunk_size=chunk_size, output=output,
                       generator=torch.Generator().manual_seed(seed), progress=True)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from invflow.cli.options import MOST_SEED, PRIOR_HELP
+
 if TYPE_CHECKING:
     from invflow.problem import Problem
     from invflow.solver import Solver
@@ -20,11 +22,14 @@ def compare(
     problems: Annotated[list[str], typer.Argument(help="Problems, such as mnist/box-inpainting gaussian/linear.")],
     solver: Annotated[list[str] | None, typer.Option(
         "--solver", help="A solver, such as vfm, or vfm:steps=4, or label=vfm:steps=4; repeat it for several.")] = None,
+    prior: Annotated[str | None, typer.Option(help=PRIOR_HELP)] = None,
     observations: Annotated[int, typer.Option(min=1, help="Observations of each problem.")] = 32,
     samples: Annotated[int, typer.Option(min=1, help="Posterior samples for each observation.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of all random numbers.")] = 0,
     split: Annotated[str, typer.Option(help="Images: test, or validation for choosing settings.")] = "test",
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
+    timeout: Annotated[float | None, typer.Option(
+        help="Seconds for each part, eight observations [default: no limit].")] = None,
     output: Annotated[Path, typer.Option(
         help="Folder for the results; one that was started is gone on with.")] = Path("invflow-comparison"),
 ) -> None:
@@ -33,9 +38,12 @@ def compare(
     Writes report.html, one page with everything, and table.csv, table.md, observations.csv, comparison.json and
     pareto.png. The same command resumes a killed run; on two processes:
     torchrun --nproc_per_node 2 -m invflow compare ...
+
+    The exit status is 1 if every solver failed.
     """
     import invflow
     from invflow.cli.options import check_device
+    from invflow.problem import load_problem
 
     if not solver:
         raise ValueError("pass at least one --solver, such as --solver vfm --solver dps:steps=100; invflow list "
@@ -47,16 +55,20 @@ def compare(
             raise ValueError(f"two solvers are called {label!r}: name one of them, as in --solver other={text}")
         sources[label] = source
     place = check_device(device)
-    comparison = invflow.compare(problems, sources, num_observations=observations, num_samples=samples, seed=seed,
-                                 output=output, split=split, progress=True,
+    posed = [load_problem(name) for name in problems]
+    posed = posed if prior is None else [problem.with_prior(prior) for problem in posed]
+    comparison = invflow.compare(posed, sources, num_observations=observations, num_samples=samples, seed=seed,
+                                 output=output, split=split, progress=True, timeout=timeout,
                                  device=place if place.type != "cpu" else None)
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
         words = ["invflow", "compare", *problems, *(word for text in solver for word in ("--solver", text)),
                  "--observations", observations, "--samples", samples, "--seed", seed, "--split", split,
-                 "--device", device, "--output", output]
+                 *(() if prior is None else ("--prior", prior)), "--device", device, "--output", output]
         comparison.report(output / "report.html", command=shlex.join(map(str, words)))
         typer.echo(comparison.to_markdown())
         typer.echo(f"\nwrote {output}; open {output / 'report.html'}")
+    if not any(comparison.values.values()):
+        raise typer.Exit(1)
 
 
 def parse_solver(text: str) -> tuple[str, Any]:
@@ -68,15 +80,13 @@ def parse_solver(text: str) -> tuple[str, Any]:
     Raises:
         ValueError: for an unknown name, or a setting without a value.
     """
-    from invflow._core.plugins import nearest
     from invflow.cli.options import parse_settings
-    from invflow.registry import SOLVERS, solver_by_name
+    from invflow.registry import find_solver, solver_by_name
 
     head, _, tail = text.partition(":")
     label, equals, name = head.partition("=")
     name = name if equals else head
-    if name.lower() not in SOLVERS:
-        raise ValueError(f"there is no solver {name!r}: {nearest(name, list(SOLVERS))}")
+    find_solver(name)
     settings = parse_settings(None, [pair for pair in tail.split(",") if pair])
 
     def build(problem: Problem) -> Solver:

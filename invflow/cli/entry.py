@@ -10,10 +10,13 @@ import typer
 
 from invflow.cli.calibrate import calibrate
 from invflow.cli.compare import compare
+from invflow.cli.examples import examples
 from invflow.cli.listing import list_names
 from invflow.cli.new import new
-from invflow.cli.options import parse_settings, user_errors
+from invflow.cli.options import MOST_SEED, parse_settings, user_errors
+from invflow.cli.restore import restore
 from invflow.cli.solve import solve
+from invflow.cli.streams import keep_streams
 
 __all__ = ["app", "main"]
 
@@ -21,7 +24,24 @@ app = typer.Typer(
     name="invflow", help="Posterior sampling for imaging inverse problems with flow-map priors.",
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from invflow._core.version import VERSION
+
+        typer.echo(f"invflow {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option(
+        "--version", callback=_print_version, is_eager=True, help="Print the version.")] = False) -> None:
+    """Posterior sampling for imaging inverse problems with flow-map priors."""
+
+
 app.command()(user_errors(solve))
+app.command()(user_errors(restore))
 app.command("list")(user_errors(list_names))
 
 
@@ -35,7 +55,7 @@ def train(
     prior: Annotated[str | None, typer.Option(help="The prior to start from, where one is needed.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of one step.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of all random numbers.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MOST_SEED, help="Of all random numbers.")] = None,
     precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
     setting: Annotated[list[str] | None, typer.Option(
         "--set", metavar="NAME=VALUE", help="Another setting of the training loop; may be repeated.")] = None,
@@ -51,7 +71,11 @@ def train(
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     changes |= parse_settings(None, setting or [])
     folder = Path("runs") / name if output is None else output
-    load_recipe(name)(folder, data=data, prior=prior, **changes)
+    try:
+        load_recipe(name)(folder, data=data, prior=prior, **changes)
+    except KeyboardInterrupt as stop:  # which says what was saved, and how to go on
+        typer.echo(str(stop) or f"stopped; nothing was saved in {folder} yet", err=True)
+        raise typer.Exit(130) from stop
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
         typer.echo(f"wrote {folder}")
 
@@ -62,7 +86,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Timings of which the median is taken.")] = 20,
     device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
     only: Annotated[list[str] | None, typer.Option(help="One benchmark; may be repeated.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of all random numbers.")] = 0,
 ) -> None:
     """Measure speed as ratios to a reference timed in the same run; exit code 1 if a limit is exceeded."""
     from invflow.bench.runner import format_results, run
@@ -74,12 +98,13 @@ def bench(
         raise typer.Exit(1)
 
 
-for command in (calibrate, compare, new):
+for command in (calibrate, compare, examples, new):
     app.command()(user_errors(command))
 
 
 def main() -> None:
     """Run the command line."""
+    keep_streams()
     app()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,28 +10,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from invflow.cli.operators import kebab, operator_by_name
+from invflow.cli.operators import operator_by_name, operator_class
 from invflow.cli.results import write_results, write_tilted_results
 from invflow.datasets.files import fit_to, read_image
 from invflow.likelihood import GaussianLikelihood
 from invflow.models.compiled import compile_networks
-from invflow.posterior import Posterior
+from invflow.posterior import EXACT_MEAN, Posterior
+from invflow.restore import in_colour
 
 if TYPE_CHECKING:
     from invflow.operator import Operator
     from invflow.solver import Solver
 
 __all__ = [
-    "ImageTask", "PosedImage", "compile_solver", "kebab", "operator_by_name", "write_results", "write_tilted_results",
+    "ImageTask", "PosedImage", "compile_solver", "operator_by_name", "write_results", "write_tilted_results",
 ]
 
 Say = Callable[[str], None]
-
-# what adapters for photographs are trained on: a default of a share of the image would be far out of it
-_PHOTO_SETTINGS: dict[str, dict[str, Any]] = {
-    "gaussian-blur": {"std": 2.0, "kernel_size": 25}, "motion-blur": {"kernel_size": 21},
-}
-
 
 @dataclass
 class PosedImage:
@@ -42,18 +36,23 @@ class PosedImage:
         truth: ``(1, C, H, W)``, or None for an observed file.
         likelihood: of one observation, for the solver.
         shown: the same in the file's own channels: another one for a grey file under a prior for colour.
+        solver: the solver, for images of this size.
     """
 
     truth: Tensor | None
     likelihood: GaussianLikelihood
     shown: GaussianLikelihood
+    solver: Solver
 
     def finish(self, posterior: Posterior) -> Posterior:
         """The posterior of images with the file's own channels."""
         if self.shown is self.likelihood:
             return posterior
+        diagnostics = dict(posterior.diagnostics)
+        if EXACT_MEAN in diagnostics:
+            diagnostics[EXACT_MEAN] = diagnostics[EXACT_MEAN].mean(1, keepdim=True)
         return Posterior(posterior.samples.mean(2, keepdim=True), posterior.log_weights if posterior.weighted else None,
-                         posterior.log_evidence, posterior.nfe, posterior.seconds, posterior.diagnostics,
+                         posterior.log_evidence, posterior.nfe, posterior.seconds, diagnostics,
                          posterior.settings)
 
 
@@ -93,14 +92,16 @@ class ImageTask:
         each. So the mean over channels of what is restored is restored from the file as it is.
 
         Args:
-            solver: whose prior gives the image's shape, or takes any. A solver that is built on such a prior alone
-                is given the resized one.
+            solver: whose prior gives the image's shape, or takes any; what is posed is for its ``resized`` copy.
             generator: draws the operator's parameters and the noise.
             say: called with a sentence for each thing assumed or changed.
 
         Raises:
             ValueError: if files, operator and prior do not fit.
         """
+        if self.sigma is not None and self.sigma > 1:
+            raise ValueError(f"sigma={self.sigma:g}, but pixels lie in [0, 1], so that noise above 1 leaves nothing: "
+                             f"on a scale of 0 to 255 it is sigma={self.sigma / 255:.3g} here")
         if self.observed and self.resize:
             raise ValueError("--resize would change the measurement itself: pass --observed with a file of the "
                              "measurement's shape, and no --resize")
@@ -109,7 +110,7 @@ class ImageTask:
             assert trained is not None
             return self._pose_fixed(trained, solver, generator, say)
         image = self._read_any(trained, say)
-        shape = (len(image), *(side * self._magnification() for side in image.shape[1:]))
+        shape = (len(image), *self._image_size((image.shape[1], image.shape[2])))
         state = generator.get_state()
         operator = self._build(shape, generator, say)
         if self.observed and tuple(operator.measurement_shape) != tuple(image.shape):
@@ -123,11 +124,11 @@ class ImageTask:
         likelihood = shown
         if trained is not None and trained[0] == 3 and len(image) == 1:
             again = torch.Generator().set_state(state)  # the same random mask or kernel once more
-            likelihood = _in_colour(shown, self._build((3, *shape[1:]), again, lambda _: None), generator, say)
-        prior = getattr(solver, "prior", None)
-        if prior is not None and not hasattr(solver, "adapter"):
-            solver.prior = prior.resized(tuple(likelihood.operator.image_shape))  # type: ignore[attr-defined]
-        return PosedImage(None if self.observed else image[None], likelihood, shown)
+            likelihood = in_colour(shown, self._build((3, *shape[1:]), again, lambda _: None), generator)
+            say("the file is grey and the prior knows colour: taken as three channels whose mean it is, at sqrt(3) "
+                "times its noise each; what is written is grey")
+        fitting = solver.resized(likelihood.operator.image_shape)
+        return PosedImage(None if self.observed else image[None], likelihood, shown, fitting)
 
     def _pose_fixed(self, image_shape: tuple[int, ...], solver: Solver, generator: torch.Generator,
                     say: Say) -> PosedImage:
@@ -144,23 +145,19 @@ class ImageTask:
             sigma = 0.05 if self.sigma is None else self.sigma
             y = operator.measure(truth, sigma, generator=generator)
         likelihood = GaussianLikelihood(operator, y, sigma)
-        return PosedImage(truth, likelihood, likelihood)
+        return PosedImage(truth, likelihood, likelihood, solver)
 
     def _build(self, image_shape: tuple[int, ...], generator: torch.Generator, say: Say) -> Operator:
-        settings, key = dict(self.settings), kebab(self.operator).replace("_", "-")
-        usual = _PHOTO_SETTINGS.get(key, {})
-        if usual and not (set(settings) - {"padding"} or self.kernel or self.mask) and min(image_shape[1:]) >= 64:
-            settings |= usual
-            say(f"took {key} with " + ", ".join(f"{name} {value:g}" for name, value in usual.items())
-                + " in pixels: --operator-set NAME=VALUE takes others, --kernel FILE any")
         return operator_by_name(self.operator, image_shape, factor=self.factor, mask=self.mask, kernel=self.kernel,
-                                observed=self.observed, settings=settings, generator=generator, say=say)
+                                observed=self.observed, settings=self.settings, generator=generator, say=say)
 
-    def _magnification(self) -> int:
-        """Pixels of the image for each of the file."""
-        if not self.observed or kebab(self.operator).replace("_", "-") != "super-resolution":
-            return 1
-        return 4 if self.factor is None else self.factor
+    def _image_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the image of which the file is a measurement, or the file's own."""
+        if not self.observed:
+            return size
+        settings = dict(self.settings) | ({} if self.factor is None else {"factor": self.factor})
+        height, width = operator_class(self.operator)[1].image_size(size, settings)
+        return height, width
 
     def _read(self, shape: tuple[int, ...], say: Say) -> Tensor:
         image = read_image(self.file, image_shape=shape, resize=self.resize, say=say)
@@ -174,20 +171,6 @@ class ImageTask:
                                  "yourself")
             image = fit_to(image, trained[1:], say=say)
         return 1 - image if self.invert else image
-
-
-def _in_colour(grey: GaussianLikelihood, operator: Operator, generator: torch.Generator,
-               say: Say) -> GaussianLikelihood:
-    """The likelihood of colour images whose mean over channels was measured."""
-    shape = tuple(grey.operator.measurement_shape)
-    if tuple(operator.measurement_shape) != (3, *shape[1:]):
-        raise ValueError(f"{operator} does not measure each channel by itself: save the grey file as colour")
-    say("the file is grey and the prior knows colour: taken as three channels whose mean it is, at sqrt(3) times its "
-        "noise each; what is written is grey")
-    sigma = math.sqrt(3) * grey.sigma
-    noise = torch.randn((1, 3, *shape[1:]), generator=generator).to(grey.y)
-    # differences between channels that make the three noises independent, and leave their mean alone
-    return GaussianLikelihood(operator, grey.y + sigma * (noise - noise.mean(1, keepdim=True)), sigma)
 
 
 def _takes_any_size(solver: Solver) -> bool:

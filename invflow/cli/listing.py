@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Annotated
 
@@ -31,6 +32,7 @@ def list_names(kind: Annotated[str | None, typer.Argument(
 
 def _priors() -> dict[str, str]:
     from invflow._core.folders import SHIPPED, shipped_names
+    from invflow.models.registered import list_priors
 
     lines = {}
     for name in shipped_names():
@@ -40,15 +42,21 @@ def _priors() -> dict[str, str]:
             lines[name] = "flow map with its adapter (VFM) for " + ", ".join(adapter["classes"])
         elif config.get("kind") == "flow-map":
             lines[name] = "flow map, states " + " x ".join(str(n) for n in config.get("state_shape", []))
-    return lines
+    from invflow.models.downloads import DOWNLOADS
+
+    lines |= {name: _first_line(made) for name, made in list_priors().items() if name not in lines}
+    return lines | {name: entry.describe() for name, entry in DOWNLOADS.items()}
+
+
+def _first_line(thing: object) -> str:
+    return (inspect.getdoc(thing) or "").split("\n")[0].replace("``", "")
 
 
 def _operators() -> dict[str, str]:
     from invflow import operators
-    from invflow.cli.image_task import kebab
+    from invflow._core.plugins import kebab
 
-    documented = {name: operators.find(name).__doc__ or "" for name in operators.names()}
-    return {kebab(name): text.strip().split("\n")[0].replace("``", "") for name, text in documented.items()}
+    return {kebab(name): _first_line(operators.find(name)) for name in operators.names()}
 
 
 def _problems() -> dict[str, str]:
@@ -58,9 +66,9 @@ def _problems() -> dict[str, str]:
 
 
 def _solvers() -> dict[str, str]:
-    from invflow.registry import SOLVERS
+    from invflow.registry import list_solvers
 
-    return {name: entry.description for name, entry in SOLVERS.items()}
+    return {name: entry.description for name, entry in list_solvers().items()}
 
 
 def _trainings() -> dict[str, str]:

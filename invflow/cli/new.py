@@ -92,7 +92,7 @@ def write_operator_package(name: str, output: Path | None = None) -> tuple[Path,
 def _names(name: str) -> dict[str, str]:
     """Class, package, distribution and command of a name, if it can be all of these and is not taken."""
     from invflow import operators
-    from invflow.cli.image_task import kebab
+    from invflow._core.plugins import kebab
 
     parts = [part for part in re.split(r"[-_ ]", name) if part]
     class_name = "".join(part[0].upper() + part[1:] for part in parts)

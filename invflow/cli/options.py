@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,12 @@ from typing import Any
 import torch
 import typer
 
-__all__ = ["check_device", "parse_settings", "say", "user_errors"]
+__all__ = ["MOST_SEED", "PRIOR_HELP", "check_device", "parse_settings", "refuse_processes", "say", "user_errors"]
+
+
+MOST_SEED = 2**63 - 1
+PRIOR_HELP = ("A shipped name or a plug-in's, a folder, a Hub repository id, or package.module:function "
+              "[default: the problem's].")
 
 
 def say(message: str) -> None:
@@ -26,8 +32,13 @@ def _warnings_as_notes() -> Iterator[None]:
     """Print the library's warnings as notes, without a file name and a line of code."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: say(str(message))
+        warnings.showwarning = lambda message, *_, **__: say(_counted_from_one(str(message)))
         yield
+
+
+def _counted_from_one(message: str) -> str:
+    """A message of the library, which counts observations as Python does, with the numbers that tables have."""
+    return re.sub(r"\b(observation|repeat) (\d+)\b", lambda found: f"{found[1]} {int(found[2]) + 1}", message)
 
 
 def user_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -38,13 +49,28 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             with _warnings_as_notes():
                 command(*args, **kwargs)
-        except (ValueError, TypeError, OSError) as error:
+        except BrokenPipeError:  # of | head, say: click ends in silence
+            raise
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
             if os.environ.get("INVFLOW_DEBUG"):
                 raise
-            typer.echo("error: " + " ".join(str(error).split()), err=True)
+            typer.echo("error: " + _in_a_line(error), err=True)
             raise typer.Exit(2) from error
 
     return wrapper
+
+
+def _in_a_line(error: Exception) -> str:
+    """An error in words that help: what a user can mend as it is, and where to look for anything else."""
+    words = _counted_from_one(" ".join(str(error).split()))
+    if isinstance(error, MemoryError) or "alloc" in words or "out of memory" in words:
+        first = words.partition(" Error code")[0].rpartition("]")[2].partition(": ")[2] or words
+        return f"not enough memory ({first}): ask for fewer or smaller things at a time, see --help"
+    if isinstance(error, (ValueError, TypeError, OSError, ArithmeticError)):
+        return words or type(error).__name__
+    return f"{type(error).__name__}: {words}; INVFLOW_DEBUG=1 shows where it comes from"
 
 
 def parse_settings(steps: int | None, pairs: list[str], option: str = "--set",
@@ -62,6 +88,18 @@ def parse_settings(steps: int | None, pairs: list[str], option: str = "--set",
     return settings
 
 
+def refuse_processes(command: str, way: str) -> None:
+    """Refuse to do the same work in each of several processes.
+
+    Raises:
+        ValueError: under torchrun, with more than one process.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise ValueError(f"invflow {command} works in one process, and torchrun started {processes}, each of which "
+                         f"would do all of it: {way}")
+
+
 def check_device(name: str) -> torch.device:
     """A device by its name, if it is there.
 
@@ -70,7 +108,7 @@ def check_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()  # a device without data, such as meta, has nothing to give back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the device {name!r} cannot be used ({reason}): pass --device cpu") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,13 @@ class Written:
     def __init__(self, folder: Path) -> None:
         self.folder, self.files = folder, list[Path]()
         self.failures: dict[str, Exception] = {}
+
+    def clear(self) -> None:
+        """Remove the files of another run, of which some might stay beside the new ones."""
+        names = ("posterior.safetensors", "metrics.json", "figure.png", "restored.png", "std.png")
+        for path in (*(self.folder / name for name in names), *self.folder.glob("samples/[0-9]*.png")):
+            with contextlib.suppress(OSError):  # not there; or not to be removed, and then not to be written either
+                path.unlink()
 
     def write(self, name: str, write: Callable[[Path], object]) -> None:
         """Call ``write(path)``, and note the file."""
@@ -83,6 +91,7 @@ def write_results(folder: Path, posterior: Posterior, likelihood: GaussianLikeli
         The files; one that cannot be written is told there, and takes no other with it.
     """
     done = Written(folder)
+    done.clear()
     size = posterior.samples.numel() * posterior.samples.element_size()
     if keep or size <= LARGEST:
         posterior.diagnostics["observation"] = likelihood.y
@@ -163,6 +172,7 @@ def write_tilted_results(folder: Path, posterior: Posterior, problem: Problem, r
         return plane_figure(posterior, exact=exact, prior=prior, title=title)
 
     done = Written(folder)
+    done.clear()
     done.write("posterior.safetensors", posterior.save)
     _write_metrics(done, posterior, summary)
     _write_figure(done, figure)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from invflow.cli.options import parse_settings, say
+from invflow.cli.options import MOST_SEED, PRIOR_HELP, parse_settings, refuse_processes, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +43,7 @@ def solve(
     factor: Annotated[int | None, typer.Option(
         min=1, help="With --image: of super-resolution [default: 4].")] = None,
     prior: Annotated[str | None, typer.Option(
-        help="A shipped name, a folder, or a Hub repository id [default: the problem's; of a file "
-             "photos, up to 64 pixels a side mnist].")] = None,
+        help=f"{PRIOR_HELP[:-2]}; of a file photos, up to 64 pixels a side mnist].")] = None,
     resize: Annotated[bool, typer.Option(
         "--resize", help="With --image: crop its centre and scale it to what the prior was trained on.")] = False,
     invert: Annotated[bool, typer.Option(
@@ -58,7 +57,7 @@ def solve(
     steps: Annotated[int | None, typer.Option(min=1, help="The solver's steps [default: its own].")] = None,
     setting: Annotated[list[str] | None, typer.Option(
         "--set", metavar="NAME=VALUE", help="Another setting of the solver; may be repeated.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of all random numbers.")] = 0,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
     compile_first: Annotated[bool, typer.Option(
         "--compile", help="Compile the networks first, for tens of seconds each; on a GPU they then run as CUDA "
@@ -77,6 +76,7 @@ def solve(
     """
     from invflow.cli.image_task import ImageTask
 
+    refuse_processes("solve", "start it without torchrun; invflow compare and train share their work")
     task: ImageTask | None = None
     own = {"--operator": operator, "--sigma": sigma, "--observed": observed or None, "--mask": mask,
            "--kernel": kernel, "--factor": factor, "--resize": resize or None, "--invert": invert or None,
@@ -109,12 +109,12 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
            pictures: int, keep: bool, compile_first: bool) -> None:
     import torch
 
+    from invflow._core.files import check_writable
     from invflow.cli.image_task import compile_solver, write_results, write_tilted_results
     from invflow.cli.options import check_device
     from invflow.evaluation.summary import format_table, summarise, summarise_tilted
     from invflow.problem import load_problem
     from invflow.registry import solver_by_name
-    from invflow.solver import move_solver
 
     truth: Tensor | None
     likelihood: Any
@@ -124,22 +124,24 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
         assert problem is not None
         posed = load_problem(problem)
         solver_name = solver_name or ("fmtt" if posed.tilts else "vfm")
-        solver = solver_by_name(solver_name, posed if prior is None else prior, **settings)
+        posed = posed if prior is None else posed.with_prior(prior)
+        solver = solver_by_name(solver_name, posed, **settings)
         truth, likelihood = posed.simulate(observations, generator=generator, shuffle=False)
         what = problem
     else:
         solver_name = solver_name or "vfm"
         solver = solver_by_name(solver_name, prior or _usual_prior(task, solver_name), **settings)
         own = task.pose(solver, generator, say)
-        truth, likelihood = own.truth, own.likelihood
+        solver, truth, likelihood = own.solver, own.truth, own.likelihood
         what = f"{task.file.name}, {task.operator}"
-    move_solver(solver, place)
+    solver.to(place)
     if compile_first:
         compile_solver(solver)
     likelihood = likelihood.to(place)
     if samples is None:
         shape = likelihood.operator.image_shape if own is not None else ()
         samples = 16 if math.prod(shape[1:]) > 128**2 else 64
+    check_writable(output)
     posterior = solver.sample(likelihood, samples, generator=generator, progress=True)
     if own is not None:
         posterior, likelihood = own.finish(posterior), own.shown.to(place)

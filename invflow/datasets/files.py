@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invflow._core.records import write_atomically
+from invflow.datasets.kernels import clean_kernel
+from invflow.datasets.masks import mask_of_painting
 
-__all__ = ["fit_to", "read_image", "read_kernel", "read_mask", "write_image"]
+__all__ = ["fit_to", "read_alpha", "read_image", "read_kernel", "read_mask", "write_image"]
 
 Say = Callable[[str], None]
 
@@ -100,13 +102,18 @@ def fit_to(image: Tensor, size: Sequence[int], *, say: Say = _warn) -> Tensor:
     return F.interpolate(image[None], size=(height, width), mode="bilinear", antialias=True)[0]
 
 
-def read_mask(path: str | os.PathLike[str], shape: Sequence[int] | None = None, *,
+def read_mask(path: str | os.PathLike[str], shape: Sequence[int] | None = None, *, hides: str | None = None,
               say: Say = _warn) -> Tensor:
-    """Read which pixels were observed: from an image (light: observed), a ``.npy`` array or a ``.txt`` table.
+    """Read which pixels were observed: from a painted image, a ``.npy`` array or a ``.txt`` table.
+
+    In an image dark hides, every pixel that a soft brush has touched, and light does not; of a transparent layer what
+    is painted on it is hidden. The share that is hidden is always said.
 
     Args:
-        path: the file. Arrays hold 0 and 1, ``(H, W)`` or ``(C, H, W)``.
+        path: the file. Arrays hold 0 and 1, ``(H, W)`` or ``(C, H, W)``, 1 for observed.
         shape: ``(C, H, W)`` of the image that it belongs to; a mask of one channel serves all of them.
+        hides: of an image, the paint that hides: ``"white"`` or ``"black"``; None: black, if that shows the half.
+            Of an array ``"white"`` exchanges 0 and 1.
         say: called with a sentence for each change.
 
     Returns:
@@ -114,11 +121,12 @@ def read_mask(path: str | os.PathLike[str], shape: Sequence[int] | None = None, 
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, has another shape, or observes nothing.
+        ValueError: if it cannot be read, has another shape, observes nothing, is a photograph, or is an image that
+            would hide more than it shows and ``hides`` is not given.
     """
-    values = _read_array(Path(path), say)
+    name, painted = Path(path).name, Path(path).suffix.lower() not in (".npy", ".txt")
+    values = _read_array(Path(path), say if not painted else lambda _: None)
     values = values[None] if values.ndim == 2 else values
-    name = Path(path).name
     if values.ndim != 3:
         raise ValueError(f"{name} has shape {tuple(values.shape)}, but a mask has (H, W) or (C, H, W)")
     if shape is not None and tuple(values.shape) not in ((1, *shape[1:]), tuple(shape)):
@@ -126,20 +134,44 @@ def read_mask(path: str | os.PathLike[str], shape: Sequence[int] | None = None, 
             f"the mask {name} has shape {tuple(values.shape)}, but the image has {tuple(shape)}: a mask has "
             f"{(1, *shape[1:])} or {tuple(shape)}"
         )
-    mask = (values > 0.5).float()
-    between = int(((values - mask).abs() > 1e-3).sum())
-    if between:
-        say(f"{between} values of the mask {name} are neither 0 nor 1: taken as observed above 0.5")
+    if painted:
+        mask = mask_of_painting(values, read_alpha(path), name, hides, say)
+    else:
+        values = values / 255 if float(values.max()) == 255 else values
+        values = 1 - values if hides == "white" else values
+        mask = (values > 0.5).float()
+        between = int(((values - mask).abs() > 1e-3).sum())
+        if between:
+            say(f"{between} values of the mask {name} are neither 0 nor 1: taken as observed above 0.5")
     if not bool(mask.any()):
         raise ValueError(f"the mask {name} observes no pixel: observed is light (1), missing is dark (0)")
+    say(f"the mask {name} hides {1 - float(mask.mean()):.2%} of the picture")
     return mask
 
 
-def read_kernel(path: str | os.PathLike[str], *, say: Say = _warn) -> Tensor:
-    """Read a blur kernel from an image, a ``.npy`` array or a ``.txt`` table, and scale it to the sum of one.
+def read_alpha(path: str | os.PathLike[str]) -> Tensor | None:
+    """The opacity of an image file, ``(1, H, W)`` in [0, 1], upright; None where all of it is opaque."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            if file.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in file.info:
+                return None
+            alpha = np.array(ImageOps.exif_transpose(file).convert("RGBA").getchannel("A"))
+    except (OSError, ValueError):  # reading its colours says what is wrong with it
+        return None
+    return None if alpha.min() == 255 else torch.from_numpy(alpha).float()[None] / 255
+
+
+def read_kernel(path: str | os.PathLike[str], *, centre: bool = True, say: Say = _warn) -> Tensor:
+    """Read a blur kernel from an image, a ``.npy`` array or a ``.txt`` table; cleaned.
+
+    A pedestal is taken off, its sum is made one, and it is centred, so that the picture stays in its place.
 
     Args:
         path: the file.
+        centre: whether to move it so that its centre of mass is in the middle, to the pixel.
         say: called with a sentence for each change.
 
     Returns:
@@ -147,7 +179,8 @@ def read_kernel(path: str | os.PathLike[str], *, say: Say = _warn) -> Tensor:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, has another number of dimensions, or sums to nothing positive.
+        ValueError: if it cannot be read, has another number of dimensions, sums to nothing positive, or is a
+            photograph.
     """
     values = _read_array(Path(path), say)
     values = values[0] if values.ndim == 3 and values.shape[0] == 1 else values
@@ -157,9 +190,10 @@ def read_kernel(path: str | os.PathLike[str], *, say: Say = _warn) -> Tensor:
             f"the kernel {Path(path).name} has shape {tuple(values.shape)} and the sum {total:.4g}: a kernel "
             "has shape (height, width) and a positive sum"
         )
+    kernel = clean_kernel(values, Path(path).name, say, centre)
     if abs(total - 1) > 1e-3:
         say(f"the kernel {Path(path).name} sums to {total:.4g}: divided by that")
-    return values / total
+    return kernel
 
 
 def write_image(image: Tensor, path: str | os.PathLike[str], *, bits: int = 8) -> None:
@@ -239,6 +273,9 @@ def _read_pixels(path: Path, say: Say) -> Tensor:
             if found[2]:
                 say(f"{path.name} holds several images: took the first")
             return _upright(*found[:2])
+        heif = _read_heif(path)
+        if heif is not None:
+            return _pixels(heif, path.name, say)
         raise ValueError(f"{str(path)!r} is no image, at least in no format that is read here, which are "
                          f"{', '.join(known)}") from error
     except Exception as error:  # on damaged files Pillow fails with errors of any kind
@@ -247,6 +284,21 @@ def _read_pixels(path: Path, say: Say) -> Tensor:
     for sentence in said:
         say(sentence)
     return pixels
+
+
+def _read_heif(path: Path) -> Any:
+    """The image of a HEIC file, as cameras of phones write them; None if it is none."""
+    with path.open("rb") as stream:
+        head = stream.read(12)
+    if head[4:8] != b"ftyp" or head[8:12] not in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        return None
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ValueError(f"{path.name} is a HEIC file, which pillow-heif reads: pip install pillow-heif") from error
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(pillow_heif.read_heif(path).to_pillow())
 
 
 def _deep_pixels(file: Any, path: Path, say: Say) -> Tensor | None:

@@ -159,8 +159,14 @@ def _read_tiff(tags: Mapping[int, Any], data: bytes) -> Pixels:
     return values[..., :3] if extra == (0,) else values  # a fourth channel that nobody names is no transparency
 
 
-def encode_png(pixels: Pixels) -> bytes:
-    """A PNG file of ``(H, W, 3)`` or ``(H, W)`` pixels with 16 bits."""
+def encode_png(pixels: Pixels, profile: bytes | None = None, exif: bytes | None = None) -> bytes:
+    """A PNG file of ``(H, W)`` or ``(H, W, C)`` pixels with 16 bits, C from 2 to 4: grey or colour, with transparency.
+
+    Args:
+        pixels: of it.
+        profile: an ICC profile, kept in it.
+        exif: EXIF tags, as Pillow writes them, kept in it.
+    """
     height, width = pixels.shape[:2]
     lines = pixels.astype(">u2").reshape(height, -1).view("u1")
     # each line as the difference to the one above it, which photographs compress better in
@@ -170,8 +176,11 @@ def encode_png(pixels: Pixels) -> bytes:
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    header = struct.pack(">IIBBBBB", width, height, 16, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(filtered, 6))
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[1 if pixels.ndim == 2 else pixels.shape[2]]
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    beside = chunk(b"iCCP", b"ICC\0\0" + zlib.compress(profile)) if profile else b""
+    beside += chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")) if exif else b""
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + beside + chunk(b"IDAT", zlib.compress(filtered, 6))
             + chunk(b"IEND", b""))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import os
@@ -14,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from invflow._core.files import alone_in
+from invflow._core.identity import identity
 from invflow._core.random import as_generator, draw_noise
-from invflow._core.records import bytes_of, finite
-from invflow.evaluation.certificate.certificate import Certificate, read_record, write_record
+from invflow._core.records import as_json, finite, versions
+from invflow.evaluation.certificate.certificate import Certificate, clear, read_simulations, write_simulations
 from invflow.evaluation.certificate.judgement import LEVELS
 from invflow.evaluation.certificate.quantities import Quantity, default_quantities, evaluate
 from invflow.metrics import random_pit, random_ranks, spread_skill, tarp_ranks
 from invflow.posterior import Posterior
-from invflow.problem import Problem
-from invflow.solver import Solver
+from invflow.problem import Problem, load_problem
+from invflow.solver import Solver, plain
 
 if TYPE_CHECKING:
     from invflow.likelihood import Likelihood
@@ -34,7 +37,7 @@ _VALUES_AT_A_TIME = 2**25
 _MOST_AT_A_TIME = 25  # simulations lost at a kill
 
 
-def calibrate(solver: Solver, problem: Problem, *, num_simulations: int = 200, num_samples: int = 99,
+def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: int = 200, num_samples: int = 99,
               num_particles: int | None = None, source: str = "prior", split: str = "test",
               quantities: Mapping[str, Quantity] | None = None, defaults: bool = True, alpha: float = 0.05,
               chunk_size: int | None = None, output: str | os.PathLike[str] | None = None,
@@ -45,12 +48,13 @@ def calibrate(solver: Solver, problem: Problem, *, num_simulations: int = 200, n
     quantities: for an exact solver the ranks are uniform (Talts et al. 2018; Modrak et al. 2023). Each quantity
     is tested by simultaneous bands (Saeilynoja et al. 2022); distances to random references by TARP (Lemos et al.
     2023); spread and mean of all pixels together by their randomised ranks. All p-values are corrected for how
-    many there are (Holm 1979). A calibrated solver need not be a good one: the prior, drawn without a look at the
+    many there are (Holm 1979); quantities that order images alike, as residual and log likelihood of Gaussian noise do,
+    count once. A calibrated solver need not be a good one: the prior, drawn without a look at the
     data, passes in pixels. The quantities that see the measurement, the contraction and the scores tell.
 
     Args:
-        solver: any solver.
-        problem: gives operator and noise, and truths where ``source`` is ``"data"``.
+        solver: any solver, or the name of one that suits the problem.
+        problem: or its name; gives operator and noise, and truths where ``source`` is ``"data"``.
         num_simulations: S, pairs of a truth and a measurement.
         num_samples: N, samples that each truth is ranked among; 99 makes ranks of 100 values.
         num_particles: particles that the solver runs for each measurement, of which N are resampled. None: ten
@@ -59,11 +63,13 @@ def calibrate(solver: Solver, problem: Problem, *, num_simulations: int = 200, n
             exact solver passes. ``"data"``, the problem's own truths: misfit of the prior shows too.
         split: of a problem with images, for ``source="data"``.
         quantities: your own by name, ``(images (B, N, *image_shape), likelihood) -> (B, N)``, besides the default ones.
-        defaults: whether to test random pixels and projections, residual, log likelihood and total variation too.
+        defaults: whether to test random pixels and projections, means over blocks of pictures, residual, log likelihood
+            and total variation too.
         alpha: chance of any false alarm.
         chunk_size: measurements that the solver gets at a time.
-        output: folder for the certificate. A calibration that was killed goes on from there, if it is asked for with
-            the same arguments; numbers are kept after each chunk.
+        output: folder for the certificate, of this run alone while it lasts. A calibration that was killed goes on from
+            there, if it is asked for with the same arguments; numbers are kept after each chunk. Solver, truths,
+            measurements and quantities must have the same content; where that cannot be told, it does not go on.
         generator: source of all random numbers; one number is drawn from it, and all others follow.
         progress: show a progress bar.
 
@@ -71,7 +77,8 @@ def calibrate(solver: Solver, problem: Problem, *, num_simulations: int = 200, n
         A :class:`~invflow.evaluation.calibrate.Certificate` to print, to ``plot()`` and to ``save``.
 
     Raises:
-        ValueError: for a setting out of range, or a folder with another calibration.
+        ValueError: for a setting out of range, or a folder that holds another calibration, or where another run works.
+        OSError: if nothing can be written into the folder, before anything is computed.
 
     Example:
         >>> import torch, invflow
@@ -81,6 +88,7 @@ def calibrate(solver: Solver, problem: Problem, *, num_simulations: int = 200, n
         >>> certificate.verdict
         'passes'
     """
+    solver, problem = _named(solver, problem)
     if num_simulations < 2 or num_samples < 3 or not 0 < alpha < 1:
         raise ValueError(f"num_simulations={num_simulations} must be at least 2, num_samples={num_samples} at least 3, "
                          f"alpha={alpha} in (0, 1)")
@@ -93,48 +101,67 @@ def calibrate(solver: Solver, problem: Problem, *, num_simulations: int = 200, n
     if source not in ("prior", "data"):
         raise ValueError(f"unknown source {source!r}: pass source='prior' or source='data'")
     folder = None if output is None else Path(output)
-    seed = _seed(generator, folder)
-    posed, base = _posed(solver, problem, source)
-    pilot = _pilot(posed, problem, source, split, _child(seed, "pilot"))
-    chosen = default_quantities(pilot, _child(seed, "quantities")) if defaults else {}
-    clash = sorted(set(chosen) & set(quantities or {}))
-    chosen |= dict(quantities or {})
-    if clash or not chosen:
-        raise ValueError(f"the name {clash[0]!r} is taken by a default quantity: choose another" if clash else
-                         "no quantities: pass some, or defaults=True")
-    # all at once: data truths do not repeat, and how they are cut into chunks changes none of them
-    truth, likelihood = posed.simulate(num_simulations, generator=_child(seed, "truths"), source="data", split=split)
-    # around the prior's middle, half as wide: further out the distances tell less of how pixels depend on each other
-    center, scale = pilot.double().mean(0), 0.5 * pilot.double().std(0)
-    noise = draw_noise(tuple(truth.shape), _child(seed, "references")).double()
-    references = (center + scale * noise.to(center)).to(truth)
-    if num_particles is None:
-        weighted = _uses_weights(solver, likelihood.select(0), _child(seed, "probe"))
-        num_particles = 10 * num_samples if weighted else num_samples
-    if chunk_size is None:
-        values = num_particles * max(1, truth[0].numel())
-        chunk_size = max(1, min(_MOST_AT_A_TIME, num_simulations, _VALUES_AT_A_TIME // values))
-    settings = {
-        "solver": _settings(solver), "truths": base, "split": split if source == "data" else None, "seed": seed,
-        "chunk_size": chunk_size, "quantities": list(chosen), "image_shape": list(problem.image_shape),
-        "num_simulations": num_simulations, "num_samples": num_samples, "num_particles": num_particles,
-        "problem": problem.name, "measurements": _digest(likelihood.y),
-    }
-    done = _resume(folder, settings)
-    parts = [done] if done else []
-    start = len(done["tarp_ranks"]) if done else 0
-    for rows in _chunks(start, num_simulations, chunk_size, progress, type(solver).__name__):
-        part = slice(rows.start, rows.stop)
-        parts.append(_simulate(solver, truth[part], likelihood.select(part), references[part], chosen, num_samples,
-                               num_particles, _child(seed, f"chunk {rows.start}")))
+    with contextlib.nullcontext() if folder is None else alone_in(folder):
+        seed = _seed(generator, folder)
+        posed, base = _posed(solver, problem, source)
+        pilot = _pilot(posed, problem, source, split, _child(seed, "pilot"))
+        chosen = default_quantities(pilot, _child(seed, "quantities")) if defaults else {}
+        clash = sorted(set(chosen) & set(quantities or {}))
+        chosen |= dict(quantities or {})
+        if clash or not chosen:
+            raise ValueError(f"the name {clash[0]!r} is taken by a default quantity: choose another" if clash else
+                             "no quantities: pass some, or defaults=True")
+        # all at once: data truths do not repeat, and how they are cut into chunks changes none of them
+        truth, likelihood = posed.simulate(num_simulations, generator=_child(seed, "truths"), source="data",
+                                           split=split)
+        # around the prior's middle, half as wide: further out the distances tell less of how pixels depend on each
+        # other
+        center, scale = pilot.double().mean(0), 0.5 * pilot.double().std(0)
+        noise = draw_noise(tuple(truth.shape), _child(seed, "references")).double()
+        references = (center + scale * noise.to(center)).to(truth)
+        content = _contents(solver, (truth, likelihood, references), chosen)  # before anything has changed the solver
+        if num_particles is None:
+            weighted = _uses_weights(solver, likelihood.select(0), _child(seed, "probe"))
+            num_particles = 10 * num_samples if weighted else num_samples
+        if chunk_size is None:
+            values = num_particles * max(1, truth[0].numel())
+            chunk_size = max(1, min(_MOST_AT_A_TIME, num_simulations, _VALUES_AT_A_TIME // values))
+        settings = {
+            "solver": _settings(solver), "truths": base, "split": split if source == "data" else None, "seed": seed,
+            "chunk_size": chunk_size, "quantities": list(chosen), "image_shape": list(problem.image_shape),
+            "num_simulations": num_simulations, "num_samples": num_samples, "num_particles": num_particles,
+            "problem": problem.name, "versions": _code(), "content": content,
+        }
+        done = _resume(folder, settings)
+        parts = [done] if done else []
+        start = len(done["tarp_ranks"]) if done else 0
+        if folder is not None and start < num_simulations:
+            clear(folder)  # the certificate of other simulations is not to lie beside new ones
+        for rows in _chunks(start, num_simulations, chunk_size, progress, type(solver).__name__):
+            part = slice(rows.start, rows.stop)
+            parts.append(_simulate(solver, truth[part], likelihood.select(part), references[part], chosen, num_samples,
+                                   num_particles, _child(seed, f"chunk {rows.start}")))
+            if folder is not None:
+                write_simulations(folder, _joined(parts), settings)
+        certificate = Certificate.from_record(_joined(parts), list(chosen), {
+            "problem": problem.name, "solver": type(solver).__name__, "source": source,
+            "num_simulations": num_simulations, "num_samples": num_samples, "num_particles": num_particles,
+            "alpha": alpha, "settings": settings})
         if folder is not None:
-            write_record(folder, _joined(parts), settings)
-    certificate = Certificate.from_record(_joined(parts), list(chosen), {
-        "problem": problem.name, "solver": type(solver).__name__, "source": source, "num_simulations": num_simulations,
-        "num_samples": num_samples, "num_particles": num_particles, "alpha": alpha, "settings": settings})
-    if folder is not None:
-        certificate.save(folder)
+            certificate.save(folder)
     return certificate
+
+
+def _named(solver: Solver | str, problem: Problem | str) -> tuple[Solver, Problem]:
+    """Solver and problem, looked up where they are names."""
+    from invflow.registry import solver_by_name
+
+    posed = load_problem(problem) if isinstance(problem, str) else problem
+    built = solver_by_name(solver, posed) if isinstance(solver, str) and isinstance(posed, Problem) else solver
+    if not isinstance(built, Solver) or not isinstance(posed, Problem):
+        raise TypeError(f"calibrate takes a solver and a problem, not {solver!r:.60} and {problem!r:.60}: pass both, "
+                        "or their names, as in invflow.calibrate('exact', 'gaussian/linear')")
+    return built, posed
 
 
 # -- truths and measurements --------------------------------------------------------------------------------------
@@ -230,7 +257,7 @@ def _chunks(start: int, stop: int, size: int, progress: bool, name: str) -> Any:
 def _seed(generator: torch.Generator | None, folder: Path | None) -> int:
     """A number from the generator; without one, that of the calibration which the folder holds, if any."""
     if generator is None and folder is not None and (folder / "simulations.safetensors").is_file():
-        return int(read_record(folder)[1]["seed"])
+        return int(read_simulations(folder)[1]["seed"])
     generator = as_generator(generator)
     return int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
 
@@ -242,26 +269,40 @@ def _child(seed: int, purpose: str) -> torch.Generator:
 
 
 def _settings(solver: Solver) -> dict[str, Any]:
-    from invflow._core.records import as_json
-
-    described = getattr(solver, "settings", None)
-    own = described() if callable(described) else {}
-    return {"class": type(solver).__name__, **as_json(own, "settings")}
+    return {"class": type(solver).__name__, **plain(solver.settings())}
 
 
-def _digest(y: Tensor) -> str:
-    return hashlib.sha256(bytes_of(y)).hexdigest()[:16]
+def _code() -> dict[str, str]:
+    """Versions of the code that decides numbers; Python's does not."""
+    return {key: value for key, value in versions().items() if key != "python"}
+
+
+def _contents(solver: Solver, simulated: object, quantities: object) -> dict[str, str | None]:
+    """Digests of what decides the numbers; None for what cannot be identified."""
+    found: dict[str, str | None] = {}
+    for name, value in (("solver", solver), ("truths and measurements", simulated), ("quantities", quantities)):
+        try:
+            found[name] = identity(value)
+        except Exception:  # also what somebody's fingerprint() fails with
+            found[name] = None
+    return found
 
 
 def _resume(folder: Path | None, settings: dict[str, Any]) -> dict[str, Tensor]:
     """Numbers of the simulations that a folder holds already, if they belong to the same calibration."""
     if folder is None or not (folder / "simulations.safetensors").is_file():
         return {}
-    record, before = read_record(folder)
-    now = finite(settings)
-    different = [key for key in now if before.get(key) != now[key]]
-    if different:
-        key = different[0]
-        raise ValueError(f"{folder} holds another calibration: its {key} was {before.get(key)!r}, not {now[key]!r}; "
-                         "choose another folder, or pass the same arguments to go on with it")
+    record, before = read_simulations(folder)
+    if "content" not in before:
+        raise ValueError(f"{folder} was begun by a version of invflow that did not keep what simulations are made of: "
+                         "choose another folder")
+    now = finite(as_json(settings, "settings"))
+    for key in now:
+        if before.get(key) != now[key]:
+            raise ValueError(f"{folder} holds another calibration: its {key} was {before.get(key)!r}, not "
+                             f"{now[key]!r}; choose another folder, or pass the same arguments to go on with it")
+    unknown = [name for name, digest in now["content"].items() if digest is None]
+    if unknown:
+        raise ValueError(f"{folder} holds simulations, and whether they have the same {unknown[0]} cannot be told: "
+                         "choose another folder")
     return record

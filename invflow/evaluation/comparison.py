@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from invflow._core.records import as_json, parse_json, write_atomically
+from invflow._core.records import read_record, write_atomically, write_record
 from invflow.evaluation.page.page import write_report
 from invflow.evaluation.results.results import Results
 from invflow.evaluation.results.text import cells, markdown
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison"]
 
-_FORMAT = "invflow.comparison/1"
+_KINDS = ("invflow.comparison/2", "invflow.comparison/1")
+_RECORD, _PAGE = "comparison.json", "report.html"
+_FILES = (_RECORD, "table.csv", "observations.csv", "table.md", "pareto.png", _PAGE)
 
 
 class Comparison(Results):
@@ -53,13 +55,22 @@ class Comparison(Results):
         write_report(self, path, reference=reference, certificates=certificates, command=command)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``comparison.json``, ``table.csv``, ``observations.csv``, ``table.md`` and ``pareto.png``."""
+        """Write ``comparison.json``, ``table.csv``, ``observations.csv``, ``table.md`` and ``pareto.png``.
+
+        The files of another comparison that lay there go, its page too.
+        """
         place = Path(folder)
-        record = {"format": _FORMAT, "settings": self.settings, "solvers": self.solvers, "seeds": self.seeds,
-                  "versions": self.versions, "values": self.values, "sets": self.sets, "costs": self.costs,
-                  "failures": self.failures}
-        texts = {"comparison.json": json.dumps(as_json(record, "comparison"), indent=1) + "\n",
-                 "table.csv": self.to_csv(), "observations.csv": self.observations_csv(),
+        try:
+            before = read_record(place / _RECORD, *_KINDS, tensors=None)[0]["digest"]
+        except (OSError, ValueError):
+            before = None
+        record = {"settings": self.settings, "solvers": self.solvers, "seeds": self.seeds, "versions": self.versions,
+                  "values": self.values, "sets": self.sets, "costs": self.costs, "failures": self.failures,
+                  "missing": self.missing}
+        page = place / _PAGE
+        if write_record(place / _RECORD, _KINDS[0], record) != before:
+            page.unlink(missing_ok=True)
+        texts = {"table.csv": self.to_csv(), "observations.csv": self.observations_csv(),
                  "table.md": self.to_markdown() + "\n"}
         for name, text in texts.items():
             write_atomically(place / name, lambda path, text=text: Path(path).write_text(text, encoding="utf-8"))
@@ -67,6 +78,15 @@ class Comparison(Results):
                       None)
         if metric is not None:
             write_atomically(place / "pareto.png", lambda path: self.plot(metric).savefig(path, format="png"))
+        else:
+            (place / "pareto.png").unlink(missing_ok=True)
+
+    @staticmethod
+    def clear(folder: str | os.PathLike[str]) -> None:
+        """Remove what :meth:`save` and :meth:`report` wrote into a folder; the parts stay."""
+        for name in _FILES:
+            with contextlib.suppress(FileNotFoundError):
+                (Path(folder) / name).unlink()
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Comparison:
@@ -74,20 +94,19 @@ class Comparison(Results):
 
         Raises:
             FileNotFoundError: if there is none.
-            ValueError: if its file is damaged or of another version.
+            ValueError: if its file is damaged, was changed, or is of another version.
         """
-        path = Path(folder) / "comparison.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no {str(path)!r}: pass the folder of a comparison that has ended; an "
-                                    "interrupted one goes on with the same call of invflow.compare")
+        path = Path(folder) / _RECORD
         try:
-            found = parse_json(path.read_text(encoding="utf-8"))
-            if found["format"] != _FORMAT:
-                raise ValueError(f"its format is {found['format']!r}, not {_FORMAT!r}")
+            found, _ = read_record(path, *_KINDS, tensors=None)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"there is no {str(path)!r}: pass the folder of a comparison that has ended; an "
+                                    "interrupted one goes on with the same call of invflow.compare") from error
+        try:
             sets = {p: {s: {m: (v[0], v[1]) for m, v in row.items()} for s, row in table.items()}
                     for p, table in found["sets"].items()}
             read = cls(found["values"], sets, found["costs"], found["failures"], found["settings"], found["solvers"],
-                       found["seeds"], found["versions"], Path(folder))
+                       found["seeds"], found["versions"], Path(folder), missing=found.get("missing", {}))
             read.to_markdown()  # which takes every number
         except Exception as error:  # what a table of something else fails with is any error
             raise ValueError(f"{path} holds no comparison that can be read: {error!r}") from error

@@ -2,42 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from invflow.likelihood import Likelihood
-from invflow.metrics import classifier_features, coverage, energy_score, nlpd, sliced_wasserstein
-
-if TYPE_CHECKING:
-    from invflow.problem import Problem
-
 import json
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from invflow._core.records import write_atomically
-from invflow.likelihood import GaussianLikelihood
-from invflow.metrics import crps, psnr, ssim
+from invflow._core.weighted import least_samples
+from invflow.likelihood import GaussianLikelihood, Likelihood
+from invflow.metrics import classifier_features, coverage, crps, energy_score, nlpd, psnr, sliced_wasserstein, ssim
 from invflow.posterior import Posterior
 from invflow.reward import Reward, score
 
-__all__ = ["features_of", "format_table", "judge", "Metric", "METRICS", "summarise", "summarise_tilted", "write_json"]
+if TYPE_CHECKING:
+    from invflow.problem import Problem
+
+__all__ = ["COLLAPSED", "features_of", "format_table", "is_collapsed", "judge", "Metric", "METRICS", "summarise",
+           "summarise_tilted", "write_json"]
+
+#: effective samples under which weights have collapsed
+COLLAPSED = 10
 
 _COLUMNS = {
     "psnr": ("PSNR", "{:.2f}"), "rmse": ("RMSE", "{:.3f}"), "ssim": ("SSIM", "{:.3f}"),
     "crps": ("CRPS", "{:.4f}"), "residual": ("residual", "{:.2f}"), "std": ("std. dev.", "{:.4f}"),
     "ess": ("ESS", "{:.0f}"),
 }
+_MARK = "*"
 _NOTES = {
     "psnr": "PSNR (dB) and SSIM of the posterior mean",
     "crps": "CRPS of the samples, mean over pixels; lower is better",
     "residual": "residual: root mean square of (y - A x) / sigma over the samples; near 1 for a good fit",
 }
+
+
+def is_collapsed(ess: Sequence[float], samples: int) -> bool:
+    """Whether weights have collapsed: under ten effective samples in half of the observations or more.
+
+    What is left of such a row are the numbers of a few samples: it is marked, and never called best. Fewer than twenty
+    samples have collapsed where under half of them are effective.
+
+    Args:
+        ess: effective sample size of each observation; empty for a solver without weights.
+        samples: N, of each observation.
+    """
+    few = [value < min(COLLAPSED, samples / 2) for value in ess]
+    return bool(few) and 2 * sum(few) >= len(few)
 
 
 @torch.no_grad()
@@ -147,6 +163,9 @@ def format_table(summary: dict[str, Any], rows: int = 8) -> str:
         A few lines without a final line break.
     """
     found, count, expected = summary["per_observation"], summary["observations"], summary.get("expected")
+    ess, samples = found.get("ess", []), summary["samples"]
+    collapsed = is_collapsed(ess, samples)
+    marks = [f" {_MARK}" if is_collapsed([value], samples) else "" for value in ess] or [""] * count
     # quantities of a problem's own come first
     names = [*(name for name in found if name not in _COLUMNS), *(name for name in _COLUMNS if name in found)]
 
@@ -155,10 +174,10 @@ def format_table(summary: dict[str, Any], rows: int = 8) -> str:
 
     cells = [["observation" if expected is None else "repeat", *(_COLUMNS.get(n, (n, ""))[0] for n in names)]]
     for b in range(min(rows, count) if count > 1 else 0):
-        cells.append(row(str(b + 1), {n: found[n][b] for n in names}))
+        cells.append(row(f"{b + 1}{marks[b]}", {n: found[n][b] for n in names}))
     if count > rows:
         cells.append(row("...", {}))
-    cells.append(row("mean" if count > 1 else "1", summary["mean"]))
+    cells.append(row(("mean" if count > 1 else "1") + (f" {_MARK}" if collapsed else ""), summary["mean"]))
     if expected:
         cells.append(row("exact", expected))
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
@@ -166,6 +185,9 @@ def format_table(summary: dict[str, Any], rows: int = 8) -> str:
     calls = summary["calls_per_sample"]
     lines += ["", f"{summary['samples']} samples for each {cells[0][0]}; network calls per sample: "
               f"{calls['forward']:.3g} forward, {calls['backward']:.3g} backward; {summary['seconds']:.2f} s"]
+    if any(marks[:rows]) or collapsed:
+        lines.append(f"{_MARK} collapsed: under {COLLAPSED} effective samples ({sum(map(bool, marks))} of {count}); "
+                     "these numbers are those of a few samples")
     return "\n".join(lines + [note for name, note in _NOTES.items() if name in names])
 
 
@@ -205,7 +227,8 @@ class Metric:
 METRICS: dict[str, Metric] = {
     "crps": Metric("CRPS", "low", "continuous ranked probability score of each pixel, fair, mean over pixels"),
     "energy": Metric("energy score", "low", "energy score of the image, fair, Euclidean norm"),
-    "coverage": Metric("90% coverage", LEVEL, "share of the truth's pixels in the central 90% interval"),
+    "coverage": Metric("90% coverage", LEVEL, "share of the truth's pixels in the central 90% interval; none under 19 "
+                       "effective samples"),
     "psnr": Metric("PSNR of mean", "high", "peak signal-to-noise ratio of the posterior mean, dB"),
     "psnr_sample": Metric("PSNR of samples", "high", "mean over samples of their own peak signal-to-noise ratio, dB"),
     "ssim": Metric("SSIM of mean", "high", "structural similarity of the posterior mean"),
@@ -242,7 +265,7 @@ def judge(posterior: Posterior, reward: Reward, truth: Tensor | None, problem: P
     log_weights = posterior.log_weights if posterior.weighted else None
     found: dict[str, Tensor] = {}
     if truth is not None:
-        found |= _against_truth(posterior, truth.to(samples), log_weights)
+        found |= _against_truth(posterior, truth.to(samples), log_weights, generator)
     if isinstance(reward, GaussianLikelihood):
         residual = torch.cat([reward.residual(part) for part in samples.split(256, dim=1)], dim=1)
         found["residual"] = (residual * posterior.weights).sum(1).sqrt()
@@ -273,16 +296,17 @@ def _is_point(posterior: Posterior) -> bool:
     return bool(posterior.diagnostics.get("point_estimate", False))
 
 
-def _against_truth(posterior: Posterior, truth: Tensor, log_weights: Tensor | None) -> dict[str, Tensor]:
+def _against_truth(posterior: Posterior, truth: Tensor, log_weights: Tensor | None,
+                   generator: torch.Generator) -> dict[str, Tensor]:
     samples, mean, count = posterior.samples, posterior.mean(), posterior.num_samples
     found = {}
     if count > 1:
-        pieces = [crps(samples[b : b + 1], truth[b : b + 1], None if log_weights is None else log_weights[b : b + 1])
-                  for b in range(len(truth))]  # one at a time: it sorts all samples of each pixel
-        found["crps"] = torch.cat(pieces).flatten(1).mean(1)
-        found["energy"] = energy_score(samples, truth, log_weights)
-    if count >= math.ceil(2 / (1 - LEVEL) - 1 - 1e-9) and not _is_point(posterior):
-        found["coverage"] = coverage(samples, truth, LEVEL, log_weights).double().flatten(1).mean(1)
+        found["crps"] = crps(samples, truth, log_weights).flatten(1).mean(1)
+        found["energy"] = energy_score(samples, truth, log_weights, generator=generator)
+    if count >= least_samples(LEVEL) and not _is_point(posterior):
+        with warnings.catch_warnings():  # the column's note says it
+            warnings.filterwarnings("ignore", "coverage: a level")
+            found["coverage"] = coverage(samples, truth, LEVEL, log_weights).double().flatten(1).mean(1)
     if truth.ndim == 4:
         found["psnr"] = psnr(mean, truth)
         found["psnr_sample"] = (psnr(samples, truth) * posterior.weights).sum(1)

@@ -1,7 +1,9 @@
 """Metrics: pure functions of samples and truth.
 
-Image quality and scores (:mod:`quality`, :mod:`perceptual`), distances between laws (:mod:`distances`,
-:mod:`two_sample`, :mod:`features`), and calibration (:mod:`ranks`, :mod:`calibration`, :mod:`intervals`).
+Image quality and scores (:mod:`quality`, :mod:`regions`, :mod:`perceptual`), distances between laws (:mod:`distances`,
+:mod:`two_sample`, :mod:`features`), and calibration (:mod:`ranks`, :mod:`calibration`, :mod:`intervals`,
+:mod:`highest_density`). With log weights each is the metric of the weighted law, in which samples of weight zero have
+no say, or NaN with a warning where there are too few effective samples for one.
 """
 
 from invflow.metrics.calibration import (
@@ -33,16 +35,10 @@ from invflow.metrics.features import (
     inception_features,
     precision_recall,
 )
-from invflow.metrics.intervals import (
-    ConformalIntervals,
-    conformal_scale,
-    highest_density_coverage,
-    highest_density_interval,
-)
+from invflow.metrics.highest_density import highest_density_coverage, highest_density_interval
+from invflow.metrics.intervals import ConformalIntervals, central_interval, conformal_scale, coverage
 from invflow.metrics.perceptual import lpips
 from invflow.metrics.quality import (
-    central_interval,
-    coverage,
     crps,
     energy_score,
     gaussian_crps,
@@ -61,6 +57,7 @@ from invflow.metrics.ranks import (
     rank_power,
     rank_test,
 )
+from invflow.metrics.regions import block_means, coverage_near_ink, near_ink, patch_energy_score
 from invflow.metrics.two_sample import C2ST, classifier_two_sample_test
 
 __all__ = [
@@ -72,6 +69,7 @@ __all__ = [
     "PrecisionRecall",
     "RankTest",
     "SpreadSkill",
+    "block_means",
     "central_interval",
     "classifier_features",
     "classifier_two_sample_test",
@@ -79,6 +77,7 @@ __all__ = [
     "contraction",
     "coverage",
     "coverage_curve",
+    "coverage_near_ink",
     "crps",
     "detectable_shift",
     "detectable_spread",
@@ -96,7 +95,9 @@ __all__ = [
     "median_distance",
     "mmd",
     "mmd_root",
+    "near_ink",
     "nlpd",
+    "patch_energy_score",
     "precision_recall",
     "psnr",
     "random_pit",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from invflow._core.random import as_generator
-from invflow.metrics.quality import _check, pair_mass, spread
+from invflow.metrics.quality import _check, spread, weighted_variances
 from invflow.metrics.ranks import random_ranks
 
 __all__ = ["ChiSquare", "CoverageCurve", "MeanTest", "SpreadSkill", "contraction", "coverage_curve", "mean_test",
@@ -106,7 +106,7 @@ def z_scores(samples: Tensor, truth: Tensor, log_weights: Tensor | None = None) 
         ValueError: if the shapes do not fit or N is under 2.
     """
     weights = _check(samples, truth, log_weights, "z_scores", fair=True)
-    mean = (weights.reshape(*weights.shape, *([1] * (samples.ndim - 2))) * samples).sum(1)
+    mean = torch.einsum("bn,bn...->b...", weights, samples)
     return (mean - truth) / spread(samples, log_weights)
 
 
@@ -151,7 +151,7 @@ def spread_skill(samples: Tensor, truth: Tensor, log_weights: Tensor | None = No
     Args:
         samples: ``(B, N, *image_shape)``, N >= 2.
         truth: ``(B, *image_shape)``.
-        log_weights: ``(B, N)`` or None; N is then the effective sample size.
+        log_weights: ``(B, N)`` or None; what the mean errs more is then the variance of the weighted mean.
 
     Returns:
         ``spread`` and ``skill``, ``(B,)`` each, in the units of the image.
@@ -160,10 +160,10 @@ def spread_skill(samples: Tensor, truth: Tensor, log_weights: Tensor | None = No
         ValueError: if the shapes do not fit or N is under 2.
     """
     weights = _check(samples, truth, log_weights, "spread_skill", fair=True)
-    mean = (weights.reshape(*weights.shape, *([1] * (samples.ndim - 2))) * samples).sum(1)
+    mean = torch.einsum("bn,bn...->b...", weights, samples)
     error = (mean - truth).reshape(len(truth), -1).square().mean(1).sqrt()
-    own = spread(samples, log_weights).reshape(len(truth), -1).square().mean(1).sqrt()
-    return SpreadSkill(own * (2 - pair_mass(weights)).sqrt(), error)  # 1 + sum w^2, which is 1 + 1/N
+    own = sum(weighted_variances(samples, weights), torch.zeros_like(mean))
+    return SpreadSkill(own.reshape(len(truth), -1).mean(1).sqrt(), error)
 
 
 # -- means over simulations -------------------------------------------------------------------------------------

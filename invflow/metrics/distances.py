@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from invflow._core.random import draw_noise
-from invflow.metrics.quality import exact_distances, normalised_weights, pair_mass
+from invflow._core.weighted import variance_weights
+from invflow.metrics.quality import exact_distances, normalised_weights
 
 __all__ = ["max_sliced_wasserstein", "median_distance", "mmd", "mmd_root", "sliced_wasserstein"]
 
@@ -33,7 +34,9 @@ def mmd(x: Tensor, y: Tensor, log_weights: Tensor | None = None, y_log_weights: 
         bandwidth: float | Tensor | None = None) -> Tensor:
     """Squared maximum mean discrepancy, unbiased, with the kernel exp(-d^2 / 2h^2) (Gretton et al. 2012).
 
-    Its expectation is 0 where the laws agree, so single values may be negative.
+    Its expectation is 0 where the laws agree, so single values may be negative. With weights the square is corrected by
+    the estimated variance of the weighted mean, which leaves a bias of the order 1 / N^2 for laws that agree, and where
+    they do not that of self-normalised weights, of the order 1 / N.
 
     Args:
         x: ``(B, N, *shape)``, N >= 2.
@@ -221,11 +224,15 @@ def _kernel(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
 
 
 def _within(a: Tensor, weights: Tensor, h: Tensor) -> Tensor:
-    """Weighted mean of the kernel over pairs of different samples; 1 where one sample has all the weight."""
+    """Squared norm of the law's mean in the kernel's space, without the bias of the weighted mean's own error.
+
+    Equal weights: the mean of the kernel over pairs of different samples. One sample with all the weight: 1.
+    """
     kernel = _kernel(a, a, h)
-    kernel.diagonal(dim1=1, dim2=2).zero_()
-    pairs, mass = torch.einsum("bi,bij,bj->b", weights, kernel, weights), pair_mass(weights)
-    return torch.where(mass > 0, pairs / mass.clamp(min=torch.finfo(mass.dtype).tiny), 1.0)
+    own = torch.einsum("bij,bj->bi", kernel, weights)
+    square = (weights * own).sum(1)
+    # as for a variance, with the squared distance of each sample from the mean, 1 - 2 own + square
+    return square - (variance_weights(weights)[1] * (1 - 2 * own + square[:, None])).sum(1)
 
 
 def _median(pooled: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from invflow._core.weighted import variance_weights
 from invflow.metrics.quality import exact_distances
 
 __all__ = ["PrecisionRecall", "classifier_features", "frechet_distance", "inception_features", "precision_recall"]
@@ -142,7 +143,8 @@ def precision_recall(x: Tensor, truth: Tensor, k: int = 3, *, log_weights: Tenso
         x: features of generated images, ``(n, d)``, n > k.
         truth: features of real images, ``(m, d)``, m > k.
         k: neighbours.
-        log_weights: of x, ``(n,)`` or None: they weigh precision; points of weight 0 belong to no manifold.
+        log_weights: of x, ``(n,)`` or None: they weigh precision, and only points that n resampled ones would be
+            expected to hold at least half a copy of, with a weight of 1 / 2n, belong to the manifold.
         chunk_size: rows of distances at a time.
 
     Returns:
@@ -154,9 +156,9 @@ def precision_recall(x: Tensor, truth: Tensor, k: int = 3, *, log_weights: Tenso
     _check_features(x, truth, "precision_recall", k + 1)
     x, truth = x.double(), truth.double()
     weights = torch.full_like(x[:, 0], 1 / len(x)) if log_weights is None else log_weights.double().softmax(0)
-    support = x[weights > 0]
+    support = x[weights >= 0.5 / len(x)]
     if len(support) <= k:
-        raise ValueError(f"only {len(support)} of x have weight: precision_recall takes more than k={k}")
+        raise ValueError(f"only {len(support)} of x have weight to speak of: precision_recall takes more than k={k}")
     precise = _inside(x, truth, k, chunk_size)
     recalled = _inside(truth, support, k, chunk_size)
     return PrecisionRecall(float((weights * precise).sum()), float(recalled.double().mean()))
@@ -178,10 +180,7 @@ def _moments(x: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
                          "each row")
     weights = torch.full_like(x[:, 0], 1 / len(x)) if log_weights is None else log_weights.double().softmax(0)
     mean = weights @ x
-    mass = 1 - weights.square().sum()
-    if float(mass) <= 1e-12:
-        raise ValueError("all weight is on one sample, which has no covariance")
-    factor = (weights / mass).sqrt()[:, None] * (x - mean)
+    factor = variance_weights(weights[None])[0][0].sqrt()[:, None] * (x - mean)
     if len(factor) > x.shape[1]:
         factor = torch.linalg.qr(factor, mode="r").R
     return mean, factor

@@ -1,4 +1,4 @@
-"""Highest-density regions, and split-conformal intervals with a guarantee.
+"""Central intervals and their coverage, and split-conformal intervals with a guarantee.
 
 Samples are ``(B, N, *image_shape)`` with log weights ``(B, N)`` or None, truths ``(B, *image_shape)``.
 """
@@ -6,90 +6,133 @@ Samples are ``(B, N, *image_shape)`` with log weights ``(B, N)`` or None, truths
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from invflow.metrics.quality import _check, central_interval, normalised_weights
+from invflow._core.checks import precise
+from invflow._core.weighted import effective_size, least_samples, pieces, quantiles, rank_window
+from invflow.metrics.quality import _check, normalised_weights
 
 if TYPE_CHECKING:
     from invflow.posterior import Posterior
 
-__all__ = ["ConformalIntervals", "conformal_scale", "highest_density_coverage", "highest_density_interval"]
+__all__ = ["ConformalIntervals", "central_interval", "conformal_scale", "coverage"]
 
 _KINDS = ("pixel", "average", "image")
 
 
-# -- highest-density regions ------------------------------------------------------------------------------------
+# -- central intervals -------------------------------------------------------------------------------------------
 
 
-def highest_density_interval(samples: Tensor, level: float = 0.9,
-                             log_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Shortest interval of each pixel between two samples that holds this share of the samples' weight.
+def central_interval(samples: Tensor, level: float = 0.9,
+                     log_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Central interval of each pixel, as :meth:`invflow.Posterior.interval` gives it.
 
-    With equal weights it spans floor(level N) gaps between neighbours (Chen and Shao 1999), so that it needs a
-    fair number of samples; it suits a law with one peak.
+    The i-th of N ordered samples is taken for the quantile i / (N + 1), since a further draw falls below it
+    with just that probability; the usual i / N would make honest samples look too narrow. With weights N is
+    the effective sample size, and samples of weight zero have no say.
 
     Args:
         samples: ``(B, N, *image_shape)``.
         level: in (0, 1).
-        log_weights: ``(B, N)`` or None. A weighted interval holds at least ``level`` of the weight.
-
-    Returns:
-        ``(low, high)``, each ``(B, *image_shape)``.
-
-    Raises:
-        ValueError: for a level out of range or log weights of another shape.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"level={level}: an interval has a level between 0 and 1, such as 0.9")
-    weights = normalised_weights(log_weights, samples, "highest_density_interval")
-    shape = (samples.shape[0], *samples.shape[2:])
-    ordered, order = samples.reshape(*samples.shape[:2], -1).sort(1)
-    count = ordered.shape[1]
-    if log_weights is None:
-        gaps = min(max(1, math.floor(level * count + 1e-9)), count - 1)
-        best = (ordered[:, gaps:] - ordered[:, : count - gaps]).argmin(1, keepdim=True)
-        return ordered.gather(1, best)[:, 0].reshape(shape), ordered.gather(1, best + gaps)[:, 0].reshape(shape)
-    w = weights[:, :, None].expand_as(ordered).gather(1, order).double()
-    total = w.cumsum(1)
-    needed = total - w + level * total[:, -1:] * (1 - 1e-9)  # cumulative weight that an interval from here must reach
-    end = torch.searchsorted(total.mT.contiguous(), needed.mT.contiguous()).mT
-    length = ordered.gather(1, end.clamp(max=count - 1)) - ordered
-    # where not enough weight is left above, or none lies here, no interval starts
-    best = torch.where((end < count) & (w > 0), length, torch.inf).argmin(1, keepdim=True)
-    high = ordered.gather(1, end.clamp(max=count - 1).gather(1, best))
-    return ordered.gather(1, best)[:, 0].reshape(shape), high[:, 0].reshape(shape)
-
-
-def highest_density_coverage(log_density: Tensor, truth_log_density: Tensor, level: float = 0.9,
-                             log_weights: Tensor | None = None) -> Tensor:
-    """Whether the truth lies in the highest-density region of the posterior, told by densities.
-
-    The region of level p holds the points whose density is exceeded by a share of at most p of the samples
-    (Hermans et al. 2022, "A trust crisis in simulation-based inference?"). Any constant in the log density
-    drops out; for the exact region pass the log density of the posterior itself, up to a constant.
-
-    Args:
-        log_density: of the samples, ``(B, N)``.
-        truth_log_density: ``(B,)``.
-        level: in (0, 1).
         log_weights: ``(B, N)`` or None.
 
     Returns:
-        ``(B,)`` in bool: the share of samples denser than the truth, counted so that a further sample is inside
-        with probability ``level`` as nearly as N allows.
+        ``(low, high)``, each ``(B, *image_shape)``. NaN, with a warning, for observations with too few effective
+        samples.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if N is too small for the level: its outermost samples leave 2 / (N + 1) outside.
     """
-    weights = _check(log_density, truth_log_density, log_weights, "highest_density_coverage", fair=False)
-    size = 1 / weights.square().sum(1)
-    denser = (weights * (log_density > truth_log_density[:, None])).sum(1)
-    # the rank of a further sample among N is uniform on N + 1 places, of which a share `level` is inside
-    return (denser * size + 0.5) / (size + 1) <= level + 1e-9  # at a tie rounding, and so the order, would decide
+    few = too_few(samples, level, log_weights, "central_interval")
+    low, high = _interval(samples, level, log_weights)
+    few = few.reshape(-1, *[1] * (low.ndim - 1))
+    return torch.where(few, torch.nan, low), torch.where(few, torch.nan, high)
+
+
+def coverage(samples: Tensor, truth: Tensor, level: float = 0.9, log_weights: Tensor | None = None) -> Tensor:
+    """How far each pixel's truth lies in its central interval; the mean estimates the coverage.
+
+    Without randomness it is 0 or 1 but for the truths at the edges: N samples leave N + 1 places for the truth, and the
+    ends of an interval fall within a place unless level (N + 1) / 2 is whole. Such a place counts by its share inside,
+    so that an exact posterior has the coverage ``level`` in expectation, whatever N and the law (the interpolated
+    ends of :func:`central_interval` hold .909 of Gaussian draws for .9 at 32 samples). Ties are split evenly.
+
+    Args:
+        samples: ``(B, N, *image_shape)``.
+        truth: ``(B, *image_shape)``.
+        level: in (0, 1); an honest posterior has this share covered.
+        log_weights: ``(B, N)`` or None. N is then the effective sample size, and samples of weight zero have no say.
+
+    Returns:
+        ``(B, *image_shape)``, from 0 to 1. NaN, with a warning, for observations with too few effective samples: 19 for
+        90%.
+
+    Raises:
+        ValueError: if the shapes do not fit or N is too small for the level.
+
+    Example:
+        >>> import torch
+        >>> from invflow.metrics import coverage
+        >>> samples = torch.arange(19.0).reshape(1, 19, 1)
+        >>> coverage(samples, torch.tensor([[9.0]])), coverage(samples, torch.tensor([[30.0]]))
+        (tensor([[1.]]), tensor([[0.]]))
+    """
+    weights = _check(samples, truth, log_weights, "coverage", fair=False)
+    few = too_few(samples, level, log_weights, "coverage")
+    size = sample_sizes(weights, log_weights)
+    x, y = samples.reshape(*samples.shape[:2], -1), truth.reshape(len(truth), -1)
+    inside = torch.empty_like(y, dtype=x.dtype)
+    for rows, part in pieces(len(y), y.shape[1], x.shape[1]):
+        values, at, w = x[rows, :, part], y[rows, None, part], precise(weights[rows])
+        below, equal = (torch.einsum("bn,bnp->bp", w, found.to(w)) for found in (values < at, values == at))
+        inside[rows, part] = share_inside(below, equal, size[rows, None], (1 - level) / 2, (1 + level) / 2).to(inside)
+    inside[few] = torch.nan
+    return inside.reshape(truth.shape)
+
+
+def share_inside(below: Tensor, equal: Tensor, size: Tensor, first: float, last: float) -> Tensor:
+    """Probability that a rank, randomised, is between two levels; see :func:`~invflow._core.weighted.rank_window`."""
+    low, high = rank_window(below, equal, size)
+    inside = (high.clamp(max=last) - low.clamp(min=first)) / (high - low)
+    return inside.clamp(0, 1).round(decimals=6)  # an end that is one of a level's differs from it by rounding
+
+
+def sample_sizes(weights: Tensor, log_weights: Tensor | None) -> Tensor:
+    """N of each observation, ``(B,)``, effective where there are weights."""
+    if log_weights is None:
+        return torch.full_like(precise(weights[:, 0]), weights.shape[1])
+    return effective_size(weights)
+
+
+def too_few(samples: Tensor, level: float, log_weights: Tensor | None, name: str, sides: int = 2) -> Tensor:
+    """Which observations have too few effective samples for a level, ``(B,)`` in bool; with a warning if any has.
+
+    Raises:
+        ValueError: if there are too few samples, weights or not, or for a level out of range.
+    """
+    needed = least_samples(level, sides)
+    if samples.ndim < 2 or samples.shape[1] < needed:
+        raise ValueError(f"an interval of level {level} needs {needed} samples; got {tuple(samples.shape)}")
+    weights = normalised_weights(log_weights, samples, name)
+    size = sample_sizes(weights, log_weights)
+    few = size < needed * (1 - 1e-5)  # equal weights in single precision
+    if bool(few.any()):
+        warnings.warn(f"{name}: a level of {level} needs {needed} effective samples, but {int(few.sum())} of "
+                      f"{len(few)} observations have fewer ({float(size.min()):.3g} at least): their results are NaN",
+                      stacklevel=3)
+    return few
+
+
+def _interval(samples: Tensor, level: float, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Whatever the number of effective samples: at worst from the least to the greatest."""
+    weights = None if log_weights is None else normalised_weights(log_weights, samples, "central_interval")
+    low, high = quantiles(samples, weights, ((1 - level) / 2, (1 + level) / 2))
+    return low, high
 
 
 # -- split conformal ---------------------------------------------------------------------------------------------
@@ -159,7 +202,8 @@ def conformal_scale(samples: Tensor, truth: Tensor, level: float = 0.9, log_weig
                     kind: str = "average", floor: float = 1e-3) -> ConformalIntervals:
     r"""Rescale per-pixel intervals on a calibration set so that they cover, whatever the samples are worth.
 
-    The score of a pixel is \|truth - centre\| / (half width) of its :func:`central_interval`. ``"pixel"``: the scale
+    The score of a pixel is \|truth - centre\| / (half width) of its interval, that of
+    :meth:`invflow.Posterior.interval` (the guarantee takes no number of effective samples). ``"pixel"``: the scale
     of each pixel is the ceil((B + 1) level)-th smallest of its B scores (split conformal prediction; Papadopoulos,
     Proedrou, Vovk, Gammerman 2002; Lei, G'Sell, Rinaldo, Tibshirani, Wasserman 2018). ``"image"``: the same of
     each image's largest score. ``"average"``: the least scale at which (misses + 1) / (B + 1) is at most
@@ -213,5 +257,6 @@ def conformal_scale(samples: Tensor, truth: Tensor, level: float = 0.9, log_weig
 
 
 def _centre_and_half(samples: Tensor, level: float, log_weights: Tensor | None, floor: float) -> tuple[Tensor, Tensor]:
-    low, high = central_interval(samples, level, log_weights)
+    least_samples(level)  # or an error that says what a level is
+    low, high = _interval(samples, level, log_weights)
     return 0.5 * (low + high), (0.5 * (high - low)).clamp(min=floor)

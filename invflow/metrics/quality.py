@@ -1,8 +1,17 @@
-"""How good samples are against the truth: image quality, proper scores, central intervals.
+"""How good samples are against the truth: image quality, proper scores, spread.
 
 Samples are ``(B, N, *image_shape)`` with log weights ``(B, N)`` or None for equal ones, truths ``(B,
 *image_shape)``. Log weights need not be normalised. The fair versions leave out the pair of a sample with
 itself, so that their expectation does not depend on N (Ferro 2014, "Fair scores for ensemble forecasts").
+
+With weights w the score of the weighted law, E|X - y| - D / 2 with D = sum w_i w_j |x_i - x_j|, is too high by half of
+what the weighted law itself errs. Fair scores take that off as its estimate V = (sum w_i^2 e_i - D sum w^2 / 2) /
+(1 - sum w^2), e_i = sum_j w_j |x_i - x_j|, the variance of a self-normalised mean with distances for squares. Equal
+weights have D / 2(N - 1) there, as without weights; where one sample has all weight it is 0, and the score its absolute
+error. To divide D by 1 - sum w^2 is as right for many effective samples, but for one it is the score of the samples
+without weight. Draws of N(0, I) in 10 dimensions, 64 samples of a wider Gaussian with 25 effective ones: scores are off
+by -1.1% (the divisor), +3.0% (none) and -0.4% (this), and with 3.9 effective ones by -3.8%, better than exact draws,
++32% and +14%.
 """
 
 from __future__ import annotations
@@ -13,9 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from invflow._core.checks import precise
+from invflow._core.random import as_generator
+from invflow._core.weighted import pair_mass, pieces, variance_weights
+
 __all__ = [
-    "central_interval",
-    "coverage",
     "crps",
     "energy_score",
     "gaussian_crps",
@@ -24,6 +35,9 @@ __all__ = [
     "spread",
     "ssim",
 ]
+
+
+_CRPS_VALUES = 2**18  # sorted at a time: a dozen tensors of this size are held
 
 
 # -- one image against another -------------------------------------------------------------------------------
@@ -98,16 +112,15 @@ def ssim(x: Tensor, truth: Tensor, data_range: float = 1.0) -> Tensor:
 def crps(samples: Tensor, truth: Tensor, log_weights: Tensor | None = None, *, fair: bool = True) -> Tensor:
     """Continuous ranked probability score of each pixel, E|X - truth| - E|X - X'| / 2; smaller is better.
 
-    By sorting, O(N log N) (Gneiting and Raftery 2007). With weights the fair version divides the sum over
-    pairs by 1 - sum w^2, as for independent weighted draws.
+    By sorting, O(N log N) (Gneiting and Raftery 2007), some pixels at a time.
 
     Args:
         samples: ``(B, N, *image_shape)``.
         truth: ``(B, *image_shape)``.
         log_weights: ``(B, N)`` or None.
-        fair: leave out the pairs of a sample with itself; N >= 2. Where one sample has all the weight there
-            is no pair, and the score is that of a point mass, its absolute error. ``fair=False`` scores the
-            weighted empirical law itself.
+        fair: leave out the pairs of a sample with itself; N >= 2. How weighted samples are corrected stands at the top
+            of this module; where one has all the weight the score is that of a point mass, its absolute error.
+            ``fair=False`` scores the weighted empirical law itself.
 
     Returns:
         ``(B, *image_shape)``, in the units of the image.
@@ -122,20 +135,35 @@ def crps(samples: Tensor, truth: Tensor, log_weights: Tensor | None = None, *, f
         tensor([[0.]])
     """
     weights = _check(samples, truth, log_weights, "crps", fair)
-    error = (samples - truth[:, None]).abs()
-    ordered, order = samples.sort(1)
-    w = weights.reshape(*weights.shape, *([1] * (samples.ndim - 2))).expand_as(samples)
-    error = (w * error).sum(1)
-    if log_weights is not None:
-        w = w.gather(1, order)
+    x, y = samples.reshape(*samples.shape[:2], -1), truth.reshape(len(truth), -1)
+    score = torch.empty_like(y, dtype=x.dtype)
+    for rows, part in pieces(len(y), y.shape[1], x.shape[1], _CRPS_VALUES):
+        w = None if log_weights is None else weights[rows]
+        score[rows, part] = _crps(x[rows, :, part], y[rows, part], w, fair)
+    return score.reshape(truth.shape)
+
+
+def _crps(x: Tensor, y: Tensor, weights: Tensor | None, fair: bool) -> Tensor:
+    """Of samples ``(b, N, p)`` and truths ``(b, p)``: ``(b, p)``."""
+    count = x.shape[1]
     # sum_{i<j} w_i w_j (x_j - x_i): each gap between neighbours counts (weight below) x (weight above) times
-    below = w.cumsum(1)[:, :-1]
-    above = w.flip(1).cumsum(1).flip(1)[:, 1:]
-    half_sum = (ordered.diff(dim=1) * below * above).sum(1)
+    if weights is None:
+        below = torch.arange(1, count, dtype=x.dtype, device=x.device)
+        pairs = count * (count - 1 if fair else count)
+        half = torch.einsum("bnp,n->bp", x.sort(1).values.diff(dim=1), below * (count - below) / pairs)
+        return (x - y[:, None]).abs().mean(1) - half
+    ordered, order = x.sort(1)
+    gaps = ordered.diff(dim=1)
+    w = weights[:, :, None].expand_as(x).gather(1, order)
+    error = (w * (ordered - y[:, None]).abs()).sum(1)
+    below, above = w.cumsum(1)[:, :-1], w.flip(1).cumsum(1).flip(1)[:, 1:]
+    half = (gaps * below * above).sum(1)
     if fair:
-        half_mass = (w[:, 1:] * below).sum(1)  # equals (1 - sum w^2) / 2, without the cancellation
-        half_sum = _ratio(half_sum, 2 * half_mass)
-    return error - half_sum
+        square = w.square()
+        below_square, above_square = square.cumsum(1)[:, :-1], square.flip(1).cumsum(1).flip(1)[:, 1:]
+        own = (gaps * (below_square * above + below * above_square)).sum(1)  # sum of w_i^2 e_i
+        half = half + _law_error(own, 2 * half, weights)
+    return error - half
 
 
 def gaussian_crps(mean: Tensor, std: Tensor, truth: Tensor) -> Tensor:
@@ -163,18 +191,25 @@ def gaussian_crps(mean: Tensor, std: Tensor, truth: Tensor) -> Tensor:
 
 
 def energy_score(samples: Tensor, truth: Tensor, log_weights: Tensor | None = None, *, fair: bool = True,
-                 max_entries: int = 1 << 24) -> Tensor:
+                 max_pairs: int = 1 << 21, max_entries: int = 1 << 20,
+                 generator: torch.Generator | None = None) -> Tensor:
     """Energy score with the Euclidean norm, E|X - truth| - E|X - X'| / 2 (Gneiting and Raftery 2007).
 
     For one-pixel images it is the CRPS. ``fair=False`` keeps the N zero distances of samples to themselves,
     as some published code does; the score is then larger by E|X - X'| / 2N in expectation.
 
+    All N^2 distances between samples are computed where they are at most ``max_pairs``, else those within groups as
+    large as that allows, put together at random: any two samples are as likely to meet, so that the score keeps its
+    expectation. At 2^21 pairs, all of 1,448 samples, the error of that is far under that of the samples themselves.
+
     Args:
         samples: ``(B, N, *image_shape)``.
         truth: ``(B, *image_shape)``.
         log_weights: ``(B, N)`` or None.
-        fair: leave out the pairs of a sample with itself; N >= 2.
+        fair: leave out the pairs of a sample with itself; N >= 2. For weights see the top of this module.
+        max_pairs: distances between samples of an observation, at most; no fewer than 2 N are taken.
         max_entries: distances held in memory at a time.
+        generator: chooses the pairs; drawn from only where there are more than ``max_pairs``.
 
     Returns:
         ``(B,)``.
@@ -183,16 +218,36 @@ def energy_score(samples: Tensor, truth: Tensor, log_weights: Tensor | None = No
         ValueError: if the shapes do not fit, or ``fair`` with fewer than two samples.
     """
     weights = _check(samples, truth, log_weights, "energy_score", fair)
-    x, y = samples.reshape(*samples.shape[:2], -1), truth.reshape(truth.shape[0], 1, -1)
-    error = (weights * torch.linalg.vector_norm(x - y, dim=2)).sum(1)
-    rows = max(1, max_entries // (x.shape[0] * x.shape[1]))
-    pairs = torch.zeros_like(error)
-    for start in range(0, x.shape[1], rows):
-        distances = exact_distances(x[:, start : start + rows], x)
-        pairs += torch.einsum("bi,bij,bj->b", weights[:, start : start + rows], distances, weights)
-    if fair:
-        pairs = _ratio(pairs, pair_mass(weights))
-    return error - 0.5 * pairs
+    x, y = samples.reshape(*samples.shape[:2], -1), truth.reshape(len(truth), -1)
+    count, scores = x.shape[1], []
+    met, order = max(2, max_pairs // count), None  # of how many samples all distances are taken, at random
+    if met < count:
+        source = as_generator(generator)
+        order = torch.randperm(count, generator=source, device=source.device).to(x.device)
+    for samples_of, truth_of, w in zip(x, y, weights, strict=True):
+        mean = _mean_distances(samples_of, w, order, met, max_entries)  # e_i
+        pairs, score = w @ mean, w @ torch.linalg.vector_norm(samples_of - truth_of, dim=1)
+        score = score - 0.5 * pairs
+        if fair:
+            score = score - _law_error(w.square() @ mean, pairs, w[None])[0]
+        scores.append(score)
+    return torch.stack(scores)
+
+
+def _mean_distances(x: Tensor, weights: Tensor, order: Tensor | None, met: int, max_entries: int) -> Tensor:
+    """Weighted mean distance of each sample ``(N, d)`` to all others ``(N,)``.
+
+    With an order an estimate of it, from groups of ``met`` in that order: any two are in a group with the same chance.
+    """
+    if order is None:
+        rows = x.split(max(1, max_entries // len(x)))
+        return torch.cat([exact_distances(part[None], x[None])[0] @ weights for part in rows])
+    found, pairs = torch.zeros_like(weights), 0
+    for group in order.split(met):
+        for part in group.split(max(1, max_entries // len(group))):
+            found[part] = exact_distances(x[part][None], x[group][None])[0] @ weights[group]
+        pairs += len(group) * (len(group) - 1)
+    return found * (len(x) * (len(x) - 1) / pairs)
 
 
 def nlpd(log_likelihood: Tensor, log_weights: Tensor | None = None) -> Tensor:
@@ -217,7 +272,7 @@ def nlpd(log_likelihood: Tensor, log_weights: Tensor | None = None) -> Tensor:
     return -torch.logsumexp(log_likelihood + weights.log(), 1)
 
 
-# -- spread and intervals ------------------------------------------------------------------------------------
+# -- spread ------------------------------------------------------------------------------------
 
 
 def spread(samples: Tensor, log_weights: Tensor | None = None) -> Tensor:
@@ -228,7 +283,8 @@ def spread(samples: Tensor, log_weights: Tensor | None = None) -> Tensor:
         log_weights: ``(B, N)`` or None.
 
     Returns:
-        ``(B, *image_shape)``; 0 where one sample has all the weight.
+        ``(B, *image_shape)``; 0 where one sample has all the weight. With weights the weighted variance and that of
+        the weighted mean, by which it falls short; see :meth:`invflow.Posterior.std`.
 
     Raises:
         ValueError: for fewer than two samples or log weights of another shape.
@@ -236,85 +292,7 @@ def spread(samples: Tensor, log_weights: Tensor | None = None) -> Tensor:
     if samples.ndim < 2 or samples.shape[1] < 2:
         raise ValueError(f"spread takes samples (B, N, ...) with N >= 2, not {tuple(samples.shape)}")
     weights = normalised_weights(log_weights, samples, "spread")
-    w = weights.reshape(*weights.shape, *([1] * (samples.ndim - 2)))
-    centred = samples - (w * samples).sum(1, keepdim=True)
-    mass = pair_mass(weights).reshape(-1, *([1] * (samples.ndim - 2)))
-    return _ratio((w * centred.square()).sum(1), mass).sqrt()
-
-
-def central_interval(samples: Tensor, level: float = 0.9,
-                     log_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Central interval of each pixel into which a further draw of the same law falls with this probability.
-
-    The i-th of N ordered samples is taken for the quantile i / (N + 1), since a further draw falls below it
-    with just that probability; the usual i / N would make honest samples look too narrow. With weights N is
-    the effective sample size and a sample lies in the middle of its own weight.
-
-    Args:
-        samples: ``(B, N, *image_shape)``.
-        level: in (0, 1).
-        log_weights: ``(B, N)`` or None.
-
-    Returns:
-        ``(low, high)``, each ``(B, *image_shape)``.
-
-    Raises:
-        ValueError: if N is too small for the level: its outermost samples leave 2 / (N + 1) outside.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"level={level}: a central interval has a level between 0 and 1, such as 0.9")
-    needed = math.ceil(2 / (1 - level) - 1 - 1e-9)
-    if samples.ndim < 2 or samples.shape[1] < needed:
-        raise ValueError(f"an interval of level {level} needs {needed} samples; got {tuple(samples.shape)}")
-    weights = normalised_weights(log_weights, samples, "central_interval")
-    ordered, order = samples.flatten(2).sort(1) if samples.ndim > 2 else samples[:, :, None].sort(1)
-    w = weights[:, :, None].expand_as(ordered).gather(1, order)
-    size = 1 / weights.square().sum(1)[:, None, None]
-    position = (size * (w.cumsum(1) - 0.5 * w) + 0.5) / (size + 1)
-    low, high = (_interpolate(ordered, position, p) for p in ((1 - level) / 2, (1 + level) / 2))
-    shape = (samples.shape[0], *samples.shape[2:])
-    return low.reshape(shape), high.reshape(shape)
-
-
-def coverage(samples: Tensor, truth: Tensor, level: float = 0.9, log_weights: Tensor | None = None) -> Tensor:
-    """Whether each pixel's truth lies in the :func:`central_interval`; the mean estimates the coverage.
-
-    Args:
-        samples: ``(B, N, *image_shape)``.
-        truth: ``(B, *image_shape)``.
-        level: in (0, 1); an honest posterior has this share covered.
-        log_weights: ``(B, N)`` or None.
-
-    Returns:
-        ``(B, *image_shape)`` in bool.
-
-    Raises:
-        ValueError: if the shapes do not fit or N is too small for the level.
-
-    Example:
-        >>> import torch
-        >>> from invflow.metrics import coverage
-        >>> samples = torch.arange(19.0).reshape(1, 19, 1)
-        >>> coverage(samples, torch.tensor([[9.0]])), coverage(samples, torch.tensor([[30.0]]))
-        (tensor([[True]]), tensor([[False]]))
-    """
-    _check(samples, truth, log_weights, "coverage", fair=False)
-    low, high = central_interval(samples, level, log_weights)
-    return (low <= truth) & (truth <= high)
-
-
-def _ratio(numerator: Tensor, mass: Tensor) -> Tensor:
-    """Divide by the mass of pairs; 0 where one sample has all the weight and there are no pairs."""
-    return torch.where(mass > 0, numerator / mass.clamp(min=torch.finfo(mass.dtype).tiny), 0.0)
-
-
-def _interpolate(ordered: Tensor, position: Tensor, p: float) -> Tensor:
-    """Value at quantile ``p`` of samples ``(B, N, D)`` sorted over N: ``(B, D)``."""
-    above = (position < p - 1e-6).sum(1, keepdim=True).clamp(1, ordered.shape[1] - 1)
-    q0, q1 = position.gather(1, above - 1), position.gather(1, above)
-    x0, x1 = ordered.gather(1, above - 1), ordered.gather(1, above)
-    share = ((p - q0) / (q1 - q0).clamp(min=torch.finfo(q0.dtype).tiny)).clamp(0, 1)
-    return (x0 + share * (x1 - x0))[:, 0]
+    return weighted_variances(samples, weights)[0].sqrt()
 
 
 # -- shared with the distances -------------------------------------------------------------------------------
@@ -330,12 +308,28 @@ def normalised_weights(log_weights: Tensor | None, samples: Tensor, name: str) -
             f"{name}: log_weights has shape {tuple(log_weights.shape)}, but samples {tuple(samples.shape)} "
             f"take {shape}: pass posterior.log_weights, or None for equal weights"
         )
-    return torch.softmax(log_weights.to(samples), 1)
+    return precise(log_weights).softmax(1).to(samples)
 
 
-def pair_mass(weights: Tensor) -> Tensor:
-    """Weight of the pairs of different samples, 1 - sum w^2, without the cancellation: (B, N) to (B,)."""
-    return 2 * (weights[:, 1:] * weights.cumsum(1)[:, :-1]).sum(1)
+def weighted_variances(samples: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance of each pixel and that of its weighted mean, unbiased for equal weights: ``(B, *image_shape)`` each."""
+    x, wide = samples.reshape(*samples.shape[:2], -1), variance_weights(weights)
+    found = [torch.empty_like(x[:, 0]) for _ in wide]
+    for rows, part in pieces(len(x), x.shape[2], x.shape[1]):
+        values = x[rows, :, part]
+        square = (values - torch.einsum("bn,bnp->bp", weights[rows], values)[:, None]).square()
+        for out, w in zip(found, wide, strict=True):
+            out[rows, part] = torch.einsum("bn,bnp->bp", w[rows], square)
+    whole, mean = (out.reshape(len(x), *samples.shape[2:]) for out in found)
+    return whole, mean
+
+
+def _law_error(own: Tensor, pairs: Tensor, weights: Tensor) -> Tensor:
+    """V of the module's top from sum w_i^2 e_i and D, ``(B, ...)`` each; 0 where one sample has all the weight."""
+    lead = (-1, *[1] * (own.ndim - 1))
+    mass = pair_mass(weights).reshape(lead)
+    square = weights.square().sum(1).reshape(lead)
+    return torch.where(mass > 0, (own - 0.5 * square * pairs) / mass.clamp(min=torch.finfo(mass.dtype).tiny), 0.0)
 
 
 def exact_distances(x: Tensor, y: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from invflow._core.random import as_generator, draw_noise
+from invflow._core.weighted import effective_size
 from invflow.metrics.distances import _flat_pair
 from invflow.metrics.quality import normalised_weights
 
@@ -47,7 +49,8 @@ def classifier_two_sample_test(x: Tensor, y: Tensor, log_weights: Tensor | None 
         generator: source of the halves and of the first weights.
 
     Returns:
-        ``accuracy`` and ``p_value``, ``(B,)`` each.
+        ``accuracy`` and ``p_value``, ``(B,)`` each. NaN, with a warning, where a law has fewer than four effective
+        samples, or a half of them no weight at all.
 
     Raises:
         ValueError: if the shapes do not fit or a set has fewer than four samples.
@@ -57,11 +60,18 @@ def classifier_two_sample_test(x: Tensor, y: Tensor, log_weights: Tensor | None 
         raise ValueError(f"the test takes at least four samples of each law, not {a.shape[1]} and {b.shape[1]}")
     generator = as_generator(generator)
     sets, masses = [], []
+    few = torch.zeros(len(a), dtype=torch.bool, device=a.device)
     for values, given in ((a, log_weights), (b, y_log_weights)):
         order = torch.rand(values.shape[:2], generator=generator, device=generator.device).argsort(1).to(a.device)
         weights = normalised_weights(given, values, "classifier_two_sample_test")
         sets.append(values.gather(1, order[:, :, None].expand_as(values)).detach().float())
         masses.append(weights.gather(1, order).float())
+        half = values.shape[1] // 2
+        few |= effective_size(weights) < 4 * (1 - 1e-5)
+        few |= (masses[-1][:, :half].sum(1) == 0) | (masses[-1][:, half:].sum(1) == 0)
+    if bool(few.any()):
+        warnings.warn(f"classifier_two_sample_test: {int(few.sum())} of {len(few)} comparisons have fewer than four "
+                      "effective samples to train or to judge with: their results are NaN", stacklevel=2)
     halves = [values.shape[1] // 2 for values in sets]
     train = torch.cat([v[:, :h] for v, h in zip(sets, halves)], 1)
     mass = torch.cat([_share(w[:, :h]) / 2 for w, h in zip(masses, halves)], 1)
@@ -90,11 +100,12 @@ def classifier_two_sample_test(x: Tensor, y: Tensor, log_weights: Tensor | None 
         pooled = (size[0] * first[0] + size[1] * first[1]) / (size[0] + size[1])
         error = (pooled * (1 - pooled) * (variance[0] + variance[1])).sqrt()
         score = torch.where(error > 0, (first[0] - first[1]) / error.clamp(min=1e-300), 0.0)
-    return C2ST(accuracy.to(a.dtype), torch.special.ndtr(-score).to(a.dtype))
+    accuracy, p_value = (torch.where(few, torch.nan, v).to(a.dtype) for v in (accuracy, torch.special.ndtr(-score)))
+    return C2ST(accuracy, p_value)
 
 
 def _share(weights: Tensor) -> Tensor:
-    """Weights of one half, summing to 1; equal ones where the half has no weight at all."""
+    """Weights of one half, summing to 1; equal ones where it has no weight at all, so that training stays finite."""
     total = weights.sum(1, keepdim=True)
     return torch.where(total > 0, weights / total.clamp(min=1e-30), 1 / weights.shape[1])
 

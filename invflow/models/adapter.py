@@ -17,6 +17,7 @@ from invflow._core.folders import load_built, read_config, resolve_folder, save_
 from invflow.likelihood import GaussianLikelihood
 from invflow.models.neural import NeuralFlowMap, build_network, initialise, resized_copy
 from invflow.nets.embedding import TimeEmbedding
+from invflow.operator import SUMMARY_SIZE
 from invflow.reward import Reward
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Adapter", "Proposal", "operator_traits"]
 
-SUMMARY_SIZE = 32  # length of the vector that an operator's context() gives
 
 # the paper's bounds on the log-variance: wide enough for N(0, I) and for noise pinned to less than a percent
 LOG_VARIANCE = (-10.0, 2.0)
@@ -140,7 +140,8 @@ class Adapter(Countable):
         width = int(self.options.get("embedding", 128))
         with torch.random.fork_rng(devices=[]):
             self.noise_level = TimeEmbedding(width, num_scalars=1)
-            self.problem = nn.Embedding(len(self.classes), width)
+            # not drawn at random: on the meta device, where files are loaded, that would import torch's compiler
+            self.problem = nn.Embedding.from_pretrained(torch.zeros(len(self.classes), width), freeze=False)
             self.summary = nn.Linear(SUMMARY_SIZE, width)
         extra = 1 if len(self.image_shape) == 3 else 0  # the map of what is observed directly
         out = 2 * self.state_shape[0] + (self.image_shape[0] if deviations else 0)
@@ -293,6 +294,11 @@ class Adapter(Countable):
                               f"{instead[0]}", stacklevel=2)
             name = instead[0]
         what = type(operator).__name__ if operator is not None else type(reward).__name__
+        if name is None and operator is None:
+            raise ValueError(f"a {what} has no measurement that this adapter could look at: it was trained for "
+                             f"{', '.join(self.classes)}. Use a solver that takes any reward, such as "
+                             "invflow.FMTT(prior) or --solver fmtt, or align the map with this one by "
+                             "invflow.training.train_alignment")
         if name not in self.classes or (operator is not None and not isinstance(reward, GaussianLikelihood)):
             raise ValueError(
                 f"the adapter was not trained for {what} (problem class {name!r}, {type(reward).__name__}); it knows "

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from invflow._core.networks import settle
 from invflow._core.ode import Time
 from invflow.flowmap import FlowMap
 
@@ -23,6 +24,7 @@ class LatentFlowMap(FlowMap):
     decoding refuse the map with a message, and all others (NoiseSMC, NoiseRTO, FMTT, search) use it as it is.
 
     Calls are counted for the latent flow alone: the rows that go through the decoder, one for each reward, are not.
+    Decoder and encoder are put into evaluation mode and stay there, whatever ``train()`` says to the map.
 
     Args:
         latent: the flow of the codes. Its own ``decode`` is not used.
@@ -55,7 +57,9 @@ class LatentFlowMap(FlowMap):
         self.latent = latent
         self.state_shape = tuple(latent.state_shape)
         self.independent_noise, self.ode_steps = latent.independent_noise, latent.ode_steps
+        self.has_velocity = latent.has_velocity
         self.decoder, self.encoder = decoder, encoder
+        self._settle()
         # a method is no module, but what it belongs to is one, and has to move with the map
         owners = {id(owner): owner for owner in (getattr(f, "__self__", None) for f in (decoder, encoder))
                   if isinstance(owner, nn.Module)}
@@ -65,6 +69,17 @@ class LatentFlowMap(FlowMap):
                 code = torch.zeros((1, *self.state_shape), device=self.device, dtype=self.dtype)
                 image_shape = tuple(decoder(code).shape[1:])
         self.image_shape = tuple(image_shape)
+
+    def train(self, mode: bool = True) -> LatentFlowMap:
+        """Training mode for the latent flow alone."""
+        super().train(mode)
+        self._settle()
+        return self
+
+    def _settle(self) -> None:
+        for function in (self.decoder, self.encoder):
+            if function is not None:
+                settle(function)
 
     @property
     def decode_affine(self) -> None:
@@ -89,12 +104,21 @@ class LatentFlowMap(FlowMap):
         """Flow map of the codes, in one call or along the ODE as the latent flow has it."""
         return self._counting(lambda: self.latent.jump(x, s, t))
 
+    def noises(self, steps: int) -> int:
+        """As many as the latent flow takes."""
+        return self.latent.noises(steps)
+
+    def flow(self, z: Tensor, steps: int = 1, *fresh: Tensor) -> Tensor:
+        """Noise carried to codes as the latent flow does it."""
+        return self._counting(lambda: self.latent.flow(z, steps, *fresh))
+
     def decode(self, state: Tensor) -> Tensor:
         """Image of a code: ``(n, *state_shape)`` to ``(n, *image_shape)``.
 
         Raises:
             ValueError: if the decoder makes another shape.
         """
+        _hold(self.decoder)
         image = self.decoder(state).to(state.dtype)
         if tuple(image.shape) != (state.shape[0], *self.image_shape):
             raise ValueError(
@@ -112,6 +136,7 @@ class LatentFlowMap(FlowMap):
         """
         if self.encoder is None:
             raise TypeError("this LatentFlowMap was made without an encoder: LatentFlowMap(latent, decoder, encoder)")
+        _hold(self.encoder)
         code = self.encoder(image).to(image.dtype)
         if tuple(code.shape) != (image.shape[0], *self.state_shape):
             raise ValueError(
@@ -138,3 +163,10 @@ class LatentFlowMap(FlowMap):
         with self.latent.count() as calls:
             out = evaluate()
         return self.record_output(out, calls.forward)
+
+
+def _hold(function: Transform) -> None:
+    """Back into evaluation mode, where somebody has put a decoder into training mode since."""
+    owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+    if isinstance(owner, nn.Module) and owner.training:
+        owner.eval()

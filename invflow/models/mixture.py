@@ -160,7 +160,7 @@ class GaussianMixtureFlow(FlowMap):
             log_joint = log_joint - 0.5 * (inside.square().sum(1, keepdim=True) + square)
         return log_joint.logsumexp(1) - self.dimension * (gamma[:, 0].log() + 0.5 * math.log(2 * math.pi))
 
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """Draw data states from the mixture itself, without the flow.
 
         Args:
@@ -280,7 +280,7 @@ class GaussianMixtureFlow(FlowMap):
         return self.center + drift @ self.basis + growth * outside
 
 
-def draw_components(log_weights: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+def draw_components(log_weights: Tensor, n: int, generator: torch.Generator | int | None) -> Tensor:
     """Draw components: ``(B, K)`` normalised log weights to indices ``(B, n)``, by inversion in float64."""
     generator = as_generator(generator)
     shape = (len(log_weights), n)

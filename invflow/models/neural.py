@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from invflow._core.counting import Countable
-from invflow._core.folders import load_built, read_config, resolve_folder, save_module
+from invflow._core.folders import CONFIG, SHIPPED, load_built, read_config, resolve_folder, save_module
 from invflow._core.records import fingerprint
 from invflow.flowmap import FlowMap, Time, expand_time
 from invflow.linear.spectral import Spectrum
+from invflow.models.registered import build_prior
 from invflow.nets.embedding import TimeEmbedding
 from invflow.nets.mlp import MLP
 from invflow.nets.unet import UNet
 
-__all__ = ["NeuralFlowMap", "load_prior"]
+__all__ = ["NeuralFlowMap", "load_prior", "load_trainable"]
 
 NETWORKS = ("unet", "mlp", "none")
 SKIPS = ("flow", "denoiser", "spectral")
@@ -291,14 +292,19 @@ def initialise(module: nn.Module, generator: torch.Generator | None) -> None:
                     layer.bias.zero_()
 
 
-def load_prior(name: str | os.PathLike[str]) -> NeuralFlowMap:
-    """Load a prior: the name of a shipped one, a folder that ``save_pretrained`` wrote, or a Hub repository id.
+def load_prior(name: str | os.PathLike[str]) -> FlowMap:
+    """Load a prior: one that ships or was saved, one of a plug-in, or one that a function builds.
+
+    Names of the list of ``invflow list priors`` that begin with ``deepinv/`` are denoisers of that library, which
+    downloads their weights on first use.
 
     Args:
-        name: such as ``"mnist"``, ``"./my-prior"`` or ``"owner/name"``.
+        name: of a shipped prior or of a plug-in's, such as ``"mnist"``; a folder that ``save_pretrained`` wrote; a Hub
+            repository id ``"owner/name"``; or a function without arguments, ``"package.module:function"``.
 
     Returns:
-        The flow map, on the CPU, in evaluation mode, without gradients to its weights.
+        The flow map, in evaluation mode; a :class:`NeuralFlowMap` that was loaded is on the CPU, without gradients to
+        its weights.
 
     Raises:
         ValueError: for an unknown name (with the nearest known one) or damaged files.
@@ -309,4 +315,24 @@ def load_prior(name: str | os.PathLike[str]) -> NeuralFlowMap:
         >>> prior.image_shape, prior.independent_noise
         ((1, 28, 28), True)
     """
-    return NeuralFlowMap.from_pretrained(name)
+    if isinstance(name, str) and name.startswith("deepinv/"):
+        from invflow.models.downloads import load_download
+
+        return load_download(name)
+    if (SHIPPED / str(name) / CONFIG).is_file() or os.path.isdir(name):
+        return NeuralFlowMap.from_pretrained(name)
+    found = build_prior(name)
+    return NeuralFlowMap.from_pretrained(name) if found is None else found
+
+
+def load_trainable(name: str | os.PathLike[str]) -> NeuralFlowMap:
+    """A prior that a training can start from, named as for :func:`load_prior`.
+
+    Raises:
+        ValueError: also for a flow map without a network of this library.
+    """
+    prior = load_prior(name)
+    if not isinstance(prior, NeuralFlowMap):
+        raise ValueError(f"the prior {str(name)!r} is a {type(prior).__name__}, but a training starts from a "
+                         "NeuralFlowMap: name one, or a function that returns one")
+    return prior

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from invflow._core.ode import TABLEAUS, Time, expand_time, integrate
+from invflow._core.networks import Network
+from invflow._core.ode import Time, expand_time, integrate
 from invflow.flowmap import FlowMap
+from invflow.models.decoded import Decode, PathFlow, check_solver_settings, is_independent
+from invflow.models.paths import Schedule, make_path
 
 __all__ = ["DenoiserFlow", "VelocityFlow", "from_deepinv", "from_velocity"]
 
-_CONVENTIONS = ("data-at-1", "data-at-0")
-_Velocity: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-_Decode: TypeAlias = "tuple[float, float] | tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]"
+_Velocity: TypeAlias = Callable[..., Tensor]
 
 
-class VelocityFlow(FlowMap):
+class VelocityFlow(PathFlow):
     """A flow map whose jump solves the ODE of somebody's velocity; made by :func:`from_velocity`.
 
     Args:
@@ -29,68 +30,34 @@ class VelocityFlow(FlowMap):
         decode: (scale, shift), or a pair of functions.
         independent_noise: whether the velocity was trained with noise independent of the data.
         convention: where the velocity's own time has the data.
+        path: on which the velocity was trained.
         method: Runge-Kutta method.
+        order: of the network's arguments.
+        condition: its other arguments.
     """
 
     def __init__(self, velocity: _Velocity, state_shape: tuple[int, ...], *, steps: int,
-                 image_shape: tuple[int, ...] | None = None, decode: _Decode = (1.0, 0.0),
+                 image_shape: tuple[int, ...] | None = None, decode: Decode = (1.0, 0.0),
                  independent_noise: bool = True, convention: str = "data-at-1",
-                 method: str = "midpoint") -> None:
-        super().__init__()
+                 path: str | tuple[Schedule, Schedule] = "linear", method: str = "midpoint", order: str | None = None,
+                 condition: Mapping[str, Any] | None = None) -> None:
         if not callable(velocity):
             raise TypeError(f"velocity is a {type(velocity).__name__}: pass a function (x, t) -> dx/dt")
-        if convention not in _CONVENTIONS:
+        super().__init__(Network(velocity, condition, order, call="from_velocity(..."), make_path(path, convention),
+                         state_shape, steps=steps, method=method, image_shape=image_shape, decode=decode,
+                         independent_noise=independent_noise)
+        self.convention, self.path_name = convention, path if isinstance(path, str) else "custom"
+
+    def predict(self, x: Tensor, time: Tensor) -> Tensor:
+        """dx/dt as the network has it, in its own time: ``(n, *state_shape), (n,)`` to ``(n, *state_shape)``."""
+        out = self.network(x, time)
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            made = tuple(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
             raise ValueError(
-                f"no time convention is called {convention!r}: 'data-at-1' has noise at t = 0 and data at "
-                "t = 1, 'data-at-0' the reverse (MeanFlow, flow matching in diffusers)"
-            )
-        _check_solver_settings(steps, method)
-        self.state_shape = tuple(state_shape)
-        self.image_shape = self.state_shape if image_shape is None else tuple(image_shape)
-        self.ode_steps, self.method, self.convention = steps, method, convention
-        self.independent_noise = independent_noise
-        self.function = velocity
-        self._affine: tuple[float, float] | None = None
-        self._decoder: Callable[[Tensor], Tensor] | None = None
-        self._encoder: Callable[[Tensor], Tensor] | None = None
-        first, second = decode
-        if callable(first) and callable(second):
-            self._decoder, self._encoder = first, second
-        elif not callable(first) and not callable(second):
-            self._affine = (float(first), float(second))
-            _check_affine(self._affine, self.state_shape, self.image_shape)
-        else:
-            raise TypeError("decode is two numbers (scale, shift) or two functions (decode, encode)")
-        # a plain function has no tensors: this one gives the map a device and a type that .to() changes
-        self.register_buffer("_anchor", torch.empty(0), persistent=False)
-
-    @property
-    def decode_affine(self) -> tuple[float, float] | None:
-        """(scale, shift), or None where functions decode."""
-        return self._affine
-
-    def decode(self, state: Tensor) -> Tensor:
-        """Image of a data state: ``(n, *state_shape)`` to ``(n, *image_shape)``."""
-        return super().decode(state) if self._decoder is None else self._decoder(state)
-
-    def encode(self, image: Tensor) -> Tensor:
-        """Data state of an image: ``(n, *image_shape)`` to ``(n, *state_shape)``."""
-        return super().encode(image) if self._encoder is None else self._encoder(image)
-
-    def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """The wrapped velocity, in this library's time: ``(n, *state_shape)`` to the same."""
-        time = expand_time(t, x).flatten()
-        out = self.function(x, time) if self.convention == "data-at-1" else -self.function(x, 1 - time)
-        if out.shape != x.shape:
-            raise ValueError(
-                f"the velocity function made {tuple(out.shape)} of states {tuple(x.shape)} and times "
+                f"the velocity function made {made} of states {tuple(x.shape)} and times "
                 f"{tuple(time.shape)}: it must return dx/dt in the shape of the states"
             )
         return out
-
-    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """The ODE from s to t in ``ode_steps`` steps of ``method``: ``(n, *state_shape)`` to the same."""
-        return integrate(self.velocity, x, s, t, self.ode_steps, self.method)
 
 
 class DenoiserFlow(FlowMap):
@@ -103,14 +70,17 @@ class DenoiserFlow(FlowMap):
         sigma_max: largest noise level that the denoiser is asked for.
         sigma_min: smallest noise level that the denoiser is asked for.
         method: Runge-Kutta method.
+        order: of the denoiser's arguments.
+        condition: its other arguments.
     """
 
     def __init__(self, denoiser: _Velocity, image_shape: tuple[int, ...], *, steps: int, sigma_max: float,
-                 sigma_min: float = 1e-3, method: str = "midpoint") -> None:
+                 sigma_min: float = 1e-3, method: str = "midpoint", order: str | None = None,
+                 condition: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         if not callable(denoiser):
             raise TypeError(f"denoiser is a {type(denoiser).__name__}: pass a denoiser D(x, sigma)")
-        _check_solver_settings(steps, method)
+        check_solver_settings(steps, method)
         if not 0 < sigma_min < sigma_max:
             raise ValueError(
                 f"noise levels must satisfy 0 < sigma_min < sigma_max, on images in [0, 1]; these are "
@@ -120,7 +90,7 @@ class DenoiserFlow(FlowMap):
         self.ode_steps, self.method = steps, method
         # the level at time t is (1 - t) / (2 t)
         self.first_time, self.last_time = 1 / (1 + 2 * sigma_max), 1 / (1 + 2 * sigma_min)
-        self.denoiser = denoiser
+        self.network = Network(denoiser, condition, order, call="from_deepinv(...")
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
 
     @property
@@ -143,7 +113,7 @@ class DenoiserFlow(FlowMap):
         # before the first time known to the denoiser, give the noise in x the standard deviation it has then
         noisy = torch.where(time < known, x * (1 - known) / (1 - time).clamp(min=1e-12), x) / known
         level = (1 - known) / (2 * known)
-        clean = 2 * self.denoiser((noisy + 1) / 2, level.flatten()) - 1
+        clean = 2 * self.network((noisy + 1) / 2, level.flatten()) - 1
         if clean.shape != x.shape:
             raise ValueError(
                 f"the denoiser made {tuple(clean.shape)} of images {tuple(x.shape)}: it must keep the shape"
@@ -162,10 +132,13 @@ class DenoiserFlow(FlowMap):
 
 
 def from_velocity(velocity: _Velocity, state_shape: tuple[int, ...], *, steps: int,
-                  image_shape: tuple[int, ...] | None = None, decode: _Decode = (1.0, 0.0),
-                  independent_noise: bool = True, convention: str = "data-at-1",
-                  method: str = "midpoint") -> VelocityFlow:
-    """Make a flow map of a velocity function; its jump solves the ODE.
+                  image_shape: tuple[int, ...] | None = None, decode: Decode = (1.0, 0.0),
+                  independent_noise: bool = True, coupling: str | None = None, convention: str = "data-at-1",
+                  path: str | tuple[Schedule, Schedule] = "linear", method: str = "midpoint", order: str | None = None,
+                  **condition: Any) -> VelocityFlow:
+    r"""Make a flow map of a velocity function; its jump solves the ODE.
+
+    The network, where there is one, is put into evaluation mode and stays there.
 
     Args:
         velocity: ``(n, *state_shape), (n,) -> (n, *state_shape)``, a function or a module.
@@ -177,20 +150,30 @@ def from_velocity(velocity: _Velocity, state_shape: tuple[int, ...], *, steps: i
             in [-1, 1]; or two functions (decode, encode), for a latent model, as
             :class:`~invflow.LatentFlowMap` takes them for any flow.
         independent_noise: whether the velocity was trained with noise independent of the data. Else there is
-            no score, and samplers along the path refuse the map.
+            no score, and samplers that follow one refuse the map; its denoiser, and what is made of that, remains.
+        coupling: the same by name: ``"independent"``, ``"optimal-transport"`` (noises and images paired in each batch,
+            OT-CFM), or ``"joint"`` (noise from an adapter).
         convention: ``"data-at-1"`` for this library's time, x_t = (1 - t) z + t m and velocity m - z;
             ``"data-at-0"`` for the reverse, x_t = (1 - t) m + t z and velocity z - m (MeanFlow; flow matching
             in diffusers, whose own timesteps are 1000 t: :func:`~invflow.from_diffusers` knows them).
+        path: on which the network was trained, with velocity :math:`\alpha' m + \sigma' z`: ``"linear"``; ``"cosine"``,
+            with shares sin and cos of a quarter turn (stochastic interpolants, "GVP"); ``"vp"``, the diffusion of Song
+            et al. (2021) with beta from 0.1 to 20; or (alpha, sigma), the shares of data and noise as functions of
+            tensors of the network's own time, smooth. Time and scale are changed into this library's, exactly; the
+            steps are equal in the network's time.
         method: ``"euler"``, ``"midpoint"``, ``"heun"``, ``"rk4"`` or ``"dopri5"``.
+        order: ``"x, t"`` or ``"t, x"``, where the names of the arguments do not tell.
+        **condition: the network's other arguments, held fixed: tensors of one row, (1, ...), or numbers.
 
     Returns:
         A :class:`~invflow.FlowMap` on the device and in the type of the velocity's own parameters; for a
         plain function on the CPU, in torch's default type, until moved with ``.to()``.
 
     Raises:
-        ValueError: for an unknown convention or method, under 1 step, or shapes that an affine decoding
+        ValueError: for an unknown convention, path, coupling or method, under 1 step, or shapes that an affine decoding
             cannot link.
-        TypeError: for a velocity that is not callable, or a decode that is neither.
+        TypeError: for a velocity that is not callable or whose arguments are not understood, or a decode that is
+            neither.
 
     Example:
         >>> import torch, invflow
@@ -199,11 +182,13 @@ def from_velocity(velocity: _Velocity, state_shape: tuple[int, ...], *, steps: i
         torch.Size([3, 2])
     """
     return VelocityFlow(velocity, state_shape, steps=steps, image_shape=image_shape, decode=decode,
-                        independent_noise=independent_noise, convention=convention, method=method)
+                        independent_noise=is_independent(coupling, independent_noise), convention=convention, path=path,
+                        method=method, order=order, condition=condition)
 
 
 def from_deepinv(denoiser: _Velocity, image_shape: tuple[int, ...], *, steps: int, sigma_max: float,
-                 sigma_min: float = 1e-3, method: str = "midpoint") -> DenoiserFlow:
+                 sigma_min: float = 1e-3, method: str = "midpoint", order: str | None = None,
+                 **condition: Any) -> DenoiserFlow:
     """Make a flow map of a denoiser D(x, sigma) of images in [0, 1], as in the deepinv library.
 
     States lie in [-1, 1], ``decode`` is (m + 1) / 2. Since x_t / t = m + ((1 - t) / t) z, the state at time t
@@ -225,12 +210,15 @@ def from_deepinv(denoiser: _Velocity, image_shape: tuple[int, ...], *, steps: in
         sigma_max: largest noise level that the denoiser was trained for, on images in [0, 1].
         sigma_min: smallest noise level that it is asked for, > 0.
         method: ``"euler"``, ``"midpoint"``, ``"heun"``, ``"rk4"`` or ``"dopri5"``.
+        order: ``"x, t"`` or ``"t, x"``, t the noise level, where the names of the arguments do not tell.
+        **condition: the denoiser's other arguments, held fixed: ``class_labels=...``, tensors of one row or numbers.
 
     Returns:
         A :class:`~invflow.FlowMap`.
 
     Raises:
         ValueError: for levels out of order, an unknown method or under 1 step.
+        TypeError: for a denoiser that is not callable or whose arguments are not understood.
 
     Example:
         >>> import torch, invflow
@@ -241,22 +229,4 @@ def from_deepinv(denoiser: _Velocity, image_shape: tuple[int, ...], *, steps: in
         torch.Size([3, 1, 8, 8])
     """
     return DenoiserFlow(denoiser, image_shape, steps=steps, sigma_max=sigma_max, sigma_min=sigma_min,
-                        method=method)
-
-
-def _check_solver_settings(steps: int, method: str) -> None:
-    if method not in TABLEAUS:
-        raise ValueError(f"no integration method is called {method!r}: choose one of {', '.join(TABLEAUS)}")
-    if steps < 1:
-        raise ValueError(f"a jump takes at least 1 step, not steps={steps}")
-
-
-def _check_affine(affine: tuple[float, float], state_shape: tuple[int, ...],
-                  image_shape: tuple[int, ...]) -> None:
-    if affine[0] == 0:
-        raise ValueError("decode=(0, shift) makes every image the same: the scale must not be 0")
-    if state_shape != image_shape:
-        raise ValueError(
-            f"state_shape {state_shape} and image_shape {image_shape} differ, so an affine decode cannot "
-            "link them: pass decode=(decode_function, encode_function)"
-        )
+                        method=method, order=order, condition=condition)

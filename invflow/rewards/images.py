@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invflow._core.networks import settle
 from invflow.nets.classifier import Classifier
 from invflow.reward import Reward
 
@@ -61,10 +62,13 @@ class ClassReward(_ImageReward):
             raise ValueError(f"label={label}: this classifier knows the labels 0 to {count - 1}, which are "
                              f"{', '.join(self.classifier.classes)}")
         self.label = label
+        settle(self.classifier)
 
     def score(self, x: Tensor) -> Tensor:
         """Log probability of the class, ``(n,)``, in the type of the images."""
         weight = next(self.classifier.parameters())
+        if self.classifier.training:
+            self.classifier.eval()
         return self.classifier(x.to(weight.dtype)).log_softmax(1)[:, self.label].to(x.dtype)
 
     def predicted(self, x: Tensor) -> Tensor:

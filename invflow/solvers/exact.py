@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,12 +10,12 @@ import torch
 from torch import Tensor
 
 from invflow._core.chunks import ChunkSize
-from invflow._core.random import as_generator, draw_noise
+from invflow._core.random import draw_noise
 from invflow.flowmap import FlowMap
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.structure import dense_matrix
 from invflow.models.mixture import GaussianMixtureFlow, draw_components
-from invflow.posterior import NFE, Posterior
+from invflow.posterior import Posterior
 from invflow.reward import Reward, score
 from invflow.solver import Solver
 
@@ -80,8 +79,7 @@ class ExactPosterior(Solver):
         self.prior, self.max_entries = mixture, max_entries
 
     @torch.no_grad()
-    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
-               progress: bool = False) -> Posterior:
+    def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
         """Draw independent posterior samples; see :meth:`Solver.sample`. No network call is made.
 
         Returns:
@@ -91,29 +89,22 @@ class ExactPosterior(Solver):
         Raises:
             TypeError: for a reward that is not a :class:`~invflow.GaussianLikelihood`.
             ValueError: for an operator that is not linear, whose images are not the prior's, or whose dense
-                matrix is too large; for under one sample.
+                matrix is too large.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
-        start = time.perf_counter()
-        likelihood = self._supported(reward)
-        generator = as_generator(generator)
-        exact = self._condition(likelihood)
+        exact = self._condition(self._supported(reward))
         observations = len(exact.log_evidence)
-        index = draw_components(exact.log_weights, num_samples, generator)
-        shape = (observations, num_samples, self.prior.dimension)
+        index = draw_components(exact.log_weights, n, generator)
+        shape = (observations, n, self.prior.dimension)
         noise = draw_noise(shape, generator).to(index.device)
         chunk = max(1, _VALUES_AT_A_TIME // noise[0].numel())
         pieces = ChunkSize(chunk, "ExactPosterior").over(
             observations, lambda part: self._draw(exact.pick(part), index[part], noise[part]))
         samples = torch.cat([piece for _, piece in pieces])
         return Posterior(samples.unflatten(2, self.prior.image_shape),
-                         log_evidence=exact.log_evidence.to(self.prior.dtype), nfe=NFE(0, 0),
-                         seconds=time.perf_counter() - start,
-                         diagnostics={"component_weights": exact.log_weights.exp().to(self.prior.dtype)},
-                         settings={"solver": "ExactPosterior", "components": len(self.prior.means)})
+                         log_evidence=exact.log_evidence.to(self.prior.dtype),
+                         diagnostics={"component_weights": exact.log_weights.exp().to(self.prior.dtype)})
 
-    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """Draw from the mixture itself, ``(n, *image_shape)``."""
         return self.prior.decode(self.prior.sample(n, generator=generator))
 
@@ -230,26 +221,18 @@ class DrawnPosterior(Solver):
         self.sampler, self.reward, self.prior = sampler, reward, prior
 
     @torch.no_grad()
-    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
-               progress: bool = False) -> Posterior:
+    def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
         """Draw from the tilted law; see :meth:`Solver.sample`.
 
         Raises:
             TypeError: for another reward than the one whose law is known.
-            ValueError: for under one sample.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
-        start, count = time.perf_counter(), reward.num_observations or 1
-        with self.prior.count() as calls:
-            rows = self.sampler(count * num_samples, as_generator(generator))
-        samples = rows.unflatten(0, (count, num_samples))
+        count = reward.num_observations or 1
+        samples = self.sampler(count * n, generator).unflatten(0, (count, n))
         self._check(reward, samples[:, :8])
-        total = len(rows)
-        return Posterior(samples, nfe=NFE(calls.forward / total, calls.backward / total),
-                         seconds=time.perf_counter() - start, settings={"solver": "DrawnPosterior"})
+        return Posterior(samples)
 
-    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """Draw from the prior, ``(n, *image_shape)``: from the law itself where it has one, else in one step."""
         from invflow.models.mixture import GaussianMixtureFlow
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from torch import Tensor
 from invflow._core.chunks import ChunkSize, check_chunk_size
 from invflow._core.random import as_generator
 from invflow.flowmap import FlowMap, rows_at_a_time
-from invflow.posterior import NFE, Posterior
+from invflow.posterior import Posterior
 from invflow.reward import Reward
 from invflow.smc import count_distinct
-from invflow.solver import Solver
+from invflow.solver import Solver, plain
 from invflow.solvers.finite import not_finite
 from invflow.solvers.tilting.look_ahead import Look
 from invflow.solvers.tilting.particles import Chunk, FMTTState, first_bad, make_chunks, over_chunks
@@ -53,6 +52,8 @@ class SearchSolver(Solver):
     A subclass writes :meth:`iterate`, whose last state is returned.
     """
 
+    _derived = frozenset({"_jumps"})
+
     def __init__(self, prior: FlowMap, budget: int, chunk_size: int | None) -> None:
         if not isinstance(prior, FlowMap):
             raise TypeError(f"{type(self).__name__} searches through a FlowMap, not a {type(prior).__name__}: pass "
@@ -67,7 +68,7 @@ class SearchSolver(Solver):
 
     @abstractmethod
     def iterate(self, reward: Reward, num_samples: int, *,
-                generator: torch.Generator | None = None) -> Iterator[SearchState]:
+                generator: torch.Generator | int | None = None) -> Iterator[SearchState]:
         """The images after each round of the search; :meth:`sample` is a loop over it.
 
         Args:
@@ -76,17 +77,12 @@ class SearchSolver(Solver):
             generator: source of all random numbers.
         """
 
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """Settings as plain values, kept with each result."""
-
-    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
-               progress: bool = False) -> Posterior:
+    def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
         """Search for images of high reward. The result is no posterior sample, whatever the budget.
 
         Args:
             reward: over B observations.
-            num_samples: N, images for each observation.
+            n: N, images for each observation.
             generator: source of all random numbers.
             progress: show a progress bar.
 
@@ -97,16 +93,13 @@ class SearchSolver(Solver):
             ``distinct_ancestors`` ``(B,)``.
 
         Raises:
-            ValueError: for a budget that cannot be met, with the least that can; for under one sample; for a reward
-                that is NaN.
+            ValueError: for a budget that cannot be met, with the least that can; for a reward that is NaN.
         """
         from tqdm import tqdm
 
-        if num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
-        start, rewards, spent = time.perf_counter(), [], []
-        rows = num_samples * (reward.num_observations or 1)
-        rounds = self.iterate(reward, num_samples, generator=generator)
+        rewards, spent = [], []
+        rows = n * (reward.num_observations or 1)
+        rounds = self.iterate(reward, n, generator=generator)
         with self.prior.count() as calls:
             for state in tqdm(rounds, disable=not progress, desc=type(self).__name__, unit="round", delay=2):
                 rewards.append(state.rewards.mean(1))
@@ -114,9 +107,7 @@ class SearchSolver(Solver):
         diagnostics = {"kind": "search", "reward": state.rewards, "reward_path": torch.stack(rewards, 1),
                        "calls_path": spent, "budget": self.budget, "calls": spent[-1],
                        "distinct_ancestors": count_distinct(state.ancestors)}
-        return Posterior(state.images, nfe=NFE(calls.forward / rows, calls.backward / rows),
-                         seconds=time.perf_counter() - start, diagnostics=diagnostics,
-                         settings={"kind": "search", **self.settings()})
+        return Posterior(state.images, diagnostics=diagnostics, settings={"kind": "search"})
 
 
 class BestOfN(SearchSolver):
@@ -155,7 +146,8 @@ class BestOfN(SearchSolver):
         super().__init__(prior, budget, chunk_size)
         if selections < 1 or steps < 1:
             raise ValueError(f"selections={selections} and steps={steps} must be at least 1")
-        self.rounds, self.steps = selections, steps
+        self.rounds = self.selections = selections
+        self.steps = steps
         cost = self._cost(selections)
         self.candidates = self.budget // cost
         if self.candidates < 1:
@@ -166,18 +158,13 @@ class BestOfN(SearchSolver):
         """Calls of one candidate in each of so many rounds."""
         return sum(self._jumps.look(k / rounds, self.steps)[0] for k in range(rounds))
 
-    def settings(self) -> dict[str, Any]:
-        """Settings as plain values, kept with each result."""
-        return {"solver": "BestOfN", "budget": self.budget, "selections": self.rounds, "candidates": self.candidates,
-                "steps": self.steps, "chunk_size": self.chunk_size}
-
-    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """Draw from the law of a single candidate of the first round, ``(n, *image_shape)``."""
         return self.prior.generate(n, self.steps, generator=generator, chunk_size=self._size().rows)
 
     @torch.no_grad()
     def iterate(self, reward: Reward, num_samples: int, *,
-                generator: torch.Generator | None = None) -> Iterator[SearchState]:
+                generator: torch.Generator | int | None = None) -> Iterator[SearchState]:
         """The best images after each round; see :meth:`SearchSolver.iterate`."""
         generator, reward = as_generator(generator), reward.to(self.prior.device)
         shape = (reward.num_observations or 1, num_samples)
@@ -253,17 +240,12 @@ class BeamSearch(BestOfN):
         SearchSolver.__init__(self, prior, budget, chunk_size)
         if branches < 1 or steps < 1:
             raise ValueError(f"branches={branches} and steps={steps} must be at least 1")
-        self.steps, self.candidates = steps, branches
+        self.steps, self.candidates, self.branches = steps, branches, branches
         cost = branches * self._cost(1)
         if cost > self.budget:
             raise ValueError(f"a budget of {budget} calls does not pay for one round of {branches} branches, {cost} "
                              f"calls: pass budget={cost} or more, or fewer branches")
         self.rounds = largest(lambda rounds: branches * self._cost(rounds) <= self.budget, 1, self.budget)
-
-    def settings(self) -> dict[str, Any]:
-        """Settings as plain values, kept with each result."""
-        return {"solver": "BeamSearch", "budget": self.budget, "branches": self.candidates, "rounds": self.rounds,
-                "steps": self.steps, "chunk_size": self.chunk_size}
 
     def _merge(self, best: tuple[Tensor, ...], tried: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """The N best of both, for each observation."""
@@ -337,17 +319,15 @@ class TopKSearch(SearchSolver):
         return self._dynamics(largest(pays, least.steps, self.budget))
 
     def settings(self) -> dict[str, Any]:
-        """Settings as plain values, kept with each result."""
-        known = self._dynamics(self.selections + 1).settings()
-        return {"solver": "TopKSearch", "budget": self.budget, "k": self.k, "selections": self.selections,
-                **{name: known[name] for name in self.options}, "chunk_size": self.chunk_size}
+        """Settings as JSON holds them, kept with each result."""
+        return {**super().settings(), **{name: plain(value) for name, value in self.options.items()}}
 
-    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """Draw from the base dynamics, without reward and selection, in 50 steps: ``(n, *image_shape)``."""
         return self._dynamics(max(50, self.selections + 1)).prior_samples(n, generator=generator)
 
     def iterate(self, reward: Reward, num_samples: int, *,
-                generator: torch.Generator | None = None) -> Iterator[SearchState]:
+                generator: torch.Generator | int | None = None) -> Iterator[SearchState]:
         """The particles after each step; see :meth:`SearchSolver.iterate`.
 
         Raises:

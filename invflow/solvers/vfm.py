@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from invflow._core.chunks import ChunkSize, check_chunk_size
 from invflow._core.folders import read_config, resolve_folder
-from invflow._core.random import as_generator, draw_noise
+from invflow._core.identity import remembered
+from invflow._core.random import draw_noise
 from invflow._core.records import fingerprint, write_atomically
 from invflow.flowmap import rows_at_a_time
 from invflow.likelihood import GaussianLikelihood
@@ -25,7 +25,7 @@ from invflow.linear.consistency import correct, measurement_noise
 from invflow.models.adapter import Adapter, Proposal
 from invflow.models.neural import NeuralFlowMap
 from invflow.nets.unet import can_tile, tiles
-from invflow.posterior import NFE, Posterior
+from invflow.posterior import EXACT_MEAN, Posterior
 from invflow.reward import Reward, score_rows
 from invflow.smc import log_mean_weight, pareto_k_hat, precise
 from invflow.solver import Solver
@@ -88,7 +88,6 @@ class VFM(Solver):
         torch.Size([2, 16, 1, 28, 28])
     """
 
-    needs_training = True
     takes_no_noise = True
 
     def __init__(self, prior: NeuralFlowMap, adapter: Adapter, *, steps: int = 1, chunk_size: int | None = None,
@@ -100,17 +99,15 @@ class VFM(Solver):
             raise ValueError(f"steps={steps}{asked} must be at least 1")
         adapter.check_map(prior)
         self.consistency = _checked_consistency(consistency, adapter, importance)
-        if tile is not None and not (can_tile(prior) and can_tile(adapter)):
+        if tile is not None and not _cuttable(prior, adapter):
             raise ValueError(f"tile={tile}, but the networks of this VFM see the whole image at once, so that tiles "
                              "would change the samples: leave tile=None")
         self.prior, self.adapter, self.tile = prior, adapter, tile
-        # a third of the time of a single sample, if taken at each call
-        self._weights = {"map": prior.fingerprint(), "adapter": fingerprint(adapter)}
+        self._trained_shape = tuple(prior.image_shape)  # also of a resized copy
         self.steps, self.chunk_size, self.importance = steps, chunk_size, importance
 
     @torch.no_grad()
-    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
-               progress: bool = False) -> Posterior:
+    def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
         """Draw posterior samples; see :meth:`Solver.sample`.
 
         Raises:
@@ -118,32 +115,30 @@ class VFM(Solver):
                 that it knows and the solvers that need no training. For images of another size than those trained
                 on, unless map and adapter take any.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
-        start = time.perf_counter()
         self.adapter.class_index(reward, quiet=True)  # before anything of the images' size is made
         operator = getattr(reward, "operator", None)
-        prior, adapter = self.resized(self.prior.image_shape if operator is None else operator.image_shape)
-        with prior.count() as map_calls, adapter.count() as adapter_calls, self._sized(prior, adapter) as size:
+        prior, adapter = self._for_images(self.prior.image_shape if operator is None else operator.image_shape)
+        with self._sized(prior, adapter) as size:
             mean, std, deviation = self._propose(adapter, reward, size)
-            rows = len(mean) * num_samples
-            generator = as_generator(generator)
-            correction = self._correction(adapter, reward, deviation, num_samples, generator)
+            rows = len(mean) * n
+            correction = self._correction(adapter, reward, deviation, n, generator)
             noise = draw_noise((rows, *prior.state_shape), generator, mean.device).to(mean)
             # in the noise's place: sixteen samples of a large photograph are most of what is held
             same = noise.shape[1:] == prior.image_shape
             images = noise if same else noise.new_empty((rows, *prior.image_shape))
             # twice: rewards pick observations on the host, and would wait for a GPU to bring the indices
-            on_host = torch.arange(len(mean)).repeat_interleave(num_samples)
+            on_host = torch.arange(len(mean))[:, None].expand(-1, n).flatten()
             owner = on_host.to(mean.device)
             log_weights = precise(noise.new_empty(rows)) if self.importance else None
             misfit, moved, applied = noise.new_zeros(3, rows)
 
             def run(part: slice) -> None:
-                z = torch.addcmul(mean[owner[part]], std[owner[part]], noise[part])
+                # a single observation's need not be copied for each of its samples
+                centre, spread = (mean, std) if len(mean) == 1 else (mean[owner[part]], std[owner[part]])
+                z = torch.addcmul(centre, spread, noise[part])
                 made = prior.decode(prior.flow(adapter.to_state(z), self.steps))
                 if log_weights is not None:
-                    ratio = log_prior_over_proposal(z, mean[owner[part]], std[owner[part]])
+                    ratio = log_prior_over_proposal(z, centre, spread)
                     log_weights[part] = ratio + score_rows(reward, made, on_host[part])
                 if correction is not None:
                     was, (made, applied[part]) = made, correction(part, made)
@@ -160,27 +155,27 @@ class VFM(Solver):
                 parts = tqdm(parts, total=-(-rows // size.rows), desc="VFM", unit="chunk", delay=2)
             for _ in parts:
                 pass
-            check_finite("VFM", f"after {self.steps} of {self.steps} steps", num_samples, images, log_weights)
-        nfe = NFE(forward=(map_calls.forward + adapter_calls.forward) / rows,
-                  backward=(map_calls.backward + adapter_calls.backward) / rows)
+            check_finite("VFM", f"after {self.steps} of {self.steps} steps", n, images, log_weights)
         diagnostics: dict[str, Any]
         diagnostics, log_evidence = {"noise_std": std.flatten(1).mean(dim=1)}, None
         if correction is not None:
             diagnostics["consistency_steps"] = applied.view(len(mean), -1).mean(1)
             diagnostics["correction"] = moved.view(len(mean), -1).mean(1).sqrt()
         if isinstance(reward, GaussianLikelihood):
-            diagnostics |= self._verdict(adapter, reward, images.unflatten(0, (len(mean), num_samples)), misfit,
+            diagnostics |= self._verdict(adapter, reward, images.unflatten(0, (len(mean), n)), misfit,
                                          diagnostics.get("correction"))
+        if log_weights is None and prior.network is None:  # the map is affine: it takes means to means
+            diagnostics[EXACT_MEAN] = size.map(
+                lambda z: prior.decode(prior.flow(adapter.to_state(z), self.steps)), mean)
         if log_weights is not None:
-            log_weights = log_weights.unflatten(0, (len(mean), num_samples))
+            log_weights = log_weights.unflatten(0, (len(mean), n))
             log_evidence = log_mean_weight(torch.zeros_like(log_weights), log_weights)
             diagnostics["k_hat"] = pareto_k_hat(log_weights)
-        return Posterior(images.unflatten(0, (len(mean), num_samples)), log_weights, log_evidence, nfe=nfe,
-                         seconds=time.perf_counter() - start, diagnostics=diagnostics, settings=self.settings())
+        return Posterior(images.unflatten(0, (len(mean), n)), log_weights, log_evidence, diagnostics=diagnostics)
 
     @torch.no_grad()
     def prior_samples(self, n: int, image_shape: Sequence[int] | None = None, *,
-                      generator: torch.Generator | None = None) -> Tensor:
+                      generator: torch.Generator | int | None = None) -> Tensor:
         """Draw from the map's own law, ``(n, *image_shape)``, in the same number of steps as :meth:`sample`.
 
         Args:
@@ -193,16 +188,12 @@ class VFM(Solver):
         """
         if n < 1:
             raise ValueError(f"prior_samples takes n >= 1, not n={n}")
-        prior, adapter = self.resized(image_shape or self.prior.image_shape)
+        prior, adapter = self._for_images(image_shape or self.prior.image_shape)
         with self._sized(prior, adapter) as size:
             return size.map(lambda z: prior.decode(prior.flow(z, self.steps)), prior.noise(n, generator=generator))
 
-    def resized(self, image_shape: Sequence[int]) -> tuple[NeuralFlowMap, Adapter]:
-        """Map and adapter for images ``(C, H, W)`` of another size; they share their weights with the VFM's own.
-
-        Raises:
-            ValueError: if they do not take images of that shape.
-        """
+    def _for_images(self, image_shape: Sequence[int]) -> tuple[NeuralFlowMap, Adapter]:
+        """Map and adapter for images ``(C, H, W)`` of another size; they share their weights with the VFM's own."""
         shape = tuple(image_shape)
         if shape == tuple(self.prior.image_shape):
             return self.prior, self.adapter
@@ -211,12 +202,10 @@ class VFM(Solver):
     @contextmanager
     def _sized(self, prior: NeuralFlowMap, adapter: Adapter) -> Iterator[ChunkSize]:
         """Rows at a time for images of this size, and the networks in tiles where they are to be."""
-        trained, pixels = _pixels(self.prior.image_shape), _pixels(prior.image_shape)
+        trained, pixels = _pixels(self._trained_shape), _pixels(prior.image_shape)
 
-        def cuttable() -> bool:  # a walk through all modules, which small images are spared
-            return can_tile(prior) and can_tile(adapter)
-
-        now = self.tile if self.tile is not None else TILE if pixels > WHOLE and cuttable() else None
+        # not before there is a need: a walk through all modules, which small images are spared
+        now = self.tile if self.tile is not None else TILE if pixels > WHOLE and _cuttable(prior, adapter) else None
         with ExitStack() as stack:
 
             def cut(tile: int | None) -> None:
@@ -226,7 +215,7 @@ class VFM(Solver):
             def shrink(said: str) -> bool:
                 nonlocal now
                 smaller = min(TILE if now is None else now // 2, max(prior.image_shape[1:], default=0) // 2)
-                if smaller < SMALLEST_TILE or not cuttable():
+                if smaller < SMALLEST_TILE or not _cuttable(prior, adapter):
                     return False
                 warnings.warn(f"VFM: a single image of {prior.image_shape} does not fit in memory ({said}): goes on "
                               f"in tiles, with the same random numbers; tile={smaller} spares the attempt",
@@ -290,9 +279,8 @@ class VFM(Solver):
         return found
 
     def settings(self) -> dict[str, Any]:
-        """Settings as plain values, kept with each posterior."""
-        return {"solver": "VFM", "steps": self.steps, "chunk_size": self.chunk_size, "importance": self.importance,
-                "tile": self.tile, "consistency": self.consistency, **self._weights, **self.adapter.settings()}
+        """Settings as JSON holds them, with digests of the weights, by which map and adapter know each other."""
+        return {**super().settings(), "map": remembered(self.prior, fingerprint), **self.adapter.settings()}
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write map and adapter into ``folder/map`` and ``folder/adapter``, and a ``config.json`` beside them."""
@@ -341,6 +329,11 @@ def _checked_consistency(consistency: bool | float | None, adapter: Adapter, imp
         raise ValueError("consistency moves samples that importance weights: the weights belong to samples as the map "
                          "makes them, so pass one of the two")
     return consistency
+
+
+def _cuttable(prior: NeuralFlowMap, adapter: Adapter) -> bool:
+    """Whether tiles change nothing: a map without a network has nothing to cut."""
+    return (prior.network is None or can_tile(prior)) and can_tile(adapter)
 
 
 def _pixels(shape: Sequence[int]) -> int:

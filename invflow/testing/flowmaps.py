@@ -29,7 +29,12 @@ def check_flow_map(flow_map: FlowMap | Callable[[], FlowMap], *, exact: bool = T
     that of the law that the map itself makes of noise: E[s_t(x)] = 0 and E[x . s_t(x)] = -d (Stein 1981), within five
     standard errors and a tenth; of a million seeds, about one would raise a false alarm, and a seed that passes always
     passes. (A reversed flow of a Gaussian centred at zero is a flow of another Gaussian, and is not found so.) Given
-    ``images``, the velocity must predict m - z better than it would at the other time or with the other sign.
+    ``images``, the velocity must predict m - z better than its network would in any other reading, and the message
+    names the reading that does better: time or sign reversed, the clock alone reversed, a clock in thousands or not, a
+    linear, cosine or variance-preserving path, noise or data predicted in place of a velocity, the other second
+    argument of an average velocity, states in [0, 1], [-1, 1] or [0, 255], colours in the reverse order.
+
+    A map without a velocity, which jumps to data only, is checked for what it has.
 
     Args:
         flow_map: the map, or a function of no arguments that makes it.
@@ -38,7 +43,7 @@ def check_flow_map(flow_map: FlowMap | Callable[[], FlowMap], *, exact: bool = T
         tolerance: relative root-mean-square error allowed in the semigroup and in the velocity as a
             derivative (by finite differences: at best about 1e-4 in float32, 1e-7 in float64).
         images: ``(n, *image_shape)``, at least 16 of those that the map was trained for: the surest test of a
-            learned map's time, sign and range.
+            learned map's conventions.
         seed: of the states that it is tried on.
 
     Raises:
@@ -58,14 +63,16 @@ def check_flow_map(flow_map: FlowMap | Callable[[], FlowMap], *, exact: bool = T
         noise = prior.noise(_ROWS, generator=generator)
     with watch_global_seed(f"{type(prior).__name__}.velocity or jump"), torch.no_grad():
         # states as they occur at t = 1/4: not noise, so that the later times are not tried far off the data
-        x = attempt(lambda: prior.jump(noise, 0.0, 0.25), f"{type(prior).__name__}: jump(x, 0.0, 0.25) of states "
+        end = 0.25 if prior.has_velocity else 1.0
+        x = attempt(lambda: prior.jump(noise, 0.0, end), f"{type(prior).__name__}: jump(x, 0.0, {end}) of states "
                     f"{tuple(noise.shape)}", "It gets (n, *state_shape), and times as floats or tensors (n,)")
+        x = x if prior.has_velocity else 0.75 * noise + 0.25 * x
         _check_evaluation(prior, x)
         _check_rows(prior, x)
         _check_jump(prior, x, exact, tolerance)
         _check_denoiser_and_score(prior, x)
         _check_decoding(prior, prior.jump(noise, 0.0, 1.0), exact)
-        if exact and prior.independent_noise:
+        if exact and prior.independent_noise and prior.has_velocity:
             check_law(prior, seed)
         if images is not None:
             check_regression(prior, images, seed)
@@ -82,6 +89,7 @@ def _check_attributes(prior: FlowMap) -> None:
                f"{name}.{attribute} is {shape!r}: set a tuple of positive ints, such as (1, 28, 28)")
     expect(isinstance(prior.independent_noise, bool),
            f"{name}.independent_noise is {prior.independent_noise!r}: set True or False")
+    expect(isinstance(prior.has_velocity, bool), f"{name}.has_velocity is {prior.has_velocity!r}: set True or False")
 
 
 def _check_evaluation(prior: FlowMap, x: Tensor) -> None:
@@ -95,6 +103,9 @@ def _check_evaluation(prior: FlowMap, x: Tensor) -> None:
         "jump(x, 0.0, 1.0)": lambda: prior.jump(x, 0.0, 1.0),
         "jump(x, s, t) with t of shape (n,)": lambda: prior.jump(x, times / 2, times),
     }
+    if not prior.has_velocity:
+        calls = {"jump(x, 0.0, 1.0)": calls["jump(x, 0.0, 1.0)"],
+                 "jump(x, s, 1.0) with s of shape (n,)": lambda: prior.jump(x, times, 1.0)}
     for what, call in calls.items():
         out = attempt(call, what,
                       "It takes times as floats, 0-d tensors or tensors (n,): see invflow.flowmap.expand_time")
@@ -112,9 +123,12 @@ def _check_rows(prior: FlowMap, x: Tensor) -> None:
     starts = torch.linspace(0.1, 0.5, len(x), dtype=x.dtype, device=x.device)
     ends = starts.flip(0) + 0.4
     limit = rounding(x.dtype)
-    alone = [prior.velocity(x[i:i + 1], float(starts[i])) for i in range(len(x))]
-    expect_close(prior.velocity(x, starts), torch.cat(alone), limit,
-                 "velocity: a batch against its rows alone", advice)
+    if prior.has_velocity:
+        alone = [prior.velocity(x[i:i + 1], float(starts[i])) for i in range(len(x))]
+        expect_close(prior.velocity(x, starts), torch.cat(alone), limit,
+                     "velocity: a batch against its rows alone", advice)
+    else:
+        ends = torch.ones_like(starts)
     alone = [prior.jump(x[i:i + 1], float(starts[i]), float(ends[i])) for i in range(len(x))]
     expect_close(prior.jump(x, starts, ends), torch.cat(alone), limit,
                  "jump: a batch against its rows alone", advice)
@@ -124,6 +138,8 @@ def _check_jump(prior: FlowMap, x: Tensor, exact: bool, tolerance: float) -> Non
     for s in (0.0, 0.25, 1.0):
         expect_close(prior.jump(x, s, s), x, rounding(x.dtype), f"jump(x, s, s) against x, at s = {s}",
                      "A jump of no length must be the identity: write it as x + (t - s) u(x, s, t).")
+    if not prior.has_velocity:
+        return
     h = 1e-4 if x.dtype == torch.float64 else 5e-3
     for s in (0.25, 0.5, 0.9):
         state = prior.jump(x, 0.25, s)
@@ -143,6 +159,15 @@ def _check_jump(prior: FlowMap, x: Tensor, exact: bool, tolerance: float) -> Non
 
 def _check_denoiser_and_score(prior: FlowMap, x: Tensor) -> None:
     t, limit = 0.25, 100 * rounding(x.dtype)
+    if not prior.has_velocity:
+        for call in (prior.velocity, prior.denoise, prior.score):
+            try:
+                call(x, t)
+            except ValueError:
+                continue
+            expect(False, f"{type(prior).__name__}.has_velocity is False, yet {call.__name__}(x, t) answers: it must "
+                          "raise ValueError, as invflow.FlowMap.refusal words it")
+        return
     velocity = prior.velocity(x, t)
     expect_close(prior.denoise(x, t), x + (1 - t) * velocity, limit,
                  "denoise(x, t) against x + (1 - t) velocity",
@@ -187,6 +212,8 @@ def _check_counting(prior: FlowMap, x: Tensor) -> None:
     advice = ("velocity and jump of a FlowMap are counted by themselves; a method that evaluates a network "
               "otherwise calls self.record_output(output, rows).")
     calls = {"velocity": lambda x: prior.velocity(x, 0.5), "jump": lambda x: prior.jump(x, 0.25, 0.75)}
+    if not prior.has_velocity:
+        calls = {"jump": lambda x: prior.jump(x, 0.25, 1.0)}
     for name, call in calls.items():
         counts = []
         for rows in (2, 4):

@@ -10,19 +10,21 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from invflow._core.records import digest, parse_json, write_atomically
+from invflow._core.files import alone_in
+from invflow._core.records import write_atomically
 from invflow.models.compiled import compiled_networks
+from invflow.training.checkpoint import CHECKPOINT, known, load
+from invflow.training.checkpoint import save as save_checkpoint
 
 __all__ = ["LoopSettings", "Objective", "fit"]
 
-CHECKPOINT = "checkpoint.safetensors"
 #: steps between which several processes ask each other whether one is to stop; a launcher waits half a minute for that
 ASK_EVERY = 10
 Batches = Callable[[int, int, int], Tensor]
@@ -60,6 +62,9 @@ class LoopSettings:
         log_every: steps between rows of the CSV.
         compile: train with compiled networks (:func:`invflow.compile_networks`), which pays for long trainings: the
             first steps take minutes.
+
+    Raises:
+        ValueError: for what is no number where one is needed, numbers out of range, or an unknown precision.
     """
 
     steps: int
@@ -76,12 +81,52 @@ class LoopSettings:
     log_every: int = 25
     compile: bool = False
 
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value, name = getattr(self, entry.name), entry.name
+            kinds: Any = {"int": (int,), "float": (int, float)}.get(str(entry.type))
+            if kinds is None:
+                continue
+            if not isinstance(value, kinds) or isinstance(value, bool) or value != value:
+                what = "a whole number" if kinds == (int,) else "a number"
+                raise ValueError(f"the setting {name} is {value!r}: pass {what}, such as {name}={self._example(name)}")
+            least = 1 if name in ("steps", "batch_size", "log_every") else 0
+            if name != "seed" and value < least:
+                raise ValueError(f"the setting {name} is {value}: pass at least {least}, such as "
+                                 f"{name}={self._example(name)}")
+        if self.precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"the setting precision is {self.precision!r}: pass 'no', 'bf16' or 'fp16'")
+
+    @classmethod
+    def _example(cls, name: str) -> Any:
+        return getattr(cls, name, 1000)
+
     def rate(self, step: int) -> float:
         """Learning rate at a step: linear warm-up, then half a cosine."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         share = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+
+
+@dataclass(frozen=True)
+class _Shuffled:
+    """Rows of a data set in memory, in a new order each epoch, given by the seed."""
+
+    data: Tensor
+    batch_size: int
+    seed: int
+    orders: dict[int, Tensor] = field(default_factory=dict)  # of the present epoch
+    _derived = ("orders",)
+
+    def __call__(self, step: int, process: int, processes: int) -> Tensor:
+        epoch, position = divmod(step, len(self.data) // self.batch_size)
+        if epoch not in self.orders:
+            self.orders.clear()
+            self.orders[epoch] = torch.randperm(len(self.data), generator=seeded(self.seed, epoch, -1))
+        rows = self.orders[epoch][position * self.batch_size : (position + 1) * self.batch_size]
+        chosen = self.data[rows[process::processes]]
+        return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen
 
 
 def shuffled(data: Tensor, settings: LoopSettings) -> Batches:
@@ -94,33 +139,20 @@ def shuffled(data: Tensor, settings: LoopSettings) -> Batches:
     Returns:
         A function of (step, process, number of processes).
     """
-    n = len(data)
-    if n < settings.batch_size:
-        raise ValueError(f"the data set has {n} rows, fewer than one batch of {settings.batch_size}: lower batch_size")
-    per_epoch = n // settings.batch_size
-    orders: dict[int, Tensor] = {}
-
-    def batch(step: int, process: int, processes: int) -> Tensor:
-        epoch, position = divmod(step, per_epoch)
-        if epoch not in orders:
-            orders.clear()
-            orders[epoch] = torch.randperm(n, generator=seeded(settings.seed, epoch, -1))
-        rows = orders[epoch][position * settings.batch_size : (position + 1) * settings.batch_size]
-        chosen = data[rows[process::processes]]
-        return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen
-
-    return batch
+    if len(data) < settings.batch_size:
+        raise ValueError(f"the data set has {len(data)} rows, fewer than one batch of {settings.batch_size}: lower "
+                         "batch_size")
+    return _Shuffled(data, settings.batch_size, settings.seed)
 
 
 def batches_of(data: Tensor | Sampler, settings: LoopSettings) -> Batches:
     """Batches of a data set in memory, or of a function ``(n, generator) -> (n, ...)`` that makes new data."""
     if isinstance(data, Tensor):
         return shuffled(data, settings)
-    sampler = data
+    sampler, size, seed = data, settings.batch_size, settings.seed  # the settings that are free to change stay outside
 
     def batch(step: int, process: int, processes: int) -> Tensor:
-        share = len(range(process, settings.batch_size, processes))
-        return sampler(share, seeded(settings.seed + 1, step, process))
+        return sampler(len(range(process, size, processes)), seeded(seed + 1, step, process))
 
     return batch
 
@@ -142,7 +174,7 @@ def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: 
         objective: what is trained.
         batches: function of (step, process, number of processes) to this process's rows.
         settings: of the loop.
-        folder: where ``checkpoint.safetensors`` and ``metrics.csv`` are written.
+        folder: where ``checkpoint.safetensors``, the one before it and ``metrics.csv`` are written.
         progress: show a progress bar.
         stop_at: stop at this step with a checkpoint, as if interrupted; for tests and time-boxed runs.
 
@@ -150,9 +182,21 @@ def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: 
         Whether training is complete.
 
     Raises:
-        ValueError: if the folder's checkpoint belongs to other settings.
-        FloatingPointError: if the loss is not finite; names the step.
+        ValueError: if the folder's checkpoint belongs to other settings, data or modules (what they began as counts,
+            so that a prior, its statistics and an objective's settings do too), or another run is at work in it.
+        FloatingPointError: if the loss, a weight or its average is not finite; names the step. The last good
+            checkpoint stays.
     """
+    with alone_in(Path(folder)) if _speaks_for_all() else contextlib.nullcontext():
+        return _fit(objective, batches, settings, Path(folder), progress, stop_at)
+
+
+def _speaks_for_all() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: Path, progress: bool,
+         stop_at: int | None) -> bool:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from tqdm import tqdm
@@ -164,22 +208,31 @@ def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: 
         f"{name}.{key}": p
         for name, module in objective.trained().items() for key, p in module.named_parameters() if p.requires_grad
     }
+    made_with = {"objective": known(objective), "data": known(batches)}  # before anything is loaded or moved
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, betas=settings.betas,
                                   weight_decay=settings.weight_decay)
     objective.to(accelerator.device)
     average = {k: p.detach().clone() for k, p in parameters.items()}
     buffers = dict(objective.named_buffers(recurse=False))
-    step = _load(Path(folder), parameters, average, buffers, optimizer, settings)
+    step = load(folder, parameters, average, buffers, optimizer, _identity(settings), made_with)
     wrapped, prepared = accelerator.prepare(objective, optimizer)
-    log = MetricsFile(Path(folder) / "metrics.csv", step) if accelerator.is_main_process else None
+    log = MetricsFile(folder / "metrics.csv", step) if accelerator.is_main_process else None
     end = min(settings.steps, stop_at or settings.steps)
     bar = tqdm(total=settings.steps, initial=step, disable=not (progress and accelerator.is_main_process),
                unit="step", dynamic_ncols=True, mininterval=0.5)
-    saved = time.monotonic()
+    saved, kept = time.monotonic(), step
 
     def save() -> None:
+        nonlocal kept
+        wrong = [key for key, p in parameters.items() if not bool(p.isfinite().all() & average[key].isfinite().all())]
+        if wrong:
+            kept_here = f"{folder / CHECKPOINT} is of step {kept}" if kept else "nothing was saved yet"
+            raise FloatingPointError(f"weights are not finite at step {step}, in {wrong[0]} and {len(wrong) - 1} more: "
+                                     f"lower the learning rate ({settings.learning_rate}) or the clipping norm "
+                                     f"({settings.clip}); {kept_here}")
         if accelerator.is_main_process:
-            _save(Path(folder), step, parameters, average, buffers, optimizer, settings)
+            save_checkpoint(folder, step, parameters, average, buffers, optimizer, _identity(settings), made_with)
+        kept = step
 
     # not as CUDA graphs: the weights change, and the map is called with them fixed in one place and moving in another
     compiled = compiled_networks(objective, mode="default") if settings.compile else contextlib.nullcontext()
@@ -219,7 +272,8 @@ def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: 
         save()
     accelerator.wait_for_everyone()
     if step < end or stop():
-        raise KeyboardInterrupt(f"stopped at step {step} of {settings.steps}; the same command goes on from there")
+        raise KeyboardInterrupt(f"stopped at step {step} of {settings.steps} and saved {folder / CHECKPOINT}: the same "
+                                "command goes on from there")
     with torch.no_grad():
         for key, p in parameters.items():
             p.copy_(average[key])
@@ -267,19 +321,19 @@ class MetricsFile:
         if path.exists():
             try:
                 with path.open(newline="") as handle:
-                    rows = [r for r in csv.DictReader(handle) if int(r["step"]) <= step]
+                    found = list(csv.DictReader(handle))
+                rows = [row for row in found if int(row["step"]) <= step]
             except (KeyError, TypeError, ValueError, csv.Error) as error:
                 raise ValueError(f"{path} is no table of a training ({error!r}): move it away, train again") from error
-            path.unlink()
-            for row in rows:
-                self._append(row)
+            if len(rows) < len(found):  # written whole: a kill in between must not lose the others
+                write_atomically(path, lambda name: _write_rows(Path(name), rows))
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Append one row."""
         self._append({"step": step, **{k: f"{v:.6g}" for k, v in numbers.items()}})
 
     def _append(self, row: dict[str, Any]) -> None:
-        new = not self.path.exists()
+        new = not self.path.exists() or not self.path.stat().st_size
         with self.path.open("a", newline="") as handle:
             writer = csv.DictWriter(handle, fieldnames=list(row))
             if new:
@@ -287,71 +341,15 @@ class MetricsFile:
             writer.writerow(row)
 
 
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as handle:
+        if rows:
+            writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
 def _identity(settings: LoopSettings) -> dict[str, Any]:
     """The settings that a checkpoint must share with the run that resumes from it."""
     loose = ("checkpoint_seconds", "log_every", "compile")
     return json.loads(json.dumps({k: v for k, v in asdict(settings).items() if k not in loose}))
-
-
-def _save(folder: Path, step: int, parameters: dict[str, Tensor], average: dict[str, Tensor],
-          buffers: dict[str, Tensor], optimizer: torch.optim.Optimizer, settings: LoopSettings) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in parameters.items()}
-    tensors |= {f"average.{k}": v.cpu().contiguous() for k, v in average.items()}
-    tensors |= {f"objective.{k}": v.detach().cpu().contiguous() for k, v in buffers.items()}
-    for key, p in parameters.items():
-        for name, value in optimizer.state.get(p, {}).items():
-            tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    plain = {"step": str(step), "settings": json.dumps(_identity(settings))}
-    metadata = {**plain, "digest": digest(tensors, plain)}
-    write_atomically(folder / CHECKPOINT, lambda path: save_file(tensors, path, metadata=metadata))
-
-
-def _load(folder: Path, parameters: dict[str, Tensor], average: dict[str, Tensor], buffers: dict[str, Tensor],
-          optimizer: torch.optim.Optimizer, settings: LoopSettings) -> int:
-    """Fill everything that a checkpoint holds from the folder's; returns the step, 0 without one."""
-    from safetensors import safe_open
-
-    path = folder / CHECKPOINT
-    if not path.exists():
-        return 0
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata())
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        known = metadata.pop("digest", None)
-        if known is not None and known != digest(tensors, metadata):
-            raise ValueError("it is not as it was saved")
-        theirs, ours, step = parse_json(metadata["settings"]), _identity(settings), int(metadata["step"])
-        changed = [k for k in ours if theirs.get(k) != ours[k]]
-        targets = {"model": parameters, "average": average, "objective": buffers}
-        names = {f"{kind}.{key}": value for kind, held in targets.items() for key, value in held.items()}
-        wrong = [k for k, v in names.items() if k not in tensors or tensors[k].shape != v.shape]
-        wrong += [k for k in tensors if k not in names and (k.split(".")[0] != "optimizer"
-                                                            or k.split(".", 2)[2] not in parameters)]
-        changed += [] if theirs == ours else sorted(set(theirs) - set(ours))
-        wrong += [k for k, v in tensors.items() if k.startswith("optimizer.") and k not in wrong
-                  and not k.startswith("optimizer.step.") and v.shape != parameters[k.split(".", 2)[2]].shape]
-        if not changed and (wrong or not 0 <= step <= settings.steps):
-            raise ValueError(f"step {step}; tensors that are missing or do not fit: {wrong[:3]}")
-    except Exception as error:  # safetensors and JSON fail on damaged files with errors of many kinds
-        raise ValueError(f"{path} is damaged, or a checkpoint of something else ({error}): delete it to begin anew"
-                         ) from error
-    if changed:
-        raise ValueError(
-            f"{path} was made with other settings ({', '.join(f'{k}={theirs.get(k)}' for k in changed)}): train "
-            "into another folder, or repeat those settings to resume"
-        )
-    states: dict[Tensor, dict[str, Tensor]] = {p: {} for p in parameters.values()}
-    for name, value in tensors.items():
-        if name in names:
-            with torch.no_grad():
-                names[name].copy_(value)
-        else:
-            _, field, key = name.split(".", 2)
-            states[parameters[key]][field] = value if field == "step" else value.to(parameters[key].device)
-    for p, state in states.items():
-        if state:
-            optimizer.state[p] = state
-    return step

@@ -223,8 +223,9 @@ def patch_score(first: Tensor, second: Tensor, truth: Tensor) -> Tensor:
 def normalise(loss: Tensor, power: float = 1.0, offset: float = 0.01) -> Tensor:
     """Divide a batch's loss by its own detached size, L / sg(L + c)^p: one scalar for the batch.
 
-    Applied to each image it would move the regression off the velocity; applied to the batch it only sets the size
-    of the step.
+    Applied to each image it would move the regression off the velocity; applied to the batch it sets the size of the
+    step. Not quite alone: the size is the batch's own, so that batches of small loss weigh more, and what a small batch
+    is pulled towards lies a little off the mean's optimum. The bias falls as 1 / batch.
     """
     return loss / (loss.detach().abs() + offset) ** power
 

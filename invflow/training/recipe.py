@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from invflow._core import plugins
 from invflow.training.loop import LoopSettings
 
 __all__ = ["Recipe", "Run", "list_recipes", "load_recipe"]
@@ -84,14 +82,11 @@ class Recipe:
 
 
 def list_recipes() -> dict[str, Recipe]:
-    """All recipes by name, from the entry points ``invflow.recipes``; each entry is a module, ``__all__`` its list."""
-    found: dict[str, Recipe] = {}
-    for entry in entry_points(group=GROUP):
-        module = importlib.import_module(entry.value)
-        for attribute in module.__all__:
-            value = getattr(module, attribute)
-            if isinstance(value, Recipe):
-                found[value.name] = value
+    """All recipes by name, from the entry points ``invflow.recipes``; each entry is a module, ``__all__`` its list.
+
+    What is broken, or has a name that is taken, is left out with a warning.
+    """
+    found = plugins.named(GROUP, Recipe, lambda _, recipe: recipe.name, what="a Recipe")
     return dict(sorted(found.items()))
 
 
@@ -103,7 +98,5 @@ def load_recipe(name: str) -> Recipe:
     """
     known = list_recipes()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no training named {name!r}.{hint} Known: {', '.join(known)}")
+        raise ValueError(f"there is no training {name!r}: {plugins.nearest(name, list(known))}")
     return known[name]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from invflow.operator import Operator
-from invflow.plugins import as_generator
+from invflow.plugins import as_generator, as_shape
 from invflow_operators._transfer import transfer_summary
 
 __all__ = ["Blur", "GaussianBlur", "MotionBlur"]
 
+#: side in pixels from which a picture counts as a photograph, and kernels like those that adapters for photographs are
+#: trained on are its defaults: a share of the image would be far out of it
+_PHOTOGRAPH = 64
 _PADDINGS = ("circular", "reflect", "zeros")
 
 
@@ -50,7 +55,7 @@ class Blur(Operator):
     def __init__(self, kernel: Tensor, image_shape: Sequence[int], padding: str = "circular",
                  problem_class: str | None = None) -> None:
         super().__init__()
-        kernel, shape = torch.as_tensor(kernel), tuple(image_shape)
+        kernel, shape = torch.as_tensor(kernel), as_shape(image_shape, "Blur(kernel, (1, 28, 28))")
         if not kernel.is_floating_point():
             kernel = kernel.to(torch.get_default_dtype())
         if padding not in _PADDINGS:
@@ -68,6 +73,47 @@ class Blur(Operator):
         self.image_shape = self.measurement_shape = shape
         self.padding, self.problem_class = padding, problem_class
         self.register_sets(**self._sets(sets))
+
+    #: the problem class of a kernel from a file; a subclass that says nothing of it takes such a kernel as its own
+    #: ``kernel``
+    _file_class: str | None = None
+    _for_photographs: Mapping[str, Any] = {}
+
+    @classmethod
+    def file_parameters(cls) -> tuple[str, ...]:
+        """A kernel, for those too that draw one or compute one."""
+        return ("kernel",) if "_file_class" in vars(cls) else super().file_parameters()
+
+    @classmethod
+    def from_files(cls, image_shape: tuple[int, ...], files: Mapping[str, Tensor], settings: Mapping[str, Any],
+                   say: Callable[[str], None]) -> Blur:
+        """A kernel of a file, taken for one of the class's own kind: so it is known to an adapter."""
+        if "_file_class" not in vars(cls):
+            return super().from_files(image_shape, files, settings, say)
+        beside = sorted(set(settings) - {"padding"})
+        if beside:
+            raise ValueError(f"--operator-set {beside[0]}=... does not go with --kernel, which gives the whole kernel; "
+                             "only padding=... does")
+        if cls._file_class is None:
+            say("an adapter takes a kernel as one of a kind that it was trained for: name it by --operator "
+                "gaussian-blur or motion-blur")
+        return Blur(files["kernel"], image_shape, problem_class=cls._file_class, **settings)
+
+    @classmethod
+    def assumptions(cls, image_shape: tuple[int, ...], given: Mapping[str, Any], *,
+                    observed: bool) -> list[tuple[dict[str, Any], str]]:
+        """Kernels for photographs, and the border of a blur that somebody else made."""
+        found: list[tuple[dict[str, Any], str]] = super().assumptions(image_shape, given, observed=observed)
+        has, usual = inspect.signature(cls).parameters, dict(cls._for_photographs)
+        if usual and set(usual) <= set(has) and not set(given) - {"padding"} and min(image_shape[1:]) >= _PHOTOGRAPH:
+            what = ", ".join(f"{name} {value:g}" for name, value in usual.items())
+            found = [(usual, f"took {cls._file_class} with {what} in pixels: --operator-set NAME=VALUE takes others, "
+                             "--kernel FILE any")]
+        if observed and "padding" in has and "padding" not in given:
+            # a camera's blur brings in what lies outside the frame: to think that it wraps around rings far into it
+            found.append(({"padding": "reflect"}, "took what the blur brings in from outside the picture for its "
+                          "reflection; --operator-set padding=circular is for a blur that wraps around"))
+        return found
 
     def _sets(self, kernel: Tensor) -> dict[str, Tensor]:
         """Kernels ``(n, 1 or C, h, w)`` with their transfer functions on the padded grid, in pairs."""
@@ -105,7 +151,8 @@ class Blur(Operator):
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """Inverse filter, zero where the transfer function is within rounding of zero; it blows up noise.
 
-        Where the border is not circular, by conjugate gradients.
+        Where the border is not circular, by conjugate gradients, as far as rounding allows, with a warning where 1,000
+        steps do not get there.
         """
         if self.padding != "circular":
             return super().pseudo_inverse(y)
@@ -147,8 +194,12 @@ class GaussianBlur(Blur):
         8
     """
 
+    _for_photographs = {"std": 2.0, "kernel_size": 25}
+    _file_class = "gaussian-blur"
+
     def __init__(self, image_shape: Sequence[int], std: float | None = None, kernel_size: int | None = None,
                  std_range: tuple[float, float] | None = None, padding: str = "circular") -> None:
+        image_shape = as_shape(image_shape, "GaussianBlur((1, 28, 28), std=2.0)")
         size = default_kernel_size(image_shape) if kernel_size is None else kernel_size
         std = size / 9 if std is None else std
         std_range = (size / 18, 2 * size / 9) if std_range is None else std_range
@@ -157,8 +208,9 @@ class GaussianBlur(Blur):
                 f"std={std}, std_range={std_range}, kernel_size={size}: pass standard deviations over 0, in "
                 "pixels and low before high, and a kernel size of at least 1"
             )
+        _check_kernel_size(size, image_shape)
         kernel = _gaussian_kernels(torch.tensor([std], dtype=torch.get_default_dtype()), size)
-        super().__init__(kernel, image_shape, padding, "gaussian-blur")
+        super().__init__(kernel, image_shape, padding, GaussianBlur._file_class)
         self.std_range = std_range
 
     def randomize(self, n: int, generator: torch.Generator | None = None) -> Operator:
@@ -194,19 +246,31 @@ class MotionBlur(Blur):
         1.0
     """
 
+    _for_photographs = {"kernel_size": 21}
+    _file_class = "motion-blur"
+
     def __init__(self, image_shape: Sequence[int], kernel_size: int | None = None, intensity: float = 0.5,
                  generator: torch.Generator | None = None, padding: str = "circular") -> None:
+        image_shape = as_shape(image_shape, "MotionBlur((1, 28, 28))")
         size = default_kernel_size(image_shape) if kernel_size is None else kernel_size
         if not (0 < intensity <= 1 and size >= 1):
             raise ValueError(f"intensity={intensity}, kernel_size={size}: pass 0 < intensity <= 1, size >= 1")
+        _check_kernel_size(size, image_shape)
         kernel = _motion_kernels(1, size, intensity, generator).to(torch.get_default_dtype())
-        super().__init__(kernel, image_shape, padding, "motion-blur")
+        super().__init__(kernel, image_shape, padding, MotionBlur._file_class)
         self.intensity = intensity
 
     def randomize(self, n: int, generator: torch.Generator | None = None) -> Operator:
         """Kernels along fresh curves for n images."""
         kernel = _motion_kernels(n, self.kernel.shape[-1], self.intensity, generator)
         return self._with_sets(self._sets(kernel.to(self.kernel)))
+
+
+def _check_kernel_size(size: int, image_shape: Sequence[int]) -> None:
+    """Refuse a kernel that is larger than the image before it is made."""
+    if size > min(image_shape[-2:]):
+        raise ValueError(f"the kernel has ({size}, {size}) pixels, the images only {tuple(image_shape[-2:])}: pass "
+                         f"kernel_size={default_kernel_size(image_shape)}, say")
 
 
 def default_kernel_size(image_shape: Sequence[int]) -> int:
@@ -235,5 +299,5 @@ def _motion_kernels(n: int, size: int, intensity: float, generator: torch.Genera
     cell = ((path + 1) / 2 * size).long().clamp(max=size - 1)
     flat = cell[:, :, 0] * size + cell[:, :, 1]
     share = torch.full_like(path[:, :, 0], 1 / flat.shape[1])
-    kernels = torch.zeros(n, size * size, device=path.device).scatter_add_(1, flat, share)
+    kernels = path.new_zeros(n, size * size).scatter_add_(1, flat, share)
     return kernels.reshape(n, 1, size, size)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -59,6 +62,8 @@ class DeepinvOperator(Operator):
                 "your own derives from invflow.Operator"
             )
         self.physics = physics.clone().requires_grad_(False).eval()
+        # noise and sensor are no part of the operator, and those of deepinv cannot be pickled
+        self.physics.noise_model, self.physics.sensor_model = torch.nn.Identity(), torch.nn.Identity()
         self.image_shape, self.problem_class = tuple(image_shape), problem_class
         self.linear = isinstance(physics, LinearPhysics)
         self.per_set, self.physics_generator = tuple(per_set), physics_generator
@@ -220,12 +225,64 @@ class DeepinvOperator(Operator):
         self._probe()  # some physics renew what they derive when they are first used: now, rather than in use
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        # the functions that deepinv's classes have by default have no name to be pickled by
+        return {**vars(self), "_modules": {**self._modules, "physics": _exchanged(self.physics, _as_lambda)}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.physics = _exchanged(self.physics, lambda _, value: value.find() if isinstance(value, _Lambda) else value)
+
+    def __copy__(self) -> DeepinvOperator:
+        other = type(self).__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
     def __deepcopy__(self, memo: dict[int, Any]) -> DeepinvOperator:
         # deepinv's clone copies random generators too, which deepcopy alone cannot
         other = _shallow_copy(self)
         other.physics = self.physics.clone()
         memo[id(self)] = other
         return other
+
+
+@dataclass(frozen=True)
+class _Lambda:
+    """A lambda in the ``__init__`` of a class, by its place: a parameter's default, or a constant of the code."""
+
+    owner: type
+    place: str | int
+
+    def find(self) -> Any:
+        """The lambda itself, or one like it."""
+        made = vars(self.owner)["__init__"]
+        if isinstance(self.place, str):
+            return inspect.signature(made).parameters[self.place].default
+        return FunctionType(made.__code__.co_consts[self.place], made.__globals__)
+
+
+def _as_lambda(module: Any, value: Any) -> Any:
+    """In place of a lambda that a class of the module wrote and that closes over nothing: which one it is."""
+    if not isinstance(value, FunctionType) or "<lambda>" not in value.__qualname__ or value.__closure__:
+        return value
+    for owner in type(module).__mro__:
+        made = vars(owner).get("__init__")
+        if isinstance(made, FunctionType):
+            places: list[tuple[str | int, Any]] = [(p.name, p.default)
+                                                   for p in inspect.signature(made).parameters.values()]
+            places += [(i, value) for i, code in enumerate(made.__code__.co_consts) if code is value.__code__]
+            for place, found in places:
+                if found is value:
+                    return _Lambda(owner, place)
+    return value
+
+
+def _exchanged(module: Any, change: Callable[[Any, Any], Any]) -> Any:
+    """A shallow copy with the plain attributes of all modules in it changed."""
+    other = _shallow_copy(module)
+    for part in other.modules():
+        vars(part).update({name: change(part, value) for name, value in vars(part).items()})
+    return other
 
 
 def _shallow_copy(module: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from invflow.operator import Operator
+from invflow.plugins import as_shape
 
 __all__ = ["Denoising"]
 
@@ -28,7 +29,7 @@ class Denoising(Operator):
 
     def __init__(self, image_shape: Sequence[int]) -> None:
         super().__init__()
-        self.image_shape = self.measurement_shape = tuple(image_shape)
+        self.image_shape = self.measurement_shape = as_shape(image_shape, "Denoising((1, 28, 28))")
 
     def forward(self, x: Tensor) -> Tensor:
         """The images themselves, as a copy: ``(n, *image_shape)`` to the same."""

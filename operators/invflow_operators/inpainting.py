@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from invflow.operator import Operator
-from invflow.plugins import as_generator
+from invflow.plugins import as_generator, as_shape
 from invflow_operators._free_form import draw_free_form
 
 __all__ = ["BoxInpainting", "FreeFormInpainting", "Inpainting", "MaskInpainting", "RandomInpainting"]
@@ -67,6 +68,25 @@ class MaskInpainting(Operator):
         if problem_class == FREE_FORM:
             self.stand_ins = ("box-inpainting",) * self._hides_boxes() + ("random-inpainting",)
 
+    #: the problem class of a mask from a file; a subclass that says nothing of it takes such a mask as its own ``mask``
+    _file_class: str | None = FREE_FORM
+
+    @classmethod
+    def file_parameters(cls) -> tuple[str, ...]:
+        """A mask, for those too that draw one or make one otherwise."""
+        return ("mask",) if "_file_class" in vars(cls) else super().file_parameters()
+
+    @classmethod
+    def from_files(cls, image_shape: tuple[int, ...], files: Mapping[str, Tensor], settings: Mapping[str, Any],
+                   say: Callable[[str], None]) -> MaskInpainting:
+        """A mask of a file, taken for one of the class's own kind: so it is known to an adapter."""
+        if "_file_class" not in vars(cls):
+            return super().from_files(image_shape, files, settings, say)
+        if settings:
+            raise ValueError(f"--operator-set {next(iter(settings))}=... does not go with --mask, which gives all "
+                             "there is to give: pass one of the two")
+        return MaskInpainting(files["mask"], image_shape, cls._file_class)
+
     def forward(self, x: Tensor) -> Tensor:
         """Images with zeros where nothing is observed: ``(n, C, H, W)`` to the same."""
         return x * self.mask
@@ -123,12 +143,14 @@ class RandomInpainting(MaskInpainting):
         8
     """
 
+    _file_class = "random-inpainting"
+
     def __init__(self, image_shape: Sequence[int], keep: float | tuple[float, float] = (0.3, 0.7),
                  generator: torch.Generator | None = None) -> None:
         low, high = keep if isinstance(keep, Sequence) else (keep, keep)
         if not 0 < low <= high <= 1:
             raise ValueError(f"keep is {keep}: pass the share observed, in (0, 1], or a range (low, high)")
-        shape = tuple(image_shape)
+        shape = as_shape(image_shape, "RandomInpainting((1, 28, 28), keep=0.5)")
         super().__init__(_draw_pixels(1, shape, (low, high), generator), shape, "random-inpainting")
         self.keep = (low, high)
 
@@ -153,7 +175,8 @@ class BoxInpainting(MaskInpainting):
 
     Args:
         image_shape: (C, H, W).
-        box: (height, width) of the unobserved box in pixels, centred; default: half the image's.
+        box: (height, width) of the unobserved box in pixels, centred; one number for a square; default: half the
+            image's.
         sides: range, in shares of the image's height and width, from which :meth:`randomize` draws the two
             sides of a box, each by itself; None keeps those of ``box``. The position is uniform either way.
 
@@ -166,11 +189,13 @@ class BoxInpainting(MaskInpainting):
         196
     """
 
-    def __init__(self, image_shape: Sequence[int], box: tuple[int, int] | None = None,
+    _file_class = "box-inpainting"
+
+    def __init__(self, image_shape: Sequence[int], box: tuple[int, int] | int | None = None,
                  sides: tuple[float, float] | None = (0.25, 0.5)) -> None:
-        shape = tuple(image_shape)
+        shape = as_shape(image_shape, "BoxInpainting((1, 28, 28), box=(14, 14))")
         height, width = shape[-2:]
-        box = (height // 2, width // 2) if box is None else box
+        box = (height // 2, width // 2) if box is None else (box, box) if isinstance(box, int) else box
         if not (0 < box[0] <= height and 0 < box[1] <= width and tuple(box) != (height, width)):
             raise ValueError(f"a box of {box} pixels does not fit images {shape}: pass (height, width)")
         if sides is not None and not 0 < sides[0] <= sides[1] < 1:
@@ -222,8 +247,10 @@ class FreeFormInpainting(MaskInpainting):
         8
     """
 
+    _file_class = FREE_FORM
+
     def __init__(self, image_shape: Sequence[int], generator: torch.Generator | None = None) -> None:
-        shape = tuple(image_shape)
+        shape = as_shape(image_shape, "FreeFormInpainting((1, 28, 28))")
         height, width = shape[-2:]
         super().__init__(draw_free_form(1, (height, width), as_generator(generator)), shape, FREE_FORM)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from invflow.operator import Operator
+from invflow.plugins import as_shape
 from invflow_operators._banded import bicubic_downsampling, bicubic_taps
 from invflow_operators._transfer import transfer_summary
 
@@ -43,10 +46,11 @@ class SuperResolution(Operator):
 
     def __init__(self, image_shape: Sequence[int], factor: int = 4, filter: str = "average") -> None:
         super().__init__()
-        shape = tuple(image_shape)
-        if len(shape) != 3 or factor != int(factor) or not 1 <= factor <= min(shape[1:]):
+        shape = as_shape(image_shape, "SuperResolution((1, 28, 28), factor=4)")
+        whole = isinstance(factor, (int, float)) and factor == int(factor)
+        if len(shape) != 3 or not whole or not 1 <= factor <= min(shape[1:]):
             raise ValueError(
-                f"super-resolution by {factor} of images {shape}: pass image_shape=(C, H, W) and a whole factor"
+                f"super-resolution by {factor!r} of images {shape}: pass image_shape=(C, H, W) and a whole factor"
                 + (f" from 1 to {min(shape[1:])}" if len(shape) == 3 else "")
             )
         if filter not in ("average", "bicubic"):
@@ -62,6 +66,13 @@ class SuperResolution(Operator):
             sizes = torch.full((count,), float(self.factor))
             sizes[-1] = side - (count - 1) * self.factor  # the last block is as large as what is left
             self.register_buffer(f"{name}_sizes", sizes.to(torch.get_default_dtype()))
+
+    @classmethod
+    def image_size(cls, size: tuple[int, int], settings: Mapping[str, Any]) -> tuple[int, int]:
+        """The factor times as much."""
+        default = inspect.signature(cls).parameters.get("factor")
+        factor = settings.get("factor", 1 if default is None else default.default)
+        return (size[0] * factor, size[1] * factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, C, H, W)`` to ``(n, C, ceil(H / f), ceil(W / f))``."""

@@ -7,8 +7,6 @@ cannot represent.
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor
 
@@ -27,7 +25,7 @@ __all__ = ["BoardPosterior", "board_sample", "checkerboard", "exact_posterior_sa
 NOISE = 0.1
 
 
-def board_sample(n: int, generator: torch.Generator | None = None) -> Tensor:
+def board_sample(n: int, generator: torch.Generator | int | None = None) -> Tensor:
     """Draw points uniformly from the board's eight dark cells.
 
     The board is [-2, 2]^2 in 4 x 4 unit cells; (x, y) is on a dark one where floor(x) + floor(y) is even.
@@ -53,7 +51,7 @@ def on_board(x: Tensor) -> Tensor:
     return inside & (x.floor().sum(-1) % 2 == 0)
 
 
-def exact_posterior_samples(y: Tensor, n: int, generator: torch.Generator | None = None, *,
+def exact_posterior_samples(y: Tensor, n: int, generator: torch.Generator | int | None = None, *,
                             sigma: float | Tensor = NOISE) -> Tensor:
     """Draw from the exact posterior given noisy first coordinates, by inverting the distribution function.
 
@@ -108,24 +106,22 @@ class BoardPosterior(Solver):
         torch.Size([5, 100, 2])
     """
 
-    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
-               progress: bool = False) -> Posterior:
+    def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
         """Draw posterior samples; see :meth:`Solver.sample`.
 
         Raises:
             TypeError: if the reward is no Gaussian likelihood of the first coordinate.
         """
-        start = time.perf_counter()
         points = torch.eye(2)
         if not isinstance(reward, GaussianLikelihood) or reward.operator.measurement_shape != (1,):
             raise TypeError("BoardPosterior knows the Gaussian likelihood of the first coordinate only")
         row = reward.operator.select(0)(points.to(reward.y)).flatten()
         if reward.operator.num_sets > 1 or not torch.equal(row, points[0].to(row)):
             raise TypeError("BoardPosterior knows operators that observe the first coordinate only")
-        samples = exact_posterior_samples(reward.y, num_samples, generator, sigma=reward.sigma)
-        return Posterior(samples, seconds=time.perf_counter() - start, settings={"solver": "BoardPosterior"})
+        samples = exact_posterior_samples(reward.y, n, generator, sigma=reward.sigma)
+        return Posterior(samples)
 
-    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """Draw from the board itself, ``(n, 2)``."""
         return board_sample(n, generator)
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import invflow
 from invflow.cli.entry import app
 from invflow.datasets.files import write_image
-from invflow.registry import SOLVERS, solver_by_name
+from invflow.registry import list_solvers, solver_by_name
 
 SHAPE = (1, 28, 28)
 SUMMARY = {"per_observation": {"psnr": [20.0]}, "mean": {"psnr": 20.0}, "seconds": 1.0, "observations": 1, "samples": 2,
@@ -257,8 +257,8 @@ def test_bad_problems(arguments: list[str], message: str, tmp_path: Path) -> Non
     (["--operator", "denoising", "--prior", "mnits"], "mnist"),
     (["--operator", "denoising", "--factor", "2"], "--factor belongs to super-resolution"),
     (["--operator", "super-resolution", "--factor", "29"], "from 1 to 28"),
-    (["--operator", "denoising", "--mask", "mask.npy"], "--mask belongs to the inpainting operators"),
-    (["--operator", "denoising", "--kernel", "mask.npy"], "--kernel belongs to the blurs"),
+    (["--operator", "denoising", "--mask", "mask.npy"], "--mask belongs to box-inpainting, free-form-inpainting"),
+    (["--operator", "denoising", "--kernel", "mask.npy"], "--kernel belongs to blur, gaussian-"),
     (["--operator", "mask-inpainting"], "--mask FILE"),
     (["--operator", "box-inpainting", "--mask", "mask.npy"], "(1, 5, 5)"),
     (["--operator", "matrix-operator"], "its matrix"),
@@ -295,8 +295,22 @@ def test_a_file_that_is_no_image(tmp_path: Path) -> None:
 def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     out, error = run("solve", "gaussian/linear", "--solver", "exact", "--output", tmp_path / "file", code=2)
-    assert "RMSE" in out  # the work is not lost
-    assert error.splitlines()[-1].startswith("error: not written to ")
+    assert "RMSE" not in out  # said before the work
+    assert len(error.splitlines()) == 1
+    assert "nothing can be written into this folder" in error
+
+
+def test_files_of_another_run_do_not_lie_beside_new_ones(digit: Path, tmp_path: Path) -> None:
+    options = ("solve", "--image", digit, "--operator", "denoising", "--solver", "lmmse", "--samples", 4, "--output",
+               tmp_path)
+    run(*options, "--write-samples", 3)
+    (tmp_path / "samples" / "notes.txt").write_text("mine")
+    assert (tmp_path / "samples" / "2.png").exists()
+    run(*options, "--write-samples", 1)
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == {"0.png", "notes.txt"}
+    run("solve", "gaussian/linear", "--solver", "exact", "--samples", 4, "--output", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"posterior.safetensors", "metrics.json", "figure.png",
+                                                          "samples"}
 
 
 @pytest.mark.parametrize(("broken", "name"), [
@@ -362,11 +376,11 @@ def test_solvers_by_name() -> None:
 def test_list_names_everything() -> None:
     out, _ = run("list")
     lines = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
-    assert {"box-inpainting", "deepinv-operator", "mnist/motion-blur", *SOLVERS} <= set(lines)
+    assert {"box-inpainting", "deepinv-operator", "mnist/motion-blur", *list_solvers()} <= set(lines)
     headings = [line for line in out.splitlines() if line and not line.startswith(" ")]
     assert headings == ["priors", "operators", "problems", "solvers", "trainings"]
     out, _ = run("list", "solvers")
-    assert len(out.splitlines()) == 1 + len(SOLVERS)
+    assert len(out.splitlines()) == 1 + len(list_solvers())
     assert "did you mean 'problems'" in refuse("list", "problem")
 
 

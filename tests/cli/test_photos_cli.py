@@ -238,7 +238,8 @@ def test_solvers_on_the_prior_alone_are_given_the_resized_one(tmp_path: Path) ->
     write_image(smooth(3, 20, 30), tmp_path / "a.png")
     solver = invflow.NoiseSMC(vfm().prior)
     posed = ImageTask(tmp_path / "a.png", "denoising").pose(solver, torch.Generator().manual_seed(0), print)
-    assert solver.prior.image_shape == posed.likelihood.operator.image_shape == (3, 20, 30)
+    assert posed.solver.prior.image_shape == posed.likelihood.operator.image_shape == (3, 20, 30)
+    assert solver.prior.image_shape != (3, 20, 30)  # which is the caller's
     assert isinstance(posed.likelihood.operator, Denoising)
 
 

@@ -153,8 +153,10 @@ def test_masks_from_all_kinds_of_files(tmp_path) -> None:
     np.save(tmp_path / "mask.npy", mask.astype(bool))
     np.savetxt(tmp_path / "mask.txt", mask)
     for name in ("mask.png", "mask.npy", "mask.txt"):
-        found = read_mask(tmp_path / name, (3, 4, 4), say=silent)
+        said = Said()
+        found = read_mask(tmp_path / name, (3, 4, 4), say=said)
         assert torch.equal(found, torch.from_numpy(mask)[None].float())
+        assert list(said) == [f"the mask {name} hides 37.50% of the picture"]
     with pytest.raises(ValueError, match=r"\(1, 4, 4\).*\(3, 4, 5\)"):
         read_mask(tmp_path / "mask.png", (3, 4, 5))
     np.save(tmp_path / "grey.npy", np.array([[0.1, 0.9], [1.0, 0.0]]))

@@ -20,7 +20,7 @@ import invflow
 from invflow.cli.compare import parse_solver
 from invflow.cli.entry import app
 from invflow.evaluation.comparison import Comparison
-from invflow.evaluation.results.parts import derive_seed, plan
+from invflow.evaluation.results.parts import Stage, derive_seed, plan
 from invflow.evaluation.results.text import with_error
 from invflow.metrics import crps, frechet_distance
 from invflow.operators import MatrixOperator
@@ -48,6 +48,9 @@ class Shifted(invflow.Solver):
 
     def settings(self) -> dict[str, float]:
         return {"shift": self.shift}
+
+    def fingerprint(self) -> str:
+        return f"{self.shift} {self.calls}"  # what it has seen and when it dies decide no number
 
 
 def problem() -> invflow.Problem:
@@ -227,7 +230,7 @@ def test_command_line(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["compare", PROBLEM, "--solver", "exact", "--solver", "few=fmtt:steps=4",
                                    "--observations", "3", "--samples", "20", "--output", str(tmp_path / "out")])
     assert run.exit_code == 0, run.output
-    assert "| few |" in run.output
+    assert "| few (collapsed) |" in run.output
     record = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert record["solvers"]["few"]["steps"] == 4
     assert record["settings"]["split"] == "test"
@@ -301,7 +304,7 @@ def test_texts() -> None:
     assert with_error(0.123456, 0.0123) == "0.123 ± 0.012"
     assert with_error(-596.1, 130.0) == "-596 ± 130"
     assert with_error(1.0, math.nan) == "1"
-    tasks = plan(["p"], ["a", "b"], 5, 2)
+    tasks = plan({"p": [Stage(0, 5, 2)]}, ["a", "b"])
     assert [(t.solver, t.start, t.stop) for t in tasks] == [("a", 0, 2), ("b", 0, 2), ("a", 2, 4), ("b", 2, 4),
                                                             ("a", 4, 5), ("b", 4, 5)]
     assert len({derive_seed(0, "p", i, what) for i in range(50) for what in ("solver", "judge")}) == 100
@@ -379,7 +382,7 @@ def test_overview_takes_the_best_of_the_field_and_pairs_it() -> None:
     field, smc = lines[-2].split(" | "), lines[-1].split(" | ")
     best = min(("dps", "ddrm"), key=lambda name: found.mean("gaussian/linear", name, "crps")[0])
     gap, error = found.difference("gaussian/linear", "VFM, 1 step", "crps", best)
-    assert field == ["| the best of the field", f"{gap:+.4f} ± {error:.4f} ({best}) |"]
+    assert field == ["| the best of the field, picked on these observations", f"{gap:+.4f} ± {error:.4f} ({best}) |"]
     gap, error = found.difference("gaussian/linear", "VFM, 1 step", "crps", "NoiseSMC")
     assert smc == ["| NoiseSMC", f"{gap:+.4f} ± {error:.4f} |"]
     winner = found.best("gaussian/linear", "crps")

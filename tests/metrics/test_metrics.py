@@ -73,7 +73,8 @@ def test_crps_of_two_samples_by_hand():
     log_weights = torch.tensor([[0.8, 0.2]], dtype=F64).log()
     error = 0.8 * 0.25 + 0.2 * 0.75
     assert metrics.crps(samples, truth, log_weights, fair=False).item() == pytest.approx(error - 0.16)
-    assert metrics.crps(samples, truth, log_weights).item() == pytest.approx(error - 0.5)
+    # the fair correction of two samples: w1 w2 (w1 + w2) - w1 w2 (w1^2 + w2^2) over 1 - w1^2 - w2^2, here w1 w2
+    assert metrics.crps(samples, truth, log_weights).item() == pytest.approx(error - 0.16 - 0.16)
 
 
 def test_crps_equals_the_sum_over_all_pairs():
@@ -82,8 +83,10 @@ def test_crps_equals_the_sum_over_all_pairs():
     error = torch.einsum("bn,bnhw->bhw", w, (samples - truth[:, None]).abs())
     pairs = torch.einsum("bi,bj,bijhw->bhw", w, w, (samples[:, :, None] - samples[:, None]).abs())
     torch.testing.assert_close(metrics.crps(samples, truth, log_weights, fair=False), error - 0.5 * pairs)
-    mass = (1 - w.square().sum(1))[:, None, None]
-    torch.testing.assert_close(metrics.crps(samples, truth, log_weights), error - 0.5 * pairs / mass)
+    own = torch.einsum("bi,bj,bijhw->bhw", w.square(), w, (samples[:, :, None] - samples[:, None]).abs())
+    square = w.square().sum(1)[:, None, None]
+    fair = error - 0.5 * pairs - (own - 0.5 * square * pairs) / (1 - square)
+    torch.testing.assert_close(metrics.crps(samples, truth, log_weights), fair)
     error = (samples - truth[:, None]).abs().mean(1)
     pairs = (samples[:, :, None] - samples[:, None]).abs().sum((1, 2)) / (7 * 6)
     torch.testing.assert_close(metrics.crps(samples, truth), error - 0.5 * pairs)
@@ -164,9 +167,11 @@ def test_nlpd_by_hand():
 def test_spread_is_the_standard_deviation():
     x = randn(3, 9, 1, 4)
     torch.testing.assert_close(metrics.spread(x), x.std(1))
-    draws = randn(40000, 4)
-    log_weights = torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=F64).log().expand(40000, 4)
-    assert within(metrics.spread(draws, log_weights).square(), 1.0)
+    # draws of N(0, 1.5^2), weighted to N(0, 1)
+    draws = 1.5 * randn(40000, 40)
+    log_weights = -0.5 * draws.square() + 0.5 * draws.square() / 2.25
+    variance = metrics.spread(draws, log_weights).square()  # .010 too high, self-normalisation's own bias of order 1/N
+    assert abs(variance.mean().item() - 1) < 0.011 + 4 * variance.std().item() / 200
 
 
 @pytest.mark.parametrize(("count", "level"), [(19, 0.9), (99, 0.9), (64, 0.5), (199, 0.99)])

@@ -163,7 +163,8 @@ def test_sizes_that_cannot_be_are_refused():
 
 def test_the_map_stays_known_by_its_weights():
     vfm = photo_vfm()
-    prior, adapter = vfm.resized((3, 40, 30))
+    larger = vfm.resized((3, 40, 30))
+    prior, adapter = larger.prior, larger.adapter
     adapter.check_map(prior)
     assert prior.fingerprint() == vfm.prior.fingerprint()
     assert prior.network is vfm.prior.network
@@ -182,3 +183,51 @@ def test_saved_and_loaded_again_with_tiles(tmp_path):
     a, b = (v.sample(likelihood, 1, generator=seeded(2, 0, 0)) for v in (vfm, loaded))
     torch.testing.assert_close(a.samples, b.samples, atol=1e-5, rtol=0)
     assert b.settings["tile"] == 16
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_mean_of_a_gaussian_map_is_exact(steps):
+    """Without a network the map is affine, and so is what it makes of Gaussian noise: no sample is needed."""
+    g = seeded(0, 0, 0)
+    skip = {"skip": "spectral", "mean": torch.full((3, 1, 1), -0.1), "std": torch.full((3, 1, 1), 0.5)}
+    prior = NeuralFlowMap(TRAINED, network="none", generator=g, **skip)
+    adapter = shaken(SpectralAdapter.for_map(prior, CLASSES, options=NETWORK, generator=g), 2)
+    adapter.trained_for = prior.fingerprint()
+    vfm = invflow.VFM(prior, adapter, steps=steps)
+    likelihood = likelihood_for(Denoising((3, 20, 12)), n=2)
+    few, many = (vfm.sample(likelihood, n, generator=seeded(7, 0, 0)) for n in (2, 4000))
+    torch.testing.assert_close(few.mean(), many.mean(), atol=1e-6, rtol=0)
+    error = many.samples.std(1) / 4000**0.5
+    z = (many.mean() - many.samples.mean(1)) / error
+    assert float(z.square().mean()) == pytest.approx(1, abs=0.3)
+    torch.testing.assert_close(many.std(), many.samples.std(1))
+    torch.testing.assert_close(few.select(1).mean(), few.mean()[1:])
+    weighted = invflow.VFM(prior, adapter, steps=steps, importance=True)
+    assert "exact_mean" not in weighted.sample(likelihood, 8, generator=seeded(7, 0, 0)).diagnostics
+
+
+def test_the_shipped_weights_work_in_tiles():
+    shape = (3, 150, 40)
+    likelihood = likelihood_for(Denoising(shape))
+    whole, tiled = (invflow.VFM.load("photos", tile=tile) for tile in (None, 16))
+    for vfm in (whole, tiled):
+        vfm.adapter.symmetries = 1
+    a, b = (vfm.sample(likelihood, 1, generator=seeded(7, 0, 0)).samples for vfm in (whole, tiled))
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_where_memory_ends_the_shipped_weights_go_on_in_tiles(monkeypatch):
+    from invflow.nets.unet import UNet
+
+    vfm, work = invflow.VFM.load("photos"), UNet._whole
+    vfm.adapter.symmetries = 1
+    likelihood, halo = likelihood_for(Denoising((3, 40, 600))), vfm.adapter.network.halo
+
+    def scarce(self, x, embedding):
+        if x.shape[-1] > 300 + 2 * halo:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work(self, x, embedding)
+
+    monkeypatch.setattr(UNet, "_whole", scarce)
+    with pytest.warns(UserWarning, match="tile=300 spares the attempt"):
+        vfm.sample(likelihood, 1)

@@ -128,7 +128,7 @@ class BadPseudoInverse(GaussianBlur):
     (GlobalNoise, "global random state"), (BatchMean, "row 0 by itself"), (TiledExpand, "repeat_interleave"),
     (SortedSelect, "select"), (OneMaskForAll, "same parameters for every image"),
     (IgnoresGenerator, "two generator seeds"), (RandomizesInPlace, "never changes in use"),
-    (WritesInput, "wrote into its images"), (WrongShape, r"expected \(n, \*measurement_shape\)"),
+    (WritesInput, "changed its images in place"), (WrongShape, r"expected \(n, \*measurement_shape\)"),
     (SinglePrecision, "gives torch.float32"), (Unchecked, "without an error"), (NaNEmbedding, "finite"),
     (ShortContext, "context's vector"), (VarianceForDeviation, "standard deviation"),
     (WrongObserved, "not observed changes"), (BadPseudoInverse, r"A A\^\+ A x"),

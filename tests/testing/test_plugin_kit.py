@@ -173,11 +173,11 @@ def test_built_in_operators_come_before_those_of_plug_ins(monkeypatch: pytest.Mo
     module.GaussianBlur, module.__all__ = object, ["GaussianBlur"]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "invflow_a", module)
     monkeypatch.setattr(plugins, "entry_points", lambda group: entries)
-    plugins.modules.cache_clear()
+    plugins.offers.cache_clear()
     try:
         assert plugins.find("invflow.operators", "GaussianBlur") is not object
     finally:
-        plugins.modules.cache_clear()
+        plugins.offers.cache_clear()
 
 
 # -- settings of an operator -----------------------------------------------------------------------------------------

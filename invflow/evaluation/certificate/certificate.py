@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -12,19 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from invflow._core.records import digest, finite, parse_json, write_atomically
+from invflow._core.records import as_json, finite, read_record, versions, write_record
 from invflow.evaluation.certificate.judgement import CERTIFIABLE, LEVELS, POWER, Check, Judgement, judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Certificate", "read_record", "write_record"]
+__all__ = ["Certificate", "clear", "read_simulations", "write_simulations"]
 
-_FORMAT = "invflow.certificate/1"
+_KINDS = ("invflow.certificate/2", "invflow.certificate/1")
+_SIMULATIONS = ("invflow.certificate.simulations/2", "invflow.certificate/1")
 _JSON, _RECORD = "certificate.json", "simulations.safetensors"
 
 
@@ -198,15 +196,12 @@ class Certificate:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``certificate.json`` and ``simulations.safetensors`` into a folder; each whole or not at all."""
-        from invflow._core.records import as_json, versions
-
         folder = Path(folder)
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("record", "judgement")}
-        header = {"format": _FORMAT, **as_json(plain, "certificate"), "judgement": asdict(self.judgement),
-                  "sentence": self.sentence, "versions": versions()}
-        write_record(folder, self.record, self.settings)
-        text = json.dumps(finite(header), indent=2) + "\n"
-        write_atomically(folder / _JSON, lambda name: Path(name).write_text(text, encoding="utf-8"))
+        simulations = write_simulations(folder, self.record, self.settings)
+        write_record(folder / _JSON, _KINDS[0], finite({
+            **as_json(plain, "certificate"), "judgement": as_json(asdict(self.judgement), "judgement"),
+            "sentence": self.sentence, "versions": versions(), "simulations": simulations}))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Certificate:
@@ -214,62 +209,72 @@ class Certificate:
 
         Raises:
             FileNotFoundError: if there is no certificate.
-            ValueError: if a file is damaged or holds something else.
+            ValueError: if a file is damaged, was changed, or holds something else; if the verdict is not that of the
+                simulations.
         """
         path = Path(folder) / _JSON
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no file {str(path)!r}: pass a folder that Certificate.save wrote, or "
-                                    "where invflow.calibrate has finished")
         try:
-            header = parse_json(path.read_text(encoding="utf-8"))
-            if header["format"] != _FORMAT:
-                raise ValueError(f"its format is {header['format']!r}, this version of invflow reads {_FORMAT!r}")
-            found = header["judgement"]
+            header, _ = read_record(path, *_KINDS, tensors=None)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"there is no file {str(path)!r}: pass a folder that Certificate.save wrote, or "
+                                    "where invflow.calibrate has finished") from error
+        record, settings, digest = _read(Path(folder))
+        try:
+            found = dict(header["judgement"])
             checks = tuple(Check(**_numbers(Check, check)) for check in found.pop("checks"))
             judgement = Judgement(checks=checks, **_numbers(Judgement, found))
             plain = {f.name: header[f.name] for f in fields(cls) if f.name not in ("record", "judgement")}
-            record = read_record(Path(folder))[0]
             read = cls(judgement=judgement, record=record, **plain)
             read.to_markdown()  # which takes every number
-        except FileNotFoundError:
-            raise
+            if header["format"] == _KINDS[0]:
+                fits = header["simulations"] == digest
+            else:  # without a digest of its own: judged again, as it was done then
+                again = judge(record, settings["quantities"], read.num_samples, read.alpha, merge=False)
+                fits = _verdicts(again) == _verdicts(judgement)
         except Exception as error:  # what a table of something else fails with is any error
             raise ValueError(f"{path} holds no certificate that can be read ({type(error).__name__}: "
                              f"{error})") from error
+        if not fits:
+            raise ValueError(f"{path} is not the certificate of the simulations beside it: one of them was changed")
         return read
 
 
 # -- numbers of the simulations on disk ------------------------------------------------------------------------
 
 
-def write_record(folder: Path, record: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
-    """Write the numbers of the simulations so far, whole or not at all."""
-    stored = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in record.items()}
-    header = {"format": _FORMAT, "settings": finite(dict(settings))}
-    text = json.dumps({**header, "digest": digest(stored, header)})
-    write_atomically(folder / _RECORD, lambda name: save_file(stored, name, {"invflow": text}))
+def write_simulations(folder: Path, record: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
+    """Write the numbers of the simulations so far, whole or not at all; returns their digest."""
+    return write_record(folder / _RECORD, _SIMULATIONS[0], {"settings": finite(as_json(settings, "settings"))}, record)
 
 
-def read_record(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`write_record` wrote: numbers and settings.
+def read_simulations(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`write_simulations` wrote: numbers and settings.
 
     Raises:
         FileNotFoundError: if it is not there.
-        ValueError: if it is damaged.
+        ValueError: if it is damaged, or was changed.
     """
-    path = folder / _RECORD
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    return _read(folder)[:2]
+
+
+def clear(folder: Path) -> None:
+    """Remove what is made of the simulations: the certificate as JSON, text and figure."""
+    for name in (_JSON, "certificate.md", "figure.png"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
+    header, record = read_record(folder / _RECORD, *_SIMULATIONS)
     try:
-        with safe_open(str(path), framework="pt") as file:
-            header = parse_json((file.metadata() or {})["invflow"])
-            record = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        known = header.pop("digest", None)
-        if known is not None and known != digest(record, header):
-            raise ValueError("it is not as it was saved")
-        return record, dict(header["settings"])
-    except Exception as error:  # safetensors and JSON fail on damaged files with errors of many kinds
-        raise ValueError(f"{path} is truncated or holds no simulations: {error}") from error
+        return record, dict(header["settings"]), header["digest"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / _RECORD} holds no simulations: {error!r}") from error
+
+
+def _verdicts(judgement: Judgement) -> list[Any]:
+    """What a reader takes from a judgement, to as many digits as machines agree on."""
+    return [judgement.verdict, *((c.name, c.passed, f"{c.p_value:.3e}", f"{c.p_adjusted:.3e}")
+                                 for c in judgement.checks)]
 
 
 def _numbers(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:

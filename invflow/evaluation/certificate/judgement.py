@@ -26,6 +26,8 @@ LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 #: a calibration that could miss a standard deviation wrong by this factor certifies nothing
 CERTIFIABLE = 2.0
 POWER = 0.8
+#: ranks, in [0, 1], that differ by less in the mean are those of one quantity: two that are apart come to 1/3
+_ALIKE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Check:
     Attributes:
         name: of the quantity.
         p_value: of its ranks being uniform, or, for all pixels together, of its mean being right.
-        p_adjusted: corrected for the number of checks (Holm).
+        p_adjusted: corrected for the number of checks (Holm); of a quantity that orders all images as an earlier one
+            does, the earlier one's, for the two are one check.
         passed: whether ``p_adjusted`` is over alpha.
         reading: how it is wrong, such as ``"samples too narrow"``, or ``""``.
         z_mean, z_std: mean and standard deviation of (posterior mean - truth) / (posterior standard deviation);
@@ -78,7 +81,8 @@ class Judgement:
     spread_skill_error: float
 
 
-def judge(record: dict[str, Tensor], names: Sequence[str], num_samples: int, alpha: float) -> Judgement:
+def judge(record: dict[str, Tensor], names: Sequence[str], num_samples: int, alpha: float, *,
+          merge: bool = True) -> Judgement:
     """Test the ranks of a calibration.
 
     Args:
@@ -87,6 +91,7 @@ def judge(record: dict[str, Tensor], names: Sequence[str], num_samples: int, alp
         names: of the Q quantities.
         num_samples: N, that each truth was ranked among.
         alpha: chance of any false alarm.
+        merge: count quantities that order images alike as one check; False corrects as versions up to 0.1 did.
 
     Returns:
         Verdicts. Rule: it fails if any check rejects after Holm's correction. Else it passes if a single quantity
@@ -113,18 +118,38 @@ def judge(record: dict[str, Tensor], names: Sequence[str], num_samples: int, alp
         ("all pixels, mean", bias, "samples too low" if bias.mean > 0.5 else "samples too high"),
     ):
         rows.append((name, _p_value(test, simulations), wrong, none, covered[:2]))
-    adjusted = holm(torch.tensor([row[1] for row in rows], dtype=torch.float64)).tolist()
+    repeats = _repeats(record["ranks"], num_samples) if merge else {}
+    # an earlier one stands for both: two p-values that differ in rounding only would be corrected as two
+    tested = [row[1] if k not in repeats else math.nan for k, row in enumerate(rows)]
+    adjusted = holm(torch.tensor(tested, dtype=torch.float64)).tolist()
     checks = []
-    for (name, p_value, reading, facts, inside), corrected in zip(rows, adjusted):
+    for k, (name, p_value, reading, facts, inside) in enumerate(rows):
+        corrected = adjusted[repeats.get(k, k)]
         passed = not corrected <= alpha  # NaN, of a test that was not made, finds nothing
         checks.append(Check(name, p_value, corrected, passed, "" if passed else reading, *facts, *inside))
-    level = alpha / max(1, sum(not math.isnan(row[1]) for row in rows))
+    level = alpha / max(1, sum(not math.isnan(p_value) for p_value in tested))
     narrow, wide = detectable_spread(simulations, num_samples, level, POWER)
     enough = narrow >= 1 / CERTIFIABLE and wide <= CERTIFIABLE
     failed = not all(check.passed for check in checks)
     ratio, error = SpreadSkill(record["pixel_spread"], record["pixel_skill"]).ratio()
     return Judgement(tuple(checks), "fails" if failed else "passes" if enough else "too few to certify", narrow, wide,
                      detectable_shift(simulations, num_samples, level, POWER), ratio, error)
+
+
+def _repeats(ranks: Tensor, num_samples: int) -> dict[int, int]:
+    """Columns of ranks ``(S, Q)`` that are an earlier one's, or its mirror image, but for rounding; by their numbers.
+
+    The residual and the log likelihood of Gaussian noise are such a pair.
+    """
+    found: dict[int, int] = {}
+    u = ranks.double() / num_samples
+    for k in range(ranks.shape[1]):
+        for j in range(k):
+            apart = min(float((u[:, k] - u[:, j]).abs().mean()), float((u[:, k] + u[:, j] - 1).abs().mean()))
+            if j not in found and apart < _ALIKE:
+                found[k] = j
+                break
+    return found
 
 
 def rank_coverage(ranks: Tensor, num_samples: int, level: float = 0.9) -> tuple[float, float]:

@@ -20,8 +20,11 @@ Quantity: TypeAlias = Callable[[Tensor, Reward], Tensor]
 
 
 def default_quantities(pilot: Tensor, generator: torch.Generator, *, num_pixels: int = 4,
-                       num_projections: int = 4) -> dict[str, Quantity]:
-    """Random pixels and projections, the squared residual, the log likelihood, the total variation.
+                       num_projections: int = 4, num_blocks: int = 4) -> dict[str, Quantity]:
+    """Random pixels and projections, means over blocks of pixels, squared residual, log likelihood, total variation.
+
+    Each pixel's intervals can be right where a region's are always or never: samples whose pixels vary together too
+    little, or too much. Means over blocks, of a quarter and a half of the image's side, see that.
 
     The last three depend on the measurement or on all pixels (Modrak et al. 2023 show that a quantity which
     sees the likelihood finds posteriors that ignore the data). For Gaussian noise the residual and the log
@@ -33,6 +36,7 @@ def default_quantities(pilot: Tensor, generator: torch.Generator, *, num_pixels:
         generator: chooses pixels and directions.
         num_pixels: at most; no pixel twice.
         num_projections: onto random unit vectors, for images of more than one pixel.
+        num_blocks: at most, of pictures (C, H, W), each around a random pixel, drawn as above.
 
     Returns:
         Quantities by name.
@@ -50,6 +54,13 @@ def default_quantities(pilot: Tensor, generator: torch.Generator, *, num_pixels:
     for k in range(num_projections if size > 1 else 0):
         direction = draw_noise((size,), generator)
         found[f"projection {k + 1}"] = _projection(direction / torch.linalg.vector_norm(direction))
+    if len(shape) == 3:
+        blocks = min(num_blocks, int((chances > 0).sum()))
+        for k, pixel in enumerate(torch.multinomial(chances, blocks, generator=generator).tolist()):
+            rows, columns = (_around(int(i), side, 4 if k % 2 == 0 else 2)
+                             for i, side in zip(torch.unravel_index(torch.tensor(pixel), shape)[1:], shape[1:]))
+            if len(rows) * len(columns) > 1:
+                found[f"mean of rows {_span(rows)}, columns {_span(columns)}"] = _block(rows, columns)
     found["residual |y - Ax|^2"] = _residual
     found["log likelihood"] = _log_likelihood
     if size > 1:
@@ -63,6 +74,21 @@ def _pixel(index: int) -> Quantity:
 
 def _projection(direction: Tensor) -> Quantity:
     return lambda x, _: x.reshape(*x.shape[:2], -1) @ direction.to(x)
+
+
+def _around(place: int, side: int, share: int) -> range:
+    """About a place, this share of a side, within it."""
+    length = max(1, side // share)
+    first = min(max(0, place - length // 2), side - length)
+    return range(first, first + length)
+
+
+def _span(places: range) -> str:
+    return f"{places[0]}-{places[-1]}"
+
+
+def _block(rows: range, columns: range) -> Quantity:
+    return lambda x, _: x[..., rows.start : rows.stop, columns.start : columns.stop].flatten(2).double().mean(2)
 
 
 def _residual(x: Tensor, reward: Reward) -> Tensor:

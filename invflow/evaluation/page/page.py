@@ -158,6 +158,8 @@ def _honesty(comparison: Results, problem: str, solver: str) -> list[str]:
     if "coverage" not in comparison.values[problem][solver]:
         return []
     share, error = comparison.mean(problem, solver, "coverage")
+    if math.isnan(share):
+        return [f"Its {LEVEL:.0%} intervals cannot be judged: some observations have too few effective samples."]
     text = f"Its {LEVEL:.0%} intervals hold {100 * share:.1f}%"
     count = len(comparison.values[problem][solver]["coverage"])
     if count < 2 or not error > 0:

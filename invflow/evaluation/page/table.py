@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from invflow.evaluation.page.elements import Cell, Markup, element, embedded_json, sortable
-from invflow.evaluation.results.text import with_error
+from invflow.evaluation.results.text import COLLAPSE_NOTE, with_error
 from invflow.evaluation.summary import METRICS
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def signed(difference: float, error: float) -> str:
 
 def reference_choice(comparison: Results, reference: str | None) -> Markup:
     """The box in which readers choose what the others are compared with."""
-    choices = [("default", "the first solver", reference is None), ("best", "best of each column", reference == "best"),
+    choices = [("default", "the first solver", reference is None),
+               ("best", "best of each column (picked on the same observations)", reference == "best"),
                *((str(i), name, reference == name) for i, name in enumerate(comparison.solvers))]
     options = [element("option", name, value=value, selected=chosen) for value, name, chosen in choices]
     return element("label", "Differences to ", element("select", *options, id="reference"), class_="control")
@@ -65,7 +66,8 @@ def problem_table(comparison: Results, problem: str, rows: list[dict[str, Any]],
     head += [Cell(title, note=note, data_metric=cost) for cost, (title, note) in _COSTS.items()]
     body = []
     for solver in solvers:
-        line = [Cell(solver, solver, data_solver=solvers.index(solver))]
+        shown_name = f"{solver} (collapsed)" if comparison.collapsed(problem, solver) else solver
+        line = [Cell(shown_name, solver, data_solver=solvers.index(solver))]
         if solver in comparison.failures[problem]:
             line += [Cell("—") for _ in range(len(metrics) + len(_COSTS))]
         else:
@@ -73,6 +75,8 @@ def problem_table(comparison: Results, problem: str, rows: list[dict[str, Any]],
             line += [_cost_cell(cost, numbers[solver, cost]["mean"]) for cost in _COSTS]
         body.append(line)
     failures = [element("li", element("b", name), ": ", why) for name, why in comparison.failures[problem].items()]
+    failures += [element("li", element("b", name), " ", comparison.gap(problem, name))
+                 for name in comparison.missing.get(problem, {})]
     return Markup(
         sortable(head, body, f"Results on {problem}", data_problem=problem)
         + embedded_json(_pair_errors(comparison, problem, metrics), class_="pairs")
@@ -87,7 +91,8 @@ def _metric_cell(comparison: Results, problem: str, metric: str, row: dict[str, 
     best = comparison.best(problem, metric) == row["solver"]
     content = element("b" if best else "span", text)
     more: dict[str, Any] = {"data_metric": metric, "data_error": repr(error)}
-    if "observations" in row:  # others have no value for each observation, so no paired difference
+    # others have no value for each observation, so no paired difference
+    if "observations" in row and comparison.complete(problem, row["solver"]):
         more["data_paired"] = True
         content = Markup(content + _difference(row, metric, more))
     return Cell(content, None if math.isnan(mean) else mean, **more)
@@ -123,7 +128,8 @@ def _pair_errors(comparison: Results, problem: str, metrics: list[str]) -> dict[
     solvers, own = list(comparison.solvers), comparison.values[problem]
     found = {}
     for metric in metrics:
-        having = [i for i, solver in enumerate(solvers) if metric in own.get(solver, {})]
+        having = [i for i, solver in enumerate(solvers)
+                  if metric in own.get(solver, {}) and comparison.complete(problem, solver)]
         if not having:
             continue
         values = torch.tensor([own[solvers[i]][metric] for i in having], dtype=torch.float64)
@@ -144,4 +150,6 @@ def column_notes(comparison: Results) -> Markup:
     """What the columns mean."""
     used = {m for p in comparison.problems for m in comparison.metrics(p)}
     notes = [(METRICS[m].title, METRICS[m].note) for m in METRICS if m in used] + list(_COSTS.values())
+    if any(comparison.collapsed(p, s) for p in comparison.problems for s in comparison.solvers):
+        notes.append(("collapsed", COLLAPSE_NOTE))
     return element("dl", *(Markup(element("dt", title) + element("dd", note)) for title, note in notes))

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from invflow._core.records import as_json, digest, parse_json, write_atomically
+from invflow._core.records import as_json, read_record, versions, write_record
 
-__all__ = ["Part", "Task", "derive_seed", "plan", "read_part", "write_part"]
+__all__ = ["Part", "Stage", "Task", "derive_seed", "plan", "read_part", "read_stages", "slug", "write_part"]
 
-_FORMAT = "invflow.comparison.part/1"
+_KINDS = ("invflow.comparison.part/2", "invflow.comparison.part/1")
+
+
+class Stage(NamedTuple):
+    """Observations that were simulated together; a comparison that is extended gets another stage.
+
+    Attributes:
+        start, stop: observations.
+        size: of its parts.
+    """
+
+    start: int
+    stop: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Task:
     def path(self, folder: Path) -> Path:
         """The file that holds its result."""
         name = f"{self.start:05d}-{self.stop:05d}.safetensors"
-        return folder / "parts" / _slug(self.problem) / _slug(self.solver) / name
+        return folder / "parts" / slug(self.problem) / slug(self.solver) / name
 
 
 @dataclass
@@ -53,6 +63,7 @@ class Part:
             ``mean``, ``std``, ``covered``; those that there are.
         seed: of the solver's random numbers.
         failure: why there is no result; None where there is.
+        versions: of what made it.
     """
 
     columns: dict[str, list[float]] = field(default_factory=dict)
@@ -60,12 +71,13 @@ class Part:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     seed: int = 0
     failure: str | None = None
+    versions: dict[str, str] = field(default_factory=lambda: versions())
 
 
-def plan(problems: list[str], solvers: list[str], observations: int, size: int) -> list[Task]:
-    """All tasks, those on the same observations side by side."""
-    return [Task(problem, solver, start, min(start + size, observations)) for problem in problems
-            for start in range(0, observations, size) for solver in solvers]
+def plan(stages: Mapping[str, Sequence[Stage]], solvers: list[str]) -> list[Task]:
+    """All tasks of the problems' stages, those on the same observations side by side."""
+    return [Task(problem, solver, start, min(start + stage.size, stage.stop)) for problem, own in stages.items()
+            for stage in own for start in range(stage.start, stage.stop, stage.size) for solver in solvers]
 
 
 def derive_seed(*parts: object) -> int:
@@ -74,13 +86,14 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(found[:8], "big") >> 2
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """A name as that of a folder."""
     plain = re.sub(r"[^A-Za-z0-9.=_-]+", "-", name).strip("-.") or "x"
     # names that differ only in what was left out keep apart
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
-def write_part(part: Part, path: Path, setup: dict[str, Any]) -> None:
+def write_part(part: Part, path: Path, setup: Mapping[str, Any]) -> None:
     """Write a part, whole or not at all.
 
     Args:
@@ -88,46 +101,73 @@ def write_part(part: Part, path: Path, setup: dict[str, Any]) -> None:
         path: of its file.
         setup: what made it, as JSON holds it; a file with another setup is not read for this one.
     """
-    header = {"format": _FORMAT, "setup": setup, "columns": part.columns, "costs": part.costs, "seed": part.seed,
-              "failure": part.failure}
-    stored = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in part.tensors.items()}
-    stored = stored or {"empty": torch.zeros(1)}
-    plain = as_json({**header, "content": digest(stored, {})}, "part")
-    text = json.dumps({**plain, "digest": digest({}, plain)})
-    write_atomically(path, lambda name: save_file(stored, name, {"invflow": text}))
+    write_record(path, _KINDS[0], {"setup": setup, "columns": part.columns, "costs": part.costs, "seed": part.seed,
+                                   "failure": part.failure, "versions": part.versions}, part.tensors)
 
 
-def read_part(path: Path, setup: dict[str, Any] | None = None, tensors: bool = True) -> Part | None:
+def read_part(path: Path, setup: Mapping[str, Any] | None = None, tensors: bool = True) -> Part | None:
     """Read a part that :func:`write_part` wrote; None if there is none, or its file is damaged.
 
     Args:
         path: of its file.
-        setup: what must have made it; None takes any.
+        setup: what must have made it, unless it is a failure, which anything may replace; None takes any.
         tensors: whether to read these too.
 
     Raises:
         ValueError: if the file belongs to another setup, naming what differs.
     """
-    if not path.is_file():
+    read = _read(path, tensors)
+    if read is None:
         return None
+    part, theirs = read
+    if setup is not None and part.failure is None:
+        if "stage" not in theirs:
+            raise ValueError(f"{path} was written by a version of invflow that did not keep what parts are made of: "
+                             "pass another output folder")
+        ours = as_json(setup, "setup")
+        differing = [key for key in dict.fromkeys((*ours, *theirs)) if theirs.get(key) != ours.get(key)]
+        if differing:
+            shown = [f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in differing[:3]]
+            raise ValueError(
+                f"{path} belongs to another comparison: it differs in {', '.join(differing)} ({'; '.join(shown)}). "
+                "Pass another output folder, or the same arguments to go on with this one"
+            )
+    return part
+
+
+def read_stages(folder: Path, problem: str, observations: int, size: int) -> list[Stage]:
+    """The stages of a problem: those of the parts that are there, and one more for further observations.
+
+    Args:
+        folder: of the comparison.
+        problem: its name.
+        observations: that are wanted.
+        size: of the parts of a new stage.
+
+    Raises:
+        ValueError: if the folder holds more observations.
+    """
+    found = set()
+    for path in (folder / "parts" / slug(problem)).glob("*/*.safetensors"):
+        read = _read(path, tensors=False)
+        if read is not None and read[1].get("problem") == problem:
+            # parts of older versions know how many observations there were; read_part says that they are older
+            found.add(Stage(*read[1].get("stage", (0, read[1].get("num_observations", observations), size))))
+    stages = sorted(found)
+    reached = stages[-1].stop if stages else 0
+    if [stage.start for stage in stages] != [0, *(stage.stop for stage in stages)][:len(stages)]:
+        raise ValueError(f"{folder} holds parts of {problem} that do not follow each other: pass another output folder")
+    if reached > observations:
+        raise ValueError(f"{folder} holds another comparison, of {reached} observations of {problem}: ask for as many "
+                         f"or more, num_observations={reached}, or pass another output folder")
+    return stages if reached == observations else [*stages, Stage(reached, observations, size)]
+
+
+def _read(path: Path, tensors: bool) -> tuple[Part, dict[str, Any]] | None:
+    """A part and its setup; None if there is none, or its file is damaged: it is then made anew."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            header = parse_json((file.metadata() or {})["invflow"])
-            held = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118 - not a dict
-        whole, content = header.pop("digest", None), header.get("content")
-        damaged = whole is not None and whole != digest({}, header)
-        if damaged or header["format"] != _FORMAT or (content and tensors and content != digest(held, {})):
-            return None
-        held.pop("empty", None)
-        found = Part(header["columns"], header["costs"], held, header["seed"], header["failure"])
-        theirs = dict(header["setup"])
-    except Exception:  # safetensors and JSON fail on damaged files with errors of many kinds
-        return None  # cut short by a full disk, say: made anew
-    if setup is not None and theirs != json.loads(json.dumps(as_json(setup, "setup"))):
-        differing = sorted(key for key in {*theirs, *setup} if theirs.get(key) != as_json(setup.get(key), key))
-        raise ValueError(
-            f"{path} belongs to another comparison: it differs in {', '.join(differing)} ("
-            + "; ".join(f"{key}: {theirs.get(key)!r} there, {setup.get(key)!r} here" for key in differing[:3])
-            + "). Pass another output folder, or the same settings to go on with this one"
-        )
-    return found
+        header, held = read_record(path, *_KINDS, tensors=tensors)
+        return Part(header["columns"], header["costs"], held, header["seed"], header["failure"],
+                    dict(header.get("versions", {}))), dict(header["setup"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -5,21 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from invflow._core.records import parse_json, versions
-from invflow.evaluation.results.parts import Part, Task, read_part
-from invflow.evaluation.summary import METRICS
+from invflow.evaluation.results.parts import Part, Task, read_part, slug
+from invflow.evaluation.summary import COLLAPSED, METRICS, is_collapsed
 from invflow.metrics import classifier_features, frechet_distance
 
 if TYPE_CHECKING:
-
-
     from invflow.problem import Problem
 
 __all__ = ["Results", "gather"]
@@ -34,17 +31,21 @@ class Results:
     """Solvers x problems x observations: the numbers. :class:`invflow.Comparison` adds texts, figures and files.
 
     Attributes:
-        values: metrics of each observation, ``values[problem][solver][metric]``, a list of B numbers.
+        values: metrics of each observation, ``values[problem][solver][metric]``, a list of B numbers; NaN where the
+            solver failed on that observation.
         sets: metrics of all samples together, ``sets[problem][solver][metric]`` as (value, standard error): the Frechet
             distance, with a jackknife over observations.
         costs: ``costs[problem][solver]``: ``forward`` and ``backward`` calls for each sample, ``seconds`` for each
             observation with all its samples, ``memory`` in bytes, the largest of any part, or None.
-        failures: ``failures[problem][solver]``, why there is no result.
+        failures: ``failures[problem][solver]``, why there is no result on any observation.
         settings: numbers of observations and samples, seed, split and the like.
         solvers: settings of each solver by name, in the order they were given.
         seeds: ``seeds[problem]``, of the solvers' random numbers, one for each observation's part.
-        versions: of what made it.
+        versions: of what made the parts; several with commas between.
         folder: where the parts are, or None.
+        missing: ``missing[problem][solver]`` of a solver that failed on some observations: ``"observations"``, their
+            numbers, and ``"reason"``. Its means are over the others, so that they are not compared with those of
+            solvers that have all: it is never the best.
     """
 
     values: dict[str, dict[str, dict[str, list[float]]]]
@@ -57,6 +58,7 @@ class Results:
     versions: dict[str, str]
     folder: Path | None = None
     _parts: dict[Task, Part] | None = None
+    missing: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def problems(self) -> list[str]:
@@ -78,10 +80,11 @@ class Results:
         """
         if metric in self.sets[problem].get(solver, {}):
             return self.sets[problem][solver][metric]
-        return _mean(torch.tensor(self.values[problem][solver][metric], dtype=torch.float64))
+        values = torch.tensor(self.values[problem][solver][metric], dtype=torch.float64)
+        return _mean(values[self._solved(problem, solver)])
 
     def difference(self, problem: str, solver: str, metric: str, reference: str | None = None) -> tuple[float, float]:
-        """Mean over observations of the paired difference to another solver, and its standard error.
+        """Mean over the observations that both solved of the paired difference to another, and its standard error.
 
         Args:
             problem: name.
@@ -95,11 +98,22 @@ class Results:
         own = self.values[problem]
         other = self.reference(problem, metric, reference)
         pair = [torch.tensor(own[name][metric], dtype=torch.float64) for name in (solver, other)]
-        return _mean(pair[0] - pair[1])
+        return _mean((pair[0] - pair[1])[self._solved(problem, solver, other)])
+
+    def complete(self, problem: str, solver: str) -> bool:
+        """Whether a solver has results on all observations of a problem."""
+        return solver not in self.failures[problem] and solver not in self.missing.get(problem, {})
+
+    def _solved(self, problem: str, *solvers: str) -> list[int]:
+        """The observations on which these solvers did not fail."""
+        gaps = {b for s in solvers for b in self.missing.get(problem, {}).get(s, {}).get("observations", ())}
+        count = len(next(iter(self.values[problem][solvers[0]].values()), ()))
+        return [b for b in range(count) if b not in gaps]
 
     def reference(self, problem: str, metric: str, reference: str | None = None) -> str:
         """The solver that others are compared with: the first that has the metric, the named one, or the best."""
         having = [name for name in self.solvers if metric in self.values[problem].get(name, {})]
+        having = [name for name in having if self.complete(problem, name)] or having
         if reference is not None and reference != "best":
             if reference not in self.solvers:
                 raise KeyError(f"there is no solver {reference!r}: choose one of {', '.join(self.solvers)}")
@@ -109,10 +123,16 @@ class Results:
         return self.best(problem, metric) or having[0]
 
     def best(self, problem: str, metric: str) -> str | None:
-        """The solver with the best mean; None where neither direction is better."""
+        """The solver with the best mean over all observations, of those that have not collapsed; None where neither
+        direction is better.
+
+        It is found on the same observations that it is then compared on: a difference to it is too favourable to it.
+        """
         better = METRICS[metric].better if metric in METRICS else None
         means = {}
         for solver in self.solvers:
+            if not self.complete(problem, solver) or self.collapsed(problem, solver):
+                continue
             try:
                 means[solver] = self.mean(problem, solver, metric)[0]
             except KeyError:
@@ -124,13 +144,18 @@ class Results:
             return (min if better == "low" else max)(means, key=lambda name: means[name])
         return min(means, key=lambda name: abs(means[name] - better))
 
+    def collapsed(self, problem: str, solver: str) -> bool:
+        """Whether a solver's weights have collapsed; see :func:`invflow.evaluation.summary.is_collapsed`."""
+        ess = self.values[problem].get(solver, {}).get("ess", [])
+        return is_collapsed(ess, self.settings.get("num_samples", 2 * COLLAPSED))
+
     def calls(self, problem: str, solver: str) -> float:
         """Calls for each sample, forward and backward together."""
         costs = self.costs[problem][solver]
         return float(costs["forward"] or 0) + float(costs["backward"] or 0)
 
     def pareto(self, problem: str, metric: str = "crps") -> list[str]:
-        """Solvers that no other beats in the metric at as few calls, by their calls."""
+        """Solvers that no other beats in the metric at as few calls, by their calls; none with collapsed weights."""
         better = METRICS[metric].better if metric in METRICS else "low"
 
         def loss(solver: str) -> float:
@@ -139,8 +164,9 @@ class Results:
                 return abs(value - better)
             return -value if better == "high" else value
 
-        known = [s for s in self.solvers if s in self.costs[problem] and (
-            metric in self.values[problem].get(s, {}) or metric in self.sets[problem].get(s, {}))]
+        known = [s for s in self.solvers if s in self.costs[problem] and self.complete(problem, s)
+                 and not self.collapsed(problem, s) and (
+                     metric in self.values[problem].get(s, {}) or metric in self.sets[problem].get(s, {}))]
         points = sorted((self.calls(problem, s), loss(s), s) for s in known if not math.isnan(loss(s)))
         front: list[str] = []
         lowest = math.inf
@@ -163,6 +189,8 @@ class Results:
                 if solver in self.failures[problem]:
                     rows.append({**base, "metric": "failure", "note": self.failures[problem][solver]})
                     continue
+                if not self.complete(problem, solver):
+                    rows.append({**base, "metric": "failure", "note": self.gap(problem, solver)})
                 for metric in self.metrics(problem):
                     single = metric in self.values[problem][solver]
                     if not single and metric not in self.sets[problem][solver]:
@@ -171,13 +199,18 @@ class Results:
                     row: dict[str, Any] = {**base, "metric": metric, "mean": mean, "standard_error": error}
                     if single:
                         other = self.reference(problem, metric, reference)
-                        row["observations"] = len(self.values[problem][solver][metric])
+                        row["observations"] = len(self._solved(problem, solver))
                         if metric in self.values[problem].get(other, {}):
                             row["reference"] = other
                             row["difference"], row["difference_error"] = self.difference(problem, solver, metric, other)
                     rows.append(row)
                 rows += [{**base, "metric": name, "mean": self.costs[problem][solver][name]} for name in _COSTS]
         return rows
+
+    def gap(self, problem: str, solver: str) -> str:
+        """On how many observations a solver failed, and why; of one that :attr:`missing` names."""
+        gap = self.missing[problem][solver]
+        return f"failed on {len(gap['observations'])} of {len(self.seeds[problem])} observations: {gap['reason']}"
 
     # -- texts and files -----------------------------------------------------------------------------------------------
 
@@ -203,11 +236,13 @@ class Results:
             ``covered`` (whether the truth lies in the 90% interval), each ``(b, ...)``, and ``samples`` ``(b, n,
             ...)``; those that there are.
         """
-        if not self._parts and self.folder is not None:
-            files = sorted((self.folder / "parts").glob("*/*/*.safetensors"))
-            self._parts = {task: part for task, part in ((_task_of(path), read_part(path)) for path in files)
-                           if task is not None and part is not None}
-        own = [part.tensors for task, part in sorted((self._parts or {}).items(), key=lambda item: item[0].start)
+        known = dict(self._parts or {})
+        if not known and self.folder is not None:
+            files = sorted((self.folder / "parts" / slug(problem) / slug(solver)).glob("*.safetensors"))
+            read = ((path.stem.partition("-"), read_part(path)) for path in files)
+            known = {Task(problem, solver, int(start), int(stop)): part for (start, _, stop), part in read
+                     if part is not None}
+        own = [part.tensors for task, part in sorted(known.items(), key=lambda item: item[0].start)
                if (task.problem, task.solver) == (problem, solver)]
         names = {name for tensors in own for name in tensors} - {"features"}
         return {name: torch.cat([tensors[name] for tensors in own if name in tensors]) for name in sorted(names)}
@@ -221,8 +256,13 @@ def _as_csv(rows: list[dict[str, Any]], columns: list[str]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: _no_formula(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: a label that begins like one gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 # -- from parts --------------------------------------------------------------------------------------------------------
@@ -232,23 +272,40 @@ def gather(kind: type[R], parts: dict[Task, Part], problems: dict[str, Problem],
            solvers: dict[str, Any]) -> R:
     """Put the parts together as results of a kind, whatever order they were made in."""
     comparison = kind({p: {} for p in problems}, {p: {} for p in problems}, {p: {} for p in problems},
-                            {p: {} for p in problems}, settings, solvers, {}, versions(), None, parts)
+                      {p: {} for p in problems}, settings, solvers, {}, _joined_versions(parts), None, parts,
+                      {p: {} for p in problems})
     for problem, posed in problems.items():
         references = _reference_features(posed, settings)
         for solver in solvers:
             mine = [(t.start, t.stop, part) for t, part in parts.items() if (t.problem, t.solver) == (problem, solver)]
             own = sorted(mine, key=lambda found: found[0])
             comparison.seeds[problem] = [part.seed for start, stop, part in own for _ in range(stop - start)]
-            failures = [part.failure for _, _, part in own if part.failure is not None]
-            if failures:
-                comparison.failures[problem][solver] = failures[0]
+            solved = [found for found in own if found[2].failure is None]
+            reasons = list(dict.fromkeys(part.failure for _, _, part in own if part.failure is not None))
+            if not solved:
+                comparison.failures[problem][solver] = reasons[0]
                 continue
-            kept = [part for _, _, part in own]
+            if reasons:
+                gaps = [b for start, stop, part in own if part.failure is not None for b in range(start, stop)]
+                comparison.missing[problem][solver] = {"observations": gaps, "reason": "; ".join(reasons)}
+            kept = [part for _, _, part in solved]
             names = [name for name in kept[0].columns if all(name in part.columns for part in kept)]
-            comparison.values[problem][solver] = {n: [v for part in kept for v in part.columns[n]] for n in names}
-            comparison.costs[problem][solver] = _costs(own)
+            comparison.values[problem][solver] = {
+                name: [v for start, stop, part in own
+                       for v in (part.columns[name] if part.failure is None else [math.nan] * (stop - start))]
+                for name in names}
+            comparison.costs[problem][solver] = _costs(solved)
             comparison.sets[problem][solver] = _set_metrics(kept, references)
     return comparison
+
+
+def _joined_versions(parts: dict[Task, Part]) -> dict[str, str]:
+    """The versions of all parts, each once."""
+    found: dict[str, dict[str, None]] = {}
+    for part in parts.values():
+        for name, version in part.versions.items():
+            found.setdefault(name, {})[version] = None
+    return {name: ", ".join(sorted(each)) for name, each in found.items()}
 
 
 def _costs(own: list[tuple[int, int, Part]]) -> dict[str, float | None]:
@@ -287,15 +344,3 @@ def _set_metrics(parts: list[Part], references: Tensor | None) -> dict[str, tupl
                             for g in range(groups)], dtype=torch.float64)
     error = math.sqrt((groups - 1) / groups * float((without - without.mean()).square().sum()))
     return {"frechet": (value, error)}
-
-
-def _task_of(path: Path) -> Task | None:
-    """The task that a part's file belongs to."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            setup = parse_json((file.metadata() or {})["invflow"])["setup"]
-        return Task(setup["problem"], setup["label"], setup["start"], setup["stop"])
-    except Exception:  # damaged, in whichever way
-        return None

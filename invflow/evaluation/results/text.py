@@ -5,22 +5,30 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from invflow.evaluation.summary import METRICS
+from invflow.evaluation.summary import COLLAPSED, METRICS
 
 if TYPE_CHECKING:
     from invflow.evaluation.results.results import Results
 
-__all__ = ["cells", "markdown", "with_error"]
+__all__ = ["COLLAPSE_NOTE", "cells", "in_a_cell", "markdown", "with_error"]
+
+COLLAPSE_NOTE = (f"Collapsed: under {COLLAPSED} effective samples in half of the observations or more; the numbers are "
+                 "those of a few samples, and never called best.")
 
 
 def with_error(mean: float, error: float) -> str:
     """A number with as many digits as its standard error allows: ``0.1234 ± 0.0012``."""
     if not math.isfinite(mean):
-        return str(mean)
+        return "—" if math.isnan(mean) else str(mean)
     if not (math.isfinite(error) and error > 0):
         return f"{mean:.4g}"
     digits = min(6, max(0, 1 - math.floor(math.log10(error))))
     return f"{mean:.{digits}f} ± {error:.{digits}f}"
+
+
+def in_a_cell(text: str) -> str:
+    """Text that neither ends a cell of a markdown table nor its row."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def cells(comparison: Results, problem: str, metrics: list[str] | None) -> list[list[str]]:
@@ -34,7 +42,7 @@ def cells(comparison: Results, problem: str, metrics: list[str] | None) -> list[
         if solver in comparison.failures[problem]:
             rows.append([solver, *["—"] * (len(names) + 4)])
             continue
-        row = [solver]
+        row = [f"{solver} (collapsed)" if comparison.collapsed(problem, solver) else solver]
         for metric in names:
             try:
                 text = with_error(*comparison.mean(problem, solver, metric))
@@ -55,14 +63,19 @@ def markdown(comparison: Results, metrics: list[str] | None) -> str:
     lines = []
     for problem in comparison.problems:
         head, *body = cells(comparison, problem, metrics)
-        lines += [f"### {problem}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        lines += ["| " + " | ".join(row) + " |" for row in body]
-        lines += [f"\n{solver}: {why}" for solver, why in comparison.failures[problem].items()]
+        lines += [f"### {in_a_cell(problem)}", "", "| " + " | ".join(map(in_a_cell, head)) + " |",
+                  "|" + "---|" * len(head)]
+        lines += ["| " + " | ".join(map(in_a_cell, row)) + " |" for row in body]
+        lines += [f"\n{in_a_cell(solver)}: {why}" for solver, why in comparison.failures[problem].items()]
+        lines += [f"\n{in_a_cell(solver)} {comparison.gap(problem, solver)}"
+                  for solver in comparison.missing.get(problem, {})]
         lines.append("")
     shown = [m for m in METRICS if any(m in comparison.metrics(p) for p in comparison.problems)]
     shown = [m for m in shown if metrics is None or m in metrics]
     notes = [f"{METRICS[m].title}: {METRICS[m].note}" for m in shown]
     truths = f"{settings.get('split')} images" if settings.get("source") == "data" else "draws of the prior"
+    if any(comparison.collapsed(problem, solver) for problem in comparison.problems for solver in comparison.solvers):
+        notes.append(COLLAPSE_NOTE.removesuffix("."))
     lines.append(
         f"{settings.get('num_observations')} observations ({truths} where the problem has images) x "
         f"{settings.get('num_samples')} samples, seed {settings.get('seed')}; means ± standard errors over "

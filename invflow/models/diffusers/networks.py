@@ -13,51 +13,12 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from invflow._core.networks import Condition
+
 __all__ = ["Codec", "Condition", "Network", "load_pipeline", "split_pipeline"]
 
 PACKED = "img_ids"  # an argument of the models that take their latents as a sequence of 2 x 2 patches
-
-
-class Condition(nn.Module):
-    """Arguments held fixed: one row of each tensor, repeated for the batch; tensors move and change type with it.
-
-    Args:
-        values: by argument name: tensors ``(1, ...)``, numbers (one for each row), dictionaries of such, or anything
-            else, which is passed as it is.
-
-    Raises:
-        ValueError: for a tensor with several rows.
-    """
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.plain: dict[str, Any] = {}
-        self.nested = nn.ModuleDict()
-        for name, value in values.items():
-            if isinstance(value, Mapping):
-                self.nested[name] = Condition(value)
-            elif isinstance(value, Tensor) or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-                tensor = torch.as_tensor(value).detach()
-                tensor = tensor[None] if tensor.ndim == 0 else tensor
-                if tensor.shape[0] != 1:
-                    raise ValueError(
-                        f"{name} has shape {tuple(tensor.shape)}, {tensor.shape[0]} rows: a prior has one condition, "
-                        f"held fixed; pass one row, (1, {', '.join(map(str, tensor.shape[1:])) or '...'})"
-                    )
-                self.names.append(name)
-                self.register_buffer(f"value_{name}", tensor, persistent=False)
-            else:
-                self.plain[name] = value
-
-    def rows(self, n: int, dtype: torch.dtype) -> dict[str, Any]:
-        """The arguments for n rows, floating-point tensors in ``dtype``."""
-        found: dict[str, Any] = dict(self.plain)
-        for name in self.names:
-            tensor: Tensor = getattr(self, f"value_{name}")
-            tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
-            found[name] = tensor.expand(n, *tensor.shape[1:])
-        return found | {name: condition.rows(n, dtype) for name, condition in self.nested.items()}  # type: ignore
+SECONDS = ("r_timestep", "timestep_r")  # how models of average velocities call the time that a jump ends at
 
 
 class Network(nn.Module):
@@ -68,6 +29,8 @@ class Network(nn.Module):
         condition: its other arguments.
         unconditional: those of classifier-free guidance; None for none.
         guidance_scale: w in v_unconditional + w (v_condition - v_unconditional).
+
+    The model is put into evaluation mode, and asks for no gradients of its weights, whenever it is called.
 
     Raises:
         TypeError: if the model does not take timesteps, or an argument of that name.
@@ -83,7 +46,16 @@ class Network(nn.Module):
             raise TypeError(f"{type(model).__name__}.forward takes {names}, no 'timestep': it is no model of diffusers "
                             "that from_diffusers knows; wrap its velocity with invflow.from_velocity")
         self.packed = PACKED in names
+        axes = getattr(getattr(model, "config", None), "axes_dims_rope", None)
+        self.axes = 3 if axes is None else len(axes)
+        if self.packed and self.axes not in (3, 4):
+            raise TypeError(f"{type(model).__name__} takes img_ids of {self.axes} axes, a layout that from_diffusers "
+                            "does not know (Flux has 3, Flux.2 has 4): wrap its velocity with invflow.from_velocity")
+        second = next((name for name in SECONDS if name in names), None)
+        #: the argument for the time that a jump ends at, of a model of average velocities
+        self.second = second if getattr(getattr(model, "config", None), "use_meanflow", True) else None
         made = {names[0], "timestep", "return_dict"} | ({"img_ids", "txt_ids"} if self.packed else set())
+        made |= {second} if second else set()
         for name in {**condition, **(unconditional or {})}:
             if name in made:
                 raise TypeError(f"{name} is made here: leave it out")
@@ -96,6 +68,12 @@ class Network(nn.Module):
         self.model, self.first, self.guidance_scale = model, names[0], guidance_scale
         self.returns_dict = "return_dict" in names or anything
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        missing = [name for name, p in parameters.items()
+                   if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+                   and name not in made and name not in condition]
+        if missing:
+            raise TypeError(f"{type(model).__name__} also takes {', '.join(missing)}: pass from_diffusers(..., "
+                            f"{', '.join(f'{name}=...' for name in missing)}), one row of each tensor")
         self.condition = Condition(condition).to(device)
         self.unconditional = None if unconditional is None else Condition({**condition, **unconditional}).to(device)
 
@@ -104,15 +82,22 @@ class Network(nn.Module):
         """Rows through the model for one row of states."""
         return 1 if self.unconditional is None else 2
 
-    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+    def train(self, mode: bool = True) -> Network:
+        """Evaluation mode, whatever the mode."""
+        super().train(False)
+        return self
+
+    def forward(self, x: Tensor, timestep: Tensor, then: Tensor | None = None) -> Tensor:
         """The prediction: states ``(n, *shape)`` and timesteps ``(n,)`` to ``(n, *shape)``, in the type of x."""
-        out = self._predict(x, timestep, self.condition)
+        if self.model.training:
+            self.model.eval()
+        out = self._predict(x, timestep, then, self.condition)
         if self.unconditional is None or self.guidance_scale is None:
             return out
-        other = self._predict(x, timestep, self.unconditional)
+        other = self._predict(x, timestep, then, self.unconditional)
         return other + self.guidance_scale * (out - other)
 
-    def _predict(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+    def _predict(self, x: Tensor, timestep: Tensor, then: Tensor | None, condition: Condition) -> Tensor:
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
         arguments = condition.rows(len(x), dtype)
         state = x.to(dtype)
@@ -120,12 +105,19 @@ class Network(nn.Module):
             state = pixel_unshuffle(state, 2).flatten(2).transpose(1, 2)
             height, width = x.shape[2] // 2, x.shape[3] // 2
             grid = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(state)
-            arguments["img_ids"] = torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1)
+            ids = torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1)
             text = arguments.get("encoder_hidden_states")
-            arguments["txt_ids"] = state.new_zeros(0 if text is None else text.shape[1], 3)
+            words = state.new_zeros(0 if text is None else text.shape[1], self.axes)
+            if self.axes == 4:  # Flux.2: words are numbered along the fourth
+                ids = torch.cat([ids, torch.zeros_like(grid[:, :1])], dim=1)
+                words[:, 3] = torch.arange(len(words)).to(state)
+            arguments |= {"img_ids": ids, "txt_ids": words}
         if self.returns_dict:
             arguments["return_dict"] = False
-        arguments |= {self.first: state, "timestep": timestep}
+        times = {"timestep": timestep, **({self.second: timestep if then is None else then} if self.second else {})}
+        if x.ndim == 5 and self.second == "r_timestep":  # (n, F, C, H, W), and times for each frame
+            times = {name: time[:, None].expand(-1, x.shape[1]) for name, time in times.items()}
+        arguments |= {self.first: state, **times}
         if forward_ad.unpack_dual(state).tangent is None:
             out = self.model(**arguments)
         else:  # the fused kernels of attention have no forward-mode derivative
@@ -159,9 +151,22 @@ class Codec(nn.Module):
         spread = getattr(config, "latents_std", None)
         if shift is None or spread is None:
             shift, spread = [float(getattr(config, "shift_factor", None) or 0.0)], [1.0]
+        normalised = getattr(vae, "bn", None)  # Flux.2: of 2 x 2 patches of codes
+        self.patched = isinstance(normalised, nn.BatchNorm2d)
+        if isinstance(normalised, nn.BatchNorm2d):
+            mean, variance = normalised.running_mean, normalised.running_var
+            assert mean is not None
+            assert variance is not None
+            eps = float(getattr(config, "batch_norm_eps", normalised.eps))
+            shift, spread = mean.tolist(), (variance + eps).sqrt().tolist()
         self.register_buffer("shift", torch.tensor(shift, dtype=torch.get_default_dtype())[:, None, None], False)
         self.register_buffer("scale", torch.tensor(spread, dtype=torch.get_default_dtype())[:, None, None] / scaling,
                              False)
+
+    def train(self, mode: bool = True) -> Codec:
+        """Evaluation mode, whatever the mode."""
+        super().train(False)
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -170,19 +175,27 @@ class Codec(nn.Module):
 
     def decode(self, state: Tensor) -> Tensor:
         """Image in [0, 1] of a code, differentiable."""
-        code: Any = state * self.scale.to(state) + self.shift.to(state)  # type: ignore[operator]
+        if self.vae.training:
+            self.vae.eval()
+        code: Any = pixel_unshuffle(state, 2) if self.patched else state
+        code = code * self.scale.to(state) + self.shift.to(state)  # type: ignore[operator]
+        code = pixel_shuffle(code, 2) if self.patched else code
         image: Tensor = self.vae.decode(code.to(self.dtype), return_dict=False)[0]  # type: ignore[operator]
         return image.to(state.dtype) / 2 + 0.5
 
     def encode(self, image: Tensor) -> Tensor:
         """Code of an image in [0, 1]: the mean of the encoder's posterior."""
+        if self.vae.training:
+            self.vae.eval()
         out: Any = self.vae.encode((2 * image - 1).to(self.dtype))  # type: ignore[operator]
         if hasattr(out, "latent_dist"):
             code = out.latent_dist.mode()
         else:
             code = out.latents if hasattr(out, "latents") else out.latent
         code = code.to(image.dtype)
-        return (code - self.shift.to(image)) / self.scale.to(image)  # type: ignore[operator]
+        code = pixel_unshuffle(code, 2) if self.patched else code
+        code = (code - self.shift.to(image)) / self.scale.to(image)  # type: ignore[operator]
+        return pixel_shuffle(code, 2) if self.patched else code
 
 
 def load_pipeline(name: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Any:

@@ -4,97 +4,132 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from invflow._core.ode import TABLEAUS, Time, expand_time, runge_kutta_step
+from invflow._core.ode import Time, expand_time
 from invflow.flowmap import FlowMap
+from invflow.models.consistency import ConsistencyFlow
+from invflow.models.decoded import DecodedFlow, PathFlow
+from invflow.models.diffusers.consistency import consistency_path, jumps_to_data, kind_of
 from invflow.models.diffusers.networks import Codec, Network, load_pipeline, split_pipeline
-from invflow.models.diffusers.paths import Path, is_flow_matching, make_path
+from invflow.models.diffusers.paths import is_flow_matching, make_path, scheduled_shift
 from invflow.models.latent import LatentFlowMap
 
-__all__ = ["DiffusersFlow", "from_diffusers"]
+__all__ = ["DiffusersConsistency", "DiffusersFlow", "DiffusersMap", "from_diffusers"]
 
 #: flow-matching models whose clock is known: timesteps at pure noise; None: the scheduler's number of training steps
 CLOCKS: dict[str, float | None] = {
     "SD3Transformer2DModel": None, "DiTTransformer2DModel": None, "UNet2DModel": None, "UNet2DConditionModel": None,
-    "FluxTransformer2DModel": 1.0,
+    "HunyuanImageTransformer2DModel": None, "AnyFlowTransformer3DModel": None, "CogView4Transformer2DModel": None,
+    "SanaTransformer2DModel": None, "FluxTransformer2DModel": 1.0, "Flux2Transformer2DModel": 1.0,
+    "AuraFlowTransformer2DModel": 1.0, "Lumina2Transformer2DModel": 1.0,
 }
+#: those whose pipeline multiplies the timestep by what their configuration says
+SCALED = {"SanaTransformer2DModel"}
+#: those whose clock runs from 0 at the noise to 1 at the data
+REVERSED = {"Lumina2Transformer2DModel"}
 
 
-class DiffusersFlow(FlowMap):
-    """A flow map whose jump solves the ODE of a model of diffusers; made by :func:`from_diffusers`.
+def full_precision(dtype: torch.dtype) -> torch.dtype:
+    """The type of states: float32 for half-precision models, whose states need more digits than their weights."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
-    Args:
-        network: the model with its conditions.
-        path: what its scheduler says.
-        state_shape: shape of one state.
-        steps: steps of one jump.
-        method: Runge-Kutta method.
-        decode_affine: (scale, shift) of the decoding.
-    """
 
-    def __init__(self, network: Network, path: Path, state_shape: tuple[int, ...], *, steps: int,
-                 method: str = "midpoint", decode_affine: tuple[float, float] = (0.5, 0.5)) -> None:
-        super().__init__()
-        if method not in TABLEAUS:
-            raise ValueError(f"no integration method is called {method!r}: choose one of {', '.join(TABLEAUS)}")
-        if steps < 1:
-            raise ValueError(f"a jump takes at least 1 step, not steps={steps}")
-        self.network, self.path = network, path
-        self.state_shape = self.image_shape = tuple(state_shape)
-        self.ode_steps, self.method = steps, method
-        self._affine = decode_affine
-        self.register_buffer("_anchor", torch.empty(0), persistent=False)
+class DiffusersFlow(PathFlow):
+    """A flow map whose jump solves the ODE of a model of diffusers; made by :func:`from_diffusers`."""
 
-    @property
-    def decode_affine(self) -> tuple[float, float]:
-        """(1/2, 1/2) for pixels; the identity for codes."""
-        return self._affine
+    network: Network
 
     @property
     def dtype(self) -> torch.dtype:
-        """The model's type; float32 for half-precision models, whose states need more digits than their weights."""
-        dtype = super().dtype
-        return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+        """The model's type, float32 for half-precision models."""
+        return full_precision(super().dtype)
 
-    def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """The model's velocity in this library's time: ``(n, *state_shape)`` to the same."""
-        out = self.path.velocity(self.network, x, expand_time(t, x))
+    def predict(self, x: Tensor, time: Tensor) -> Tensor:
+        """The model's prediction; two calls with guidance."""
+        return self.record_output(self.network(x, time), self.network.calls * x.shape[0])
+
+
+class DiffusersMap(DecodedFlow):
+    """A flow map that jumps by the average velocity of a model of diffusers; made by :func:`from_diffusers`.
+
+    Args:
+        network: the model with its conditions.
+        scale: the model's timestep at pure noise.
+        state_shape: shape of one state.
+        decode: (scale, shift) of the decoding.
+    """
+
+    def __init__(self, network: Network, scale: float, state_shape: tuple[int, ...], *,
+                 decode: tuple[float, float] = (0.5, 0.5)) -> None:
+        super().__init__(state_shape, decode=decode)
+        self.network, self.scale = network, scale
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's type, float32 for half-precision models."""
+        return full_precision(super().dtype)
+
+    def average_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Average velocity on the way from s to t: ``(n, *state_shape)`` to the same."""
+        start, end = expand_time(s, x).flatten(), expand_time(t, x).flatten()
+        out = -self.network(x, self.scale * (1 - start), self.scale * (1 - end))
         return self.record_output(out, self.network.calls * x.shape[0])
 
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        """Velocity b_t(x), the average over no time."""
+        return self.average_velocity(x, t, t)
+
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """The ODE from s to t, in ``ode_steps`` steps that are equal on the scheduler's grid."""
-        start, end = expand_time(s, x), expand_time(t, x)
-        first, last = self.path.to_position(start), self.path.to_position(end)
-        inner = [self.path.to_time(torch.lerp(first, last, i / self.ode_steps)) for i in range(1, self.ode_steps)]
-        # the ends as they were given: to a position and back would round them
-        times = [start, *inner, end]
-        for now, then in pairwise(times):
-            x = runge_kutta_step(lambda state, at: self.velocity(state, at.flatten()), x, now, then,
-                                 TABLEAUS[self.method])
-        return x
+        """Flow map X_{s,t}(x), one call."""
+        return x + (expand_time(t, x) - expand_time(s, x)) * self.average_velocity(x, s, t)
 
 
-def from_diffusers(model: Any, scheduler: Any = None, vae: Any = None, *, steps: int,
+class DiffusersConsistency(ConsistencyFlow):
+    """A map to data only, of a model of diffusers; made by :func:`from_diffusers`."""
+
+    network: Network
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's type, float32 for half-precision models."""
+        return full_precision(super().dtype)
+
+    def predict(self, x: Tensor, time: Tensor) -> Tensor:
+        """The model's prediction; two calls with guidance."""
+        return self.record_output(self.network(x, time), self.network.calls * x.shape[0])
+
+
+def from_diffusers(model: Any, scheduler: Any = None, vae: Any = None, *, steps: int | None = None,
                    state_shape: tuple[int, ...] | None = None, image_shape: tuple[int, ...] | None = None,
                    method: str = "midpoint", shift: float | None = None, timestep_scale: float | None = None,
                    guidance_scale: float | None = None, unconditional: Mapping[str, Any] | None = None,
-                   **condition: Any) -> DiffusersFlow | LatentFlowMap:
+                   **condition: Any) -> FlowMap:
     r"""Make a flow map of a model of the diffusers library, with its scheduler and its autoencoder.
 
     **Flow matching** (FlowMatchEulerDiscreteScheduler and its kin; SD3, Flux, or a U-Net trained so). There sigma runs
     from 1 at the noise to 0 at the data and the model predicts noise - data: here t = 1 - sigma and b = -prediction.
     The scheduler's shift only moves the steps of the ODE: sigma = shift u / (1 + (shift - 1) u), u from 1 to 0.
-    ``method="euler"`` repeats the scheduler's own steps at the sigmas ``linspace(1, 1/steps, steps)`` before the shift.
+    ``method="euler"`` takes Euler's steps at the sigmas ``linspace(1, 0, steps + 1)`` before the shift. Those are the
+    scheduler's own only for one that is set to them, ``set_timesteps(sigmas=linspace(1, 1/steps, steps))``: by itself a
+    scheduler ends at a sigma of its own, and its images differ from these.
 
     **Diffusion** (any scheduler with ``alphas_cumprod``: DDPM, DDIM; predicting epsilon, v or the sample). The state
     alpha_k m + sigma_k z of step k is (alpha_k + sigma_k) x_t at t = alpha_k / (alpha_k + sigma_k), exactly: time and
     scale change, the law does not. ``method="euler"`` is deterministic DDIM. Clipping and thresholding, which some
     schedulers do, belong to no flow and are left out.
+
+    **Flow maps** (FlowMapEulerDiscreteScheduler: AnyFlow; models with ``use_meanflow``: HunyuanImage): the model takes
+    the time that a jump ends at, and one call is one jump. It needs no ``steps``.
+
+    **Models that jump to data** (LCMScheduler, TCDScheduler, CMStochasticIterativeScheduler, SCMScheduler,
+    FlowMatchLCMScheduler): what they predict is where a jump ends, no mean, so that there is no velocity and no score.
+    They need no ``steps`` either; ``generate(n, steps=4)`` renoises at the scheduler's own times. NoiseSMC, NoiseRTO
+    and BestOfN take them, and others say that they cannot; see :func:`~invflow.from_consistency`. Clipping is left out
+    here too, and of TCD's ways to go on from a step the one with fresh noise alone is taken (its gamma 1).
 
     **Latent models**: with a ``vae`` the flow is of its codes, rewards see decoded images, and the result is a
     :class:`~invflow.LatentFlowMap`: code = (posterior mean - shift_factor) * scaling_factor, and back.
@@ -107,14 +142,14 @@ def from_diffusers(model: Any, scheduler: Any = None, vae: Any = None, *, steps:
         scheduler: the scheduler; None takes the pipeline's.
         vae: the autoencoder, such as AutoencoderKL; None takes the pipeline's, if it has one.
         steps: steps of one jump, whatever its length; each costs 1 (Euler), 2 (midpoint, Heun), 4 (rk4) or 6 (dopri5)
-            velocities.
-        state_shape: (C, H, W) of a state. Default: from ``image_shape`` through the autoencoder, else from the
-            model's ``config.in_channels`` and ``config.sample_size``.
+            velocities. None for models that jump in one call.
+        state_shape: (C, H, W) of a state, or the four numbers of a video model's. Default: from ``image_shape``
+            through the autoencoder, else from the model's ``config.in_channels`` and ``config.sample_size``.
         image_shape: (C, H, W) of an image; default what ``state_shape`` gives.
         method: ``"euler"``, ``"midpoint"``, ``"heun"``, ``"rk4"`` or ``"dopri5"``.
         shift: of a flow-matching grid; None takes the scheduler's (by the size of the state where that is dynamic).
         timestep_scale: the model's timestep at pure noise, for flow-matching models of classes not known here: 1000
-            for most, 1 where sigma itself is passed.
+            for most, 1 where sigma itself is passed. Sana's is read from its configuration.
         guidance_scale: w of classifier-free guidance, v_0 + w (v - v_0), at two calls for each velocity. The guided
             field is no velocity of a path between noise and any data: solvers tilt the law that it makes, and
             weights that assume the score of a path are approximate.
@@ -153,29 +188,67 @@ def from_diffusers(model: Any, scheduler: Any = None, vae: Any = None, *, steps:
         if part is not None:
             part.eval().requires_grad_(False)
     network = Network(model, condition, unconditional, guidance_scale)
-    codec = None if vae is None else Codec(vae).eval()
+    codec = None if vae is None else Codec(vae)
     shape = _state_shape(model, codec, network.packed, state_shape, image_shape)
-    flow = DiffusersFlow(network, _path_of(model, scheduler, network, shape, timestep_scale, shift), shape, steps=steps,
-                         method=method, decode_affine=(0.5, 0.5) if codec is None else (1.0, 0.0))
+    flow = _flow_of(model, scheduler, network, shape, steps=steps, method=method, scale=timestep_scale, shift=shift,
+                    decode=(0.5, 0.5) if codec is None else (1.0, 0.0))
     if codec is None:
         return flow
     return LatentFlowMap(flow, codec.decode, codec.encode, image_shape=image_shape)
 
 
-def _path_of(model: nn.Module, scheduler: Any, network: Network, shape: tuple[int, ...], scale: float | None,
-             shift: float | None) -> Path:
+def _flow_of(model: nn.Module, scheduler: Any, network: Network, shape: tuple[int, ...], *, steps: int | None,
+             method: str, scale: float | None, shift: float | None, decode: tuple[float, float]) -> FlowMap:
+    """What the model and its scheduler are: a velocity, an average velocity, or a jump to data."""
     patch = 2 if network.packed else getattr(getattr(model, "config", None), "patch_size", None)
-    tokens = shape[1] * shape[2] // (patch if isinstance(patch, int) else 1) ** 2
-    if is_flow_matching(scheduler) and scale is None:
-        known = next((c.__name__ for c in type(model).__mro__ if c.__name__ in CLOCKS), None)
-        if known is None:
-            raise ValueError(
-                f"the clock of {type(model).__name__} is not known here (only {', '.join(CLOCKS)}): pass "
-                "timestep_scale, the timestep that it is given at pure noise: 1000 for most models, 1 where its "
-                "pipeline passes sigma itself"
-            )
-        scale = CLOCKS[known]
-    return make_path(scheduler, scale=scale, shift=shift, tokens=tokens)
+    tokens = shape[-2] * shape[-1] // (patch if isinstance(patch, int) else 1) ** 2
+    name, is_map = type(scheduler).__name__, kind_of(scheduler, ("FlowMapEulerDiscreteScheduler",)) is not None
+    flows = is_map or network.second is not None or is_flow_matching(scheduler)
+    reverse = kind_of(model, REVERSED) is not None
+    clock = 0.0
+    if flows:
+        clock = _clock_of(model, scheduler) if scale is None else scale
+    if jumps_to_data(scheduler):
+        if not flows and not (scale is None and shift is None):
+            raise ValueError(f"shift and timestep_scale belong to flow matching: {name} has its own table of steps; "
+                             "leave them out")
+        if reverse:
+            raise ValueError(f"the clock of {type(model).__name__} runs the other way than {name} has it: wrap its "
+                             "jump with invflow.from_consistency(f, state_shape, path='linear', "
+                             "convention='data-at-1')")
+        path, times = consistency_path(model, scheduler, clock, scheduled_shift(scheduler.config, tokens)
+                                       if flows and shift is None else shift or 1.0, tokens)
+        return DiffusersConsistency(network, path, shape, decode=decode, times=times)
+    if network.second is not None:
+        return DiffusersMap(network, clock, shape, decode=decode)
+    if is_map:
+        raise TypeError(f"{name} belongs to a model of average velocities, and {type(model).__name__} takes no second "
+                        "time (r_timestep): pass the scheduler that it was trained with, such as "
+                        "FlowMatchEulerDiscreteScheduler")
+    if steps is None:
+        raise TypeError(f"{type(model).__name__} with {name} is a velocity, whose jump solves an ODE: pass steps, such "
+                        "as from_diffusers(model, scheduler, steps=20)")
+    way = make_path(scheduler, scale=clock if flows else scale, shift=shift, tokens=tokens, reverse=reverse)
+    return DiffusersFlow(network, way, shape, steps=steps, method=method, decode=decode)
+
+
+def _clock_of(model: nn.Module, scheduler: Any) -> float:
+    """The model's timestep at pure noise.
+
+    Raises:
+        ValueError: where it is not known.
+    """
+    known = kind_of(model, CLOCKS)
+    if known is None:
+        raise ValueError(
+            f"the clock of {type(model).__name__} is not known here (only {', '.join(CLOCKS)}): pass "
+            "timestep_scale, the timestep that it is given at pure noise: 1000 for most models, 1 where its "
+            "pipeline passes sigma itself"
+        )
+    clock = CLOCKS[known]
+    if clock is None:
+        clock = float(getattr(scheduler.config, "num_train_timesteps", 1000))
+    return clock * float(getattr(getattr(model, "config", None), "timestep_scale", 1.0) if known in SCALED else 1.0)
 
 
 def _state_shape(model: nn.Module, codec: Codec | None, packed: bool, state_shape: tuple[int, ...] | None,
@@ -190,6 +263,7 @@ def _state_shape(model: nn.Module, codec: Codec | None, packed: bool, state_shap
                 state_shape = tuple(codec.encode(torch.zeros((1, *image_shape), device=device)).shape[1:])
     config = getattr(model, "config", None)
     size, channels = getattr(config, "sample_size", None), getattr(config, "in_channels", None)
+    channels = channels // 4 if packed and channels is not None else channels
     if state_shape is None and size is not None and channels is not None:
         height, width = (size, size) if isinstance(size, int) else size
         state_shape = (channels, height, width)
@@ -197,7 +271,7 @@ def _state_shape(model: nn.Module, codec: Codec | None, packed: bool, state_shap
         raise ValueError(f"{type(model).__name__} has no config.sample_size: pass state_shape=(C, H, W)"
                          f"{' or image_shape' if codec else ''}")
     state_shape = tuple(int(k) for k in state_shape)
-    if len(state_shape) != 3 or (packed and (state_shape[1] % 2 or state_shape[2] % 2)):
+    if len(state_shape) not in (3, 4) or (packed and (state_shape[1] % 2 or state_shape[2] % 2)):
         raise ValueError(f"state_shape {state_shape}: pass (C, H, W){', H and W even' if packed else ''}")
     if codec is None and image_shape is not None and tuple(image_shape) != state_shape:
         raise ValueError(f"image_shape {tuple(image_shape)} and state_shape {state_shape} differ, but there is no vae "

@@ -53,8 +53,6 @@ class BM3D(PointEstimator):
         torch.Size([1, 1, 32, 32])
     """
 
-    _settings = ("profile",)
-
     def __init__(self, *, profile: str = "np", chunk_size: int = 8) -> None:
         super().__init__(chunk_size=chunk_size)
         if profile not in _PROFILES:

@@ -91,8 +91,6 @@ class Wiener(PointEstimator):
         True
     """
 
-    _settings = ("amplitude", "exponent", "level", "iterations", "tolerance")
-
     def __init__(self, *, amplitude: float | tuple[float, ...] = (0.0127, 0.0031, 0.0021), exponent: float = 2.7,
                  level: float = 0.25, iterations: int = 200, tolerance: float = 1e-5, chunk_size: int = 8) -> None:
         super().__init__(chunk_size=chunk_size)

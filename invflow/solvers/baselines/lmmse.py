@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from invflow._core.chunks import ChunkSize
 from invflow._core.folders import SHIPPED, load_built, read_config, resolve_folder, save_module
-from invflow._core.random import as_generator, draw_noise
+from invflow._core.random import draw_noise
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.structure import dense_matrix
 from invflow.posterior import Posterior
@@ -25,6 +24,7 @@ __all__ = ["LinearMMSE"]
 KIND = "linear-mmse"
 #: largest image that a dense covariance is fitted for; its square is held in float64
 LARGEST = 8192
+_VALUES_AT_A_TIME = 2**19  # of noise, in double precision
 
 
 class LinearMMSE(Solver):
@@ -120,8 +120,7 @@ class LinearMMSE(Solver):
     # -- posteriors -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
-               progress: bool = False) -> Posterior:
+    def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
         """Draw posterior samples; see :meth:`Solver.sample`.
 
         Returns:
@@ -134,21 +133,18 @@ class LinearMMSE(Solver):
         """
         from tqdm import tqdm
 
-        if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples}: ask for at least one sample")
-        likelihood, start = self._supported(reward), time.perf_counter()
+        likelihood = self._supported(reward)
         batch, size, rows = len(likelihood.y), self.mean.numel(), likelihood.y[0].numel()
-        noise = draw_noise((batch, num_samples, size + rows), as_generator(generator)).to(likelihood.y.device)
+        noise = draw_noise((batch, n, size + rows), generator).to(likelihood.y.device)
         chunks = ChunkSize(self._together(likelihood), "LinearMMSE").over(
-            batch, lambda part: self._solve(cast(GaussianLikelihood, likelihood.select(part)), noise[part].double()))
+            batch, lambda part: self._solve(cast(GaussianLikelihood, likelihood.select(part)), noise[part]))
         pieces = [piece for _, piece in tqdm(chunks, disable=not progress, desc="LinearMMSE", delay=2)]
-        samples, mean, std, log_evidence = (torch.cat(piece) for piece in zip(*pieces, strict=True))
+        samples, mean, std, log_evidence = (torch.cat(piece) if len(piece) > 1 else piece[0]
+                                            for piece in zip(*pieces, strict=True))
         shape = (batch, *self.image_shape)
-        return Posterior(samples.to(likelihood.y).reshape(batch, num_samples, *self.image_shape),
-                         log_evidence=log_evidence.to(likelihood.y), seconds=time.perf_counter() - start,
+        return Posterior(samples.reshape(batch, n, *self.image_shape), log_evidence=log_evidence.to(likelihood.y),
                          diagnostics={"mean": mean.to(likelihood.y).reshape(shape),
-                                      "std": std.to(likelihood.y).reshape(shape)},
-                         settings={"solver": "LinearMMSE", "chunk_size": self.chunk_size})
+                                      "std": std.to(likelihood.y).reshape(shape)})
 
     def _together(self, likelihood: GaussianLikelihood) -> int:
         """How many observations are solved for together: all, where they share operator and noise level."""
@@ -165,7 +161,8 @@ class LinearMMSE(Solver):
         matrix = dense_matrix(likelihood)
         cross = covariance @ matrix.mT
         innovation = matrix @ cross
-        innovation.diagonal(dim1=1, dim2=2).add_(level[:, None].square())
+        # one operator may meet as many noise levels as there are observations
+        innovation = innovation + torch.diag_embed(level[:, None].square().expand(-1, innovation.shape[-1]))
         chol = torch.linalg.cholesky(innovation)
         gain = torch.cholesky_solve(cross.mT, chol).mT
         residual = y - (matrix @ centre)
@@ -173,10 +170,14 @@ class LinearMMSE(Solver):
         variance = covariance.diagonal() - (gain * cross).sum(2)
         std = variance.clamp(min=0).sqrt().expand(len(y), -1)
 
-        draw = noise[..., : len(centre)] @ factor
-        error = sigma[:, None, None] * noise[..., len(centre) :]
-        unexplained = residual[:, None] + error - draw @ matrix.mT
-        samples = centre + draw + unexplained @ gain.mT
+        samples = noise.new_empty((*noise.shape[:2], len(centre)), dtype=likelihood.y.dtype)
+        for part in torch.arange(noise.shape[1]).split(max(1, _VALUES_AT_A_TIME // noise[:, 0].numel())):
+            rows = slice(int(part[0]), int(part[-1]) + 1)  # double precision of all at once would be many copies
+            white_noise = noise[:, rows].double()
+            draw = white_noise[..., : len(centre)] @ factor
+            error = sigma[:, None, None] * white_noise[..., len(centre) :]
+            unexplained = residual[:, None] + error - draw @ matrix.mT
+            samples[:, rows] = (centre + draw + unexplained @ gain.mT).to(samples)
         white = torch.linalg.solve_triangular(chol, residual[..., None], upper=False).squeeze(-1)
         log_det = chol.diagonal(dim1=1, dim2=2).log().sum(1)
         entries = y.shape[1]
@@ -185,7 +186,7 @@ class LinearMMSE(Solver):
         missing = entries - likelihood.count_observed().double()
         return samples, mean, std, log_evidence + missing * (sigma * math.sqrt(2 * math.pi)).log()
 
-    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """Draw from the fitted Gaussian, ``(n, *image_shape)``, float32."""
         noise = draw_noise((n, self.mean.numel()), generator).double().to(self.factor.device)
         return (self.mean.flatten() + noise @ self.factor).float().reshape(n, *self.image_shape)

@@ -30,7 +30,7 @@ class PlugAndPlay(PointEstimator):
     measurement's noise level. The image may have any size that the prior takes.
 
     Args:
-        prior: a flow map trained with noise independent of the data, with an affine decoding.
+        prior: a flow map with an affine decoding.
         steps: network calls for each observation.
         regularisation: kappa; the paper takes 0.23.
         first: noise level of the first step, in units of images; the paper takes 49 / 255, which fills no large hole.
@@ -50,20 +50,15 @@ class PlugAndPlay(PointEstimator):
         8.0
     """
 
-    _settings = ("steps", "regularisation", "first", "last", "iterations")
-
     def __init__(self, prior: FlowMap, *, steps: int = 24, regularisation: float = 0.23, first: float = 1.0,
                  last: float | None = None, iterations: int = 20, chunk_size: int = 8) -> None:
         super().__init__(chunk_size=chunk_size)
         if not isinstance(prior, FlowMap):
             raise TypeError(f"PlugAndPlay takes a FlowMap, not a {type(prior).__name__}: invflow.load_prior('mnist'), "
                             "say")
-        if not prior.independent_noise:
-            raise ValueError(
-                f"this {type(prior).__name__} was trained jointly with an adapter: its noise depends on the data, so "
-                "its velocity gives no denoiser, which PlugAndPlay is made of. Pass a map trained with independent "
-                "noise, such as invflow.load_prior('mnist')"
-            )
+        reason = prior.refusal("velocity", "PlugAndPlay")
+        if reason is not None:
+            raise ValueError(reason)
         if prior.decode_affine is None:
             raise ValueError(
                 f"PlugAndPlay measures the states themselves, and the images of this {type(prior).__name__} are no "
@@ -91,16 +86,11 @@ class PlugAndPlay(PointEstimator):
                 f"{tuple(self.prior.image_shape)}: build one of them with the other's image_shape"
             )
         fitting: FlowMap = resized(image_shape)
-        return fitting
-
-    def _counted(self, likelihood: GaussianLikelihood) -> tuple[Tensor, dict[str, Tensor], float]:
-        prior = self._fitting(tuple(likelihood.operator.image_shape))
-        with prior.count() as calls:
-            image = self._restore(prior, likelihood)
-        return image.detach().to(prior.dtype), {}, calls.forward
+        return fitting.counted_with(self.prior)
 
     def _estimate(self, likelihood: GaussianLikelihood) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._counted(likelihood)[:2]
+        prior = self._fitting(tuple(likelihood.operator.image_shape))
+        return self._restore(prior, likelihood).to(prior.dtype), {}
 
     def _restore(self, prior: FlowMap, likelihood: GaussianLikelihood) -> Tensor:
         transfer = transfer_function(likelihood)

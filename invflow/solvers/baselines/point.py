@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from typing import Any, cast
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from invflow._core.chunks import ChunkSize
 from invflow.likelihood import GaussianLikelihood
-from invflow.posterior import NFE, Posterior
+from invflow.posterior import Posterior
 from invflow.reward import Reward
 from invflow.solver import Solver
 from invflow.solvers.finite import check_finite
@@ -33,9 +32,6 @@ class PointEstimator(Solver):
         ValueError: for a chunk size under 1.
     """
 
-    #: names of the settings that are kept with each posterior
-    _settings: tuple[str, ...] = ()
-
     def __init__(self, *, chunk_size: int = 8) -> None:
         if chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size}: at least 1 observation at a time")
@@ -46,13 +42,12 @@ class PointEstimator(Solver):
         """Images ``(B, *image_shape)``, and diagnostics with a row for each observation."""
 
     @torch.no_grad()
-    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
-               progress: bool = False) -> Posterior:
+    def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
         """Restore each observation; see :meth:`Solver.sample`.
 
         Args:
             reward: a Gaussian likelihood of B observations.
-            num_samples: N, copies of each estimate.
+            n: N, copies of each estimate.
             generator: not used: nothing is drawn.
             progress: show a progress bar.
 
@@ -65,33 +60,17 @@ class PointEstimator(Solver):
         """
         from tqdm import tqdm
 
-        if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples}: ask for at least one sample")
-        name, start = type(self).__name__, time.perf_counter()
-        likelihood = self._supported(reward)
+        name, likelihood = type(self).__name__, self._supported(reward)
         batch = len(likelihood.y)
         pieces = ChunkSize(self.chunk_size, name).over(
-            batch, lambda part: self._counted(cast(GaussianLikelihood, likelihood.select(part))))
+            batch, lambda part: self._estimate(cast(GaussianLikelihood, likelihood.select(part))))
         found = [piece for _, piece in tqdm(pieces, total=-(-batch // self.chunk_size), disable=not progress, desc=name,
                                             unit="chunk", delay=2)]
-        estimate = torch.cat([image for image, _, _ in found])
+        estimate = torch.cat([image.detach() for image, _ in found])
         check_finite(name, "its end", 1, estimate)
         diagnostics: dict[str, Any] = {"point_estimate": True}
-        diagnostics |= {key: torch.cat([kept[key] for _, kept, _ in found]) for key in found[0][1]}
-        calls = sum(count for _, _, count in found)
-        return Posterior(estimate[:, None].expand(batch, num_samples, *estimate.shape[1:]),
-                         nfe=NFE(calls / (batch * num_samples)), seconds=time.perf_counter() - start,
-                         diagnostics=diagnostics, settings=self.settings())
-
-    def settings(self) -> dict[str, Any]:
-        """Settings as plain values, kept with each posterior."""
-        return {"solver": type(self).__name__, **{name: getattr(self, name) for name in self._settings},
-                "chunk_size": self.chunk_size}
-
-    def _counted(self, likelihood: GaussianLikelihood) -> tuple[Tensor, dict[str, Tensor], float]:
-        """The estimate with the number of network calls; a solver with a prior counts them."""
-        image, diagnostics = self._estimate(likelihood)
-        return image.detach(), diagnostics, 0.0
+        diagnostics |= {key: torch.cat([kept[key] for _, kept in found]) for key in found[0][1]}
+        return Posterior(estimate[:, None].expand(batch, n, *estimate.shape[1:]), diagnostics=diagnostics)
 
     def _supported(self, reward: Reward) -> GaussianLikelihood:
         name = type(self).__name__

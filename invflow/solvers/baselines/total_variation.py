@@ -54,8 +54,6 @@ class TotalVariation(PointEstimator):
         True
     """
 
-    _settings = ("weight", "strength", "joint", "iterations", "tolerance")
-
     def __init__(self, *, weight: float = 5.0, strength: float | None = None, joint: bool = True,
                  iterations: int = 300, tolerance: float = 2e-4, chunk_size: int = 8) -> None:
         super().__init__(chunk_size=chunk_size)

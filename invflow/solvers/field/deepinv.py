@@ -123,7 +123,6 @@ class DPS(_GuidedDiffusion):
     """
 
     linear_only = False
-    _settings = ("steps", "weight", "guidance", "value_range")
 
     def __init__(self, prior: FlowMap, *, steps: int = 1000, weight: float = 1.0, guidance: str = "norm",
                  value_range: tuple[float, float] = (0.0, 1.0), chunk_size: int | None = None) -> None:
@@ -166,7 +165,6 @@ class PiGDM(_GuidedDiffusion):
     """
 
     uses_system = True
-    _settings = ("steps", "weight", "value_range")
 
     def __init__(self, prior: FlowMap, *, steps: int = 1000, weight: float = 1.0,
                  value_range: tuple[float, float] = (0.0, 1.0), chunk_size: int | None = None) -> None:
@@ -209,7 +207,6 @@ class MomentMatching(_GuidedDiffusion):
         NFE(forward=10.0, backward=50.0)
     """
 
-    _settings = ("steps", "weight", "iterations", "value_range")
 
     def __init__(self, prior: FlowMap, *, steps: int = 1000, weight: float = 1.0, iterations: int = 3,
                  value_range: tuple[float, float] = (0.0, 1.0), chunk_size: int | None = None) -> None:
@@ -255,7 +252,6 @@ class DiffPIR(DeepinvSampler):
     """
 
     uses_system = True
-    _settings = ("steps", "regularisation", "zeta", "value_range")
 
     def __init__(self, prior: FlowMap, *, steps: int = 100, regularisation: float = 7.0, zeta: float = 0.1,
                  value_range: tuple[float, float] = (0.0, 1.0), chunk_size: int | None = None) -> None:
@@ -311,7 +307,6 @@ class DDRM(DeepinvSampler):
     """
 
     uses_system = True
-    _settings = ("steps", "eta", "eta_observed", "sigma_max", "value_range")
 
     def __init__(self, prior: FlowMap, *, steps: int = 100, eta: float = 0.85, eta_observed: float = 1.0,
                  sigma_max: float = 1.0, value_range: tuple[float, float] = (0.0, 1.0),

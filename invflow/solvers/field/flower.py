@@ -24,7 +24,7 @@ class Flower(RowSampler):
     number of steps; the paper takes s = 1 and recommends the mean. For other data the variance is a guess.
 
     Args:
-        prior: a flow map trained with noise independent of the data, whose decoding is affine.
+        prior: a flow map whose decoding is affine, also one trained with noise coupled to its data.
         steps: network calls.
         sampling: draw from the conditioned Gaussian; False takes its mean.
         spread: s, in units of states.
@@ -45,7 +45,7 @@ class Flower(RowSampler):
     """
 
     uses_system = True
-    _settings = ("steps", "sampling", "spread")
+    needs = "velocity"
 
     def __init__(self, prior: FlowMap, *, steps: int = 100, sampling: bool = True, spread: float = 1.0,
                  chunk_size: int | None = None) -> None:

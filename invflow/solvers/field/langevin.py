@@ -48,7 +48,6 @@ class ULA(DeepinvSampler):
     """
 
     uses_system = True
-    _settings = ("burn_in", "thinning", "chains", "step", "denoiser_sigma", "alpha", "clip", "value_range")
 
     def __init__(self, prior: FlowMap, *, burn_in: int = 1000, thinning: int = 50, chains: int | None = None,
                  step: float = 0.5, denoiser_sigma: float = 0.05, alpha: float = 1.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from invflow._core.watch import check_gradients
 from invflow.flowmap import FlowMap
 from invflow.solvers.field.rows import Rows, RowSampler, observed_forward
 
@@ -20,7 +21,7 @@ class PnPFlow(RowSampler):
     level enters nowhere, so ``gamma`` is to be tuned for each problem.
 
     Args:
-        prior: a flow map trained with noise independent of the data.
+        prior: a flow map, also one trained with noise coupled to its data, as by optimal transport.
         steps: K.
         gamma: step of the data term, in units of images; stable under 2 / |A|^2.
         alpha: power of its decay, at least 0.
@@ -42,7 +43,7 @@ class PnPFlow(RowSampler):
 
     linear_only = False
     affine_only = False
-    _settings = ("steps", "gamma", "alpha", "average")
+    needs = "velocity"
 
     def __init__(self, prior: FlowMap, *, steps: int = 100, gamma: float = 1.0, alpha: float = 1.0, average: int = 5,
                  chunk_size: int | None = None) -> None:
@@ -67,6 +68,7 @@ class PnPFlow(RowSampler):
         """Gradient of |A(decode(x)) - y|^2 / 2 with respect to x, in units of states for a step in units of images."""
         affine = self.prior.decode_affine
         scale = 1.0 if affine is None else affine[0]
+        check_gradients("PnP-Flow")
         with torch.enable_grad():
             state = x.detach().requires_grad_()
             clean = observed_forward(rows.likelihood, self.prior.decode(state))

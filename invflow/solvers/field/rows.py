@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from invflow.flowmap import FlowMap, rows_at_a_time
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.structure import SingularSystem, find_system
 from invflow.operator import Operator
-from invflow.posterior import NFE, Posterior
+from invflow.posterior import Posterior
 from invflow.reward import Reward
 from invflow.solver import Solver
 from invflow.solvers.finite import check_finite
@@ -93,33 +92,29 @@ class RowSampler(Solver):
     """A solver whose samples are independent rows, all of which run through the network together, in chunks.
 
     A subclass writes :meth:`_run`. The measurement must be Gaussian; ``linear_only`` and ``uses_system`` say what
-    else the subclass needs.
+    else the subclass needs, and ``needs`` whether it takes the prior's score or its velocity alone.
 
     Args:
-        prior: a flow map trained with noise independent of the data.
+        prior: a flow map; trained with noise independent of the data where its score is needed.
         chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU.
 
     Raises:
         TypeError: for a prior that is no flow map.
-        ValueError: for a map whose noise depends on its data.
+        ValueError: for a map without the velocity or the score that is needed.
     """
 
     linear_only = True
     uses_system = False
     affine_only = True
-    _settings: tuple[str, ...] = ()
+    needs = "score"
 
     def __init__(self, prior: FlowMap, chunk_size: int | None) -> None:
         name = type(self).__name__
         if not isinstance(prior, FlowMap):
             raise TypeError(f"{name} takes a FlowMap, not a {type(prior).__name__}: invflow.load_prior('mnist'), say")
-        if not prior.independent_noise:
-            raise ValueError(
-                f"this {type(prior).__name__} was trained jointly with an adapter: its noise depends on the data, so "
-                f"its velocity gives no denoiser, which {name} is made of. Pass a map trained with independent noise, "
-                "such as invflow.load_prior('mnist'); for this map use invflow.NoiseSMC(prior), which needs its jump "
-                "only"
-            )
+        reason = prior.refusal(self.needs, name)
+        if reason is not None:
+            raise ValueError(reason)
         if self.affine_only and prior.decode_affine is None:
             raise ValueError(
                 f"{name} measures the states themselves, and the images of this {type(prior).__name__} are no affine "
@@ -137,8 +132,7 @@ class RowSampler(Solver):
 
     # -- the public calls ----------------------------------------------------------------------------------------------
 
-    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
-               progress: bool = False) -> Posterior:
+    def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
         """Draw posterior samples; see :meth:`Solver.sample`.
 
         Returns:
@@ -149,17 +143,9 @@ class RowSampler(Solver):
             ValueError: for an operator that the method cannot take, with the solvers that can; for samples that are
                 not finite, which tells of steps or weights that are too large.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
-        start = time.perf_counter()
-        likelihood = self._supported(reward)
-        with self.prior.count() as calls:
-            samples = self._draw(likelihood, num_samples, as_generator(generator), progress=progress)
-        count = samples.shape[0] * num_samples
-        return Posterior(samples, nfe=NFE(calls.forward / count, calls.backward / count),
-                         seconds=time.perf_counter() - start, settings=self.settings())
+        return Posterior(self._draw(self._supported(reward), n, generator, progress=progress))
 
-    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """What the same iteration makes where nothing is measured, ``(n, *image_shape)``."""
         if n < 1:
             raise ValueError(f"prior_samples draws at least one image, not n={n}")
@@ -167,11 +153,6 @@ class RowSampler(Solver):
         zeros = torch.zeros(1, *self.prior.image_shape, device=self.prior.device)
         likelihood = GaussianLikelihood(nothing, zeros, sigma=1.0)
         return self._draw(likelihood, n, as_generator(generator), blank=True)[0]
-
-    def settings(self) -> dict[str, Any]:
-        """Settings as plain values, kept with each posterior."""
-        return {"solver": type(self).__name__, **{name: getattr(self, name) for name in self._settings},
-                "chunk_size": self.chunk_size}
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 

@@ -15,17 +15,22 @@ __all__ = ["judge", "judge_chains", "judge_draws", "mean_squared_residual"]
 
 _Seen = tuple[Tensor, str, Tensor]  # which observations, what to say, its number
 
-_LEAST_SHARE = 0.05  # of the initial particles that still have descendants, or of N in effective sample size
+_LEAST_SHARE = 0.05  # of N in effective sample size
+# of the initial particles those that still have descendants: a share of N, and as many as tell a mean to a third of a
+# standard deviation, or half of N if that is less
+_LEAST_ANCESTORS, _FEW_ANCESTORS = 0.1, 10
 _MOST_RESIDUAL = 1.5  # in sigma^2, for many measured values
 _STANDARD_DEVIATIONS = 4.0  # of a chi-squared mean, for few; of the objective of a draw; of the drift of chains
-_EVEN = 0.99  # of N in effective sample size
+_EVEN = 0.9  # of N in effective sample size, from which weights are too even for their tail to matter
+_LEAST_COUNT = 3  # of draws: one or two tell nothing
+_MOST_MISSED = 0.02  # of the posterior, in solutions that the draws of randomise-then-optimise have not found
 _LEAST_SOLVED = 0.8  # of the draws of randomise-then-optimise
 _LEAST_MOVED = 0.5  # of the chains that start in them
 _LEAST_TURNS = 0.5  # of those chains, in quarter turns
 _MOST_MEMORY = 0.5  # of those chains, as a correlation
-# of A f between draws, in standard deviations of the noise: the log weights that a quadratic map is short of then
-# spread by about a third, a tenth of the draws in total variation
-_MOST_BEND = 0.2
+# of A f between draws, in standard deviations of the noise: at 0.15 a mean was seen to be off by 0.43 of the
+# posterior's standard deviations
+_MOST_BEND = 0.1
 
 
 def mean_squared_residual(reward: Reward, images: Tensor, log_weights: Tensor, chunk_size: int) -> Tensor | None:
@@ -76,18 +81,19 @@ def judge(diagnostics: Mapping[str, Tensor], reward: Reward, count: int, *,
     least = _LEAST_SHARE * count
     if moved:
         ancestors = diagnostics["distinct_ancestors"]
-        seen.append((ancestors < least, f"{{:.0f}} of {count} initial particles have descendants left (under 5%)",
-                     ancestors))
+        needed = max(_LEAST_ANCESTORS * count, min(_FEW_ANCESTORS, count / 2))
+        seen.append((ancestors < needed, f"{{:.0f}} of {count} initial particles have descendants left (under "
+                                         f"{needed:.3g})", ancestors))
     else:
         limit = reliable_k_hat(count)
-        seen.append((diagnostics["k_hat"] > limit, f"the k-hat of the weights is {{:.2g}} (over {limit:.2g})",
-                     diagnostics["k_hat"]))
+        heavy = (diagnostics["k_hat"] > limit) & (diagnostics["least_ess"] < _EVEN * count)
+        seen.append((heavy, f"the k-hat of the weights is {{:.2g}} (over {limit:.2g})", diagnostics["k_hat"]))
     seen.append((diagnostics["least_ess"] < least, f"the least effective sample size is {{:.2g}} of {count} (under 5%)",
                  diagnostics["least_ess"]))
     advice = ("take more particles or more moves, or start from a trained adapter with proposal=, or on images from "
               "independent draws with start='rto'" if moved else
               "take more particles, or let them move with num_moves=5")
-    return _verdict([*seen, *_see_residual(diagnostics, reward)], advice)
+    return _verdict([*seen, *_see_residual(diagnostics, reward)], advice, count)
 
 
 def judge_draws(diagnostics: Mapping[str, Tensor], objective: Tensor, ended: Tensor, reward: Reward, *,
@@ -100,7 +106,7 @@ def judge_draws(diagnostics: Mapping[str, Tensor], objective: Tensor, ended: Ten
 
     Args:
         diagnostics: of the run, each ``(B,)``: ``residual``, and ``k_hat`` where the draws are weighted, ``bend`` where
-            they are not.
+            they are not; ``missed_share`` of weighted draws.
         objective: ``(B, N)``, at the end.
         ended: ``(B, N)``, whether the optimiser ended by itself.
         reward: over B observations.
@@ -119,9 +125,9 @@ def judge_draws(diagnostics: Mapping[str, Tensor], objective: Tensor, ended: Ten
     advice = "take more iterations with max_iterations=, or start from a trained adapter with proposal="
     if log_weights is not None:
         limit, k_hat = reliable_k_hat(objective.shape[1]), diagnostics["k_hat"]
-        # weights that are equal but for rounding have a tail that means nothing
         uneven = effective_sample_size(log_weights) < _EVEN * objective.shape[1]
         seen.append((uneven & (k_hat > limit), f"the k-hat of the weights is {{:.2g}} (over {limit:.2g})", k_hat))
+        seen.append(_see_missed(diagnostics))
         advice = "take more draws, or correct those without weights by moves, invflow.NoiseSMC(prior, start='rto')"
     elif "bend" in diagnostics:
         bend = diagnostics["bend"]
@@ -132,17 +138,19 @@ def judge_draws(diagnostics: Mapping[str, Tensor], objective: Tensor, ended: Ten
         if bool((share >= _LEAST_SOLVED).all()):
             advice = ("pass weights=True for few measured values, correct the draws by moves, "
                       "invflow.NoiseSMC(prior, start='rto'), or take them as an approximation")
-    good, complaint = _verdict([*seen, *_see_residual(diagnostics, reward)], advice)
+    good, complaint = _verdict([*seen, *_see_residual(diagnostics, reward)], advice, objective.shape[1])
     return share, good, complaint
 
 
-def judge_chains(diagnostics: Mapping[str, Tensor], reward: Reward, weighted: bool) -> tuple[Tensor, str | None]:
+def judge_chains(diagnostics: Mapping[str, Tensor], reward: Reward, count: int, *,
+                 weighted: bool) -> tuple[Tensor, str | None]:
     """Which observations' chains, started by randomise-then-optimise, have gone far enough.
 
     Args:
         diagnostics: of the run, each ``(B,)``: ``solved``, ``share_moved``, ``quarter_turns``, ``drift``,
-            ``memory``, ``residual``, and ``k_hat`` of weighted draws.
+            ``memory``, ``residual``, and ``k_hat``, ``least_ess`` and ``missed_share`` of weighted draws.
         reward: over B observations.
+        count: N.
         weighted: whether the draws were weighted and resampled.
 
     Returns:
@@ -157,7 +165,9 @@ def judge_chains(diagnostics: Mapping[str, Tensor], reward: Reward, weighted: bo
     ]
     if weighted:
         limit, k_hat = 0.7, diagnostics["k_hat"]
-        seen.append((k_hat > limit, f"the k-hat of the first weights is {{:.2g}} (over {limit})", k_hat))
+        uneven = diagnostics["least_ess"] < _EVEN * count
+        seen.append((uneven & (k_hat > limit), f"the k-hat of the first weights is {{:.2g}} (over {limit})", k_hat))
+        seen.append(_see_missed(diagnostics))
     else:
         # weighted draws are right in their shares: it does no harm that chains stay where they were
         solved, memory = diagnostics["solved"], diagnostics["memory"]
@@ -167,7 +177,15 @@ def judge_chains(diagnostics: Mapping[str, Tensor], reward: Reward, weighted: bo
         seen.append((solved < _LEAST_SOLVED, f"{{:.0%}} of the first draws reached a minimum (under "
                                              f"{_LEAST_SOLVED:.0%})", solved))
     return _verdict([*seen, *_see_residual(diagnostics, reward)],
-                    "take more moves or leapfrog steps, or more iterations of the start, NoiseRTO(max_iterations=)")
+                    "take more moves or leapfrog steps, or more iterations of the start, NoiseRTO(max_iterations=)",
+                    count)
+
+
+def _see_missed(diagnostics: Mapping[str, Tensor]) -> _Seen:
+    missed = diagnostics["missed_share"]
+    return (missed > _MOST_MISSED, "the equations of the draws have other solutions, which hold {:.0%} of the "
+            f"posterior and have no weight (over {_MOST_MISSED:.0%}): the map folds, and the weights do not hold",
+            missed)
 
 
 def _see_residual(diagnostics: Mapping[str, Tensor], reward: Reward) -> list[_Seen]:
@@ -178,8 +196,10 @@ def _see_residual(diagnostics: Mapping[str, Tensor], reward: Reward) -> list[_Se
     return [(residual > bound, "the mean squared residual is {:.3g} sigma^2", residual)]
 
 
-def _verdict(seen: Sequence[_Seen], advice: str) -> tuple[Tensor, str | None]:
+def _verdict(seen: Sequence[_Seen], advice: str, count: int) -> tuple[Tensor, str | None]:
     """``(B,)``, where nothing bad was seen, and a warning or None."""
+    few = torch.full_like(seen[0][0], count < _LEAST_COUNT)
+    seen = [(few, f"there are too few draws to tell (under {_LEAST_COUNT})", precise(few)), *seen]
     failed = torch.stack([bad for bad, _, _ in seen]).any(0)
     if not bool(failed.any()):
         return ~failed, None

@@ -61,7 +61,7 @@ class Move(ABC):
     preconditioned = False
     best_acceptance = 0.57
 
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> MoveRandom:
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator | int | None) -> MoveRandom:
         """Random numbers for a move of ``shape = (B, N, *state_shape)``.
 
         How many are drawn never depends on the data: an observation's do not depend on the others.

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from invflow._core.watch import check_gradients
 from invflow.flowmap import FlowMap
 from invflow.likelihood import GaussianLikelihood
 from invflow.smc import precise
@@ -40,6 +41,7 @@ class PerturbedProblem:
 
     def value_and_gradient(self, noise: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The objective: ``(k, d)`` of the rows ``(k,)`` to ``(k,)`` in float64 and ``(k, d)``."""
+        check_gradients("NoiseRTO")
         count = self.perturbed.count_observed()
         count = precise(count.expand(len(self.xi))[rows])
         likelihood = cast(GaussianLikelihood, self.perturbed.select(rows))  # a GPU is waited for: which are left

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from invflow._core.chunks import ChunkSize, check_chunk_size
-from invflow._core.counting import Countable
 from invflow._core.random import as_generator, draw_noise
 from invflow.flowmap import FlowMap, rows_at_a_time
 from invflow.likelihood import GaussianLikelihood
-from invflow.posterior import NFE, Posterior
+from invflow.posterior import Posterior
 from invflow.reward import Reward
 from invflow.smc import log_mean_weight, pareto_k_hat, precise
 from invflow.solver import Solver
 from invflow.solvers.noise.convergence import judge_draws, mean_squared_residual
 from invflow.solvers.noise.lbfgs import BatchedLBFGS
 from invflow.solvers.noise.perturbed import PerturbedProblem
-from invflow.solvers.noise.rto_weights import Linearisation, solve_linearised
-from invflow.solvers.noise.state import proposal_name
+from invflow.solvers.noise.rto_weights import Linearisation, find_missed, solve_linearised
 from invflow.solvers.noise.target import NoiseProposal, check_prior_and_proposal
 
 __all__ = ["Draws", "NoiseRTO", "NoiseRTOState"]
+
+# with weights, how many further starts look for other solutions, of how many draws of an observation, and how far out
+# in standard deviations: what fewer than a few in a hundred draws have missed biases the weights by as little
+_STARTS, _MOST_CHECKED, _START_SPREAD = 4, 64, 2.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class NoiseRTOState:
         active: ``(n,)``, whether a draw still goes on.
         converged: ``(n,)``, whether it has ended as it should.
         log_weights: ``(n,)``; None without ``weights``.
+        missed: ``(n,)``, log weights of solutions that other starts led to, see
+            :func:`~invflow.solvers.noise.rto_weights.find_missed`; only with ``weights``, in the last state.
     """
 
     rows: slice
@@ -54,6 +56,7 @@ class NoiseRTOState:
     active: Tensor
     converged: Tensor
     log_weights: Tensor | None = None
+    missed: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Draws:
     Attributes:
         noise: ``(B, N, *state_shape)``.
         objective, gradient_norm, iterations, converged: ``(B, N)``, see :class:`NoiseRTOState`.
-        log_weights: ``(B, N)``; None without ``weights``.
+        log_weights, missed: ``(B, N)``; None without ``weights``.
     """
 
     noise: Tensor
@@ -72,6 +75,14 @@ class Draws:
     iterations: Tensor
     converged: Tensor
     log_weights: Tensor | None
+    missed: Tensor | None = None
+
+    def missed_share(self) -> Tensor:
+        """Share of the posterior in solutions that were missed by draws that looked for others, ``(B,)``, at least."""
+        assert self.log_weights is not None
+        assert self.missed is not None
+        both = torch.stack([part[:, :_MOST_CHECKED].logsumexp(1) for part in (self.missed, self.log_weights)])
+        return both.softmax(0)[0].nan_to_num(nan=0.0)
 
 
 class NoiseRTO(Solver):
@@ -97,8 +108,10 @@ class NoiseRTO(Solver):
         e^{-v^T (I + G_*^T G_*)^{-1} v / 2}, \quad v = z + G_*^T (A f(z) - y) / \sigma,
 
     provided that the equation has one solution. It takes m calls backward for each of its iterations, m being the
-    number of measured values: for small m only. A draw without a solution has weight zero. Where the equation has
-    several solutions, or none for a share of (xi, e), the weights are biased: see ``solved`` in the diagnostics.
+    number of measured values: for small m only. A draw without a solution has weight zero. Where f folds the equation
+    has several solutions, and the posterior at those that were not drawn is missing. So up to 64 draws of each
+    observation are solved from four more starts each (with 64 draws, five times the cost); what they find elsewhere is
+    ``missed_share``, in shares of the posterior, and over 2% of it the draws have not converged.
 
     Args:
         prior: any flow map; the map that the adapter was trained with where there is a proposal.
@@ -138,13 +151,12 @@ class NoiseRTO(Solver):
         self.chunk_size = check_chunk_size(chunk_size)
 
     @torch.no_grad()
-    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
-               progress: bool = False) -> Posterior:
+    def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
         """Draw posterior samples; see :meth:`Solver.sample`.
 
         Args:
             reward: a :class:`~invflow.GaussianLikelihood`; the operator may be nonlinear.
-            num_samples: N, at least 1.
+            n: N, at least 1.
             generator: source of randomness.
             progress: show a progress bar.
 
@@ -152,39 +164,33 @@ class NoiseRTO(Solver):
             Independent samples, without weights, or weighted ones with ``weights``. Diagnostics, for each
             observation: ``residual``, the mean squared residual of y itself in sigma^2; ``objective``,
             ``gradient_norm`` and ``iterations``, means over the draws; ``solved``, the share of draws whose
-            optimiser ended as it should, at no worse a minimum than most; ``k_hat`` with ``weights``;
+            optimiser ended as it should, at no worse a minimum than most; ``k_hat`` and ``missed_share`` with
+            ``weights``;
             ``approximate``, whether the draws are an approximation; without weights ``bend``, how far A f is from
             linear between the draws, see :meth:`bend`; ``converged``, whether all of these are as they should be,
             see the warning: of draws without weights, only where they show A f to be linear.
 
         Raises:
             TypeError: for a reward that is no Gaussian likelihood.
-            ValueError: for under one sample; with ``weights`` for over 256 measured values.
+            ValueError: with ``weights`` for over 256 measured values.
 
         Warns:
             UserWarning: of observations for which it has not converged, with what was seen.
         """
-        start = time.perf_counter()
-        with ExitStack() as scopes:
-            counted = [m for m in (self.prior, self.proposal) if isinstance(m, Countable)]
-            calls = [scopes.enter_context(module.count()) for module in counted]
-            draws = self.draw(reward, num_samples, generator=generator, progress=progress)
-            images = self._size().map(self.prior.one_step, draws.noise.flatten(0, 1))
-            images = images.unflatten(0, draws.objective.shape)
-            bend = None if self.weights else self.bend(draws.noise, images, cast(GaussianLikelihood, reward))
+        draws = self.draw(reward, n, generator=generator, progress=progress)
+        images = self._size().map(self.prior.one_step, draws.noise.flatten(0, 1))
+        images = images.unflatten(0, draws.objective.shape)
+        bend = None if self.weights else self.bend(draws.noise, images, cast(GaussianLikelihood, reward))
         diagnostics, complaint = self.examine(draws, images, reward, bend)
         if complaint is not None:
-            warnings.warn(complaint, stacklevel=3)  # over the decorator
-        rows = draws.objective.numel()
-        nfe = NFE(sum(c.forward for c in calls) / rows, sum(c.backward for c in calls) / rows)
+            warnings.warn(complaint, stacklevel=4)  # over the decorator and Solver.sample
         evidence = None
         if draws.log_weights is not None:
             evidence = log_mean_weight(torch.zeros_like(draws.log_weights), draws.log_weights)
-        return Posterior(images, draws.log_weights, evidence, nfe, time.perf_counter() - start, diagnostics,
-                         self.settings())
+        return Posterior(images, draws.log_weights, evidence, diagnostics=diagnostics)
 
     @torch.no_grad()
-    def draw(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
+    def draw(self, reward: Reward, num_samples: int, *, generator: torch.Generator | int | None = None,
              progress: bool = False) -> Draws:
         """Run all chunks to their end; arguments and errors as :meth:`sample`, in noise space."""
         from tqdm import tqdm
@@ -202,13 +208,13 @@ class NoiseRTO(Solver):
         def gather(name: str) -> Tensor:
             return torch.cat([getattr(state, name) for state in states]).unflatten(0, (-1, num_samples))
 
-        log_weights = gather("log_weights") if self.weights else None
+        log_weights, missed = (gather(name) if self.weights else None for name in ("log_weights", "missed"))
         return Draws(gather("noise"), gather("objective"), gather("gradient_norm"), gather("iterations"),
-                     gather("converged"), log_weights)
+                     gather("converged"), log_weights, missed)
 
     @torch.no_grad()
     def iterate(self, reward: Reward, num_samples: int, *,
-                generator: torch.Generator | None = None) -> Iterator[NoiseRTOState]:
+                generator: torch.Generator | int | None = None) -> Iterator[NoiseRTOState]:
         """Run the chunks one after another, as :meth:`sample` does.
 
         Args:
@@ -236,15 +242,28 @@ class NoiseRTO(Solver):
             proposal = (mean.detach().to(xi), std.detach().to(xi))
         owner = torch.arange(observations, device=xi.device).repeat_interleave(num_samples)
         linearisation = self._linearise(likelihood, proposal) if self.weights else None
+        checked = min(num_samples, _MOST_CHECKED)  # of the draws of each observation, which come first
+        index = torch.arange(num_samples, device=xi.device).repeat(observations)
+        starts = _START_SPREAD * draw_noise((_STARTS, observations, checked, *prior.state_shape), generator,
+                                            prior.device).to(xi).flatten(3) if self.weights else None
 
         def run(rows: slice) -> Iterator[NoiseRTOState]:
             chosen = cast(GaussianLikelihood, likelihood.select(owner[rows]))
             problem = PerturbedProblem(prior, chosen, xi[rows], error[rows], places=(rows.start, num_samples))
-            if linearisation is not None:
-                for solution in solve_linearised(problem, linearisation.select(owner[rows]), self.max_iterations):
-                    yield NoiseRTOState(rows, solution.noise, 0.5 * solution.residual.square(), solution.residual,
-                                        solution.iterations, solution.active, solution.converged,
-                                        solution.log_weights)
+            if linearisation is not None and starts is not None:
+                local = linearisation.select(owner[rows])
+                for solution in solve_linearised(problem, local, self.max_iterations):
+                    state = NoiseRTOState(rows, solution.noise, 0.5 * solution.residual.square(), solution.residual,
+                                          solution.iterations, solution.active, solution.converged,
+                                          solution.log_weights)
+                    yield state
+                missed, few = torch.full_like(solution.log_weights, -torch.inf), (index[rows] < checked).nonzero()[:, 0]
+                if len(few):
+                    again = PerturbedProblem(prior, cast(GaussianLikelihood, chosen.select(few)), xi[rows][few],
+                                             error[rows][few], places=(rows.start, num_samples))
+                    missed[few] = find_missed(again, local.select(few), solution.take(few),
+                                              starts[:, owner[rows][few], index[rows][few]], self.max_iterations)
+                yield replace(state, missed=missed)
                 return
             start, scale = problem.xi, None
             if proposal is not None:
@@ -333,6 +352,7 @@ class NoiseRTO(Solver):
         diagnostics["residual"] = residual
         if draws.log_weights is not None:
             diagnostics["k_hat"] = pareto_k_hat(draws.log_weights)
+            diagnostics["missed_share"] = draws.missed_share()
         if bend is not None:
             diagnostics["bend"] = bend
         verdict = judge_draws(diagnostics, draws.objective, draws.converged, reward,
@@ -340,12 +360,6 @@ class NoiseRTO(Solver):
         diagnostics["solved"], diagnostics["converged"], complaint = verdict
         return diagnostics, complaint
 
-    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """Draw from the one-step prior f(z), ``(n, *image_shape)``."""
         return self.prior.generate(n, 1, generator=generator, chunk_size=self._size().rows)
-
-    def settings(self) -> dict[str, Any]:
-        """Settings as plain values, kept with each posterior."""
-        return {"solver": "NoiseRTO", "weights": self.weights, "max_iterations": self.max_iterations,
-                "memory": self.memory, "tolerance": self.tolerance, "chunk_size": self.chunk_size,
-                "proposal": proposal_name(self.proposal)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from invflow.likelihood import GaussianLikelihood
     from invflow.solvers.noise.perturbed import PerturbedProblem
 
-__all__ = ["MAX_MEASURED", "Linearisation", "Solution", "solve_linearised"]
+__all__ = ["MAX_MEASURED", "Linearisation", "Solution", "find_missed", "solve_linearised"]
 
 MAX_MEASURED = 256  # values: a determinant of that size for each draw and iteration, and a call for each row of it
 _MAX_HALVINGS = 10
+_APART = 0.05  # in noise space: solutions that are one but for rounding are closer
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,39 @@ class Solution:
     converged: Tensor
     log_weights: Tensor
 
+    def take(self, index: Tensor) -> Solution:
+        """Some of the draws."""
+        return Solution(*(getattr(self, field.name)[index] for field in fields(self)))
 
-def solve_linearised(problem: PerturbedProblem, linearisation: Linearisation,
-                     max_iterations: int) -> Iterator[Solution]:
+
+def find_missed(problem: PerturbedProblem, linearisation: Linearisation, solution: Solution, starts: Tensor,
+                max_iterations: int) -> Tensor:
+    """Log weights of solutions that a draw has missed, found from other starts.
+
+    The density of the draws holds if each equation has one solution, and it is the one that was found. The weight of
+    another is that of the posterior there which no draw stands for: far out, where there is none, it does no harm.
+
+    Args:
+        problem, linearisation, max_iterations: as for :func:`solve_linearised`.
+        solution: of each draw.
+        starts: ``(k, n, d)``, noise next to which to start, as far as the equations reach.
+
+    Returns:
+        ``(n,)``, the largest; -inf where no other was found, which is no proof that there is none.
+    """
+    missed = torch.full_like(solution.log_weights, -torch.inf)
+    inverse = torch.linalg.pinv(linearisation.jacobian.mT)
+    for start in starts:
+        u = (inverse @ (start - problem.xi.flatten(1))[..., None])[..., 0]
+        *_, other = solve_linearised(problem, linearisation, max_iterations, u)
+        apart = (other.noise - solution.noise).flatten(1).norm(dim=1) > _APART
+        found = other.converged & (apart | ~solution.converged)
+        missed = torch.where(found, missed.maximum(other.log_weights), missed)
+    return missed
+
+
+def solve_linearised(problem: PerturbedProblem, linearisation: Linearisation, max_iterations: int,
+                     start: Tensor | None = None) -> Iterator[Solution]:
     r"""Solve z - xi + G*^T (h(z) - d) = 0 for each draw, d = (y + sigma e) / sigma, by damped Newton steps.
 
     All solutions are z = xi + G*^T u with u in R^m, which leaves m equations, u + h(xi + G*^T u) - d = 0, with the
@@ -88,6 +119,7 @@ def solve_linearised(problem: PerturbedProblem, linearisation: Linearisation,
         problem: of n draws.
         linearisation: of the n draws.
         max_iterations: of Newton; each takes 1 call forward and m backward, and a call for each halving.
+        start: ``(n, m)``, the first u; None: the solution if the linearisation were exact.
 
     Yields:
         A :class:`Solution` after each iteration, and before the first.
@@ -98,7 +130,7 @@ def solve_linearised(problem: PerturbedProblem, linearisation: Linearisation,
     gram = _with_unit(jacobian @ jacobian.mT)
     # where the linearisation is exact this is the solution
     offset = target - linearisation.value - (jacobian @ (xi - linearisation.point)[..., None])[..., 0]
-    u = torch.linalg.solve(gram, offset)
+    u = torch.linalg.solve(gram, offset) if start is None else start.clone()
     tolerance = 10 * math.sqrt(torch.finfo(u.dtype).eps)
     noise, residual = problem.xi.clone(), torch.full_like(u[:, 0], torch.inf)
     iterations, converged = torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)

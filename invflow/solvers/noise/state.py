@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from invflow._core.records import fingerprint
 from invflow.solvers.noise.target import Particles
 
-__all__ = ["NoiseSMCState", "proposal_name"]
+__all__ = ["NoiseSMCState"]
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,3 @@ class NoiseSMCState:
     k_hat: Tensor
     acceptance: Tensor
     adapting: bool = False
-
-
-def proposal_name(proposal: object) -> str | None:
-    """Kind of a proposal, with a digest of its weights where it has any, so that a changed one is seen in settings."""
-    if proposal is None:
-        return None
-    kind = type(proposal).__name__
-    return f"{kind} {fingerprint(proposal)}" if isinstance(proposal, nn.Module) else kind

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from invflow._core.chunks import ChunkSize
+from invflow._core.watch import check_gradients
 from invflow.flowmap import FlowMap, rows_at_a_time
 from invflow.reward import Reward, score_rows
 from invflow.smc import precise
@@ -213,6 +214,8 @@ class NoiseTarget:
         images = noise.new_empty((len(noise), *self.prior.image_shape))
         scores = precise(noise.new_empty(len(noise)))
         gradient = torch.empty_like(noise) if self.gradient else None
+        if self.gradient:
+            check_gradients("NoiseSMC with moves by the reward's gradient")
 
         def run(part: slice) -> None:
             z = noise[part].detach()

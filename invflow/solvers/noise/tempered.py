@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from invflow._core.chunks import check_chunk_size
-from invflow._core.counting import Countable
 from invflow._core.plugins import nearest
 from invflow._core.random import as_generator, draw_noise
 from invflow.flowmap import FlowMap, rows_at_a_time
-from invflow.posterior import NFE, Posterior
+from invflow.posterior import Posterior
 from invflow.reward import Reward
 from invflow.smc import (
     RESAMPLERS,
@@ -36,7 +32,7 @@ from invflow.solvers.noise.hamiltonian import MOVES, Hamiltonian
 from invflow.solvers.noise.metric import Preconditioner
 from invflow.solvers.noise.moves import Move
 from invflow.solvers.noise.rto import Draws, NoiseRTO
-from invflow.solvers.noise.state import NoiseSMCState, proposal_name
+from invflow.solvers.noise.state import NoiseSMCState
 from invflow.solvers.noise.target import NoiseProposal, NoiseTarget, Particles, check_prior_and_proposal
 
 __all__ = ["NoiseSMC", "NoiseSMCState"]
@@ -72,7 +68,7 @@ class NoiseSMC(Solver):
     one explanation of the measurement to another they rarely lead, and then the shares of explanations are those of
     the draws, which ``memory`` in the diagnostics tells and ``converged`` takes account of. With
     ``start=NoiseRTO(prior, weights=True)``, for small measurements, the draws are weighted and resampled first: then
-    there is log evidence, and it converges as N grows too.
+    there is log evidence, and it converges as N grows too, unless the map folds (``missed_share``).
 
     With ``num_moves`` 0 it is importance sampling: one step from q to the posterior. With an adapter this is the
     importance-weighted VFM, and its k-hat says whether VFM alone can be trusted for this observation.
@@ -147,8 +143,7 @@ class NoiseSMC(Solver):
         self.chunk_size, self.max_temperatures = check_chunk_size(chunk_size), max_temperatures
 
     @torch.no_grad()
-    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
-               progress: bool = False) -> Posterior:
+    def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
         """Draw posterior samples; see :meth:`Solver.sample`.
 
         Returns:
@@ -162,10 +157,11 @@ class NoiseSMC(Solver):
             randomise-then-optimise also: ``solved``, the share of its draws that reached a minimum;
             ``share_moved``, of the frozen chains; ``quarter_turns``, how often they could have crossed the prior's
             width; ``drift``, of the potential |z|^2 / 2 - r in standard errors, large while they are on their way;
-            ``memory``, the correlation between the images at the start and the end of the frozen chains.
+            ``memory``, the correlation between the images at the start and the end of the frozen chains; and, of
+            weighted draws, ``missed_share``, see :class:`~invflow.NoiseRTO`.
 
         Raises:
-            ValueError: for under one sample; for Langevin moves with a reward that has no gradient; if no particle of
+            ValueError: for Langevin moves with a reward that has no gradient; if no particle of
                 an observation has a finite reward; where a reward or an image is NaN, with step and particle.
 
         Warns:
@@ -173,14 +169,11 @@ class NoiseSMC(Solver):
         """
         from tqdm import tqdm
 
-        start, generator = time.perf_counter(), as_generator(generator)
         trace: list[tuple[Tensor, ...]] = []
         record = ChainRecord(self.leapfrog_steps if isinstance(self._move(reward), Hamiltonian) else 1)
-        with ExitStack() as scopes, tqdm(disable=not progress, desc="NoiseSMC", unit="temperature", delay=2) as bar:
-            counted = [m for m in (self.prior, self.proposal) if isinstance(m, Countable)]
-            calls = [scopes.enter_context(module.count()) for module in counted]
-            draws = None if self.start == "prior" else self._draw(reward, num_samples, generator, progress)
-            for state in self._run(reward, num_samples, draws, generator):
+        with tqdm(disable=not progress, desc="NoiseSMC", unit="temperature", delay=2) as bar:
+            draws = None if self.start == "prior" else self._draw(reward, n, generator, progress)
+            for state in self._run(reward, n, draws, generator):
                 trace.append((state.temperature, state.acceptance, state.ess, state.k_hat))
                 if draws is not None:
                     record.add(state)
@@ -201,20 +194,20 @@ class NoiseSMC(Solver):
         diagnostics |= {} if residual is None else {"residual": residual}
         if draws is not None:
             diagnostics |= record.diagnostics() | {"solved": precise(draws.converged).mean(1)}
-            diagnostics["converged"], complaint = judge_chains(diagnostics, reward, draws.log_weights is not None)
+            weighted = draws.log_weights is not None
+            diagnostics |= {"missed_share": draws.missed_share()} if weighted else {}
+            diagnostics["converged"], complaint = judge_chains(diagnostics, reward, n, weighted=weighted)
         else:
-            diagnostics["converged"], complaint = judge(diagnostics, reward, num_samples, moved=self.num_moves > 0)
+            diagnostics["converged"], complaint = judge(diagnostics, reward, n, moved=self.num_moves > 0)
         if complaint is not None:
-            warnings.warn(complaint, stacklevel=3)  # over the decorator
-        rows = state.ancestors.numel()
-        nfe = NFE(sum(c.forward for c in calls) / rows, sum(c.backward for c in calls) / rows)
+            warnings.warn(complaint, stacklevel=4)  # over the decorator and Solver.sample
         evidence = None if bool(state.log_evidence.isnan().all()) else state.log_evidence
         return Posterior(state.particles.images, None if self.num_moves else state.log_weights, evidence,
-                         nfe, time.perf_counter() - start, diagnostics, self.settings())
+                         diagnostics=diagnostics)
 
     @torch.no_grad()
     def iterate(self, reward: Reward, num_samples: int, *,
-                generator: torch.Generator | None = None) -> Iterator[NoiseSMCState]:
+                generator: torch.Generator | int | None = None) -> Iterator[NoiseSMCState]:
         """Run the particles through the temperatures, as :meth:`sample` does.
 
         Args:
@@ -233,7 +226,7 @@ class NoiseSMC(Solver):
         draws = None if self.start == "prior" else self._draw(reward, num_samples, generator, False)
         yield from self._run(reward, num_samples, draws, generator)
 
-    def _draw(self, reward: Reward, num_samples: int, generator: torch.Generator | None, progress: bool) -> Draws:
+    def _draw(self, reward: Reward, num_samples: int, generator: torch.Generator | int | None, progress: bool) -> Draws:
         start = self.start if isinstance(self.start, NoiseRTO) else NoiseRTO(
             self.prior, proposal=self.proposal, chunk_size=self.chunk_size)
         return start.draw(reward, num_samples, generator=generator, progress=progress)
@@ -260,18 +253,10 @@ class NoiseSMC(Solver):
             step += 1
             yield state
 
-    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """Draw from the one-step prior that is tilted, ``(n, *image_shape)``."""
         return self.prior.generate(n, 1, generator=generator,
                                    chunk_size=rows_at_a_time(self.chunk_size, self.prior))
-
-    def settings(self) -> dict[str, Any]:
-        """Settings as plain values, kept with each posterior."""
-        names = ("moves", "num_moves", "leapfrog_steps", "num_adaptations", "ess_threshold", "acceptance",
-                 "temperatures", "resampling", "chunk_size", "max_temperatures")
-        start = self.start.settings() if isinstance(self.start, NoiseRTO) else self.start
-        return {"solver": "NoiseSMC", "proposal": proposal_name(self.proposal), "start": start,
-                "initial_step_size": self.step_size, **{name: getattr(self, name) for name in names}}
 
     # -- one run ------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from invflow._core.random import as_generator, draw_noise
 from invflow.flowmap import FlowMap, rows_at_a_time
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.structure import find_spectrum
-from invflow.posterior import NFE, Posterior
+from invflow.posterior import Posterior
 from invflow.reward import Reward
 from invflow.smc import RESAMPLERS, effective_sample_size, precise, scale_log
 from invflow.solver import Solver
@@ -35,7 +34,7 @@ from invflow.solvers.tilting.particles import (
 )
 from invflow.solvers.tilting.record import PathRecord, advise
 from invflow.solvers.tilting.schedules import Grid, Schedule, make_times, schedule_values
-from invflow.solvers.tilting.settings import check_prior, check_settings, plain
+from invflow.solvers.tilting.settings import check_prior, check_settings
 
 __all__ = ["FMTT", "FMTTState"]
 
@@ -136,8 +135,7 @@ class FMTT(Solver):
 
     # -- the public calls ----------------------------------------------------------------------------------------------
 
-    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | None = None,
-               progress: bool = False) -> Posterior:
+    def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
         """Draw weighted posterior samples; see :meth:`Solver.sample`.
 
         Returns:
@@ -148,11 +146,12 @@ class FMTT(Solver):
             ``increment_std`` ``(B, K)``, the standard deviation of each step's log weight increments;
             ``thermodynamic_length``, ``total_discrepancy`` and ``discrepancy_path``, see
             :class:`~invflow.solvers.tilting.record.PathRecord`; ``least_ess``, ``resamplings``, ``distinct_ancestors``,
-            ``k_hat`` of the final weights (NaN under 25 particles), ``capped_share`` of the shifts, and
+            ``k_hat`` of the final weights (NaN under 25 particles) and ``k_hat_path`` ``(B, K + 1)`` of all (NaN where
+            they are even, with an effective sample size over half of N), ``capped_share`` of the shifts, and
             ``converged``.
 
         Raises:
-            ValueError: for under one sample; for Jarzynski weights or an annealed schedule of a reward that does not
+            ValueError: for Jarzynski weights or an annealed schedule of a reward that does not
                 fit them; where the reward or its gradient is NaN or inf, with the step, observation and particle.
 
         Warns:
@@ -160,21 +159,20 @@ class FMTT(Solver):
         """
         from tqdm import tqdm
 
-        start, name, weighted = time.perf_counter(), self.name, self.weights != "none"
-        record, rows = PathRecord(), num_samples * (reward.num_observations or 1)
+        name, weighted = self.name, self.weights != "none"
+        record, rows = PathRecord(), n * (reward.num_observations or 1)
         with self.prior.count() as calls:
-            for state in tqdm(self.iterate(reward, num_samples, generator=generator), total=self.steps + 1,
+            for state in tqdm(self.iterate(reward, n, generator=generator), total=self.steps + 1,
                               disable=not progress, desc=name, unit="step", delay=2):
                 record.add(state, (calls.forward + calls.backward) / rows)
             images = self._decode(state.states.flatten(0, 1)).unflatten(0, state.states.shape[:2])
-        diagnostics = record.finish(state, name, weighted=weighted, advice=advise(reward, self.conjugate))
+        diagnostics = record.finish(state, name, weighted=weighted, advice=advise(reward, self.conjugate),
+                                    continuous=self.weights == "jarzynski")
         return Posterior(images, state.log_weights if weighted else None,
-                         state.log_evidence.to(images.dtype) if weighted else None,
-                         nfe=NFE(calls.forward / rows, calls.backward / rows), seconds=time.perf_counter() - start,
-                         diagnostics=diagnostics, settings=self.settings())
+                         state.log_evidence.to(images.dtype) if weighted else None, diagnostics=diagnostics)
 
     def iterate(self, reward: Reward, num_samples: int, *,
-                generator: torch.Generator | None = None) -> Iterator[FMTTState]:
+                generator: torch.Generator | int | None = None) -> Iterator[FMTTState]:
         """The particles at time 0 and after each of the K steps, for plots and for solvers built on this one.
 
         Args:
@@ -198,7 +196,7 @@ class FMTT(Solver):
             yield self._state(run, before, resampled, capped)
 
     @torch.no_grad()
-    def prior_samples(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """Draw from the law that is tilted, the base dynamics in the same steps: ``(n, *image_shape)``."""
         if n < 1:
             raise ValueError(f"prior_samples draws at least one image, not n={n}")
@@ -214,11 +212,8 @@ class FMTT(Solver):
         return self._decode(x)
 
     def settings(self) -> dict[str, Any]:
-        """Settings as plain values, kept with each posterior."""
-        names = ("steps", "weights", "kernel", "proposal", "resample_threshold", "resampling", "schedule", "diffusion",
-                 "time_grid", "max_shift", "chunk_size")
-        return {"solver": self.name, "look_ahead": self.look_ahead.kind, "look_ahead_steps": self.look_ahead.jumps,
-                **{name: plain(getattr(self, name)) for name in names}}
+        """Settings as JSON holds them, kept with each posterior."""
+        return {**super().settings(), "look_ahead": self.look_ahead.kind, "look_ahead_steps": self.look_ahead.jumps}
 
     # -- the steps -----------------------------------------------------------------------------------------------------
 
@@ -242,10 +237,11 @@ class FMTT(Solver):
         like = precise(x.new_zeros(shape))
         ancestors = torch.arange(num_samples, device=device).expand(shape)
         run = Run(chunks, size, gains.to(like), (gains > 0).any(0).tolist(), generator, shape, x,
-                  Look(like.flatten()), like, ancestors, like[:, 0])
+                  Look(like.flatten()), like, ancestors, like[:, 0], torch.zeros_like(ancestors, dtype=torch.bool))
         if self.conjugate is not None:
             run.spectrum = find_spectrum(check_conjugate(reward, self.prior))
-        run.look = Look.cat(over_chunks(chunks, run.size, lambda chunk: self._look(run, chunk, x[chunk.rows], 0)))
+        run.look = self._floor(run, Look.cat(over_chunks(
+            chunks, run.size, lambda chunk: self._look(run, chunk, x[chunk.rows], 0))))
         if self.weights == "jarzynski":
             run.path = self._tilt(run)
         return run
@@ -262,13 +258,23 @@ class FMTT(Solver):
             not ends or self.look_ahead.kind == "none")
         gradient = at_mean or (self.kernel != "renoise" and moves and pulls and self.conjugate is None)
         look = self.look_ahead(chunk.reward, x, self.times[index], chunk.shape, gradient=gradient, rate=rate,
-                               velocity=self.kernel != "renoise" and not ends)
+                               velocity=self.kernel != "renoise" and not ends, strict=self.weights == "jarzynski")
         if (bad := first_bad(look, x)) is not None:
             place = divmod(chunk.rows.start + bad[1], run.shape[1])
             raise not_finite(self.name, bad[0], f"step {index} of {self.steps} (t = {self.times[index]:.4g})", *place)
         if not self._reuses_landing(index) and not self._is_martingale:
             look = look._replace(landing=None)
         return look
+
+    def _floor(self, run: Run, look: Look) -> Look:
+        """Looks in which -inf has a finite stand-in before the end, and with Jarzynski weights at the end.
+
+        Those hold for a reward that is continuous where it is followed: there the stand-in of a pure constraint is the
+        value that it has elsewhere, whose difference is added after the last step.
+        """
+        jarzynski = self.weights == "jarzynski"
+        floored = run.floor(look, 0.0) if jarzynski else run.floor(look)
+        return look if run.index == self.steps and not jarzynski else floored
 
     def _reuses_landing(self, index: int) -> bool:
         """Whether the step from the time of that index needs X_{t,1}(x), which the look-ahead then knows."""
@@ -290,9 +296,12 @@ class FMTT(Solver):
         moved, ratios, capped, looks = zip(*over_chunks(
             run.chunks, run.size, lambda chunk: self._advance_chunk(run, step, chunk, noise)))
         old, look = run.look, Look.cat(looks)
-        run.x, run.look, run.index = torch.cat(moved), look, run.index + 1
+        run.x, run.index = torch.cat(moved), run.index + 1
+        run.look = self._floor(run, look)
         if self.weights == "jarzynski":
             run.path = run.path + run.work(old, step.end - step.start)
+            if step.end == 1:  # what stood for -inf until now takes its leave
+                run.path = torch.where(run.floored, -torch.inf, run.path)
         else:
             run.path = run.path + torch.cat(ratios).view(run.shape)
         return torch.cat(capped).view(run.shape).mean(1)
@@ -404,7 +413,7 @@ class FMTT(Solver):
         evidence = run.log_evidence + log_weights.logsumexp(1) - math.log(run.shape[1])
         return FMTTState(run.index, self.times[run.index], run.x.unflatten(0, run.shape), log_weights,
                          log_weights - before, run.look.value.view(run.shape), run.ancestors, evidence,
-                         resampled, capped)
+                         resampled, capped, run.floored)
 
     @torch.no_grad()
     def _decode(self, states: Tensor) -> Tensor:

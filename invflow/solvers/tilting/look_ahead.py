@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from invflow._core.watch import check_gradients
 from invflow.flowmap import FlowMap, Time, expand_time
 from invflow.reward import Reward
 from invflow.solvers.tilting.kernels import BaseStep
@@ -43,6 +45,16 @@ class Look(NamedTuple):
         """Looks at parts of the states, as one."""
         rest = (None if parts[0] is None else torch.cat(parts) for parts in zip(*(look[1:] for look in looks)))
         return Look(torch.cat([look.value for look in looks]), *rest)
+
+
+def _complain(reward: Reward, prior: FlowMap, landing: Tensor, strict: bool) -> None:
+    """Say that a reward guides nothing, although it says that it has a gradient."""
+    cut = f"the reward {type(reward).__name__}" if landing.requires_grad else f"the flow map {type(prior).__name__}"
+    said = (f"no gradient comes back from {cut}, which detaches or does not depend on its images: nothing is drawn to "
+            "reward, and the weights alone do the work. Pass FunctionReward(fn, differentiable=False) for a black box")
+    if strict:
+        raise ValueError(f"{said}, and weights='twisted', which stay exact without a gradient")
+    warnings.warn(said, stacklevel=2)
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,7 @@ class LookAhead:
         return self._land(x, t, t)[0]
 
     def __call__(self, reward: Reward, x: Tensor, t: float, shape: tuple[int, int], *, gradient: bool = False,
-                 velocity: bool = False, rate: bool = False) -> Look:
+                 velocity: bool = False, rate: bool = False, strict: bool = False) -> Look:
         """Look ahead from n = b * k states of b observations.
 
         Args:
@@ -94,10 +106,21 @@ class LookAhead:
             rate: whether (d/dt + b . grad) of the value is. It takes no further call of the network: with the
                 gradient known, b . grad is a product, and d/dt is part of the same backward pass.
 
+            strict: whether a reward that no gradient comes back from is an error, not only a warning.
+
         Returns:
             The look, detached.
+
+        Raises:
+            ValueError: see ``strict``.
+            RuntimeError: where a gradient is asked for in :func:`torch.inference_mode`.
+
+        Warns:
+            UserWarning: where the gradient that is asked for is cut off.
         """
         differentiate = gradient or rate
+        if differentiate:
+            check_gradients("tilting by a reward's gradient")
         with torch.set_grad_enabled(differentiate):
             state = x.detach().requires_grad_(differentiate)
             time: Time = t
@@ -113,13 +136,15 @@ class LookAhead:
         if differentiate:
             inputs = [state, time] if isinstance(time, Tensor) else [state]
             found: Sequence[Tensor | None] = (None, None)
-            if value.requires_grad:
+            if not value.requires_grad:
+                _complain(reward, self.prior, landing, strict)
+            else:
                 found = torch.autograd.grad(value, inputs, torch.ones_like(value), allow_unused=True)
             slope = torch.zeros_like(x) if found[0] is None else found[0]
-            dead = (value.detach() == -torch.inf).reshape(-1, *[1] * (x.ndim - 1))
-            slope = torch.where(dead, 0.0, slope)
+            dead = value.detach() == -torch.inf
+            slope = torch.where(dead.reshape(-1, *[1] * (x.ndim - 1)), 0.0, slope)
             if rate and b is not None:
-                in_time = torch.zeros_like(value) if found[1] is None else found[1]
+                in_time = torch.zeros_like(value) if found[1] is None else torch.where(dead, 0.0, found[1])
                 change = (slope * b).flatten(1).sum(1) + in_time
         return Look(value.detach(), landing.detach(), b, slope, change)
 

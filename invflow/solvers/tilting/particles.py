@@ -22,6 +22,8 @@ __all__ = ["Chunk", "FMTTState", "Run", "child_generator", "first_bad", "make_ch
 
 T = TypeVar("T")
 
+_UNDER_THE_LEAST = 3.0
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -139,6 +141,8 @@ class FMTTState:
         log_evidence: ``(B,)``, estimate of log E[e^{g(t) r(L_t(x))}] under the base sampler.
         resampled: ``(B,)``, whether the observation was resampled before the step that led here.
         capped: ``(B,)``, share of the particles whose shift was capped in that step.
+        floored: ``(B, N)``, whether the look-ahead's reward was -inf, for which a finite one stands in ``rewards``
+            before the end.
     """
 
     step: int
@@ -151,6 +155,7 @@ class FMTTState:
     log_evidence: Tensor
     resampled: Tensor
     capped: Tensor
+    floored: Tensor
 
 
 @dataclass
@@ -168,6 +173,7 @@ class Run:
     path: Tensor  # (B, N): the log weight, without the term r_t(x) of twisted weights
     ancestors: Tensor  # (B, N)
     log_evidence: Tensor  # (B,): up to the last resampling
+    floored: Tensor  # (B, N): of which the look-ahead's reward was -inf
     index: int = 0
     spectrum: Spectrum | None = None  # of the operators, for the conjugate proposal
 
@@ -179,6 +185,21 @@ class Run:
         """grad r_t of a chunk's particles, from the gradient of the reward of their look-ahead."""
         gain = self.gain(chunk, index).repeat_interleave(chunk.shape[1])
         return gain.to(gradient).view(-1, *[1] * (gradient.ndim - 1)) * gradient
+
+    def floor(self, look: Look, margin: float = _UNDER_THE_LEAST) -> Look:
+        """A look before the end, its rewards of -inf put under the least finite one of the observation by a margin.
+
+        A look-ahead only guesses: a state whose image breaks a constraint now may yet come to meet it, and the weight
+        of zero that it would have for any g over 0 would rule it out for good. Any finite value leaves the weights
+        exact, since that of the image itself counts in the end. This one keeps what the constraint says (such
+        particles are worth a twentieth of the worst others), and what a likelihood beside it says among the rest. As
+        it depends on all particles, it costs a bias of the order 1 / N.
+        """
+        value = look.value.view(self.shape)
+        self.floored = value == -torch.inf
+        least = torch.where(self.floored, torch.inf, value).amin(1, keepdim=True)
+        least = torch.where(least == torch.inf, 0.0, least - margin)  # all alike where none is finite
+        return look._replace(value=torch.where(self.floored, least, value).flatten())
 
     def work(self, old: Look, length: float) -> Tensor:
         """Jarzynski's dA over the step just made, of that length in time, by the trapezoidal rule: ``(B, N)``."""

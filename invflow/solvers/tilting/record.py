@@ -18,6 +18,10 @@ __all__ = ["PathRecord", "advise"]
 
 #: over this tail index the mean of the weights converges too slowly to be of use (Vehtari et al. 2024)
 _WORST_K_HAT = 0.7
+#: share of N in effective sample size from which weights are too even for their tail to matter
+_EVEN = 0.5
+#: share of particles whose reward has a stand-in up to which Jarzynski weights are taken to follow a continuous reward
+_MOST_FLOORED = 0.01
 
 
 class PathRecord:
@@ -42,7 +46,8 @@ class PathRecord:
     def __init__(self) -> None:
         self.times: list[float] = []
         self.calls: list[float] = []
-        self.columns: dict[str, list[Tensor]] = {name: [] for name in ("ess", "reward", "spread", "capped", "gap")}
+        names = ("ess", "reward", "spread", "capped", "gap", "k_hat", "torn")
+        self.columns: dict[str, list[Tensor]] = {name: [] for name in names}
         self.resamplings: Tensor | None = None
         self.previous: Tensor | None = None
 
@@ -52,7 +57,11 @@ class PathRecord:
         columns = self.columns
         self.times.append(state.time)
         self.calls.append(calls)
-        columns["ess"].append(effective_sample_size(state.log_weights))
+        ess = effective_sample_size(state.log_weights)
+        columns["ess"].append(ess)
+        even = ess >= _EVEN * shares.shape[1]
+        columns["k_hat"].append(torch.where(even, torch.nan, pareto_k_hat(state.log_weights)))
+        columns["torn"].append(_torn(state))
         # a reward of -inf in a particle of weight zero says nothing about the mean
         rewards = torch.where(shares > 0, precise(state.rewards), 0.0)
         columns["reward"].append((shares * rewards).sum(1))
@@ -72,7 +81,8 @@ class PathRecord:
         self.previous = after
         return before, torch.where(before > -torch.inf, after - before, 0.0)
 
-    def finish(self, state: FMTTState, solver: str, *, weighted: bool = True, advice: str = "") -> dict[str, Any]:
+    def finish(self, state: FMTTState, solver: str, *, weighted: bool = True, advice: str = "",
+               continuous: bool = False) -> dict[str, Any]:
         """The diagnostics by name; warns where an observation has not converged.
 
         Args:
@@ -80,8 +90,9 @@ class PathRecord:
             solver: its name, for the warning.
             weighted: False where the weights were left out, and have to be all but equal for that to be right.
             advice: what else to try, for the warning.
+            continuous: whether the weights hold for continuous rewards only, as Jarzynski's do.
         """
-        ess, gap = (torch.stack(self.columns[name], dim=1) for name in ("ess", "gap"))
+        ess, gap, k_hat, torn = (torch.stack(self.columns[name], dim=1) for name in ("ess", "gap", "k_hat", "torn"))
         found = {
             "times": self.times, "calls_path": self.calls, "ess_path": ess,
             "reward_path": torch.stack(self.columns["reward"], dim=1),
@@ -89,10 +100,19 @@ class PathRecord:
             "thermodynamic_length": gap.sqrt().sum(1), "total_discrepancy": gap.sum(1),
             "least_ess": ess.min(1).values, "resamplings": self.resamplings,
             "distinct_ancestors": count_distinct(state.ancestors), "k_hat": pareto_k_hat(state.log_weights),
+            "k_hat_path": k_hat,
             "capped_share": torch.stack(self.columns["capped"][1:], dim=1).mean(1),
         }
-        found["converged"] = _verdict(solver, state.log_weights.shape[1], found, weighted, advice)
+        broken = torn.any(1) if continuous else torch.zeros_like(torn[:, 0])
+        found["converged"] = _verdict(solver, state.log_weights.shape[1], found, broken, weighted, advice)
         return found
+
+
+def _torn(state: FMTTState) -> Tensor:
+    """Where the reward breaks off, ``(B,)``: it is -inf of some particles, and not the same of all others."""
+    high = torch.where(state.floored, -torch.inf, state.rewards).amax(1)
+    low = torch.where(state.floored, torch.inf, state.rewards).amin(1)
+    return (precise(state.floored).mean(1) > _MOST_FLOORED) & (high > low)
 
 
 def _spread(before: Tensor, increments: Tensor) -> Tensor:
@@ -118,32 +138,37 @@ def advise(reward: Reward, conjugate: object) -> str:
     return ""
 
 
-def _verdict(solver: str, count: int, found: dict[str, Any], weighted: bool, advice: str) -> Tensor:
+def _verdict(solver: str, count: int, found: dict[str, Any], torn: Tensor, weighted: bool, advice: str) -> Tensor:
     """Whether each observation has converged, ``(B,)``; warns with the worst one's figures.
 
     Ten independent particles tell a mean to a third of a standard deviation; with fewer nothing is said about
-    spread. Where there are under twenty particles, half of them are asked for. On top of that the weights must have
-    a mean that an average can find: k-hat may exceed 0.7 by no more than its standard error, (1 + k) / sqrt(M) for M
-    weights in the tail (Hosking and Wallis 1987). And the log evidence must have a standard deviation under 1, for
-    which the total discrepancy must not exceed N.
+    spread. Where there are under twenty particles, half of them are asked for, and of one or two nothing is known. On
+    top of that the weights must have a mean that an average can find, all along the path, since what was lost in a step
+    is missing from the weights of all later ones: where they are uneven, k-hat may exceed 0.7 by no more than its
+    standard error, (1 + k) / sqrt(M) for M weights in the tail (Hosking and Wallis 1987). And the log evidence must
+    have a standard deviation under 1, for which the total discrepancy must not exceed N.
     """
-    needed = max(2.0, min(10.0, count / 2)) if weighted else max(2.0, count / 2)
-    ess, ancestors, k_hat = found["ess_path"][:, -1], found["distinct_ancestors"], found["k_hat"]
+    needed = max(3.0, min(10.0, count / 2)) if weighted else max(3.0, count / 2)
+    ess, ancestors, path = found["ess_path"][:, -1], found["distinct_ancestors"], found["k_hat_path"]
     discrepancy = found["total_discrepancy"]
-    # k-hat is infinite where few of the largest weights differ: by itself that is no failure, and ESS tells if it is
+    # infinite where few of the largest weights differ: by itself that is no failure, and ESS tells if it is
+    k_hat = path.nan_to_num(nan=-torch.inf, posinf=-torch.inf).amax(1)
     error = (1 + k_hat) / math.sqrt(min(0.2 * count, 3 * math.sqrt(count)))
-    heavy = (k_hat - error > _WORST_K_HAT) & k_hat.isfinite()
-    converged = (ess >= needed) & (ancestors >= needed) & ~heavy & (discrepancy <= count)
+    heavy = k_hat - error > _WORST_K_HAT
+    converged = (ess >= needed) & (ancestors >= needed) & ~heavy & (discrepancy <= count) & ~torn
     if not bool(converged.all()):
         independent = torch.minimum(ess, ancestors.to(ess))
         worst = int(torch.where(converged, torch.inf, independent).argmin())
         what = "is left with" if weighted else "would, with the weights that were left out, be left with"
+        breaks = (", and its reward breaks off to -inf, where Jarzynski weights do not hold (pass weights='twisted')"
+                  if bool(torn[worst]) else "")
         warnings.warn(
             f"{solver} has not converged for {int((~converged).sum())} of {len(converged)} observations: of {count} "
             f"particles, observation {worst} {what} {int(ancestors[worst])} distinct ancestors and an effective "
-            f"sample size of {float(ess[worst]):.3g} (asked for: {needed:.3g}), with k-hat {float(k_hat[worst]):.2g} "
-            f"(at most {_WORST_K_HAT}, but for its error) and a total discrepancy of {float(discrepancy[worst]):.3g} "
-            f"(at most {count}). Its spread is not to be trusted: take more particles or more steps, or a solver made "
-            f"for sharp likelihoods, invflow.NoiseSMC(prior){advice}",
-            stacklevel=4)
+            f"sample size of {float(ess[worst]):.3g} (asked for: {needed:.3g}), with a greatest k-hat of "
+            f"{float(k_hat[worst].clamp(min=0)):.2g} along the path (at most {_WORST_K_HAT}, but for its error) and a "
+            f"total discrepancy of {float(discrepancy[worst]):.3g} (at most {count}){breaks}. Its spread is not to be "
+            "trusted: take more particles or more steps, or a solver made for sharp likelihoods, "
+            f"invflow.NoiseSMC(prior){advice}",
+            stacklevel=5)
     return converged

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invflow._core.watch import check_gradients
 from invflow.flowmap import FlowMap
 from invflow.reward import Reward
 from invflow.solvers.tilting.fmtt import FMTT
@@ -31,7 +32,7 @@ class JumpCalls:
     def __init__(self, prior: FlowMap) -> None:
         self.prior = prior
         self.known: dict[tuple[float, float], tuple[int, int]] = {}
-        self.constant = self(0.0, 1.0) == self(0.5, 0.75) == (1, 1)
+        self.constant = self(0.0, 1.0) == self(0.5, 0.75 if prior.has_velocity else 1.0) == (1, 1)
 
     def __call__(self, s: float, t: float) -> tuple[int, int]:
         """Calls of one jump of one row from time s to time t."""
@@ -39,7 +40,8 @@ class JumpCalls:
             return 1, 1
         if (s, t) not in self.known:
             x = torch.zeros(1, *self.prior.state_shape, device=self.prior.device, dtype=self.prior.dtype)
-            with self.prior.count() as calls, torch.enable_grad():
+            check_gradients("a search along the path")
+            with self.prior.uncounted(), self.prior.count() as calls, torch.enable_grad():
                 x.requires_grad_()
                 torch.autograd.grad(self.prior.jump(x, s, t).sum(), x)
             self.known[s, t] = calls.forward, calls.backward

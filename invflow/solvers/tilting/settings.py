@@ -1,9 +1,7 @@
-"""Checks of the settings of tilted sampling, and their plain form."""
+"""Checks of the settings of tilted sampling."""
 
 from __future__ import annotations
 
-import math
-from functools import partial
 from typing import Any
 
 from invflow._core.chunks import check_chunk_size
@@ -12,30 +10,16 @@ from invflow.smc import RESAMPLERS
 from invflow.solvers.tilting.conjugate import Conjugate
 from invflow.solvers.tilting.kernels import KERNELS
 
-__all__ = ["check_prior", "check_settings", "plain"]
-
-
-def plain(value: Any) -> Any:
-    """A setting as JSON holds it; a function by its name, and what of its arguments is fixed."""
-    if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    if isinstance(value, partial):  # whose repr holds an address, which no two runs share
-        fixed = [*map(str, value.args), *(f"{key}={setting}" for key, setting in value.keywords.items())]
-        return f"{plain(value.func)}({', '.join(fixed)})"
-    return getattr(value, "__name__", repr(value))
+__all__ = ["check_prior", "check_settings"]
 
 
 def check_prior(prior: FlowMap) -> None:
     """Refuse what has no score to follow."""
     if not isinstance(prior, FlowMap):
         raise TypeError(f"FMTT follows a FlowMap, not a {type(prior).__name__}: pass invflow.load_prior('mnist'), say")
-    if not prior.independent_noise:
-        raise ValueError(
-            f"this {type(prior).__name__} was trained jointly with an adapter: its noise depends on the data, so its "
-            "velocity gives no score, and neither FMTT's dynamics nor its renoising have the data's law. Pass a map "
-            "trained with independent noise, such as invflow.load_prior('mnist'); for this map use "
-            "invflow.NoiseSMC(prior), which needs its jump only"
-        )
+    reason = prior.refusal("score", "FMTT")
+    if reason is not None:
+        raise ValueError(reason)
 
 
 def check_settings(weights: str, kernel: str, proposal: str | Conjugate, resample_threshold: float, resampling: str,

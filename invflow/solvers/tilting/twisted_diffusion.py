@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from invflow.flowmap import FlowMap
 from invflow.solvers.tilting.fmtt import FMTT
-from invflow.solvers.tilting.look_ahead import BaseStep, Look
+from invflow.solvers.tilting.look_ahead import Look
 from invflow.solvers.tilting.particles import Chunk, Run
 from invflow.solvers.tilting.schedules import Grid, Schedule
 
-__all__ = ["AncestralStep", "TwistedDiffusion"]
-
-
-@dataclass(frozen=True)
-class AncestralStep(BaseStep):
-    r"""The ancestral kernel of diffusion models on the linear path: what x' is, given x and the denoised image.
-
-    With :math:`\rho = (\sigma' / \sigma)^2`, sigma = (1 - t) / t, the bridge from x to D_t(x) has mean
-    :math:`t' ((1 - \rho) D_t(x) + \rho x / t)` and variance :math:`(1 - t')^2 (1 - \rho)` at t' (Ho et al. 2020).
-    """
-
-    def mean(self, prior: FlowMap, x: Tensor, velocity: Tensor | None = None,
-             landing: Tensor | None = None) -> Tensor:
-        """Mean of the kernel: ``(n, *state_shape)`` to the same."""
-        b = prior.velocity(x, self.start) if velocity is None else velocity
-        denoised = x + (1 - self.start) * b
-        # rho / t, finite also at t = 0
-        pull = self.start * ((1 - self.end) / (self.end * (1 - self.start))) ** 2
-        return self.end * ((1 - pull * self.start) * denoised + pull * x)
+__all__ = ["TwistedDiffusion"]
 
 
 class TwistedDiffusion(FMTT):
@@ -72,17 +51,10 @@ class TwistedDiffusion(FMTT):
     def __init__(self, prior: FlowMap, *, steps: int = 100, resample_threshold: float = 0.5,
                  resampling: str = "systematic", schedule: Schedule = "constant", time_grid: Grid = "uniform",
                  max_shift: float = math.inf, chunk_size: int | None = None) -> None:
-        super().__init__(prior, steps=steps, look_ahead="denoiser", weights="twisted", kernel="sde",
+        super().__init__(prior, steps=steps, look_ahead="denoiser", weights="twisted", kernel="ancestral",
                          resample_threshold=resample_threshold, resampling=resampling, time_grid=time_grid,
                          schedule=constant if schedule == "constant" else schedule, max_shift=max_shift,
                          chunk_size=chunk_size)
-        self.base_steps = [_ancestral(start, end) for start, end in itertools.pairwise(self.times)]
-
-    def settings(self) -> dict[str, Any]:
-        """Settings as plain values, kept with each posterior."""
-        names = ("steps", "resample_threshold", "resampling", "schedule", "time_grid", "max_shift", "chunk_size")
-        known = super().settings()
-        return {"solver": self.name, **{name: known[name] for name in names}}
 
     def _look(self, run: Run, chunk: Chunk, x: Tensor, index: int, *, at_mean: bool = False) -> Look:
         look = super()._look(run, chunk, x, index, at_mean=at_mean)
@@ -92,8 +64,3 @@ class TwistedDiffusion(FMTT):
 def constant(t: float) -> float:
     """The schedule g(t) = 1."""
     return 1.0
-
-
-def _ancestral(start: float, end: float) -> AncestralStep:
-    pull = start * ((1 - end) / (end * (1 - start))) ** 2
-    return AncestralStep(start, end, (1 - end) ** 2 * (1 - pull * start))

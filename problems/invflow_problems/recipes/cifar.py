@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from invflow.datasets.sets import load_images
-from invflow.models.neural import NeuralFlowMap, load_prior
+from invflow.models.neural import NeuralFlowMap, load_trainable
 from invflow.plugins import kind_of
 from invflow.solvers.vfm import VFM
 from invflow.training import LoopSettings, TrainingProblem, train_prior, train_vfm
@@ -39,7 +39,7 @@ def _train_prior(run: Run, name: str | None = None, distinct: float = 0.5) -> Ne
     images = load_images(str(run.data), split="train", dtype=torch.uint8)
     begun = run.prior or name
     return train_prior(images, run.settings, run.folder, options=MAP_NETWORK, skip="spectral", tangent="semigroup",
-                       distinct=distinct, decode_affine=DECODE, start=load_prior(begun) if begun else None,
+                       distinct=distinct, decode_affine=DECODE, start=load_trainable(begun) if begun else None,
                        progress=run.progress, stop_at=run.stop_at)
 
 
@@ -50,7 +50,7 @@ def _train_vfm(run: Run) -> VFM:
         begun = VFM.load(run.prior)
         prior, adapter = begun.prior, begun.adapter
     else:
-        prior = load_prior(run.prior) if run.prior else gaussian_map(
+        prior = load_trainable(run.prior) if run.prior else gaussian_map(
             images, DECODE, torch.Generator().manual_seed(0))
     return train_vfm(images, prior, cifar_problems(), run.settings, run.folder,  # type: ignore[arg-type]
                      options=ADAPTER_NETWORK, adapter=adapter, frozen=True, level_power=0.0, model_error=True,

@@ -10,7 +10,7 @@ import torch
 
 from invflow.datasets.sets import load_images
 from invflow.models.adapter import Adapter
-from invflow.models.neural import NeuralFlowMap, load_prior
+from invflow.models.neural import NeuralFlowMap, load_trainable
 from invflow.plugins import kind_of
 from invflow.solvers.vfm import VFM
 from invflow.training import LoopSettings, ObjectiveSettings, TrainingProblem, consolidate_vfm, train_prior, train_vfm
@@ -86,7 +86,7 @@ def _train_image_prior(run: Run, name: str | None = None, distinct: float = 0.5,
                        tangent: str = "map") -> NeuralFlowMap:
     images = load_images(str(run.data), split="train", dtype=torch.uint8)
     begun = run.prior or name
-    start = load_prior(begun) if begun else None
+    start = load_trainable(begun) if begun else None
     return train_prior(images, run.settings, run.folder, options=MAP_NETWORK, start=start, distinct=distinct,
                        tangent=tangent, progress=run.progress, stop_at=run.stop_at)
 
@@ -97,7 +97,7 @@ def _train_image_vfm(run: Run, name: str) -> VFM:
         begun = VFM.load(run.prior)
         prior, adapter = begun.prior, begun.adapter
     else:
-        prior, adapter = load_prior(run.prior or name), None
+        prior, adapter = load_trainable(run.prior or name), None
     return train_vfm(images, prior, image_problems(prior.image_shape), run.settings, run.folder,  # type: ignore[arg-type]
                      options=ADAPTER_NETWORK, adapter=adapter, progress=run.progress, stop_at=run.stop_at, tau=TAU,
                      alpha=ALPHA, level_power=0.0, model_error=True, tangent="semigroup")
@@ -216,7 +216,8 @@ def photo_problems(shape: tuple[int, int, int] = PHOTO_SHAPE) -> list[TrainingPr
 def _train_photo_prior(run: Run) -> NeuralFlowMap:
     crops = PhotoCrops(find_photographs(_folders(run)), PHOTO_SHAPE[-1])
     return train_prior(crops, run.settings, run.folder, options=PHOTO_MAP, skip="spectral", tangent="semigroup",
-                       start=load_prior(run.prior) if run.prior else None, progress=run.progress, stop_at=run.stop_at)
+                       start=load_trainable(run.prior) if run.prior else None, progress=run.progress,
+                       stop_at=run.stop_at)
 
 
 def _train_photo_vfm(run: Run) -> VFM:
@@ -226,7 +227,7 @@ def _train_photo_vfm(run: Run) -> VFM:
         begun = VFM.load(run.prior)
         prior, adapter = begun.prior, begun.adapter
     elif run.prior:
-        prior = load_prior(run.prior)
+        prior = load_trainable(run.prior)
     else:
         crops_once = crops(SAMPLE // 4, seeded(run.settings.seed, 0, -3))
         prior = gaussian_map(crops_once, generator=seeded(run.settings.seed, 0, -2))
@@ -263,7 +264,7 @@ def board_prior(settings: LoopSettings, run: Run) -> NeuralFlowMap:
     """The checkerboard's prior, which joint training starts from, in ``folder/pretraining``."""
     folder = run.folder / "pretraining"
     if (folder / "prior" / "config.json").exists():
-        return load_prior(folder / "prior")
+        return load_trainable(folder / "prior")
     return train_prior(board_sample, settings, folder, network="mlp", options=BOARD_MAP, decode_affine=(1.0, 0.0),
                        tangent="semigroup", progress=run.progress, stop_at=run.stop_at)
 
@@ -284,7 +285,7 @@ def train_board(run: Run, *, tau: float = BOARD_TAU, alpha: float = BOARD_ALPHA,
     """
     settings, problems = run.settings, [TrainingProblem(board_problem.operator, NOISE)]
     pretraining = dataclasses.replace(settings, steps=min(BOARD_PRETRAINING, settings.steps))
-    prior = load_prior(run.prior) if run.prior else board_prior(pretraining, run)
+    prior = load_trainable(run.prior) if run.prior else board_prior(pretraining, run)
     whole = frozen or consolidation < 1
     joint = train_vfm(board_sample, prior, problems, settings, run.folder if whole else run.folder / "joint",
                       options=BOARD_ADAPTER, tau=tau, alpha=alpha, frozen=frozen, tangent="semigroup",

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from invflow.datasets.sets import load_images
-from invflow.models.neural import NeuralFlowMap, load_prior
+from invflow.models.neural import NeuralFlowMap, load_trainable
 from invflow.training import LoopSettings, train_prior
 from invflow.training.prior import data_statistics
 from invflow.training.recipe import Recipe, Run
 from invflow_problems.small_digits import halve
 
-__all__ = ["mnist_14", "train_small_digits"]
+__all__ = ["mnist_14"]
 
 #: a perceptron: calibrating a sampler takes tens of millions of calls, and it answers ten times as many a second as the
 #: smallest U-Net that was tried
@@ -27,7 +27,7 @@ def train_small_digits(run: Run) -> NeuralFlowMap:
     images = load_images(str(run.data), split="train", dtype=torch.uint8)
     data: Tensor = torch.cat([halve(part.float() / 255).flatten(1) for part in images.split(4096)])
     if run.prior:
-        start = load_prior(run.prior)
+        start = load_trainable(run.prior)
     else:
         mean, std = data_statistics(data, DECODE)
         # as for images, a jump from noise is mean + std * network: no noise is carried over

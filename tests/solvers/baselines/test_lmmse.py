@@ -195,3 +195,18 @@ def test_it_refuses_what_it_cannot_solve():
         solver.sample(invflow.GaussianLikelihood(Denoising((3,)), torch.zeros(1, 3), 0.1), 2)
     with pytest.raises(ValueError, match="num_samples=0"):
         solver.sample(invflow.GaussianLikelihood(Denoising((2,)), torch.zeros(1, 2), 0.1), 0)
+
+
+def test_one_operator_and_a_noise_level_for_each_observation() -> None:
+    """As if each observation stood alone: mean, deviation and evidence."""
+    g = torch.Generator().manual_seed(0)
+    solver = LinearMMSE.fit(torch.rand(200, 1, 4, 4, generator=g))
+    operator = SuperResolution((1, 4, 4), 2)
+    y = operator.measure(torch.rand(3, 1, 4, 4, generator=g), 0.1, generator=g)
+    likelihood = invflow.GaussianLikelihood(operator, y, torch.tensor([0.1, 0.3, 1.0]))
+    together = solver.sample(likelihood, 8, generator=g)
+    for b in range(3):
+        alone = solver.sample(likelihood.select([b]), 8, generator=g)
+        for name in ("mean", "std"):
+            torch.testing.assert_close(together.diagnostics[name][b], alone.diagnostics[name][0])
+        torch.testing.assert_close(together.log_evidence[b], alone.log_evidence[0])

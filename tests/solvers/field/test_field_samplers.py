@@ -339,9 +339,16 @@ def test_refusals() -> None:
     prior, likelihood = gaussian(), denoising()
     entangled = gaussian()
     entangled.independent_noise = False
+    jumping = gaussian()
+    jumping.has_velocity = False
     for make in (*MAKERS.values(), lambda p: TwistedDiffusion(p)):
         with pytest.raises(ValueError, match="NoiseSMC"):
-            make(entangled)
+            make(jumping)
+        if isinstance(make(prior), (PnPFlow, Flower)):  # of which a denoiser is enough, whatever couples the noise
+            assert make(entangled).prior is entangled
+        else:
+            with pytest.raises(ValueError, match="NoiseSMC"):
+                make(entangled)
         with pytest.raises(TypeError, match="load_prior"):
             make(torch.nn.Identity())
     flat = invflow.GaussianMixtureFlow(torch.full((1, 64), 0.5), std=0.1, image_shape=SHAPE)

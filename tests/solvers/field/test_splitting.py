@@ -165,8 +165,8 @@ def test_plug_and_play_refuses_what_does_not_fit_and_takes_other_sizes():
         invflow.PlugAndPlay(prior).sample(likelihood_of(Denoising((1, 8, 8))), 1)
     prior.resized = lambda shape: ellipsoid(shape)  # type: ignore[attr-defined]
     assert invflow.PlugAndPlay(prior).sample(likelihood_of(Denoising((1, 8, 8))), 1).image_shape == (1, 8, 8)
-    prior.independent_noise = False
-    with pytest.raises(ValueError, match="trained jointly with an adapter"):
+    prior.has_velocity = False
+    with pytest.raises(ValueError, match=r"jumps from noise to data .*NoiseSMC"):
         invflow.PlugAndPlay(prior)
     with pytest.raises(TypeError, match="takes a FlowMap"):
         invflow.PlugAndPlay("mnist")  # type: ignore[arg-type]

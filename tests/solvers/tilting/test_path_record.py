@@ -64,7 +64,8 @@ def state(before: list[float], after: list[float], step: int = 1) -> FMTTState:
     low, high = (torch.tensor([w], dtype=F64) for w in (before, after))
     none = torch.zeros(1, dtype=torch.bool)
     ancestors = torch.arange(len(before))[None]
-    return FMTTState(step, 0.1 * step, high[..., None], high, high - low, high, ancestors, high[:, 0], none, none)
+    return FMTTState(step, 0.1 * step, high[..., None], high, high - low, high, ancestors, high[:, 0], none, none,
+                     torch.zeros_like(high, dtype=torch.bool))
 
 
 def test_discrepancy_is_the_log_of_n_over_the_conditional_effective_sample_size() -> None:

@@ -1,0 +1,76 @@
+"""How often a calibration alarms: ``python -m benchmarks.tables.calibration_rates``, for exact and wrong posteriors.
+
+An exact posterior, whose samples are spread about their mean by a factor, is calibrated again and again with fresh
+truths. At a factor of 1 each alarm is false, and at most 5% may be; at others the share is the power. Problems with
+closed forms: a mixture in the plane, and noisy pictures of 6 x 6 independent pixels, which have all checks of pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import invflow
+from invflow.operators import Denoising
+
+__all__ = ["Spread", "main", "pictures", "rate"]
+
+FACTORS = (1.0, 0.9)
+
+
+class Spread(invflow.Solver):
+    """An exact posterior's samples, spread about their mean by a factor."""
+
+    def __init__(self, exact: invflow.ExactPosterior, factor: float) -> None:
+        self.exact, self.factor = exact, factor
+
+    def _sample(self, reward: invflow.Reward, n: int, generator: torch.Generator, progress: bool) -> invflow.Posterior:
+        x = self.exact.sample(reward, n, generator=generator).samples
+        assert isinstance(reward, invflow.GaussianLikelihood)
+        mean = self.exact.moments(reward)[0][:, None]
+        return invflow.Posterior(mean + self.factor * (x - mean))
+
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
+        """Those of the exact posterior's prior."""
+        return self.exact.prior_samples(n, generator=generator)
+
+
+def pictures() -> invflow.Problem:
+    """Pictures of 6 x 6 independent pixels in noise."""
+    prior = invflow.GaussianMixtureFlow(torch.full((1, 1, 6, 6), 0.5), std=0.2)
+    return invflow.Problem("pictures", None, Denoising((1, 6, 6)), 0.1, prior=lambda: prior,
+                           sampler=lambda n, generator: prior.generate(n, generator=generator))
+
+
+def rate(problem: invflow.Problem, factor: float, repetitions: int, simulations: int, ranks: int,
+         seed: int = 0) -> tuple[float, float]:
+    """Share of calibrations that reject at 5%, and its standard error."""
+    exact = problem.exact_posterior()
+    assert isinstance(exact, invflow.ExactPosterior)
+    generator = torch.Generator().manual_seed(seed)
+    failed = sum(invflow.calibrate(Spread(exact, factor), problem, num_simulations=simulations, num_samples=ranks,
+                                   num_particles=ranks, generator=generator).verdict == "fails"
+                 for _ in range(repetitions)) / repetitions
+    return failed, math.sqrt(failed * (1 - failed) / repetitions)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=300)
+    parser.add_argument("--simulations", type=int, default=200)
+    parser.add_argument("--ranks", type=int, default=99)
+    options = parser.parse_args(arguments)
+    print("| problem | factor of the spread | rejected |\n|---|---|---|")
+    for problem in (invflow.load_problem("gaussian/linear"), pictures()):
+        for factor in FACTORS:
+            share, error = rate(problem, factor, options.repetitions, options.simulations, options.ranks)
+            print(f"| {problem.name} | {factor:g} | {share:.1%} ± {error:.1%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

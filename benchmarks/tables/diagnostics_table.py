@@ -1,0 +1,234 @@
+"""How often the samplers' verdicts are wrong: ``python -m benchmarks.tables.diagnostics_table [KIND ...]``.
+
+Problems whose answer is known in closed form or by quadrature, each solved many times at few particles. A run is *bad*
+if the mean of a scalar is off by over half of the posterior's standard deviation, its standard deviation by over a
+quarter, or the log evidence by over 1. The table has the share of bad runs, the alarms (``converged`` False) among good
+ones, and the misses (``converged`` True) among bad ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import invflow
+from invflow.flowmap import FlowMap, Time
+from invflow.operators import MatrixOperator
+from invflow.posterior import Posterior
+from invflow.reward import FunctionReward, RepeatedReward, Reward
+from invflow.solver import Solver
+from invflow_problems.half_plane import left_penalty, ring_of_gaussians, tilted_expectations, tilted_sample
+
+__all__ = ["KINDS", "Case", "judge_runs", "main"]
+
+F64 = torch.float64
+
+
+class Bend(FlowMap):
+    """A map of two-dimensional noise in one jump, known by its function alone."""
+
+    state_shape = image_shape = (2,)
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.register_buffer("one", torch.ones((), dtype=F64))
+
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        """None: only the jump is asked for."""
+        return torch.zeros_like(x)
+
+    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """The function of the first coordinate, and beside it that coordinate, which tells on which side of a fold."""
+        return torch.stack([self.function(x[:, 0]), x[:, 0]], dim=1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A solver, a reward, and what a scalar has for a mean, a deviation, and the reward for a log evidence."""
+
+    name: str
+    solver: Solver
+    reward: Reward
+    scalar: Callable[[Tensor], Tensor]  # (B, N, *image_shape) to (B, N)
+    mean: float
+    std: float
+    log_evidence: float
+    particles: int = 500
+
+    def run(self, count: int, seed: int) -> Posterior:
+        """So many independent runs, as observations of one posterior."""
+        repeated = (RepeatedReward(self.reward, count) if self.reward.num_observations is None
+                    else self.reward.select([0] * count))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return self.solver.sample(repeated, self.particles, generator=torch.Generator().manual_seed(seed))
+
+
+def judge_runs(case: Case, posterior: Posterior) -> tuple[Tensor, Tensor]:
+    """Which runs are bad, and which raise an alarm, ``(B,)`` each."""
+    values, weights = case.scalar(posterior.samples).double(), posterior.weights.double()
+    mean = (weights * values).sum(1)
+    std = (weights * (values - mean[:, None]).square()).sum(1).sqrt()
+    bad = ((mean - case.mean).abs() > 0.5 * case.std) | ((std / case.std).log().abs() > math.log(1.25))
+    if posterior.log_evidence is not None:
+        bad |= (posterior.log_evidence.double() - case.log_evidence).abs() > 1
+    return bad, ~posterior.diagnostics["converged"]
+
+
+# -- problems ----------------------------------------------------------------------------------------------------------
+
+
+def _linear(dimension: int, measured: int, sigma: float) -> tuple[FlowMap, Reward, dict[str, Any]]:
+    """A standard Gaussian, random measurements of it, and the exact posterior along one random direction."""
+    g = torch.Generator().manual_seed(5)
+    prior = invflow.GaussianMixtureFlow(torch.zeros(1, dimension, dtype=F64), std=1.0, steps=2)
+    matrix = torch.randn(measured, dimension, generator=g, dtype=F64) / dimension**0.5
+    y = matrix @ torch.randn(dimension, generator=g, dtype=F64) + sigma * torch.randn(measured, generator=g, dtype=F64)
+    reward = invflow.GaussianLikelihood(MatrixOperator(matrix, image_shape=(dimension,)), y[None], sigma)
+    covariance = torch.linalg.inv(torch.eye(dimension, dtype=F64) + matrix.T @ matrix / sigma**2)
+    direction = torch.nn.functional.normalize(torch.randn(dimension, generator=g, dtype=F64), dim=0)
+    evidence = invflow.ExactPosterior(prior).log_evidence(reward)
+    return prior, reward, {
+        "scalar": lambda x: x @ direction, "mean": float(direction @ covariance @ matrix.T @ y / sigma**2),
+        "std": float((direction @ covariance @ direction).sqrt()), "log_evidence": float(evidence)}
+
+
+def _half_plane() -> tuple[FlowMap, Reward, dict[str, Any]]:
+    """The ring of eight Gaussians tilted to the right."""
+    prior = ring_of_gaussians(steps=6)
+    draws = tilted_sample(200_000, torch.Generator().manual_seed(1), prior)[:, 1].double()
+    return prior, FunctionReward(left_penalty), {
+        "scalar": lambda x: x[..., 1], "mean": float(draws.mean()), "std": float(draws.std()),
+        "log_evidence": tilted_expectations(prior)["log evidence"]}
+
+
+def _constraint(edge: float) -> tuple[FlowMap, Reward, dict[str, Any]]:
+    """A standard normal number that must be over an edge."""
+    normal = torch.distributions.Normal(torch.zeros((), dtype=F64), 1.0)
+    share = 1 - float(normal.cdf(torch.tensor(edge, dtype=F64)))
+    mean = float(normal.log_prob(torch.tensor(edge, dtype=F64)).exp()) / share
+    prior = invflow.GaussianMixtureFlow(torch.zeros(1, 1, dtype=F64), std=1.0, steps=2)
+    return prior, FunctionReward(lambda x: torch.where(x[:, 0] > edge, 0.0, -torch.inf), differentiable=False), {
+        "scalar": lambda x: x[..., 0], "mean": mean, "std": math.sqrt(1 + edge * mean - mean**2),
+        "log_evidence": math.log(share)}
+
+
+def _circle(sigma: float) -> tuple[FlowMap, Reward, dict[str, Any]]:
+    """A standard Gaussian in the plane, whose distance from the origin was measured as 1.5."""
+    prior = invflow.GaussianMixtureFlow(torch.zeros(1, 2, dtype=F64), std=1.0, steps=2)
+    r = torch.linspace(1e-6, 8, 400_001, dtype=F64)
+    log_density = (r.log() - 0.5 * r.square() - 0.5 * ((r - 1.5) / sigma).square() + math.log(float(r[1] - r[0])))
+    square = float(log_density.softmax(0) @ r.square())
+    return prior, FunctionReward(lambda x: -0.5 * ((x.norm(dim=1) - 1.5) / sigma).square()), {
+        "scalar": lambda x: x[..., 0], "mean": 0.0, "std": math.sqrt(square / 2),
+        "log_evidence": float(log_density.logsumexp(0))}
+
+
+def _folded(function: Callable[[Tensor], Tensor], y: float, sigma: float) -> tuple[FlowMap, Reward, dict[str, Any]]:
+    """A bent map's value, measured; the noise that led to it by quadrature."""
+    matrix = torch.tensor([[1.0, 0.0]], dtype=F64)
+    likelihood = invflow.GaussianLikelihood(MatrixOperator(matrix, image_shape=(2,)),
+                                            torch.tensor([[y]], dtype=F64), sigma)
+    z = torch.linspace(-9, 9, 180_001, dtype=F64)
+    x = function(z)
+    log_density = (-0.5 * z.square() - 0.5 * ((x - y) / sigma).square() - math.log(2 * math.pi * sigma)
+                   + math.log(float(z[1] - z[0])))
+    mean = float(log_density.softmax(0) @ z)
+    return Bend(function), likelihood, {
+        "scalar": lambda images: images[..., 1], "mean": mean,
+        "std": float((log_density.softmax(0) @ (z - mean).square()).sqrt()),
+        "log_evidence": float(log_density.logsumexp(0))}
+
+
+MAPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "z + 0.1 z^2": lambda z: z + 0.1 * z.square(), "z + 0.8 tanh z": lambda z: z + 0.8 * z.tanh(),
+    "z + 0.3 sin 3z": lambda z: z + 0.3 * (3 * z).sin(), "|z| + 0.1 z": lambda z: z.abs() + 0.1 * z,
+    "z^3 - 2z": lambda z: z**3 - 2 * z, "z + sin 3z": lambda z: z + (3 * z).sin(),
+}
+
+
+# -- what is tried -----------------------------------------------------------------------------------------------------
+
+
+def fmtt_cases() -> Iterator[Case]:
+    """Tilting: easy, sharp and too sharp measurements, a soft and a hard edge."""
+    rows: dict[str, Any] = {"chunk_size": 10**5}
+    problems = {"half-plane": _half_plane(), "x > 2": _constraint(2.0)}
+    problems |= {f"{d}-d, {m} values, sigma {sigma}": _linear(d, m, sigma)
+                 for d, m, sigma in ((8, 3, 0.1), (8, 3, 0.01), (8, 6, 0.02), (8, 6, 0.005), (20, 8, 0.05))}
+    for problem, (prior, reward, truth) in problems.items():
+        yield Case(f"renoise, flow map | {problem}", invflow.FMTT(prior, steps=25, kernel="renoise", **rows), reward,
+                   **truth)
+        if not isinstance(reward, invflow.GaussianLikelihood):
+            continue
+        for ahead in ("denoiser", "none"):
+            solver = invflow.FMTT(prior, steps=50, look_ahead=ahead, schedule="annealed", **rows)
+            yield Case(f"annealed, {ahead} | {problem}", solver, reward, **truth)
+        yield Case(f"twisted diffusion, annealed | {problem}",
+                   invflow.TwistedDiffusion(prior, steps=50, schedule="annealed", **rows), reward, **truth)
+
+
+def smc_cases() -> Iterator[Case]:
+    """Tempering, with the default moves and with few."""
+    quick: dict[str, Any] = {"num_moves": 1, "ess_threshold": 0.5}
+    problems = {f"circle, sigma {sigma}": _circle(sigma) for sigma in (0.1, 0.01)}
+    problems |= {f"{d}-d, {m} values, sigma {sigma}": _linear(d, m, sigma)
+                 for d, m, sigma in ((8, 3, 0.05), (8, 6, 0.01))}
+    for problem, (prior, reward, truth) in problems.items():
+        for name, settings in {"default": {}, "one move, 0.5": quick}.items():
+            for particles in (64, 200):
+                solver = invflow.NoiseSMC(prior, chunk_size=10**5, **settings)
+                yield Case(f"{name}, N = {particles} | {problem}", solver, reward, **truth, particles=particles)
+
+
+def rto_cases() -> Iterator[Case]:
+    """Randomise-then-optimise of maps that bend and that fold, without weights and with them."""
+    for name, function in MAPS.items():
+        for y, sigma in ((0.7, 0.3), (1.5, 0.1)):
+            prior, reward, truth = _folded(function, y, sigma)
+            for weights in (False, True):
+                solver = invflow.NoiseRTO(prior, weights=weights, tolerance=1e-3, chunk_size=10**5)
+                yield Case(f"{'weights' if weights else 'plain'} | {name}, y = {y}, sigma {sigma}", solver, reward,
+                           **truth, particles=200)
+
+
+KINDS: dict[str, Callable[[], Iterator[Case]]] = {"fmtt": fmtt_cases, "noise-smc": smc_cases, "noise-rto": rto_cases}
+
+
+def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> None:
+    """Print a row for each case, and the sums over each kind, as markdown."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.diagnostics_table", description=__doc__)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; none: all")
+    parser.add_argument("--runs", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    unknown = set(options.kinds) - set(KINDS)
+    if unknown:
+        parser.error(f"there is no {', '.join(sorted(unknown))}: choose of {', '.join(KINDS)}")
+    torch.set_num_threads(1)
+    say("| case | bad | alarms on good | misses on bad |\n|---|---|---|---|")
+    for kind in options.kinds or KINDS:
+        counts = torch.zeros(4, dtype=torch.long)  # good, alarms among them, bad, misses among them
+        for case in KINDS[kind]():
+            bad, alarm = judge_runs(case, case.run(options.runs, options.seed))
+            row = torch.stack([(~bad).sum(), (~bad & alarm).sum(), bad.sum(), (bad & ~alarm).sum()])
+            counts += row
+            say(_row(case.name, row))
+        say(_row(f"**all of {kind}**", counts))
+
+
+def _row(name: str, counts: Tensor) -> str:
+    good, alarms, bad, misses = counts.tolist()
+    return f"| {name.replace(' | ', ': ')} | {bad} of {good + bad} | {alarms} of {good} | {misses} of {bad} |"
+
+
+if __name__ == "__main__":
+    main()

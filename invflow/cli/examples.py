@@ -1,0 +1,86 @@
+"""``invflow examples``: the files that the documentation's commands name."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+__all__ = ["examples", "write_examples"]
+
+#: height and width of the photographs, and the factor of the small one
+SIZE, FACTOR = (192, 240), 3
+
+
+def examples(
+    folder: Annotated[Path, typer.Argument(help="Where to write them.")] = Path("."),
+) -> None:
+    """Write sample files for solve --image: a digit, photographs, some damaged, blurred, small or noisy."""
+    written = write_examples(folder)
+    typer.echo("wrote " + ", ".join(map(str, written)))
+    typer.echo("\ntry:\n"
+               f"  invflow solve --image {folder / 'digit.png'} --operator gaussian-blur --output out\n"
+               f"  invflow solve --image {folder / 'damaged.png'} --observed --operator box-inpainting "
+               f"--mask {folder / 'mask.png'} --output out")
+
+
+def write_examples(folder: Path) -> list[Path]:
+    """Write the sample files, the same in every call.
+
+    Args:
+        folder: made where it does not exist.
+
+    Returns:
+        The files: ``digit.png``, light on dark, and ``paper.png``, dark on light and larger; ``photo.jpg`` and
+        ``photo.png``, the same photograph; of others ``damaged.png``, without what ``mask.png`` hides, ``blurred.png``
+        and ``shaken.jpg``, moved along ``kernel.npy``, ``small.jpg``, a third as large, and ``scan.tif``, noisy.
+
+    Raises:
+        FileExistsError: if one of them is there already.
+    """
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+
+    from invflow._core.records import write_atomically
+    from invflow.datasets.files import write_image
+    from invflow.operators import Blur, BoxInpainting, Denoising, MotionBlur, SuperResolution
+    from invflow.problem import load_problem
+
+    generator = torch.Generator().manual_seed(0)
+    digit = load_problem("mnist/denoising").images()[3]
+    photos = load_problem("photos/denoising").images()[:, :, : SIZE[0], : SIZE[1]]
+    shape = tuple(photos.shape[1:])
+    box = BoxInpainting(shape, box=(40, 60))
+    path = MotionBlur(shape, kernel_size=21, generator=generator).kernel[0, 0]
+    blur = Blur(path, shape, padding="reflect")
+
+    def seen(operator: Callable[[Tensor], Tensor], photo: int, sigma: float) -> Tensor:
+        clean = operator(photos[photo : photo + 1])
+        return (clean + sigma * torch.randn(clean.shape, generator=generator))[0]
+
+    paper = 1 - 0.9 * F.interpolate(F.pad(digit[None], (6, 6, 10, 10)), scale_factor=5, mode="bicubic")[0]
+    pictures = {
+        "digit.png": digit, "paper.png": paper, "photo.jpg": photos[0], "photo.png": photos[0],
+        "damaged.png": box.mask[0] * seen(box, 1, 0.02), "mask.png": box.mask[0].float(),
+        "blurred.png": seen(blur, 2, 0.02), "shaken.jpg": seen(blur, 3, 0.01),
+        "small.jpg": seen(SuperResolution(shape, factor=FACTOR), 4, 0.01), "scan.tif": seen(Denoising(shape), 1, 0.1),
+    }
+    files = [folder / name for name in (*pictures, "kernel.npy")]
+    taken = [str(file) for file in files if file.exists()]
+    if taken:
+        raise FileExistsError(f"{', '.join(taken)} would be written over: pass another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        write_image(picture, folder / name)
+    buffer = io.BytesIO()
+    np.save(buffer, path.numpy())
+    write_atomically(files[-1], lambda name: Path(name).write_bytes(buffer.getvalue()))
+    return files

@@ -1,0 +1,52 @@
+"""What a mask file says: which pixels were observed, whatever it was painted with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["HIDES", "mask_of_painting"]
+
+#: what hides a pixel: light or dark paint
+HIDES = ("white", "black")
+# paint of which less than this is left beside a brush's soft edge, or around a JPEG's, is none
+_TOUCHED = 0.1
+
+
+def mask_of_painting(grey: Tensor, alpha: Tensor | None, name: str, hides: str | None,
+                     say: Callable[[str], None]) -> Tensor:
+    """The mask of a painted image: 1 where nothing was painted.
+
+    Every pixel that a soft brush has touched is hidden. Paint on a transparent layer hides, of whatever colour.
+    Otherwise dark hides and light does not, unless that would hide more than it shows: then ``hides`` must be given.
+
+    Args:
+        grey: ``(1, H, W)`` in [0, 1].
+        alpha: ``(1, H, W)``, the opacity, or None.
+        name: of the file.
+        hides: ``"white"``, ``"black"`` or None.
+        say: called with a sentence where it was guessed.
+
+    Raises:
+        ValueError: for a photograph; for one that hides more than half, of which nothing was said.
+    """
+    if hides not in (None, *HIDES):
+        raise ValueError(f"hides={hides!r}: what hides a pixel is 'white' or 'black'")
+    if alpha is not None and bool((alpha < 1 - _TOUCHED).any()):
+        if hides is None:
+            say(f"{name} is a transparent layer: what is painted on it is hidden")
+            return (alpha <= _TOUCHED).float()
+        grey = torch.where(alpha > _TOUCHED, grey, 0.0 if hides == "white" else 1.0)
+    between = float(((grey > _TOUCHED) & (grey < 1 - _TOUCHED)).float().mean())
+    if between > 0.25:
+        raise ValueError(f"{name} looks like a photograph, not like a mask: {between:.0%} of it is neither black nor "
+                         "white; paint what is to be restored in black on a white image of the same size")
+    mask = (grey < _TOUCHED if hides == "white" else grey > 1 - _TOUCHED).float()
+    hidden = 1 - float(mask.mean())
+    if hides is None and hidden > 0.5:
+        raise ValueError(f"the mask {name} would hide {hidden:.1%} of the picture, for dark (0) hides and light (1) "
+                         "does not: if white marks what is to be restored, pass hides='white' (invflow restore: "
+                         "--mask-hides white), else hides='black' (--mask-hides black)")
+    return mask

@@ -1,0 +1,253 @@
+"""Pictures to be restored and written back as what they were: format, bits, colour profile, EXIF, transparency."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invflow._core.records import write_atomically
+from invflow.datasets.files import read_alpha, read_image
+from invflow.datasets.sixteen_bits import encode_png, encode_tiff, has_sixteen_bits
+
+__all__ = ["NUMBERS", "Picture", "read_picture", "write_picture"]
+
+Say = Callable[[str], None]
+
+#: suffixes of files of numbers, which have no range of their own
+NUMBERS = (".npy", ".fits", ".fit", ".fts")
+#: Pillow's formats that are written as they were read
+_KEPT = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000", "TGA", "AVIF")
+#: the orientation, for pictures are turned upright; and what a TIFF says of its own structure, as EXIF
+_NOT_KEPT = (0x0112, 254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323,
+             324, 325, 330, 338, 339, 347, 530, 531, 532, 34675)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, and what its file was.
+
+    Attributes:
+        values: ``(C, H, W)`` with one channel or three, upright; [0, 1] is the range of the file.
+        known: ``(1, H, W)`` bool, False where the file holds no number; None: all of it is known.
+        kind: Pillow's name of the format, ``"npy"``, ``"fits"`` or ``"float TIFF"``.
+        bits: of each value, 8, 16 or 32.
+        alpha: ``(1, H, W)``, the opacity, or None.
+        profile: the ICC profile, or None.
+        exif: with the orientation taken out, or None.
+        low, high: the numbers that stand for 0 and 1.
+        header: of a FITS file.
+        channels_last: how an array's axes were ordered.
+    """
+
+    values: Tensor
+    known: Tensor | None = None
+    kind: str = "PNG"
+    bits: int = 8
+    alpha: Tensor | None = None
+    profile: bytes | None = None
+    exif: bytes | None = None
+    low: float = 0.0
+    high: float = 1.0
+    header: Any = None
+    channels_last: bool = False
+
+    @property
+    def suffix(self) -> str | None:
+        """The suffix that is written in place of the file's own; None: its own."""
+        return ".png" if self.bits < 32 and self.kind not in _KEPT else None
+
+
+def read_picture(path: str | os.PathLike[str], *, value_range: tuple[float, float] | None = None,
+                 say: Say = print) -> Picture:
+    """Read a picture with all that is to be kept of its file.
+
+    Beside what :func:`~invflow.datasets.files.read_image` reads: ``.npy``, FITS (with astropy) and TIFF of one channel
+    of floating-point numbers. Where those hold NaN nothing was observed.
+
+    Args:
+        path: the file.
+        value_range: the numbers that stand for black and white, for files of numbers; by default what whole numbers
+            of 8 or 16 bits hold, or 0 and 1 where all numbers lie between them.
+        say: called with a sentence for each change.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for what cannot be read, and for numbers whose range is not known.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        import numpy as np
+
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # numpy's header is a Python expression: errors of any kind
+            raise ValueError(f"{str(path)!r} holds no array of numbers: {error}") from error
+        return _numbers(np.array(array), "npy", path.name, value_range)
+    if suffix in NUMBERS:
+        return _read_fits(path, value_range)
+    return _read_file(path, value_range, say)
+
+
+def _read_file(path: Path, value_range: tuple[float, float] | None, say: Say) -> Picture:
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    kind, bits, profile, exif = "PNG", 8, None, None
+    try:
+        with Image.open(path) as file, path.open("rb") as stream:
+            kind = {"MPO": "JPEG"}.get(str(file.format), str(file.format))
+            if kind == "TIFF" and file.mode == "F" and (value_range is not None or not _within(np.asarray(file))):
+                return _numbers(np.array(file), "float TIFF", path.name, value_range)
+            bits = 16 if file.mode.startswith("I") or has_sixteen_bits(file, stream.read(25)) else 8
+            profile, tags = file.info.get("icc_profile"), file.getexif()
+            if len(tags):
+                for tag in _NOT_KEPT:
+                    tags.pop(tag, None)
+                exif = tags.tobytes() if len(tags) else None
+    except UnidentifiedImageError:  # reading it says what is wrong, or reads it all the same
+        if path.suffix.lower() in (".tif", ".tiff"):  # with 16 bits, of which the lowest is white
+            kind, bits = "TIFF", 16
+        else:
+            kind = "HEIC"
+    if value_range is not None:
+        raise ValueError(f"--range belongs to files of numbers (.npy, FITS, floating-point TIFF), not to {path.name}")
+    values, alpha = read_image(path, say=_without("transparent", say)), read_alpha(path)
+    if alpha is not None:  # it was laid on white: take the white out again
+        values = torch.where(alpha > 0, (values - (1 - alpha)) / alpha.clamp(min=1 / 255), 1.0).clamp(0, 1)
+    if profile is not None and profile[16:20] != (b"GRAY" if len(values) == 1 else b"RGB "):
+        say(f"the colour profile of {path.name} is for other colours than are written: left out")
+        profile = None
+    return Picture(values, None, kind, bits, alpha, profile, exif)
+
+
+def _within(array: Any) -> bool:
+    return bool(array.min() >= 0 and array.max() <= 1)  # False for NaN
+
+
+def _without(word: str, say: Say) -> Say:
+    return lambda sentence: None if word in sentence else say(sentence)
+
+
+def _read_fits(path: Path, value_range: tuple[float, float] | None) -> Picture:
+    try:
+        from astropy.io import fits
+    except ImportError as error:
+        raise ValueError(f"{path.name} is a FITS file, which astropy reads: pip install astropy") from error
+    with fits.open(path, memmap=False) as file:
+        found = next((part for part in file if part.data is not None and part.data.ndim in (2, 3)), None)
+        if found is None:
+            raise ValueError(f"{path.name} holds no image of two axes, or of three")
+        return replace(_numbers(found.data, "fits", path.name, value_range), header=found.header.copy())
+
+
+def _numbers(array: Any, kind: str, name: str, value_range: tuple[float, float] | None) -> Picture:
+    import numpy as np
+
+    last = array.ndim == 3 and array.shape[-1] in (1, 3) and array.shape[0] not in (1, 3)
+    first = array.ndim == 3 and array.shape[0] in (1, 3)
+    if array.dtype.kind not in "biuf" or not (array.ndim == 2 or last or first):
+        raise ValueError(f"{name} holds {array.dtype} of shape {array.shape}, but a picture has numbers (H, W), "
+                         "(H, W, 3) or (3, H, W)")
+    values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
+    values = values[None] if values.ndim == 2 else values.permute(2, 0, 1) if last else values
+    known = values.isfinite().all(0, keepdim=True)
+    if not bool(known.any()):
+        raise ValueError(f"{name} holds no finite number")
+    low, high = value_range or (0.0, 1.0)
+    if value_range is None and array.dtype.kind == "u":
+        high = float(np.iinfo(array.dtype).max)
+    least, most = float(values[known.expand_as(values)].min()), float(values[known.expand_as(values)].max())
+    if value_range is None and not (low <= least and most <= high):
+        raise ValueError(f"{name} holds numbers from {least:.6g} to {most:.6g}, and nothing says which are black and "
+                         f"white: pass --range {least:.4g} {most:.4g}, or what its sensor gives")
+    if not low < high:
+        raise ValueError(f"--range {low:g} {high:g}: pass black first, then white")
+    scaled = ((values - low) / (high - low)).float()
+    return Picture(torch.where(known, scaled, 0.0), None if bool(known.all()) else known, kind, 32, low=low, high=high,
+                   channels_last=last)
+
+
+def write_picture(picture: Picture, path: str | os.PathLike[str], *, say: Say = print) -> None:
+    """Write a picture as its file was; what is lost is said.
+
+    Args:
+        picture: ``values`` may have another size than ``alpha``, which is scaled then.
+        path: with the suffix of the format.
+        say: called with a sentence for what cannot be kept.
+    """
+    path = Path(path)
+    if picture.bits == 32:
+        _write_numbers(picture, path)
+        return
+    values, channels = picture.values.detach().double().clamp(0, 1), len(picture.values)
+    if picture.alpha is not None:
+        alpha = picture.alpha.double()
+        if alpha.shape[1:] != values.shape[1:]:
+            alpha = torch.nn.functional.interpolate(alpha[None], size=values.shape[1:], mode="bilinear")[0]
+        if picture.kind in ("PNG", "WEBP", "TGA", "AVIF", "JPEG2000") or (picture.kind == "TIFF" and picture.bits == 8):
+            values = torch.cat([values, alpha])
+        else:
+            say(f"{path.name} cannot hold transparency here: laid on white")
+            values = values * alpha + 1 - alpha
+    kind = picture.kind if picture.kind in _KEPT else "PNG"
+    bits = picture.bits if kind in ("PNG", "TIFF") else 8
+    if bits < picture.bits:
+        say(f"{path.name} is written with 8 bits of its 16: {kind} with 16 is not")
+    pixels = (values * (2**bits - 1)).round().permute(1, 2, 0).cpu().numpy().astype(f"u{bits // 8}")
+    pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    if bits == 16:
+        if kind == "TIFF" and (picture.profile or picture.exif):
+            say(f"{path.name} is written without its colour profile and EXIF: a TIFF with 16 bits holds none here")
+        data = encode_tiff(pixels) if kind == "TIFF" else encode_png(pixels, picture.profile, picture.exif)
+    else:
+        data = _encode(pixels, kind, picture, channels)
+    write_atomically(path, lambda name: Path(name).write_bytes(data))
+
+
+def _encode(pixels: Any, kind: str, picture: Picture, channels: int) -> bytes:
+    from PIL import Image
+
+    by_format: dict[str, dict[str, Any]] = {
+        "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "AVIF": {"quality": 95},
+        "TIFF": {"compression": "tiff_adobe_deflate"},
+    }
+    options = dict(by_format.get(kind, {}))
+    if picture.profile is not None:
+        options["icc_profile"] = picture.profile
+    if picture.exif is not None and kind in ("PNG", "JPEG", "TIFF", "WEBP", "AVIF"):
+        options["exif"] = picture.exif
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format=kind, **options)
+    return stream.getvalue()
+
+
+def _write_numbers(picture: Picture, path: Path) -> None:
+    import numpy as np
+
+    numbers = (picture.values.double() * (picture.high - picture.low) + picture.low).float().cpu()
+    array = numbers[0] if len(numbers) == 1 else numbers.permute(1, 2, 0) if picture.channels_last else numbers
+    stream = io.BytesIO()
+    if picture.kind == "npy":
+        np.save(stream, array.numpy())
+    elif picture.kind == "fits":
+        from astropy.io import fits
+
+        header = picture.header
+        for key in ("BSCALE", "BZERO", "BLANK"):  # of whole numbers
+            header.remove(key, ignore_missing=True)
+        fits.PrimaryHDU(array.numpy(), header=header).writeto(stream)
+    else:
+        from PIL import Image
+
+        Image.fromarray(array.numpy()).save(stream, format="TIFF")
+    write_atomically(path, lambda name: Path(name).write_bytes(stream.getvalue()))

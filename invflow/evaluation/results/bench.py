@@ -1,0 +1,240 @@
+"""Running the parts of a comparison: observations, solvers, what tells both by their content, and what came out."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from invflow._core.identity import identity
+from invflow._core.records import versions
+from invflow.evaluation.results.measure import PeakMemory, time_limit
+from invflow.evaluation.results.parts import Part, Stage, Task, derive_seed
+from invflow.evaluation.summary import LEVEL, features_of, judge
+from invflow.likelihood import Likelihood
+from invflow.problem import Problem
+from invflow.solver import Solver, plain
+
+if TYPE_CHECKING:
+    from invflow.posterior import Posterior
+    from invflow.reward import Reward
+
+    SolverSource: TypeAlias = Solver | str | Callable[[Problem], Solver]
+
+__all__ = ["Bench"]
+
+#: images of an observation that are kept for a gallery
+_GALLERY_SAMPLES = 8
+
+
+@dataclass
+class Bench:
+    """Builds observations and solvers when they are first needed, and runs tasks.
+
+    Attributes:
+        problems, sources: by name; of solvers, what makes them.
+        settings: ``num_samples``, ``seed``, ``split``, ``source``, ``gallery`` and ``level``.
+        stages: of each problem, the observations that are simulated together.
+        device: where solvers run; None leaves them where they are.
+        timeout: seconds that a part may take.
+    """
+
+    problems: Mapping[str, Problem]
+    sources: Mapping[str, SolverSource]
+    settings: Mapping[str, Any]
+    stages: Mapping[str, Sequence[Stage]]
+    device: torch.device | None = None
+    timeout: float | None = None
+    _simulated: dict[tuple[str, Stage], tuple[Tensor | None, Any]] = field(default_factory=dict)
+    _built: dict[tuple[str, str], Solver | str] = field(default_factory=dict)
+    _described: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    _contents: dict[tuple[str, ...], str | None] = field(default_factory=dict)
+
+    # -- what makes a part -----------------------------------------------------------------------------------------
+
+    def setup(self, task: Task) -> dict[str, Any]:
+        """What decides the numbers of a part: a file of another setup is not taken for this one.
+
+        Names and settings are there to be read; what they cannot tell is in three digests of the content: of the
+        solver, of the observations with their truths, and of what they are judged by.
+        """
+        stage = self._stage(task)
+        return {**self.settings, "problem": task.problem, "label": task.solver, "start": task.start, "stop": task.stop,
+                "stage": list(stage), "solver": self._describe(task), "versions": _code(),
+                "content of the observations": self._content(
+                    ("observations", task.problem, str(task.start)), partial(self._rows, task)),
+                "content of the problem": self._content(("problem", task.problem), partial(self._judged_by, task)),
+                "content of the solver": self._content(("solver", task.problem, task.solver),
+                                                       partial(self._solver, task))}
+
+    def identified(self, task: Task) -> bool:
+        """Whether the content of all that decides a part is known, so that the part can be told from another's."""
+        setup = self.setup(task)
+        return all(setup[key] is not None for key in setup if key.startswith("content"))
+
+    def described(self, solver: str) -> dict[str, Any]:
+        """Settings of a solver, by problem where they differ."""
+        found = {problem: self._describe(Task(problem, solver, 0, 1)) for problem in self.problems}
+        first = next(iter(found.values()))
+        return first if all(value == first for value in found.values()) else found
+
+    def _describe(self, task: Task) -> dict[str, Any]:
+        key = (task.problem, task.solver)
+        if key not in self._described:
+            solver = self._solver(task)
+            if isinstance(solver, str):
+                return {"failure": solver}
+            self._described[key] = plain(solver.settings())
+        return self._described[key]
+
+    def _content(self, key: tuple[str, ...], make: Callable[[], Any]) -> str | None:
+        """The digest of what a function makes; None where it cannot be identified."""
+        if key not in self._contents:
+            value = make()
+            try:
+                self._contents[key] = identity(value)
+            except Exception as error:  # also what somebody's fingerprint() fails with
+                warnings.warn(f"the {' '.join(key)} cannot be told from another ({error}): what depends on it is "
+                              "computed again by each call", stacklevel=2)
+                self._contents[key] = None
+        return self._contents[key]
+
+    def _judged_by(self, task: Task) -> Any:
+        """What scores depend on besides the observations: an exact solver, where there is one, and quantities."""
+        problem = self.problems[task.problem]
+        try:
+            exact: Solver | None = problem.exact_posterior()
+        except (TypeError, ValueError):
+            exact = None
+        return [exact, dict(problem.quantities), problem.prior_name]
+
+    # -- observations and solvers --------------------------------------------------------------------------------------
+
+    def _stage(self, task: Task) -> Stage:
+        return next(s for s in self.stages[task.problem] if s.start <= task.start < s.stop)
+
+    def _rows(self, task: Task) -> tuple[Tensor | None, Any]:
+        """Truths and reward of a task."""
+        stage = self._stage(task)
+        truth, reward = self._observations(task.problem, stage)
+        rows = slice(task.start - stage.start, task.stop - stage.start)
+        return None if truth is None else truth[rows], reward.select(rows)
+
+    def _observations(self, name: str, stage: Stage) -> tuple[Tensor | None, Any]:
+        if (name, stage) not in self._simulated:
+            s, problem = self.settings, self.problems[name]
+            # the first stage is what a comparison that is never extended has
+            purpose = ("observations",) if stage.start == 0 else ("observations", stage.start)
+            generator = torch.Generator().manual_seed(derive_seed(s["seed"], name, *purpose))
+            shared: dict[str, Any] = {"shuffle": False} if s["source"] == "data" else {}
+            if problem.has_images and stage.start > 0:
+                problem = copy.copy(problem)
+                images = self.problems[name].images
+                problem._images = lambda split: images(split)[stage.start:]
+            self._simulated[name, stage] = problem.simulate(
+                stage.stop - stage.start, generator=generator, source=s["source"], split=s["split"], **shared)
+        return self._simulated[name, stage]
+
+    def _solver(self, task: Task) -> Solver | str:
+        """The solver, or the reason why there is none for this problem."""
+        key = (task.problem, task.solver)
+        if key not in self._built:
+            from invflow.registry import solver_by_name
+
+            source, problem = self.sources[task.solver], self.problems[task.problem]
+            try:
+                if isinstance(source, str):
+                    found = solver_by_name(source, problem)
+                else:
+                    found = source if isinstance(source, Solver) else source(problem)
+                if not isinstance(found, Solver):
+                    raise TypeError(f"the function for {task.solver!r} made a {type(found).__name__}, not a Solver")
+                if self.device is not None:
+                    found.to(self.device)
+                self._built[key] = found
+            except (Exception, SystemExit) as error:  # a third party's constructor may fail with anything
+                if isinstance(source, str) and "there is no solver" in str(error):
+                    raise
+                self._built[key] = "cannot be built: " + _reason(error)
+        return self._built[key]
+
+    # -- one part ------------------------------------------------------------------------------------------------------
+
+    def run(self, task: Task) -> Part:
+        """Solve and judge; whatever fails becomes the part's reason."""
+        seed = derive_seed(self.settings["seed"], task.problem, task.start, "solver")
+        solver = self._solver(task)
+        if isinstance(solver, str):
+            return Part(seed=seed, failure=solver)
+        truth, reward = self._rows(task)
+        try:
+            with time_limit(self.timeout):
+                return self._run(task, solver, seed, truth, reward)
+        except (Exception, SystemExit) as error:  # what one solver fails with is not to cost the others
+            return Part(seed=seed, failure=_reason(error))
+
+    def _run(self, task: Task, solver: Solver, seed: int, truth: Tensor | None, reward: Any) -> Part:
+        problem, count = self.problems[task.problem], self.settings["num_samples"]
+        place = torch.device(getattr(getattr(solver, "prior", None), "device", None) or "cpu")
+        memory = PeakMemory(place)
+        start = time.perf_counter()
+        posterior = solver.sample(reward.to(place), count, generator=torch.Generator().manual_seed(seed))
+        seconds = time.perf_counter() - start
+        used = memory.read()
+        expected = (task.stop - task.start, count, *problem.image_shape)
+        if tuple(posterior.samples.shape) != expected:
+            raise ValueError(f"it gave samples {tuple(posterior.samples.shape)} and not {expected}, (observations, "
+                             "samples, *image_shape)")
+        generator = torch.Generator().manual_seed(derive_seed(self.settings["seed"], task.problem, task.start, "judge"))
+        reward = reward.to(posterior.samples.device)
+        columns = {key: value.tolist() for key, value in judge(posterior, reward, truth, problem, generator).items()}
+        costs = {"forward": posterior.nfe.forward, "backward": posterior.nfe.backward, "seconds": seconds,
+                 "memory": used}
+        tensors = {}
+        features = features_of(posterior, problem, generator)
+        if features is not None:
+            tensors["features"] = features
+        shown = min(self.settings["gallery"], task.stop) - task.start
+        if shown > 0:
+            tensors |= _gallery(posterior, reward, truth, shown, generator)
+        return Part(columns, costs, tensors, seed)
+
+
+def _code() -> dict[str, str]:
+    """Versions of the code that decides numbers; Python's does not."""
+    return {key: value for key, value in versions().items() if key != "python"}
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, (TypeError, ValueError, TimeoutError)) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _gallery(posterior: Posterior, reward: Reward, truth: Tensor | None, count: int,
+             generator: torch.Generator) -> dict[str, Tensor]:
+    """Images of the first observations."""
+    first = posterior.select(slice(count))
+    draws = first.resample(min(_GALLERY_SAMPLES, first.num_samples), generator=generator) if first.weighted else first
+    kept = {"samples": draws.samples[:, :_GALLERY_SAMPLES], "mean": first.mean(),
+            "std": first.std().nan_to_num(nan=0.0)}
+    y = getattr(reward, "y", None)
+    if isinstance(y, Tensor):
+        kept["observation"] = y[:count]
+        observed = reward.operator.observed() if isinstance(reward, Likelihood) else None
+        if observed is not None:
+            kept["observed"] = observed.expand(len(y), *y.shape[1:])[:count]
+    if truth is not None:
+        kept["truth"] = truth[:count].to(first.samples)
+        if first.num_samples > 1 and not first.diagnostics.get("point_estimate", False):
+            low, high = first.interval(LEVEL)
+            kept["covered"] = (low <= kept["truth"]) & (kept["truth"] <= high)
+    return kept

@@ -1,0 +1,136 @@
+"""What all maps made of somebody's network share: their shapes, how states become images, and what the noise is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from invflow._core.ode import TABLEAUS, Time, expand_time
+from invflow.flowmap import FlowMap
+from invflow.models.paths import Path, integrate_on_path
+
+__all__ = ["Decode", "DecodedFlow", "PathFlow", "check_solver_settings", "is_independent"]
+
+Decode: TypeAlias = "tuple[float, float] | tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]"
+
+COUPLINGS = ("independent", "optimal-transport", "joint")
+
+
+def is_independent(coupling: str | None, independent_noise: bool) -> bool:
+    """Whether a coupling of noise and data, by name, leaves the noise independent of the data.
+
+    Raises:
+        ValueError: for an unknown one.
+    """
+    if coupling is None:
+        return independent_noise
+    if coupling not in COUPLINGS:
+        raise ValueError(f"no coupling is called {coupling!r}: 'independent' noise is drawn for each image apart, "
+                         "'optimal-transport' pairs noises with images in each batch, and 'joint' noise comes from an "
+                         "adapter")
+    return coupling == "independent"
+
+
+class DecodedFlow(FlowMap):
+    """A flow map with shapes and a decoding that the caller states.
+
+    Args:
+        state_shape: shape of one state, without the batch.
+        image_shape: shape of one image; None: the state's.
+        decode: ``(scale, shift)`` of an affine decoding, or two functions (decode, encode).
+        independent_noise: whether it was trained with noise independent of the data.
+
+    Raises:
+        TypeError: for a decode that is neither.
+        ValueError: for shapes that an affine decoding cannot link.
+    """
+
+    def __init__(self, state_shape: tuple[int, ...], image_shape: tuple[int, ...] | None = None,
+                 decode: Decode = (1.0, 0.0), independent_noise: bool = True) -> None:
+        super().__init__()
+        self.state_shape = tuple(state_shape)
+        self.image_shape = self.state_shape if image_shape is None else tuple(image_shape)
+        self.independent_noise = independent_noise
+        self._affine: tuple[float, float] | None = None
+        self._decoder: Callable[[Tensor], Tensor] | None = None
+        self._encoder: Callable[[Tensor], Tensor] | None = None
+        first, second = decode
+        if callable(first) and callable(second):
+            self._decoder, self._encoder = first, second
+        elif not callable(first) and not callable(second):
+            self._affine = (float(first), float(second))
+            _check_affine(self._affine, self.state_shape, self.image_shape)
+        else:
+            raise TypeError("decode is two numbers (scale, shift) or two functions (decode, encode)")
+        # a plain function has no tensors: this one gives the map a device and a type that .to() changes
+        self.register_buffer("_anchor", torch.empty(0), persistent=False)
+
+    @property
+    def decode_affine(self) -> tuple[float, float] | None:
+        """(scale, shift), or None where functions decode."""
+        return self._affine
+
+    def decode(self, state: Tensor) -> Tensor:
+        """Image of a data state: ``(n, *state_shape)`` to ``(n, *image_shape)``."""
+        return super().decode(state) if self._decoder is None else self._decoder(state)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Data state of an image: ``(n, *image_shape)`` to ``(n, *state_shape)``."""
+        return super().encode(image) if self._encoder is None else self._encoder(image)
+
+
+class PathFlow(DecodedFlow):
+    """A flow map whose jump solves the ODE of a network's prediction, on the path that the network was trained on.
+
+    Args:
+        network: of states and its own times.
+        path: what its prediction says, and where its steps are equal.
+        state_shape: shape of one state; and so on, as :class:`DecodedFlow` takes it.
+        steps: steps of one jump.
+        method: Runge-Kutta method.
+        image_shape: shape of one image.
+        decode: how states become images.
+        independent_noise: whether the network was trained with noise independent of the data.
+    """
+
+    def __init__(self, network: nn.Module, path: Path, state_shape: tuple[int, ...], *, steps: int,
+                 method: str = "midpoint", image_shape: tuple[int, ...] | None = None, decode: Decode = (1.0, 0.0),
+                 independent_noise: bool = True) -> None:
+        super().__init__(state_shape, image_shape, decode, independent_noise)
+        check_solver_settings(steps, method)
+        self.network, self.path, self.ode_steps, self.method = network, path, steps, method
+
+    def predict(self, x: Tensor, time: Tensor) -> Tensor:
+        """What the network makes of states and its own times: ``(n, *shape), (n,)`` to ``(n, *shape)``."""
+        out: Tensor = self.network(x, time)
+        return out
+
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        """The network's velocity, in this library's time and on its path: ``(n, *state_shape)`` to the same."""
+        return self.path.velocity(self.predict, x, expand_time(t, x))
+
+    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """The ODE from s to t, in ``ode_steps`` steps that are equal on the path's grid."""
+        return integrate_on_path(self.path, self.velocity, x, s, t, self.ode_steps, self.method)
+
+
+def check_solver_settings(steps: int, method: str) -> None:
+    """Refuse an unknown Runge-Kutta method, and under one step."""
+    if method not in TABLEAUS:
+        raise ValueError(f"no integration method is called {method!r}: choose one of {', '.join(TABLEAUS)}")
+    if steps < 1:
+        raise ValueError(f"a jump takes at least 1 step, not steps={steps}")
+
+
+def _check_affine(affine: tuple[float, float], state_shape: tuple[int, ...],
+                  image_shape: tuple[int, ...]) -> None:
+    if affine[0] == 0:
+        raise ValueError("decode=(0, shift) makes every image the same: the scale must not be 0")
+    if state_shape != image_shape:
+        raise ValueError(
+            f"state_shape {state_shape} and image_shape {image_shape} differ, so an affine decode cannot "
+            "link them: pass decode=(decode_function, encode_function)"
+        )

@@ -1,0 +1,138 @@
+"""Priors by name whose weights deepinv downloads on first use, each with its file, licence and range of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invflow._core.ode import Time, expand_time
+from invflow._core.plugins import nearest
+from invflow.models.wrappers import DenoiserFlow
+
+__all__ = ["DOWNLOADS", "Download", "PartialDenoiserFlow", "load_download"]
+
+#: slack at the end of a range, for times that rounding has moved
+_SLACK = 1e-4
+
+
+@dataclass(frozen=True)
+class Download:
+    """One of them.
+
+    Attributes:
+        network: the class in ``deepinv.models``.
+        file: what is downloaded, by deepinv itself.
+        megabytes: of the file, about: its numbers, in single precision.
+        licence: of the weights, as their authors state it.
+        image_shape: (C, H, W) of the images that it was trained for.
+        sigma_max: largest noise that it was trained for, on images in [0, 1].
+        sigma_min: smallest.
+        options: of the class.
+        condition: its other arguments that have to be passed, by name.
+    """
+
+    network: str
+    file: str
+    megabytes: int
+    licence: str
+    image_shape: tuple[int, int, int]
+    sigma_max: float
+    sigma_min: float = 1e-3
+    options: dict[str, Any] = field(default_factory=dict)
+    condition: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether it knows so much noise that nothing is left of the data: only then can a prior begin at noise."""
+        return self.sigma_max >= 10
+
+    def describe(self) -> str:
+        """One line."""
+        use = "" if self.whole else ", for plug-and-play only"
+        shape = " x ".join(map(str, self.image_shape))
+        return (f"denoiser, {shape}, noise up to {self.sigma_max:g}{use}; {self.megabytes} MB on first use, "
+                f"{self.licence}")
+
+
+_STATED = "licence: see the file's page"
+DOWNLOADS = {
+    "deepinv/drunet": Download("DRUNet", "drunet_deepinv_color_finetune_22k.pth", 131, _STATED, (3, 256, 256),
+                               50 / 255),
+    "deepinv/drunet-grey": Download("DRUNet", "drunet_deepinv_gray_finetune_26k.pth", 131, _STATED, (1, 256, 256),
+                                    50 / 255, options={"in_channels": 1, "out_channels": 1}),
+    "deepinv/ffhq-diffunet": Download("DiffUNet", "diffusion_ffhq_10m.pt", 374, _STATED, (3, 256, 256), 78.0,
+                                      5e-3),
+    "deepinv/imagenet-diffunet": Download("DiffUNet", "diffusion_openai.pt", 2211, _STATED, (3, 256, 256), 78.0, 5e-3,
+                                          {"large_model": True}),
+    "deepinv/ffhq64-ncsnpp": Download("NCSNpp", "edm-ffhq-64x64-uncond-ve.pt", 251, "CC BY-NC-SA 4.0", (3, 64, 64),
+                                      40.0),
+    "deepinv/imagenet64-adm": Download("ADMUNet", "adm-imagenet64-cond.pt", 1184, "CC BY-NC-SA 4.0", (3, 64, 64), 40.0,
+                                       condition=("class_labels",)),
+}
+
+
+class PartialDenoiserFlow(DenoiserFlow):
+    """A denoiser that knows little noise only: the end of a path, and no prior that begins at pure noise."""
+
+    def denoise(self, x: Tensor, t: Time) -> Tensor:
+        """The denoiser's estimate, at the levels that it knows.
+
+        Raises:
+            ValueError: for an earlier time.
+        """
+        earliest = float(expand_time(t, x).min())
+        if earliest < self.first_time - _SLACK:
+            level = (1 - earliest) / (2 * max(earliest, 1e-12))
+            known = (1 - self.first_time) / (2 * self.first_time)
+            raise ValueError(f"this denoiser knows noise up to {known:.3g} on images in [0, 1], and was asked at "
+                             f"{level:.3g}: it is for plug-and-play restoration, such as invflow.PlugAndPlay(prior, "
+                             f"first={known:.2g}), and no prior that begins at pure noise: take deepinv/ffhq-diffunet")
+        return super().denoise(x, t)
+
+
+def load_download(name: str, *, steps: int = 20, image_shape: tuple[int, ...] | None = None,
+                  **condition: Any) -> DenoiserFlow:
+    """Load one by name, through deepinv's own ``pretrained="download"``.
+
+    Args:
+        name: of :data:`DOWNLOADS`.
+        steps: midpoint steps of one jump.
+        image_shape: (C, H, W) of the images; default what it was trained for.
+        **condition: what its entry asks for, such as ``class_labels``.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known one.
+        ImportError: without deepinv.
+        OSError: where the file can neither be found nor downloaded; says which, and where to put it.
+    """
+    if name not in DOWNLOADS:
+        raise ValueError(f"there is no prior {name!r}: {nearest(name, list(DOWNLOADS))}")
+    entry = DOWNLOADS[name]
+    missing = [key for key in entry.condition if key not in condition]
+    if missing:
+        raise TypeError(f"{name} is a prior of one class: pass load_download({name!r}, {missing[0]}=...), one row")
+    try:
+        from deepinv import models
+    except ImportError as error:
+        raise ImportError(f"{name} is deepinv's: pip install deepinv") from error
+    network = _fetched(name, entry, lambda: getattr(models, entry.network)(pretrained="download", **entry.options))
+    made = DenoiserFlow if entry.whole else PartialDenoiserFlow
+    return made(network, image_shape or entry.image_shape, steps=steps, sigma_max=entry.sigma_max,
+                sigma_min=entry.sigma_min, condition=condition)
+
+
+def _fetched(name: str, entry: Download, build: Callable[[], Any]) -> Any:
+    state = torch.get_rng_state()
+    try:
+        return build().eval().requires_grad_(False)
+    except OSError as error:  # urllib's and the file system's alike
+        folder = f"{torch.hub.get_dir()}/checkpoints"
+        raise OSError(f"{name} needs the file {entry.file} ({entry.megabytes} MB), which could not be downloaded "
+                      f"({error}): put it into {folder}, or set TORCH_HOME to the folder that has "
+                      "hub/checkpoints") from error
+    finally:
+        torch.set_rng_state(state)  # its first weights are drawn before the file's replace them

@@ -1,0 +1,413 @@
+"""Paths between noise and data that networks are trained on, each changed exactly into the library's own.
+
+Where a network saw alpha(tau) m + sigma(tau) z, in its own time tau, the library has x_t = (1 - t) z + t m. The two are
+one state up to its scale where alpha / sigma = t / (1 - t):
+
+    alpha m + sigma z = (alpha + sigma) x_t,     t = alpha / (alpha + sigma).
+
+So what a network says of its state is said of x_t, and m and z follow from it: time and scale change, the law does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from invflow._core.ode import TABLEAUS, Time, expand_time, runge_kutta_step
+
+__all__ = ["PATHS", "Jumps", "LinearPath", "Path", "Predict", "SchedulePath", "VariancePreservingPath",
+           "check_convention", "edm_path", "integrate_on_path", "make_path", "trigonometric_path"]
+
+Predict: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Schedule: TypeAlias = Callable[[Tensor], Tensor]
+
+PREDICTIONS = ("velocity", "epsilon", "v_prediction", "sample")
+CONVENTIONS = ("data-at-1", "data-at-0")
+#: how near to an end where derivatives are infinite or none a network is asked, as a share of its time
+MARGIN = 1e-5
+_KNOTS, _NEWTON_STEPS = 2049, 4
+
+
+class Jumps(Protocol):
+    """What a prediction of a network says of data and noise."""
+
+    def estimate(self, predict: Predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Data m and noise z: states ``(n, *shape)`` and times ``(n, 1, ..., 1)`` to twice ``(n, *shape)``."""
+
+
+class Path(Jumps, Protocol):
+    """What a prediction says, the velocity that follows from it, and a grid of times."""
+
+    def velocity(self, predict: Predict, x: Tensor, t: Tensor) -> Tensor:
+        """Velocity b_t(x) = E[m - z | x_t = x]: states ``(n, *shape)``, times ``(n, 1, ..., 1)`` to ``(n, *shape)``."""
+
+    def to_time(self, u: Tensor) -> Tensor:
+        """Time of a position u in [0, 1], in which the network's own steps are equal; 0 to 0 and 1 to 1."""
+
+    def to_position(self, t: Tensor) -> Tensor:
+        """The inverse of :meth:`to_time`."""
+
+
+def integrate_on_path(path: Path, velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, s: Time, t: Time, steps: int,
+                      method: str) -> Tensor:
+    """The ODE of a velocity from s to t, in steps that are equal on the path's grid: ``(n, *shape)`` to the same."""
+    start, end = expand_time(s, x), expand_time(t, x)
+    first, last = path.to_position(start), path.to_position(end)
+    inner = [path.to_time(torch.lerp(first, last, i / steps)) for i in range(1, steps)]
+    # the ends as they were given: to a position and back would round them
+    for now, then in pairwise([start, *inner, end]):
+        x = runge_kutta_step(lambda state, at: velocity(state, at.flatten()), x, now, then, TABLEAUS[method])
+    return x
+
+
+def check_convention(convention: str) -> str:
+    """A convention of time as it was passed, once it is one.
+
+    Raises:
+        ValueError: for another.
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(
+            f"no time convention is called {convention!r}: 'data-at-1' has noise at t = 0 and data at "
+            "t = 1, 'data-at-0' the reverse (MeanFlow, flow matching in diffusers)"
+        )
+    return convention
+
+
+class LinearPath:
+    """The straight path, in the library's time or in the reverse.
+
+    Args:
+        convention: ``"data-at-1"`` for velocities m - z at the library's time, ``"data-at-0"`` for z - m at 1 - t.
+    """
+
+    def __init__(self, convention: str = "data-at-1") -> None:
+        self.reverse = check_convention(convention) == "data-at-0"
+
+    def estimate(self, predict: Predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Data x + (1 - t) b and noise x - t b."""
+        b = self.velocity(predict, x, t)
+        return x + (1 - t) * b, x - t * b
+
+    def velocity(self, predict: Predict, x: Tensor, t: Tensor) -> Tensor:
+        """The prediction, or minus the one at 1 - t."""
+        return -predict(x, (1 - t).flatten()) if self.reverse else predict(x, t.flatten())
+
+    def to_time(self, u: Tensor) -> Tensor:
+        """The position itself."""
+        return u
+
+    def to_position(self, t: Tensor) -> Tensor:
+        """The time itself."""
+        return t
+
+
+class SchedulePath:
+    r"""Any path alpha(tau) m + sigma(tau) z, in the library's time and scale.
+
+    A velocity there is :math:`v = \alpha' m + \sigma' z` (its mean given the state y), with y = alpha m + sigma z. Both
+    are solved for m and z:
+
+    .. math:: m = (\sigma v - \sigma' y) / D, \qquad z = (\alpha' y - \alpha v) / D, \qquad
+              D = \alpha' \sigma - \alpha \sigma'.
+
+    The network's time at the library's t is the root of alpha / (alpha + sigma) = t, by Newton's method from a table;
+    its last step is differentiable, so that derivatives in time are right too. Where the path has a little data left at
+    its noisy end, earlier states are rescaled to the noise that is there; past its last time, the network is asked at
+    the last.
+
+    Args:
+        alpha: share of data, of tensors of the network's time; :math:`\alpha / (\alpha + \sigma)` increases from the
+            noisy end to the data.
+        sigma: share of noise.
+        noise_time: the network's time where there is (almost) noise alone.
+        data_time: where there are data alone.
+        prediction: what the network makes of y and tau: ``"velocity"``, ``"sample"`` (m), or ``"epsilon"`` (z).
+        slopes: derivatives of alpha and sigma; None: by automatic differentiation.
+        inverse: from the library's t to the network's time; None: by Newton's method.
+
+    Raises:
+        ValueError: for a path that does not go from noise to data.
+    """
+
+    def __init__(self, alpha: Schedule, sigma: Schedule, noise_time: float = 0.0, data_time: float = 1.0,
+                 prediction: str = "velocity", slopes: tuple[Schedule, Schedule] | None = None,
+                 inverse: Schedule | None = None) -> None:
+        self.alpha, self.sigma, self.prediction = alpha, sigma, prediction
+        self.slopes, self.inverse = slopes, inverse
+        self.noise_time, self.data_time = noise_time, data_time
+        u = torch.linspace(0, 1, _KNOTS, dtype=torch.float64)
+        if prediction == "velocity":  # at an end a root may begin, or a velocity say nothing of the data
+            a, s, da, ds = self._shares(self._own_time(torch.tensor([0.0, 1.0], dtype=torch.float64)), True)
+            det = da * s - a * ds
+            told = det.isfinite() & (det != 0)
+            u = u.clamp(0.0 if told[0] else MARGIN, 1.0 if told[1] else 1 - MARGIN)
+        a, s = self._shares(self._own_time(u), False)
+        times = a / (a + s)
+        if not bool(times.isfinite().all()) or bool((times.diff() <= 0).any()) or times[0] > 0.1 or times[-1] < 0.9:
+            raise ValueError(
+                f"the path has alpha / (alpha + sigma) from {float(times[0]):.3g} at the network's time {noise_time:g} "
+                f"to {float(times[-1]):.3g} at {data_time:g}, expected to increase from about 0 (noise) to about 1 "
+                "(data): pass alpha, the share of data, then sigma, that of noise, both of the network's own time, and "
+                "convention='data-at-0' where its data are at 0"
+            )
+        self.positions, self.times = u, times
+        self.first, self.last = float(times[0]), float(times[-1])
+
+    def _own_time(self, u: Tensor) -> Tensor:
+        return self.noise_time + (self.data_time - self.noise_time) * u
+
+    def _shares(self, tau: Tensor, derivatives: bool) -> tuple[Tensor, ...]:
+        """alpha and sigma, and their derivatives."""
+        if not derivatives:
+            return torch.as_tensor(self.alpha(tau)).to(tau).expand_as(tau), torch.as_tensor(
+                self.sigma(tau)).to(tau).expand_as(tau)
+        if self.slopes is not None:
+            return self.alpha(tau), self.sigma(tau), self.slopes[0](tau), self.slopes[1](tau)
+        one = torch.ones_like(tau)
+        found = torch.func.jvp(lambda time: (self.alpha(time) + 0 * time, self.sigma(time) + 0 * time), (tau,), (one,))
+        (a, s), (da, ds) = found[0], found[1]
+        return a, s, da, ds
+
+    def own_time(self, t: Tensor) -> Tensor:
+        """The network's time at the library's t, within the path's ends."""
+        if self.inverse is not None:
+            return self.inverse(t.to(torch.float64 if t.device.type != "mps" else t.dtype))
+        target = t.detach().to(torch.float64 if t.device.type != "mps" else t.dtype)
+        knots, values = self.times.to(target), self.positions.to(target)
+        right = torch.searchsorted(knots, target.contiguous()).clamp(1, len(knots) - 1)
+        low, high = values[right - 1], values[right]
+        share = (target - knots[right - 1]) / (knots[right] - knots[right - 1])
+        u = torch.lerp(low, high, share.clamp(0, 1))
+        length = self.data_time - self.noise_time
+        for _ in range(_NEWTON_STEPS):
+            a, s, da, ds = self._shares(self._own_time(u), True)
+            slope = (da * s - a * ds) * length / (a + s).square()
+            u_next = u - (a / (a + s) - target) / slope
+            u = torch.where(u_next.isfinite(), u_next, u).clamp(low, high)
+        a, s, da, ds = self._shares(self._own_time(u), True)
+        slope = (da * s - a * ds) * length / (a + s).square()
+        # t once more: the step is of no length, and carries the derivative
+        step = torch.where(slope.isfinite() & (slope != 0), (t.to(u) - target) / slope, 0.0)
+        return self._own_time(u + step)
+
+    def estimate(self, predict: Predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Data and noise, from one prediction."""
+        time = t.clamp(self.first, self.last)
+        early = t < time
+        y = torch.where(early, x * (1 - time) / (1 - t).clamp(min=1e-12), x)
+        tau = self.own_time(time)
+        a, s, da, ds = (part.to(x.dtype) for part in self._shares(tau, True))
+        seen = (a + s) * y
+        out = predict(seen, tau.to(x.dtype).flatten())
+        if self.prediction == "velocity":
+            det = da * s - a * ds
+            m, z = (s * out - ds * seen) / det, (da * seen - a * out) / det
+        elif self.prediction == "sample":
+            m = out
+            z = (seen - a * m) / s.clamp(min=1e-12)
+        else:
+            z = out
+            m = (seen - s * z) / a.clamp(min=1e-12)
+        # the state that the network saw lacks the signal in x: x itself says what its noise is
+        return m, torch.where(early, (x - t * m) / (1 - t).clamp(min=1e-12), z)
+
+    def velocity(self, predict: Predict, x: Tensor, t: Tensor) -> Tensor:
+        """E[m - z | x_t = x], from one prediction."""
+        m, z = self.estimate(predict, x, t)
+        return m - z
+
+    def to_time(self, u: Tensor) -> Tensor:
+        """Time of a share u of the network's own time; the ends of the path become 0 and 1."""
+        return (_interpolate(u, self.positions, self.times) - self.first) / (self.last - self.first)
+
+    def to_position(self, t: Tensor) -> Tensor:
+        """The share of the network's own time at a time."""
+        return _interpolate(self.first + t * (self.last - self.first), self.times, self.positions)
+
+
+class VariancePreservingPath:
+    r"""Variance-preserving diffusion, alpha_k m + sigma_k z with alpha_k^2 + sigma_k^2 = 1, as a linear path.
+
+    The signal-to-noise ratio of x_t = (1 - t) z + t m is t / (1 - t). The step k at which the diffusion has the same,
+    alpha_k / sigma_k = t / (1 - t), holds the same state up to a scale:
+
+    .. math:: \alpha_k m + \sigma_k z = (\alpha_k + \sigma_k)\, x_t, \qquad t = \alpha_k / (\alpha_k + \sigma_k).
+
+    So the prediction at step k for :math:`(\alpha_k + \sigma_k) x_t` is one about x_t, and any of noise, data or v
+    gives E[m - z | x_t]. k is not whole: it is interpolated between the training steps, linearly in the angle
+    arctan(alpha_k / sigma_k). An Euler step of this velocity is a deterministic DDIM step (Song, Meng, Ermon 2021).
+
+    Before the first time known to the model (its training ends with a little signal left) it is asked for the state
+    rescaled to the noise that is there at that time; after the last, the velocity is the one of the last.
+
+    Args:
+        alphas_cumprod: ``(K,)``, alpha_k^2, decreasing.
+        prediction: ``"epsilon"``, ``"v_prediction"`` or ``"sample"``.
+        boundary: of a consistency model, from steps k to (c_skip, c_out): its jump to data is c_skip times the state
+            alpha_k m + sigma_k z plus c_out times the data that it predicts.
+        unit_noise: whether states before the first time known to the model are given the variance 1 that its samplers
+            begin with, as models that jump to data are trained to; else that of the noise there, a little less.
+    """
+
+    def __init__(self, alphas_cumprod: Tensor, prediction: str,
+                 boundary: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None, unit_noise: bool = False) -> None:
+        self.unit_noise = unit_noise
+        square = alphas_cumprod.detach().to("cpu", torch.float64).flip(0)
+        alpha, sigma = square.sqrt(), (1 - square).clamp(min=0).sqrt()
+        steps = torch.arange(len(square) - 1, -1, -1, dtype=torch.float64)
+        # with no signal left a noise prediction says nothing about the data: it is not asked there
+        known = (alpha > (1e-3 if prediction == "epsilon" else -1.0)) & (sigma > 0)
+        self.prediction, self.boundary = prediction, boundary
+        self.angles, self.steps = torch.atan2(alpha, sigma)[known], steps[known]
+        if len(self.angles) < 2 or bool((self.angles.diff() <= 0).any()):
+            raise ValueError("alphas_cumprod must decrease from under 1 towards 0, over at least two steps with signal")
+        ends = [torch.zeros(1, dtype=torch.float64), torch.full((1,), math.pi / 2, dtype=torch.float64)]
+        self.grid = torch.cat([*(ends[:1] if self.angles[0] > 0 else []), self.angles, ends[1]])
+        self.positions = torch.linspace(0, 1, len(self.grid), dtype=torch.float64)
+
+    def estimate(self, predict: Predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Data and noise, from one prediction."""
+        # a rounded end of the table must not lie outside it
+        angle = _angle(t).clamp(float(self.angles[0]), float(self.angles[-1]))
+        alpha, sigma = angle.sin(), angle.cos()
+        scale = alpha + sigma
+        time, noise_share = alpha / scale, sigma / scale
+        early = _angle(t) < float(self.angles[0])  # and not t < time, which rounding may make true of any time
+        start = 1 / scale if self.unit_noise else noise_share
+        y = torch.where(early, x * start / (1 - t).clamp(min=1e-12), x)
+        k = _interpolate(angle, self.angles, self.steps)
+        out = predict(y * scale, k.flatten())
+        if self.prediction == "epsilon":
+            z = out
+            m = (y - noise_share * z) / time
+        elif self.prediction == "sample":
+            m = out
+            z = (y - time * m) / noise_share
+        else:
+            m, z = alpha * scale * y - sigma * out, sigma * scale * y + alpha * out
+        if self.boundary is not None:
+            skip, share = self.boundary(k)
+            m = share * m + skip * scale * y
+        # the state that the model saw lacks the signal in x: x itself says what its noise is
+        return m, torch.where(early, (x - t * m) / (1 - t).clamp(min=1e-12), z)
+
+    def velocity(self, predict: Predict, x: Tensor, t: Tensor) -> Tensor:
+        """E[m - z | x_t = x], from one prediction."""
+        m, z = self.estimate(predict, x, t)
+        return m - z
+
+    def time_of_step(self, k: Tensor) -> Tensor:
+        """Times at which the diffusion is at steps k, ``(n,)`` to ``(n,)``."""
+        angle = _interpolate(k.to(self.steps), self.steps.flip(0), self.angles.flip(0))
+        return angle.sin() / (angle.sin() + angle.cos())
+
+    def to_time(self, u: Tensor) -> Tensor:
+        """Time at which the grid of steps, which is uniform in u, has got."""
+        angle = _interpolate(u, self.positions, self.grid)
+        return angle.sin() / (angle.sin() + angle.cos())
+
+    def to_position(self, t: Tensor) -> Tensor:
+        """Where on the grid of steps a time is."""
+        return _interpolate(_angle(t), self.grid, self.positions)
+
+
+def _angle(t: Tensor) -> Tensor:
+    return torch.atan2(t, 1 - t)
+
+
+def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """Piecewise linear, differentiable in x; beyond the ends the last piece goes on."""
+    knots, values = knots.to(x), values.to(x)
+    right = torch.searchsorted(knots, x.detach().contiguous()).clamp(1, len(knots) - 1)
+    left = right - 1
+    share = (x - knots[left]) / (knots[right] - knots[left])
+    return torch.lerp(values[left], values[right], share)
+
+
+def _log_mean(gap: Tensor) -> Tensor:
+    """Log alpha of the variance-preserving diffusion of Song et al. (2021), ``gap`` from the data, beta 0.1 to 20."""
+    return -0.25 * 19.9 * gap.square() - 0.5 * 0.1 * gap
+
+
+def _log_slope(gap: Tensor) -> Tensor:
+    return -0.5 * 19.9 * gap - 0.5 * 0.1
+
+
+def _noise(gap: Tensor) -> Tensor:
+    return (-(2 * _log_mean(gap)).expm1()).sqrt()
+
+
+def _gap_of(t: Tensor) -> Tensor:
+    """Where alpha / sigma = t / (1 - t): -2 log alpha = log(1 + ((1 - t) / t)^2), a quadratic equation."""
+    level = 0.5 * ((1 - t) / t).square().log1p()
+    return 2 * level / (0.05 + (0.05**2 + 19.9 * level).sqrt())
+
+
+class Named(NamedTuple):
+    """A path that is known by name, its parts as functions of the distance from the data."""
+
+    alpha: Schedule
+    sigma: Schedule
+    slopes: tuple[Schedule, Schedule]
+    inverse: Schedule
+
+
+_TURN = math.pi / 2
+#: shares of data and of noise by their distance from the data, in [0, 1]
+PATHS = {
+    "cosine": Named(lambda gap: (_TURN * gap).cos(), lambda gap: (_TURN * gap).sin(),
+                    (lambda gap: -_TURN * (_TURN * gap).sin(), lambda gap: _TURN * (_TURN * gap).cos()),
+                    lambda t: torch.atan2(1 - t, t) / _TURN),
+    "vp": Named(lambda gap: _log_mean(gap).exp(), _noise,
+                (lambda gap: _log_slope(gap) * _log_mean(gap).exp(),
+                 lambda gap: -_log_slope(gap) * (2 * _log_mean(gap)).exp() / _noise(gap)), _gap_of),
+    "linear": Named(lambda gap: 1 - gap, lambda gap: gap, (lambda gap: -torch.ones_like(gap), torch.ones_like),
+                    lambda t: 1 - t),
+}
+
+
+def edm_path(sigma_min: float, sigma_max: float) -> SchedulePath:
+    """m + sigma z, with sigma as its time; of a network that gives data."""
+    return SchedulePath(torch.ones_like, lambda sigma: sigma, sigma_max, sigma_min, "sample",
+                        (torch.zeros_like, torch.ones_like), lambda t: (1 - t) / t)
+
+
+def trigonometric_path() -> SchedulePath:
+    """cos(t) m + sin(t) z (TrigFlow); of a network that gives data."""
+    return SchedulePath(torch.cos, torch.sin, math.pi / 2, 0.0, "sample", (lambda t: -t.sin(), torch.cos),
+                        lambda t: torch.atan2(1 - t, t))
+
+
+def make_path(path: str | tuple[Schedule, Schedule], convention: str, prediction: str = "velocity") -> Path:
+    """The path of a network whose time runs from 0 to 1.
+
+    Args:
+        path: ``"linear"``, ``"cosine"``, ``"vp"``, or (alpha, sigma), two functions of the network's own time.
+        convention: ``"data-at-1"`` or ``"data-at-0"``.
+        prediction: what the network makes: ``"velocity"``, or ``"sample"`` for data.
+
+    Raises:
+        ValueError: for an unknown path or convention.
+        TypeError: for what is neither a name nor two functions.
+    """
+    noise_time, data_time = (0.0, 1.0) if check_convention(convention) == "data-at-1" else (1.0, 0.0)
+    if path == "linear" and prediction == "velocity":
+        return LinearPath(convention)
+    if isinstance(path, str):
+        if path not in PATHS:
+            raise ValueError(f"no path is called {path!r}: choose one of {', '.join(map(repr, PATHS))}, or pass "
+                             "(alpha, sigma), the shares of data and noise as functions of the network's time")
+        a, s, (da, ds), inverse = PATHS[path]
+        if convention == "data-at-0":
+            return SchedulePath(a, s, noise_time, data_time, prediction, (da, ds), inverse)
+        return SchedulePath(lambda tau: a(1 - tau), lambda tau: s(1 - tau), noise_time, data_time, prediction,
+                            (lambda tau: -da(1 - tau), lambda tau: -ds(1 - tau)), lambda t: 1 - inverse(t))
+    if not (isinstance(path, tuple) and len(path) == 2 and all(map(callable, path))):
+        raise TypeError(f"path is {path!r}: pass a name, or (alpha, sigma), two functions of the network's time")
+    return SchedulePath(*path, noise_time, data_time, prediction)

@@ -1,0 +1,208 @@
+"""Restoring files: scratches, noise, blur and smallness, one after the other, written back as what they were."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from invflow.datasets.files import FORMATS, read_kernel, read_mask
+from invflow.datasets.pictures import NUMBERS, Picture, read_picture, write_picture
+from invflow.likelihood import noise_levels
+from invflow.restore.estimate import posterior_of
+
+if TYPE_CHECKING:
+    from invflow.operator import Operator
+    from invflow.solvers.vfm import VFM
+
+__all__ = ["Restoration", "Restored", "each", "files_in", "restore_file"]
+
+Say = Callable[[str], None]
+
+@dataclass
+class Restoration:
+    """What is wrong with pictures, and what is wanted of them.
+
+    Attributes:
+        mask: file that says what is to be filled in.
+        mask_hides: the paint of it that hides, ``"white"`` or ``"black"``; None as
+            :func:`~invflow.datasets.files.read_mask` has it.
+        kernel: file of the blur.
+        factor: by which they are to be enlarged.
+        sigma: noise standard deviation on a scale of 0 to 1; None: estimated of each.
+        value_range: what is black and white in files of numbers.
+        keep_observed: whether pixels that were observed stay as they are, under a mask.
+        samples: posterior samples to be written beside each.
+        seed: of the random numbers of each file.
+    """
+
+    mask: Path | None = None
+    mask_hides: str | None = None
+    kernel: Path | None = None
+    factor: int | None = None
+    sigma: float | None = None
+    value_range: tuple[float, float] | None = None
+    keep_observed: bool = True
+    samples: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        asked = [f"--{name}" for name in ("mask", "kernel", "factor") if getattr(self, name) is not None]
+        if len(asked) > 1:
+            raise ValueError(f"{' and '.join(asked)}: one at a time; restore what the first leaves with the second")
+        if self.mask_hides is not None and self.mask is None:
+            raise ValueError("--mask-hides says how to read a mask: pass --mask FILE")
+        if self.sigma is not None and not 0 <= self.sigma <= 1:
+            raise ValueError(f"sigma={self.sigma:g}: noise on pixels in [0, 1] has a standard deviation from 0 to 1; "
+                             f"on a scale of 0 to 255 it is {self.sigma / 255:.3g} here")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What came of a file.
+
+    Attributes:
+        files: written, the restored picture first.
+        sigma: the noise level that was taken.
+        seconds: of wall time.
+    """
+
+    files: list[Path]
+    sigma: float
+    seconds: float
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The pictures of a folder, by their suffixes and in order; not those of folders in it."""
+    from PIL import Image
+
+    Image.init()
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    known |= {*NUMBERS, ".heic", ".heif"}
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in known)
+
+
+def restore_file(vfm: VFM, source: Path, target: Path, what: Restoration, say: Say = print) -> Restored:
+    """Restore a file, and write it with its format, bits, colour profile, EXIF and transparency.
+
+    Args:
+        vfm: for colour images of any size, such as ``VFM.load("photos")``.
+        source: the file.
+        target: where it is written; its suffix is exchanged for one that can be, where need be. Samples go into a
+            folder beside it.
+        what: is wrong with it.
+        say: called with a sentence for each thing assumed, changed or lost.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file that cannot be read or restored, with what would help.
+    """
+    start = time.perf_counter()
+    picture = read_picture(source, value_range=what.value_range, say=say)
+    operator = _operator(vfm, picture, what, say)
+    y = picture.values[None]
+    if operator.observed() is not None:
+        y = torch.where(operator.observed(), y, 0.0)  # type: ignore[arg-type]
+    sigma = _sigma(picture, operator, y, what, say)
+    generator = torch.Generator().manual_seed(what.seed)
+    mean, samples = posterior_of(vfm, operator, y, sigma, what.samples, generator)
+    observed = operator.observed()
+    if what.keep_observed and observed is not None:
+        mean, samples = (torch.where(observed[0], y[0], image) for image in (mean, samples))
+    if picture.suffix is not None and target.suffix.lower() != picture.suffix:
+        say(f"{source.name} is written as PNG: {picture.kind} is only read here")
+        target = target.with_suffix(picture.suffix)
+    write_picture(replace(picture, values=mean), target, say=say)
+    files = [target]
+    for i, sample in enumerate(samples):
+        files.append(target.parent / f"{target.stem}-samples" / f"{i}{target.suffix}")
+        write_picture(replace(picture, values=sample), files[-1], say=lambda _: None)
+    return Restored(files, sigma, time.perf_counter() - start)
+
+
+def _operator(vfm: VFM, picture: Picture, what: Restoration, say: Say) -> Operator:
+    from invflow import operators
+
+    shape = tuple(picture.values.shape)
+    if max(what.factor or 1, 1) > 1:
+        shape = (shape[0], *(side * (what.factor or 1) for side in shape[1:]))
+    known = None if picture.known is None else picture.known.float()
+    if known is not None and (what.kernel or what.factor):
+        raise ValueError("it holds values that are no numbers, where nothing was observed: fill them in first, without "
+                         "--kernel and --factor")
+    if what.kernel is not None:
+        kernel = read_kernel(what.kernel, say=say)
+        kind: Any = operators.find("Blur")
+        return kind(kernel, shape, padding="reflect", problem_class=_kind_of_blur(kernel))  # type: ignore[no-any-return]
+    if what.factor is not None:
+        kind = operators.find("SuperResolution")
+        operator: Operator = kind(shape, factor=what.factor)
+        if operator.problem_class not in vfm.adapter.classes:
+            raise ValueError(f"--factor {what.factor}: this prior enlarges by "
+                             + ", ".join(name[-1] for name in vfm.adapter.classes if name.startswith("super-")))
+        return operator
+    if what.mask is None and known is None:
+        kind = operators.find("Denoising")
+        return kind(shape)  # type: ignore[no-any-return]
+    mask = torch.ones(1, *shape[1:])
+    if what.mask is not None:
+        mask = read_mask(what.mask, shape, hides=what.mask_hides, say=say)
+    if known is not None:
+        say(f"{1 - float(known.mean()):.2%} of the picture is no number, and is filled in")
+        mask = mask * known
+    kind = operators.find("MaskInpainting")
+    return kind(mask, shape, _kind_of_mask(mask, vfm.adapter.classes))  # type: ignore[no-any-return]
+
+
+def _kind_of_blur(kernel: Tensor) -> str:
+    """The problem class of a kernel: a Gaussian's looks the same after a quarter turn."""
+    if kernel.shape[0] != kernel.shape[1]:
+        return "motion-blur"
+    apart = float((kernel - kernel.rot90()).norm() / kernel.norm())
+    return "gaussian-blur" if apart < 0.1 else "motion-blur"
+
+
+def _kind_of_mask(mask: Tensor, classes: tuple[str, ...]) -> str:
+    """The problem class of a mask, of those that an adapter knows: scattered pixels, or strokes and boxes."""
+    if "free-form-inpainting" in classes:
+        return "free-form-inpainting"
+    hidden = (mask == 0).any(0).float()[None, None]
+    inside = torch.nn.functional.avg_pool2d(hidden, 3, stride=1) > 0.99
+    return "random-inpainting" if float(inside.float().mean()) < 0.05 * float(hidden.mean()) else "box-inpainting"
+
+
+def _sigma(picture: Picture, operator: Operator, y: Tensor, what: Restoration, say: Say) -> float:
+    """The noise level: given, or estimated, and at least that of rounding."""
+    rounding = (1 / 255 if picture.bits == 8 else 1 / 65535) / math.sqrt(12)
+    if what.sigma is not None:
+        return max(what.sigma, rounding)
+    observed = operator.observed()
+    try:
+        level = noise_levels(y, observed)[0]
+    except ValueError as error:
+        if observed is None or min(y.shape[2:]) < 15:
+            raise ValueError("the noise cannot be estimated from so small or so plain a picture: pass --sigma, such as "
+                             "0.02 for a little grain") from error
+        return rounding  # a drawing, a screenshot
+    lossy = picture.kind in ("JPEG", "WEBP", "AVIF", "HEIC", "JPEG2000")  # correlated noise is the likelier there
+    if level.known or observed is not None or lossy:
+        sigma = level.sigma if level.known else level.high if lossy else level.low
+        say(f"noise estimated as {sigma:.2g}, between {level.low:.2g} and {level.high:.2g}"
+            + (f", for {level.doubt}" if level.doubt else "") + "; --sigma takes another")
+        return max(sigma, rounding)
+    raise ValueError(f"its noise is between {level.low:.2g} and {level.high:.2g}: {level.doubt}; pass --sigma")
+
+
+def each(sources: list[Path], work: Callable[[Path], Restored]) -> Iterator[tuple[Path, Restored | Exception]]:
+    """Work on files one by one; what fails is given back in place of what was restored."""
+    for source in sources:
+        try:
+            yield source, work(source)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            yield source, error

@@ -1,0 +1,77 @@
+"""The solvers that come with the library, by their names: what the entry point ``invflow.solvers`` finds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from invflow.plugins import SolverEntry
+from invflow.solver import Solver
+
+__all__ = [
+    "beam", "best_of_n", "bicubic", "bm3d", "ddrm", "diffpir", "dps", "exact", "flower", "fmtt", "lmmse",
+    "moment_matching", "noise_rto", "noise_smc", "pigdm", "plug_and_play", "pnp_flow", "tds", "top_k", "tv",
+    "ula", "vfm", "wiener",
+]
+
+
+def build_exact(source: Any, *, max_entries: int | None = None) -> Solver:
+    """The closed form that a problem brings, or that of a mixture.
+
+    Args:
+        source: a problem, or a :class:`~invflow.GaussianMixtureFlow`.
+        max_entries: of :class:`~invflow.ExactPosterior`.
+
+    Raises:
+        TypeError: if none is known.
+        ValueError: for ``max_entries`` where the problem brings a closed form of another kind.
+    """
+    from invflow.solvers.exact import ExactPosterior
+
+    known: Solver = source.exact_posterior() if hasattr(source, "exact_posterior") else ExactPosterior(source)
+    if max_entries is None:
+        return known
+    if not isinstance(known, ExactPosterior):
+        raise ValueError(f"the exact posterior of {source!r} has no setting 'max_entries': it is no ExactPosterior")
+    return ExactPosterior(known.prior, max_entries=max_entries)
+
+
+def _entry(name: str, place: str, description: str, takes: Any = "prior") -> SolverEntry:
+    return SolverEntry(name, description, f"invflow.solvers.{place}", takes)
+
+
+vfm = _entry("vfm", "vfm:VFM.load", "one network call for each sample; trained for certain problem classes", "name")
+fmtt = _entry("fmtt", "tilting.fmtt:FMTT", "iterative tilting along the path, with exact weights; needs no training")
+lmmse = _entry("lmmse", "baselines.lmmse:LinearMMSE.load", "best linear estimate and its Gaussian, a baseline", "name")
+noise_smc = _entry("noise-smc", "noise.tempered:NoiseSMC",
+                   "sequential Monte Carlo in noise space, exact as particles grow")
+noise_rto = _entry("noise-rto", "noise.rto:NoiseRTO",
+                   "randomise-then-optimise in noise space, independent draws for sharp rewards")
+dps = _entry("dps", "field.deepinv:DPS", "diffusion posterior sampling, through deepinv; a baseline")
+pigdm = _entry("pigdm", "field.deepinv:PiGDM", "pseudoinverse-guided diffusion, through deepinv; a baseline")
+moment_matching = _entry("moment-matching", "field.deepinv:MomentMatching",
+                         "guided diffusion with the denoiser's covariance, through deepinv")
+diffpir = _entry("diffpir", "field.deepinv:DiffPIR", "plug-and-play diffusion restoration, through deepinv; a baseline")
+ddrm = _entry("ddrm", "field.deepinv:DDRM",
+              "restoration in the operator's singular vectors, through deepinv; a baseline")
+ula = _entry("ula", "field.langevin:ULA", "plug-and-play unadjusted Langevin chains, through deepinv; a baseline")
+pnp_flow = _entry("pnp-flow", "field.pnp_flow:PnPFlow",
+                  "plug-and-play restoration with the flow's denoiser; a baseline")
+flower = _entry("flower", "field.flower:Flower", "denoise, condition a Gaussian, add noise back; a baseline")
+tds = _entry("tds", "tilting.twisted_diffusion:TwistedDiffusion",
+             "twisted diffusion sampling, exact as particles grow; a baseline")
+top_k = _entry("top-k", "search:TopKSearch", "tilted dynamics that keep the best particles: optimisation, not sampling")
+beam = _entry("beam", "search:BeamSearch",
+              "branches along the path, of which the best go on: optimisation, not sampling")
+best_of_n = _entry("best-of-n", "search:BestOfN", "the best of many prior draws: optimisation, not sampling")
+bicubic = _entry("bicubic", "baselines.classical:Bicubic",
+                 "bicubic interpolation: one image, no posterior; a baseline", "nothing")
+wiener = _entry("wiener", "baselines.classical:Wiener",
+                "Wiener filter with the spectrum of photographs: one image; a baseline", "nothing")
+tv = _entry("tv", "baselines.total_variation:TotalVariation",
+            "total variation: one image, no posterior; a baseline", "nothing")
+bm3d = _entry("bm3d", "baselines.block_matching:BM3D",
+              "block matching, for noise and circular blurs: one image; a baseline", "nothing")
+plug_and_play = _entry("plug-and-play", "baselines.plug_and_play:PlugAndPlay",
+                       "splitting with the prior's denoiser: one image; a baseline")
+exact = _entry("exact", "catalogue:build_exact", "closed form, for Gaussian mixtures and problems that know theirs",
+               "source")

@@ -1,0 +1,235 @@
+"""``invflow restore``: a folder of mixed files, and each kind of damage."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+from typer.testing import CliRunner
+
+import invflow
+from invflow.cli.entry import app
+from invflow.datasets.files import read_image, write_image
+from invflow.datasets.pictures import read_picture
+from invflow.linear.spectral import Spectrum
+from invflow.models.neural import NeuralFlowMap
+from invflow.models.spectral_adapter import SpectralAdapter
+from invflow.operators import Blur, SuperResolution
+
+CLASSES = ["denoising", "random-inpainting", "box-inpainting", "super-resolution-x2", "gaussian-blur", "motion-blur"]
+HEIGHT, WIDTH, SIGMA = 70, 96, 0.04
+
+
+def waves(channels: int = 3, height: int = HEIGHT, width: int = WIDTH) -> torch.Tensor:
+    """A picture of slow waves, in [0.2, 0.8]."""
+    rows, columns = torch.arange(height)[:, None] / 9, torch.arange(width) / 7
+    return torch.stack([0.5 + 0.3 * torch.sin(rows + c) * torch.cos(columns - c) for c in range(channels)])
+
+
+def noisy(channels: int = 3) -> torch.Tensor:
+    x = waves(channels)
+    return x + SIGMA * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained: the adapter proposes the best linear estimate under a power law."""
+    spectrum = Spectrum(3, (0.03 / Spectrum.frequencies()).log().float().expand(3, -1))
+    flow = NeuralFlowMap((3, 16, 16), network="none", skip="spectral", mean=torch.zeros(3, 1, 1),
+                         std=torch.full((3, 1, 1), 0.5), spectrum=spectrum)
+    adapter = SpectralAdapter.for_map(flow, CLASSES, options={"channels": [8, 8], "blocks": 1, "embedding": 8},
+                                      generator=torch.Generator().manual_seed(1))
+    adapter.trained_for = flow.fingerprint()
+    folder = tmp_path_factory.mktemp("weights") / "photos"
+    invflow.VFM(flow, adapter).save_pretrained(folder)
+    return folder
+
+
+def run(*arguments: object, code: int = 0) -> tuple[str, str]:
+    result = CliRunner().invoke(app, ["restore", *map(str, arguments)])
+    assert result.exit_code == code, result.output + result.stderr
+    return result.stdout, result.stderr
+
+
+def eight(x: torch.Tensor) -> np.ndarray[Any, Any]:
+    array = (x.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return array[..., 0] if array.shape[2] == 1 else array
+
+
+def error(x: torch.Tensor, truth: torch.Tensor) -> float:
+    return float((x - truth).square().mean().sqrt())
+
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def mixed(folder: Path) -> list[str]:
+    """Twenty files: what they are, and two that are none."""
+    folder.mkdir()
+    y, grey = noisy(), noisy(1)
+    colour, dark = Image.fromarray(eight(y)), Image.fromarray(eight(grey))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    alpha = np.full((HEIGHT, WIDTH), 255, dtype=np.uint8)
+    alpha[:20, :30], alpha[40:50, 40:50] = 128, 0
+    for name, image, options in (
+        ("a.jpg", colour, {"quality": 95, "exif": exif, "icc_profile": PROFILE}),
+        ("b.png", colour, {"icc_profile": PROFILE}),
+        ("c.tif", colour, {"icc_profile": PROFILE}), ("d.webp", colour, {"lossless": True}), ("e.bmp", colour, {}),
+        ("f.ppm", colour, {}), ("g.gif", colour, {}), ("h.jpg", dark, {}), ("i.png", dark, {}), ("j.tif", dark, {}),
+        ("k.tga", colour, {}), ("l.png", colour.convert("P"), {}), ("m.jpg", colour.convert("CMYK"), {}),
+    ):
+        image.save(folder / name, **options)
+    for name, image in (("n.png", colour), ("o.png", dark)):
+        image.putalpha(Image.fromarray(alpha))
+        image.save(folder / name)
+    for name, image in (("p.png", y), ("q.tif", y), ("r.png", grey)):
+        write_image(image, folder / name, bits=16)
+    (folder / "s.jpg").write_bytes(b"no image")
+    colour.convert("RGB").resize((5, 5)).save(folder / "t.png")
+    (folder / "notes.txt").write_text("not a picture")
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".txt")
+
+
+def test_a_folder_of_twenty_files(prior: Path, tmp_path: Path) -> None:
+    names = mixed(tmp_path / "in")
+    assert len(names) == 20
+    out, said = run(tmp_path / "in", "--prior", prior, "--output", tmp_path / "out", code=2)
+    made = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert made == sorted({name.replace("g.gif", "g.png") for name in names} - {"s.jpg", "t.png"})
+    assert "error: s.jpg" in said
+    assert "error: t.png: the noise cannot be estimated" in said
+    assert "2 of 20 files were not restored" in said
+    assert all(f"/20] {name}" in out for name in names if name not in ("s.jpg", "t.png"))
+    assert "s left" in out
+    for name in set(made) - {"a.jpg", "g.png", "l.png"}:  # a turned one; two with few colours
+        truth = waves(1 if name[0] in "hijor" else 3)
+        before, after = read_picture(tmp_path / "in" / name, say=str), read_picture(tmp_path / "out" / name, say=str)
+        for kept in ("kind", "bits", "profile", "exif"):
+            assert getattr(before, kept) == getattr(after, kept), (name, kept)
+        assert (before.alpha is None) == (after.alpha is None)
+        assert after.values.shape == before.values.shape == truth.shape
+        opaque = torch.ones(1, HEIGHT, WIDTH) if after.alpha is None else after.alpha
+        if before.alpha is not None:
+            torch.testing.assert_close(after.alpha, before.alpha)
+        where = (opaque == 1).expand_as(truth)
+        assert error(after.values[where], truth[where]) < 0.75 * error(before.values[where], truth[where]), name
+    turned = Image.open(tmp_path / "out" / "a.jpg")
+    assert turned.size == (HEIGHT, WIDTH)
+    assert turned.getexif().get(0x0112) is None
+    assert turned.getexif()[0x010F] == "Maker"
+    assert turned.info["icc_profile"] == PROFILE
+
+
+def test_scratches_are_filled_and_the_rest_stays(prior: Path, tmp_path: Path) -> None:
+    x = waves()
+    damaged, mask = x.clone(), np.full((HEIGHT, WIDTH), 255, dtype=np.uint8)
+    damaged[:, 30:33, 10:80] = 1.0
+    mask[30:33, 10:80] = 0
+    Image.fromarray(eight(damaged)).save(tmp_path / "damaged.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    _, said = run(tmp_path / "damaged.png", "--mask", tmp_path / "mask.png", "--prior", prior, "--samples", 2)
+    assert "hides 3.12% of the picture" in said
+    restored = np.asarray(Image.open(tmp_path / "damaged-restored.png"))
+    assert np.array_equal(restored[mask == 255], eight(damaged)[mask == 255])
+    assert error(torch.from_numpy(restored[mask == 0] / 255), torch.from_numpy(eight(x)[mask == 0] / 255)) < 0.03
+    for i in range(2):
+        sample = np.asarray(Image.open(tmp_path / "damaged-restored-samples" / f"{i}.png"))
+        assert np.array_equal(sample[mask == 255], eight(damaged)[mask == 255])
+    run(tmp_path / "damaged.png", "--mask", tmp_path / "mask.png", "--prior", prior, "--no-keep-observed", "--sigma",
+        0.05, "--output", tmp_path / "all.png")
+    assert not np.array_equal(np.asarray(Image.open(tmp_path / "all.png"))[mask == 255], eight(damaged)[mask == 255])
+    Image.fromarray(255 - mask).save(tmp_path / "white.png")
+    _, said = run(tmp_path / "damaged.png", "--mask", tmp_path / "white.png", "--prior", prior, code=2)
+    assert "--mask-hides white" in said
+    run(tmp_path / "damaged.png", "--mask", tmp_path / "white.png", "--mask-hides", "white", "--prior", prior)
+
+
+def test_blur_and_smallness(prior: Path, tmp_path: Path) -> None:
+    x = 0.5 + 0.3 * torch.sin(torch.arange(120) / 1.7 + torch.arange(120)[:, None] / 9).expand(3, -1, -1)
+    kernel = torch.ones(1, 9) / 9
+    g = torch.Generator().manual_seed(0)
+    seen = Blur(kernel, x.shape, padding="reflect").measure(x[None], 0.01, generator=g)[0]
+    write_image(seen, tmp_path / "blurred.png")
+    shifted = np.zeros((9, 25))
+    shifted[4, 14:23] = 1.0  # the same blur, six pixels beside the centre, not scaled
+    np.save(tmp_path / "kernel.npy", shifted)
+    _, said = run(tmp_path / "blurred.png", "--kernel", tmp_path / "kernel.npy", "--prior", prior)
+    assert "centred" in said
+    assert error(read_image(tmp_path / "blurred-restored.png"), x) < 0.6 * error(seen, x)
+    small = SuperResolution(x.shape, 2)(x[None])[0]
+    write_image(small, tmp_path / "small.png")
+    run(tmp_path / "small.png", "--factor", 2, "--sigma", 0.01, "--prior", prior)
+    large = read_image(tmp_path / "small-restored.png")
+    assert large.shape == x.shape
+    assert error(large, x) < 0.02
+    _, said = run(tmp_path / "small.png", "--factor", 7, "--sigma", 0.01, "--prior", prior, code=2)
+    assert "enlarges by 2" in said
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".fits", ".tif"])
+def test_files_of_numbers_with_a_range_and_holes(prior: Path, tmp_path: Path, suffix: str) -> None:
+    x, y = 1000 + 3000 * waves(1)[0].numpy(), (1000 + 3000 * noisy(1)[0].numpy()).astype(np.float32)
+    y[20:24, 30:40] = np.nan
+    file = tmp_path / f"numbers{suffix}"
+    if suffix == ".npy":
+        np.save(file, y)
+    elif suffix == ".tif":
+        Image.fromarray(y).save(file)
+    else:
+        fits = pytest.importorskip("astropy.io.fits")
+        fits.PrimaryHDU(y, header=fits.Header({"OBJECT": "waves"})).writeto(file)
+    _, said = run(file, "--prior", prior, code=2)
+    assert "pass --range 1" in said
+    run(file, "--prior", prior, "--range", 1000, 4000, "--no-keep-observed", "--sigma", SIGMA)
+    after = read_picture(tmp_path / f"numbers-restored{suffix}", value_range=(0.0, 5000.0), say=str)
+    found = 5000 * after.values[0].numpy()
+    known = np.isfinite(y)
+    assert np.isfinite(found).all()
+    assert np.abs(found - x)[known].mean() < 0.75 * np.abs(y - x)[known].mean()
+    assert np.abs(found - x)[~known].mean() < 200
+    if suffix == ".fits":
+        assert after.header["OBJECT"] == "waves"
+
+
+def test_heic_is_read_by_its_plug_in_or_the_plug_in_is_named(prior: Path, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    stream = io.BytesIO()
+    heif.from_pillow(Image.fromarray(eight(noisy()))).save(stream, quality=95)
+    (tmp_path / "phone.heic").write_bytes(stream.getvalue())
+    _, said = run(tmp_path / "phone.heic", "--prior", prior, "--sigma", SIGMA)
+    assert "written as PNG" in said
+    assert error(read_image(tmp_path / "phone-restored.png"), waves()) < SIGMA
+    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    _, said = run(tmp_path / "phone.heic", "--prior", prior, code=2)
+    assert "pip install pillow-heif" in said
+
+
+@pytest.mark.parametrize(("options", "match"), [
+    (("--sigma", 5), "on a scale of 0 to 255 it is 0.0196"), (("--sigma", -1), "from 0 to 1"),
+    (("--mask-hides", "white"), "pass --mask FILE"), (("--factor", 2, "--kernel", "k.npy"), "one at a time"),
+    (("--range", 0, 255), "--range belongs to files of numbers"),
+])
+def test_what_makes_no_sense_is_refused(prior: Path, tmp_path: Path, options: tuple[object, ...], match: str) -> None:
+    write_image(noisy(), tmp_path / "a.png")
+    _, said = run(tmp_path / "a.png", "--prior", prior, *options, code=2)
+    assert match in said
+
+
+def test_nothing_is_written_over_and_folders_have_to_hold_something(prior: Path, tmp_path: Path) -> None:
+    write_image(noisy(), tmp_path / "a.png")
+    _, said = run(tmp_path / "a.png", "--prior", prior, "--output", tmp_path / "a.png", code=2)
+    assert "over the file itself" in said
+    _, said = run(tmp_path, "--prior", prior, "--output", tmp_path, code=2)
+    assert "over the file itself" in said
+    (tmp_path / "empty").mkdir()
+    _, said = run(tmp_path / "empty", "--prior", prior, code=2)
+    assert "holds no picture" in said
+    _, said = run(tmp_path / "none.png", "--prior", prior, code=2)
+    assert "there is no file" in said

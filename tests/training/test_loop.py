@@ -1,0 +1,146 @@
+"""The training loop: what a checkpoint was made with, weights that are not finite, and what a stop leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from invflow._core.files import alone_in
+from invflow.training.checkpoint import CHECKPOINT, PREVIOUS
+from invflow.training.loop import LoopSettings, MetricsFile, Objective, batches_of, fit
+
+SETTINGS = LoopSettings(steps=6, batch_size=4, warmup=0, precision="no", checkpoint_seconds=0.0, log_every=1)
+
+
+class Fit(Objective):
+    """A linear layer that learns to give its input back; its loss may be made to break."""
+
+    def __init__(self, scale: float = 1.0, start: float = 0.5, break_at: int | None = None) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3, bias=False)
+        nn.init.constant_(self.layer.weight, start)
+        self.scale, self.calls, self.break_at = scale, 0, break_at
+        self._derived = ("calls", "break_at")
+
+    _derived = ("calls", "break_at")
+
+    def trained(self) -> dict[str, nn.Module]:
+        return {"layer": self.layer}
+
+    def forward(self, data: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        self.calls += 1
+        loss = self.scale * (self.layer(data) - data).square().sum()
+        if self.calls == self.break_at:  # a finite loss whose gradient is not a number
+            loss = loss + (0 * self.layer.weight.sum()).abs().sqrt()
+        return loss, {}
+
+
+def rows(seed: int = 0) -> Tensor:
+    return torch.rand(16, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def train(folder: Path, objective: Objective, data: Any = None, stop_at: int | None = None, **changes: Any) -> bool:
+    settings = LoopSettings(**{**vars(SETTINGS), **changes})
+    return fit(objective, batches_of(rows() if data is None else data, settings), settings, folder, progress=False,
+               stop_at=stop_at)
+
+
+def step_of(path: Path) -> int:
+    with safe_open(path, framework="pt") as file:
+        return int(file.metadata()["step"])
+
+
+@pytest.mark.parametrize(("other", "word"), [
+    (lambda folder: train(folder, Fit(start=0.4)), "another prior, network or objective"),
+    (lambda folder: train(folder, Fit(scale=2.0)), "another prior, network or objective"),
+    (lambda folder: train(folder, Fit(), data=rows(1)), "other data"),
+    (lambda folder: train(folder, Fit(), seed=1), "other settings"),
+])
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, other: Any, word: str) -> None:
+    train(tmp_path, Fit(), stop_at=3)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(ValueError, match=word):
+        other(tmp_path)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    assert train(tmp_path, Fit(), log_every=2)  # the same goes on, with what is free to change changed
+
+
+def test_what_cannot_be_identified_trains_but_is_not_resumed(tmp_path: Path) -> None:
+    def sampler(n: int, generator: torch.Generator, held: Any = threading.Lock()) -> Tensor:  # noqa: B008
+        return torch.rand(n, 3, generator=generator)
+
+    train(tmp_path, Fit(), data=sampler, stop_at=3)
+    with pytest.raises(ValueError, match="cannot be known"):
+        train(tmp_path, Fit(), data=sampler)
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_gradient_that_is_not_a_number_ends_training_and_spares_the_checkpoint(tmp_path: Path, step: int) -> None:
+    with pytest.raises(FloatingPointError, match=rf"not finite at step {step}.*is of step {step - 1}"):
+        train(tmp_path, Fit(break_at=step))
+    assert step_of(tmp_path / CHECKPOINT) == step - 1
+    objective = Fit()
+    assert train(tmp_path, objective)  # goes on from there
+    assert bool(objective.layer.weight.isfinite().all())
+
+
+def test_the_checkpoint_before_is_kept_and_taken_where_the_last_is_missing(tmp_path: Path) -> None:
+    train(tmp_path, Fit(), stop_at=4)
+    assert (step_of(tmp_path / PREVIOUS), step_of(tmp_path / CHECKPOINT)) == (4, 4) or (
+        step_of(tmp_path / PREVIOUS) == 3)
+    (tmp_path / CHECKPOINT).unlink()  # killed between the two renames
+    whole, resumed = Fit(), Fit()
+    assert train(tmp_path / "whole", whole)
+    assert train(tmp_path, resumed)
+    assert torch.equal(whole.layer.weight, resumed.layer.weight)
+
+
+def test_a_damaged_checkpoint_names_the_one_before(tmp_path: Path) -> None:
+    train(tmp_path, Fit(), stop_at=4)
+    (tmp_path / CHECKPOINT).write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match=f"damaged.*the one before it is .*{PREVIOUS}"):
+        train(tmp_path, Fit())
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(ValueError, match="another run is at work"):
+        train(tmp_path, Fit())
+
+
+def test_an_interruption_says_what_it_saved_and_how_to_go_on(tmp_path: Path) -> None:
+    class Interrupted(Fit):
+        def forward(self, data: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+            if self.calls == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().forward(data, generator)
+
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at step 3 of 6 and saved .*\.safetensors: the same command"):
+        train(tmp_path, Interrupted())
+    assert step_of(tmp_path / CHECKPOINT) == 3
+
+
+def test_metrics_are_never_fewer_than_the_checkpoint_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tmp_path, Fit(), stop_at=4)
+    path = tmp_path / "metrics.csv"
+    before = path.read_text()
+
+    def killed(*_: Any) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(SystemExit):  # while rows beyond step 2 are dropped
+        MetricsFile(path, 2)
+    assert path.read_text() == before
+    monkeypatch.undo()
+    MetricsFile(path, 2)
+    with path.open(newline="") as handle:
+        assert [row["step"] for row in csv.DictReader(handle)] == ["1", "2"]
