@@ -123,7 +123,7 @@ def test_recipes_run_in_small(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "PHOTO_ADAPTER", small)
     monkeypatch.setattr("invflow.training.prior.SAMPLE", 64)
     monkeypatch.setattr(recipes, "SAMPLE", 256)
-    changes = {"data": str(folder), "progress": False, "batch_size": 8, "steps": 2, "precision": "no"}
+    changes = {"data": str(folder), "progress": False, "batch_size": 18, "steps": 2, "precision": "no"}
     prior = recipes.photos(tmp_path / "prior", **changes)
     assert prior.resizable
     assert isinstance(prior.network, UNet)

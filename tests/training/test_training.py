@@ -414,5 +414,5 @@ def test_unknown_problem_names_classes_and_ways_out():
     likelihood = invflow.GaussianLikelihood(operator, torch.zeros(1, 2), sigma=0.1)
     with pytest.raises(ValueError, match=r"first-coordinate.*NoiseSMC"):
         vfm.sample(likelihood, 4)
-    with pytest.raises(ValueError, match="not trained for FunctionReward"):
+    with pytest.raises(ValueError, match="a FunctionReward has no measurement"):
         vfm.sample(invflow.FunctionReward(lambda x: x[:, 0]), 4)
