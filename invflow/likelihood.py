@@ -203,7 +203,8 @@ class Likelihood(Reward):
         if x.device != self.y.device:
             raise ValueError(f"x is on {x.device}, y on {self.y.device}: use likelihood.to(x.device)")
         clean = self.operator.expand(x.shape[1])(x.flatten(0, 1))
-        return clean.unflatten(0, x.shape[:2])
+        result: Tensor = clean.unflatten(0, x.shape[:2])
+        return result
 
     def simulate(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A fresh measurement of images, with its noise.
@@ -254,7 +255,8 @@ class Likelihood(Reward):
 
     def _level(self, name: str, like: Tensor) -> Tensor:
         """A per-observation parameter, shaped to broadcast against ``(B, N, *measurement_shape)``."""
-        return getattr(self, name).to(like).reshape(-1, *([1] * (like.ndim - 1)))
+        level: Tensor = getattr(self, name).to(like)
+        return level.reshape(-1, *([1] * (like.ndim - 1)))
 
     def _sum_observed(self, terms: Tensor) -> Tensor:
         """Sum ``(B, N, *measurement_shape)`` over the observed entries, to ``(B, N)``."""

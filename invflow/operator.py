@@ -123,7 +123,8 @@ class Operator(Asked, torch.nn.Module):
         """
         image = torch.full((y.shape[0], *self.image_shape), 0.5, dtype=y.dtype, device=y.device)
         pull_back = torch.func.vjp(self, image)[1]
-        return pull_back(y)[0]
+        result: Tensor = pull_back(y)[0]
+        return result
 
     @_checked
     def pseudo_inverse(self, y: Tensor) -> Tensor:

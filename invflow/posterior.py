@@ -121,7 +121,8 @@ class Posterior:
         """Weighted mean, ``(B, *image_shape)``; the exact one where the solver knew it (:data:`EXACT_MEAN`)."""
         exact = self.diagnostics.get(EXACT_MEAN)
         if exact is not None and not self.weighted:
-            return exact.to(self.samples)
+            result: Tensor = exact.to(self.samples)
+            return result
         return self._sample_mean()
 
     def _sample_mean(self) -> Tensor:

@@ -91,7 +91,7 @@ class Problem:
                  expectations: Callable[[], Mapping[str, float]] | None = None, description: str = "") -> None:
         measured = likelihood if isinstance(likelihood, Likelihood) else None
         if measured is not None:
-            if not (operator is sigma is images is sampler is reward is None) or random:
+            if any(value is not None for value in (operator, sigma, images, sampler, reward)) or random:
                 raise ValueError(f"problem {name!r}: a likelihood of measured data brings its operator, its noise and "
                                  "its data: pass no operator, sigma, truths or reward beside it; for truths that are "
                                  "to be measured pass likelihood=lambda operator, y: ...")

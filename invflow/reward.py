@@ -123,7 +123,8 @@ class FunctionReward(Reward):
                 f"({rows.shape[0]},), one number for each image: sum or average over the other axes, as in "
                 "values.flatten(1).sum(1)"
             )
-        return values.to(device=x.device, dtype=x.dtype).unflatten(0, x.shape[:2])
+        result: Tensor = values.to(device=x.device, dtype=x.dtype).unflatten(0, x.shape[:2])
+        return result
 
     def __repr__(self) -> str:
         black_box = "" if self.differentiable else ", differentiable=False"

@@ -266,6 +266,12 @@ def _no_reward(solver: str, given: object) -> str:
     return f"{solver}.sample takes a Reward, such as a likelihood, not {given_as}: {instead}"
 
 
+def _has_plain_repr(value: object) -> bool:
+    """Whether an object's text is its address, which no two runs share."""
+    own: Any = type(value).__repr__
+    return own is object.__repr__
+
+
 def plain(value: Any) -> Any:
     """A setting as JSON holds it: functions by their names, networks and tensors by what they are and a digest."""
     if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
@@ -279,7 +285,7 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if isinstance(value, nn.Module | Tensor) or (type(value).__repr__ is object.__repr__ and not isinstance(value, type)
+    if isinstance(value, nn.Module | Tensor) or (_has_plain_repr(value) and not isinstance(value, type)
                                                  and not hasattr(value, "__name__")):
         digest = quick_identity(value)
         return type(value).__name__ if digest is None else f"{type(value).__name__} {digest}"

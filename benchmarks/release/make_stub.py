@@ -25,7 +25,8 @@ def _full(name: str) -> str:
 
 
 def _last(name: str) -> str:
-    return _MOVED[name].split()[0].rpartition(".")[2]
+    result: str = _MOVED[name].split()[0].rpartition(".")[2]
+    return result
 
 
 def main() -> None:

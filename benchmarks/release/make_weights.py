@@ -40,7 +40,8 @@ LICENCES = {
 def read_settings(run: Path) -> dict[str, Any]:
     """Settings of the loop that a finished run was made with."""
     with safe_open(run / "checkpoint.safetensors", framework="pt") as file:
-        return json.loads(file.metadata()["settings"])
+        result: dict[str, Any] = json.loads(file.metadata()["settings"])
+        return result
 
 
 def precision(run: Path) -> str:

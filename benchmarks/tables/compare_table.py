@@ -23,7 +23,7 @@ from torch import Tensor
 import invflow
 from benchmarks.release.tune_samplers import CANDIDATES, steps_of, tuned_settings
 from benchmarks.tables.image_table import TASKS
-from invflow.evaluation.compare import Comparison
+from invflow.evaluation.comparison import Comparison
 from invflow.evaluation.results.text import with_error
 from invflow.posterior import NFE, Posterior
 from invflow.problem import Problem

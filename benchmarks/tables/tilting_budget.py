@@ -180,4 +180,5 @@ def _exact_draws(problem: str, particles: int) -> Tensor:
     case, generator = CASES[problem](), torch.Generator().manual_seed(2)
     if isinstance(case.reward, GaussianLikelihood):
         return ExactPosterior(case.prior).sample(case.reward, particles, generator=generator).samples
-    return tilted_sample(REPLICATES * particles, generator).unflatten(0, (REPLICATES, particles))
+    result: Tensor = tilted_sample(REPLICATES * particles, generator).unflatten(0, (REPLICATES, particles))
+    return result

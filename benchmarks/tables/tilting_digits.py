@@ -54,7 +54,8 @@ class DigitReward(Reward):
     def __call__(self, x: Tensor) -> Tensor:
         """``(B, N, C, H, W)`` to ``(B, N)``."""
         logits = self.classifier(x.flatten(0, 1)).log_softmax(1).unflatten(0, x.shape[:2])
-        return logits.gather(2, self.digits[:, None, None].expand(*x.shape[:2], 1))[..., 0]
+        result: Tensor = logits.gather(2, self.digits[:, None, None].expand(*x.shape[:2], 1))[..., 0]
+        return result
 
 
 @functools.cache
@@ -87,7 +88,8 @@ def evaluate_digits(look_ahead: str, seed: int, judge: Classifier | None = None,
 
     def accuracy(model: Classifier) -> Tensor:
         right = model.probabilities(rows).argmax(1).unflatten(0, weights.shape) == reward.digits[:, None]
-        return (weights * right).sum(1)
+        result: Tensor = (weights * right).sum(1)
+        return result
 
     judged = None if judge is None else accuracy(judge)
     own, found = accuracy(classifier), posterior.diagnostics

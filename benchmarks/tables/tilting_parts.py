@@ -39,7 +39,8 @@ class Replicated(Reward):
 
     def __call__(self, x: Tensor) -> Tensor:
         """``(B, N, *image_shape)`` to ``(B, N)``."""
-        return self.fn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        result: Tensor = self.fn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return result
 
 
 def sample_quietly(solver: Solver, reward: Reward, particles: int, seed: int) -> Posterior:

@@ -67,7 +67,11 @@ def resolve_folder(name: str | os.PathLike[str], kind: str) -> Path:
 
 def _download(repo_id: str, kind: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # errors: from 0.25
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # huggingface_hub.errors has them from 0.25 on
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     try:
         # weights and their description only: nothing else of a repository is ever opened

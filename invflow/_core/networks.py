@@ -162,7 +162,7 @@ class Condition(nn.Module):
             tensor: Tensor = getattr(self, f"value_{name}")
             tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
             found[name] = tensor.expand(n, *tensor.shape[1:])
-        return found | {name: condition.rows(n, dtype) for name, condition in self.nested.items()}  # type: ignore
+        return found | {name: condition.rows(n, dtype) for name, condition in self.nested.items()}  # type: ignore[operator]
 
 
 class _Seen(list[nn.Module]):

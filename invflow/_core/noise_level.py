@@ -120,7 +120,8 @@ def _blocks(y: Tensor, observed: Tensor) -> Tensor | None:
     k, i = torch.arange(_SIDE)[:, None], torch.arange(_SIDE)
     cosines = torch.cos(math.pi * k * (2 * i + 1) / (2 * _SIDE)) * math.sqrt(2 / _SIDE)
     cosines[0] /= math.sqrt(2)
-    return blocks @ torch.kron(cosines, cosines).T
+    result: Tensor | None = blocks @ torch.kron(cosines, cosines).T
+    return result
 
 
 def _channel(cosines: Tensor) -> _Channel:

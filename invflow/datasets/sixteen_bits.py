@@ -98,7 +98,8 @@ def check_tiff(tags: Mapping[int, Any]) -> None:
 
 def misread_in_planes(tags: Mapping[int, Any]) -> bool:
     """Whether Pillow would take the 16 bits of planes for 8."""
-    return tags.get(284, 1) == 2 and tags.get(259, 1) == 1
+    result: bool = tags.get(284, 1) == 2 and tags.get(259, 1) == 1
+    return result
 
 
 def read_unknown_tiff(path: Path) -> tuple[Pixels, int, bool] | None:

@@ -20,7 +20,7 @@ from invflow.solver import Solver
 __all__ = ["SolverReconstructor"]
 
 
-class SolverReconstructor(Reconstructor):
+class SolverReconstructor(Reconstructor):  # type: ignore[misc]  # deepinv says no types
     """Images from ``model(y, physics)``; made and documented by :func:`invflow.deepinv_bridge.as_reconstructor`."""
 
     def __init__(self, solver: Solver, sigma: float | Tensor | None, num_samples: int, estimate: str,

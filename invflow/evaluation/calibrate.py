@@ -183,7 +183,8 @@ def _pilot(posed: Problem, problem: Problem, source: str, split: str, generator:
     """Truths ``(n, *image_shape)`` that are not among the simulations: fresh ones, or those of the other split."""
     if source == "data" and problem.has_images:
         return problem.images("validation" if split == "test" else "test")
-    return posed.simulate(_PILOT, generator=generator)[0]
+    result: Tensor = posed.simulate(_PILOT, generator=generator)[0]
+    return result
 
 
 def _uses_weights(solver: Solver, likelihood: Likelihood, generator: torch.Generator) -> bool:

@@ -206,7 +206,8 @@ def _own_gpu() -> torch.device | None:
         return None
     from accelerate import PartialState
 
-    return PartialState().device
+    result: torch.device | None = PartialState().device
+    return result
 
 
 def _wait() -> None:

@@ -347,4 +347,5 @@ def features_of(posterior: Posterior, problem: Problem, generator: torch.Generat
         return None
     count = min(posterior.num_samples, _MOST_FEATURES)
     draws = posterior.resample(count, generator=generator)
-    return classifier_features(draws.samples.flatten(0, 1), name).unflatten(0, (len(draws), count))
+    result: Tensor | None = classifier_features(draws.samples.flatten(0, 1), name).unflatten(0, (len(draws), count))
+    return result

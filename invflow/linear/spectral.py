@@ -59,7 +59,8 @@ def _dct(x: Tensor, inverse: bool) -> Tensor:
         return x @ (matrix if inverse else matrix.mT)
     order, turn, scale = _makhoul(n, x.dtype, x.device)
     if not inverse:
-        return (torch.fft.fft(x[..., order]) * turn).real * scale
+        result: Tensor = (torch.fft.fft(x[..., order]) * turn).real * scale
+        return result
     x = x / scale
     mirrored = torch.cat([torch.zeros_like(x[..., :1]), x[..., 1:].flip(-1)], dim=-1)
     values = torch.fft.ifft(torch.complex(x, -mirrored) / turn).real
@@ -111,7 +112,8 @@ def opponent_matrix(channels: int, dtype: torch.dtype = torch.float32, device: t
     if channels != 3:
         return torch.eye(channels, dtype=dtype, device=device)
     rows = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]], dtype=torch.float64)
-    return (rows / rows.norm(dim=1, keepdim=True)).to(device, dtype)
+    result: Tensor = (rows / rows.norm(dim=1, keepdim=True)).to(device, dtype)
+    return result
 
 
 def mix_channels(matrix: Tensor, x: Tensor) -> Tensor:

@@ -99,10 +99,13 @@ class _Circular(SingularSystem):
 
     def _hartley(self, x: Tensor) -> Tensor:
         spectrum = torch.fft.fft2(x, norm="ortho")
-        return spectrum.real - spectrum.imag
+        result: Tensor = spectrum.real - spectrum.imag
+        return result
 
     def _filter(self, x: Tensor, phase: Tensor) -> Tensor:
-        return torch.fft.ifft2(torch.fft.fft2(x) * phase.to(torch.promote_types(x.dtype, torch.complex64))).real
+        turn = phase.to(torch.promote_types(x.dtype, torch.complex64))
+        result: Tensor = torch.fft.ifft2(torch.fft.fft2(x) * turn).real
+        return result
 
     def v(self, z: Tensor) -> Tensor:
         return self._hartley(z.reshape(-1, *self.image_shape))

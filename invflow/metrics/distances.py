@@ -190,7 +190,8 @@ def _directions(projections: Tensor | None, count: int, a: Tensor, generator: to
     if directions.shape[1] != a.shape[2]:
         raise ValueError(f"projections {tuple(projections.shape)} do not fit samples of {a.shape[2]} values each: pass "
                          "(P, *shape)")
-    return directions / torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+    result: Tensor = directions / torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+    return result
 
 
 def _transport(u: Tensor, wu: Tensor, v: Tensor, wv: Tensor, p: int, plain: bool) -> Tensor:

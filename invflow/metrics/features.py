@@ -121,7 +121,8 @@ def frechet_distance(x: Tensor, y: Tensor, log_weights: Tensor | None = None,
     # tr (S_x S_y)^{1/2} is the sum of singular values of F_x F_y^T, S = F^T F: no root of a near-singular product
     cross = torch.linalg.svdvals(factor_x @ factor_y.mT).sum()
     distance = (mean_x - mean_y).square().sum() + factor_x.square().sum() + factor_y.square().sum() - 2 * cross
-    return distance.clamp(min=0)
+    result: Tensor = distance.clamp(min=0)
+    return result
 
 
 class PrecisionRecall(NamedTuple):
@@ -210,4 +211,5 @@ def _inception(path: str) -> nn.Module:
         raise ValueError(f"{path!r} holds no Inception v3 of torchvision as safetensors (pickles are not read): "
                          f"help(inception_features) tells how to make one. {str(error)[:200]}") from error
     model.fc = nn.Identity()
-    return model.eval().requires_grad_(False)
+    result: nn.Module = model.eval().requires_grad_(False)
+    return result

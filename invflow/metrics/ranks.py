@@ -226,7 +226,8 @@ def _pointwise_tails(count: int, num_samples: int) -> np.ndarray:
     share = np.arange(1, num_samples + 1)[:, None] / (num_samples + 1)
     below = bdtr(np.arange(count + 1.0), count, share)
     # by symmetry, so that both tails round alike: R_k >= r just where B - R_k, of share 1 - k / (N + 1), is <= B - r
-    return np.minimum(below, below[::-1, ::-1])
+    result: np.ndarray = np.minimum(below, below[::-1, ::-1])
+    return result
 
 
 @functools.lru_cache(maxsize=256)
@@ -292,4 +293,5 @@ def _rank_probabilities(num_samples: int, spread: float, shift: float) -> np.nda
     k = np.arange(num_samples + 1)[:, None]
     chosen = gammaln(num_samples + 1) - gammaln(k + 1) - gammaln(num_samples - k + 1)
     law = np.exp(chosen + k * log_ndtr(u) + (num_samples - k) * log_ndtr(-u)) @ weight
-    return law / law.sum()
+    result: np.ndarray = law / law.sum()
+    return result

@@ -118,7 +118,8 @@ def block_means(images: Tensor, size: int = 4) -> Tensor:
         ValueError: if the images are smaller than a block.
     """
     _check_picture(images, size, "block_means")
-    return F.avg_pool2d(images.flatten(0, -4), size).unflatten(0, images.shape[:-3])
+    result: Tensor = F.avg_pool2d(images.flatten(0, -4), size).unflatten(0, images.shape[:-3])
+    return result
 
 
 def _check_picture(images: Tensor, size: int, name: str) -> None:

@@ -333,4 +333,5 @@ def _knots(coordinates: Tensor, std: Tensor, dimension: int, steps: int) -> Tens
     count = steps if settled == last else steps - 1
     fractions = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=coordinates.device)[1:]
     knots = torch.sinh(fractions * math.asinh(0.3 * length * settled)) / (0.3 * length)
-    return knots[:-1] if settled == last else knots
+    result: Tensor = knots[:-1] if settled == last else knots
+    return result

@@ -148,7 +148,8 @@ class NeuralFlowMap(FlowMap):
                 return linear
             end = spectrum.inverse_transform(scale / g_s * coefficients)
         seen = torch.cat([(x - s * self.mean) / g, end / self.std], dim=1)
-        return linear + RESIDUAL * self.std / g * self.network(seen, embedding).to(x.dtype)
+        result: Tensor = linear + RESIDUAL * self.std / g * self.network(seen, embedding).to(x.dtype)
+        return result
 
     @property
     def resizable(self) -> bool:

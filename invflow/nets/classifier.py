@@ -57,7 +57,8 @@ class Classifier(nn.Module):
         """Logits: images ``(n, *image_shape)`` in [0, 1] to ``(n, number of classes)``."""
         if tuple(x.shape[1:]) != self.image_shape:
             raise ValueError(f"images {tuple(x.shape)}, but this classifier takes (n, *{self.image_shape})")
-        return self.layers(2 * x - 1)
+        result: Tensor = self.layers(2 * x - 1)
+        return result
 
     @torch.no_grad()
     def probabilities(self, x: Tensor, chunk_size: int = 1024) -> Tensor:

@@ -37,4 +37,5 @@ class TimeEmbedding(nn.Module):
         stacked = torch.stack(scalars, dim=1)
         angles = stacked[:, :, None] * self.frequencies
         features = torch.cat([stacked[:, :, None], angles.sin(), angles.cos()], dim=2)
-        return self.mlp(features.flatten(1))
+        result: Tensor = self.mlp(features.flatten(1))
+        return result

@@ -61,4 +61,5 @@ class MLP(nn.Module):
             h = layer(x) if shift is None else layer(x) + shift
             h = nn.functional.silu(h)
             x = x + h if x.shape == h.shape else h
-        return self.last(x)
+        result: Tensor = self.last(x)
+        return result

@@ -45,7 +45,8 @@ class Block(nn.Module):
         scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.first(silu(self.norm(x)))
         h = self.second(silu(h * (1 + scale) + shift))
-        return x + h
+        result: Tensor = x + h
+        return result
 
 
 class Attention(nn.Module):
@@ -61,7 +62,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).flatten(2).chunk(3, dim=1)
         weights = (q.transpose(1, 2) @ k * q.shape[1] ** -0.5).softmax(dim=2)
-        return x + self.out((v @ weights.transpose(1, 2)).unflatten(2, x.shape[2:]))
+        result: Tensor = x + self.out((v @ weights.transpose(1, 2)).unflatten(2, x.shape[2:]))
+        return result
 
 
 class UNet(nn.Module):
@@ -136,7 +138,8 @@ class UNet(nn.Module):
                 low, high = low - radius, high + radius
             low, high = low - 1, high + 1  # the stem
             reach = max(reach, self.patch * (cell + 1 - low) - 1, self.patch * (high + 1 - cell) - 1)
-        return -(-reach // self.stride) * self.stride
+        result: int = -(-reach // self.stride) * self.stride
+        return result
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Apply the network.

@@ -57,7 +57,8 @@ def told(vfm: VFM, operator: Operator, sigma: float) -> float:
     """The nearest noise level that the network was trained for."""
     usual = (0.01, 0.25) if operator.structure == "identity" else (0.005, 0.2)
     low, high = getattr(vfm.adapter, "levels", {}).get(operator.problem_class, usual)
-    return min(max(sigma, low), high)
+    result: float = min(max(sigma, low), high)
+    return result
 
 
 @contextmanager

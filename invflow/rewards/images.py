@@ -33,7 +33,8 @@ class _ImageReward(Reward):
         if x.ndim != 5:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected images (B, N, C, H, W): pass x[None] for n "
                              "images of one observation")
-        return self.score(x.flatten(0, 1)).to(x.dtype).unflatten(0, x.shape[:2])
+        result: Tensor = self.score(x.flatten(0, 1)).to(x.dtype).unflatten(0, x.shape[:2])
+        return result
 
 
 class ClassReward(_ImageReward):
@@ -69,7 +70,8 @@ class ClassReward(_ImageReward):
         weight = next(self.classifier.parameters())
         if self.classifier.training:
             self.classifier.eval()
-        return self.classifier(x.to(weight.dtype)).log_softmax(1)[:, self.label].to(x.dtype)
+        result: Tensor = self.classifier(x.to(weight.dtype)).log_softmax(1)[:, self.label].to(x.dtype)
+        return result
 
     def predicted(self, x: Tensor) -> Tensor:
         """The classifier's own label: ``(n, C, H, W)`` to ``(n,)`` int64."""

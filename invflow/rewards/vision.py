@@ -153,7 +153,8 @@ class ImageTextReward(_VisionReward):
         """The reward on another device or in another floating-point type; a copy."""
         other: Any = super().to(*args, **kwargs)
         other.text_features = other._text()
-        return other
+        result: Reward = other
+        return result
 
     @torch.no_grad()
     def _text(self) -> Tensor:
@@ -213,7 +214,8 @@ class YesNoReward(_VisionReward):
         """Scaled log odds: ``(n, C, H, W)`` to ``(n,)``."""
         inputs = {k: v.expand(len(x), *v.shape[1:]) for k, v in self.inputs.items()}
         logits = self.model(**inputs, pixel_values=self.pixel_values(x)).logits[:, -1]
-        return self.scale * (logits[:, self.yes] - logits[:, self.no])
+        result: Tensor = self.scale * (logits[:, self.yes] - logits[:, self.no])
+        return result
 
     def __repr__(self) -> str:
         return f"YesNoReward({self.question!r}, scale={self.scale})"
@@ -248,7 +250,8 @@ def _prompt(processor: Any, question: str, prompt: str | None) -> str:
         return prompt.format(question=question)
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": question + " Answer yes or no."}]
-        return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        result: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        return result
     return f"{getattr(processor, 'image_token', '<image>')} {question} Answer:"
 
 

@@ -211,7 +211,8 @@ def _check_decoding(prior: FlowMap, state: Tensor, exact: bool) -> None:
 def _check_counting(prior: FlowMap, x: Tensor) -> None:
     advice = ("velocity and jump of a FlowMap are counted by themselves; a method that evaluates a network "
               "otherwise calls self.record_output(output, rows).")
-    calls = {"velocity": lambda x: prior.velocity(x, 0.5), "jump": lambda x: prior.jump(x, 0.25, 0.75)}
+    calls: dict[str, Callable[[Tensor], Tensor]] = {"velocity": lambda x: prior.velocity(x, 0.5),
+                                                    "jump": lambda x: prior.jump(x, 0.25, 0.75)}
     if not prior.has_velocity:
         calls = {"jump": lambda x: prior.jump(x, 0.25, 1.0)}
     for name, call in calls.items():

@@ -352,4 +352,5 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 def _identity(settings: LoopSettings) -> dict[str, Any]:
     """The settings that a checkpoint must share with the run that resumes from it."""
     loose = ("checkpoint_seconds", "log_every", "compile")
-    return json.loads(json.dumps({k: v for k, v in asdict(settings).items() if k not in loose}))
+    result: dict[str, Any] = json.loads(json.dumps({k: v for k, v in asdict(settings).items() if k not in loose}))
+    return result

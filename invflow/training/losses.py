@@ -75,7 +75,7 @@ def average_velocity_jvp(u: AverageVelocity, x: Tensor, s: Tensor, t: Tensor, v:
         ``(n, *shape)``, without a graph.
     """
     with torch.no_grad():
-        tangent = torch.func.jvp(lambda a, b: u(a, b, t), (x, s), (v, torch.ones_like(s)))[1]
+        tangent: Tensor = torch.func.jvp(lambda a, b: u(a, b, t), (x, s), (v, torch.ones_like(s)))[1]
     return tangent.detach()
 
 

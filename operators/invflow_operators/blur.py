@@ -134,19 +134,22 @@ class Blur(Operator):
     def forward(self, x: Tensor) -> Tensor:
         """``(n, C, H, W)`` to the same."""
         if self.padding == "circular":
-            return torch.fft.irfft2(torch.fft.rfft2(x) * self._transfer(x), s=x.shape[2:])
+            result: Tensor = torch.fft.irfft2(torch.fft.rfft2(x) * self._transfer(x), s=x.shape[2:])
+            return result
         (h, w), (height, width) = self.kernel.shape[2:], x.shape[2:]
         before, after = ((h - 1) // 2, (w - 1) // 2), (h // 2, w // 2)
         mode = "reflect" if self.padding == "reflect" else "constant"
         grid = F.pad(x, (before[1], after[1], before[0], after[0]), mode=mode)
         blurred = torch.fft.irfft2(torch.fft.rfft2(grid) * self._transfer(x), s=grid.shape[2:])
-        return blurred[:, :, before[0]:before[0] + height, before[1]:before[1] + width]
+        cut: Tensor = blurred[:, :, before[0]:before[0] + height, before[1]:before[1] + width]
+        return cut
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Correlation with the kernel; where the border is not circular, the vector-Jacobian product."""
         if self.padding != "circular":
             return super().adjoint(y)
-        return torch.fft.irfft2(torch.fft.rfft2(y) * self._transfer(y).conj(), s=y.shape[2:])
+        result: Tensor = torch.fft.irfft2(torch.fft.rfft2(y) * self._transfer(y).conj(), s=y.shape[2:])
+        return result
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """Inverse filter, zero where the transfer function is within rounding of zero; it blows up noise.
@@ -160,7 +163,8 @@ class Blur(Operator):
         power = transfer.abs().square()
         kept = power > torch.finfo(y.dtype).eps * power.amax((2, 3), keepdim=True)
         inverse = torch.where(kept, transfer.conj() / power.clamp(min=torch.finfo(y.dtype).tiny), 0.0)
-        return torch.fft.irfft2(torch.fft.rfft2(y) * inverse, s=y.shape[2:])
+        result: Tensor = torch.fft.irfft2(torch.fft.rfft2(y) * inverse, s=y.shape[2:])
+        return result
 
     def embed(self, y: Tensor) -> Tensor:
         """The measurement itself, already an image."""

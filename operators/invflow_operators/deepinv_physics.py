@@ -153,7 +153,8 @@ class DeepinvOperator(Operator):
         from deepinv.physics import DecomposablePhysics
 
         if isinstance(self.physics, DecomposablePhysics) and self._plain:
-            return self.physics.A_dagger(y)
+            result: Tensor = self.physics.A_dagger(y)
+            return result
         return super().pseudo_inverse(y)
 
     def randomize(self, n: int, generator: torch.Generator | None = None) -> Operator:
@@ -210,7 +211,8 @@ class DeepinvOperator(Operator):
             if not torch.equal(getattr(other.physics, name), value):  # deepinv ignores what it does not know
                 raise TypeError(f"{type(self.physics).__name__} cannot change {name}: take it out of per_set")
         other.num_sets = other._count_sets()
-        return other
+        result: DeepinvOperator = other
+        return result
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DeepinvOperator:
         # Module.to(torch.float64) drops the imaginary parts of complex tensors: move those as pairs of reals
@@ -219,7 +221,7 @@ class DeepinvOperator(Operator):
                 return fn(value)
             return torch.view_as_complex(fn(torch.view_as_real(value.resolve_conj())).contiguous())
 
-        super()._apply(move, recurse)
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]  # torch's own says no types
         if self.per_set:  # what the physics derives from these was converted, not computed, in the new type
             self.physics.update_parameters(**{name: getattr(self.physics, name) for name in self.per_set})
         self._probe()  # some physics renew what they derive when they are first used: now, rather than in use
@@ -230,7 +232,7 @@ class DeepinvOperator(Operator):
         return {**vars(self), "_modules": {**self._modules, "physics": _exchanged(self.physics, _as_lambda)}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's own says no types
         self.physics = _exchanged(self.physics, lambda _, value: value.find() if isinstance(value, _Lambda) else value)
 
     def __copy__(self) -> DeepinvOperator:
@@ -243,7 +245,8 @@ class DeepinvOperator(Operator):
         other = _shallow_copy(self)
         other.physics = self.physics.clone()
         memo[id(self)] = other
-        return other
+        result: DeepinvOperator = other
+        return result
 
 
 @dataclass(frozen=True)

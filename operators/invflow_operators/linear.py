@@ -58,11 +58,13 @@ class MatrixOperator(Operator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Multiplication with the transposed matrix."""
-        return _multiply(self.matrix.to(y.dtype).mT, y).unflatten(1, self.image_shape)
+        result: Tensor = _multiply(self.matrix.to(y.dtype).mT, y).unflatten(1, self.image_shape)
+        return result
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """Multiplication with the Moore-Penrose inverse."""
-        return _multiply(torch.linalg.pinv(self.matrix.to(y.dtype)), y).unflatten(1, self.image_shape)
+        result: Tensor = _multiply(torch.linalg.pinv(self.matrix.to(y.dtype)), y).unflatten(1, self.image_shape)
+        return result
 
     def embed(self, y: Tensor) -> Tensor:
         """The pseudo-inverse."""

@@ -77,7 +77,8 @@ class SuperResolution(Operator):
     def forward(self, x: Tensor) -> Tensor:
         """``(n, C, H, W)`` to ``(n, C, ceil(H / f), ceil(W / f))``."""
         if self.filter == "bicubic":
-            return self.rows(self.columns(x).mT).mT
+            result: Tensor = self.rows(self.columns(x).mT).mT
+            return result
         return F.avg_pool2d(x, self.factor, ceil_mode=True)
 
     def adjoint(self, y: Tensor) -> Tensor:
@@ -89,7 +90,8 @@ class SuperResolution(Operator):
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """``(n, C, ceil(H / f), ceil(W / f))`` to ``(n, C, H, W)``; for "average", each pixel over its block."""
         if self.filter == "bicubic":
-            return self.rows_inverse(self.columns_inverse(y).mT).mT
+            result: Tensor = self.rows_inverse(self.columns_inverse(y).mT).mT
+            return result
         return self._repeat(y)
 
     def embed(self, y: Tensor) -> Tensor:

@@ -172,4 +172,5 @@ def evaluate(solver: Solver, *, num_observations: int = 1000, num_samples: int =
 def _second_density(second: Tensor, samples: Tensor, sigma: Tensor) -> Tensor:
     """Log density of a second measurement given each sample: ``(B, N)``."""
     normal = torch.distributions.Normal(samples[..., 0], sigma[:, None])
-    return normal.log_prob(second)
+    result: Tensor = normal.log_prob(second)
+    return result

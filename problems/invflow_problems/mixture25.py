@@ -67,7 +67,8 @@ class _Draw:
 def _orthonormal(gaussian: Tensor) -> Tensor:
     """Columns of a Haar-distributed orthogonal matrix (Mezzadri 2007): QR, with the signs of R's diagonal."""
     q, r = torch.linalg.qr(gaussian)
-    return q * r.diagonal().sign()
+    result: Tensor = q * r.diagonal().sign()
+    return result
 
 
 def draw_problem(d: int, m: int, seed: int = 0, *, steps: int = 16, name: str | None = None) -> Problem:

@@ -47,11 +47,13 @@ def wavy_sample(n: int, generator: torch.Generator) -> Tensor:
 
 def on_curve(x: Tensor) -> Tensor:
     """1 where a point is within 0.16 of the curve, measured from the origin, else 0: ``(n, 2)`` to ``(n,)``."""
-    return ((x.norm(dim=1) - curve_radius(x)).abs() < 2 * WIDTH).to(x)
+    result: Tensor = ((x.norm(dim=1) - curve_radius(x)).abs() < 2 * WIDTH).to(x)
+    return result
 
 
 def _outside(x: Tensor) -> Tensor:
-    return (x.norm(dim=1) > RADIUS).to(x)
+    result: Tensor = (x.norm(dim=1) > RADIUS).to(x)
+    return result
 
 
 @functools.cache

@@ -55,7 +55,8 @@ class _Pictures(nn.Module):
         self.vectors = vectors
 
     def forward(self, state: Tensor) -> Tensor:
-        return self.vectors.decode(state).unflatten(1, SHAPE)
+        result: Tensor = self.vectors.decode(state).unflatten(1, SHAPE)
+        return result
 
 
 class _Vectors(_Pictures):

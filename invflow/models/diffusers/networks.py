@@ -131,7 +131,8 @@ class Network(nn.Module):
         if out.shape != x.shape:
             raise ValueError(f"{type(self.model).__name__} made {tuple(out.shape)} of states {tuple(x.shape)}: "
                              "from_diffusers takes models that keep the shape (or add a learned variance)")
-        return out.to(x.dtype)
+        result: Tensor = out.to(x.dtype)
+        return result
 
 
 class Codec(nn.Module):

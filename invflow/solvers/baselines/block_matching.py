@@ -125,4 +125,5 @@ def _kernel(transfer: Tensor) -> np.ndarray[Any, Any]:
     for axis, side in enumerate(kernel.shape):
         if side % 2 == 0:  # what is farthest from the origin, which no kernel smaller than the image reaches
             kernel = kernel.narrow(axis, 1, side - 1)
-    return kernel.numpy()
+    result: np.ndarray[Any, Any] = kernel.numpy()
+    return result

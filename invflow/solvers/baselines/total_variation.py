@@ -161,7 +161,8 @@ def total_variation(x: Tensor, joint: bool = True) -> Tensor:
 
 def _length(slope: Tensor, joint: bool) -> Tensor:
     """Lengths of the vectors of differences, ``(n, 1 or C, 1, H, W)``."""
-    return torch.linalg.vector_norm(slope, dim=(1, 2) if joint else 2, keepdim=True)
+    result: Tensor = torch.linalg.vector_norm(slope, dim=(1, 2) if joint else 2, keepdim=True)
+    return result
 
 
 def _size(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from invflow.solvers.field.rows import RowNoise, Rows, observed_forward
 __all__ = ["FlowDenoiser", "NoiseFrom", "TogetherPhysics", "direct_physics", "measured", "spectral_physics"]
 
 
-class FlowDenoiser(Denoiser):
+class FlowDenoiser(Denoiser):  # type: ignore[misc]  # deepinv says no types
     r"""The denoiser of a flow map, D(x, sigma) for images x plus noise of standard deviation sigma.
 
     With images decode(m) = scale m + shift, the state x_t = (1 - t) z + t m divided by t is m + ((1 - t) / t) z: an

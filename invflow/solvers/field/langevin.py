@@ -118,4 +118,5 @@ def operator_norm(likelihood: GaussianLikelihood, iterations: int = 30) -> Tenso
     for _ in range(iterations):
         norm = x.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
         x = operator.adjoint(observed_forward(likelihood, x / norm.reshape(-1, *[1] * (x.ndim - 1))))
-    return x.flatten(1).norm(dim=1).sqrt()
+    result: Tensor = x.flatten(1).norm(dim=1).sqrt()
+    return result

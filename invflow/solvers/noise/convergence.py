@@ -50,7 +50,8 @@ def mean_squared_residual(reward: Reward, images: Tensor, log_weights: Tensor, c
     parts = ChunkSize(chunk_size, "the residual").over(
         len(rows), lambda part: reward.select(owner[part]).residual(rows[part, None])[:, 0])  # type: ignore[attr-defined]
     residual = torch.cat([part for _, part in parts])
-    return (log_weights.softmax(1) * precise(residual).unflatten(0, (-1, count))).sum(1)
+    result: Tensor | None = (log_weights.softmax(1) * precise(residual).unflatten(0, (-1, count))).sum(1)
+    return result
 
 
 def largest_residual(reward: Reward) -> Tensor:

@@ -90,7 +90,8 @@ class BatchedLBFGS:
         scale = self._scale[self._rows].square()
         if not self._steps:
             moved = scale * gradient
-            return moved / (moved / scale.sqrt()).norm(dim=1, keepdim=True).clamp(min=1.0)
+            result: Tensor = moved / (moved / scale.sqrt()).norm(dim=1, keepdim=True).clamp(min=1.0)
+            return result
         q, alphas = gradient, []
         for s, y in zip(reversed(self._steps), reversed(self._changes)):
             rho = _inverse(_dot(s, y))[:, None]

@@ -206,7 +206,8 @@ class NoiseRTO(Solver):
         states = [ends[k] for k in sorted(ends)]
 
         def gather(name: str) -> Tensor:
-            return torch.cat([getattr(state, name) for state in states]).unflatten(0, (-1, num_samples))
+            result: Tensor = torch.cat([getattr(state, name) for state in states]).unflatten(0, (-1, num_samples))
+            return result
 
         log_weights, missed = (gather(name) if self.weights else None for name in ("log_weights", "missed"))
         return Draws(gather("noise"), gather("objective"), gather("gradient_norm"), gather("iterations"),

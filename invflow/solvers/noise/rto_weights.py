@@ -194,7 +194,8 @@ def _log_weights(z: Tensor, residual: Tensor, log_likelihood: Tensor, derivative
     # |v|^2 - |G v|^2 in the norm of (I + G G^T)^-1: the quadratic form of (I + G^T G)^-1
     form = v.square().sum(1) - (image * torch.linalg.solve(gram, image)).sum(1)
     log_q = torch.linalg.slogdet(derivative)[1] - 0.5 * torch.linalg.slogdet(gram)[1] - 0.5 * form
-    return precise(log_likelihood) - 0.5 * z.square().sum(1) - log_q
+    result: Tensor = precise(log_likelihood) - 0.5 * z.square().sum(1) - log_q
+    return result
 
 
 def _linearise(problem: PerturbedProblem, noise: Tensor, rows: Tensor,

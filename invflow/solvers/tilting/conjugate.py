@@ -113,7 +113,8 @@ class Conjugate:
         operator = likelihood.operator.expand(len(mean) // b)
 
         def measure(x: Tensor) -> Tensor:
-            return zero_unobserved(operator, operator(x)).flatten(1).unflatten(0, (b, -1))
+            result: Tensor = zero_unobserved(operator, operator(x)).flatten(1).unflatten(0, (b, -1))
+            return result
 
         def pull_back(y: Tensor) -> Tensor:
             return operator.adjoint(zero_unobserved(operator, y.reshape(-1, *operator.measurement_shape)))

@@ -44,7 +44,8 @@ class Chunk:
     @property
     def count(self) -> int:
         """How many rows there are."""
-        return self.rows.stop - self.rows.start
+        result: int = self.rows.stop - self.rows.start
+        return result
 
     def halves(self) -> tuple[Chunk, Chunk]:
         """The same rows as two chunks: some of the observations each, or half the particles of a single one."""

@@ -171,4 +171,5 @@ def _verdict(solver: str, count: int, found: dict[str, Any], torn: Tensor, weigh
             "trusted: take more particles or more steps, or a solver made for sharp likelihoods, "
             f"invflow.NoiseSMC(prior){advice}",
             stacklevel=5)
-    return converged
+    result: Tensor = converged
+    return result
