@@ -29,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     vfm = VFM.load(arguments.vfm)
     images = load_images(arguments.data, split="train")[-arguments.images :]
-    problems = [p for p in image_problems(vfm.prior.image_shape)  # type: ignore[arg-type]
+    problems = [p for p in image_problems(vfm.prior.image_shape)
                 if p.operator.problem_class in vfm.adapter.classes]
     fits = fit_consistency(vfm, images, problems, levels=arguments.levels, num_samples=arguments.samples,
                            seed=arguments.seed)

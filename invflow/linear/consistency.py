@@ -92,7 +92,16 @@ def _tangent(operator: Operator, x: Tensor) -> tuple[Map, Map]:
         return operator, operator.adjoint
     point = x.detach()
     pull_back = torch.func.vjp(operator, point)[1]
-    return lambda v: torch.func.jvp(operator, (point,), (v,))[1], lambda w: pull_back(w)[0]
+
+    def push(v: Tensor) -> Tensor:
+        moved: Tensor = torch.func.jvp(operator, (point,), (v,))[1]
+        return moved
+
+    def pull(w: Tensor) -> Tensor:
+        back: Tensor = pull_back(w)[0]
+        return back
+
+    return push, pull
 
 
 def measurement_noise(rows: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -105,4 +114,4 @@ def measurement_noise(rows: int, shape: tuple[int, ...], generator: torch.Genera
     seed = torch.randint(2**62, (1,), generator=fork, device=generator.device)
     own = torch.Generator(generator.device).manual_seed(int(seed))
     size = torch.Size(shape).numel()
-    return draw_noise((rows, -(-size // BLOCK) * BLOCK), own)[:, :size].unflatten(1, shape)
+    return draw_noise((rows, -(-size // BLOCK) * BLOCK), own)[:, :size].reshape(rows, *shape)

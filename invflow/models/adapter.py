@@ -417,10 +417,10 @@ class Adapter(Countable):
             deviations: whether the copy says how far pixels may have to move; they begin all alike.
 
         Raises:
-            ValueError: for an adapter of another form, or a new class that is like none that is known.
+            ValueError: for deviations of an adapter of another form, or a new class that is like none that is known.
         """
-        if type(self) is not Adapter:
-            raise ValueError(f"{type(self).__name__} cannot grow: train a fresh one")
+        if deviations and type(self) is not Adapter:
+            raise ValueError(f"a {type(self).__name__} says no deviations: pass deviations=False")
         begins = [name if name in self.classes else like.get(name) for name in classes]
         unknown = [name for name, first in zip(classes, begins) if first not in self.classes]
         if unknown:
@@ -431,7 +431,7 @@ class Adapter(Countable):
         for key in ("levels", "traits", "consistency"):
             known = config.get(key, {})
             config[key] = {name: known[str(first)] for name, first in zip(classes, begins) if first in known}
-        other = Adapter.build(config, Adapter.shared(config))
+        other = type(self).build(config, Adapter.shared(config))
         tensors, own = other.state_dict(), self.state_dict()
         for key, value in own.items():
             if key == "problem.weight":

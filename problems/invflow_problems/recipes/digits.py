@@ -59,7 +59,7 @@ SAMPLES_OBJECTIVE = ObjectiveSettings(tau=TAU, alpha=0.9, level_power=0.0, model
 LIKE = {"free-form-inpainting": "random-inpainting"}
 
 
-def image_problems(image_shape: tuple[int, int, int]) -> list[TrainingProblem]:
+def image_problems(image_shape: tuple[int, ...]) -> list[TrainingProblem]:
     """The seven problem classes, with the ranges of noise, from none on, and of operators.
 
     Args:
@@ -95,10 +95,11 @@ def _train_image_vfm(run: Run, name: str) -> VFM:
     images = load_images(str(run.data), split="train", dtype=torch.uint8)
     if run.prior and kind_of(run.prior) == "vfm":  # go on from its map and its adapter
         begun = VFM.load(run.prior)
-        prior, adapter = begun.prior, begun.adapter
+        prior = begun.prior
+        adapter = grown(begun.adapter, image_problems(prior.image_shape))
     else:
         prior, adapter = load_trainable(run.prior or name), None
-    return train_vfm(images, prior, image_problems(prior.image_shape), run.settings, run.folder,  # type: ignore[arg-type]
+    return train_vfm(images, prior, image_problems(prior.image_shape), run.settings, run.folder,
                      options=ADAPTER_NETWORK, adapter=adapter, progress=run.progress, stop_at=run.stop_at, tau=TAU,
                      alpha=ALPHA, level_power=0.0, model_error=True, tangent="semigroup")
 
@@ -113,7 +114,7 @@ DEVIATIONS_OBJECTIVE = ObjectiveSettings(level_power=0.0, frozen=True, score=IMA
 def _sharpen_image_vfm(run: Run, name: str, objective: ObjectiveSettings = SAMPLES_OBJECTIVE) -> VFM:
     images = load_images(str(run.data), split="train", dtype=torch.uint8)
     vfm = VFM.load(run.prior or name)
-    problems = image_problems(vfm.prior.image_shape)  # type: ignore[arg-type]
+    problems = image_problems(vfm.prior.image_shape)
     return train_vfm(images, vfm.prior, problems, run.settings, run.folder,
                      adapter=grown(vfm.adapter, problems, deviations=True), objective=objective,
                      progress=run.progress, stop_at=run.stop_at)
@@ -122,17 +123,18 @@ def _sharpen_image_vfm(run: Run, name: str, objective: ObjectiveSettings = SAMPL
 def _consolidate_image_vfm(run: Run, name: str) -> VFM:
     images = load_images(str(run.data), split="train", dtype=torch.uint8)
     vfm = VFM.load(run.prior or name)
-    return consolidate_vfm(vfm, images, image_problems(vfm.prior.image_shape), run.settings,  # type: ignore[arg-type]
-                           run.folder, jumps=IMAGE_JUMPS, alpha=TAUGHT_ALPHA, progress=run.progress,
-                           stop_at=run.stop_at)
+    problems = image_problems(vfm.prior.image_shape)
+    return consolidate_vfm(VFM(vfm.prior, grown(vfm.adapter, problems)), images, problems, run.settings, run.folder,
+                           jumps=IMAGE_JUMPS, alpha=TAUGHT_ALPHA, progress=run.progress, stop_at=run.stop_at)
 
 
 def _score_image_vfm(run: Run, name: str) -> VFM:
     images = load_images(str(run.data), split="train", dtype=torch.uint8)
     vfm = VFM.load(run.prior or name)
-    return train_vfm(images, vfm.prior, image_problems(vfm.prior.image_shape), run.settings,  # type: ignore[arg-type]
-                     run.folder, adapter=vfm.adapter, frozen=True, level_power=0.0, model_error=True,
-                     score=IMAGE_SCORE, progress=run.progress, stop_at=run.stop_at)
+    problems = image_problems(vfm.prior.image_shape)
+    return train_vfm(images, vfm.prior, problems, run.settings, run.folder, adapter=grown(vfm.adapter, problems),
+                     frozen=True, level_power=0.0, model_error=True, score=IMAGE_SCORE, progress=run.progress,
+                     stop_at=run.stop_at)
 
 
 mnist = Recipe("mnist", "prior on MNIST, 28 x 28", PRIOR_SETTINGS, _train_image_prior, data="mnist")
@@ -225,7 +227,7 @@ def _train_photo_vfm(run: Run) -> VFM:
     adapter = None
     if run.prior and kind_of(run.prior) == "vfm":
         begun = VFM.load(run.prior)
-        prior, adapter = begun.prior, begun.adapter
+        prior, adapter = begun.prior, grown(begun.adapter, photo_problems())
     elif run.prior:
         prior = load_trainable(run.prior)
     else:
