@@ -20,6 +20,9 @@ from invflow.reward import Reward
 
 __all__ = ["GaussianLikelihood", "Likelihood", "NoiseLevel", "PoissonLikelihood", "estimate_sigma", "noise_levels"]
 
+# standard deviation of rounding to 8 bits
+ROUNDING = 1 / 255 / math.sqrt(12)
+
 
 def noise_levels(y: Tensor, observed: Tensor | None = None) -> list[NoiseLevel]:
     """Noise levels of pictures with what is known of their error; see :func:`estimate_sigma`.
@@ -282,14 +285,15 @@ class GaussianLikelihood(Likelihood):
     Args:
         operator: with one parameter set, or one for each observation.
         y: ``(B, *measurement_shape)``, floating point and finite.
-        sigma: noise standard deviation in the units of ``y``, over 0; a float, a ``(B,)`` tensor, or None to
-            estimate it from ``y``, see :func:`invflow.likelihood.estimate_sigma`.
+        sigma: noise standard deviation in the units of ``y``; a float, a ``(B,)`` tensor, or None to estimate it
+            from ``y``, see :func:`invflow.likelihood.estimate_sigma`. With 0, no noise at all, there is no density:
+            calling the likelihood is an error, and only solvers that need none (the VFM) take it.
 
     Attributes:
         operator, y, sigma: as above; sigma ``(B,)``.
 
     Raises:
-        ValueError: for sigma that is not positive, and for a measurement that is empty, of another shape, not
+        ValueError: for sigma that is negative, and for a measurement that is empty, of another shape, not
             floating point or not finite.
 
     Warns:
@@ -314,7 +318,7 @@ class GaussianLikelihood(Likelihood):
             values = ", ".join(f"{level.sigma:.3g} ({level.low:.3g} to {level.high:.3g})" for level in levels[:4])
             values += ", ..." if len(levels) > 4 else ""
             warnings.warn(f"sigma was estimated from y as {values}: pass sigma=... if you know it", stacklevel=2)
-        self.sigma = as_levels(sigma, len(self.y), "sigma").to(self.y)
+        self.sigma = as_levels(sigma, len(self.y), "sigma", allow_zero=True).to(self.y)
 
     def _warn_of_range(self) -> None:
         """Warn of a measurement far above what the operator makes of a white image."""
@@ -330,6 +334,9 @@ class GaussianLikelihood(Likelihood):
     def log_density(self, y: Tensor, clean: Tensor) -> Tensor:
         """Log of N(y; clean, sigma^2), entry by entry."""
         sigma = self._level("sigma", clean)
+        if not bool((self.sigma > 0).all()):
+            raise ValueError("sigma is 0, and a measurement without noise has no density: pass the level of what noise "
+                             f"there is, such as sigma={ROUNDING:.2g} for values rounded to 8 bits, or use the VFM")
         return -0.5 * ((y - clean) / sigma).square() - sigma.log() - 0.5 * math.log(2 * math.pi)
 
     def draw(self, clean: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -339,6 +346,8 @@ class GaussianLikelihood(Likelihood):
     def residual(self, x: Tensor) -> Tensor:
         """Mean squared residual in units of sigma^2, over the observed entries; near 1 for a good sample.
 
+        Without noise (sigma 0) the unit is that of rounding to 8 bits.
+
         Args:
             x: ``(B, N, *image_shape)``.
 
@@ -346,7 +355,8 @@ class GaussianLikelihood(Likelihood):
             ``(B, N)``.
         """
         clean = self.predict(x)
-        scaled = (self.y[:, None].to(clean.dtype) - clean) / self._level("sigma", clean)
+        sigma = self._level("sigma", clean)
+        scaled = (self.y[:, None].to(clean.dtype) - clean) / torch.where(sigma > 0, sigma, ROUNDING)
         count = self.count_observed()[:, None].to(clean.dtype)
         return self._sum_observed(scaled.square()) / count.clamp(min=1)
 

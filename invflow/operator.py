@@ -93,6 +93,8 @@ class Operator(Asked, torch.nn.Module):
     structure: str | None = None
     linear: bool = True
     problem_class: str | None = None
+    #: the classes that an adapter may take it for, best first, where it does not know :attr:`problem_class`
+    stand_ins: tuple[str, ...] = ()
     num_sets: int = 1
     _set_names: tuple[str, ...] = ()
 

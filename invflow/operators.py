@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from invflow_operators.deepinv_physics import DeepinvOperator as DeepinvOperator
     from invflow_operators.elementwise import Denoising as Denoising
     from invflow_operators.inpainting import BoxInpainting as BoxInpainting
+    from invflow_operators.inpainting import FreeFormInpainting as FreeFormInpainting
+    from invflow_operators.inpainting import Inpainting as Inpainting
     from invflow_operators.inpainting import MaskInpainting as MaskInpainting
     from invflow_operators.inpainting import RandomInpainting as RandomInpainting
     from invflow_operators.linear import ComposedOperator as ComposedOperator

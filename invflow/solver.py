@@ -55,6 +55,8 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
 
     #: names of attributes that follow from the others, such as caches: :meth:`fingerprint` leaves them out
     _derived: frozenset[str] = frozenset()
+    #: whether measurements without noise (sigma 0), which have no density, are taken
+    takes_no_noise = False
 
     def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | int | None = None,
                progress: bool = False) -> Posterior:
@@ -78,6 +80,11 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
         name = type(self).__name__
         if not isinstance(reward, Reward):
             raise TypeError(_no_reward(name, reward))
+        level = getattr(reward, "sigma", None)
+        if not self.takes_no_noise and isinstance(level, Tensor) and not bool((level > 0).all()):
+            raise ValueError(f"{name} needs the density of the measurement, and without noise (sigma 0) there is none: "
+                             "pass the level of what noise there is, such as sigma=0.0011 for values rounded to 8 "
+                             "bits, or use the VFM")
         count, generator = checked_count(num_samples), as_generator(generator)
         start = time.perf_counter()
         with ExitStack() as scopes:

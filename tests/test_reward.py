@@ -281,8 +281,8 @@ def bad_y(value: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: GaussianLikelihood(Denoising(SHAPE), rand(2, *SHAPE), 0.0), "sigma is .*> 0"),
-    (lambda: GaussianLikelihood(Denoising(SHAPE), rand(2, *SHAPE), -1.0), "sigma is .*> 0"),
+    (lambda: GaussianLikelihood(Denoising(SHAPE), rand(2, *SHAPE), 0.0)(rand(2, 3, *SHAPE)), "no density"),
+    (lambda: GaussianLikelihood(Denoising(SHAPE), rand(2, *SHAPE), -1.0), "sigma is .*>= 0"),
     (lambda: GaussianLikelihood(Denoising(SHAPE), rand(2, *SHAPE), math.nan), "finite"),
     (lambda: GaussianLikelihood(Denoising(SHAPE), rand(2, *SHAPE), torch.ones(3)), r"\(3,\).*\(2,\)"),
     (lambda: GaussianLikelihood(Denoising(SHAPE), bad_y(math.nan), 0.1), "1 entries that are NaN.*mask"),

@@ -52,6 +52,7 @@ def main() -> None:
         images = PhotoCrops(find_photographs(arguments.data, "validation"), arguments.size)(
             arguments.crops, torch.Generator().manual_seed(arguments.seed))
         problems = photo_problems((3, arguments.size, arguments.size))
+    problems = [problem for problem in problems if problem.operator.problem_class in adapter.classes]
     known = adapter.spread
     found = spread_factors(vfm, images, problems, seed=arguments.seed)
     adapter.spread = {name: round(known.get(name, 1.0) * factor, 3) for name, factor in found.items()}

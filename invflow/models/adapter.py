@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +23,48 @@ from invflow.reward import Reward
 if TYPE_CHECKING:
     from invflow.operator import Operator
 
-__all__ = ["Adapter"]
+__all__ = ["Adapter", "Proposal", "operator_traits"]
 
 
 # the paper's bounds on the log-variance: wide enough for N(0, I) and for noise pinned to less than a percent
 LOG_VARIANCE = (-10.0, 2.0)
+
+# lower noise levels look alike to the network: rounding to 8 bits is a level of 0.001, and a logarithm needs an end
+LEAST_LEVEL = 0.003
+
+# bounds of the logarithm of a pixel's deviation, in image units, and where it starts
+LOG_DEVIATION, FIRST_LOG_DEVIATION = (math.log(1e-3), 0.0), math.log(0.05)
+# noise levels are interpolated between by the logarithm of what they exceed minus this by
+KNEE = 0.01
+
+
+# numbers of an operator that tell whether it is like those of a training, and by how much they may lie outside
+NUM_TRAITS, TRAIT_MARGIN = 2, 0.02
+
+
+def operator_traits(operator: Operator) -> Tensor:
+    """Two numbers of each set of an operator's parameters, ``(num_sets, 2)``, that tell how much it hides.
+
+    The share of pixels that are observed directly, and the mean power that a kernel passes at low frequencies, where it
+    has one; both of :meth:`invflow.Operator.context`.
+    """
+    maps, summary = operator.context()
+    return torch.stack([maps.flatten(1).mean(1), 2 * summary.square().mean(1)], dim=1)
+
+
+class Proposal(NamedTuple):
+    """What an adapter says of B observations.
+
+    Attributes:
+        mean: of the noise, ``(B, *state_shape)``.
+        std: of the noise, the same shape.
+        deviation: how far each pixel of a sample may have to move to meet the measurement, ``(B, *image_shape)`` in
+            image units; None from an adapter that says nothing of it.
+    """
+
+    mean: Tensor
+    std: Tensor
+    deviation: Tensor | None = None
 
 
 class Adapter(Countable):
@@ -42,6 +82,19 @@ class Adapter(Countable):
         options: of the network.
         trained_for: fingerprint of the map that it was trained with; None before training.
         generator: initialises the weights.
+        deviations: whether the network also says how far each pixel of a sample may have to move to meet the
+            measurement, which ``VFM(..., consistency=...)`` corrects by.
+        levels: lowest and highest noise level that it was trained for, by problem class, where that is known. The
+            network is told levels beyond as the nearest of these, with a warning.
+        traits: lowest and highest of two numbers of the operators that it was trained for, by problem class: the share
+            of pixels observed directly, and the share of low frequencies' power that a kernel passes
+            (:func:`operator_traits`).
+        consistency: factors of the deviations, by problem class: pairs (noise level, factor), levels rising, between
+            which is interpolated. The samples of a class that is not named are not corrected unless asked for.
+
+    Raises:
+        ValueError: for deviations of pixels whose states have other places; for levels or factors of an unknown class,
+            or that are none.
 
     Example:
         >>> import torch
@@ -70,11 +123,19 @@ class Adapter(Countable):
     def __init__(self, state_shape: tuple[int, ...], *, classes: Sequence[str],
                  image_shape: tuple[int, ...] | None = None, network: str = "unet",
                  options: dict[str, Any] | None = None, trained_for: str | None = None,
-                 generator: torch.Generator | None = None) -> None:
+                 generator: torch.Generator | None = None, deviations: bool = False,
+                 levels: Mapping[str, Sequence[float]] | None = None,
+                 traits: Mapping[str, Sequence[Sequence[float]]] | None = None,
+                 consistency: Mapping[str, Sequence[Sequence[float]]] | None = None) -> None:
         super().__init__()
         self.state_shape = tuple(state_shape)
         self.image_shape = tuple(image_shape or state_shape)
         self.classes = tuple(classes)
+        self.deviations, self.levels, self.consistency = deviations, levels or {}, consistency or {}
+        self.traits = traits or {}
+        if deviations and self.image_shape[1:] != self.state_shape[1:]:
+            raise ValueError(f"states {self.state_shape} have other places than images {self.image_shape}: an adapter "
+                             "of theirs says no deviations of pixels")
         self.network_name, self.options, self.trained_for = network, dict(options or {}), trained_for
         width = int(self.options.get("embedding", 128))
         with torch.random.fork_rng(devices=[]):
@@ -83,7 +144,8 @@ class Adapter(Countable):
             self.problem = nn.Embedding.from_pretrained(torch.zeros(len(self.classes), width), freeze=False)
             self.summary = nn.Linear(SUMMARY_SIZE, width)
         extra = 1 if len(self.image_shape) == 3 else 0  # the map of what is observed directly
-        self.network = build_network(network, self.state_shape, self.image_shape[0] + extra, 2 * self.state_shape[0],
+        out = 2 * self.state_shape[0] + (self.image_shape[0] if deviations else 0)
+        self.network = build_network(network, self.state_shape, self.image_shape[0] + extra, out,
                                      {**self.options, "embedding": width})
         initialise(self, generator)
         nn.init.zeros_(self.problem.weight)
@@ -102,28 +164,47 @@ class Adapter(Countable):
         Returns:
             Mean and log standard deviation, each ``(n, *state_shape)``.
         """
-        level = torch.log10(sigma) + 1  # levels of 0.01 to 1 lie in [-1, 1], where the slow sinusoids tell them apart
-        embedding = self.noise_level(level) + self.problem(classes) + self.summary(summary)
+        return self.outputs(embedded, observed, summary, classes, sigma)[:2]
+
+    def outputs(self, embedded: Tensor, observed: Tensor, summary: Tensor, classes: Tensor,
+                sigma: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As :meth:`forward`, and the logarithm of the pixels' deviations, ``(n, *image_shape)``, or None."""
+        embedding = self.noise_level(self.told(sigma)) + self.problem(classes) + self.summary(summary)
         x = embedded
         if embedded.ndim == 4:
             x = torch.cat([2 * embedded - 1, observed], dim=1)
         out = self.network(x, embedding).to(embedded.dtype)
-        mean, log_variance = out.chunk(2, dim=1)
         self.record_output(out, len(out))
-        return mean, 0.5 * log_variance.clamp(*LOG_VARIANCE)
+        k = self.state_shape[0]
+        mean, log_variance, rest = out[:, :k], out[:, k : 2 * k], out[:, 2 * k :]
+        log_deviation = (rest + FIRST_LOG_DEVIATION).clamp(*LOG_DEVIATION) if self.deviations else None
+        return mean, 0.5 * log_variance.clamp(*LOG_VARIANCE), log_deviation
+
+    def told(self, sigma: Tensor) -> Tensor:
+        """Noise levels ``(n,)``, of 0 too, as the network is told them."""
+        # levels of 0.01 to 1 lie in [-1, 1], where the slow sinusoids tell them apart
+        return torch.log10(sigma.clamp(min=LEAST_LEVEL)) + 1
 
     def propose(self, reward: Reward) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the noise for each observation of a likelihood.
+        """Mean and standard deviation of the noise for each observation; see :meth:`proposal`."""
+        mean, std, _ = self.proposal(reward)
+        return mean, std
+
+    def proposal(self, reward: Reward) -> Proposal:
+        """What the adapter says of each observation of a likelihood: of the noise, and of the pixels' deviations.
 
         Args:
             reward: a likelihood over B observations whose operator has one of :attr:`classes`; or a reward that
                 the adapter was aligned with.
 
         Returns:
-            Mean and standard deviation, each ``(B, *state_shape)``.
+            Mean and standard deviation, each ``(B, *state_shape)``, and the deviations.
 
         Raises:
             ValueError: for a problem that the adapter was not trained for; names those that it knows.
+
+        Warns:
+            UserWarning: for noise beyond :attr:`levels`; for an operator that is taken for one of another class.
         """
         index = self.class_index(reward)
         device, dtype = self.summary.weight.device, self.summary.weight.dtype
@@ -132,11 +213,49 @@ class Adapter(Countable):
             arguments = self.unconditional(n)
         else:
             n = len(reward.y)
-            arguments = self.observe(reward.operator, reward.y, reward.sigma.expand(n))
+            sigma = reward.sigma.expand(n)
+            inside = self.inside_levels(self.classes[index], sigma)
+            if inside is not None and not bool(inside.all()):
+                low, high = self.levels[self.classes[index]]
+                first, sigma = float(sigma[~inside][0]), self.nearest_level(self.classes[index], sigma)
+                warnings.warn(f"sigma={first:.4g} is beyond the noise of {low:.4g} to {high:.4g} that the adapter was "
+                              f"trained for: it is told {float(sigma[~inside][0]):.4g}", stacklevel=2)
+            arguments = self.observe(reward.operator, reward.y, sigma)
         embedded, observed, summary, sigma = (a.to(device, dtype) for a in arguments)
         classes = torch.full((n,), index, device=device, dtype=torch.long)
-        mean, log_std = self(embedded, observed, summary, classes, sigma)
-        return mean, log_std.exp()
+        mean, log_std, log_deviation = self.outputs(embedded, observed, summary, classes, sigma)
+        return Proposal(mean, log_std.exp(), None if log_deviation is None else log_deviation.exp())
+
+    def inside_levels(self, name: str, sigma: Tensor) -> Tensor | None:
+        """Whether noise levels ``(n,)`` are among those that the adapter was trained for; None: unknown."""
+        if name not in self.levels:
+            return None
+        low, high = self.levels[name]
+        return (sigma >= low * (1 - 1e-3)) & (sigma <= high * (1 + 1e-3))
+
+    def nearest_level(self, name: str, sigma: Tensor) -> Tensor:
+        """Noise levels ``(n,)``, or the nearest that the adapter was trained for, where that is known."""
+        return sigma.clamp(*self.levels[name]) if name in self.levels else sigma
+
+    def inside_traits(self, name: str, operator: Operator) -> Tensor | None:
+        """Whether each set of an operator's parameters is like those trained for, ``(num_sets,)``; None: unknown."""
+        if name not in self.traits:
+            return None
+        found = operator_traits(operator)
+        low, high = found.new_tensor(self.traits[name]).unbind(1)
+        return ((found >= low - TRAIT_MARGIN) & (found <= high + TRAIT_MARGIN)).all(1)
+
+    def correction(self, name: str, sigma: Tensor) -> Tensor | None:
+        """Factors of the deviations at noise levels ``(n,)`` of a problem class; None: do not correct its samples."""
+        if name not in self.consistency:
+            return None
+        levels, factors = (sigma.new_tensor(column) for column in zip(*self.consistency[name]))
+        place, ends = (sigma + KNEE).log(), (levels + KNEE).log()
+        after = torch.searchsorted(ends, place).clamp(1, len(ends) - 1) if len(ends) > 1 else place.new_zeros(
+            len(place), dtype=torch.long)
+        before = (after - 1).clamp(min=0)
+        share = ((place - ends[before]) / (ends[after] - ends[before]).clamp(min=1e-12)).clamp(0, 1)
+        return torch.lerp(factors[before], factors[after], share)
 
     def observe(self, operator: Operator, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What the network is told of measurements ``(n, *measurement_shape)`` at noise levels ``(n,)``.
@@ -160,14 +279,20 @@ class Adapter(Countable):
         return (torch.full((n, *shape), 0.5), torch.zeros(n, 1, *shape[1:]), torch.zeros(n, SUMMARY_SIZE),
                 torch.ones(n))
 
-    def class_index(self, reward: Reward) -> int:
-        """Index of a reward's problem class.
+    def class_index(self, reward: Reward, quiet: bool = False) -> int:
+        """Index of a reward's problem class; of an operator's stand-in, with a note unless ``quiet``.
 
         Raises:
             ValueError: if the adapter was not trained for it.
         """
         operator = getattr(reward, "operator", None)
         name = operator.problem_class if operator is not None else getattr(reward, "problem_class", None)
+        instead = [other for other in getattr(operator, "stand_ins", ()) if other in self.classes]
+        if name not in self.classes and instead:
+            if not quiet:
+                warnings.warn(f"the adapter was trained before {name} was a class: it takes this operator as one of "
+                              f"{instead[0]}", stacklevel=2)
+            name = instead[0]
         what = type(operator).__name__ if operator is not None else type(reward).__name__
         if name is None and operator is None:
             raise ValueError(f"a {what} has no measurement that this adapter could look at: it was trained for "
@@ -222,8 +347,99 @@ class Adapter(Countable):
         return {
             "kind": "adapter", "state_shape": list(self.state_shape), "image_shape": list(self.image_shape),
             "classes": list(self.classes), "network": self.network_name, "options": self.options,
-            "trained_for": self.trained_for,
+            "trained_for": self.trained_for, **self._known(),
         }
+
+    def _known(self) -> dict[str, Any]:
+        """What was added to the configuration since the first adapters were saved, where there is something to say."""
+        found = {"deviations": self.deviations, "levels": {k: list(v) for k, v in self.levels.items()},
+                 "traits": {k: [list(pair) for pair in v] for k, v in self.traits.items()},
+                 "consistency": {k: [list(pair) for pair in v] for k, v in self.consistency.items()}}
+        return {key: value for key, value in found.items() if value}
+
+    @property
+    def levels(self) -> dict[str, tuple[float, float]]:
+        """Lowest and highest noise level that it was trained for, by problem class."""
+        return dict(self._levels)
+
+    @levels.setter
+    def levels(self, levels: Mapping[str, Sequence[float]]) -> None:
+        self._levels: dict[str, tuple[float, float]] = {}
+        for name, pair in levels.items():
+            self._check_class("levels", name)
+            low, high = (float(level) for level in pair)
+            if not 0 <= low <= high < math.inf:
+                raise ValueError(f"levels[{name!r}] are {low} to {high}: pass noise levels, 0 <= low <= high")
+            self._levels[name] = (low, high)
+
+    @property
+    def traits(self) -> dict[str, tuple[tuple[float, float], ...]]:
+        """Lowest and highest of :func:`operator_traits` that it was trained for, by problem class."""
+        return dict(self._traits)
+
+    @traits.setter
+    def traits(self, traits: Mapping[str, Sequence[Sequence[float]]]) -> None:
+        self._traits: dict[str, tuple[tuple[float, float], ...]] = {}
+        for name, pairs in traits.items():
+            self._check_class("traits", name)
+            table = tuple((float(low), float(high)) for low, high in pairs)
+            if len(table) != NUM_TRAITS or not all(low <= high for low, high in table):
+                raise ValueError(f"traits[{name!r}] are {table}: pass {NUM_TRAITS} pairs (low, high)")
+            self._traits[name] = table
+
+    @property
+    def consistency(self) -> dict[str, tuple[tuple[float, float], ...]]:
+        """Factors of the pixels' deviations by problem class, as pairs (noise level, factor)."""
+        return dict(self._consistency)
+
+    @consistency.setter
+    def consistency(self, factors: Mapping[str, Sequence[Sequence[float]]]) -> None:
+        self._consistency: dict[str, tuple[tuple[float, float], ...]] = {}
+        for name, pairs in factors.items():
+            self._check_class("consistency", name)
+            table = tuple((float(level), float(factor)) for level, factor in pairs)
+            rising = all(a[0] < b[0] for a, b in pairwise(table))
+            if not table or not rising or not all(0 <= v < math.inf for pair in table for v in pair):
+                raise ValueError(f"consistency[{name!r}] is {table}: pass pairs (noise level, factor), levels rising, "
+                                 "none below 0")
+            self._consistency[name] = table
+
+    def _check_class(self, what: str, name: str) -> None:
+        if name not in self.classes:
+            raise ValueError(f"{what} names the class {name!r}, but the adapter knows {', '.join(self.classes)}")
+
+    def grown(self, classes: Sequence[str], like: Mapping[str, str], deviations: bool = True) -> Adapter:
+        """A copy that knows further classes, and says deviations: what it knew, it answers as before.
+
+        Args:
+            classes: all that the copy is to know, in their order.
+            like: for each new one the class that it begins as.
+            deviations: whether the copy says how far pixels may have to move; they begin all alike.
+
+        Raises:
+            ValueError: for deviations of an adapter of another form, or a new class that is like none that is known.
+        """
+        if deviations and type(self) is not Adapter:
+            raise ValueError(f"a {type(self).__name__} says no deviations: pass deviations=False")
+        begins = [name if name in self.classes else like.get(name) for name in classes]
+        unknown = [name for name, first in zip(classes, begins) if first not in self.classes]
+        if unknown:
+            raise ValueError(f"no class to begin {unknown} as: the adapter knows {', '.join(self.classes)}")
+        if tuple(classes) == self.classes and (self.deviations or not deviations):
+            return self
+        config = {**self.config(), "classes": list(classes), "deviations": self.deviations or deviations}
+        for key in ("levels", "traits", "consistency"):
+            known = config.get(key, {})
+            config[key] = {name: known[str(first)] for name, first in zip(classes, begins) if first in known}
+        other = type(self).build(config, Adapter.shared(config))
+        tensors, own = other.state_dict(), self.state_dict()
+        for key, value in own.items():
+            if key == "problem.weight":
+                value = value[[self.classes.index(str(name)) for name in begins]]
+            wanted = tensors[key]  # the last layer has rows for the deviations after those that it had
+            tensors[key] = torch.cat([value, torch.zeros_like(wanted[len(value) :])])
+        other.load_state_dict(tensors)
+        return other
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors`` into a folder, atomically."""
@@ -232,7 +448,17 @@ class Adapter(Countable):
     @classmethod
     def build(cls, config: Mapping[str, Any], shared: Mapping[str, Any]) -> Adapter:
         """Build an adapter of this form from a configuration; ``shared`` are the arguments that all forms take."""
-        return cls(tuple(config["state_shape"]), network=config["network"], **shared)
+        return cls(tuple(config["state_shape"]), network=config["network"],
+                   deviations=config.get("deviations", False), consistency=config.get("consistency"), **shared)
+
+    @staticmethod
+    def shared(config: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that all forms take, of a configuration."""
+        classes = config["classes"]
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise TypeError(f"classes are {classes!r}, no list of names")
+        return {"image_shape": tuple(config["image_shape"]), "classes": classes, "options": config["options"],
+                "trained_for": config["trained_for"], "levels": config.get("levels"), "traits": config.get("traits")}
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str]) -> Adapter:
@@ -245,16 +471,11 @@ class Adapter(Countable):
         config = read_config(folder, "adapter")
 
         def build() -> Adapter:
-            classes = config["classes"]
-            if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-                raise TypeError(f"classes are {classes!r}, no list of names")
             form = config.get("form", "plain")
             if form not in Adapter.FORMS:
                 raise TypeError(f"the form of the adapter is {form!r}, none of {', '.join(sorted(Adapter.FORMS))}")
-            shared: dict[str, Any] = {"image_shape": tuple(config["image_shape"]), "classes": classes,
-                                      "options": config["options"], "trained_for": config["trained_for"]}
             kind = cls if form == cls.form else Adapter.FORMS[form]
-            return kind.build(config, shared)
+            return kind.build(config, Adapter.shared(config))
 
         adapter = load_built(build, folder, config, "adapter")
         return adapter.eval().requires_grad_(False)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad, pixel_shuffle, pixel_unshuffle
 
 from invflow.linear.spectral import BLOCK, Spectrum, block_dct, gaussian_estimate, mix_channels, opponent_matrix
-from invflow.models.adapter import LOG_VARIANCE, Adapter
+from invflow.models.adapter import LEAST_LEVEL, LOG_VARIANCE, Adapter
 from invflow.models.neural import NeuralFlowMap, initialise
 from invflow.nets.unet import UNet
 from invflow.operator import SUMMARY_LATTICE
@@ -80,6 +80,8 @@ class SpectralAdapter(Adapter):
         symmetries: 1, 2, 4 or 8.
         spread: factors of the standard deviations, by problem class, such as validation images ask for; classes that
             are not named have 1.
+        levels: lowest and highest noise level trained for, by problem class; see :class:`Adapter`.
+        traits: of the operators trained for; see :class:`Adapter`.
 
     Raises:
         ValueError: for another number of symmetries, a factor that is not positive, or one of an unknown class.
@@ -106,10 +108,12 @@ class SpectralAdapter(Adapter):
                  decode_affine: tuple[float, float] = (0.5, 0.5), spectrum: Spectrum | None = None,
                  mean: Tensor | None = None, trained_for: str | None = None,
                  generator: torch.Generator | None = None, symmetries: int = 1,
-                 spread: Mapping[str, float] | None = None) -> None:
+                 spread: Mapping[str, float] | None = None,
+                 levels: Mapping[str, Sequence[float]] | None = None,
+                 traits: Mapping[str, Sequence[Sequence[float]]] | None = None) -> None:
         options = {**(options or {}), "attention": False}
         super().__init__(state_shape, classes=classes, image_shape=image_shape, network="unet", options=options,
-                         trained_for=trained_for, generator=generator)
+                         trained_for=trained_for, generator=generator, levels=levels, traits=traits)
         self.symmetries, self.spread = symmetries, dict(spread or {})
         channels = self.state_shape[0]
         self.decode_affine = (float(decode_affine[0]), float(decode_affine[1]))
@@ -171,11 +175,12 @@ class SpectralAdapter(Adapter):
         """As for every adapter; the embedded measurement comes after the best linear estimate, ``(n, 2C, H, W)``."""
         embedded, observed, summary, sigma = super().observe(operator, y, sigma)
         scale, shift = self.decode_affine
-        estimate = gaussian_estimate(self.spectrum, self.mean, self.decode_affine, operator, y, sigma)
+        estimate = gaussian_estimate(self.spectrum, self.mean, self.decode_affine, operator, y,
+                                     sigma.clamp(min=LEAST_LEVEL))
         return torch.cat([scale * estimate + shift, embedded], dim=1), observed, summary, sigma
 
-    def forward(self, embedded: Tensor, observed: Tensor, summary: Tensor, classes: Tensor,
-                sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def outputs(self, embedded: Tensor, observed: Tensor, summary: Tensor, classes: Tensor,
+                sigma: Tensor) -> tuple[Tensor, Tensor, None]:
         """Mean and log standard deviation of the noise in the coordinates of :meth:`to_state`.
 
         Args:
@@ -186,10 +191,10 @@ class SpectralAdapter(Adapter):
             sigma: ``(n,)``, noise levels in the measurement's units.
 
         Returns:
-            Mean and log standard deviation, each ``(n, C, H, W)``.
+            Mean and log standard deviation, each ``(n, C, H, W)``; and no deviations.
         """
         scale, shift = self.decode_affine
-        told = self.noise_level(torch.log10(sigma) + 1) + self.problem(classes)
+        told = self.noise_level(self.told(sigma)) + self.problem(classes)
         x = torch.cat([2 * embedded - 1, observed], dim=1)
         out = self.network(x, told + self.summary(summary)).to(embedded.dtype)
         self.record_output(out, len(out))
@@ -203,7 +208,7 @@ class SpectralAdapter(Adapter):
             features = pad(out[:, channels:], (0, below[1], 0, below[0]), mode="replicate")
             widths = pixel_shuffle(self.widths(pixel_unshuffle(features, BLOCK)), BLOCK)[..., :height, :width]
             log_variance = 2 * widths - torch.log1p(self._information(observed, sigma, below))[..., :height, :width]
-        return mean, 0.5 * log_variance.clamp(*LOG_VARIANCE) + self._log_spread(classes).to(mean)
+        return mean, 0.5 * log_variance.clamp(*LOG_VARIANCE) + self._log_spread(classes).to(mean), None
 
     def _average(self, x: Tensor, told: Tensor, summary: Tensor, first: Tensor) -> Tensor:
         """The correction, averaged over symmetries; one after the other, for large images are most of the memory."""
@@ -225,7 +230,7 @@ class SpectralAdapter(Adapter):
         """Prior variance over noise variance of each block's coefficients, were they observed: ``(n, C, H', W')``."""
         share = avg_pool2d(pad(observed, (0, below[1], 0, below[0])), BLOCK)[:, :, :, None, :, None]
         power = (self.spectrum.scales(BLOCK, BLOCK) * self.decode_affine[0]).square()[:, None, :, None, :]
-        return (share * power / sigma.view(-1, 1, 1, 1, 1, 1).square()).flatten(4).flatten(2, 3)
+        return (share * power / sigma.clamp(min=LEAST_LEVEL).view(-1, 1, 1, 1, 1, 1).square()).flatten(4).flatten(2, 3)
 
     def to_state(self, z: Tensor) -> Tensor:
         """Noise of the map for coefficients of cosines in blocks, in opponent colours."""

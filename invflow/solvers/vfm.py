@@ -6,10 +6,10 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,9 @@ from invflow._core.identity import remembered
 from invflow._core.random import draw_noise
 from invflow._core.records import fingerprint, write_atomically
 from invflow.flowmap import rows_at_a_time
-from invflow.models.adapter import Adapter
+from invflow.likelihood import GaussianLikelihood
+from invflow.linear.consistency import correct, measurement_noise
+from invflow.models.adapter import Adapter, Proposal
 from invflow.models.neural import NeuralFlowMap
 from invflow.nets.unet import can_tile, tiles
 from invflow.posterior import EXACT_MEAN, Posterior
@@ -29,6 +31,7 @@ from invflow.smc import log_mean_weight, pareto_k_hat, precise
 from invflow.solver import Solver
 from invflow.solvers.finite import check_finite
 from invflow.solvers.noise.target import log_prior_over_proposal
+from invflow.solvers.verdict import sentence
 
 __all__ = ["VFM"]
 
@@ -61,10 +64,18 @@ class VFM(Solver):
             trusted for this observation (:func:`invflow.smc.reliable_k_hat`). With several steps f is the map in
             as many steps, a function of z too: the weights then lead to the posterior of that prior, the law of
             :meth:`prior_samples`. Costs one reward for each sample, no network call.
+        consistency: move each sample towards its measurement by one linear step without a network
+            (:func:`invflow.linear.consistency.correct`), with the adapter's deviations for how far each pixel may move.
+            None does so for the problem classes that the adapter has factors of the deviations for
+            (``adapter.consistency``); False never; True always, with a factor of 1 for the other classes; a number is
+            the factor for all. y is then counted twice: the samples spread less, and are calibrated only as far as
+            their error had nothing to do with the measurement's noise. Costs a few applications of the operator, which
+            ``diagnostics["consistency_steps"]`` counts. Goes without importance weights, which belong to f(z).
 
     Raises:
-        ValueError: if the adapter belongs to another map, if a setting is under 1, or for tiles with networks that
-            cannot be cut (a perceptron, or a U-Net with attention).
+        ValueError: if the adapter belongs to another map, if a setting is under 1, for tiles with networks that
+            cannot be cut (a perceptron, or a U-Net with attention), for a correction of an adapter that says no
+            deviations, or of weighted samples.
 
     Example:
         >>> import torch, invflow
@@ -77,13 +88,17 @@ class VFM(Solver):
         torch.Size([2, 16, 1, 28, 28])
     """
 
+    takes_no_noise = True
+
     def __init__(self, prior: NeuralFlowMap, adapter: Adapter, *, steps: int = 1, chunk_size: int | None = None,
-                 importance: bool = False, tile: int | None = None) -> None:
+                 importance: bool = False, tile: int | None = None,
+                 consistency: bool | float | None = None) -> None:
         check_chunk_size(chunk_size)
         if steps < 1 or (tile is not None and tile < 1):
             asked = "" if tile is None else f", tile={tile}"
             raise ValueError(f"steps={steps}{asked} must be at least 1")
         adapter.check_map(prior)
+        self.consistency = _checked_consistency(consistency, adapter, importance)
         if tile is not None and not _cuttable(prior, adapter):
             raise ValueError(f"tile={tile}, but the networks of this VFM see the whole image at once, so that tiles "
                              "would change the samples: leave tile=None")
@@ -100,12 +115,13 @@ class VFM(Solver):
                 that it knows and the solvers that need no training. For images of another size than those trained
                 on, unless map and adapter take any.
         """
-        self.adapter.class_index(reward)  # before anything of the images' size is made
+        self.adapter.class_index(reward, quiet=True)  # before anything of the images' size is made
         operator = getattr(reward, "operator", None)
         prior, adapter = self._for_images(self.prior.image_shape if operator is None else operator.image_shape)
         with self._sized(prior, adapter) as size:
-            mean, std = self._propose(adapter, reward, size)
+            mean, std, deviation = self._propose(adapter, reward, size)
             rows = len(mean) * n
+            correction = self._correction(adapter, reward, deviation, n, generator)
             noise = draw_noise((rows, *prior.state_shape), generator, mean.device).to(mean)
             # in the noise's place: sixteen samples of a large photograph are most of what is held
             same = noise.shape[1:] == prior.image_shape
@@ -114,6 +130,7 @@ class VFM(Solver):
             on_host = torch.arange(len(mean))[:, None].expand(-1, n).flatten()
             owner = on_host.to(mean.device)
             log_weights = precise(noise.new_empty(rows)) if self.importance else None
+            misfit, moved, applied = noise.new_zeros(3, rows)
 
             def run(part: slice) -> None:
                 # a single observation's need not be copied for each of its samples
@@ -123,6 +140,12 @@ class VFM(Solver):
                 if log_weights is not None:
                     ratio = log_prior_over_proposal(z, centre, spread)
                     log_weights[part] = ratio + score_rows(reward, made, on_host[part])
+                if correction is not None:
+                    was, (made, applied[part]) = made, correction(part, made)
+                    moved[part] = (made - was).square().flatten(1).mean(1)
+                if isinstance(reward, GaussianLikelihood):
+                    own = cast(GaussianLikelihood, reward.select(on_host[part]))
+                    misfit[part] = own.residual(made[:, None])[:, 0]
                 images[part] = made  # last: where memory ends, the same noise is worked on once more
 
             parts: Iterable[object] = size.over(rows, run)
@@ -133,7 +156,14 @@ class VFM(Solver):
             for _ in parts:
                 pass
             check_finite("VFM", f"after {self.steps} of {self.steps} steps", n, images, log_weights)
+        diagnostics: dict[str, Any]
         diagnostics, log_evidence = {"noise_std": std.flatten(1).mean(dim=1)}, None
+        if correction is not None:
+            diagnostics["consistency_steps"] = applied.view(len(mean), -1).mean(1)
+            diagnostics["correction"] = moved.view(len(mean), -1).mean(1).sqrt()
+        if isinstance(reward, GaussianLikelihood):
+            diagnostics |= self._verdict(adapter, reward, images.unflatten(0, (len(mean), n)), misfit,
+                                         diagnostics.get("correction"))
         if log_weights is None and prior.network is None:  # the map is affine: it takes means to means
             diagnostics[EXACT_MEAN] = size.map(
                 lambda z: prior.decode(prior.flow(adapter.to_state(z), self.steps)), mean)
@@ -200,13 +230,53 @@ class VFM(Solver):
             rows = rows if pixels <= trained else max(1, rows * trained // pixels)
             yield ChunkSize(rows, "VFM", shrink)
 
-    def _propose(self, adapter: Adapter, reward: Reward, size: ChunkSize) -> tuple[Tensor, Tensor]:
+    def _propose(self, adapter: Adapter, reward: Reward, size: ChunkSize) -> Proposal:
         total = reward.num_observations or 1
-        parts = [out for _, out in size.over(total, lambda part: adapter.propose(
+        parts = [out for _, out in size.over(total, lambda part: adapter.proposal(
             reward if part == slice(0, total) else reward.select(part)))]
         if len(parts) == 1:
             return parts[0]
-        return torch.cat([mean for mean, _ in parts]), torch.cat([std for _, std in parts])
+        said = [part.deviation for part in parts if part.deviation is not None]
+        return Proposal(torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts]),
+                        torch.cat(said) if said else None)
+
+    def _correction(self, adapter: Adapter, reward: Reward, deviation: Tensor | None, num_samples: int,
+                    generator: torch.Generator) -> Callable[[slice, Tensor], tuple[Tensor, Tensor]] | None:
+        """What corrects some rows of B x N samples, and counts applications of the operator; None: nothing does."""
+        if deviation is None or self.importance or not isinstance(reward, GaussianLikelihood):
+            return None
+        factors: Tensor | None = reward.sigma.new_full((len(deviation),), float(self.consistency or 0))
+        if self.consistency is None or self.consistency is True:
+            known = adapter.correction(adapter.classes[adapter.class_index(reward, quiet=True)], reward.sigma)
+            factors = factors if known is None and self.consistency else known
+        if factors is None or not bool(factors.any()):
+            return None
+        likelihood, noise = reward, measurement_noise(len(deviation) * num_samples, reward.y.shape[1:], generator)
+        variance = (deviation * factors.to(deviation).view(-1, *[1] * (deviation.ndim - 1))).square()
+
+        def corrected(part: slice, made: Tensor) -> tuple[Tensor, Tensor]:
+            pick = torch.arange(part.start, part.stop) // num_samples
+            operator, y, sigma = likelihood.operator.select(pick), likelihood.y[pick], likelihood.sigma[pick]
+            return correct(operator, y.to(made), sigma.to(made), made, variance[pick].to(made), noise[part].to(made))
+
+        return corrected
+
+    def _verdict(self, adapter: Adapter, likelihood: GaussianLikelihood, images: Tensor, misfit: Tensor,
+                 moved: Tensor | None) -> dict[str, Any]:
+        """What can be said of the samples without further calls, for the diagnostics."""
+        name = adapter.classes[adapter.class_index(likelihood, quiet=True)]
+        stand_in = name if name != likelihood.operator.problem_class else None
+        level = adapter.inside_levels(name, likelihood.sigma)
+        like = None if stand_in else adapter.inside_traits(name, likelihood.operator)
+        like = None if like is None else like.expand(len(images))
+        residual = misfit.view(len(images), -1).mean(1).sqrt()
+        of_mean = likelihood.residual(images.mean(1, keepdim=True))[:, 0].sqrt()
+        found = {"residual": residual, "residual_of_mean": of_mean,
+                 "verdict": sentence(residual, level, like, stand_in, moved)}
+        known = [rows.to(residual.device) for rows in (level, like) if rows is not None]
+        if known or stand_in:
+            found["trained_for"] = torch.stack([*known, torch.full_like(residual, stand_in is None).bool()]).all(0)
+        return found
 
     def settings(self) -> dict[str, Any]:
         """Settings as JSON holds them, with digests of the weights, by which map and adapter know each other."""
@@ -221,7 +291,7 @@ class VFM(Solver):
 
     @classmethod
     def load(cls, name: str | os.PathLike[str], *, steps: int | None = None, chunk_size: int | None = None,
-             importance: bool = False, tile: int | None = None) -> VFM:
+             importance: bool = False, tile: int | None = None, consistency: bool | float | None = None) -> VFM:
         """Load a trained VFM.
 
         Args:
@@ -231,6 +301,7 @@ class VFM(Solver):
             chunk_size: rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
             importance: attach importance weights to the samples.
             tile: side of the tiles for large images.
+            consistency: correct the samples by the data; None as the adapter says for each problem class.
 
         Raises:
             ValueError: if it is not there, is no VFM, or its files are damaged or do not fit each other.
@@ -241,7 +312,23 @@ class VFM(Solver):
         if type(own) is not int or not 1 <= own <= 1000:
             raise ValueError(f"the config.json of {folder} asks for steps={own!r}: a whole number from 1 to 1000")
         return cls(NeuralFlowMap.from_pretrained(folder / "map"), Adapter.from_pretrained(folder / "adapter"),
-                   steps=own if steps is None else steps, chunk_size=chunk_size, importance=importance, tile=tile)
+                   steps=own if steps is None else steps, chunk_size=chunk_size, importance=importance, tile=tile,
+                   consistency=consistency)
+
+
+def _checked_consistency(consistency: bool | float | None, adapter: Adapter, importance: bool) -> bool | float | None:
+    """The setting as it was passed, once it is one that the adapter can do."""
+    if consistency is None or consistency is False:
+        return consistency
+    if not 0 <= consistency < math.inf:
+        raise ValueError(f"consistency={consistency}: pass True, False, None, or a factor of at least 0")
+    if not adapter.deviations:
+        raise ValueError(f"consistency={consistency}, but this adapter says no deviations of pixels to correct by: "
+                         "train one with consistency=True (invflow.training.train_vfm), or leave consistency=None")
+    if importance:
+        raise ValueError("consistency moves samples that importance weights: the weights belong to samples as the map "
+                         "makes them, so pass one of the two")
+    return consistency
 
 
 def _cuttable(prior: NeuralFlowMap, adapter: Adapter) -> bool:

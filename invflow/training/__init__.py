@@ -10,11 +10,11 @@ from invflow.training.distillation import (
 from invflow.training.loop import LoopSettings, Objective, fit
 from invflow.training.losses import gaussian_kl, meanflow_loss, sample_times
 from invflow.training.prior import MeanFlowObjective, train_prior
-from invflow.training.vfm import TrainingProblem, VFMObjective, train_alignment, train_vfm
+from invflow.training.vfm import ObjectiveSettings, TrainingProblem, VFMObjective, train_alignment, train_vfm
 
 __all__ = [
     "ConsolidationObjective", "DistillationObjective", "LoopSettings", "MeanFlowObjective", "Objective",
-    "TrainingProblem", "VFMObjective", "consolidate_vfm", "distill", "fit", "gaussian_kl",
+    "ObjectiveSettings", "TrainingProblem", "VFMObjective", "consolidate_vfm", "distill", "fit", "gaussian_kl",
     "lagrangian_distillation_loss", "meanflow_distillation_loss", "meanflow_loss", "sample_times", "train_alignment",
     "train_prior", "train_vfm",
 ]

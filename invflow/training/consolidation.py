@@ -59,9 +59,10 @@ class ConsolidationObjective(VFMObjective):
     @torch.no_grad()
     def _noise(self, data: Tensor, generator: torch.Generator) -> Tensor:
         groups = self._observe(data, generator)
-        mean, log_std, _ = self._propose(groups, len(data), data.device)
+        mean, log_std, *_ = self._propose(groups, len(data), data.device)
         fresh = draw_noise(tuple(mean.shape), generator).to(mean)
-        joint = torch.rand(len(mean), generator=generator, device=generator.device).to(mean.device) < self.alpha
+        joint = torch.rand(len(mean), generator=generator, device=generator.device) < self.settings.alpha
+        joint = joint.to(mean.device)
         proposed = self.adapter.to_state(mean + log_std.exp() * fresh)
         return torch.where(joint.view(-1, *([1] * (mean.ndim - 1))), proposed, fresh)
 
@@ -82,7 +83,7 @@ class ConsolidationObjective(VFMObjective):
         second = torch.randint(self.jumps, (n,), generator=generator, device=generator.device)
         second = second + (second >= first)
         a, b = torch.minimum(first, second), torch.maximum(first, second)
-        whole = round(n * self.one_step)
+        whole = round(n * self.settings.one_step)
         order = torch.randperm(n, generator=generator, device=generator.device)  # rows come ordered by problem class
         a[order[:whole]], b[order[:whole]] = 0, self.jumps
         a, b, rows = a.to(device), b.to(device), torch.arange(n, device=device)

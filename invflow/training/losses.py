@@ -5,20 +5,25 @@ Time runs from noise (t = 0) to data (t = 1); the papers run it the other way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from invflow.flowmap import expand_time
 
 __all__ = [
-    "TANGENTS", "average_velocity_jvp", "gaussian_kl", "meanflow_loss", "normalise", "pair_score", "sample_between",
-    "sample_times", "scale_gradient", "semigroup_average",
+    "PATCH", "SCALES", "TANGENTS", "average_velocity_jvp", "gaussian_kl", "meanflow_loss", "normalise", "pair_score",
+    "patch_score", "sample_between", "sample_times", "scale_gradient", "semigroup_average",
 ]
 
 #: what the loss compares an average velocity with, where s < t; see :func:`meanflow_loss`
 TANGENTS = ("map", "path", "semigroup")
+
+#: side of the patches that samples are scored by, and the factors that images are averaged down by before
+PATCH, SCALES = 7, (1, 2, 4)
 
 AverageVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -183,6 +188,36 @@ def pair_score(first: Tensor, second: Tensor, truth: Tensor) -> Tensor:
         truth: ``(n, *shape)``.
     """
     return 0.5 * ((first - truth).abs() + (second - truth).abs() - (first - second).abs()).flatten(1).sum(dim=1)
+
+
+def patch_score(first: Tensor, second: Tensor, truth: Tensor) -> Tensor:
+    """Fair energy score of two independent samples over patches and scales, ``(n,)``, of the size of a CRPS's sum.
+
+    The CRPS of :func:`pair_score` knows each pixel's law by itself: a sample that is right in all of them, with pixels
+    that go together where they should not, costs nothing. Here the absolute value is the Euclidean norm of patches of
+    7 x 7 pixels, all channels together (Gneiting and Raftery 2007; over patches, Pacchiardi et al. 2024), which tells
+    laws of patches apart. The same of images averaged over 2 x 2 and 4 x 4 pixels reaches further. Patches are right
+    in law where the score is least; what goes beyond a patch is not looked at.
+
+    Args:
+        first: ``(n, C, H, W)``; vectors ``(n, d)`` are one patch.
+        second: the same shape, independent of the first given the observation.
+        truth: the same shape.
+    """
+    if first.ndim != 4:
+        first, second, truth = (x.flatten(1)[:, None, None] for x in (first, second, truth))
+    size, total = math.prod(truth.shape[1:]), truth.new_zeros(len(truth))
+    scales = [k for k in SCALES if min(truth.shape[2:]) >= k]
+    for k in scales:
+        a, b, x = (avg_pool2d(image, k) if k > 1 else image for image in (first, second, truth))
+        sides = tuple(min(PATCH, side) if truth.shape[2] > 1 else side for side in x.shape[2:])
+
+        def norms(difference: Tensor) -> Tensor:
+            patches = avg_pool2d(difference.square().mean(1, keepdim=True), sides, 1)  # noqa: B023
+            return (patches + 1e-8).sqrt().flatten(1).mean(1)  # a root has no gradient at 0
+
+        total = total + norms(a - x) + norms(b - x) - norms(a - b)
+    return 0.5 * size / len(scales) * total
 
 
 def normalise(loss: Tensor, power: float = 1.0, offset: float = 0.01) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import os
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from invflow._core.random import draw_noise
-from invflow.models.adapter import Adapter
+from invflow.linear.consistency import correct
+from invflow.models.adapter import KNEE, LEAST_LEVEL, LOG_DEVIATION, Adapter, operator_traits
 from invflow.models.neural import NeuralFlowMap
 from invflow.models.spectral_adapter import SpectralAdapter
 from invflow.operator import Operator
@@ -26,6 +28,7 @@ from invflow.training.losses import (
     meanflow_loss,
     normalise,
     pair_score,
+    patch_score,
     sample_between,
     sample_times,
     scale_gradient,
@@ -33,8 +36,12 @@ from invflow.training.losses import (
 
 #: share of a new batch in the running estimate of the map's own error
 MODEL_ERROR_RATE = 0.05
+#: of a row of the adapter's, before its power is taken: rows without noise count too
+LEAST_WEIGHT = 0.01
+#: of the deviations' likelihood, which only has to keep them near the samples' spread
+DEVIATION_WEIGHT = 0.1
 
-__all__ = ["TrainingProblem", "VFMObjective", "train_alignment", "train_vfm"]
+__all__ = ["ObjectiveSettings", "TrainingProblem", "VFMObjective", "train_alignment", "train_vfm"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,8 @@ class TrainingProblem:
 
     Attributes:
         operator: its ``randomize`` draws fresh parameters for each image; its ``problem_class`` names the class.
-        sigma: noise level, or a range (low, high) to draw from uniformly in the logarithm.
+        sigma: noise level, or a range (low, high) to draw from uniformly in the logarithm; from low = 0 on, in the
+            logarithm of 0.01 more.
         share: rows of a batch, relative to those of the other problems: harder classes can be given more.
     """
 
@@ -54,11 +62,89 @@ class TrainingProblem:
     def __post_init__(self) -> None:
         if not 0 < self.share < math.inf:
             raise ValueError(f"share={self.share} must be a positive number, such as 2.0 for twice as many rows")
+        if not 0 <= self.levels[0] <= self.levels[1] < math.inf:
+            raise ValueError(f"sigma={self.sigma}: pass a noise level of at least 0, or a range (low, high) of them")
 
     def draw_sigma(self, n: int, generator: torch.Generator) -> Tensor:
         """``(n,)`` noise levels."""
-        low, high = self.sigma if isinstance(self.sigma, tuple) else (self.sigma, self.sigma)
-        return low * (high / low) ** torch.rand(n, generator=generator, device=generator.device)
+        low, high = self.levels
+        knee = KNEE if low == 0 else 0.0  # a logarithm has no 0
+        ratio = (high + knee) / (low + knee)
+        return (low + knee) * ratio ** torch.rand(n, generator=generator, device=generator.device) - knee
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Lowest and highest noise level."""
+        return self.sigma if isinstance(self.sigma, tuple) else (self.sigma, self.sigma)
+
+    def traits(self, generator: torch.Generator, draws: int = 256) -> list[tuple[float, float]]:
+        """Lowest and highest of each of :func:`~invflow.models.adapter.operator_traits` among fresh operators."""
+        found = operator_traits(self.operator.randomize(draws, generator))
+        return [(round(float(column.min()), 4), round(float(column.max()), 4)) for column in found.unbind(1)]
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """What is weighed how in a VFM's training: settings of :class:`VFMObjective`.
+
+    Attributes:
+        tau: scale of the MeanFlow term, of the order of the data's standard deviation. Where it is too small, noise
+            that pins the data down is rewarded and the adapter collapses.
+        alpha: share of rows whose path starts from the adapter's noise. The others keep the unconditional samples, and
+            hold the map to the pairing of data with independent noise, from which it has to turn away to meet an
+            adapter of diagonal covariance. On the checkerboard the posterior at 0.9 is much better than at 0.5.
+        frozen: train the adapter alone, on a fixed map and without the MeanFlow term.
+        level_power: rows weigh on the adapter by sigma to this power, relative to the highest level.
+        model_error: whether to count on the map's own error, as a large network on images needs.
+        distinct: share of rows with s < t.
+        one_step: share of those with (s, t) = (0, 1).
+        tangent: of the MeanFlow loss, ``"path"``, ``"map"`` or ``"semigroup"``; see
+            :func:`~invflow.training.losses.meanflow_loss`.
+        score: weight of a proper score of the samples against the truth, the fair CRPS of two samples summed over
+            pixels. The other terms lead to the posterior of the prior that the map holds; where a small map holds a
+            poor one (photographs), the score leads to margins that are right for the images trained on. It costs a
+            second call of the map for each row. Of the order of one over the posterior's standard deviation in image
+            units.
+        patches: whether the score is the energy score over patches and scales
+            (:func:`~invflow.training.losses.patch_score`) in place of the CRPS, which leaves it open what pixels go
+            together.
+        joint: whether the score's gradient reaches the map as well as the adapter. The MeanFlow term beside it keeps
+            the map a flow map.
+        consistency: whether the score is of samples as ``VFM(..., consistency=...)`` corrects them, so that map,
+            adapter and the deviations of the correction are trained for what is used; for an adapter that says
+            deviations (``Adapter.grown``). The deviations are also drawn towards the spread of the samples, by the
+            likelihood of the difference of two: where the score asks for no correction at all, they stay something to
+            go on from.
+        deviations_alone: train nothing but the adapter's deviations, by the score of corrected samples: map, and what
+            the adapter says of the noise, stay as they are (with a ``weight_decay`` of 0), and so do uncorrected
+            samples.
+    """
+
+    tau: float = 1.0
+    alpha: float = 0.5
+    frozen: bool = False
+    level_power: float = 1.0
+    model_error: bool = False
+    distinct: float = 0.5
+    one_step: float = 1 / 3
+    tangent: str = "path"
+    score: float = 0.0
+    patches: bool = False
+    joint: bool = False
+    consistency: bool = False
+    deviations_alone: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tau <= 0 or not 0 <= self.alpha <= 1:
+            raise ValueError(f"tau={self.tau} must be positive and alpha={self.alpha} a share in [0, 1]")
+        idle = [name for name in ("patches", "joint", "consistency") if getattr(self, name)]
+        if idle and not self.score:
+            raise ValueError(f"{idle[0]}=True is a property of the score, whose weight is 0: pass score=100.0")
+        if self.joint and self.frozen:
+            raise ValueError("joint=True lets the score reach the map, which frozen=True keeps as it is")
+        if self.deviations_alone and not (self.frozen and self.consistency):
+            raise ValueError("deviations_alone=True trains for corrected samples of a map as it is: pass frozen=True "
+                             "and consistency=True too")
 
 
 class VFMObjective(Objective):
@@ -85,23 +171,7 @@ class VFMObjective(Objective):
         adapter: the adapter.
         problems: what to observe; each batch is split among them by their shares.
         reward: in place of problems, a differentiable reward for any number of observations.
-        tau: scale of the MeanFlow term, of the order of the data's standard deviation. Where it is too small, noise
-            that pins the data down is rewarded and the adapter collapses.
-        alpha: share of rows whose path starts from the adapter's noise. The others keep the unconditional samples, and
-            hold the map to the pairing of data with independent noise, from which it has to turn away to meet an
-            adapter of diagonal covariance. On the checkerboard the posterior at 0.9 is much better than at 0.5.
-        frozen: train the adapter alone, on a fixed map and without the MeanFlow term.
-        level_power: rows weigh on the adapter by sigma to this power, relative to the highest level.
-        model_error: whether to count on the map's own error, as a large network on images needs.
-        distinct: share of rows with s < t.
-        one_step: share of those with (s, t) = (0, 1).
-        tangent: of the MeanFlow loss, ``"path"``, ``"map"`` or ``"semigroup"``; see
-            :func:`~invflow.training.losses.meanflow_loss`.
-        score: weight of a proper score of the samples against the truth, the fair CRPS of two samples summed over
-            pixels, in the adapter's objective alone. The other terms lead to the posterior of the prior that the map
-            holds; where a small map holds a poor one (photographs), the score leads to margins that are right for the
-            images trained on. It costs a second call of the map for each row. Of the order of one over the posterior's
-            standard deviation in image units.
+        settings: how the terms are weighed; or its fields by name.
     """
 
     problems: tuple[TrainingProblem, ...]
@@ -109,60 +179,105 @@ class VFMObjective(Objective):
     model_variance: Tensor
 
     def __init__(self, prior: NeuralFlowMap, adapter: Adapter, problems: Sequence[TrainingProblem] = (), *,
-                 reward: Reward | None = None, tau: float = 1.0, alpha: float = 0.5, frozen: bool = False,
-                 level_power: float = 1.0, model_error: bool = False, distinct: float = 0.5,
-                 one_step: float = 1 / 3, tangent: str = "path", score: float = 0.0) -> None:
+                 reward: Reward | None = None, settings: ObjectiveSettings | None = None, **changes: Any) -> None:
         super().__init__()
-        if score and reward is not None:
+        own = dataclasses.replace(settings or ObjectiveSettings(), **changes)
+        if own.score and reward is not None:
             raise ValueError("score compares samples with the truth that was observed: a reward has none")
         if bool(problems) == (reward is not None):
             raise ValueError("pass either problems to observe or one reward to align with")
-        if tau <= 0 or not 0 <= alpha <= 1:
-            raise ValueError(f"tau={tau} must be positive and alpha={alpha} a share in [0, 1]")
-        self.prior, self.adapter = prior.requires_grad_(not frozen), adapter.requires_grad_(True)
+        if own.consistency and not adapter.deviations:
+            raise ValueError("consistency=True corrects samples by the adapter's deviations, but this one says none: "
+                             "train one with deviations=True, or adapter.grown(adapter.classes, {})")
+        self.prior, self.adapter = prior.requires_grad_(not own.frozen), adapter.requires_grad_(True)
         # kept out of the module: their parameters are not trained, and moving them is this class's business
         self.__dict__["problems"] = tuple(problems)
         self.__dict__["reward"] = reward
-        self.tau, self.alpha, self.frozen, self.level_power = tau, alpha, frozen, level_power
-        self.distinct, self.one_step, self.tangent, self.model_error = distinct, one_step, tangent, model_error
-        self.score = score
+        self.settings = own
+        if own.deviations_alone:
+            _free_deviations(adapter)
         # of each problem class, NaN before the first batch; a buffer, so that checkpoints keep it
-        self.register_buffer("model_variance", torch.full((len(self.problems) if model_error else 0,), torch.nan))
-        self.highest = max((p.sigma[1] if isinstance(p.sigma, tuple) else p.sigma for p in problems), default=1.0)
+        self.register_buffer("model_variance", torch.full((len(self.problems) if own.model_error else 0,), torch.nan))
+        self.highest = max((p.levels[1] for p in problems), default=1.0) or LEAST_LEVEL
 
     def trained(self) -> dict[str, nn.Module]:
         """Map and adapter, or the adapter alone."""
-        return {"adapter": self.adapter} if self.frozen else {"map": self.prior, "adapter": self.adapter}
+        return {"adapter": self.adapter} if self.settings.frozen else {"map": self.prior, "adapter": self.adapter}
 
     def forward(self, data: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch of images ``(n, *image_shape)``, and its parts."""
-        n, device = len(data), data.device
+        n, device, own = len(data), data.device, self.settings
         groups = self._observe(data, generator)
-        mean, log_std, sigma = self._propose(groups, n, device)
+        mean, log_std, log_deviation, sigma = self._propose(groups, n, device)
         # an observation's weight may depend on what the adapter is given, such as its noise level, without moving
         # the optimum; without it the gradients of the lowest levels, of size 1 / sigma, drown all others
-        weight = ((sigma / self.highest) ** self.level_power).view(-1, *([1] * (mean.ndim - 1)))
+        if own.deviations_alone:
+            return self._alone(mean.detach(), log_std.detach(), log_deviation, data, groups, generator)
+        weight = ((sigma / self.highest).clamp(min=LEAST_WEIGHT) ** own.level_power).view(-1, *([1] * (mean.ndim - 1)))
         mean, log_std = scale_gradient(mean, weight), scale_gradient(log_std, weight)
-        draws = 2 if self.score else 1
+        draws = 2 if own.score else 1
         noise = draw_noise((draws, *mean.shape), generator).to(mean)
         z = self.adapter.to_state((mean + log_std.exp() * noise).flatten(0, 1))
         fixed = {k: p.detach() for k, p in self.prior.named_parameters()}
-        images = self.prior.decode(torch.func.functional_call(self.prior, fixed, (z, 0.0, 1.0)))
+        images = self.prior.decode(torch.func.functional_call(self.prior, fixed, (z[:n] if own.joint else z, 0.0, 1.0)))
         misfit, reports = self._misfit(groups, images[:n])
         kl = gaussian_kl(mean, log_std)
         objective = misfit + kl
         metrics = {"kl": kl.detach().mean(), "adapter_std": log_std.detach().exp().mean(), **reports}
-        if self.score:
-            score = pair_score(images[:n], images[n:], data)
-            objective = objective + self.score * score
-            metrics["crps"] = score.detach().mean() / self.prior.dimension
+        if own.score:
+            pair = self.prior.decode(self.prior(z, 0.0, 1.0)) if own.joint else images
+            score, further = self._score(pair.unflatten(0, (2, n)), data, groups, log_deviation, generator)
+            objective = objective + score
+            metrics |= further
         z = z[:n]
-        if not self.frozen:
+        if not own.frozen:
             flow, k = self._flow_loss(data, z, generator)
-            objective = objective + flow / (2 * self.tau**2)
+            objective = objective + flow / (2 * own.tau**2)
             per_value = flow.detach() / self.prior.dimension
             metrics |= {"flow_matching": per_value[k:].mean(), "meanflow": per_value[:k].mean()}
         return normalise(objective.mean()), metrics
+
+    def _alone(self, mean: Tensor, log_std: Tensor, log_deviation: Tensor | None, data: Tensor,
+               groups: list[tuple[Operator, Tensor, Tensor]],
+               generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The score of corrected samples as a function of the deviations."""
+        with torch.no_grad():
+            noise = draw_noise((2, *mean.shape), generator).to(mean)
+            z = self.adapter.to_state((mean + log_std.exp() * noise).flatten(0, 1))
+            pair = self.prior.decode(self.prior(z, 0.0, 1.0)).unflatten(0, (2, len(mean)))
+        score, reports = self._score(pair, data, groups, log_deviation, generator)
+        return normalise(score.mean()), reports
+
+    def _score(self, pair: Tensor, data: Tensor, groups: list[tuple[Operator, Tensor, Tensor]],
+               log_deviation: Tensor | None, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted score of two samples ``(2, n, *image_shape)`` of each row, corrected first if asked; and reports."""
+        own, extra, reports = self.settings, torch.zeros((), device=data.device), {}
+        if own.consistency:
+            assert log_deviation is not None
+            apart = (pair[0] - pair[1]).detach()
+            # of two samples the difference has twice their variance; from the lower bound on, so as to be positive
+            density = log_deviation - LOG_DEVIATION[0] + 0.25 * (apart * (-log_deviation).exp()).square()
+            extra = DEVIATION_WEIGHT * density.flatten(1).sum(1)
+            corrected = self._correct(pair, groups, log_deviation, generator)
+            moved = (corrected - pair).detach().square().flatten(2).mean(2).sqrt().mean()
+            reports = {"deviation": log_deviation.detach().exp().mean(), "correction": moved}
+            pair = corrected
+        score = (patch_score if own.patches else pair_score)(pair[0], pair[1], data)
+        reports["energy" if own.patches else "crps"] = score.detach().mean() / math.prod(data.shape[1:])
+        return own.score * score + extra, reports
+
+    def _correct(self, pair: Tensor, groups: list[tuple[Operator, Tensor, Tensor]], log_deviation: Tensor,
+                 generator: torch.Generator) -> Tensor:
+        """Both samples of each row as the solver corrects them."""
+        counts, done = [len(y) for _, y, _ in groups], []
+        variance = (2 * log_deviation.float()).exp()
+        for (operator, y, sigma), x, spread in zip(groups, pair.split(counts, 1), variance.split(counts)):
+            twice = operator if operator.num_sets == 1 else operator.select(torch.arange(len(y)).repeat(2))
+            noise = draw_noise((2 * len(y), *y.shape[1:]), generator).to(y)
+            moved, _ = correct(twice, y.repeat(2, *[1] * (y.ndim - 1)), sigma.repeat(2), x.flatten(0, 1).float(),
+                               spread.repeat(2, *[1] * (spread.ndim - 1)), noise)
+            done.append(moved.unflatten(0, (2, len(y))))
+        return torch.cat(done, dim=1)
 
     def _observe(self, data: Tensor, generator: torch.Generator) -> list[tuple[Operator, Tensor, Tensor]]:
         """For each problem class a share of the rows: fresh operators, noise levels, measurements."""
@@ -191,18 +306,20 @@ class VFMObjective(Objective):
         return [int(count) for count in counts]
 
     def _propose(self, groups: list[tuple[Operator, Tensor, Tensor]], n: int,
-                 device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """The adapter's mean and log standard deviation for all rows, and their noise levels."""
+                 device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """The adapter's mean, log standard deviation and log deviation for all rows, and their noise levels."""
         if not groups:
             embedded, observed, summary, sigma = (a.to(device) for a in self.adapter.unconditional(n))
             classes = torch.zeros(n, dtype=torch.long, device=device)
-            return *self.adapter(embedded, observed, summary, classes, sigma), sigma
+            return *self.adapter.outputs(embedded, observed, summary, classes, sigma), sigma
         parts: list[tuple[Tensor, ...]] = []
         for operator, y, level in groups:
             index = self.adapter.classes.index(str(operator.problem_class))
-            parts.append((*self.adapter.observe(operator, y, level), torch.full((len(y),), index, device=device)))
-        embedded, observed, summary, sigma, classes = (torch.cat(column) for column in zip(*parts))
-        return *self.adapter(embedded, observed, summary, classes, sigma), sigma
+            told = self.adapter.nearest_level(str(operator.problem_class), level)
+            parts.append((*self.adapter.observe(operator, y, told), torch.full((len(y),), index, device=device)))
+        embedded, observed, summary, told, classes = (torch.cat(column) for column in zip(*parts))
+        sigma = torch.cat([level for _, _, level in groups])
+        return *self.adapter.outputs(embedded, observed, summary, classes, told), sigma
 
     def _misfit(self, groups: list[tuple[Operator, Tensor, Tensor]],
                 images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -214,13 +331,14 @@ class VFMObjective(Objective):
             # entries that are not observed are zero on both sides
             square = (y - operator(x)).flatten(1).square().sum(dim=1)
             count = num_values(operator, y)
-            misfit_in_sigma.append(square.detach() / count / sigma**2)
-            variance = sigma**2
-            if self.model_error:
-                variance = variance + self._model_variance(c, square.detach(), count, sigma**2)
+            # without noise an error would weigh without bound
+            variance = sigma.clamp(min=LEAST_LEVEL if self.problems[c].levels[0] == 0 else 0.0) ** 2
+            misfit_in_sigma.append(square.detach() / count / variance)
+            if self.settings.model_error:
+                variance = variance + self._model_variance(c, square.detach(), count, variance)
             misfit.append(0.5 * square / variance)
         reports = {"misfit": torch.cat(misfit_in_sigma).mean()}
-        if self.model_error:
+        if self.settings.model_error:
             reports["model_error"] = self.model_variance.mean().sqrt()
         return torch.cat(misfit), reports
 
@@ -237,7 +355,8 @@ class VFMObjective(Objective):
     def _flow_loss(self, data: Tensor, z: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
         states = self.prior.encode(data)
         fresh = draw_noise(tuple(states.shape), generator).to(states)
-        joint = torch.rand(len(states), generator=generator, device=generator.device).to(states.device) < self.alpha
+        joint = torch.rand(len(states), generator=generator, device=generator.device) < self.settings.alpha
+        joint = joint.to(states.device)
         joint = joint.view(-1, *([1] * (states.ndim - 1)))
         if self.reward is not None:
             # an observation pairs its noise with the image it came from; a reward comes from no image, and its noise
@@ -249,11 +368,22 @@ class VFMObjective(Objective):
         noise = torch.where(joint, z, fresh)
         # rows come ordered by problem class and times by kind: mix them
         order = torch.randperm(len(states), generator=generator, device=generator.device).to(states.device)
-        s, t, k = sample_times(len(states), distinct=self.distinct, one_step=self.one_step, generator=generator,
-                               device=states.device)
-        middle = (sample_between(s, t, generator),) if self.tangent == "semigroup" else ()
+        s, t, k = sample_times(len(states), distinct=self.settings.distinct, one_step=self.settings.one_step,
+                               generator=generator, device=states.device)
+        middle = (sample_between(s, t, generator),) if self.settings.tangent == "semigroup" else ()
         return meanflow_loss(self.prior.average_velocity, noise[order], states[order], s, t, k, *middle,
-                             tangent=self.tangent), k
+                             tangent=self.settings.tangent), k
+
+
+def _free_deviations(adapter: Adapter) -> None:
+    """Leave the rows of the last layer that make the deviations to be trained, and nothing else."""
+    adapter.requires_grad_(False)
+    last = [layer for layer in adapter.network.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))][-1]
+    channels = 2 * adapter.state_shape[0] + adapter.image_shape[0]
+    own = len(last.weight) // channels * 2 * adapter.state_shape[0]
+    for p in last.parameters():
+        p.requires_grad_().register_hook(
+            lambda gradient: torch.cat([torch.zeros_like(gradient[:own]), gradient[own:]]))
 
 
 def num_values(operator: Operator, y: Tensor) -> Tensor:
@@ -266,9 +396,8 @@ def num_values(operator: Operator, y: Tensor) -> Tensor:
 
 def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[TrainingProblem], settings: LoopSettings,
               folder: str | os.PathLike[str], *, options: dict[str, Any] | None = None,
-              adapter: Adapter | None = None, tau: float = 1.0, alpha: float = 0.5, frozen: bool = False,
-              level_power: float = 1.0, model_error: bool = False, distinct: float = 0.5, one_step: float = 1 / 3,
-              tangent: str = "path", score: float = 0.0, progress: bool = True, stop_at: int | None = None) -> VFM:
+              adapter: Adapter | None = None, progress: bool = True, stop_at: int | None = None,
+              objective: ObjectiveSettings | None = None, **changes: Any) -> VFM:
     """Train a Variational Flow Map from a prior, resuming if the folder holds a checkpoint.
 
     Args:
@@ -279,17 +408,10 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
         folder: for the checkpoint, the metrics and, when done, the VFM (``folder/vfm``).
         options: of the adapter's network; default the map's.
         adapter: one to go on from, with the map that it was trained with as ``prior``; None starts a fresh one.
-        tau: scale of the MeanFlow term; see :class:`VFMObjective`.
-        alpha: share of rows whose path starts from the adapter's noise.
-        frozen: train the adapter alone.
-        level_power: how much less rows of low noise weigh; see :class:`VFMObjective`.
-        model_error: count on the map's own error in the observation term; see :class:`VFMObjective`.
-        distinct: share of rows with s < t.
-        one_step: share of those with (s, t) = (0, 1).
-        tangent: ``"path"``, ``"map"`` or ``"semigroup"``; see :func:`~invflow.training.losses.meanflow_loss`.
-        score: weight of the samples' CRPS; see :class:`VFMObjective`.
         progress: show a progress bar.
         stop_at: stop at this step, with a checkpoint.
+        objective: how the terms of :class:`VFMObjective` are weighed.
+        **changes: fields of :class:`ObjectiveSettings`, such as ``tau`` or ``frozen``.
 
     Returns:
         The solver, with averaged weights.
@@ -298,6 +420,7 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
         ValueError: if two problems share a class, or one has none; or if the adapter to go on from belongs to another
             map or knows other classes.
     """
+    own = dataclasses.replace(objective or ObjectiveSettings(), **changes)
     classes = [problem.operator.problem_class for problem in problems]
     if None in classes or len(set(classes)) < len(classes):
         raise ValueError(f"each training problem needs a problem_class of its own, not {classes}")
@@ -308,27 +431,30 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
             raise ValueError(f"the adapter knows {list(adapter.classes)}, but the problems are {classes}")
         adapter = copy.deepcopy(adapter).train()
     else:
-        adapter = fresh_adapter(prior, [str(c) for c in classes], options, seeded(settings.seed, 0, -4))
-    objective = VFMObjective(image_map, adapter, problems, tau=tau, alpha=alpha, frozen=frozen,
-                             level_power=level_power, model_error=model_error, distinct=distinct,
-                             one_step=one_step, tangent=tangent, score=score)
-    done = fit(objective, batches_of(data, settings), settings, folder, progress=progress, stop_at=stop_at)
-    return finish(image_map, adapter, frozen, done, folder)
+        adapter = fresh_adapter(prior, [str(c) for c in classes], options, seeded(settings.seed, 0, -4),
+                                own.consistency)
+    if not own.deviations_alone:  # else what it says of the noise was trained for what it was trained for
+        adapter.levels = {str(problem.operator.problem_class): problem.levels for problem in problems}
+        adapter.traits = {str(problem.operator.problem_class): problem.traits(seeded(settings.seed, k, -5))
+                          for k, problem in enumerate(problems)}
+    adapter.consistency = {}  # what was fitted to another adapter's samples
+    done = fit(VFMObjective(image_map, adapter, problems, settings=own), batches_of(data, settings), settings, folder,
+               progress=progress, stop_at=stop_at)
+    return finish(image_map, adapter, own.frozen, done, folder)
 
 
 def fresh_adapter(prior: NeuralFlowMap, classes: list[str], options: dict[str, Any] | None,
-                  generator: torch.Generator) -> Adapter:
+                  generator: torch.Generator, deviations: bool = False) -> Adapter:
     """An untrained adapter of the kind that goes with a map; ``options`` of its network default to the map's."""
     if prior.spectrum is not None:
         return SpectralAdapter.for_map(prior, classes, options, generator)
     return Adapter(prior.state_shape, classes=classes, network=prior.network_name, image_shape=prior.image_shape,
-                   options=prior.options if options is None else options, generator=generator)
+                   options=prior.options if options is None else options, generator=generator, deviations=deviations)
 
 
 def train_alignment(data: Tensor | Sampler, prior: NeuralFlowMap, reward: Reward, name: str, settings: LoopSettings,
-                    folder: str | os.PathLike[str], *, options: dict[str, Any] | None = None, tau: float = 1.0,
-                    alpha: float = 0.5, distinct: float = 0.5, one_step: float = 1 / 3,
-                    tangent: str = "path", progress: bool = True, stop_at: int | None = None) -> VFM:
+                    folder: str | os.PathLike[str], *, options: dict[str, Any] | None = None, progress: bool = True,
+                    stop_at: int | None = None, objective: ObjectiveSettings | None = None, **changes: Any) -> VFM:
     """One-step reward alignment: the joint objective with a reward in place of the log likelihood.
 
     Args:
@@ -339,26 +465,23 @@ def train_alignment(data: Tensor | Sampler, prior: NeuralFlowMap, reward: Reward
         settings: of the loop.
         folder: for the checkpoint, the metrics and, when done, the VFM (``folder/vfm``).
         options: of the adapter's network; default the map's.
-        tau: scale of the MeanFlow term.
-        alpha: share of rows whose path starts from the adapter's noise.
-        distinct: share of rows with s < t.
-        one_step: share of those with (s, t) = (0, 1).
-        tangent: ``"path"``, ``"map"`` or ``"semigroup"``; see :func:`~invflow.training.losses.meanflow_loss`.
         progress: show a progress bar.
         stop_at: stop at this step, with a checkpoint.
+        objective: how the terms of :class:`VFMObjective` are weighed.
+        **changes: fields of :class:`ObjectiveSettings`, such as ``tau``.
 
     Returns:
         The solver: ``sample(reward, n)`` draws from about p(x) e^{r(x)} in one step.
     """
     if not reward.differentiable:
         raise ValueError("reward alignment differentiates the reward, which says differentiable=False: use NoiseSMC")
+    own = dataclasses.replace(objective or ObjectiveSettings(), **changes)
     image_map = copy.deepcopy(prior).train()
     adapter = Adapter(prior.state_shape, classes=[name], network=prior.network_name, image_shape=prior.image_shape,
                       options=prior.options if options is None else options, generator=seeded(settings.seed, 0, -4))
-    objective = VFMObjective(image_map, adapter, reward=reward, tau=tau, alpha=alpha, distinct=distinct,
-                             one_step=one_step, tangent=tangent)
-    done = fit(objective, batches_of(data, settings), settings, folder, progress=progress, stop_at=stop_at)
-    return finish(image_map, adapter, False, done, folder)
+    done = fit(VFMObjective(image_map, adapter, reward=reward, settings=own), batches_of(data, settings), settings,
+               folder, progress=progress, stop_at=stop_at)
+    return finish(image_map, adapter, own.frozen, done, folder)
 
 
 def finish(image_map: NeuralFlowMap, adapter: Adapter, frozen: bool, done: bool,

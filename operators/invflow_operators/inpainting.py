@@ -10,8 +10,11 @@ from torch import Tensor
 
 from invflow.operator import Operator
 from invflow.plugins import as_generator, as_shape
+from invflow_operators._free_form import draw_free_form
 
-__all__ = ["BoxInpainting", "MaskInpainting", "RandomInpainting"]
+__all__ = ["BoxInpainting", "FreeFormInpainting", "Inpainting", "MaskInpainting", "RandomInpainting"]
+
+FREE_FORM = "free-form-inpainting"
 
 
 class MaskInpainting(Operator):
@@ -24,8 +27,8 @@ class MaskInpainting(Operator):
         mask: 1 where a pixel is observed, 0 where it is not; bool or numbers. ``(H, W)`` or ``(C, H, W)`` for
             all images, or ``(n, 1 or C, H, W)``, one for each.
         image_shape: (C, H, W); default: the mask's, with one channel for ``(H, W)``.
-        problem_class: the class whose adapter serves this mask, "box-inpainting" or "random-inpainting" for a
-            mask of that kind; None, the default, since it may be of neither.
+        problem_class: the class whose adapter serves this mask. By default that of all kinds of masks, "free-form-
+            inpainting"; "box-inpainting" or "random-inpainting" for a mask that is known to be of that kind.
 
     Raises:
         ValueError: for a mask of another shape, with other values, or that observes nothing.
@@ -41,7 +44,7 @@ class MaskInpainting(Operator):
     mask: Tensor
 
     def __init__(self, mask: Tensor, image_shape: Sequence[int] | None = None,
-                 problem_class: str | None = None) -> None:
+                 problem_class: str | None = FREE_FORM) -> None:
         super().__init__()
         mask = torch.as_tensor(mask)
         if image_shape is None and mask.ndim >= 2:
@@ -62,9 +65,11 @@ class MaskInpainting(Operator):
         self.image_shape = self.measurement_shape = shape
         self.problem_class = problem_class
         self.register_sets(mask=sets.bool())
+        if problem_class == FREE_FORM:
+            self.stand_ins = ("box-inpainting",) * self._hides_boxes() + ("random-inpainting",)
 
     #: the problem class of a mask from a file; a subclass that says nothing of it takes such a mask as its own ``mask``
-    _file_class: str | None = None
+    _file_class: str | None = FREE_FORM
 
     @classmethod
     def file_parameters(cls) -> tuple[str, ...]:
@@ -80,11 +85,7 @@ class MaskInpainting(Operator):
         if settings:
             raise ValueError(f"--operator-set {next(iter(settings))}=... does not go with --mask, which gives all "
                              "there is to give: pass one of the two")
-        problem_class = cls._file_class or ("box-inpainting" if _hides_a_box(files["mask"]) else None)
-        if problem_class is None:
-            say("the mask hides no single box, so no adapter was trained for it; if its gaps are scattered, "
-                "--operator random-inpainting takes it as such")
-        return MaskInpainting(files["mask"], image_shape, problem_class)
+        return MaskInpainting(files["mask"], image_shape, cls._file_class)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images with zeros where nothing is observed: ``(n, C, H, W)`` to the same."""
@@ -106,20 +107,24 @@ class MaskInpainting(Operator):
         """The mask, ``(num_sets, C, H, W)`` bool."""
         return self.mask.expand(-1, *self.image_shape)
 
+    def _hides_boxes(self) -> bool:
+        """Whether each mask hides one full rectangle, the same in all channels."""
+        hidden = ~self.mask.all(1)
+        rows, columns = hidden.any(2), hidden.any(1)
+        full = (hidden == (rows[:, :, None] & columns[:, None, :])).all()
+        # one run of hidden rows, and one of columns: the line before the picture is not hidden
+        whole = [(torch.nn.functional.pad(along.int(), (1, 0)).diff(dim=1).clamp(min=0).sum(1) == 1).all()
+                 for along in (rows, columns)]
+        return bool(full & whole[0] & whole[1] & (self.mask == self.mask[:, :1]).all())
+
     def context(self) -> tuple[Tensor, Tensor]:
         """The mask, averaged over channels, as map; no kernel."""
         maps, vector = super().context()
         return self.mask.to(maps).mean(1, keepdim=True), vector
 
 
-def _hides_a_box(mask: Tensor) -> bool:
-    """Whether the pixels that are not observed are one full rectangle."""
-    hidden = (mask == 0).any(0)
-    rows, columns = hidden.any(1).nonzero().flatten(), hidden.any(0).nonzero().flatten()
-    if len(rows) == 0:
-        return False
-    box = hidden[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return bool(box.all()) and bool((mask == mask[:1]).all())
+#: what it is called by those who bring a mask
+Inpainting = MaskInpainting
 
 
 class RandomInpainting(MaskInpainting):
@@ -222,3 +227,35 @@ def _outside_boxes(size: tuple[int, ...], top: Tensor, left: Tensor, height: Ten
     in_rows = (row >= top[:, None]) & (row < (top + height)[:, None])
     in_columns = (column >= left[:, None]) & (column < (left + width)[:, None])
     return ~(in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+
+
+class FreeFormInpainting(MaskInpainting):
+    """Inpainting of whatever people and archives hide: brush strokes, scratches, captions, boxes, lost pixels, mixed.
+
+    The class to train an adapter on that is to take any mask (:class:`MaskInpainting` is of this class unless it is
+    told otherwise). All channels of a pixel are hidden together.
+
+    Args:
+        image_shape: (C, H, W).
+        generator: draws the mask. Each hides at least one pixel and shows at least one.
+
+    Example:
+        >>> import torch
+        >>> from invflow.operators import FreeFormInpainting
+        >>> g = torch.Generator().manual_seed(0)
+        >>> FreeFormInpainting((1, 28, 28), generator=g).randomize(8, g).num_sets
+        8
+    """
+
+    _file_class = FREE_FORM
+
+    def __init__(self, image_shape: Sequence[int], generator: torch.Generator | None = None) -> None:
+        shape = as_shape(image_shape, "FreeFormInpainting((1, 28, 28))")
+        height, width = shape[-2:]
+        super().__init__(draw_free_form(1, (height, width), as_generator(generator)), shape, FREE_FORM)
+
+    def randomize(self, n: int, generator: torch.Generator | None = None) -> Operator:
+        """Fresh masks for n images."""
+        height, width = self.image_shape[1:]
+        mask = draw_free_form(n, (height, width), as_generator(generator))
+        return self._with_sets({"mask": mask.to(self.mask.device)})

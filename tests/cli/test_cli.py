@@ -183,7 +183,7 @@ def test_own_measurement_is_taken_as_it_is(digit: Path, tmp_path: Path) -> None:
     mask = np.ones((28, 28))
     mask[10:16, 8:20] = 0
     np.savetxt(tmp_path / "mask.txt", mask)
-    run("solve", "--image", digit, "--observed", "--operator", "mask-inpainting",
+    run("solve", "--image", digit, "--observed", "--operator", "inpainting",
         "--mask", tmp_path / "mask.txt", "--sigma", 0.1, "--solver", "lmmse", "--output", tmp_path / "out")
     results = Results.read(tmp_path / "out")
     assert "psnr" not in results.metrics["mean"]
@@ -191,6 +191,19 @@ def test_own_measurement_is_taken_as_it_is(digit: Path, tmp_path: Path) -> None:
     y = results.posterior.diagnostics["observation"]
     given = torch.from_numpy(np.array(Image.open(digit))) / 255 * torch.from_numpy(mask)
     assert torch.allclose(y[0, 0].double(), given)
+
+
+def test_a_painted_mask_goes_to_the_class_that_takes_it(digit: Path, tmp_path: Path) -> None:
+    """Of any form, by the name that a person guesses: an adapter takes it as its nearest class, and says so."""
+    mask = np.ones((28, 28))
+    mask[5:9, 3:25] = mask[20:24, 4:10] = 0
+    np.savetxt(tmp_path / "mask.txt", mask)
+    _, error = run("solve", "--image", digit, "--observed", "--operator", "inpainting", "--mask", tmp_path / "mask.txt",
+                   "--sigma", 0.05, "--samples", 2, "--output", tmp_path / "out")
+    posterior = Results.read(tmp_path / "out").posterior
+    known = "free-form-inpainting" in invflow.VFM.load("mnist").adapter.classes
+    assert ("takes this operator as one of random-inpainting" in error) is not known
+    assert "verdict" in posterior.diagnostics
 
 
 def test_own_kernel(digit: Path, small_vfm: Path, tmp_path: Path) -> None:
@@ -244,7 +257,7 @@ def test_bad_problems(arguments: list[str], message: str, tmp_path: Path) -> Non
     (["--operator", "denoising", "--prior", "mnits"], "mnist"),
     (["--operator", "denoising", "--factor", "2"], "--factor belongs to super-resolution"),
     (["--operator", "super-resolution", "--factor", "29"], "from 1 to 28"),
-    (["--operator", "denoising", "--mask", "mask.npy"], "--mask belongs to box-inpainting, mask-"),
+    (["--operator", "denoising", "--mask", "mask.npy"], "--mask belongs to box-inpainting, free-form-inpainting"),
     (["--operator", "denoising", "--kernel", "mask.npy"], "--kernel belongs to blur, gaussian-"),
     (["--operator", "mask-inpainting"], "--mask FILE"),
     (["--operator", "box-inpainting", "--mask", "mask.npy"], "(1, 5, 5)"),

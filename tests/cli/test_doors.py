@@ -134,7 +134,7 @@ def test_a_mask_file_goes_to_the_operator_that_was_asked_for(theirs: None, files
                 ) is StripeInpainting
     # ours make a MaskInpainting of it, of their own class
     for name, problem_class in (("box-inpainting", "box-inpainting"), ("random-inpainting", "random-inpainting"),
-                                ("mask-inpainting", "box-inpainting")):
+                                ("mask-inpainting", "free-form-inpainting")):
         made = operator_by_name(name, SHAPE, mask=mask, say=said.append)
         assert (type(made), made.problem_class) == (MaskInpainting, problem_class)
     assert all("hides 14.06% of the picture" in note for note in said)

@@ -21,6 +21,7 @@ from invflow.operators import (
     BoxInpainting,
     ComposedOperator,
     Denoising,
+    FreeFormInpainting,
     GaussianBlur,
     MaskInpainting,
     MatrixOperator,
@@ -59,6 +60,7 @@ SHIPPED = {
     "random-inpainting-half": lambda s: RandomInpainting(s, keep=0.5, generator=seeded()),
     "box-inpainting": lambda s: BoxInpainting(s),
     "mask": lambda s: MaskInpainting(rand(*s[1:]) < 0.5, image_shape=s),
+    "free-form": lambda s: FreeFormInpainting(s, seeded()),
     "masks-per-channel": lambda s: MaskInpainting(rand(3, *s) < 0.5),
     "gaussian-blur": lambda s: GaussianBlur(s),
     "motion-blur": lambda s: MotionBlur(s, generator=seeded()),
@@ -90,7 +92,9 @@ def test_contract_of_matrices(shape, device):
     ("denoising", "denoising"), ("random-inpainting", "random-inpainting"),
     ("box-inpainting", "box-inpainting"), ("super-resolution", "super-resolution-x4"),
     ("super-resolution-bicubic", "super-resolution-x2"),
-    ("gaussian-blur", "gaussian-blur"), ("motion-blur", "motion-blur"), ("mask", None), ("kernels", None),
+    ("gaussian-blur", "gaussian-blur"), ("motion-blur", "motion-blur"), ("mask", "free-form-inpainting"),
+    ("free-form", "free-form-inpainting"),
+    ("kernels", None),
     ("composed", None),
 ])
 def test_problem_classes(name, problem_class):
@@ -186,6 +190,42 @@ def test_boxes_keep_their_sides_and_reach_every_place():
     assert float(((counts - 600).square() / 600).sum()) < 25  # chi-square with 4 degrees, beyond p = 1e-4
     fixed = BoxInpainting((1, 16, 24), box=(3, 5), sides=None).randomize(50, seeded())
     assert (~fixed.mask).sum((1, 2, 3)).tolist() == [15] * 50
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 40, 64), (1, 8, 8)], ids=str)
+def test_free_form_masks_hide_and_show_something_of_every_kind(shape):
+    """Each mask hides a pixel and shows one; shares reach from specks to most of the picture; a seed gives the same."""
+    masks = FreeFormInpainting(shape, seeded()).randomize(400, seeded(1)).mask
+    again = FreeFormInpainting(shape, seeded(5)).randomize(400, seeded(1)).mask
+    assert masks.shape == (400, 1, *shape[1:])
+    assert torch.equal(masks, again)
+    shown = masks.flatten(1).double().mean(1)
+    assert 0 < float(shown.min()) < 0.45
+    assert 0.97 < float(shown.max()) < 1
+    assert 0.5 < float(shown.mean()) < 0.9
+    # a scratch or a lost pixel is a thin thing, a box or a brush a thick one: a hidden 3 x 3 square tells them apart
+    thick = F.avg_pool2d((~masks).double(), 3, 1).flatten(1).amax(1) > 0.99
+    assert 0.2 < float(thick.double().mean()) < 0.95
+
+
+@pytest.mark.parametrize("all_hidden", [False, True])
+def test_a_mask_settles_one_pixel_where_damage_takes_none_or_all(monkeypatch, all_hidden):
+    from invflow_operators import _free_form as kinds
+
+    for name in ("_lines_of_a_brush", "_scratches", "_captions", "_boxes", "_scattered"):
+        monkeypatch.setattr(kinds, name, lambda n, size, g: torch.full((n, *size), all_hidden))
+    shown = kinds.draw_free_form(50, (9, 7), seeded()).flatten(1).sum(1)
+    assert shown.tolist() == [1 if all_hidden else 62] * 50
+
+
+def test_every_kind_of_damage_is_drawn():
+    from invflow_operators import _free_form as kinds
+
+    for kind in (kinds._lines_of_a_brush, kinds._scratches, kinds._captions, kinds._boxes, kinds._scattered):
+        hidden = kind(64, (28, 40), seeded())
+        assert hidden.shape == (64, 28, 40)
+        assert 0.005 < float(hidden.double().mean()) < 0.5, kind
+        assert float(hidden.flatten(1).any(1).double().mean()) > 0.7, kind
 
 
 def test_random_masks_draw_the_share_they_keep():

@@ -82,7 +82,8 @@ def test_both_trainings_run_and_go_on(small, tmp_path, images):
     assert vfm.prior.network is None
     expected = cifar_recipes.gaussian_map(images, cifar_recipes.DECODE, torch.Generator().manual_seed(0))
     assert vfm.prior.fingerprint() == expected.fingerprint()
-    assert set(vfm.adapter.classes) == {load_problem(f"cifar10/{task}").problem_class for task in image_table.TASKS}
+    known = {load_problem(f"cifar10/{task}").problem_class for task in image_table.TASKS}
+    assert set(vfm.adapter.classes) == known | {"free-form-inpainting"}
     more = cifar_recipes.cifar10_vfm(tmp_path / "more", prior=str(tmp_path / "vfm" / "vfm"), steps=1, **small)
     assert more.prior.fingerprint() == vfm.prior.fingerprint()
     own = cifar_recipes.cifar10_vfm(tmp_path / "own", prior=str(tmp_path / "prior" / "prior"), steps=1, **small)

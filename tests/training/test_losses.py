@@ -10,6 +10,8 @@ from invflow.training.losses import (
     gaussian_kl,
     meanflow_loss,
     normalise,
+    pair_score,
+    patch_score,
     sample_between,
     sample_times,
     scale_gradient,
@@ -188,3 +190,30 @@ def test_scalings_leave_values_alone():
     loss = torch.tensor(20.0, requires_grad=True)
     normalise(loss, power=1.0, offset=0.0).backward()
     assert loss.grad.item() == pytest.approx(1 / 20)
+
+
+def test_patches_tell_a_wrong_covariance_from_right_margins():
+    """All pixels alike, or each by itself: the same N(0, 1) in every pixel, the same CRPS, another energy score."""
+    g, n = torch.Generator().manual_seed(0), 4000
+    truth, first, second = torch.randn(3, n, 1, 1, 1, generator=g).expand(3, n, 1, 8, 8)
+    apart, further = torch.randn(2, n, 1, 8, 8, generator=g)
+
+    def gap(score):
+        """Of the wrong law over the right one, in standard errors."""
+        difference = score(apart, further, truth) - score(first, second, truth)
+        return float(difference.mean() / (difference.std() / n**0.5))
+
+    assert abs(gap(pair_score)) < 4
+    assert gap(patch_score) > 6
+
+
+def test_patch_score_is_the_energy_score_of_a_patch():
+    """On one patch at one scale: E|a - x| - E|a - b| / 2 in the norm over pixels, times pixels over its root."""
+    g = torch.Generator().manual_seed(0)
+    a, b, x = torch.rand(3, 5, 9, generator=g, dtype=torch.float64)
+    norm = torch.linalg.vector_norm
+    expected = 0.5 * (norm(a - x, dim=1) + norm(b - x, dim=1) - norm(a - b, dim=1)) * 9 / 3
+    torch.testing.assert_close(patch_score(a, b, x), expected, rtol=1e-6, atol=1e-6)
+    image = torch.rand(2, 1, 28, 28, generator=g).requires_grad_()
+    gradient = torch.autograd.grad(patch_score(image, image.flip(3), image.detach()).sum(), image)[0]
+    assert bool(torch.isfinite(gradient).all())  # where a sample is the truth itself

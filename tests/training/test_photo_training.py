@@ -1,5 +1,6 @@
 """What photographs' weights are trained with: the score of sample pairs, crops, the split, the recipes in small."""
 
+import copy
 import math
 import statistics
 from statistics import NormalDist
@@ -123,13 +124,19 @@ def test_recipes_run_in_small(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "PHOTO_ADAPTER", small)
     monkeypatch.setattr("invflow.training.prior.SAMPLE", 64)
     monkeypatch.setattr(recipes, "SAMPLE", 256)
-    changes = {"data": str(folder), "progress": False, "batch_size": 8, "steps": 2, "precision": "no"}
+    changes = {"data": str(folder), "progress": False, "batch_size": 18, "steps": 2, "precision": "no"}
     prior = recipes.photos(tmp_path / "prior", **changes)
     assert prior.resizable
     assert isinstance(prior.network, UNet)
     vfm = recipes.photos_vfm(tmp_path / "vfm", **changes)
     assert VFM.load(tmp_path / "vfm" / "vfm").prior.fingerprint() == vfm.prior.fingerprint()
-    assert len(vfm.adapter.classes) == 8
+    assert len(vfm.adapter.classes) == 9
+    # weights from before masks of any form were a class go on, too
+    old = copy.deepcopy(vfm)
+    old.adapter = vfm.adapter.grown([c for c in vfm.adapter.classes if c != "free-form-inpainting"], {}, False)
+    old.save_pretrained(tmp_path / "old")
+    longer = recipes.photos_vfm(tmp_path / "longer", prior=str(tmp_path / "old"), **changes)
+    assert longer.adapter.classes == vfm.adapter.classes
     begun = recipes.photos_vfm(tmp_path / "more", prior=str(tmp_path / "vfm" / "vfm"), **changes)
     assert begun.prior.fingerprint() == vfm.prior.fingerprint()
     with pytest.raises(ValueError, match="--data"):

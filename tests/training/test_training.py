@@ -17,7 +17,15 @@ import invflow
 from invflow.models.adapter import Adapter
 from invflow.models.neural import NeuralFlowMap
 from invflow.operators import MatrixOperator
-from invflow.training import LoopSettings, TrainingProblem, VFMObjective, train_alignment, train_prior, train_vfm
+from invflow.training import (
+    LoopSettings,
+    ObjectiveSettings,
+    TrainingProblem,
+    VFMObjective,
+    train_alignment,
+    train_prior,
+    train_vfm,
+)
 from invflow.training import vfm as vfm_module
 from invflow.training.loop import seeded
 from invflow.training.vfm import fresh_adapter
@@ -150,6 +158,102 @@ def test_observation_term_leaves_the_map_alone(monkeypatch):
 def test_meanflow_term_reaches_map_and_adapter(monkeypatch):
     prior, _ = joint_gradients(monkeypatch, without_flow=False)
     assert any(p.grad is not None and p.grad.any() for p in prior.parameters())
+
+
+def score_gradients(monkeypatch, **changes):
+    """Gradients of map and adapter, without the MeanFlow term."""
+    prior = tiny_prior()
+    adapter = Adapter((2,), classes=["first-coordinate"], network="mlp", options=TINY, deviations=True,
+                      generator=torch.Generator().manual_seed(1))
+    objective = VFMObjective(prior, adapter, [first_coordinate()], score=100.0, **changes)
+    monkeypatch.setattr(vfm_module, "meanflow_loss", lambda u, z, m, *times, tangent: 0 * m.sum(dim=1))
+    loss, metrics = objective(pairs(16, seeded(0, 0, 0)), seeded(0, 1, 0))
+    loss.backward()
+    last = next(p.grad for name, p in adapter.named_parameters() if name.endswith("last.weight"))
+    return any(p.grad is not None and p.grad.any() for p in prior.parameters()), last, metrics
+
+
+def test_the_score_reaches_the_map_where_it_is_joint(monkeypatch):
+    assert not score_gradients(monkeypatch)[0]
+    assert not score_gradients(monkeypatch, patches=True)[0]
+    assert score_gradients(monkeypatch, patches=True, joint=True)[0]
+
+
+def test_the_score_reaches_the_deviations_through_the_correction(monkeypatch):
+    """Rows of the last layer: two of the mean, two of the variance, two of the deviations."""
+    _, without, _ = score_gradients(monkeypatch, patches=True, joint=True)
+    monkeypatch.setattr(vfm_module, "DEVIATION_WEIGHT", 0.0)  # the score alone
+    reached, through, metrics = score_gradients(monkeypatch, patches=True, joint=True, consistency=True)
+    assert not without[4:].any()
+    assert through[4:].any()
+    assert reached
+    assert float(metrics["correction"]) > 0
+
+
+def test_deviations_are_drawn_to_the_spread_of_the_samples(tmp_path):
+    """Alone, their term has its optimum at the standard deviation of a sample."""
+    prior = tiny_prior()
+    adapter = Adapter((2,), classes=["first-coordinate"], network="mlp", options=TINY, deviations=True,
+                      generator=torch.Generator().manual_seed(1))
+    objective = VFMObjective(prior, adapter, [first_coordinate()], score=1e-9, consistency=True)
+    pair = 0.2 * torch.randn(2, 4000, 2, generator=torch.Generator().manual_seed(2))
+    deviation = torch.full((2,), -1.0, requires_grad=True)
+    data, generator = pair[0].clone(), torch.Generator().manual_seed(3)
+    groups = objective._observe(data, generator)
+    for _ in range(200):
+        loss, _ = objective._score(pair, data, groups, deviation.expand(4000, 2), generator)
+        gradient, = torch.autograd.grad(loss.mean(), deviation)
+        deviation = (deviation - 2 * gradient).detach().requires_grad_()
+    assert deviation.exp().tolist() == pytest.approx([0.2, 0.2], rel=0.05)
+
+
+def test_deviations_alone_leave_samples_as_they_are(tmp_path):
+    """Map, means and standard deviations are the same to the bit; the deviations are not."""
+    prior = tiny_prior()
+    adapter = fresh_adapter(prior, ["first-coordinate"], TINY, seeded(0, 0, 0), deviations=True)
+    for p in adapter.parameters():
+        p.data += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(4))
+    vfm = train_vfm(pairs, prior, [first_coordinate()], settings(weight_decay=0.0), tmp_path, adapter=adapter,
+                    progress=False, frozen=True, score=10.0, consistency=True, deviations_alone=True)
+    likelihood = invflow.GaussianLikelihood(first_coordinate().operator, torch.ones(2, 1), 0.3)
+    before, after = adapter.proposal(likelihood), vfm.adapter.proposal(likelihood)
+    assert torch.equal(before.mean, after.mean)
+    assert torch.equal(before.std, after.std)
+    assert not torch.allclose(before.deviation, after.deviation, rtol=1e-3)
+    assert vfm.prior.fingerprint() == prior.fingerprint()
+    with pytest.raises(ValueError, match="frozen=True and consistency=True"):
+        ObjectiveSettings(score=1.0, deviations_alone=True)
+
+
+def test_settings_of_the_objective_are_checked():
+    with pytest.raises(ValueError, match="whose weight is 0"):
+        ObjectiveSettings(patches=True)
+    with pytest.raises(ValueError, match="frozen=True keeps"):
+        ObjectiveSettings(score=1.0, joint=True, frozen=True)
+    with pytest.raises(TypeError, match="taus"):
+        VFMObjective(tiny_prior(), Adapter((2,), classes=["first-coordinate"], network="mlp", options=TINY),
+                     [first_coordinate()], taus=1.0)
+    with pytest.raises(ValueError, match="says none"):
+        VFMObjective(tiny_prior(), Adapter((2,), classes=["first-coordinate"], network="mlp", options=TINY),
+                     [first_coordinate()], score=1.0, consistency=True)
+
+
+def test_training_from_no_noise_on_is_finite(tmp_path):
+    """Levels from 0, and one that is 0 throughout: losses, weights and samples stay finite."""
+    levels = first_coordinate((0.0, 0.2)).draw_sigma(20_000, seeded(0, 0, 0))
+    assert 0 <= float(levels.min()) < 1e-4
+    assert float(levels.max()) <= 0.2
+    below = (levels < 0.01).double().mean()  # log 2 over log 21
+    assert float(below) == pytest.approx(0.2277, abs=4 * (0.2277 * 0.7723 / 20_000) ** 0.5)
+    for sigma in ((0.0, 0.2), 0.0):
+        vfm = train_vfm(pairs, tiny_prior(), [first_coordinate(sigma)], settings(steps=4), tmp_path / str(sigma),
+                        options=TINY, progress=False, model_error=True, score=10.0, patches=True, joint=True,
+                        consistency=True)
+        assert vfm.adapter.levels == {"first-coordinate": sigma if isinstance(sigma, tuple) else (0.0, 0.0)}
+        assert all(bool(torch.isfinite(p).all()) for p in (*vfm.prior.parameters(), *vfm.adapter.parameters()))
+        likelihood = invflow.GaussianLikelihood(first_coordinate().operator, torch.ones(2, 1), 0.0)
+        found = invflow.VFM(vfm.prior, vfm.adapter, consistency=True).sample(likelihood, 5, generator=seeded(0, 0, 0))
+        torch.testing.assert_close(found.samples[..., 0], torch.ones(2, 5), atol=1e-4, rtol=0)
 
 
 def test_frozen_training_changes_the_adapter_only(tmp_path):

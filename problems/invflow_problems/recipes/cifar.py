@@ -11,7 +11,7 @@ from invflow.solvers.vfm import VFM
 from invflow.training import LoopSettings, TrainingProblem, train_prior, train_vfm
 from invflow.training.prior import gaussian_map
 from invflow.training.recipe import Recipe, Run
-from invflow_problems.recipes.digits import JUMPS_SHARE, image_problems
+from invflow_problems.recipes.digits import JUMPS_SHARE, grown, image_problems
 
 __all__ = ["cifar10", "cifar10_jumps", "cifar10_velocity", "cifar10_vfm"]
 
@@ -31,8 +31,8 @@ SCORE = 5000.0
 
 
 def cifar_problems() -> list[TrainingProblem]:
-    """The six problem classes, with the ranges of noise and operators that the shipped adapter knows."""
-    return image_problems(SHAPE, least_noise=0.025)
+    """The seven problem classes of :func:`image_problems`."""
+    return image_problems(SHAPE)
 
 
 def _train_prior(run: Run, name: str | None = None, distinct: float = 0.5) -> NeuralFlowMap:
@@ -48,7 +48,7 @@ def _train_vfm(run: Run) -> VFM:
     adapter = None
     if run.prior and kind_of(run.prior) == "vfm":  # go on from its map and its adapter
         begun = VFM.load(run.prior)
-        prior, adapter = begun.prior, begun.adapter
+        prior, adapter = begun.prior, grown(begun.adapter, cifar_problems())
     else:
         prior = load_trainable(run.prior) if run.prior else gaussian_map(
             images, DECODE, torch.Generator().manual_seed(0))

@@ -9,10 +9,11 @@ import os
 import torch
 
 from invflow.datasets.sets import load_images
+from invflow.models.adapter import Adapter
 from invflow.models.neural import NeuralFlowMap, load_trainable
 from invflow.plugins import kind_of
 from invflow.solvers.vfm import VFM
-from invflow.training import LoopSettings, TrainingProblem, consolidate_vfm, train_prior, train_vfm
+from invflow.training import LoopSettings, ObjectiveSettings, TrainingProblem, consolidate_vfm, train_prior, train_vfm
 from invflow.training.loop import seeded
 from invflow.training.prior import SAMPLE, gaussian_map
 from invflow.training.recipe import Recipe, Run
@@ -23,8 +24,9 @@ from invflow_problems.photos import PhotoCrops, find_photographs
 
 __all__ = [
     "checkerboard", "fashion_mnist", "fashion_mnist_jumps", "fashion_mnist_velocity", "fashion_mnist_vfm",
-    "fashion_mnist_vfm_consolidation", "fashion_mnist_vfm_score", "mnist", "mnist_jumps", "mnist_velocity", "mnist_vfm",
-    "mnist_vfm_consolidation", "mnist_vfm_score", "photos", "photos_vfm",
+    "fashion_mnist_vfm_consolidation", "fashion_mnist_vfm_deviations", "fashion_mnist_vfm_samples",
+    "fashion_mnist_vfm_score", "mnist", "mnist_jumps", "mnist_velocity", "mnist_vfm", "mnist_vfm_consolidation",
+    "mnist_vfm_deviations", "mnist_vfm_samples", "mnist_vfm_score", "photos", "photos_vfm",
 ]
 
 #: a U-Net on 14 x 14 and 7 x 7 positions, of the size that two CPU cores can train in under an hour
@@ -47,24 +49,37 @@ IMAGE_JUMPS, TAUGHT_ALPHA = 4, 0.9
 #: own law, which is not quite that of digits; the score asks for margins that are right for the images
 SCORE_SETTINGS = LoopSettings(steps=1500, batch_size=96, learning_rate=5e-4, ema=0.998)
 IMAGE_SCORE = 100.0
+#: the stage after: map and adapter together, by patches of the samples as the solver corrects them
+SAMPLES_SETTINGS = LoopSettings(steps=250, batch_size=63, learning_rate=4e-4, warmup=20, ema=0.985, log_every=10)
+SAMPLES_OBJECTIVE = ObjectiveSettings(tau=TAU, alpha=0.9, level_power=0.0, model_error=True, tangent="semigroup",
+                                      score=IMAGE_SCORE, patches=True, joint=True, consistency=True)
 
 
-def image_problems(image_shape: tuple[int, int, int], least_noise: float = 0.05) -> list[TrainingProblem]:
-    """The six problem classes, with the ranges of noise and operators that the shipped adapters know.
+#: what a class begins as, of an adapter that was trained before it was one
+LIKE = {"free-form-inpainting": "random-inpainting"}
+
+
+def image_problems(image_shape: tuple[int, ...]) -> list[TrainingProblem]:
+    """The seven problem classes, with the ranges of noise, from none on, and of operators.
 
     Args:
         image_shape: ``(C, H, W)``.
-        least_noise: of denoising, whose levels end at 0.5.
     """
-    levels = (0.01, 0.2)
+    levels = (0.0, 0.2)
     return [
-        TrainingProblem(elementwise.Denoising(image_shape), (least_noise, 0.5)),
+        TrainingProblem(elementwise.Denoising(image_shape), (0.0, 0.5)),
         TrainingProblem(inpainting.RandomInpainting(image_shape), levels),
         TrainingProblem(inpainting.BoxInpainting(image_shape, sides=(0.25, 0.55)), levels),
         TrainingProblem(superresolution.SuperResolution(image_shape, factor=4), levels),
         TrainingProblem(blur.GaussianBlur(image_shape), levels),
         TrainingProblem(blur.MotionBlur(image_shape), levels),
+        TrainingProblem(inpainting.FreeFormInpainting(image_shape), levels),
     ]
+
+
+def grown(adapter: Adapter, problems: list[TrainingProblem], deviations: bool = False) -> Adapter:
+    """An adapter to go on from, with the classes that came since."""
+    return adapter.grown([str(p.operator.problem_class) for p in problems], LIKE, deviations)
 
 
 def _train_image_prior(run: Run, name: str | None = None, distinct: float = 0.5,
@@ -80,28 +95,46 @@ def _train_image_vfm(run: Run, name: str) -> VFM:
     images = load_images(str(run.data), split="train", dtype=torch.uint8)
     if run.prior and kind_of(run.prior) == "vfm":  # go on from its map and its adapter
         begun = VFM.load(run.prior)
-        prior, adapter = begun.prior, begun.adapter
+        prior = begun.prior
+        adapter = grown(begun.adapter, image_problems(prior.image_shape))
     else:
         prior, adapter = load_trainable(run.prior or name), None
-    return train_vfm(images, prior, image_problems(prior.image_shape), run.settings, run.folder,  # type: ignore[arg-type]
+    return train_vfm(images, prior, image_problems(prior.image_shape), run.settings, run.folder,
                      options=ADAPTER_NETWORK, adapter=adapter, progress=run.progress, stop_at=run.stop_at, tau=TAU,
                      alpha=ALPHA, level_power=0.0, model_error=True, tangent="semigroup")
+
+
+#: or the deviations alone, of a VFM as it is
+DEVIATIONS_SETTINGS = LoopSettings(steps=150, batch_size=63, learning_rate=1e-2, warmup=10, weight_decay=0.0, ema=0.97,
+                                   log_every=10)
+DEVIATIONS_OBJECTIVE = ObjectiveSettings(level_power=0.0, frozen=True, score=IMAGE_SCORE, patches=True,
+                                         consistency=True, deviations_alone=True)
+
+
+def _sharpen_image_vfm(run: Run, name: str, objective: ObjectiveSettings = SAMPLES_OBJECTIVE) -> VFM:
+    images = load_images(str(run.data), split="train", dtype=torch.uint8)
+    vfm = VFM.load(run.prior or name)
+    problems = image_problems(vfm.prior.image_shape)
+    return train_vfm(images, vfm.prior, problems, run.settings, run.folder,
+                     adapter=grown(vfm.adapter, problems, deviations=True), objective=objective,
+                     progress=run.progress, stop_at=run.stop_at)
 
 
 def _consolidate_image_vfm(run: Run, name: str) -> VFM:
     images = load_images(str(run.data), split="train", dtype=torch.uint8)
     vfm = VFM.load(run.prior or name)
-    return consolidate_vfm(vfm, images, image_problems(vfm.prior.image_shape), run.settings,  # type: ignore[arg-type]
-                           run.folder, jumps=IMAGE_JUMPS, alpha=TAUGHT_ALPHA, progress=run.progress,
-                           stop_at=run.stop_at)
+    problems = image_problems(vfm.prior.image_shape)
+    return consolidate_vfm(VFM(vfm.prior, grown(vfm.adapter, problems)), images, problems, run.settings, run.folder,
+                           jumps=IMAGE_JUMPS, alpha=TAUGHT_ALPHA, progress=run.progress, stop_at=run.stop_at)
 
 
 def _score_image_vfm(run: Run, name: str) -> VFM:
     images = load_images(str(run.data), split="train", dtype=torch.uint8)
     vfm = VFM.load(run.prior or name)
-    return train_vfm(images, vfm.prior, image_problems(vfm.prior.image_shape), run.settings,  # type: ignore[arg-type]
-                     run.folder, adapter=vfm.adapter, frozen=True, level_power=0.0, model_error=True,
-                     score=IMAGE_SCORE, progress=run.progress, stop_at=run.stop_at)
+    problems = image_problems(vfm.prior.image_shape)
+    return train_vfm(images, vfm.prior, problems, run.settings, run.folder, adapter=grown(vfm.adapter, problems),
+                     frozen=True, level_power=0.0, model_error=True, score=IMAGE_SCORE, progress=run.progress,
+                     stop_at=run.stop_at)
 
 
 mnist = Recipe("mnist", "prior on MNIST, 28 x 28", PRIOR_SETTINGS, _train_image_prior, data="mnist")
@@ -124,6 +157,9 @@ mnist_vfm_consolidation = Recipe(
     CONSOLIDATION_SETTINGS, lambda run: _consolidate_image_vfm(run, "mnist"), data="mnist")
 mnist_vfm_score = Recipe("mnist-vfm-score", "train the adapter of a VFM on MNIST (--prior) by its samples' score",
                          SCORE_SETTINGS, lambda run: _score_image_vfm(run, "mnist"), data="mnist")
+mnist_vfm_samples = Recipe(
+    "mnist-vfm-samples", "train map and adapter of a VFM on MNIST (--prior) by patches of its corrected samples",
+    SAMPLES_SETTINGS, lambda run: _sharpen_image_vfm(run, "mnist"), data="mnist")
 fashion_mnist_vfm = Recipe("fashion-mnist-vfm", "VFM for six problem classes on Fashion-MNIST, from the prior",
                            dataclasses.replace(VFM_SETTINGS, steps=1800),
                            lambda run: _train_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
@@ -131,6 +167,17 @@ fashion_mnist_vfm_consolidation = Recipe(
     "fashion-mnist-vfm-consolidation", "teach a VFM on Fashion-MNIST (--prior) to do in one step what it does in four",
     CONSOLIDATION_SETTINGS, lambda run: _consolidate_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
 
+mnist_vfm_deviations = Recipe(
+    "mnist-vfm-deviations", "train how far a VFM's samples of MNIST (--prior) may be moved towards the data",
+    DEVIATIONS_SETTINGS, lambda run: _sharpen_image_vfm(run, "mnist", DEVIATIONS_OBJECTIVE), data="mnist")
+fashion_mnist_vfm_deviations = Recipe(
+    "fashion-mnist-vfm-deviations",
+    "train how far a VFM's samples of Fashion-MNIST (--prior) may be moved towards the data", DEVIATIONS_SETTINGS,
+    lambda run: _sharpen_image_vfm(run, "fashion-mnist", DEVIATIONS_OBJECTIVE), data="fashion-mnist")
+fashion_mnist_vfm_samples = Recipe(
+    "fashion-mnist-vfm-samples",
+    "train map and adapter of a VFM on Fashion-MNIST (--prior) by patches of its corrected samples",
+    SAMPLES_SETTINGS, lambda run: _sharpen_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
 fashion_mnist_vfm_score = Recipe(
     "fashion-mnist-vfm-score", "train the adapter of a VFM on Fashion-MNIST (--prior) by its samples' score",
     SCORE_SETTINGS, lambda run: _score_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
@@ -149,17 +196,18 @@ PHOTO_SCORE = 5000.0
 
 
 def photo_problems(shape: tuple[int, int, int] = PHOTO_SHAPE) -> list[TrainingProblem]:
-    """Six problem classes, super-resolution by 2, 3 and 4, for crops of photographs; sizes are in pixels.
+    """Seven problem classes, super-resolution by 2, 3 and 4, for crops of photographs; sizes are in pixels.
 
     Noise is what classical methods take away best, so denoising and motion blur get more of the rows: with four of 32
     each, they were the furthest behind block matching.
     """
-    levels = (0.005, 0.2)
+    levels = (0.0, 0.2)
     gaussian = blur.GaussianBlur(shape, std=2.0, kernel_size=25, std_range=(0.6, 3.0))
     return [
-        TrainingProblem(elementwise.Denoising(shape), (0.01, 0.25), share=9.0),
-        TrainingProblem(inpainting.RandomInpainting(shape), levels, share=4.0),
+        TrainingProblem(elementwise.Denoising(shape), (0.0, 0.25), share=8.0),
+        TrainingProblem(inpainting.RandomInpainting(shape), levels, share=3.0),
         TrainingProblem(inpainting.BoxInpainting(shape, sides=(0.15, 0.5)), levels, share=3.0),
+        TrainingProblem(inpainting.FreeFormInpainting(shape), levels, share=4.0),
         *(TrainingProblem(superresolution.SuperResolution(shape, factor=factor), levels, share)
           for factor, share in ((2, 2.0), (3, 2.0), (4, 3.0))),
         TrainingProblem(gaussian, levels, share=3.0),
@@ -179,7 +227,7 @@ def _train_photo_vfm(run: Run) -> VFM:
     adapter = None
     if run.prior and kind_of(run.prior) == "vfm":
         begun = VFM.load(run.prior)
-        prior, adapter = begun.prior, begun.adapter
+        prior, adapter = begun.prior, grown(begun.adapter, photo_problems())
     elif run.prior:
         prior = load_trainable(run.prior)
     else:

@@ -1,0 +1,93 @@
+"""One-step VFMs beside each other on validation images: ``python -m benchmarks.tables.samples_table mnist mnist RUN``.
+
+For choosing weights and the correction: each VFM is judged uncorrected, as its adapter says, and if asked by further
+factors, on the same observations of the first validation images. Gaps to the first row come with the standard error of
+the paired difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.tables.image_table import TASKS, judge, standard_error
+from invflow.evaluation.summary import write_json
+from invflow.likelihood import GaussianLikelihood
+from invflow.metrics import psnr
+from invflow.nets.classifier import confident_share
+from invflow.posterior import Posterior
+from invflow.problem import load_problem
+from invflow.solvers.vfm import VFM
+from invflow.training.consistency import noise_in_the_mean
+from invflow.training.losses import patch_score
+
+__all__ = ["main", "patch_energy"]
+
+COLUMNS = (("crps", 4), ("patches", 4), ("psnr", 2), ("single", 2), ("residual", 2), ("coverage", 3))
+
+
+def patch_energy(samples: Tensor, truth: Tensor) -> Tensor:
+    """Energy score over patches of samples ``(B, N, C, H, W)``, N even, for each pixel: ``(B,)``."""
+    first, second = samples[:, 0::2].flatten(0, 1), samples[:, 1::2].flatten(0, 1)
+    pairs = patch_score(first, second, truth.repeat_interleave(samples.shape[1] // 2, 0))
+    return pairs.view(len(truth), -1).mean(1) / truth[0].numel()
+
+
+def row(posterior: Posterior, likelihood: GaussianLikelihood, truth: Tensor) -> dict[str, Tensor]:
+    """Metrics for each observation, each ``(B,)``."""
+    return {**judge(posterior, likelihood, truth), "patches": patch_energy(posterior.samples, truth),
+            "single": psnr(posterior.samples, truth).mean(1)}
+
+
+def main() -> None:
+    """Print the tables as markdown, and write them as JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", choices=["mnist", "fashion-mnist", "cifar10"])
+    parser.add_argument("vfms", nargs="+", help="names or folders")
+    parser.add_argument("--factors", nargs="*", type=float, default=[], help="of the correction, for each a row more")
+    parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS)
+    parser.add_argument("--observations", type=int, default=60)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {}
+    for task in arguments.tasks:
+        g = torch.Generator().manual_seed(arguments.seed)
+        truth, likelihood = load_problem(f"{arguments.data}/{task}").simulate(
+            arguments.observations, generator=g, split="validation", shuffle=False)
+        print(f"\n{task}\n\n| VFM | correction | CRPS | gap | patch energy | PSNR of the mean | of a sample "
+              "| residual | 90% coverage | noise in the mean |\n" + "|---" * 10 + "|")
+        first = None
+        for name in arguments.vfms:
+            able = VFM.load(name).adapter.deviations
+            for consistency in (False, *((None, *arguments.factors) if able else ())):
+                vfm = VFM.load(name, consistency=consistency)
+                posterior = vfm.sample(likelihood, arguments.samples,
+                                       generator=torch.Generator().manual_seed(arguments.seed))
+                found = row(posterior, likelihood, truth)
+                first = found if first is None else first
+                gap = found["crps"] - first["crps"]
+                leak = noise_in_the_mean(likelihood, posterior.mean(), truth)
+                cells = [f"{float(found[key].mean()):.{digits}f} ± {standard_error(found[key]):.{digits}f}"
+                         for key, digits in COLUMNS]
+                cells.insert(1, f"{float(gap.mean()):+.4f} ± {standard_error(gap):.4f}")
+                label = {None: "fitted", False: "none"}.get(consistency, consistency)
+                print(f"| {name} | {label} | " + " | ".join(cells) + f" | {leak:.3f} |", flush=True)
+                results[f"{task}, {name}, {label}"] = {key: [float(v.mean()), standard_error(v)]
+                                                       for key, v in found.items()}
+    print()
+    for name in arguments.vfms:
+        images = VFM.load(name).prior_samples(1000, generator=torch.Generator().manual_seed(arguments.seed))
+        share = results[f"recognised, {name}"] = confident_share(images, arguments.data)
+        print(f"{name}: {share:.3f} of 1,000 one-step unconditional samples recognised with over 0.9 confidence")
+    if arguments.output:
+        write_json(results, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

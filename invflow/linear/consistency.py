@@ -1,0 +1,117 @@
+"""Samples moved towards the measurement: one linear step, without a network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invflow._core.conjugate_gradients import Map, solve
+from invflow._core.random import draw_noise
+from invflow.operator import Operator
+
+__all__ = ["correct", "measurement_noise"]
+
+#: noise taken to be there at least, in the measurement's units: without any, A C A^T alone can be singular
+LEAST_SIGMA = 1e-4
+ITERATIONS, TOLERANCE = 24, 1e-3
+#: values that torch's normal numbers on a CPU come in: the last of a draw depend on its length otherwise
+BLOCK = 16
+
+
+def correct(operator: Operator, y: Tensor, sigma: Tensor, x: Tensor, variance: Tensor,
+            noise: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Move samples towards their measurements, with fresh noise of the measurement's level.
+
+    .. math:: x' = x + C A^T (A C A^T + \sigma^2)^{-1} (y + \sigma e - A x), \qquad C = diag(variance), e ~ N(0, I)
+
+    (Matheron's rule, as in kriging and in ensemble Kalman filters with perturbed observations: Evensen 1994; Burgers,
+    van Leeuwen and Evensen 1998.) If x were drawn from a Gaussian N(m, C) that knows nothing of y, then x' would be
+    drawn from the posterior under that Gaussian. An operator that is not linear is linearised at x.
+
+    The system is solved by conjugate gradients. A gradient reaches x and the variance through the solution itself
+    (implicit differentiation: one more solve), not through the steps.
+
+    Args:
+        operator: with one parameter set, or one for each row.
+        y: ``(n, *measurement_shape)``.
+        sigma: noise levels ``(n,)``, at least 0.
+        x: ``(n, *image_shape)``.
+        variance: ``(n, *image_shape)``, at least 0: how far each pixel may move.
+        noise: e, ``(n, *measurement_shape)``.
+
+    Returns:
+        x', and how often each row's operator was applied or transposed, ``(n,)``.
+    """
+    observed = operator.observed()
+
+    def seen(values: Tensor) -> Tensor:
+        return values if observed is None else torch.where(observed, values, 0.0)
+
+    level = sigma.to(y).reshape(-1, *[1] * (y.ndim - 1))
+    damping = level.clamp(min=LEAST_SIGMA).square()
+    clean = operator(x)
+    forward, transposed = _tangent(operator, x)
+
+    def system(spread: Tensor) -> Map:
+        return lambda w: seen(forward(spread * transposed(seen(w)))) + damping * w
+
+    right, fixed = seen(y + level * noise - clean), system(variance.detach())
+    with torch.no_grad():
+        # row sums: the diagonal itself where A C A^T is diagonal (masks, averages over blocks), then one step does
+        scale = fixed(torch.ones_like(right)).abs().clamp(min=LEAST_SIGMA**2)
+
+        def invert(values: Tensor) -> tuple[Tensor, Tensor]:
+            return solve(fixed, values, lambda w: w / scale, ITERATIONS, TOLERANCE)
+
+        found, steps = invert(right.detach())
+    if torch.is_grad_enabled() and (right.requires_grad or variance.requires_grad):
+        # at the solution the error is zero; that its gradient is not says how the solution moves
+        found = _Implicit.apply(right - system(variance)(found), found, lambda values: invert(values)[0])
+    return x + variance * transposed(seen(found)), 2 * steps + 4
+
+
+class _Implicit(torch.autograd.Function):
+    """The solution w of M w = b for a symmetric M, as a function of its error b - M w, which is zero by value."""
+
+    @staticmethod
+    def forward(ctx: Any, error: Tensor, found: Tensor, invert: Map) -> Tensor:
+        ctx.invert = invert
+        return found.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        with torch.no_grad():
+            return ctx.invert(gradient), None, None
+
+
+def _tangent(operator: Operator, x: Tensor) -> tuple[Map, Map]:
+    """The operator and its adjoint; of one that is not linear, its derivative at x and the transposed of that."""
+    if operator.linear:
+        return operator, operator.adjoint
+    point = x.detach()
+    pull_back = torch.func.vjp(operator, point)[1]
+
+    def push(v: Tensor) -> Tensor:
+        moved: Tensor = torch.func.jvp(operator, (point,), (v,))[1]
+        return moved
+
+    def pull(w: Tensor) -> Tensor:
+        back: Tensor = pull_back(w)[0]
+        return back
+
+    return push, pull
+
+
+def measurement_noise(rows: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Noise ``(rows, *shape)`` for :func:`correct`, of which fewer rows are always the first of more.
+
+    The generator is left as it is: the numbers come from another one, seeded by what it would draw next.
+    """
+    fork = torch.Generator(generator.device)
+    fork.set_state(generator.get_state())
+    seed = torch.randint(2**62, (1,), generator=fork, device=generator.device)
+    own = torch.Generator(generator.device).manual_seed(int(seed))
+    size = torch.Size(shape).numel()
+    return draw_noise((rows, -(-size // BLOCK) * BLOCK), own)[:, :size].reshape(rows, *shape)

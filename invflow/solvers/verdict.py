@@ -1,0 +1,68 @@
+"""What can be said at once of samples that come without weights: do they meet the data, and was it trained for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["MEETS", "MISSES", "sentence"]
+
+#: residuals of samples, in the noise's deviations, up to which they meet a measurement; and beyond which they miss it
+MEETS, MISSES = (0.8, 1.2), 2.0
+
+
+def sentence(residual: Tensor, level_known: Tensor | None, operator_known: Tensor | None, stand_in: str | None = None,
+             moved: Tensor | None = None) -> str:
+    """A verdict on the samples of B observations, in words.
+
+    Args:
+        residual: root mean square of (y - A x) / sigma over the samples, ``(B,)``.
+        level_known: whether each noise level lies in the range trained for, ``(B,)``; None where nobody wrote that
+            range down.
+        operator_known: likewise for the operator.
+        stand_in: the class that the operator was taken for, where it is none that was trained for.
+        moved: root mean square of what the correction by the data changed, ``(B,)``, in image units.
+
+    Returns:
+        One or more sentences. They say what was found, not that the samples are right: only a certificate
+        (:func:`invflow.calibrate`) speaks of the spread where nothing was measured.
+    """
+    said = [_fit(residual)]
+    strange = []
+    if level_known is not None and not bool(level_known.all()):
+        strange.append(f"{_lower(~level_known)} noise lies outside the levels that it was trained for")
+    if stand_in is not None:
+        strange.append(f"the operator was taken for one of {stand_in}")
+    elif operator_known is not None and not bool(operator_known.all()):
+        strange.append(f"{_lower(~operator_known)} operator lies outside those that it was trained for")
+    if strange:
+        said.append(f"But {', and '.join(strange)}: the answer is an extrapolation.")
+    elif level_known is not None or operator_known is not None:
+        inside = [what for what, known in (("noise", level_known), ("operator", operator_known)) if known is not None]
+        said.append(f"{' and '.join(inside).capitalize()} {'are' if len(inside) > 1 else 'is'} within what it was "
+                    "trained for.")
+    if moved is not None:
+        said.append(f"The correction by the data moved the samples by {float(moved.square().mean().sqrt()):.3f} "
+                    "(root mean square).")
+    return " ".join(said)
+
+
+def _fit(residual: Tensor) -> str:
+    span = f"{float(residual.min()):.2f}" + (f" to {float(residual.max()):.2f}" if len(residual) > 1 else "")
+    off, close = residual > MEETS[1], residual < MEETS[0]
+    if bool((residual > MISSES).any()):
+        return (f"{_share(residual > MISSES)} measurement is missed by the samples, by {span} times its noise where 1 "
+                "is right: they are no draws of the posterior.")
+    if bool(off.any()):
+        return f"{_share(off)} measurement is not quite met: the samples miss by {span} times its noise, 1 is right."
+    if bool(close.any()):
+        return f"{_share(close)} measurement is met too closely, its noise included: {span} times it, 1 is right."
+    return f"The samples meet the measurement{'s' * (len(residual) > 1)}: residuals of {span} times the noise."
+
+
+def _share(rows: Tensor) -> str:
+    return "The" if len(rows) == 1 else f"In {int(torch.sum(rows))} of {len(rows)} observations the"
+
+
+def _lower(rows: Tensor) -> str:
+    return _share(rows)[0].lower() + _share(rows)[1:]

@@ -1,0 +1,146 @@
+"""How strongly a VFM's samples should be moved towards the data: factors of the deviations, fitted by the score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from invflow.likelihood import GaussianLikelihood
+from invflow.linear.consistency import correct, measurement_noise
+from invflow.solvers.vfm import VFM
+from invflow.training.losses import patch_score
+from invflow.training.vfm import TrainingProblem
+
+__all__ = ["FACTORS", "Fit", "fit_consistency", "noise_in_the_mean"]
+
+#: of the noise that the samples' mean may have taken in, at most, for a class to be corrected by default
+MOST_LEAK = 0.15
+#: share of the best factor's gain with which another is as good
+ENOUGH = 0.95
+#: factors that are tried; 0 leaves the samples as they are
+FACTORS = (0.0, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What was found for one problem class at one noise level.
+
+    Attributes:
+        problem_class: of the operators.
+        sigma: the noise level.
+        factor: with the lowest energy score over patches; of those with 95% of its gain, the nearest to that of the
+            next higher noise level.
+        gain: by how much of it the score is lower than without correction, at that factor.
+        gain_error: standard error of the gain, over images.
+        leak: how much of the measurement's noise the mean of the samples has taken in, <n, A(mean - truth)> / |n|^2;
+            NaN without noise. Corrected samples can be calibrated only where it is near 0.
+    """
+
+    problem_class: str
+    sigma: float
+    factor: float
+    gain: float
+    gain_error: float
+    leak: float
+
+
+@torch.no_grad()
+def fit_consistency(vfm: VFM, images: Tensor, problems: Sequence[TrainingProblem], *, levels: int = 3,
+                    num_samples: int = 8, factors: Sequence[float] = FACTORS, seed: int = 0) -> list[Fit]:
+    """Fit the factors of ``adapter.consistency`` and store them there.
+
+    A class is stored if the correction lowers the score by more than two standard errors at one of its levels at least,
+    and the mean of its samples has taken in no more than :data:`MOST_LEAK` of the noise at any, for beyond it too much
+    is counted twice; with the best factor at each level, which may be 0.
+
+    Args:
+        vfm: with an adapter that says deviations.
+        images: ``(n, *image_shape)``, each observed once in each class at each level.
+        problems: the classes, with their ranges.
+        levels: how many noise levels of each range, from its lowest to its highest, even in the logarithm of 0.01 more.
+        num_samples: of each posterior, an even number.
+        factors: to try; the first is 0, which the others are compared with.
+        seed: of all random numbers.
+
+    Raises:
+        ValueError: for an adapter that says no deviations, or too few samples.
+    """
+    if not vfm.adapter.deviations:
+        raise ValueError("this adapter says no deviations to fit factors of: train it with consistency=True")
+    if not factors or factors[0] != 0:
+        raise ValueError(f"factors={factors}: the first is 0, which the others are compared with")
+    if num_samples < 2 or num_samples % 2:
+        raise ValueError(f"num_samples={num_samples}: samples are scored in pairs, so pass an even number")
+    plain = VFM(vfm.prior, vfm.adapter, steps=vfm.steps, chunk_size=vfm.chunk_size, consistency=False)
+    fits: list[Fit] = []
+    for index, problem in enumerate(problems):
+        low, high = problem.levels
+        own: list[Fit] = []
+        for step in reversed(range(levels)):
+            sigma = (low + 0.01) * ((high + 0.01) / (low + 0.01)) ** (step / max(levels - 1, 1)) - 0.01
+            own.insert(0, _fit(plain, images, problem, max(sigma, 0.0), num_samples, factors,
+                               own[0].factor if own else None,
+                               torch.Generator().manual_seed((seed * 1000 + index) * 1000 + step)))
+        fits += own
+    table: dict[str, list[tuple[float, float]]] = {}
+    for name in dict.fromkeys(fit.problem_class for fit in fits):
+        of_class = [fit for fit in fits if fit.problem_class == name]
+        gains = any(fit.gain > 2 * fit.gain_error for fit in of_class)
+        if gains and not any(fit.leak > MOST_LEAK for fit in of_class):
+            table[name] = [(round(fit.sigma, 6), fit.factor) for fit in of_class]
+    vfm.adapter.consistency = table
+    return fits
+
+
+def _fit(vfm: VFM, images: Tensor, problem: TrainingProblem, sigma: float, num_samples: int, factors: Sequence[float],
+         near: float | None, generator: torch.Generator) -> Fit:
+    n = len(images)
+    operator = problem.operator.randomize(n, generator)
+    y = operator.measure(images, sigma, generator=generator)
+    likelihood = GaussianLikelihood(operator, y, sigma)
+    samples = vfm.sample(likelihood, num_samples, generator=generator).samples
+    deviation = vfm.adapter.proposal(likelihood).deviation
+    assert deviation is not None
+    rows = torch.arange(n).repeat_interleave(num_samples)
+    noise = measurement_noise(len(rows), tuple(y.shape[1:]), generator)
+    scores = []
+    for factor in factors:
+        moved = samples.flatten(0, 1)
+        if factor:
+            moved, _ = correct(operator.select(rows), y[rows], likelihood.sigma[rows], moved,
+                               (factor * deviation[rows]).square(), noise)
+        first, second = moved.unflatten(0, (n, -1, 2)).unbind(2)
+        pairs = patch_score(first.flatten(0, 1), second.flatten(0, 1), images.repeat_interleave(num_samples // 2, 0))
+        scores.append(pairs.view(n, -1).mean(1))
+    table = torch.stack(scores)
+    best = int(table.mean(1).argmin())
+    if near is not None:  # without noise a mask is met by any factor: the levels between are not to feel which
+        gains = table[0].mean() - table.mean(1)
+        as_good = (gains >= ENOUGH * gains[best]).nonzero().flatten().tolist()
+        best = min(as_good, key=lambda k: abs(factors[k] - near))
+    gain = table[0] - table[best]
+    return Fit(str(problem.operator.problem_class), sigma, float(factors[best]), float(gain.mean()),
+               float(gain.std() / n**0.5), noise_in_the_mean(likelihood, samples.mean(1), images))
+
+
+def noise_in_the_mean(likelihood: GaussianLikelihood, mean: Tensor, truth: Tensor) -> float:
+    """<n, A mean - A truth> / |n|^2 with the noise n = y - A truth, over all observations; NaN without noise.
+
+    0 for an estimate whose error has nothing to do with the noise, 1 for one that copies the measurement.
+
+    Args:
+        likelihood: of B observations.
+        mean: ``(B, *image_shape)``.
+        truth: ``(B, *image_shape)``.
+    """
+    clean = likelihood.operator(truth)
+    observed = likelihood.operator.observed()
+    noise = likelihood.y.to(clean) - clean
+    error = likelihood.operator(mean) - clean
+    if observed is not None:
+        noise, error = torch.where(observed, noise, 0.0), torch.where(observed, error, 0.0)
+    square = float(noise.square().sum())
+    return float((noise * error).sum()) / square if square > 0 and bool((likelihood.sigma > 0).all()) else float("nan")
