@@ -120,6 +120,16 @@ def test_imports_run_one_way() -> None:
     assert not upward(INVFLOW), "\n".join(upward(INVFLOW))
 
 
+def test_rooms_of_solvers_do_not_know_each_other() -> None:
+    rooms = ("tilting", "noise", "field", "baselines")
+
+    def inner(module: str) -> str:
+        parts = module.split(".")
+        return parts[2] if len(parts) > 2 and parts[1] == "solvers" and parts[2] in rooms else ""
+
+    assert not [place for a, b, place in arrows(INVFLOW) if inner(a) and inner(b) and inner(a) != inner(b)]
+
+
 def test_there_is_no_circle() -> None:
     assert circles(INVFLOW) == []
 

@@ -10,7 +10,7 @@ import argparse
 
 from invflow.datasets.sets import load_images
 from invflow.solvers.vfm import VFM
-from invflow.training.consistency import fit_consistency
+from invflow.training.correction import fit_consistency
 from invflow_problems.recipes.digits import image_problems
 
 __all__ = ["main"]

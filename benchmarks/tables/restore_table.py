@@ -15,7 +15,7 @@ import invflow
 from benchmarks.tables.noise_table import photograph
 from invflow.metrics import psnr
 from invflow.operators import Denoising
-from invflow.restore.estimate import posterior_of, told
+from invflow.restore.posterior import posterior_of, told
 
 __all__ = ["main"]
 

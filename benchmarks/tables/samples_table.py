@@ -22,7 +22,7 @@ from invflow.nets.classifier import confident_share
 from invflow.posterior import Posterior
 from invflow.problem import load_problem
 from invflow.solvers.vfm import VFM
-from invflow.training.consistency import noise_in_the_mean
+from invflow.training.correction import noise_in_the_mean
 from invflow.training.losses import patch_score
 
 __all__ = ["main", "patch_energy"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from invflow.datasets.files import FORMATS, read_kernel, read_mask
 from invflow.datasets.pictures import NUMBERS, Picture, read_picture, write_picture
 from invflow.likelihood import noise_levels
-from invflow.restore.estimate import posterior_of
+from invflow.restore.posterior import posterior_of
 
 if TYPE_CHECKING:
     from invflow.operator import Operator

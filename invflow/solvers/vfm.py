@@ -21,7 +21,7 @@ from invflow._core.random import draw_noise
 from invflow._core.records import fingerprint, write_atomically
 from invflow.flowmap import rows_at_a_time
 from invflow.likelihood import GaussianLikelihood
-from invflow.linear.consistency import correct, measurement_noise
+from invflow.linear.correction import correct, measurement_noise
 from invflow.models.adapter import Adapter, Proposal
 from invflow.models.neural import NeuralFlowMap
 from invflow.nets.unet import can_tile, tiles
@@ -65,7 +65,7 @@ class VFM(Solver):
             as many steps, a function of z too: the weights then lead to the posterior of that prior, the law of
             :meth:`prior_samples`. Costs one reward for each sample, no network call.
         consistency: move each sample towards its measurement by one linear step without a network
-            (:func:`invflow.linear.consistency.correct`), with the adapter's deviations for how far each pixel may move.
+            (:func:`invflow.linear.correction.correct`), with the adapter's deviations for how far each pixel may move.
             None does so for the problem classes that the adapter has factors of the deviations for
             (``adapter.consistency``); False never; True always, with a factor of 1 for the other classes; a number is
             the factor for all. y is then counted twice: the samples spread less, and are calibrated only as far as
@@ -164,7 +164,8 @@ class VFM(Solver):
         if isinstance(reward, GaussianLikelihood):
             diagnostics |= self._verdict(adapter, reward, images.unflatten(0, (len(mean), n)), misfit,
                                          diagnostics.get("correction"))
-        if log_weights is None and prior.network is None:  # the map is affine: it takes means to means
+        # an affine map takes means to means; corrected samples have another
+        if log_weights is None and correction is None and prior.network is None:
             diagnostics[EXACT_MEAN] = size.map(
                 lambda z: prior.decode(prior.flow(adapter.to_state(z), self.steps)), mean)
         if log_weights is not None:

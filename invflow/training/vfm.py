@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from invflow._core.random import draw_noise
-from invflow.linear.consistency import correct
+from invflow.linear.correction import correct
 from invflow.models.adapter import KNEE, LEAST_LEVEL, LOG_DEVIATION, Adapter, operator_traits
 from invflow.models.neural import NeuralFlowMap
 from invflow.models.spectral_adapter import SpectralAdapter

@@ -10,7 +10,7 @@ import torch
 
 import invflow
 from invflow.operators import Denoising, MaskInpainting
-from invflow.restore.estimate import best_mixture, fitted_wiener, no_worse_than_the_picture, posterior_of
+from invflow.restore.posterior import best_mixture, fitted_wiener, no_worse_than_the_picture, posterior_of
 
 
 def seeded(seed: int) -> torch.Generator:

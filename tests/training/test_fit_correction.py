@@ -10,7 +10,7 @@ from invflow.models.adapter import Adapter
 from invflow.models.neural import NeuralFlowMap
 from invflow.operators import MatrixOperator
 from invflow.training import TrainingProblem
-from invflow.training.consistency import fit_consistency, noise_in_the_mean
+from invflow.training.correction import fit_consistency, noise_in_the_mean
 
 TINY = {"width": 8, "depth": 1}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import invflow
-from invflow.linear.consistency import correct, measurement_noise
+from invflow.linear.correction import correct, measurement_noise
 from invflow.models.adapter import Adapter, operator_traits
 from invflow.models.neural import NeuralFlowMap
 from invflow.operators import (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invflow.likelihood import GaussianLikelihood
-from invflow.linear.consistency import correct, measurement_noise
+from invflow.linear.correction import correct, measurement_noise
 from invflow.solvers.vfm import VFM
 from invflow.training.losses import patch_score
 from invflow.training.vfm import TrainingProblem
