@@ -319,6 +319,8 @@ class GaussianLikelihood(Likelihood):
             values += ", ..." if len(levels) > 4 else ""
             warnings.warn(f"sigma was estimated from y as {values}: pass sigma=... if you know it", stacklevel=2)
         self.sigma = as_levels(sigma, len(self.y), "sigma", allow_zero=True).to(self.y)
+        # asked once, for a GPU would have to be waited for
+        self.noiseless = not bool((self.sigma > 0).all())
 
     def _warn_of_range(self) -> None:
         """Warn of a measurement far above what the operator makes of a white image."""
@@ -334,7 +336,7 @@ class GaussianLikelihood(Likelihood):
     def log_density(self, y: Tensor, clean: Tensor) -> Tensor:
         """Log of N(y; clean, sigma^2), entry by entry."""
         sigma = self._level("sigma", clean)
-        if not bool((self.sigma > 0).all()):
+        if self.noiseless and not bool((self.sigma > 0).all()):  # of some observations, perhaps not of these
             raise ValueError("sigma is 0, and a measurement without noise has no density: pass the level of what noise "
                              f"there is, such as sigma={ROUNDING:.2g} for values rounded to 8 bits, or use the VFM")
         return -0.5 * ((y - clean) / sigma).square() - sigma.log() - 0.5 * math.log(2 * math.pi)

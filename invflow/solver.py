@@ -80,8 +80,8 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
         name = type(self).__name__
         if not isinstance(reward, Reward):
             raise TypeError(_no_reward(name, reward))
-        level = getattr(reward, "sigma", None)
-        if not self.takes_no_noise and isinstance(level, Tensor) and not bool((level > 0).all()):
+        level: Any = getattr(reward, "sigma", None) if getattr(reward, "noiseless", False) else None
+        if not self.takes_no_noise and level is not None and not bool((level > 0).all()):
             raise ValueError(f"{name} needs the density of the measurement, and without noise (sigma 0) there is none: "
                              "pass the level of what noise there is, such as sigma=0.0011 for values rounded to 8 "
                              "bits, or use the VFM")

@@ -51,8 +51,8 @@ def _deepinv(draw: Any, shape: tuple[int, ...], seed: int) -> invflow.Operator:
 
 #: how to make those whose first argument is no image shape, or that have settings worth varying
 BUILDERS: dict[str, Callable[[Any, tuple[int, ...], int], invflow.Operator]] = {
-    "Blur": _kernel, "MaskInpainting": _mask, "MatrixOperator": _matrix, "SuperResolution": _super_resolution,
-    "DeepinvOperator": _deepinv,
+    "Blur": _kernel, "MaskInpainting": _mask, "Inpainting": _mask, "MatrixOperator": _matrix,
+    "SuperResolution": _super_resolution, "DeepinvOperator": _deepinv,
     "GaussianBlur": lambda draw, s, seed: shipped.GaussianBlur(
         s, kernel_size=draw(st.sampled_from([1, 3])), std=draw(st.floats(0.3, 2)),
         padding=draw(st.sampled_from(["circular", "reflect", "zeros"]))),

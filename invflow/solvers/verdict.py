@@ -27,6 +27,11 @@ def sentence(residual: Tensor, level_known: Tensor | None, operator_known: Tenso
         One or more sentences. They say what was found, not that the samples are right: only a certificate
         (:func:`invflow.calibrate`) speaks of the spread where nothing was measured.
     """
+    given = (residual, level_known, operator_known, moved)
+    # all in one copy: a GPU is waited for once
+    rows = iter(torch.stack([x.to(residual) for x in given if x is not None]).cpu())
+    residual, level_known, operator_known, moved = (x if x is None else next(rows) for x in given)  # type: ignore[assignment]
+    level_known, operator_known = (x if x is None else x.bool() for x in (level_known, operator_known))
     said = [_fit(residual)]
     strange = []
     if level_known is not None and not bool(level_known.all()):
