@@ -57,7 +57,8 @@ PLANE: dict[str, dict[str, Any]] = {
     "jarzynski, denoiser": {"weights": "jarzynski", "look_ahead": "denoiser", "schedule": lambda t: t**2},
     "jarzynski, none": {"weights": "jarzynski", "look_ahead": "none"},
     "heun": {"weights": "jarzynski", "kernel": "heun"},
-    "heun, denoiser": {"weights": "jarzynski", "kernel": "heun", "look_ahead": "denoiser", "diffusion": lambda t: 1 - t},
+    "heun, denoiser": {"weights": "jarzynski", "kernel": "heun", "look_ahead": "denoiser",
+                       "diffusion": lambda t: 1 - t},
     "modes apart": {"kernel": "renoise", "schedule": "covariance", "diffusion": ReversalDiffusion(),
                     "time_grid": partial(logit_grid, first=1e-2)},
 }
