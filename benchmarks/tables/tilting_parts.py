@@ -18,8 +18,8 @@ from invflow.plugins import Index, as_index
 from invflow.posterior import Posterior
 from invflow.reward import Reward
 from invflow.solver import Solver
+from invflow.solvers.tilting.cost import JumpCalls, path_calls
 from invflow.solvers.tilting.fmtt import FMTT
-from invflow.solvers.tilting.selection import JumpCalls, path_calls
 from invflow_problems.half_plane import tilted_expectations
 
 __all__ = ["REPLICATES", "Replicated", "affordable", "sample_quietly"]

@@ -19,10 +19,12 @@ from invflow.reward import Reward
 from invflow.smc import count_distinct
 from invflow.solver import Solver, plain
 from invflow.solvers.finite import not_finite
+from invflow.solvers.tilting.cost import JumpCalls, path_calls
+from invflow.solvers.tilting.fmtt import FMTT
 from invflow.solvers.tilting.look_ahead import Look
 from invflow.solvers.tilting.particles import Chunk, FMTTState, first_bad, make_chunks, over_chunks
 from invflow.solvers.tilting.schedules import Grid
-from invflow.solvers.tilting.selection import JumpCalls, SelectingFMTT
+from invflow.solvers.tilting.selection import BestGoOn
 
 __all__ = ["BeamSearch", "BestOfN", "SearchState", "TopKSearch"]
 
@@ -300,21 +302,25 @@ class TopKSearch(SearchSolver):
         }
         self._dynamics(selections + 1)  # so that settings are judged now
 
-    def _dynamics(self, steps: int) -> SelectingFMTT:
-        return SelectingFMTT(self.prior, self.k, self.selections, steps=steps, chunk_size=self.chunk_size,
-                             **self.options)
+    def _dynamics(self, steps: int) -> FMTT:
+        """FMTT in so many steps, at some of which, evenly spaced but for the first and the last, the best go on."""
+        selected = frozenset(round(steps * (i + 1) / (self.selections + 1)) for i in range(self.selections))
+        dynamics = FMTT(self.prior, weights="none", steps=steps, resampling=BestGoOn(self.k, selected),
+                        chunk_size=self.chunk_size, **self.options)
+        dynamics.name = type(self).__name__
+        return dynamics
 
-    def _affordable(self, reward: Reward) -> SelectingFMTT:
+    def _affordable(self, reward: Reward) -> FMTT:
         """The dynamics with as many steps as the budget pays for."""
         least = self._dynamics(self.selections + 1)
-        cost = least.calls(reward, self._jumps)
+        cost = sum(path_calls(least, reward, self._jumps))
         if cost > self.budget:
             raise ValueError(f"a budget of {self.budget} calls does not pay for {self.selections} selections along the "
                              f"path, which take {least.steps} steps and {cost} calls: pass budget={cost} or more, or "
                              "fewer selections")
 
         def pays(steps: int) -> bool:
-            return self._dynamics(steps).calls(reward, self._jumps) <= self.budget
+            return sum(path_calls(self._dynamics(steps), reward, self._jumps)) <= self.budget
 
         return self._dynamics(largest(pays, least.steps, self.budget))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from invflow.linear import spectral
 from invflow.linear.structure import Spectrum, zero_unobserved
 from invflow.reward import Reward
 from invflow.smc import precise
+from invflow.solvers.tilting.kernels import AncestralStep, BaseStep
+from invflow.solvers.tilting.look_ahead import LookAhead
+from invflow.solvers.tilting.proposals import Move, Proposal
 
 __all__ = ["Conjugate", "check_conjugate"]
 
@@ -40,7 +44,7 @@ def check_conjugate(reward: Reward, prior: FlowMap) -> GaussianLikelihood:
 
 
 @dataclass(frozen=True)
-class Conjugate:
+class Conjugate(Proposal):
     r"""Proposal q(x' | x) that is the base step conditioned on the measurement, of a linear look-ahead.
 
     With the look-ahead :math:`L(x') \approx \ell + c\,(x' - m)`, the tilt :math:`e^{g r(L(x'))}` of a linear-Gaussian
@@ -63,6 +67,8 @@ class Conjugate:
         spread: s, standard deviation of the data in state space, over 0.
         iterations: of conjugate gradients.
     """
+
+    follows_gradient: ClassVar[bool] = False
 
     spread: float = 1.0
     iterations: int = 20
@@ -89,6 +95,25 @@ class Conjugate:
         if kind == "none":
             return 1.0
         return t * self.spread**2 / variance if kind == "denoiser" else self.spread / math.sqrt(variance)
+
+    @staticmethod
+    def knows_next(look_ahead: LookAhead, step: BaseStep) -> bool:
+        """Whether the next look is expected to see what this one saw: the denoiser's, along ancestral steps."""
+        return isinstance(step, AncestralStep) and look_ahead.kind == "denoiser"
+
+    def propose(self, move: Move) -> tuple[Tensor, Tensor, Tensor]:
+        """The step conditioned on the measurement, see :meth:`__call__`."""
+        likelihood, index = move.chunk.reward, move.index + 1
+        assert move.prior.decode_affine is not None
+        assert isinstance(likelihood, GaussianLikelihood)
+        ahead = (move.known.landing if self.knows_next(move.look_ahead, move.step)
+                 else move.look_ahead.land(move.mean, move.step.end))
+        assert ahead is not None
+        spectrum = None if move.task.spectrum is None else move.task.spectrum.select(move.chunk.observations)
+        x, ratio = self(likelihood, spectrum, move.task.gain(move.chunk, index),
+                        self.slope(move.look_ahead.kind, move.step.end), move.mean, move.step.variance,
+                        move.prior.decode(ahead), move.noise, move.prior.decode_affine[0])
+        return x, ratio, move.none_capped
 
     def __call__(self, likelihood: GaussianLikelihood, spectrum: Spectrum | None, gain: Tensor, slope: float,
                  mean: Tensor, variance: float, predicted: Tensor, noise: Tensor,

@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from invflow._core.chunks import ChunkSize
+from invflow._core.chunks import ChunkSize, check_chunk_size
 from invflow._core.random import as_generator, draw_noise
 from invflow.flowmap import FlowMap, rows_at_a_time
-from invflow.likelihood import GaussianLikelihood
 from invflow.linear.structure import find_spectrum
 from invflow.posterior import Posterior
 from invflow.reward import Reward
-from invflow.smc import RESAMPLERS, effective_sample_size, precise, scale_log
+from invflow.smc import precise
 from invflow.solver import Solver
 from invflow.solvers.finite import not_finite
 from invflow.solvers.tilting.conjugate import Conjugate, check_conjugate
-from invflow.solvers.tilting.kernels import BaseStep, Diffusion, HeunStep, base_steps
+from invflow.solvers.tilting.kernels import BaseStep, Diffusion, HeunStep, RenoiseStep, base_steps
 from invflow.solvers.tilting.look_ahead import Look, LookAhead
 from invflow.solvers.tilting.particles import (
     Chunk,
     FMTTState,
-    Run,
-    child_generator,
+    Particles,
+    StepInfo,
+    Task,
     first_bad,
     make_chunks,
     over_chunks,
 )
+from invflow.solvers.tilting.proposals import GradientShift, HeunShift, Move, Proposal
 from invflow.solvers.tilting.record import PathRecord, advise
 from invflow.solvers.tilting.schedules import Grid, Schedule, make_times, schedule_values
-from invflow.solvers.tilting.settings import check_prior, check_settings
+from invflow.solvers.tilting.selection import ResampleUneven, Selection
+from invflow.solvers.tilting.weighting import WEIGHTINGS, floor_rewards
 
 __all__ = ["FMTT", "FMTTState"]
 
@@ -115,23 +118,36 @@ class FMTT(Solver):
     name = "FMTT"  # in what is said
 
     def __init__(self, prior: FlowMap, *, steps: int = 50, look_ahead: str = "flow_map", look_ahead_steps: int = 1,
-                 weights: str = "twisted", kernel: str = "sde", proposal: str | Conjugate = "gradient",
-                 resample_threshold: float = 0.5, resampling: str = "systematic", schedule: Schedule = "linear",
-                 diffusion: Diffusion = 1.0, time_grid: Grid = "uniform", max_shift: float = 1.0,
-                 chunk_size: int | None = None) -> None:
-        check_prior(prior)
-        check_settings(weights, kernel, proposal, resample_threshold, resampling, schedule, max_shift, chunk_size)
+                 weights: str = "twisted", kernel: str = "sde", proposal: str | Proposal = "gradient",
+                 resample_threshold: float = 0.5, resampling: str | Selection = "systematic",
+                 schedule: Schedule = "linear", diffusion: Diffusion = 1.0, time_grid: Grid = "uniform",
+                 max_shift: float = 1.0, chunk_size: int | None = None) -> None:
+        _check_prior(prior)
+        if weights not in WEIGHTINGS:
+            raise ValueError(f"there are no weights {weights!r}: choose 'twisted', 'jarzynski' or 'none'")
+        if proposal not in ("gradient", "conjugate") and not isinstance(proposal, Proposal):
+            raise ValueError(f"there is no proposal {proposal!r}: choose 'gradient' or 'conjugate', or pass a "
+                             "Conjugate with settings of its own")
+        if isinstance(schedule, str) and schedule not in ("linear", "annealed"):
+            raise ValueError(f"there is no schedule {schedule!r}: choose 'linear' or 'annealed', or pass a function")
         self.prior, self.weights, self.kernel, self.proposal = prior, weights, kernel, proposal
-        self.conjugate = proposal if isinstance(proposal, Conjugate) else None
-        if proposal == "conjugate":
-            self.conjugate = Conjugate.for_map(prior)
-        self.look_ahead = LookAhead(prior, look_ahead, look_ahead_steps)
         self.resample_threshold, self.resampling = resample_threshold, resampling
         self.schedule, self.diffusion, self.time_grid = schedule, diffusion, time_grid
-        self.max_shift, self.chunk_size = max_shift, chunk_size
+        self.max_shift, self.chunk_size = max_shift, check_chunk_size(chunk_size)
+        self.look_ahead = LookAhead(prior, look_ahead, look_ahead_steps)
         self.times = make_times(time_grid, steps)
         self.steps = len(self.times) - 1
         self.base_steps: list[BaseStep] = base_steps(kernel, self.times, diffusion)
+        self.weighting = WEIGHTINGS[weights]
+        self.selection = (resampling if isinstance(resampling, Selection)
+                          else ResampleUneven(resample_threshold, resampling))
+        # Jarzynski weights need the whole shift
+        shift = GradientShift(max_shift=max_shift) if weights != "jarzynski" else GradientShift()
+        self.proposing = {"gradient": HeunShift() if kernel == "heun" else shift,
+                          "conjugate": Conjugate.for_map(prior)}[proposal] if isinstance(proposal, str) else proposal
+        reason = self.weighting.refusal(kernel, self.proposing.follows_gradient)
+        if reason is not None:
+            raise ValueError(reason)
 
     # -- the public calls ----------------------------------------------------------------------------------------------
 
@@ -159,15 +175,16 @@ class FMTT(Solver):
         """
         from tqdm import tqdm
 
-        name, weighted = self.name, self.weights != "none"
+        name, weighted = self.name, self.weighting.counts
         record, rows = PathRecord(), n * (reward.num_observations or 1)
         with self.prior.count() as calls:
             for state in tqdm(self.iterate(reward, n, generator=generator), total=self.steps + 1,
                               disable=not progress, desc=name, unit="step", delay=2):
                 record.add(state, (calls.forward + calls.backward) / rows)
             images = self._decode(state.states.flatten(0, 1)).unflatten(0, state.states.shape[:2])
-        diagnostics = record.finish(state, name, weighted=weighted, advice=advise(reward, self.conjugate),
-                                    continuous=self.weights == "jarzynski")
+        advice = advise(reward, isinstance(self.proposing, Conjugate))
+        diagnostics = record.finish(state, name, weighted=weighted, advice=advice,
+                                    continuous=self.weighting.continuous)
         return Posterior(images, state.log_weights if weighted else None,
                          state.log_evidence.to(images.dtype) if weighted else None, diagnostics=diagnostics)
 
@@ -186,14 +203,13 @@ class FMTT(Solver):
         Raises:
             ValueError: as :meth:`sample`.
         """
-        run = self._start(reward, num_samples, as_generator(generator))
-        nothing = torch.zeros(run.shape[0], device=run.x.device)
-        yield self._state(run, torch.zeros_like(run.path), nothing.bool(), nothing)
-        for step in self.base_steps:
-            resampled = self._resample(run, moves=step.variance > 0)
-            before = self._log_weights(run)
-            capped = self._advance(run, step)
-            yield self._state(run, before, resampled, capped)
+        generator = as_generator(generator)
+        state = self.init(reward, num_samples, generator=generator)
+        nothing = torch.zeros(len(state.path), device=state.path.device)
+        yield self._view(state, StepInfo(torch.zeros_like(state.path), nothing.bool(), nothing))
+        while state.index < self.steps:
+            state, info = self.step(state, generator=generator)
+            yield self._view(state, info)
 
     @torch.no_grad()
     def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
@@ -215,14 +231,23 @@ class FMTT(Solver):
         """Settings as JSON holds them, kept with each posterior."""
         return {**super().settings(), "look_ahead": self.look_ahead.kind, "look_ahead_steps": self.look_ahead.jumps}
 
-    # -- the steps -----------------------------------------------------------------------------------------------------
+    # -- the machine: init and step ------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _start(self, reward: Reward, num_samples: int, generator: torch.Generator) -> Run:
-        """Particles at time 0, with the weights r_0(x_0)."""
+    def init(self, reward: Reward, num_samples: int, *, generator: torch.Generator | int | None = None) -> Particles:
+        """The particles at time 0, which :meth:`step` begins with.
+
+        Args:
+            reward: over B observations; one that scores any number alike stands for B = 1.
+            num_samples: N, particles for each observation.
+            generator: source of the noise.
+
+        Raises:
+            ValueError, TypeError: for a reward that weights, schedule or proposal do not fit.
+        """
         if num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
-        if self.weights == "jarzynski" and not reward.differentiable:
+        if self.weighting.continuous and not reward.differentiable:
             raise ValueError("Jarzynski weights hold for dynamics by the reward's gradient, and this reward has none: "
                              "pass weights='twisted', which stay exact without it")
         device = self.prior.device
@@ -230,190 +255,94 @@ class FMTT(Solver):
         shape = (reward.num_observations or 1, num_samples)
         known = self.times[-2] if self.look_ahead.makes_last_step(self.kernel) else 1.0
         gains = schedule_values(self.schedule, self.times, reward, self.prior, known)
-        size = self._size()
-        chunks = make_chunks(reward, *shape, size.rows)
-        rows = shape[0] * num_samples
-        x = draw_noise((rows, *self.prior.state_shape), generator, device).to(self.prior.dtype)
-        like = precise(x.new_zeros(shape))
+        size, rows = self._size(), shape[0] * num_samples
+        x = draw_noise((rows, *self.prior.state_shape), as_generator(generator), device).to(self.prior.dtype)
+        nothing = precise(x.new_zeros(shape))
+        spectrum = None
+        if isinstance(self.proposing, Conjugate):
+            spectrum = find_spectrum(check_conjugate(reward, self.prior))
+        task = Task(make_chunks(reward, *shape, size.rows), size, gains.to(nothing),
+                    tuple((gains > 0).any(0).tolist()), shape, spectrum)
+        look = Look.cat(over_chunks(task.chunks, size, lambda chunk: self._look(task, chunk, x[chunk.rows], 0)))
+        look, floored = floor_rewards(look, shape, self.weighting.margin)
         ancestors = torch.arange(num_samples, device=device).expand(shape)
-        run = Run(chunks, size, gains.to(like), (gains > 0).any(0).tolist(), generator, shape, x,
-                  Look(like.flatten()), like, ancestors, like[:, 0], torch.zeros_like(ancestors, dtype=torch.bool))
-        if self.conjugate is not None:
-            run.spectrum = find_spectrum(check_conjugate(reward, self.prior))
-        run.look = self._floor(run, Look.cat(over_chunks(
-            chunks, run.size, lambda chunk: self._look(run, chunk, x[chunk.rows], 0))))
-        if self.weights == "jarzynski":
-            run.path = self._tilt(run)
-        return run
+        particles = Particles(task, 0, x, look, nothing, ancestors, nothing[:, 0], floored)
+        return replace(particles, path=self.weighting.start(particles))
 
-    def _look(self, run: Run, chunk: Chunk, x: Tensor, index: int, *, at_mean: bool = False) -> Look:
+    @torch.no_grad()
+    def step(self, state: Particles, *, generator: torch.Generator | int | None = None) -> tuple[Particles, StepInfo]:
+        """Select, move and weigh: the particles at the next time, and what happened; the old ones stay as they are.
+
+        Args:
+            state: of :meth:`init` or of this method.
+            generator: source of randomness.
+
+        Raises:
+            ValueError: where the reward or its gradient is NaN or inf; after the last step.
+        """
+        if state.index >= self.steps:
+            raise ValueError(f"all {self.steps} steps are done: begin anew with init(reward, num_samples)")
+        step, generator = self.base_steps[state.index], as_generator(generator)
+        old, resampled = self.selection(state, self.weighting, generator, step.variance > 0)
+        before = self.weighting.log_weights(old)
+        noise = torch.zeros(0)
+        if step.variance > 0:
+            noise = draw_noise(tuple(old.x.shape), generator, old.x.device).to(old.x.dtype)
+        pieces = over_chunks(old.task.chunks, old.task.size, lambda chunk: self._move(old, step, chunk, noise))
+        moved, ratios, capped, looks = zip(*pieces)
+        look, floored = self._floor(Look.cat(looks), old.task.shape, old.index + 1)
+        new = replace(old, index=old.index + 1, x=torch.cat(moved), look=look, floored=floored)
+        new = replace(new, path=self.weighting.add(old, new, torch.cat(ratios).view(old.task.shape), step))
+        return new, StepInfo(self.weighting.log_weights(new) - before, resampled,
+                             torch.cat(capped).view(old.task.shape).mean(1))
+
+    def _move(self, old: Particles, step: BaseStep, chunk: Chunk,
+              noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Look]:
+        """New states of a chunk ``(n, ...)``, log p(x' | x) - log q(x' | x) and capped shifts ``(n,)``, new looks."""
+        rows, task, index = chunk.rows, old.task, old.index
+        x, known = old.x[rows], old.look.take(rows)
+        move = Move(self.prior, self.look_ahead, task, chunk, index, step, x,
+                    step.mean(self.prior, x, known.velocity, known.landing), known, noise[rows],
+                    lambda there: self._look(task, chunk, there, index + 1, at_mean=True))
+        moved, ratio, capped = (self.proposing.propose(move) if step.variance > 0
+                                else (move.mean, move.ratio_of_one, move.none_capped))
+        return moved, ratio, capped, self._look(task, chunk, moved, index + 1)
+
+    def _look(self, task: Task, chunk: Chunk, x: Tensor, index: int, *, at_mean: bool = False) -> Look:
         """Look ahead from a chunk at the time of that index, for no more than what the next step will use.
 
         With ``at_mean``, from the means of a renoising step or what Heun's predicts, for the gradient there.
         """
-        ends = index == self.steps
-        moves = not ends and self.base_steps[index].variance > 0
-        pulls = chunk.reward.differentiable and run.pulls[index]
-        rate = self.weights == "jarzynski" and self.look_ahead.kind != "flow_map" and not at_mean and (
-            not ends or self.look_ahead.kind == "none")
-        gradient = at_mean or (self.kernel != "renoise" and moves and pulls and self.conjugate is None)
+        step = None if index == self.steps else self.base_steps[index]
+        jumps = self.kernel == "renoise"
+        pulled = step is not None and step.variance > 0 and chunk.reward.differentiable and task.pulls[index]
+        gradient = at_mean or (pulled and not jumps and self.proposing.follows_gradient)
+        rate = not at_mean and self.weighting.needs_rate(self.look_ahead, step is None)
         look = self.look_ahead(chunk.reward, x, self.times[index], chunk.shape, gradient=gradient, rate=rate,
-                               velocity=self.kernel != "renoise" and not ends, strict=self.weights == "jarzynski")
+                               velocity=step is not None and not jumps, strict=self.weighting.continuous)
         if (bad := first_bad(look, x)) is not None:
-            place = divmod(chunk.rows.start + bad[1], run.shape[1])
+            place = divmod(chunk.rows.start + bad[1], task.shape[1])
             raise not_finite(self.name, bad[0], f"step {index} of {self.steps} (t = {self.times[index]:.4g})", *place)
-        if not self._reuses_landing(index) and not self._is_martingale:
-            look = look._replace(landing=None)
-        return look
+        return look if step is not None and self._uses_landing(step) else look._replace(landing=None)
 
-    def _floor(self, run: Run, look: Look) -> Look:
-        """Looks in which -inf has a finite stand-in before the end, and with Jarzynski weights at the end.
+    def _uses_landing(self, step: BaseStep) -> bool:
+        """Whether the step needs the image that the look-ahead saw from its start."""
+        if isinstance(step, RenoiseStep) and step.target == 1 and self.look_ahead.is_one_jump:
+            return True
+        return isinstance(self.proposing, Conjugate) and self.proposing.knows_next(self.look_ahead, step)
 
-        Those hold for a reward that is continuous where it is followed: there the stand-in of a pure constraint is the
-        value that it has elsewhere, whose difference is added after the last step.
-        """
-        jarzynski = self.weights == "jarzynski"
-        floored = run.floor(look, 0.0) if jarzynski else run.floor(look)
-        return look if run.index == self.steps and not jarzynski else floored
+    def _floor(self, look: Look, shape: tuple[int, int], index: int) -> tuple[Look, Tensor]:
+        """Looks in which -inf has a finite stand-in: before the end, and with continuous weights at the end too."""
+        floored, where = floor_rewards(look, shape, self.weighting.margin)
+        return (look if index == self.steps and not self.weighting.continuous else floored), where
 
-    def _reuses_landing(self, index: int) -> bool:
-        """Whether the step from the time of that index needs X_{t,1}(x), which the look-ahead then knows."""
-        if index == self.steps or not self.look_ahead.is_one_jump:
-            return False
-        return getattr(self.base_steps[index], "target", 0.0) == 1
-
-    @property
-    def _is_martingale(self) -> bool:
-        """Whether the conjugate proposal knows what the next look is expected to see: what this one saw."""
-        return self.conjugate is not None and self.kernel == "ancestral" and self.look_ahead.kind == "denoiser"
-
-    @torch.no_grad()
-    def _advance(self, run: Run, step: BaseStep) -> Tensor:
-        """Move all particles by one step; returns the share of capped shifts, ``(B,)``."""
-        noise = torch.zeros(0)
-        if step.variance > 0:
-            noise = draw_noise(tuple(run.x.shape), run.generator, run.x.device).to(run.x.dtype)
-        moved, ratios, capped, looks = zip(*over_chunks(
-            run.chunks, run.size, lambda chunk: self._advance_chunk(run, step, chunk, noise)))
-        old, look = run.look, Look.cat(looks)
-        run.x, run.index = torch.cat(moved), run.index + 1
-        run.look = self._floor(run, look)
-        if self.weights == "jarzynski":
-            run.path = run.path + run.work(old, step.end - step.start)
-            if step.end == 1:  # what stood for -inf until now takes its leave
-                run.path = torch.where(run.floored, -torch.inf, run.path)
-        else:
-            run.path = run.path + torch.cat(ratios).view(run.shape)
-        return torch.cat(capped).view(run.shape).mean(1)
-
-    def _advance_chunk(self, run: Run, step: BaseStep, chunk: Chunk,
-                       noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Look]:
-        """New states ``(n, ...)``, log p(x' | x) - log q(x' | x) ``(n,)``, which shifts were capped, new looks."""
-        known = run.look.take(chunk.rows)
-        x = step.mean(self.prior, run.x[chunk.rows], known.velocity, known.landing)
-        ratio, capped = precise(x.new_zeros(len(x))), x.new_zeros(len(x))
-        if step.variance > 0 and self.conjugate is not None:
-            x, ratio = self._condition(run, step, chunk, x, known, noise[chunk.rows])
-        elif isinstance(step, HeunStep):
-            x = self._heun(run, step, chunk, x + math.sqrt(step.variance) * noise[chunk.rows], known)
-        elif step.variance > 0:
-            pushed = noise[chunk.rows]
-            pull, capped = self._pull(run, step, chunk, x, known)
-            if pull is not None:
-                wide = precise(pull.flatten(1))
-                # in units of sqrt(v): log N(pull + noise; 0, I) - log N(pull + noise; pull, I)
-                ratio = -(0.5 * wide.square() + wide * precise(pushed.flatten(1))).sum(1)
-                pushed = pushed + pull
-            x = x + math.sqrt(step.variance) * pushed
-        return x, ratio, capped, self._look(run, chunk, x, run.index + 1)
-
-    def _condition(self, run: Run, step: BaseStep, chunk: Chunk, mean: Tensor, known: Look,
-                   noise: Tensor) -> tuple[Tensor, Tensor]:
-        """The step conditioned on the measurement: new states, and log p(x' | x) - log q(x' | x)."""
-        assert self.conjugate is not None
-        assert self.prior.decode_affine is not None
-        assert isinstance(chunk.reward, GaussianLikelihood)
-        ahead = known.landing if self._is_martingale else self.look_ahead.land(mean, step.end)
-        assert ahead is not None
-        spectrum = None if run.spectrum is None else run.spectrum.select(chunk.observations)
-        slope = self.conjugate.slope(self.look_ahead.kind, step.end)
-        return self.conjugate(chunk.reward, spectrum, run.gain(chunk, run.index + 1), slope, mean, step.variance,
-                              self.prior.decode(ahead), noise, self.prior.decode_affine[0])
-
-    def _heun(self, run: Run, step: HeunStep, chunk: Chunk, predicted: Tensor, known: Look) -> Tensor:
-        """Heun's tilted step, from the prediction without a tilt."""
-        before = None if known.gradient is None else run.tilt(chunk, run.index, known.gradient)
-        if before is not None:
-            predicted = predicted + (step.end - step.start) * step.diffusion * before
-        ahead = self._look(run, chunk, predicted, run.index + 1, at_mean=True)
-        after = None if ahead.gradient is None else run.tilt(chunk, run.index + 1, ahead.gradient)
-        return step.correct(self.prior, run.x[chunk.rows], predicted, (known.velocity, ahead.velocity), (before, after))
-
-    def _pull(self, run: Run, step: BaseStep, chunk: Chunk, mean: Tensor,
-              known: Look) -> tuple[Tensor | None, Tensor]:
-        """The shift (v/2) grad r_t in units of sqrt(v), ``(n, ...)``, and where it was capped, ``(n,)``."""
-        index = run.index
-        gradient = known.gradient
-        if self.kernel == "renoise" and chunk.reward.differentiable:
-            index = run.index + 1  # grad r_{t'} at the mean, where the noise is to be added
-            gradient = self._look(run, chunk, mean, index, at_mean=True).gradient
-        if gradient is None:
-            return None, mean.new_zeros(len(mean))
-        pull = 0.5 * math.sqrt(step.variance) * run.tilt(chunk, index, gradient)
-        if self.weights == "jarzynski":
-            return pull, mean.new_zeros(len(mean))
-        length = pull.flatten(1).square().mean(dim=1).sqrt()
-        scale = (self.max_shift / length.clamp(min=1e-30)).clamp(max=1.0)
-        return pull * scale.view(-1, *[1] * (mean.ndim - 1)), (scale < 1).to(mean)
-
-    # -- the weights ---------------------------------------------------------------------------------------------------
-
-    def _tilt(self, run: Run) -> Tensor:
-        """r_t(x) = g(t) r(L_t(x)) where the particles stand, ``(B, N)``."""
-        return scale_log(run.gains[:, run.index, None], precise(run.look.value).view(run.shape))
-
-    def _log_weights(self, run: Run) -> Tensor:
-        return run.path if self.weights == "jarzynski" else run.path + self._tilt(run)
-
-    def _resample(self, run: Run, moves: bool) -> Tensor:
-        """Resample those that need it, before a step whose noise parts the copies; returns which, ``(B,)``."""
-        if self.resample_threshold == 0 or self.weights == "none" or not moves:
-            return torch.zeros(run.shape[0], dtype=torch.bool, device=run.x.device)
-        log_weights = self._log_weights(run)
-        index, chosen = self._select(run, log_weights)
-        if index is None:
-            return chosen
-        gained = log_weights.logsumexp(1) - math.log(run.shape[1])
-        run.log_evidence = torch.where(chosen, run.log_evidence + gained, run.log_evidence)
-        self._gather(run, index)
-        fresh = torch.zeros_like(run.path) if self.weights == "jarzynski" else -self._tilt(run)
-        run.path = torch.where(chosen[:, None], fresh, run.path)
-        return chosen
-
-    def _gather(self, run: Run, index: Tensor) -> None:
-        """Put particles ``index`` ``(B, N)`` in the place of all."""
-        flat = (index + run.shape[1] * torch.arange(run.shape[0], device=index.device)[:, None]).flatten()
-        run.x, run.look = run.x[flat], run.look.take(flat)
-        run.ancestors = run.ancestors.gather(1, index)
-
-    def _select(self, run: Run, log_weights: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Which particles go on, ``(B, N)`` or None for all, and which observations are resampled, ``(B,)``."""
-        count, generator = log_weights.shape[1], child_generator(run.generator)
-        ess = effective_sample_size(log_weights)
-        chosen = (ess > 0) & (ess < self.resample_threshold * count)
-        # one question a step for a GPU to answer; unasked, all states and looks would be copied at every step
-        if not bool(chosen.any()):
-            return None, chosen
-        stay = torch.arange(count, device=log_weights.device).expand_as(log_weights)
-        shares = torch.where(chosen[:, None], log_weights, 0.0).softmax(1)
-        return torch.where(chosen[:, None], RESAMPLERS[self.resampling](shares, count, generator), stay), chosen
-
-    def _state(self, run: Run, before: Tensor, resampled: Tensor, capped: Tensor) -> FMTTState:
-        log_weights = self._log_weights(run)
-        evidence = run.log_evidence + log_weights.logsumexp(1) - math.log(run.shape[1])
-        return FMTTState(run.index, self.times[run.index], run.x.unflatten(0, run.shape), log_weights,
-                         log_weights - before, run.look.value.view(run.shape), run.ancestors, evidence,
-                         resampled, capped, run.floored)
+    def _view(self, state: Particles, info: StepInfo) -> FMTTState:
+        """The particles as others see them, with their evidence."""
+        log_weights, shape = self.weighting.log_weights(state), state.task.shape
+        evidence = state.log_evidence + log_weights.logsumexp(1) - math.log(shape[1])
+        return FMTTState(state.index, self.times[state.index], state.x.unflatten(0, shape), log_weights,
+                         info.log_increments, state.look.value.view(shape), state.ancestors, evidence, info.resampled,
+                         info.capped, state.floored)
 
     @torch.no_grad()
     def _decode(self, states: Tensor) -> Tensor:
@@ -423,3 +352,12 @@ class FMTT(Solver):
         # a jump is looked ahead by, and differentiated, unless the velocity alone tells where it leads
         velocity = self.look_ahead.kind != "flow_map"
         return ChunkSize(rows_at_a_time(self.chunk_size, self.prior, velocity=velocity), self.name)
+
+
+def _check_prior(prior: FlowMap) -> None:
+    """Refuse what has no score to follow."""
+    if not isinstance(prior, FlowMap):
+        raise TypeError(f"FMTT follows a FlowMap, not a {type(prior).__name__}: pass invflow.load_prior('mnist'), say")
+    reason = prior.refusal("score", "FMTT")
+    if reason is not None:
+        raise ValueError(reason)

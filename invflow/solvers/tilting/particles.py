@@ -1,10 +1,10 @@
-"""What particle solvers along a path share: chunks of B x N rows, their state, and checks."""
+"""What particle solvers along a path share: chunks of B x N rows, the particles and what a step does, and checks."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -18,11 +18,10 @@ from invflow.smc import precise, scale_log
 from invflow.solvers.finite import first_row
 from invflow.solvers.tilting.look_ahead import Look
 
-__all__ = ["Chunk", "FMTTState", "Run", "child_generator", "first_bad", "make_chunks", "over_chunks"]
+__all__ = ["Chunk", "FMTTState", "Particles", "StepInfo", "Task", "child_generator", "first_bad", "make_chunks",
+           "over_chunks"]
 
 T = TypeVar("T")
-
-_UNDER_THE_LEAST = 3.0
 
 
 @dataclass(frozen=True)
@@ -159,24 +158,25 @@ class FMTTState:
     floored: Tensor
 
 
-@dataclass
-class Run:
-    """What one call carries from step to step; particles of all observations stand in one row after another."""
+@dataclass(frozen=True)
+class Task:
+    """What one call is about, the same at every step.
+
+    Attributes:
+        chunks: of the particles; cut smaller, in place, where one does not fit in memory.
+        size: rows at a time.
+        gains: ``(B or 1, K + 1)``, g at each time.
+        pulls: whether g is over 0 for any observation, at each time, where no device has to be asked.
+        shape: (B, N).
+        spectrum: of the operators, for a conjugate proposal.
+    """
 
     chunks: list[Chunk]
     size: ChunkSize
-    gains: Tensor  # (B or 1, K + 1): g at each time
-    pulls: list[bool]  # (K + 1,): whether g is over 0 for any observation, where no device has to be asked
-    generator: torch.Generator
-    shape: tuple[int, int]  # (B, N)
-    x: Tensor  # (B N, *state_shape)
-    look: Look  # of the particles, where they stand
-    path: Tensor  # (B, N): the log weight, without the term r_t(x) of twisted weights
-    ancestors: Tensor  # (B, N)
-    log_evidence: Tensor  # (B,): up to the last resampling
-    floored: Tensor  # (B, N): of which the look-ahead's reward was -inf
-    index: int = 0
-    spectrum: Spectrum | None = None  # of the operators, for the conjugate proposal
+    gains: Tensor
+    pulls: tuple[bool, ...]
+    shape: tuple[int, int]
+    spectrum: Spectrum | None = None
 
     def gain(self, chunk: Chunk, index: int) -> Tensor:
         """g at the time of that index, of each of a chunk's observations."""
@@ -187,27 +187,52 @@ class Run:
         gain = self.gain(chunk, index).repeat_interleave(chunk.shape[1])
         return gain.to(gradient).view(-1, *[1] * (gradient.ndim - 1)) * gradient
 
-    def floor(self, look: Look, margin: float = _UNDER_THE_LEAST) -> Look:
-        """A look before the end, its rewards of -inf put under the least finite one of the observation by a margin.
 
-        A look-ahead only guesses: a state whose image breaks a constraint now may yet come to meet it, and the weight
-        of zero that it would have for any g over 0 would rule it out for good. Any finite value leaves the weights
-        exact, since that of the image itself counts in the end. This one keeps what the constraint says (such
-        particles are worth a twentieth of the worst others), and what a likelihood beside it says among the rest. As
-        it depends on all particles, it costs a bias of the order 1 / N.
-        """
-        value = look.value.view(self.shape)
-        self.floored = value == -torch.inf
-        least = torch.where(self.floored, torch.inf, value).amin(1, keepdim=True)
-        least = torch.where(least == torch.inf, 0.0, least - margin)  # all alike where none is finite
-        return look._replace(value=torch.where(self.floored, least, value).flatten())
+@dataclass(frozen=True)
+class Particles:
+    """The state that FMTT steps from and to; B N particles stand in rows, observation after observation.
 
-    def work(self, old: Look, length: float) -> Tensor:
-        """Jarzynski's dA over the step just made, of that length in time, by the trapezoidal rule: ``(B, N)``."""
-        low, high = self.gains[:, self.index - 1, None], self.gains[:, self.index, None]
-        reward = 0.5 * (precise(old.value) + precise(self.look.value)).view(self.shape)
-        work = scale_log(high - low, reward)
-        for gain, look in ((low, old), (high, self.look)):
-            if look.rate is not None:
-                work = work + 0.5 * length * gain * precise(look.rate).view(self.shape)
-        return work
+    Attributes:
+        task: what the call is about.
+        index: steps done, from 0 to K.
+        x: ``(B N, *state_shape)``.
+        look: what the look-ahead sees from there, with a finite value in place of -inf before the end.
+        path: ``(B, N)``, the log weights as the weighting keeps them.
+        ancestors: ``(B, N)``, index of each one's ancestor among those at time 0.
+        log_evidence: ``(B,)``, gathered up to the last resampling.
+        floored: ``(B, N)``, whether a finite value stands for -inf.
+    """
+
+    task: Task
+    index: int
+    x: Tensor
+    look: Look
+    path: Tensor
+    ancestors: Tensor
+    log_evidence: Tensor
+    floored: Tensor
+
+    @property
+    def tilt(self) -> Tensor:
+        """r_t(x) = g(t) r(L_t(x)), ``(B, N)``."""
+        return scale_log(self.task.gains[:, self.index, None], precise(self.look.value).view(self.task.shape))
+
+    def gather(self, index: Tensor) -> Particles:
+        """Particles ``index`` ``(B, N)`` in the place of all; the weights stay where they are."""
+        flat = (index + index.shape[1] * torch.arange(len(index), device=index.device)[:, None]).flatten()
+        return replace(self, x=self.x[flat], look=self.look.take(flat), ancestors=self.ancestors.gather(1, index))
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What happened in a step.
+
+    Attributes:
+        log_increments: ``(B, N)``, what it added to the log weights.
+        resampled: ``(B,)``, whether the observation was resampled before it.
+        capped: ``(B,)``, share of the particles whose shift was capped.
+    """
+
+    log_increments: Tensor
+    resampled: Tensor
+    capped: Tensor

@@ -131,9 +131,9 @@ def _discrepancy(before: Tensor, increments: Tensor) -> Tensor:
     return -share.clamp(max=1.0).log()
 
 
-def advise(reward: Reward, conjugate: object) -> str:
+def advise(reward: Reward, conjugate: bool) -> str:
     """What a sampler guided by gradients can do better for this reward; empty where there is nothing to say."""
-    if conjugate is None and isinstance(reward, GaussianLikelihood) and reward.operator.linear:
+    if not conjugate and isinstance(reward, GaussianLikelihood) and reward.operator.linear:
         return ", or FMTT's proposal='conjugate' with schedule='annealed', which conditions on the measurement"
     return ""
 

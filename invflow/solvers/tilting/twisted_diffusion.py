@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
-
 from invflow.flowmap import FlowMap
 from invflow.solvers.tilting.fmtt import FMTT
-from invflow.solvers.tilting.look_ahead import Look
-from invflow.solvers.tilting.particles import Chunk, Run
+from invflow.solvers.tilting.proposals import GradientShift
 from invflow.solvers.tilting.schedules import Grid, Schedule
 
 __all__ = ["TwistedDiffusion"]
@@ -54,11 +51,7 @@ class TwistedDiffusion(FMTT):
         super().__init__(prior, steps=steps, look_ahead="denoiser", weights="twisted", kernel="ancestral",
                          resample_threshold=resample_threshold, resampling=resampling, time_grid=time_grid,
                          schedule=constant if schedule == "constant" else schedule, max_shift=max_shift,
-                         chunk_size=chunk_size)
-
-    def _look(self, run: Run, chunk: Chunk, x: Tensor, index: int, *, at_mean: bool = False) -> Look:
-        look = super()._look(run, chunk, x, index, at_mean=at_mean)
-        return look if look.gradient is None else look._replace(gradient=2 * look.gradient)
+                         proposal=GradientShift(strength=1.0, max_shift=max_shift), chunk_size=chunk_size)
 
 
 def constant(t: float) -> float:

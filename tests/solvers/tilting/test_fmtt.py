@@ -6,6 +6,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from invflow.flowmap import expand_time
 from invflow.posterior import Posterior
 from invflow.registry import solver_by_name
 from invflow.reward import Reward
+from invflow.solvers.tilting.particles import Particles
+from invflow.solvers.tilting.proposals import GradientShift, Move
+from invflow.solvers.tilting.weighting import Twisted
 from invflow.testing import check_solver
 
 F64 = torch.float64
@@ -144,21 +148,31 @@ def test_twisted_weights_are_exact_for_any_setting(settings: dict[str, Any]) -> 
     assert distance(estimate(posterior), truth) < 3
 
 
+@dataclass(frozen=True)
+class ForgetfulShift(GradientShift):
+    def propose(self, move: Move) -> tuple[Tensor, Tensor, Tensor]:
+        x, ratio, capped = super().propose(move)
+        return x, torch.zeros_like(ratio), capped
+
+
+class ForgetfulStart(Twisted):
+    def start(self, particles: Particles) -> Tensor:
+        return -particles.tilt
+
+
 class ForgetsShift(FMTT):
     """The density of q leaves out the shift."""
 
-    def _advance_chunk(self, *args: Any) -> Any:
-        x, ratio, capped, look = super()._advance_chunk(*args)
-        return x, torch.zeros_like(ratio), capped, look
+    def __init__(self, prior: FlowMap, **settings: Any) -> None:
+        super().__init__(prior, **settings, proposal=ForgetfulShift(max_shift=1.0))
 
 
 class ForgetsStart(FMTT):
     """The weights start at zero, not at r_0."""
 
-    def _start(self, *args: Any) -> Any:
-        started = super()._start(*args)
-        started.path = -self._tilt(started)
-        return started
+    def __init__(self, prior: FlowMap, **settings: Any) -> None:
+        super().__init__(prior, **settings)
+        self.weighting = ForgetfulStart()
 
 
 @pytest.mark.parametrize(("mistake", "look_ahead"), [(ForgetsShift, "denoiser"), (ForgetsStart, "none")])

@@ -11,7 +11,7 @@ from tilting_models import Gaussian, Tilt
 
 from invflow import FMTT, FunctionReward
 from invflow.reward import RepeatedReward
-from invflow.solvers.tilting.selection import path_calls
+from invflow.solvers.tilting.cost import path_calls
 from invflow_problems.half_plane import left_penalty, ring_of_gaussians, tilted_expectations
 
 F64 = torch.float64
