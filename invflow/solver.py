@@ -207,7 +207,8 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
     def _identity(self, reward: Reward) -> dict[str, str | None]:
         """Digests of prior, adapter and operator, where there are any; null for one that cannot be identified."""
         parts = {"prior": getattr(self, "prior", None),
-                 "adapter": getattr(self, "adapter", getattr(self, "proposal", None)),
+                 "adapter": next((part for name in ("adapter", "proposal")
+                                  if isinstance(part := getattr(self, name, None), nn.Module)), None),
                  "operator": getattr(reward, "operator", None)}
         held = {name: part for name, part in parts.items() if part is not None and not isinstance(part, str)}
         return {name: quick_identity(part) for name, part in held.items()}
