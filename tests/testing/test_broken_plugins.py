@@ -379,7 +379,7 @@ REWARDS = [
 class Importance(Solver):
     """Draws of the prior, weighted by the likelihood: exact as particles grow."""
 
-    chunk_size = 1000
+    chunk_size: int | None = None  # as the library's own solvers have it
 
     def __init__(self, prior: FlowMap) -> None:
         self.prior = prior
@@ -429,7 +429,8 @@ class WeightsThatDoNotSumToOne(Importance):
 
 class DrawsInChunks(Importance):
     def draw(self, count: int, n: int, generator: torch.Generator | None) -> Tensor:
-        sizes = [min(self.chunk_size, n - start) for start in range(0, n, self.chunk_size)]
+        at_a_time = self.chunk_size or 1000
+        sizes = [min(at_a_time, n - start) for start in range(0, n, at_a_time)]
         return torch.cat([super(DrawsInChunks, self).draw(count, size, generator) for size in sizes], 1)
 
 
