@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invflow._core.checks import Index, as_index, as_levels, looks_like_image
+from invflow._core.checks import Index, as_index, as_levels, looks_measured_in
 from invflow._core.networks import settle
 from invflow._core.noise_level import NoiseLevel, noise_level
 from invflow._core.random import as_generator, draw_noise
@@ -297,7 +297,7 @@ class GaussianLikelihood(Likelihood):
             floating point or not finite.
 
     Warns:
-        UserWarning: of an estimated sigma, with its value; of a picture whose values look like [0, 255].
+        UserWarning: of an estimated sigma, with its value; of a picture whose values look like [0, 255] or [-1, 1].
 
     Example:
         >>> import torch, invflow
@@ -311,7 +311,6 @@ class GaussianLikelihood(Likelihood):
 
     def __init__(self, operator: Operator, y: Tensor, sigma: float | Tensor | None = None) -> None:
         super().__init__(operator, y)
-        self._warn_of_range()
         if sigma is None:
             levels = _trusted(noise_levels(self.y, self._observed))
             sigma = self.y.new_tensor([level.sigma for level in levels])
@@ -321,17 +320,9 @@ class GaussianLikelihood(Likelihood):
         self.sigma = as_levels(sigma, len(self.y), "sigma", allow_zero=True).to(self.y)
         # asked once, for a GPU would have to be waited for
         self.noiseless = not bool((self.sigma > 0).all())
-
-    def _warn_of_range(self) -> None:
-        """Warn of a measurement far above what the operator makes of a white image."""
-        shape, high = self.operator.image_shape, float(self.y.max())
-        if not (high > 30 and looks_like_image(shape)):
-            return
-        with torch.no_grad():
-            white = self.operator(self.y.new_ones(self.operator.num_sets, *shape))
-        if high > 20 * float(white.abs().max()):
-            warnings.warn(f"y has values up to {high:.4g}, a white image measures {float(white.max()):.4g}: "
-                          "it looks like [0, 255], and images are in [0, 1], so pass y / 255", stacklevel=3)
+        hint = looks_measured_in(self.y, self.sigma, operator, (operator.num_sets, *operator.image_shape))
+        if hint is not None:
+            warnings.warn(hint, stacklevel=2)
 
     def log_density(self, y: Tensor, clean: Tensor) -> Tensor:
         """Log of N(y; clean, sigma^2), entry by entry."""
@@ -356,7 +347,10 @@ class GaussianLikelihood(Likelihood):
         Returns:
             ``(B, N)``.
         """
-        clean = self.predict(x)
+        return self.misfit(self.predict(x))
+
+    def misfit(self, clean: Tensor) -> Tensor:
+        """As :meth:`residual`, of measurements without noise ``(B, N, *measurement_shape)``."""
         sigma = self._level("sigma", clean)
         scaled = (self.y[:, None].to(clean.dtype) - clean) / torch.where(sigma > 0, sigma, ROUNDING)
         count = self.count_observed()[:, None].to(clean.dtype)

@@ -9,18 +9,21 @@ import inspect
 import math
 import time
 import types
+import warnings
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from invflow._core.counting import Countable
 from invflow._core.identity import identity, quick_identity, trusting
+from invflow._core.misfit import complaints
 from invflow._core.random import as_generator
 from invflow.flowmap import FlowMap
+from invflow.likelihood import GaussianLikelihood
 from invflow.posterior import NFE, Posterior
 from invflow.reward import Reward
 
@@ -76,6 +79,10 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
             TypeError: for what is no reward, such as a measurement, an image or a problem; for a number of samples that
                 is no whole number.
             ValueError: for under one sample.
+
+        Warns:
+            UserWarning: where the mean of the samples misses a measurement with Gaussian noise by over 3 times that
+                noise, or comes within 0.3 times it, as right samples of a right model hardly ever do.
         """
         name = type(self).__name__
         if not isinstance(reward, Reward):
@@ -99,6 +106,8 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
         posterior.seconds = time.perf_counter() - start
         with trusting():  # to read all weights at each call would cost half of a small sample
             posterior.settings = {**self.settings(), **posterior.settings, "identity": self._identity(reward)}
+        if isinstance(reward, GaussianLikelihood):
+            _warn_of_misfit(name, posterior, reward)
         return posterior
 
     def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
@@ -239,6 +248,29 @@ def _parameters(kind: type[Solver]) -> Mapping[str, inspect.Parameter]:
     """What ``__init__`` takes beside ``self``, by name."""
     named = inspect.signature(kind.__init__).parameters.values()
     return {p.name: p for p in list(named)[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+@torch.no_grad()
+def _warn_of_misfit(solver: str, posterior: Posterior, likelihood: GaussianLikelihood) -> None:
+    """Warn where the posterior mean misses its measurement, or meets the measurement's noise as well."""
+    found = posterior.diagnostics
+    if found.get("point_estimate", False):  # which is no mean of a posterior
+        return
+    place = posterior.samples.device
+    likelihood = likelihood if likelihood.y.device == place else cast(GaussianLikelihood, likelihood.to(place))
+
+    def averaged(function: Callable[[Tensor], Tensor]) -> Tensor:
+        at_a_time = max(1, 2**24 // posterior.samples[:, 0].numel())
+        parts = zip(posterior.samples.split(at_a_time, 1), posterior.weights.split(at_a_time, 1))
+        return sum(torch.einsum("bn,bn...->b...", weights, function(x)) for x, weights in parts)  # type: ignore[return-value]
+
+    of_mean = found.get("residual_of_mean")
+    if of_mean is None:  # of an operator that is not linear the mean of what samples measure, not what their mean does
+        of_mean = (likelihood.residual(posterior.mean()[:, None]) if likelihood.operator.linear else
+                   likelihood.misfit(averaged(likelihood.predict)[:, None]))[:, 0].sqrt()
+    for words in complaints(of_mean, lambda: averaged(likelihood.residual), likelihood.count_observed(),
+                            likelihood.sigma):
+        warnings.warn(f"{solver}: the mean of the samples {words}", stacklevel=4)
 
 
 def checked_count(num_samples: int) -> int:

@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = [
     "as_index", "as_levels", "as_shape", "check_setting", "checked_evidence", "checked_samples", "Index",
-    "looks_like_image", "normalised", "precise", "to_tensor_hint", "warn_of_range",
+    "looks_like_image", "looks_measured_in", "normalised", "precise", "to_tensor_hint", "warn_of_range",
 ]
 
 #: words of annotations that :func:`check_setting` judges by
@@ -155,6 +155,38 @@ def warn_of_range(x: Tensor, image_shape: Sequence[int]) -> None:
     elif low < -0.5 and high < 2:
         warnings.warn(f"x has values down to {low:.4g}, which looks like [-1, 1]: images are in [0, 1], so "
                       "pass (x + 1) / 2, and half the noise level", stacklevel=3)
+
+
+@torch.no_grad()
+def looks_measured_in(y: Tensor, sigma: Tensor, measure: Callable[[Tensor], Tensor],
+                      shape: Sequence[int]) -> str | None:
+    """What to say of measurements that are not made of pictures in [0, 1], whatever the noise; None: nothing.
+
+    Args:
+        y: ``(B, *measurement_shape)``.
+        sigma: noise levels, ``(B,)``.
+        measure: the operator.
+        shape: of the images that it takes at once; only a picture's is looked at.
+    """
+    if not looks_like_image(shape[1:]):
+        return None
+    # of a million values with normal noise hardly one is five deviations off
+    ends = torch.stack([(y.flatten(1).amin(1) + 5 * sigma).min(), (y.flatten(1).amax(1) - 5 * sigma).max()])
+    low, high = ends.tolist()
+    if high <= 30 and low >= -0.5:
+        return None
+    white = float(measure(y.new_ones(*shape)).max())
+    if high > 30 and high > 20 * abs(white):
+        return (f"y has values up to {float(y.max()):.4g}, a white image measures {white:.4g}: it looks like [0, 255], "
+                "and images are in [0, 1], so pass y / 255")
+    if low < -0.5 * white and high < 2 * white:
+        contrasts = torch.rand(*shape, generator=torch.Generator().manual_seed(0)).round().to(y)
+        black = measure(torch.zeros_like(contrasts))
+        # differences and waves measure less than nothing of images in [0, 1], too
+        if float(measure(contrasts).min()) > -0.25 * white and float(black.abs().max()) < 0.25 * white:
+            return (f"y has values down to {float(y.min()):.4g}, a black image measures 0: unless sigma is too small, "
+                    "it looks like [-1, 1], and images are in [0, 1], so pass (y + 1) / 2, and half the noise level")
+    return None
 
 
 def checked_samples(samples: Tensor) -> Tensor:

@@ -190,12 +190,13 @@ class Adapter(Countable):
         mean, std, _ = self.proposal(reward)
         return mean, std
 
-    def proposal(self, reward: Reward) -> Proposal:
+    def proposal(self, reward: Reward, quiet: bool = False) -> Proposal:
         """What the adapter says of each observation of a likelihood: of the noise, and of the pixels' deviations.
 
         Args:
             reward: a likelihood over B observations whose operator has one of :attr:`classes`; or a reward that
                 the adapter was aligned with.
+            quiet: leave the warnings out, which :meth:`warn_of` gives.
 
         Returns:
             Mean and standard deviation, each ``(B, *state_shape)``, and the deviations.
@@ -206,25 +207,37 @@ class Adapter(Countable):
         Warns:
             UserWarning: for noise beyond :attr:`levels`; for an operator that is taken for one of another class.
         """
-        index = self.class_index(reward)
+        if not quiet:
+            self.warn_of(reward)
+        index = self.class_index(reward, quiet=True)
         device, dtype = self.summary.weight.device, self.summary.weight.dtype
         if not isinstance(reward, GaussianLikelihood):
             n = reward.num_observations or 1
             arguments = self.unconditional(n)
         else:
             n = len(reward.y)
-            sigma = reward.sigma.expand(n)
-            inside = self.inside_levels(self.classes[index], sigma)
-            if inside is not None and not bool(inside.all()):
-                low, high = self.levels[self.classes[index]]
-                first, sigma = float(sigma[~inside][0]), self.nearest_level(self.classes[index], sigma)
-                warnings.warn(f"sigma={first:.4g} is beyond the noise of {low:.4g} to {high:.4g} that the adapter was "
-                              f"trained for: it is told {float(sigma[~inside][0]):.4g}", stacklevel=2)
+            sigma = self.nearest_level(self.classes[index], reward.sigma.expand(n))
             arguments = self.observe(reward.operator, reward.y, sigma)
         embedded, observed, summary, sigma = (a.to(device, dtype) for a in arguments)
         classes = torch.full((n,), index, device=device, dtype=torch.long)
         mean, log_std, log_deviation = self.outputs(embedded, observed, summary, classes, sigma)
         return Proposal(mean, log_std.exp(), None if log_deviation is None else log_deviation.exp())
+
+    def warn_of(self, reward: Reward) -> None:
+        """Warn, once for all observations, of an operator taken for another, and of noise beyond :attr:`levels`.
+
+        Raises:
+            ValueError: if the adapter was not trained for the reward.
+        """
+        name = self.classes[self.class_index(reward)]
+        if not isinstance(reward, GaussianLikelihood):
+            return
+        inside = self.inside_levels(name, reward.sigma)
+        if inside is not None and not bool(inside.all()):
+            (low, high), first = self.levels[name], reward.sigma[~inside][:1]
+            told = float(self.nearest_level(name, first))
+            warnings.warn(f"sigma={float(first):.4g} is beyond the noise of {low:.4g} to {high:.4g} that the adapter "
+                          f"was trained for: it is told {told:.4g}", stacklevel=3)
 
     def inside_levels(self, name: str, sigma: Tensor) -> Tensor | None:
         """Whether noise levels ``(n,)`` are among those that the adapter was trained for; None: unknown."""

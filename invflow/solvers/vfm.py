@@ -232,9 +232,10 @@ class VFM(Solver):
             yield ChunkSize(rows, "VFM", shrink)
 
     def _propose(self, adapter: Adapter, reward: Reward, size: ChunkSize) -> Proposal:
+        adapter.warn_of(reward)
         total = reward.num_observations or 1
         parts = [out for _, out in size.over(total, lambda part: adapter.proposal(
-            reward if part == slice(0, total) else reward.select(part)))]
+            reward if part == slice(0, total) else reward.select(part), quiet=True))]
         if len(parts) == 1:
             return parts[0]
         said = [part.deviation for part in parts if part.deviation is not None]

@@ -1,0 +1,85 @@
+"""How often a VFM warns of its residual, rightly and wrongly: ``python -m benchmarks.tables.misfit_table``.
+
+The test images of the shipped problems, each restored with the likelihood that made its measurement, and with others
+that did not: sigma ten times too large or too small, the mask inverted, a blur of another kind. A table of the
+observations that :meth:`invflow.Solver.sample` warns of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+
+import invflow
+from invflow.likelihood import GaussianLikelihood
+from invflow.operator import Operator
+from invflow.operators import GaussianBlur, MaskInpainting, MotionBlur
+
+__all__ = ["main", "mistaken", "warned_of"]
+
+TASKS = ("denoising", "super-resolution", "box-inpainting", "random-inpainting", "gaussian-blur", "motion-blur")
+
+
+def mistaken(likelihood: GaussianLikelihood) -> Iterator[tuple[str, GaussianLikelihood]]:
+    """The likelihood itself, and those of wrong levels and operators, by name."""
+    operator, y, sigma = likelihood.operator, likelihood.y, likelihood.sigma
+    yield "right", likelihood
+    yield "sigma x 10", GaussianLikelihood(operator, y, 10 * sigma)
+    yield "sigma / 10", GaussianLikelihood(operator, y, sigma / 10)
+    wrong = _wrong_operator(operator)
+    if wrong is not None:
+        yield "wrong operator", GaussianLikelihood(wrong, y, sigma)
+
+
+def _wrong_operator(operator: Operator) -> Operator | None:
+    observed = operator.observed()
+    if observed is not None:
+        return MaskInpainting((~observed[:, :1]).float(), operator.image_shape, operator.problem_class)
+    if isinstance(operator, GaussianBlur):
+        return MotionBlur(operator.image_shape, generator=torch.Generator().manual_seed(1))
+    if isinstance(operator, MotionBlur):
+        return GaussianBlur(operator.image_shape)
+    return None
+
+
+def warned_of(solver: invflow.Solver, likelihood: GaussianLikelihood, samples: int, seed: int) -> int:
+    """How many of at least two observations are warned of."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        solver.sample(likelihood, samples, generator=torch.Generator().manual_seed(seed))
+    found = [re.search(r"the mean of the samples .* (\d+) of \d+ measurements", str(given.message)) for given in said]
+    return sum(int(match[1]) for match in found if match)
+
+
+def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> None:
+    """Print a row for each problem, as markdown."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.misfit_table", description=__doc__)
+    parser.add_argument("priors", nargs="*", metavar="PRIOR", default=["mnist", "fashion-mnist", "cifar10", "photos"])
+    parser.add_argument("--observations", type=int, default=100)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    say("| problem | right | sigma x 10 | sigma / 10 | wrong operator |\n|---|---|---|---|---|")
+    for prior in options.priors:
+        solver = invflow.VFM.load(prior)
+        for task in TASKS:
+            problem = invflow.load_problem(f"{prior}/{task}")
+            generator = torch.Generator().manual_seed(options.seed)
+            _, likelihood = problem.simulate(options.observations, generator=generator)
+            assert isinstance(likelihood, GaussianLikelihood)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # levels and values that no picture has
+                rows = dict(mistaken(likelihood))
+            cells = {name: warned_of(solver, given, options.samples, options.seed) for name, given in rows.items()}
+            shown = (f"{cells[name]} of {len(likelihood.y)}" if name in cells else ""
+                     for name in ("right", "sigma x 10", "sigma / 10", "wrong operator"))
+            say(f"| {problem.name} | {' | '.join(shown)} |")
+
+
+if __name__ == "__main__":
+    main()
