@@ -544,6 +544,8 @@ MUTATIONS = [
     Mutation("noise beyond the training told for each chunk", "invflow/solvers/vfm.py",
              "reward.select(part), quiet=True)", "reward.select(part))",
              "tests/solvers/test_misfit.py::test_noise_levels_that_were_not_trained_for_are_told_once"),
+    Mutation("bends of 0.15 called none", "invflow/solvers/noise/convergence.py", "_MOST_BEND = 0.1", "_MOST_BEND = 0.15",
+             "tests/solvers/noise/test_noise_rto.py::test_a_bend_of_a_tenth_of_the_noise_is_the_limit"),
     Mutation("counts that pay for less than no light", "invflow/likelihood.py",
              "rate.clamp(min=0) - torch", "rate - torch",
              "tests/test_reward.py::test_poisson_posteriors_cover_as_often_as_they_say"),

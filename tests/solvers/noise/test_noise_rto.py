@@ -285,6 +285,27 @@ def test_bend_is_the_second_difference() -> None:
         assert not bool(NoiseRTO(Bent()).sample(likelihood, 1, generator=generator()).diagnostics["converged"].any())
 
 
+@pytest.mark.parametrize(("bend", "converged"), [(0.08, True), (0.12, False)])
+def test_a_bend_of_a_tenth_of_the_noise_is_the_limit(bend: float, converged: bool) -> None:
+    """Of z0 + c sqrt(1 + z0^2), one-to-one, at y = c it is about c sqrt(3) s^2 / (4 sigma), s^2 = sigma^2 / (1 + sigma^2)."""
+    sigma = 0.4
+    curvature = bend * 4 * (1 + sigma**2) / (sigma * math.sqrt(3))
+
+    class Hyperbola(Bent):
+        def jump(self, x: Tensor, s: Any, t: Any) -> Tensor:
+            return torch.stack([x[:, 0] + curvature * (1 + x[:, 0].square()).sqrt(), x[:, 1]], dim=1)
+
+    likelihood = GaussianLikelihood(MatrixOperator(torch.tensor([[1.0, 0.0]], dtype=F64), image_shape=(2,)),
+                                    torch.full((1, 1), curvature, dtype=F64), sigma)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = NoiseRTO(Hyperbola(), tolerance=1e-4).sample(likelihood, 1000, generator=generator()).diagnostics
+    assert abs(float(found["bend"][0]) - bend) < 0.015
+    assert found["converged"].tolist() == [converged]
+    assert len(said) == (0 if converged else 1)
+    assert all("A f bends by 0.1" in str(warning.message) for warning in said)
+
+
 def test_states_lead_to_the_samples() -> None:
     likelihood = GaussianLikelihood(MatrixOperator(torch.tensor([[1.0, 0.5]], dtype=F64), image_shape=(2,)),
                                     torch.tensor([[0.9], [0.1]], dtype=F64), 0.4)
