@@ -287,7 +287,7 @@ def test_bend_is_the_second_difference() -> None:
 
 @pytest.mark.parametrize(("bend", "converged"), [(0.08, True), (0.12, False)])
 def test_a_bend_of_a_tenth_of_the_noise_is_the_limit(bend: float, converged: bool) -> None:
-    """Of z0 + c sqrt(1 + z0^2), one-to-one, at y = c it is about c sqrt(3) s^2 / (4 sigma), s^2 = sigma^2 / (1 + sigma^2)."""
+    """Of z0 + c sqrt(1 + z0^2) at y = c it is about c sqrt(3) s^2 / (4 sigma), with s^2 = sigma^2 / (1 + sigma^2)."""
     sigma = 0.4
     curvature = bend * 4 * (1 + sigma**2) / (sigma * math.sqrt(3))
 
