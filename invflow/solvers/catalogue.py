@@ -40,7 +40,7 @@ def _entry(name: str, place: str, description: str, takes: Any = "prior") -> Sol
 
 
 vfm = _entry("vfm", "vfm:VFM.load", "one network call for each sample; trained for certain problem classes", "name")
-fmtt = _entry("fmtt", "tilting.fmtt:FMTT", "iterative tilting along the path, with importance weights; needs no training")
+fmtt = _entry("fmtt", "tilting.fmtt:FMTT", "iterative tilting along the path, with weights; needs no training")
 lmmse = _entry("lmmse", "baselines.lmmse:LinearMMSE.load", "best linear estimate and its Gaussian, a baseline", "name")
 noise_smc = _entry("noise-smc", "noise.tempered:NoiseSMC",
                    "sequential Monte Carlo in noise space, exact as particles grow")
