@@ -21,7 +21,7 @@ from invflow.models.latent import LatentFlowMap
 from invflow.models.neural import NeuralFlowMap
 from invflow.training.loop import LoopSettings, Objective, Sampler, batches_of, fit, seeded
 from invflow.training.losses import AverageVelocity, average_velocity_jvp, normalise, sample_times
-from invflow.training.prior import data_statistics
+from invflow.training.prior import data_statistics, stationary_statistics
 
 __all__ = ["DistillationObjective", "distill", "lagrangian_distillation_loss", "meanflow_distillation_loss"]
 
@@ -167,8 +167,9 @@ class DistillationObjective(Objective):
 
 def distill(teacher: FlowMap, settings: LoopSettings, folder: str | os.PathLike[str], *,
             data: Tensor | Sampler | None = None, loss: str = "lagrangian", network: str | None = None,
-            options: dict[str, Any] | None = None, start: NeuralFlowMap | None = None, distinct: float = 0.75,
-            one_step: float = 1 / 3, through_teacher: bool = False, progress: bool = True,
+            options: dict[str, Any] | None = None, start: NeuralFlowMap | None = None, skip: str | None = None,
+            distinct: float = 0.75, one_step: float = 1 / 3,
+            through_teacher: bool = False, progress: bool = True,
             stop_at: int | None = None) -> NeuralFlowMap | LatentFlowMap:
     """Train a flow map that makes a teacher's jumps in one call, resuming if the folder holds a checkpoint.
 
@@ -187,6 +188,7 @@ def distill(teacher: FlowMap, settings: LoopSettings, folder: str | os.PathLike[
         network: ``"unet"`` or ``"mlp"``; None takes the first for states (C, H, W), the second for vectors.
         options: of the network.
         start: a map to go on from, which stays as it is; None starts afresh.
+        skip: form of a fresh map; see :class:`~invflow.NeuralFlowMap`.
         distinct: share of rows with s < t; the others learn the velocity.
         one_step: share of those with (s, t) = (0, 1).
         through_teacher: of the Lagrangian loss; see :func:`lagrangian_distillation_loss`.
@@ -212,10 +214,14 @@ def distill(teacher: FlowMap, settings: LoopSettings, folder: str | os.PathLike[
     """
     shape, device = tuple(teacher.state_shape), teacher.device
     if start is None:
-        mean, std = data_statistics(_states(teacher, data, settings.seed), (1.0, 0.0))
+        states, spectrum = _states(teacher, data, settings.seed), None
+        mean, std = data_statistics(states, (1.0, 0.0))
+        if skip == "spectral":
+            mean, std, spectrum = stationary_statistics(states, (1.0, 0.0))
         student = NeuralFlowMap(shape, network=network or ("unet" if len(shape) == 3 else "mlp"), options=options,
                                 decode_affine=teacher.decode_affine or (1.0, 0.0), mean=mean, std=std,
-                                independent_noise=teacher.independent_noise, generator=seeded(settings.seed, 0, -2))
+                                skip=skip, spectrum=spectrum, independent_noise=teacher.independent_noise,
+                                generator=seeded(settings.seed, 0, -2))
     else:
         student = copy.deepcopy(start).requires_grad_(True)
     student.train()
