@@ -29,7 +29,7 @@ NETWORK = {"channels": [32, 64, 96], "blocks": 1, "attention": False}
 PRIOR_SETTINGS = LoopSettings(steps=600, batch_size=48, learning_rate=1.5e-3, ema=0.995, precision="no",
                               checkpoint_seconds=15.0)
 DISTIL_SETTINGS = dataclasses.replace(PRIOR_SETTINGS, steps=300, learning_rate=5e-4, ema=0.99)
-VFM_SETTINGS = dataclasses.replace(PRIOR_SETTINGS, steps=400)
+VFM_SETTINGS = dataclasses.replace(PRIOR_SETTINGS, steps=300)
 #: noise, on pixels in [0, 1], where :func:`image_problems` says no other
 LEVELS = (0.0, 0.2)
 #: as for photographs the score decides: maps of this size hold no law that is quite that of images
@@ -71,7 +71,7 @@ def _distil(run: Run) -> NeuralFlowMap | LatentFlowMap:
     start = teacher if isinstance(teacher, NeuralFlowMap) else None
     picture = len(teacher.state_shape) == 3
     made = distill(teacher, settings, run.folder, data=data, options=NETWORK if picture else None, start=start,
-                   loss="meanflow", skip="spectral" if picture else None, progress=run.progress, stop_at=run.stop_at)
+                   loss="semigroup", skip="spectral" if picture else None, progress=run.progress, stop_at=run.stop_at)
     if isinstance(made, LatentFlowMap):
         run.say(f"{run.folder} holds the map of the codes alone: LatentFlowMap(load_prior('{run.folder}'), decoder) "
                 f"joins it with the decoder of {run.prior}")
