@@ -39,7 +39,8 @@ def resolve_folder(name: str | os.PathLike[str], kind: str) -> Path:
     """Find the folder of a model.
 
     Args:
-        name: a folder, the name of a shipped model, or a Hub repository id ``owner/name``.
+        name: a folder, that of a training that is done, the name of a shipped model, or a Hub repository id
+            ``owner/name``.
         kind: what is asked for, as configurations name it, such as ``"flow-map"``.
 
     Returns:
@@ -53,6 +54,12 @@ def resolve_folder(name: str | os.PathLike[str], kind: str) -> Path:
         return path
     if (SHIPPED / str(name) / CONFIG).is_file():  # also where a data set of that name lies in the current folder
         return SHIPPED / str(name)
+    for inner in (path / "prior", path / "vfm"):  # where a training leaves its result
+        if (inner / CONFIG).is_file():
+            return inner
+    if any(path.glob("checkpoint*.safetensors")):
+        raise ValueError(f"the training in {str(name)!r} is not done: the command that began it goes on from its "
+                         "checkpoint")
     if path.is_dir():
         raise ValueError(f"the folder {str(name)!r} holds no {CONFIG}: pass a folder that save_pretrained wrote")
     if str(name).count("/") == 1 and not path.is_absolute() and not str(name).startswith("."):

@@ -13,7 +13,7 @@ from invflow.cli.compare import compare
 from invflow.cli.examples import examples
 from invflow.cli.listing import list_names
 from invflow.cli.new import new
-from invflow.cli.options import MOST_SEED, parse_settings, user_errors
+from invflow.cli.options import MOST_SEED, parse_settings, say, user_errors
 from invflow.cli.restore import restore
 from invflow.cli.solve import solve
 from invflow.cli.streams import keep_streams
@@ -52,7 +52,12 @@ def train(
     output: Annotated[Path | None, typer.Option(
         help="Folder for checkpoint and result; a started one is resumed [default: runs/NAME].")] = None,
     data: Annotated[str | None, typer.Option(help="Folder of the data set, or a name to download.")] = None,
-    prior: Annotated[str | None, typer.Option(help="The prior to start from, where one is needed.")] = None,
+    prior: Annotated[str | None, typer.Option(
+        help="The prior to start from, where one is needed: a name, a folder, or that of its training.")] = None,
+    size: Annotated[int | None, typer.Option(
+        min=8, help="Of train prior: side that pictures are cropped and scaled to [default: 32].")] = None,
+    operators: Annotated[list[str] | None, typer.Option(
+        metavar="NAME,NAME:SETTING=VALUE", help="Of train vfm: what its samples are to undo [default: seven].")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of one step.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=MOST_SEED, help="Of all random numbers.")] = None,
@@ -60,7 +65,10 @@ def train(
     setting: Annotated[list[str] | None, typer.Option(
         "--set", metavar="NAME=VALUE", help="Another setting of the training loop; may be repeated.")] = None,
 ) -> None:
-    """Train what ships with the library, or the same on your own data.
+    """Train a prior and a VFM on a folder of your own images, or what ships with the library.
+
+    From a folder to posterior samples of one step: train prior --data FOLDER, train vfm --prior runs/prior --data
+    FOLDER, restore FILE --prior runs/vfm. Any other prior first becomes a one-step map: train distil --prior NAME.
 
     Ctrl-C saves; the same command goes on from there. For two processes, on two GPUs or on the CPU:
     torchrun --nproc_per_node 2 -m invflow train NAME.
@@ -71,8 +79,9 @@ def train(
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     changes |= parse_settings(None, setting or [])
     folder = Path("runs") / name if output is None else output
+    named = [part.strip() for text in operators or [] for part in text.split(",") if part.strip()]
     try:
-        load_recipe(name)(folder, data=data, prior=prior, **changes)
+        load_recipe(name)(folder, data=data, prior=prior, size=size, operators=named, say=say, **changes)
     except KeyboardInterrupt as stop:  # which says what was saved, and how to go on
         typer.echo(str(stop) or f"stopped; nothing was saved in {folder} yet", err=True)
         raise typer.Exit(130) from stop

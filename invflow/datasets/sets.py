@@ -20,7 +20,7 @@ from torch import Tensor
 from invflow._core.records import parse_json, write_atomically
 from invflow.datasets.files import fit_to, read_image
 
-__all__ = ["DOWNLOADS", "IMAGE_SUFFIXES", "cache_folder", "load_images", "read_idx"]
+__all__ = ["DOWNLOADS", "IMAGE_SUFFIXES", "cache_folder", "image_files", "load_images", "packed", "read_idx"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -163,7 +163,7 @@ def _copy(source: IO[bytes], path: str) -> None:
 def _load_folder(folder: Path, split: str, size: int | None,
                  channels: int | None) -> tuple[Tensor, Tensor | None]:
     """Raw images ``(n, C, H, W)`` in uint8 and their labels, by the first layout that the folder has."""
-    idx_names = [f"{_SPLITS[split]}-images{dash}idx3-ubyte{end}" for dash in "-." for end in ("", ".gz")]
+    idx_names = _idx_names(split)
     cifar_names = _CIFAR_FILES[split]
     for place in (folder, folder / "raw"):
         for name in idx_names:
@@ -176,11 +176,7 @@ def _load_folder(folder: Path, split: str, size: int | None,
             raise FileNotFoundError(f"{place} has {found} but not {[f.name for f in files if f.name not in found]}")
         if found:
             return _load_cifar(files) if end == ".bin" else _load_sheets(files, split)
-    # a flat folder is training data: were it also the test split, nobody would notice
-    place = folder if split == "train" and not (folder / split).is_dir() else folder / split
-    files = sorted(f for f in place.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
-    if place == folder:
-        files = [f for f in files if f.relative_to(folder).parts[0] != "test"]
+    place, files = _files_of(folder, split)
     if not files:
         raise FileNotFoundError(
             f"no images of the split {split!r} in {folder}. Looked for the IDX files {', '.join(idx_names)} "
@@ -189,6 +185,33 @@ def _load_folder(folder: Path, split: str, size: int | None,
             f"files ({', '.join(IMAGE_SUFFIXES)}) in {place}"
         )
     return _load_files(files, place, size, channels)
+
+
+def image_files(folder: str | os.PathLike[str], split: str = "train") -> list[Path]:
+    """The image files of a folder's split, in order, by their suffixes."""
+    return _files_of(Path(folder), split)[1]
+
+
+def packed(folder: Path, split: str = "train") -> bool:
+    """Whether a folder holds IDX files or CIFAR-10's, not image files."""
+    idx = [place / name for place in (folder, folder / "raw") for name in _idx_names(split)]
+    cifar = [place / (name + end) for name in _CIFAR_FILES[split]
+             for place, end in ((folder, ".bin"), (folder / "cifar-10-batches-bin", ".bin"), (folder, ".png"))]
+    return any(path.is_file() for path in (*idx, *cifar))
+
+
+def _idx_names(split: str) -> list[str]:
+    return [f"{_SPLITS[split]}-images{dash}idx3-ubyte{end}" for dash in "-." for end in ("", ".gz")]
+
+
+def _files_of(folder: Path, split: str) -> tuple[Path, list[Path]]:
+    """Where a split's image files lie, and these files."""
+    # a flat folder is training data: were it also the test split, nobody would notice
+    place = folder if split == "train" and not (folder / split).is_dir() else folder / split
+    files = sorted(f for f in place.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
+    if place == folder:
+        files = [f for f in files if f.relative_to(folder).parts[0] != "test"]
+    return place, files
 
 
 # -- IDX -----------------------------------------------------------------------------------------------------

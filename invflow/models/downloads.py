@@ -58,19 +58,30 @@ class Download:
                 f"{self.licence}")
 
 
-_STATED = "licence: see the file's page"
+#: as the pages say that the files lie on, https://huggingface.co/deepinv/drunet and .../diffunet. Others trained the
+#: networks of the latter: that on FFHQ is from https://github.com/jychoi118/ilvr_adm, which states no licence for it;
+#: that on ImageNet is from https://github.com/openai/guided-diffusion, which is MIT
+_HOSTED = "BSD-3-Clause as hosted"
+_UNCLEAR = "BSD-3-Clause as hosted, its authors' licence unknown (see github.com/jychoi118/ilvr_adm)"
+_OPENAI = "MIT, and BSD-3-Clause as hosted"
+#: of all that is in https://github.com/NVlabs/edm
+_EDM = "CC BY-NC-SA 4.0"
+#: noise of DRUNet: 50/255 is what its authors trained for (https://github.com/cszn/DPIR); deepinv states 20/255 of its
+#: own first weights, and nothing of those that it downloads now, fine-tuned further. Of DiffUNet: what its table of
+#: noise levels covers, on images in [0, 1]; of EDM's networks: where their authors' samplers begin and end, 80 and
+#: 0.002 on images in [-1, 1]
 DOWNLOADS = {
-    "deepinv/drunet": Download("DRUNet", "drunet_deepinv_color_finetune_22k.pth", 131, _STATED, (3, 256, 256),
+    "deepinv/drunet": Download("DRUNet", "drunet_deepinv_color_finetune_22k.pth", 131, _HOSTED, (3, 256, 256),
                                50 / 255),
-    "deepinv/drunet-grey": Download("DRUNet", "drunet_deepinv_gray_finetune_26k.pth", 131, _STATED, (1, 256, 256),
+    "deepinv/drunet-grey": Download("DRUNet", "drunet_deepinv_gray_finetune_26k.pth", 131, _HOSTED, (1, 256, 256),
                                     50 / 255, options={"in_channels": 1, "out_channels": 1}),
-    "deepinv/ffhq-diffunet": Download("DiffUNet", "diffusion_ffhq_10m.pt", 374, _STATED, (3, 256, 256), 78.0,
+    "deepinv/ffhq-diffunet": Download("DiffUNet", "diffusion_ffhq_10m.pt", 374, _UNCLEAR, (3, 256, 256), 78.0,
                                       5e-3),
-    "deepinv/imagenet-diffunet": Download("DiffUNet", "diffusion_openai.pt", 2211, _STATED, (3, 256, 256), 78.0, 5e-3,
+    "deepinv/imagenet-diffunet": Download("DiffUNet", "diffusion_openai.pt", 2211, _OPENAI, (3, 256, 256), 78.0, 5e-3,
                                           {"large_model": True}),
-    "deepinv/ffhq64-ncsnpp": Download("NCSNpp", "edm-ffhq-64x64-uncond-ve.pt", 251, "CC BY-NC-SA 4.0", (3, 64, 64),
+    "deepinv/ffhq64-ncsnpp": Download("NCSNpp", "edm-ffhq-64x64-uncond-ve.pt", 251, _EDM, (3, 64, 64),
                                       40.0),
-    "deepinv/imagenet64-adm": Download("ADMUNet", "adm-imagenet64-cond.pt", 1184, "CC BY-NC-SA 4.0", (3, 64, 64), 40.0,
+    "deepinv/imagenet64-adm": Download("ADMUNet", "adm-imagenet64-cond.pt", 1184, _EDM, (3, 64, 64), 40.0,
                                        condition=("class_labels",)),
 }
 

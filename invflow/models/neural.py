@@ -335,5 +335,6 @@ def load_trainable(name: str | os.PathLike[str]) -> NeuralFlowMap:
     prior = load_prior(name)
     if not isinstance(prior, NeuralFlowMap):
         raise ValueError(f"the prior {str(name)!r} is a {type(prior).__name__}, but a training starts from a "
-                         "NeuralFlowMap: name one, or a function that returns one")
+                         "NeuralFlowMap: name one, or a function that returns one; invflow train distil --prior "
+                         f"{name} makes one of it")
     return prior

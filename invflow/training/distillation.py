@@ -20,13 +20,21 @@ from invflow.flowmap import FlowMap, expand_time
 from invflow.models.latent import LatentFlowMap
 from invflow.models.neural import NeuralFlowMap
 from invflow.training.loop import LoopSettings, Objective, Sampler, batches_of, fit, seeded
-from invflow.training.losses import AverageVelocity, average_velocity_jvp, normalise, sample_times
-from invflow.training.prior import data_statistics
+from invflow.training.losses import (
+    AverageVelocity,
+    average_velocity_jvp,
+    normalise,
+    sample_between,
+    sample_times,
+    semigroup_average,
+)
+from invflow.training.prior import data_statistics, stationary_statistics
 
-__all__ = ["DistillationObjective", "distill", "lagrangian_distillation_loss", "meanflow_distillation_loss"]
+__all__ = ["DistillationObjective", "distill", "lagrangian_distillation_loss", "meanflow_distillation_loss",
+           "semigroup_distillation_loss"]
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
-LOSSES = ("lagrangian", "meanflow")
+LOSSES = ("lagrangian", "meanflow", "semigroup")
 
 
 def meanflow_distillation_loss(u: AverageVelocity, teacher: Velocity, x: Tensor, s: Tensor, t: Tensor,
@@ -104,13 +112,38 @@ def lagrangian_distillation_loss(u: AverageVelocity, teacher: Velocity, x: Tenso
     return residuals.square().flatten(1).sum(dim=1)
 
 
+def semigroup_distillation_loss(u: AverageVelocity, teacher: Velocity, x: Tensor, s: Tensor, t: Tensor, middle: Tensor,
+                                num_distinct: int) -> Tensor:
+    """Two jumps for one (Frans et al. 2024) of each row with s < t; where s = t, flow matching to the teacher.
+
+    No derivative is taken: where a map is steep at small scales, as one with a spectrum is, derivatives amplify what
+    the network adds. The teacher is called once for each row with s = t, at x.
+
+    Args:
+        u: average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
+        teacher: b, ``(n, *shape), (n,) -> (n, *shape)``.
+        x: ``(n, *shape)``, states at time s.
+        s: ``(n,)``.
+        t: ``(n,)``, not below s.
+        middle: ``(n,)``, between s and t.
+        num_distinct: how many rows have s < t; those come first.
+
+    Returns:
+        ``(n,)``, summed over the state.
+    """
+    k = num_distinct
+    with torch.no_grad():
+        target = torch.cat([semigroup_average(u, x[:k], s[:k], t[:k], middle[:k]), teacher(x[k:], s[k:])])
+    return (u(x, s, t) - target).square().flatten(1).sum(dim=1)
+
+
 class DistillationObjective(Objective):
     """A flow map learns to jump where the teacher's ODE goes.
 
     Args:
         student: the map that is trained.
         teacher: any flow map with states of the same shape; its jump is used for the states of its path only.
-        loss: ``"lagrangian"`` or ``"meanflow"``.
+        loss: ``"lagrangian"``, ``"meanflow"`` or ``"semigroup"``.
         from_data: whether batches are images, whose codes are noised to time s; False: they are noise, and the
             teacher's own path carries it to time s.
         distinct: share of rows with s < t.
@@ -157,7 +190,9 @@ class DistillationObjective(Objective):
                 return self.teacher.velocity(state, time)
 
         u = self.student.average_velocity
-        if self.loss == "meanflow":
+        if self.loss == "semigroup":
+            losses = semigroup_distillation_loss(u, teacher, x, s, t, sample_between(s, t, generator), k)
+        elif self.loss == "meanflow":
             losses = meanflow_distillation_loss(u, teacher, x, s, t, k)
         else:
             losses = lagrangian_distillation_loss(u, teacher, x, s, t, k, through_teacher=self.through_teacher)
@@ -167,8 +202,9 @@ class DistillationObjective(Objective):
 
 def distill(teacher: FlowMap, settings: LoopSettings, folder: str | os.PathLike[str], *,
             data: Tensor | Sampler | None = None, loss: str = "lagrangian", network: str | None = None,
-            options: dict[str, Any] | None = None, start: NeuralFlowMap | None = None, distinct: float = 0.75,
-            one_step: float = 1 / 3, through_teacher: bool = False, progress: bool = True,
+            options: dict[str, Any] | None = None, start: NeuralFlowMap | None = None, skip: str | None = None,
+            distinct: float = 0.75, one_step: float = 1 / 3,
+            through_teacher: bool = False, progress: bool = True,
             stop_at: int | None = None) -> NeuralFlowMap | LatentFlowMap:
     """Train a flow map that makes a teacher's jumps in one call, resuming if the folder holds a checkpoint.
 
@@ -183,10 +219,11 @@ def distill(teacher: FlowMap, settings: LoopSettings, folder: str | os.PathLike[
         data: images ``(n, *image_shape)``, floats in [0, 1] or bytes, or a function ``(n, generator)`` that makes
             them: the teacher is then asked at their noised states, one velocity a row. None asks it along its own
             path: no data, but an ODE to time s for each row. Between the two lies ``data=teacher.generate(n)``.
-        loss: ``"lagrangian"`` or ``"meanflow"``.
+        loss: ``"lagrangian"``, ``"meanflow"`` or ``"semigroup"``.
         network: ``"unet"`` or ``"mlp"``; None takes the first for states (C, H, W), the second for vectors.
         options: of the network.
         start: a map to go on from, which stays as it is; None starts afresh.
+        skip: form of a fresh map; see :class:`~invflow.NeuralFlowMap`.
         distinct: share of rows with s < t; the others learn the velocity.
         one_step: share of those with (s, t) = (0, 1).
         through_teacher: of the Lagrangian loss; see :func:`lagrangian_distillation_loss`.
@@ -212,10 +249,14 @@ def distill(teacher: FlowMap, settings: LoopSettings, folder: str | os.PathLike[
     """
     shape, device = tuple(teacher.state_shape), teacher.device
     if start is None:
-        mean, std = data_statistics(_states(teacher, data, settings.seed), (1.0, 0.0))
+        states, spectrum = _states(teacher, data, settings.seed), None
+        mean, std = data_statistics(states, (1.0, 0.0))
+        if skip == "spectral":
+            mean, std, spectrum = stationary_statistics(states, (1.0, 0.0))
         student = NeuralFlowMap(shape, network=network or ("unet" if len(shape) == 3 else "mlp"), options=options,
                                 decode_affine=teacher.decode_affine or (1.0, 0.0), mean=mean, std=std,
-                                independent_noise=teacher.independent_noise, generator=seeded(settings.seed, 0, -2))
+                                skip=skip, spectrum=spectrum, independent_noise=teacher.independent_noise,
+                                generator=seeded(settings.seed, 0, -2))
     else:
         student = copy.deepcopy(start).requires_grad_(True)
     student.train()

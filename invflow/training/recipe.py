@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ class Run:
         prior: name or folder of the prior to start from; None takes the recipe's.
         progress: show progress bars.
         stop_at: stop at this step, with a checkpoint.
+        size: side to which the user's images are brought; None takes the recipe's.
+        operators: names of those to train for; none takes the recipe's.
+        say: called with a sentence for each thing assumed or changed.
     """
 
     settings: LoopSettings
@@ -35,6 +38,9 @@ class Run:
     prior: str | None = None
     progress: bool = True
     stop_at: int | None = None
+    size: int | None = None
+    operators: tuple[str, ...] = ()
+    say: Callable[[str], None] = print
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Recipe:
         settings: of the loop.
         run: does it, and returns what was trained.
         data: default data, a name that can be downloaded, or None.
+        takes: which of ``"data"``, ``"prior"``, ``"size"`` and ``"operators"`` it looks at; others are refused.
     """
 
     name: str
@@ -54,9 +61,11 @@ class Recipe:
     settings: LoopSettings
     run: Callable[[Run], Any]
     data: str | None = None
+    takes: tuple[str, ...] = ("data", "prior")
 
     def __call__(self, folder: str | Path, *, data: str | None = None, prior: str | None = None, progress: bool = True,
-                 stop_at: int | None = None, **changes: Any) -> Any:
+                 stop_at: int | None = None, size: int | None = None, operators: Sequence[str] = (),
+                 say: Callable[[str], None] = print, **changes: Any) -> Any:
         """Train.
 
         Args:
@@ -65,6 +74,9 @@ class Recipe:
             prior: the prior to start from, where the recipe starts from one.
             progress: show progress bars.
             stop_at: stop at this step, with a checkpoint.
+            size: side to which images are brought, where the recipe takes images of any size.
+            operators: names of those to train for, where the recipe takes any.
+            say: called with a sentence for each thing assumed or changed.
             **changes: fields of :class:`LoopSettings` to change, such as ``steps`` or ``seed``.
 
         Returns:
@@ -72,13 +84,19 @@ class Recipe:
 
         Raises:
             TypeError: for a change that is no field of the settings.
+            ValueError: for a size or operators that the recipe does not look at.
         """
+        for option, value in (("size", size), ("operators", operators)):
+            if value and option not in self.takes:
+                raise ValueError(f"the training {self.name!r} has its own {option}: leave out --{option}; "
+                                 f"{'invflow train prior' if option == 'size' else 'invflow train vfm'} takes any")
         known = {f.name for f in dataclasses.fields(LoopSettings)}
         unknown = sorted(set(changes) - known)
         if unknown:
             raise TypeError(f"unknown settings {unknown}: known are {', '.join(sorted(known))}")
         settings = dataclasses.replace(self.settings, **changes)
-        return self.run(Run(settings, Path(folder), data or self.data, prior, progress, stop_at))
+        return self.run(Run(settings, Path(folder), data or self.data, prior, progress, stop_at, size,
+                            tuple(operators), say))
 
 
 def list_recipes() -> dict[str, Recipe]:

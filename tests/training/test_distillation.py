@@ -22,6 +22,7 @@ from invflow.training.distillation import (
     distill,
     lagrangian_distillation_loss,
     meanflow_distillation_loss,
+    semigroup_distillation_loss,
 )
 
 F64 = torch.float64
@@ -105,6 +106,30 @@ def test_lagrangian_loss_of_a_wrong_map(through: bool, mixed: bool) -> None:
     torch.testing.assert_close(c.grad, (2 * off * sensitivity[:, None]).sum(0))
 
 
+def test_semigroup_loss_vanishes_for_the_exact_map() -> None:
+    s, t, k = times()
+    middle = torch.lerp(s, t, torch.rand(6, dtype=F64, generator=torch.Generator().manual_seed(0)))
+    found = semigroup_distillation_loss(average_velocity, velocity, randn(6, D), s, t, middle, k)
+    torch.testing.assert_close(found, torch.zeros(6, dtype=F64), rtol=0, atol=1e-20)
+
+
+def test_semigroup_loss_of_a_wrong_map() -> None:
+    """u + c s: the first jump, to r, lands (r - s) c s too far, and the second adds its own c r."""
+    s, t, k = times()
+    r, c = 0.3 * s + 0.7 * t, randn(D, seed=1).requires_grad_()
+
+    def wrong(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        return average_velocity(x, s, t) + c * expand_time(s, x)
+
+    losses = semigroup_distillation_loss(wrong, velocity, randn(6, D), s, t, r, k)
+    steep = (STD**2 * (r + t) - (2 - r - t)) / (spread(r) * (spread(r) + spread(t)))
+    target = torch.where(t > s, 0.7 * s + 0.3 * (r + steep * (r - s) * s), 0.0)  # the diagonal has the teacher's own
+    off = (s - target)[:, None] * c.detach()
+    torch.testing.assert_close(losses.detach(), off.square().sum(1))
+    losses.sum().backward()
+    torch.testing.assert_close(c.grad, (2 * off * s[:, None]).sum(0))
+
+
 # -- training ---------------------------------------------------------------------------------------------
 
 
@@ -136,7 +161,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("distilled")
 
 
-@pytest.mark.parametrize(("loss", "from_data", "bound"), [("lagrangian", False, 0.1), ("meanflow", True, 0.2)])
+@pytest.mark.parametrize(("loss", "from_data", "bound"), [("lagrangian", False, 0.1), ("meanflow", True, 0.2),
+                                                          ("semigroup", True, 0.2)])
 def test_one_jump_does_what_the_ode_does(folder: Path, loss: str, from_data: bool, bound: float) -> None:
     """Mean square error of one jump against the exact one: a small share of that of one Euler step of the teacher."""
     z = torch.randn(2000, 2, generator=torch.Generator().manual_seed(5))
