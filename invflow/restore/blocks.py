@@ -78,10 +78,11 @@ def posterior_in_blocks(vfm: VFM, operator: Operator, y: Tensor, sigma: float, s
 
 
 def _cuts(length: int, side: int, overlap: int) -> list[tuple[int, int]]:
-    """Where blocks of one side begin and end, evenly spread, with at least this overlap."""
+    """Where blocks of at most one side begin and end, evenly spread, with at least this overlap."""
     if length <= side:
         return [(0, length)]
     steps = math.ceil((length - side) / (side - overlap))
+    side = math.ceil((length + steps * overlap) / (steps + 1))
     return [(start, start + side) for start in (round(k * (length - side) / steps) for k in range(steps + 1))]
 
 

@@ -58,7 +58,8 @@ def posterior_of(vfm: VFM, operator: Operator, y: Tensor, sigma: float, samples:
 def told(vfm: VFM, operator: Operator, sigma: float) -> float:
     """The nearest noise level that the network was trained for."""
     usual = (0.01, 0.25) if operator.structure == "identity" else (0.005, 0.2)
-    low, high = getattr(vfm.adapter, "levels", {}).get(operator.problem_class, usual)
+    names = [name for name in (operator.problem_class, *operator.stand_ins) if name in vfm.adapter.classes]
+    low, high = vfm.adapter.levels.get(str(names[0]) if names else "", usual)
     result: float = min(max(sigma, low), high)
     return result
 
@@ -191,6 +192,7 @@ def built_again(operator: Operator, shape: tuple[int, ...], seen: Any = ...) -> 
         made = kind(of.kernel, shape, padding=of.padding, problem_class=of.problem_class)
     elif name == "MaskInpainting":
         made = kind(of.mask[seen], shape, of.problem_class)
+        made.stand_ins = of.stand_ins  # of the whole mask
     else:
         made = kind(shape, factor=of.factor) if name == "SuperResolution" else kind(shape)
     return made

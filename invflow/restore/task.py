@@ -17,6 +17,7 @@ from invflow.datasets.files import FORMATS, read_kernel, read_mask
 from invflow.datasets.pictures import NUMBERS, Picture, read_picture, write_picture
 from invflow.likelihood import noise_levels
 from invflow.restore.blocks import Tell, posterior_in_blocks
+from invflow.restore.posterior import told
 
 if TYPE_CHECKING:
     from invflow.operator import Operator
@@ -114,6 +115,10 @@ def restore_file(vfm: VFM, source: Path, target: Path, what: Restoration, say: S
         y = torch.where(operator.observed(), y, 0.0)  # type: ignore[arg-type]
     sigma = _sigma(picture, operator, y, what, say)
     generator = torch.Generator().manual_seed(what.seed)
+    scale = math.sqrt(3) if len(picture.values) == 1 else 1.0  # a grey picture's noise in each of three channels
+    least = told(vfm, operator, scale * sigma) / scale
+    if not math.isclose(least, sigma, rel_tol=1e-3):
+        say(f"noise of {sigma:.2g} is beyond what the prior was trained for: taken as {least:.2g}")
     mean, away = posterior_in_blocks(vfm, operator, y, sigma, what.samples, generator, tell)
     observed = operator.observed()
 
@@ -165,7 +170,7 @@ def _operator(vfm: VFM, picture: Picture, what: Restoration, say: Say) -> Operat
         say(f"{1 - float(known.mean()):.2%} of the picture is no number, and is filled in")
         mask = mask * known
     kind = operators.find("MaskInpainting")
-    return kind(mask, shape, _kind_of_mask(mask, vfm.adapter.classes))  # type: ignore[no-any-return]
+    return kind(mask, shape)  # type: ignore[no-any-return]
 
 
 def _kind_of_blur(kernel: Tensor) -> str:
@@ -174,15 +179,6 @@ def _kind_of_blur(kernel: Tensor) -> str:
         return "motion-blur"
     apart = float((kernel - kernel.rot90()).norm() / kernel.norm())
     return "gaussian-blur" if apart < 0.1 else "motion-blur"
-
-
-def _kind_of_mask(mask: Tensor, classes: tuple[str, ...]) -> str:
-    """The problem class of a mask, of those that an adapter knows: scattered pixels, or strokes and boxes."""
-    if "free-form-inpainting" in classes:
-        return "free-form-inpainting"
-    hidden = (mask == 0).any(0).float()[None, None]
-    inside = torch.nn.functional.avg_pool2d(hidden, 3, stride=1) > 0.99
-    return "random-inpainting" if float(inside.float().mean()) < 0.05 * float(hidden.mean()) else "box-inpainting"
 
 
 def _sigma(picture: Picture, operator: Operator, y: Tensor, what: Restoration, say: Say) -> float:
