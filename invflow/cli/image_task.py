@@ -71,6 +71,7 @@ class ImageTask:
         resize: crop and scale the file to what the prior was trained on.
         invert: take 1 - image, for dark strokes on a light ground.
         settings: of the operator, by the names of its other parameters.
+        mask_hides: the paint of the mask that hides, ``"white"`` or ``"black"``.
     """
 
     file: Path
@@ -83,6 +84,7 @@ class ImageTask:
     resize: bool = False
     invert: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+    mask_hides: str | None = None
 
     def pose(self, solver: Solver, generator: torch.Generator, say: Say) -> PosedImage:
         """Read the files, and degrade the image unless it is observed.
@@ -148,7 +150,8 @@ class ImageTask:
         return PosedImage(truth, likelihood, likelihood, solver)
 
     def _build(self, image_shape: tuple[int, ...], generator: torch.Generator, say: Say) -> Operator:
-        return operator_by_name(self.operator, image_shape, factor=self.factor, mask=self.mask, kernel=self.kernel,
+        return operator_by_name(self.operator, image_shape, factor=self.factor, mask=self.mask,
+                                mask_hides=self.mask_hides, kernel=self.kernel,
                                 observed=self.observed, settings=self.settings, generator=generator, say=say)
 
     def _image_size(self, size: tuple[int, int]) -> tuple[int, int]:

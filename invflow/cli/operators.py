@@ -36,8 +36,8 @@ def operator_class(name: str) -> tuple[str, Any]:
 
 
 def operator_by_name(name: str, image_shape: tuple[int, ...], *, factor: int | None = None,
-                     mask: Path | None = None, kernel: Path | None = None, observed: bool = False,
-                     settings: Mapping[str, Any] | None = None,
+                     mask: Path | None = None, mask_hides: str | None = None,
+                     kernel: Path | None = None, observed: bool = False, settings: Mapping[str, Any] | None = None,
                      generator: torch.Generator | None = None, say: Say = print) -> Operator:
     """Build an operator as the command line asks for it.
 
@@ -46,6 +46,7 @@ def operator_by_name(name: str, image_shape: tuple[int, ...], *, factor: int | N
         image_shape: ``(C, H, W)``.
         factor: of super-resolution.
         mask: file of a mask; the operator's name then says as which class the adapter takes it.
+        mask_hides: the paint of the mask that hides, ``"white"`` or ``"black"``.
         kernel: file of a blur kernel; likewise.
         observed: whether a measurement exists already, so that no parameter may be drawn at random.
         settings: other parameters of the operator, by name.
@@ -64,12 +65,14 @@ def operator_by_name(name: str, image_shape: tuple[int, ...], *, factor: int | N
     if factor is not None and "factor" not in parameters:
         raise ValueError(f"--factor belongs to {_those_with('factor')}, not to {key}")
     _check_settings(key, settings, parameters, factor is not None)
+    if mask_hides is not None and mask is None:
+        raise ValueError("--mask-hides says how to read a mask: pass --mask FILE")
     asked = {option: file for option, file in (("mask", mask), ("kernel", kernel)) if file is not None}
     for option in asked:
         if option not in kind.file_parameters():
             raise ValueError(f"--{option} belongs to {_those_with(option)}, not to {key}")
     # a kernel to degrade with is taken as it is, one that an observed file was blurred with is centred
-    files = {option: read_mask(file, image_shape, say=say) if option == "mask"
+    files = {option: read_mask(file, image_shape, hides=mask_hides, say=say) if option == "mask"
              else read_kernel(file, centre=observed, say=say) for option, file in asked.items()}
     settings = {name: check_setting(key, name, value, parameters[name]) for name, value in settings.items()}
     for extra, sentence in kind.assumptions(image_shape, {**settings, **files}, observed=observed):

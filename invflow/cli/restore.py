@@ -60,7 +60,10 @@ def restore(
     start, failed = time.perf_counter(), 0
 
     def work(path: Path) -> Restored:
-        return restore_file(vfm, path, targets[path], what, lambda text: say(f"{path.name}: {text}"))
+        def tell(done: int, total: int, left: float) -> None:
+            typer.echo(f"{path.name}: block {done} of {total}, {left:.0f} s left", err=True)
+
+        return restore_file(vfm, path, targets[path], what, lambda text: say(f"{path.name}: {text}"), tell)
 
     for i, (path, result) in enumerate(each(sources, work)):
         if isinstance(result, Exception):

@@ -26,7 +26,8 @@ SMALL = 64  # longest side in pixels of a file that is taken for a digit, where 
 
 def solve(
     problem: Annotated[str | None, typer.Argument(help="A problem, such as mnist/box-inpainting.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Your own image, in place of a problem.")] = None,
+    images: Annotated[list[Path] | None, typer.Option(
+        "--image", metavar="PATH", help="Your own image, in place of a problem.")] = None,
     operator: Annotated[str | None, typer.Option(
         help="With --image: what degrades it; see invflow list operators.")] = None,
     operator_setting: Annotated[list[str] | None, typer.Option(
@@ -38,6 +39,8 @@ def solve(
         "--observed", help="With --image: the file is the measurement; do not degrade it.")] = False,
     mask: Annotated[Path | None, typer.Option(
         help="With --image: what is observed, light (1) or not, dark (0); an image, .npy or .txt.")] = None,
+    mask_hides: Annotated[str | None, typer.Option(
+        help="With --image: which paint of the mask hides, white or black.")] = None,
     kernel: Annotated[Path | None, typer.Option(
         help="With --image: blur kernel; an image, .npy or .txt.")] = None,
     factor: Annotated[int | None, typer.Option(
@@ -79,9 +82,11 @@ def solve(
     refuse_processes("solve", "start it without torchrun; invflow compare and train share their work")
     task: ImageTask | None = None
     own = {"--operator": operator, "--sigma": sigma, "--observed": observed or None, "--mask": mask,
+           "--mask-hides": mask_hides,
            "--kernel": kernel, "--factor": factor, "--resize": resize or None, "--invert": invert or None,
            "--operator-set": operator_setting or None, "--write-samples": write_samples,
            "--keep-posterior": keep_posterior or None}
+    image = _one(images)
     if image is not None:
         if problem is not None:
             raise ValueError(f"pass a problem ({problem}) or --image, not both")
@@ -90,7 +95,7 @@ def solve(
         if observations is not None:
             raise ValueError("--observations belongs to a problem: an image file is one observation")
         task = ImageTask(image, operator, sigma, observed, mask, kernel, factor, resize, invert,
-                         parse_settings(None, operator_setting or [], "--operator-set", "std=2"))
+                         parse_settings(None, operator_setting or [], "--operator-set", "std=2"), mask_hides)
     elif problem is None:
         raise ValueError("pass a problem, such as mnist/box-inpainting, or --image FILE --operator NAME; "
                          "invflow list shows what there is")
@@ -164,19 +169,36 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
                         pictures=None if own is None else pictures, keep=keep or own is None, say=say))
 
 
+def _one(images: list[Path] | None) -> Path | None:
+    """The one image that was passed, if any."""
+    several = images is not None and len(images) > 1
+    if images and (several or images[0].is_dir()):
+        what = f"--image was passed {len(images)} times" if several else f"--image {images[0]} is a folder"
+        raise ValueError(f"{what}, but solve studies one file; invflow restore takes a folder of them")
+    return images[0] if images else None
+
+
 def _usual_prior(task: ImageTask, solver_name: str) -> str:
     """The prior for a file when none is named: photographs, unless it is as small as a digit or is to be made so."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(task.file) as image:
-            side = max(image.size)
+            side = max(image.size) if _is_grey(image) or task.resize else SMALL + 1
     except (OSError, UnidentifiedImageError, ValueError):  # no image: reading it will say so
         return "mnist"
     # the linear estimate's weights are tied to their size, and ship for digits alone
     prior = "mnist" if task.resize or side <= SMALL or solver_name == "lmmse" else "photos"
     say(f"no --prior was named: took {prior!r}")
     return prior
+
+
+def _is_grey(image: Any) -> bool:
+    """Whether an open image file has no colour, as digits have none."""
+    if max(image.size) > SMALL or image.mode in ("1", "L", "LA", "I", "F", "I;16"):
+        return True  # of a large one it does not matter
+    red, green, blue = image.convert("RGB").split()
+    return bool(red.tobytes() == green.tobytes() == blue.tobytes())
 
 
 def _title(what: str, solver_name: str, posterior: Posterior) -> str:

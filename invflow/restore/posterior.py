@@ -13,17 +13,20 @@ from torch import Tensor
 
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.spectral import Spectrum
+from invflow.restore.slow import with_slow_cosines, with_slow_deviations
 
 if TYPE_CHECKING:
     from invflow.operator import Operator
     from invflow.solvers.vfm import VFM
 
-__all__ = ["best_mixture", "fitted_wiener", "in_colour", "no_worse_than_the_picture", "posterior_of"]
+__all__ = ["best_mixture", "built_again", "fitted_wiener", "in_colour", "no_worse_than_the_picture", "posterior_of"]
 
 #: up to how many pixels the correction is averaged over all eight symmetries; beyond, over four, and then two
 _EIGHT = 2**17
 #: noise that is added to a picture to judge estimates by what is left of it, in units of its own
 _SPLIT = 0.5
+#: groups of coefficients of nearly the same power
+_BINS = 1024
 
 
 def posterior_of(vfm: VFM, operator: Operator, y: Tensor, sigma: float, samples: int,
@@ -42,7 +45,7 @@ def posterior_of(vfm: VFM, operator: Operator, y: Tensor, sigma: float, samples:
     scale = math.sqrt(3) if grey else 1.0
     likelihood = GaussianLikelihood(operator, y, told(vfm, operator, scale * sigma) / scale)
     if grey:
-        likelihood = in_colour(likelihood, _for_colour(operator), generator)
+        likelihood = in_colour(likelihood, built_again(operator, (3, *operator.image_shape[1:])), generator)
     pixels = math.prod(likelihood.operator.image_shape[1:])
     with _symmetries(vfm, 8 if pixels <= _EIGHT else 4 if pixels <= 4 * _EIGHT else 2):
         posterior = vfm.sample(likelihood, max(1, samples), generator=generator)
@@ -50,13 +53,18 @@ def posterior_of(vfm: VFM, operator: Operator, y: Tensor, sigma: float, samples:
     if operator.structure == "identity":
         better = no_worse_than_the_picture(vfm, likelihood.operator, likelihood.y, scale * sigma, mean, generator)
         images, mean = images + (better - mean), better
+    spectrum = getattr(vfm.adapter, "spectrum", None)
+    if spectrum is not None:
+        images = mean + with_slow_deviations(spectrum, vfm.prior.decode_affine[0], likelihood.operator,
+                                             float(likelihood.sigma), images - mean, generator)
     return (mean[0].mean(0, keepdim=True), images.mean(1, keepdim=True)) if grey else (mean[0], images)
 
 
 def told(vfm: VFM, operator: Operator, sigma: float) -> float:
     """The nearest noise level that the network was trained for."""
     usual = (0.01, 0.25) if operator.structure == "identity" else (0.005, 0.2)
-    low, high = getattr(vfm.adapter, "levels", {}).get(operator.problem_class, usual)
+    names = [name for name in (operator.problem_class, *operator.stand_ins) if name in vfm.adapter.classes]
+    low, high = vfm.adapter.levels.get(str(names[0]) if names else "", usual)
     result: float = min(max(sigma, low), high)
     return result
 
@@ -106,7 +114,8 @@ def no_worse_than_the_picture(vfm: VFM, operator: Operator, y: Tensor, sigma: fl
         network = vfm.sample(again, 1, generator=generator).mean()
     wiener = [fitted_wiener(vfm, spectrum, image, s) for image, s in ((y, sigma), (seen, level))]
     weights = best_mixture([network, wiener[1], seen], unseen)
-    return sum((w * x for w, x in zip(weights, (mean, wiener[0], y), strict=True)), torch.zeros_like(y))
+    mixed = sum((w * x for w, x in zip(weights, (mean, wiener[0], y), strict=True)), torch.zeros_like(y))
+    return with_slow_cosines(spectrum, mixed, wiener[0])  # where the noise is nothing beside the picture
 
 
 def fitted_wiener(vfm: VFM, spectrum: Spectrum, y: Tensor, sigma: float) -> Tensor:
@@ -118,13 +127,19 @@ def fitted_wiener(vfm: VFM, spectrum: Spectrum, y: Tensor, sigma: float) -> Tens
     centre = vfm.prior.mean * scale + shift
     seen = spectrum.forward_transform(y - centre)
     power = (spectrum.scales(*y.shape[-2:]).to(y) * scale).square()
-    factors = torch.linspace(math.log(0.05), math.log(60), 48).exp()
+    factors = torch.linspace(math.log(0.05), math.log(60), 48).exp().double()[:, None]
     kept = []
     for c in range(y.shape[1]):
-        square, s = seen[0, c].square(), power[c]
-        costs = [float((square / (k * s + sigma**2) + (k * s + sigma**2).log()).sum()) for k in factors]
-        k = factors[min(range(len(costs)), key=costs.__getitem__)]
-        kept.append(k * s / (k * s + sigma**2))
+        # coefficients of nearly the same power are summed first: as many costs of all of them would take seconds
+        place = power[c].log()
+        least = place.min()
+        place = ((place - least) * (_BINS - 1) / (place.max() - least)).round().long().flatten()
+        number = torch.bincount(place, minlength=_BINS)
+        square, s = (torch.bincount(place, x.flatten().double(), minlength=_BINS) / number.clamp(min=1)
+                     for x in (seen[0, c].square(), power[c]))
+        variance = factors * s + sigma**2
+        k = float(factors[((square / variance + variance.log()) * number).sum(1).argmin()])
+        kept.append(k * power[c] / (k * power[c] + sigma**2))
     return centre + spectrum.inverse_transform(torch.stack(kept) * seen)
 
 
@@ -165,18 +180,25 @@ def in_colour(grey: GaussianLikelihood, operator: Operator, generator: torch.Gen
     return GaussianLikelihood(operator, grey.y + sigma * (noise - noise.mean(1, keepdim=True)), sigma)
 
 
-def _for_colour(operator: Operator) -> Operator:
-    """The same operator for three channels, each by itself."""
+def built_again(operator: Operator, shape: tuple[int, ...], seen: Any = ...) -> Operator:
+    """The same operator for images ``(C, H, W)`` of another size or number of channels.
+
+    Args:
+        operator: that sees each channel by itself.
+        shape: of the images.
+        seen: which part of its mask is taken, where it has one.
+    """
     from invflow import operators
 
-    name, shape = type(operator).__name__, (3, *operator.image_shape[1:])
+    name = type(operator).__name__
     kind: Any = operators.find(name)
     of: Any = operator
     made: Operator
     if name == "Blur":
         made = kind(of.kernel, shape, padding=of.padding, problem_class=of.problem_class)
     elif name == "MaskInpainting":
-        made = kind(of.mask, shape, of.problem_class)
+        made = kind(of.mask[seen], shape, of.problem_class)
+        made.stand_ins = of.stand_ins  # of the whole mask
     else:
         made = kind(shape, factor=of.factor) if name == "SuperResolution" else kind(shape)
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,8 @@ from torch import Tensor
 from invflow.datasets.files import FORMATS, read_kernel, read_mask
 from invflow.datasets.pictures import NUMBERS, Picture, read_picture, write_picture
 from invflow.likelihood import noise_levels
-from invflow.restore.posterior import posterior_of
+from invflow.restore.blocks import Tell, posterior_in_blocks
+from invflow.restore.posterior import told
 
 if TYPE_CHECKING:
     from invflow.operator import Operator
@@ -88,7 +90,8 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in known)
 
 
-def restore_file(vfm: VFM, source: Path, target: Path, what: Restoration, say: Say = print) -> Restored:
+def restore_file(vfm: VFM, source: Path, target: Path, what: Restoration, say: Say = print,
+                 tell: Tell | None = None) -> Restored:
     """Restore a file, and write it with its format, bits, colour profile, EXIF and transparency.
 
     Args:
@@ -98,6 +101,7 @@ def restore_file(vfm: VFM, source: Path, target: Path, what: Restoration, say: S
             folder beside it.
         what: is wrong with it.
         say: called with a sentence for each thing assumed, changed or lost.
+        tell: called after each block of a large picture; see :func:`~invflow.restore.blocks.posterior_in_blocks`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -111,18 +115,27 @@ def restore_file(vfm: VFM, source: Path, target: Path, what: Restoration, say: S
         y = torch.where(operator.observed(), y, 0.0)  # type: ignore[arg-type]
     sigma = _sigma(picture, operator, y, what, say)
     generator = torch.Generator().manual_seed(what.seed)
-    mean, samples = posterior_of(vfm, operator, y, sigma, what.samples, generator)
+    scale = math.sqrt(3) if len(picture.values) == 1 else 1.0  # a grey picture's noise in each of three channels
+    least = told(vfm, operator, scale * sigma) / scale
+    if not math.isclose(least, sigma, rel_tol=1e-3):
+        say(f"noise of {sigma:.2g} is beyond what the prior was trained for: taken as {least:.2g}")
+    mean, away = posterior_in_blocks(vfm, operator, y, sigma, what.samples, generator, tell)
     observed = operator.observed()
-    if what.keep_observed and observed is not None:
-        mean, samples = (torch.where(observed[0], y[0], image) for image in (mean, samples))
+
+    def finished(image: Tensor) -> Picture:
+        keep = what.keep_observed and observed is not None
+        return replace(picture, values=torch.where(observed[0], y[0], image) if keep else image)  # type: ignore[index]
+
     if picture.suffix is not None and target.suffix.lower() != picture.suffix:
         say(f"{source.name} is written as PNG: {picture.kind} is only read here")
         target = target.with_suffix(picture.suffix)
-    write_picture(replace(picture, values=mean), target, say=say)
+    write_picture(finished(mean), target, say=say)
     files = [target]
-    for i, sample in enumerate(samples):
+    for old in target.parent.glob(f"{glob.escape(target.stem)}-samples/[0-9]*{glob.escape(target.suffix)}"):
+        old.unlink()  # of an earlier run, of which some might stay beside the new ones
+    for i, sample in enumerate(away):
         files.append(target.parent / f"{target.stem}-samples" / f"{i}{target.suffix}")
-        write_picture(replace(picture, values=sample), files[-1], say=lambda _: None)
+        write_picture(finished(mean + sample), files[-1], say=lambda _: None)
     return Restored(files, sigma, time.perf_counter() - start)
 
 
@@ -157,7 +170,7 @@ def _operator(vfm: VFM, picture: Picture, what: Restoration, say: Say) -> Operat
         say(f"{1 - float(known.mean()):.2%} of the picture is no number, and is filled in")
         mask = mask * known
     kind = operators.find("MaskInpainting")
-    return kind(mask, shape, _kind_of_mask(mask, vfm.adapter.classes))  # type: ignore[no-any-return]
+    return kind(mask, shape)  # type: ignore[no-any-return]
 
 
 def _kind_of_blur(kernel: Tensor) -> str:
@@ -166,15 +179,6 @@ def _kind_of_blur(kernel: Tensor) -> str:
         return "motion-blur"
     apart = float((kernel - kernel.rot90()).norm() / kernel.norm())
     return "gaussian-blur" if apart < 0.1 else "motion-blur"
-
-
-def _kind_of_mask(mask: Tensor, classes: tuple[str, ...]) -> str:
-    """The problem class of a mask, of those that an adapter knows: scattered pixels, or strokes and boxes."""
-    if "free-form-inpainting" in classes:
-        return "free-form-inpainting"
-    hidden = (mask == 0).any(0).float()[None, None]
-    inside = torch.nn.functional.avg_pool2d(hidden, 3, stride=1) > 0.99
-    return "random-inpainting" if float(inside.float().mean()) < 0.05 * float(hidden.mean()) else "box-inpainting"
 
 
 def _sigma(picture: Picture, operator: Operator, y: Tensor, what: Restoration, say: Say) -> float:

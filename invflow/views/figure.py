@@ -271,7 +271,7 @@ def _draw(axes: Axes, image: Tensor, name: str, observed: Tensor | None, scale: 
     picture = picture.clamp(0, 1)
     if share is not None:  # where pixels were put together, some of them observed, the colours mix
         picture = picture + (1 - share[0]).unsqueeze(-1) * picture.new_tensor(UNOBSERVED)
-    axes.imshow(picture.numpy(), interpolation="nearest")
+    axes.imshow(picture.clamp(0, 1).numpy(), interpolation="nearest")  # noise above white, put together with it
 
 
 def _write_headings(figure: Figure, layout: _Layout, title: str | None) -> None:

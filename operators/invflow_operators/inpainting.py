@@ -66,7 +66,7 @@ class MaskInpainting(Operator):
         self.problem_class = problem_class
         self.register_sets(mask=sets.bool())
         if problem_class == FREE_FORM:
-            self.stand_ins = ("box-inpainting",) * self._hides_boxes() + ("random-inpainting",)
+            self.stand_ins = ("box-inpainting",) * self._hides_areas() + ("random-inpainting",)
 
     #: the problem class of a mask from a file; a subclass that says nothing of it takes such a mask as its own ``mask``
     _file_class: str | None = FREE_FORM
@@ -106,6 +106,13 @@ class MaskInpainting(Operator):
     def observed(self) -> Tensor:
         """The mask, ``(num_sets, C, H, W)`` bool."""
         return self.mask.expand(-1, *self.image_shape)
+
+    def _hides_areas(self) -> bool:
+        """Whether each mask hides boxes or broad strokes, most of whose pixels have hidden ones on all sides."""
+        hidden = (~self.mask.all(1, keepdim=True)).float()
+        inside = torch.nn.functional.avg_pool2d(hidden, 3, stride=1, padding=1, count_include_pad=False) > 0.99
+        share = (inside * hidden).flatten(1).sum(1) / hidden.flatten(1).sum(1).clamp(min=1)
+        return self._hides_boxes() or bool((share > 0.5).all())
 
     def _hides_boxes(self) -> bool:
         """Whether each mask hides one full rectangle, the same in all channels."""

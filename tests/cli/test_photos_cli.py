@@ -261,3 +261,49 @@ def test_figures_of_photographs_keep_their_proportions() -> None:
     shown = next(a for a in invflow.Posterior(large).plot().axes if a.images).images[0].get_array()
     assert shown.shape[0] < 700
     assert float(np.abs(np.asarray(shown)[5:-5, 5:-5] - 0.5).max()) < 0.3
+
+
+def test_white_paint_of_a_mask_hides_where_that_is_said(photo_vfm: Path, tmp_path: Path) -> None:
+    x = smooth(3, 40, 50)
+    x[:, 10:14, 5:45] = 1.0
+    write_image(x, tmp_path / "damaged.png")
+    mask = torch.zeros(1, 40, 50)
+    mask[:, 10:14, 5:45] = 1
+    write_image(mask, tmp_path / "white.png")
+    options = ("--image", tmp_path / "damaged.png", "--observed", "--operator", "inpainting", "--sigma", 0.02,
+               "--prior", photo_vfm, "--samples", 2, "--output", tmp_path / "out")
+    _, said = run(*options, "--mask", tmp_path / "white.png", code=2)
+    assert "--mask-hides white" in said
+    run(*options, "--mask", tmp_path / "white.png", "--mask-hides", "white")
+    filled = read_image(tmp_path / "out" / "restored.png")
+    assert float((filled - smooth(3, 40, 50))[:, 10:14, 5:45].abs().max()) < 0.1
+    _, said = run(*options, "--mask-hides", "white", code=2)
+    assert "pass --mask FILE" in said
+
+
+def test_solve_studies_one_file(photo_vfm: Path, tmp_path: Path) -> None:
+    write_image(smooth(3, 20, 20), tmp_path / "a.png")
+    options = ("--image", tmp_path / "a.png", "--operator", "denoising", "--prior", photo_vfm)
+    for other in (("--image", tmp_path / "b.png"), ("--image", tmp_path)):
+        _, said = run(*(options if "b.png" in str(other[1]) else options[2:]), *other, code=2)
+        assert "invflow restore takes a folder" in said
+
+
+def test_a_small_icon_in_colour_is_no_digit(tmp_path: Path) -> None:
+    from invflow.cli.solve import _usual_prior
+
+    write_image(smooth(3, 30, 40), tmp_path / "icon.png")
+    write_image(smooth(1, 28, 28).expand(3, -1, -1), tmp_path / "digit.png")
+    assert _usual_prior(ImageTask(tmp_path / "icon.png", "denoising"), "vfm") == "photos"
+    assert _usual_prior(ImageTask(tmp_path / "icon.png", "denoising", resize=True), "vfm") == "mnist"
+    assert _usual_prior(ImageTask(tmp_path / "digit.png", "denoising"), "vfm") == "mnist"
+
+
+def test_noise_above_white_is_drawn_without_a_note_of_the_drawing_tool(caplog: pytest.LogCaptureFixture) -> None:
+    """Over a hole, where pixels are put together, noise above white was added to the colour of what is not observed."""
+    x = torch.full((1, 3, 900, 900), 0.9)
+    observed = torch.rand(900, 900, generator=torch.Generator().manual_seed(0)) < 0.5
+    y = (x + 0.4 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))) * observed
+    posterior = invflow.Posterior(x[:, None].expand(-1, 2, -1, -1, -1))
+    posterior.plot(None, y, observed=observed.expand(1, 3, -1, -1))
+    assert "Clipping" not in caplog.text

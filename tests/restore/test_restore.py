@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from invflow.linear.spectral import Spectrum
 from invflow.models.neural import NeuralFlowMap
 from invflow.models.spectral_adapter import SpectralAdapter
 from invflow.operators import Blur, SuperResolution
+from invflow.restore.blocks import posterior_in_blocks
 
 CLASSES = ["denoising", "random-inpainting", "box-inpainting", "super-resolution-x2", "gaussian-blur", "motion-blur"]
 HEIGHT, WIDTH, SIGMA = 70, 96, 0.04
@@ -233,3 +235,25 @@ def test_nothing_is_written_over_and_folders_have_to_hold_something(prior: Path,
     assert "holds no picture" in said
     _, said = run(tmp_path / "none.png", "--prior", prior, code=2)
     assert "there is no file" in said
+
+
+def test_samples_of_an_earlier_run_go_and_noise_beyond_the_training_is_said(prior: Path, tmp_path: Path) -> None:
+    write_image(noisy(), tmp_path / "a.png")
+    (tmp_path / "a-restored-samples").mkdir()
+    (tmp_path / "a-restored-samples" / "notes.txt").write_text("mine")
+    run(tmp_path / "a.png", "--prior", prior, "--samples", 3)
+    _, said = run(tmp_path / "a.png", "--prior", prior, "--samples", 1, "--sigma", 0.001)
+    assert "beyond what the prior was trained for: taken as 0.01" in said
+    assert sorted(path.name for path in (tmp_path / "a-restored-samples").iterdir()) == ["0.png", "notes.txt"]
+
+
+def test_progress_within_a_large_file(prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = functools.partial(posterior_in_blocks, block=256)
+    monkeypatch.setattr("invflow.restore.task.posterior_in_blocks", small)
+    write_image(waves(3, 300, 400) + SIGMA * torch.randn(3, 300, 400), tmp_path / "a.png")
+    _, said = run(tmp_path / "a.png", "--prior", prior)
+    count = said.count("a.png: block ")
+    assert count >= 4
+    assert f"a.png: block 1 of {count}, " in said
+    assert f"a.png: block {count} of {count}, 0 s left" in said
+    assert error(read_image(tmp_path / "a-restored.png"), waves(3, 300, 400)) < 0.75 * SIGMA

@@ -260,8 +260,13 @@ def test_any_mask_goes_to_the_class_that_takes_it():
     boxes = Adapter(SHAPE, classes=["box-inpainting", "random-inpainting"], options=NETWORK, generator=seeded(0, 0, 0))
     hidden_box = likelihood_for(MaskInpainting(BoxInpainting(SHAPE).mask))
     scattered = likelihood_for(MaskInpainting(RandomInpainting(SHAPE, generator=seeded(0, 0, 0)).mask))
+    broad, thin = torch.ones(2, *SHAPE[1:])
+    broad[3:10, 2:12], broad[8:15, 9:16], thin[3:5, 2:12] = 0, 0, 0
+    thin[8, :] = 0
+    strokes, scratches = (likelihood_for(MaskInpainting(mask, SHAPE)) for mask in (broad, thin))
     for who, likelihood, name in ((adapter, hidden_box, "random-inpainting"), (boxes, hidden_box, "box-inpainting"),
-                                  (boxes, scattered, "random-inpainting")):
+                                  (boxes, scattered, "random-inpainting"), (boxes, strokes, "box-inpainting"),
+                                  (boxes, scratches, "random-inpainting")):
         with pytest.warns(UserWarning, match=f"takes this operator as one of {name}"):
             assert who.classes[who.class_index(likelihood)] == name
     knows = Adapter(SHAPE, classes=["free-form-inpainting"], options=NETWORK, generator=seeded(0, 0, 0))
