@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from invflow._core.checks import precise
 from invflow._core.random import as_generator
 
 __all__ = [
@@ -22,11 +23,6 @@ __all__ = [
 _BISECTIONS = 60
 _LEAST_TAIL = 5  # a tail with fewer draws says nothing about its index
 _HEAVY_SHARE = 0.1  # of all weight: what fewer draws than that must hold over the others to be called degenerate
-
-
-def precise(values: Tensor) -> Tensor:
-    """In float64, where the device has it: weights are differences of large log densities."""
-    return values.float() if values.device.type == "mps" else values.double()
 
 
 # -- resampling: (B, N) weights to (B, n) indices ---------------------------------------------------------

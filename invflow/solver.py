@@ -104,7 +104,7 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
         posterior.nfe = NFE(max(posterior.nfe.forward, sum(c.forward for c in calls) / rows),
                             max(posterior.nfe.backward, sum(c.backward for c in calls) / rows))
         posterior.seconds = time.perf_counter() - start
-        with trusting():  # to read all weights at each call would cost half of a small sample
+        with trusting(once=True):  # to read all weights at each call would cost half of a small sample
             posterior.settings = {**self.settings(), **posterior.settings, "identity": self._identity(reward)}
         if isinstance(reward, GaussianLikelihood):
             _warn_of_misfit(name, posterior, reward)

@@ -52,14 +52,12 @@ class Particles(Solver):
         self.solver, self.count = solver, count
         self.prior = getattr(solver, "prior", None)
 
-    def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | int | None = None,
-               progress: bool = False) -> Posterior:
-        """Draw ``count`` particles and resample them to ``num_samples`` by their weights."""
-        count = max(self.count, num_samples)
+    def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
+        """Draw ``count`` particles and resample them to ``n`` by their weights."""
+        count = max(self.count, n)
         drawn = self.solver.sample(reward, count, generator=generator, progress=progress)
-        kept = drawn.resample(num_samples, generator=generator)
-        scale = count / num_samples
-        kept.nfe = NFE(drawn.nfe.forward * scale, drawn.nfe.backward * scale)
+        kept = drawn.resample(n, generator=generator)
+        kept.nfe = NFE(drawn.nfe.forward * count / n, drawn.nfe.backward * count / n)
         kept.diagnostics = {key: drawn.diagnostics[key] for key in ("k_hat",) if key in drawn.diagnostics}
         return kept
 

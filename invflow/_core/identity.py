@@ -38,7 +38,8 @@ _CLASS_NOISE = frozenset({
     "__module__", "__doc__", "__dict__", "__weakref__", "__qualname__", "__annotations__", "__annotate__",
     "__annotate_func__", "__annotations_cache__", "__abstractmethods__", "_abc_impl", "__parameters__",
     "__orig_bases__", "__slots__", "__match_args__", "__static_attributes__", "__firstlineno__",
-    "__dataclass_fields__", "__dataclass_params__", "__protocol_attrs__", "_is_protocol", "_is_runtime_protocol",
+    "__slotnames__", "__dataclass_fields__", "__dataclass_params__", "__protocol_attrs__", "_is_protocol",
+    "_is_runtime_protocol",
 })
 _DATACLASS_METHODS = frozenset({
     "__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__lt__", "__le__", "__gt__", "__ge__",
@@ -67,7 +68,7 @@ def identity(value: object) -> str:
         value: anything.
 
     Raises:
-        UnidentifiedError: for what cannot be read, such as an open file, with the way to it.
+        UnidentifiedError: for what cannot be read, such as an open file, a socket or a lock, with the way to it.
 
     Example:
         >>> import torch
@@ -82,13 +83,25 @@ def identity(value: object) -> str:
     return _Reader().read(value).hex()
 
 
-_TRUST: ContextVar[bool] = ContextVar("invflow_trust_versions", default=False)
+@dataclasses.dataclass
+class _Trust:
+    """That versions of tensors are trusted; and the objects that were looked at, by their ids, if once is enough."""
+
+    once: bool
+    looked: dict[int, object] = dataclasses.field(default_factory=dict)
+
+
+_TRUST: ContextVar[_Trust | None] = ContextVar("invflow_trust_versions", default=None)
 
 
 @contextmanager
-def trusting() -> Iterator[None]:
-    """Let digests be remembered as long as the versions of tensors stay: for what is asked at each sample."""
-    before = _TRUST.set(True)
+def trusting(*, once: bool = False) -> Iterator[None]:
+    """Let digests be remembered as long as the versions of tensors stay: for what is asked at each sample.
+
+    Args:
+        once: whether nothing changes inside, so that each object is looked at once.
+    """
+    before = _TRUST.set(_Trust(once))
     try:
         yield
     finally:
@@ -99,10 +112,10 @@ def quick_identity(value: object) -> str | None:
     """As :func:`identity`, but None for what cannot be identified, and quick inside :func:`trusting`.
 
     The content is then read anew only where one of its tensors was written to or replaced, or an attribute of the
-    object itself was set. Writing through ``tensor.data`` and setting an attribute of a part are not seen.
+    object itself was set. Writing through ``tensor.data`` and setting an attribute of a part are not seen. What answers
+    by a ``fingerprint()`` of its own is asked each time.
     """
-    trust = _TRUST.get()
-    reader = _Reader(exact=not trust)
+    reader = _Reader(exact=_TRUST.get() is None)
 
     def read() -> str | None:
         try:
@@ -110,13 +123,7 @@ def quick_identity(value: object) -> str | None:
         except UnidentifiedError:
             return None
 
-    try:
-        # tensors are compared number by number, also as keys; what cannot be hashed or referred to weakly is none
-        if not trust or isinstance(value, Tensor):
-            return read()
-        return _remembered(value, "identity", read, lambda: reader.tensors)
-    except TypeError:
-        return read()
+    return _remembered(value, "identity", read, reader)
 
 
 def remembered(module: nn.Module, digest: Callable[[nn.Module], str]) -> str:
@@ -126,31 +133,59 @@ def remembered(module: nn.Module, digest: Callable[[nn.Module], str]) -> str:
         module: whose weights.
         digest: of a module, a function that depends on its weights alone.
     """
-    if not _TRUST.get():
-        return digest(module)
-    found = _remembered(module, digest, lambda: digest(module), lambda: [*module.parameters(), *module.buffers()])
+    found = _remembered(module, digest, lambda: digest(module), None)
     assert found is not None
     return found
 
 
-def _remembered(value: object, key: object, compute: Callable[[], str | None],
-                tensors: Callable[[], Iterable[Tensor]]) -> str | None:
-    known = _SEEN.setdefault(value, {})
-    if key not in known or not known[key].holds(value):
+def _remembered(value: object, key: object, compute: Callable[[], str | None], reader: _Reader | None) -> str | None:
+    """A digest as it was found before, inside :func:`trusting` and where the object has not changed since."""
+    trust = _TRUST.get()
+    # tensors are compared number by number, also as keys; what cannot be hashed or referred to weakly is none
+    if trust is None or isinstance(value, Tensor):
+        return compute()
+    try:
+        known = _SEEN.get(value)
+    except TypeError:
+        return compute()
+    if known is not None and id(value) not in trust.looked and not known.holds(value):
+        known = None
+    if known is None or key not in known.digests:
         found = compute()
-        known[key] = _Seen(found, value, tensors())
-    return known[key].digest
+        if reader is not None and reader.asked:
+            return found
+        # by one digest an object may hold more tensors than are its parameters: both are watched
+        read = [] if reader is None else reader.tensors
+        known = _Seen(value, read, {} if known is None else known.digests, [] if known is None else known.tensors())
+        known.digests[key] = found
+        try:
+            _SEEN[value] = known
+        except TypeError:
+            return found
+    if trust.once:
+        trust.looked[id(value)] = value  # itself, so that its id is not given away
+    return known.digests[key]
 
 
 class _Seen:
-    """A digest, and what tells whether it still holds."""
+    """Digests of an object, and what tells whether they still hold."""
 
-    def __init__(self, digest: str | None, value: object, tensors: Iterable[Tensor]) -> None:
-        self.digest, self._surface = digest, _surface(value)
-        watched = list(tensors)
+    def __init__(self, value: object, read: Iterable[Tensor], digests: dict[object, str | None],
+                 before: Iterable[Tensor]) -> None:
+        self.digests = digests
+        own = (*value.parameters(), *value.buffers()) if isinstance(value, nn.Module) else ()
+        watched = list({id(x): x for x in (*own, *read, *before)}.values())
         self._tensors, self._versions = [weakref.ref(x) for x in watched], [_version(x) for x in watched]
         # of some: what moves a module, or changes its type, gives all of its tensors another place
         self._places = [(weakref.ref(x), x.data_ptr()) for x in watched[:1] + watched[-1:]]
+        self._surface = _surface(value)
+        # the ids of numbers and words are theirs as long as these are held
+        self._kept = [item for item in getattr(value, "__dict__", {}).values()
+                      if isinstance(item, (bool, int, float, str, tuple))]
+
+    def tensors(self) -> list[Tensor]:
+        """Those that are watched."""
+        return [x for x in (reference() for reference in self._tensors) if x is not None]
 
     def holds(self, value: object) -> bool:
         """Whether no tensor was written to, none replaced (so that it is gone), and no attribute set."""
@@ -162,17 +197,15 @@ class _Seen:
             return False
 
 
-_SEEN: weakref.WeakKeyDictionary[Any, dict[object, _Seen]] = weakref.WeakKeyDictionary()
+_SEEN: weakref.WeakKeyDictionary[Any, _Seen] = weakref.WeakKeyDictionary()
 
 
-def _surface(value: object) -> list[tuple[str, object]]:
-    """An object's own attributes: plain ones by value, the others by which they are."""
-    found: list[tuple[str, object]] = [
-        (name, item if isinstance(item, (bool, int, float, str, tuple)) else id(item))
-        for name, item in getattr(value, "__dict__", {}).items()]
+def _surface(value: object) -> tuple[list[str], list[int]]:
+    """An object's own attributes, and a module's parts: by name, and by which they are."""
+    parts = getattr(value, "__dict__", {})
     if isinstance(value, nn.Module):
-        found += [(name, id(item)) for name, item in value._modules.items()]
-    return found
+        parts = {**parts, **value._modules}
+    return list(parts), list(map(id, parts.values()))
 
 
 def _version(x: Tensor) -> int | None:
@@ -218,7 +251,7 @@ class _Reader:
     """One walk through an object, in which parts that occur twice are read once."""
 
     def __init__(self, exact: bool = True) -> None:
-        self.exact, self.tensors = exact, list[Tensor]()
+        self.exact, self.tensors, self.asked = exact, list[Tensor](), False
         self._done: dict[int, tuple[object, bytes]] = {}  # with the object, so that its id is not given away
         self._open: dict[int, int] = {}
         self._way: list[str] = []
@@ -263,6 +296,7 @@ class _Reader:
     def _content(self, value: Any) -> bytes:
         own = _own_fingerprint(value)
         if own is not None:
+            self.asked = True
             return _hash("own", self.read(type(value)), str(own()).encode())
         for kinds, method in _READERS:
             if isinstance(value, kinds):
@@ -393,7 +427,12 @@ class _Reader:
             wrapped = getattr(value, "__wrapped__", None)
             if not attributes and wrapped is not None:
                 attributes = [("__wrapped__", wrapped)]
-            return _hash("object", kind, self._all("state", ((f".{k}", v) for k, v in attributes)))
+            hidden = self._reduced(value) if _holds_more(type(value)) else b""
+            return _hash("object", kind, self._all("state", ((f".{k}", v) for k, v in attributes)), hidden)
+        return self._reduced(value)
+
+    def _reduced(self, value: object) -> bytes:
+        """What a pickle would be made of, of an object whose content is not, or not all, in its attributes."""
         try:
             reduced: Any = value.__reduce_ex__(2)
         except Exception as error:
@@ -431,13 +470,29 @@ def _attributes(value: object, without: AbstractSet[str] = frozenset()) -> dict[
     kind = type(value)
     found = dict(getattr(value, "__dict__", {}))
     for base in kind.__mro__:
-        slots = vars(base).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
+        for name in _slots(base):
             if name not in ("__dict__", "__weakref__") and hasattr(value, name):
                 found[name] = getattr(value, name)
     derived = frozenset().union(*(vars(base).get("_derived", ()) for base in kind.__mro__))
     return {name: item for name, item in found.items() if name not in without and name not in derived
             and not isinstance(getattr(kind, name, None), functools.cached_property)}
+
+
+class _Plain:
+    """A class whose objects hold attributes, and nothing else."""
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    """Names of the slots that a class itself writes."""
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _holds_more(kind: type) -> bool:
+    """Whether objects of a class hold more than attributes: those of files, sockets or random states, say, in C."""
+    slots = sum(isinstance(vars(base).get(name), types.MemberDescriptorType) for base in kind.__mro__
+                for name in _slots(base))
+    return bool(kind.__itemsize__) or kind.__basicsize__ > _Plain.__basicsize__ + slots * tuple.__itemsize__
 
 
 def _own_fingerprint(value: object) -> Callable[[], object] | None:

@@ -14,59 +14,72 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["new", "write_operator_package"]
+__all__ = ["new", "write_operator_package", "write_package"]
 
-_TEMPLATES = Path(__file__).parents[1] / "templates" / "operator"
-#: each template and the file that is made of it
+_TEMPLATES = Path(__file__).parents[1] / "templates"
+#: each template and the file that is made of it; the last two are the kind's own
 _FILES = {
-    "pyproject.toml.template": "pyproject.toml",
-    "README.md.template": "README.md",
-    "gitignore.template": ".gitignore",
-    "module.py.template": "src/$package/__init__.py",
-    "test.py.template": "tests/test_$package.py",
+    "package/pyproject.toml.template": "pyproject.toml",
+    "package/README.md.template": "README.md",
+    "package/gitignore.template": ".gitignore",
+    "$kind/module.py.template": "src/$package/__init__.py",
+    "$kind/test.py.template": "tests/test_$package.py",
+}
+#: what can be made, and the commands by which it is used
+_KINDS = {
+    "operator": "solve --image IMAGE --operator $command --solver noise-rto --output out",
+    "solver": "solve gaussian/linear --solver $command --output out",
+    "prior": "solve --image IMAGE --operator denoising --sigma 0.1 --prior $command --solver noise-rto --output out",
 }
 
 
 def new(
-    kind: Annotated[str, typer.Argument(help="What to make: operator.")],
+    kind: Annotated[str, typer.Argument(help="What to make: operator, solver or prior.")],
     name: Annotated[str, typer.Argument(help="Of the class, such as Radon or line-sensor.")],
     output: Annotated[Path | None, typer.Option(
         help="The package's folder, which must not exist yet [default: ./invflow-NAME].")] = None,
 ) -> None:
     """Write a plug-in package: pyproject.toml with its entry point, a working example, a test and a README."""
-    if kind != "operator":
-        raise ValueError(f"invflow new makes no {kind!r}: it makes an operator, as in invflow new operator {name}; the "
-                         "other kinds need no package, see the documentation on extending")
-    folder, command = write_operator_package(name, output)
+    folder, command = write_package(kind, name, output)
+    use = string.Template(_KINDS[kind]).substitute(command=command)
     typer.echo(f"wrote {folder}\n\nnext:\n  pip install -e '{folder}[test]'\n  pytest {folder}\n  invflow list "
-               f"operators\n  invflow solve --image IMAGE --operator {command} --solver noise-rto")
+               f"{kind}s\n  invflow {use}")
 
 
 def write_operator_package(name: str, output: Path | None = None) -> tuple[Path, str]:
-    """Write a package with an operator, its entry point, a test and a README.
+    """As :func:`write_package`, of an operator."""
+    return write_package("operator", name, output)
+
+
+def write_package(kind: str, name: str, output: Path | None = None) -> tuple[Path, str]:
+    """Write a package with an operator, a solver or a prior, its entry point, a test and a README.
 
     Args:
+        kind: "operator", "solver" or "prior".
         name: of the class, in words of ASCII letters and digits: "LineSensor", "line-sensor" or "line_sensor".
         output: the package's folder; default ``./invflow-NAME``.
 
     Returns:
         folder: that was written.
-        command: the name under which the command line knows the operator.
+        command: the name under which the command line knows it.
 
     Raises:
-        ValueError: for a name that is no identifier, or is taken.
+        ValueError: for another kind, for a name that is no identifier, or is taken.
         FileExistsError: if the folder exists.
 
     Example:
         >>> import tempfile
         >>> from pathlib import Path
-        >>> from invflow.cli.new import write_operator_package
+        >>> from invflow.cli.new import write_package
         >>> with tempfile.TemporaryDirectory() as place:
-        ...     folder, command = write_operator_package("LineSensor", Path(place) / "sensor")
+        ...     folder, command = write_package("operator", "LineSensor", Path(place) / "sensor")
         ...     sorted(file.name for file in folder.iterdir()), command
         (['.gitignore', 'README.md', 'pyproject.toml', 'src', 'tests'], 'line-sensor')
     """
-    names = _names(name)
+    if kind not in _KINDS:
+        raise ValueError(f"invflow new makes no {kind!r}: it makes an operator, a solver or a prior, as in invflow new "
+                         f"operator {name}; the other kinds need no package, see the documentation on extending")
+    names = _names(kind, name)
     folder = Path(f"invflow-{names['command']}") if output is None else output
     if folder.exists() or folder.is_symlink():
         raise FileExistsError(f"{folder} exists: pass another folder with --output, or remove it")
@@ -77,7 +90,7 @@ def write_operator_package(name: str, output: Path | None = None) -> tuple[Path,
         for template, target in _FILES.items():
             file = draft / string.Template(target).substitute(names)
             file.parent.mkdir(parents=True, exist_ok=True)
-            text = (_TEMPLATES / template).read_text(encoding="utf-8")
+            text = (_TEMPLATES / string.Template(template).substitute(names)).read_text(encoding="utf-8")
             file.write_text(string.Template(text).substitute(names), encoding="utf-8")
         mask = os.umask(0)
         os.umask(mask)
@@ -89,9 +102,8 @@ def write_operator_package(name: str, output: Path | None = None) -> tuple[Path,
     return folder, names["command"]
 
 
-def _names(name: str) -> dict[str, str]:
-    """Class, package, distribution and command of a name, if it can be all of these and is not taken."""
-    from invflow import operators
+def _names(kind: str, name: str) -> dict[str, str]:
+    """What the templates say of a name, if it can be a class's, a package's and a command's, and is not taken."""
     from invflow._core.plugins import kebab
 
     parts = [part for part in re.split(r"[-_ ]", name) if part]
@@ -101,9 +113,29 @@ def _names(name: str) -> dict[str, str]:
                          "line-sensor")
     command = kebab(class_name)
     package = "invflow_" + command.replace("-", "_")
-    taken = {known.lower(): known for known in operators.names()}
-    if class_name.lower() in taken:
-        raise ValueError(f"there is an operator {taken[class_name.lower()]} already: pass another name")
+    article = "an operator" if kind == "operator" else f"a {kind}"
+    taken = {_plain(known): known for known in _known(kind)}
+    if _plain(class_name) in taken:
+        raise ValueError(f"there is {article} {taken[_plain(class_name)]} already: pass another name")
     if package in ("invflow_operators", "invflow_problems") or importlib.util.find_spec(package) is not None:
         raise ValueError(f"a package {package} is installed already: pass another name")
-    return {"class_name": class_name, "command": command, "package": package, "distribution": f"invflow-{command}"}
+    commands = f"invflow list {kind}s\ninvflow {string.Template(_KINDS[kind]).substitute(command=command)}"
+    return {"kind": kind, "article": article, "group": f"invflow.{kind}s", "class_name": class_name,
+            "command": command, "package": package, "distribution": f"invflow-{command}", "commands": commands}
+
+
+def _plain(name: str) -> str:
+    """A name without hyphens and capitals, by which two are the same."""
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def _known(kind: str) -> list[str]:
+    """Names of this kind that are taken."""
+    from invflow import operators
+    from invflow._core.folders import shipped_names
+    from invflow.models.registered import list_priors
+    from invflow.registry import list_solvers
+
+    if kind == "operator":
+        return operators.names()
+    return list(list_solvers()) if kind == "solver" else [*shipped_names(), *list_priors()]

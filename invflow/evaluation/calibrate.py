@@ -19,6 +19,7 @@ from invflow._core.files import alone_in
 from invflow._core.identity import identity
 from invflow._core.random import as_generator, draw_noise
 from invflow._core.records import as_json, finite, versions
+from invflow._core.source import code_digest
 from invflow.evaluation.certificate.certificate import Certificate, clear, read_simulations, write_simulations
 from invflow.evaluation.certificate.judgement import LEVELS
 from invflow.evaluation.certificate.quantities import Quantity, default_quantities, evaluate
@@ -274,8 +275,8 @@ def _settings(solver: Solver) -> dict[str, Any]:
 
 
 def _code() -> dict[str, str]:
-    """Versions of the code that decides numbers; Python's does not."""
-    return {key: value for key, value in versions().items() if key != "python"}
+    """Versions of the code that decides numbers, with a digest of the library's own; Python's does not."""
+    return {**{key: value for key, value in versions().items() if key != "python"}, "code": code_digest()}
 
 
 def _contents(solver: Solver, simulated: object, quantities: object) -> dict[str, str | None]:

@@ -53,16 +53,19 @@ def sentence(residual: Tensor, level_known: Tensor | None, operator_known: Tenso
 
 
 def _fit(residual: Tensor) -> str:
-    span = f"{float(residual.min()):.2f}" + (f" to {float(residual.max()):.2f}" if len(residual) > 1 else "")
-    off, close = residual > MEETS[1], residual < MEETS[0]
-    if bool((residual > MISSES).any()):
+    values = residual.tolist()  # a few numbers on the host: tensors of them would cost more than all the rest
+    low, high = min(values), max(values)
+    span = f"{low:.2f}" + (f" to {high:.2f}" if len(values) > 1 else "")
+    if high > MISSES:
         return (f"{_share(residual > MISSES)} measurement is missed by the samples, by {span} times its noise where 1 "
                 "is right: they are no draws of the posterior.")
-    if bool(off.any()):
-        return f"{_share(off)} measurement is not quite met: the samples miss by {span} times its noise, 1 is right."
-    if bool(close.any()):
-        return f"{_share(close)} measurement is met too closely, its noise included: {span} times it, 1 is right."
-    return f"The samples meet the measurement{'s' * (len(residual) > 1)}: residuals of {span} times the noise."
+    if high > MEETS[1]:
+        return (f"{_share(residual > MEETS[1])} measurement is not quite met: the samples miss by {span} times its "
+                "noise, 1 is right.")
+    if low < MEETS[0]:
+        return (f"{_share(residual < MEETS[0])} measurement is met too closely, its noise included: {span} times it, 1 "
+                "is right.")
+    return f"The samples meet the measurement{'s' * (len(values) > 1)}: residuals of {span} times the noise."
 
 
 def _share(rows: Tensor) -> str:

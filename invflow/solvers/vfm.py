@@ -127,14 +127,15 @@ class VFM(Solver):
             same = noise.shape[1:] == prior.image_shape
             images = noise if same else noise.new_empty((rows, *prior.image_shape))
             # twice: rewards pick observations on the host, and would wait for a GPU to bring the indices
-            on_host = torch.arange(len(mean))[:, None].expand(-1, n).flatten()
-            owner = on_host.to(mean.device)
+            alone = len(mean) == 1
+            on_host = torch.zeros(rows, dtype=torch.long) if alone else torch.arange(len(mean)).repeat_interleave(n)
+            owner = on_host if alone else on_host.to(mean.device)
             log_weights = precise(noise.new_empty(rows)) if self.importance else None
             misfit, moved, applied = noise.new_zeros(3, rows)
 
             def run(part: slice) -> None:
                 # a single observation's need not be copied for each of its samples
-                centre, spread = (mean, std) if len(mean) == 1 else (mean[owner[part]], std[owner[part]])
+                centre, spread = (mean, std) if alone else (mean[owner[part]], std[owner[part]])
                 z = torch.addcmul(centre, spread, noise[part])
                 made = prior.decode(prior.flow(adapter.to_state(z), self.steps))
                 if log_weights is not None:
@@ -143,7 +144,9 @@ class VFM(Solver):
                 if correction is not None:
                     was, (made, applied[part]) = made, correction(part, made)
                     moved[part] = (made - was).square().flatten(1).mean(1)
-                if isinstance(reward, GaussianLikelihood):
+                if isinstance(reward, GaussianLikelihood) and alone:
+                    misfit[part] = reward.residual(made[None])[0]
+                elif isinstance(reward, GaussianLikelihood):
                     own = cast(GaussianLikelihood, reward.select(on_host[part]))
                     misfit[part] = own.residual(made[:, None])[:, 0]
                 images[part] = made  # last: where memory ends, the same noise is worked on once more
@@ -272,7 +275,8 @@ class VFM(Solver):
         like = None if stand_in else adapter.inside_traits(name, likelihood.operator)
         like = None if like is None else like.expand(len(images))
         residual = misfit.view(len(images), -1).mean(1).sqrt()
-        of_mean = likelihood.residual(images.mean(1, keepdim=True))[:, 0].sqrt()
+        # a single sample is its mean
+        of_mean = residual if images.shape[1] == 1 else likelihood.residual(images.mean(1, keepdim=True))[:, 0].sqrt()
         found = {"residual": residual, "residual_of_mean": of_mean,
                  "verdict": sentence(residual, level, like, stand_in, moved)}
         known = [rows.to(residual.device) for rows in (level, like) if rows is not None]

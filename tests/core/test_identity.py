@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
+import mmap
 import os
+import pickle
+import random
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +25,7 @@ from torch import nn
 
 import invflow
 from invflow._core.identity import UnidentifiedError, identity, quick_identity, trusting
+from invflow._core.source import _digest
 
 SCALE = [2.0]
 
@@ -143,6 +152,84 @@ def test_what_cannot_be_read_is_refused_by_its_way() -> None:
     assert quick_identity(prior) is None
 
 
+class Level(int):
+    """A number with a name."""
+
+
+def test_to_pickle_an_object_does_not_change_it() -> None:
+    before = identity(Setting())
+    pickle.dumps(Setting())
+    assert identity(Setting()) == before
+
+
+def test_what_is_not_in_attributes_counts() -> None:
+    assert identity(Level(3)) == identity(Level(3)) != identity(Level(4))
+    assert identity(random.Random(3)) == identity(random.Random(3)) != identity(random.Random(4))
+    one, two = ValueError("a"), ValueError("b")
+    one.level = two.level = 1  # type: ignore[attr-defined]
+    assert identity(one) != identity(two)
+
+
+def stream() -> Iterator[int]:
+    yield 1
+
+
+UNREAD: dict[str, Callable[[Path], Any]] = {
+    "text file": lambda path: path.open(), "binary file": lambda path: path.open("rb"),
+    "raw file": lambda path: path.open("rb", buffering=0), "bytes of one": lambda path: mmap.mmap(-1, 8),
+    "socket": lambda _: socket.socket(), "generator": lambda _: stream(), "lock": lambda _: threading.Lock(),
+    "event": lambda _: threading.Event(), "local": lambda _: threading.local(), "weak": lambda _: weakref.ref(Own),
+}
+
+
+@pytest.mark.parametrize("make", UNREAD.values(), ids=UNREAD)
+def test_what_has_no_content_to_read_is_refused(make: Callable[[Path], Any], tmp_path: Path) -> None:
+    """A file that is open, say, whose place in it decides what is read next: also where a function closes over it."""
+    (tmp_path / "a.txt").write_text("1 2 3")
+    held = make(tmp_path / "a.txt")
+    with contextlib.ExitStack() as stack:
+        if hasattr(held, "close"):
+            stack.callback(held.close)
+        for value in (held, [held], lambda x: (held, x), functools.partial(print, held)):
+            with pytest.raises(UnidentifiedError, match="cannot be identified"):
+                identity(value)
+
+
+def test_each_module_is_looked_at_once_for_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    vfm = invflow.VFM.load("mnist")
+    problem = invflow.load_problem("mnist/denoising")
+    likelihood = problem.simulate(1, generator=torch.Generator().manual_seed(0))[1]
+    first = vfm.sample(likelihood, 1, generator=0).settings
+    from invflow._core import identity as module
+
+    looked: list[object] = []
+    holds = module._Seen.holds
+    monkeypatch.setattr(module._Seen, "holds", lambda self, value: looked.append(value) or holds(self, value))
+    assert vfm.sample(likelihood, 1, generator=0).settings == first
+    assert len(looked) == len({id(x) for x in looked}) == 3  # map, adapter, operator
+    with torch.no_grad():
+        next(vfm.adapter.parameters()).add_(1)
+        next(vfm.prior.parameters()).add_(1)
+    second = vfm.sample(likelihood, 1, generator=0).settings
+    for key in ("map", "adapter"):
+        assert second[key] != first[key]
+    assert second["identity"] == {**first["identity"], "prior": identity(vfm.prior), "adapter": identity(vfm.adapter)}
+    assert second["identity"]["prior"] != first["identity"]["prior"]
+
+
+def test_who_says_itself_what_it_is_is_asked_at_each_sample() -> None:
+    class Remote(Own):
+        def fingerprint(self) -> str:
+            return f"server {VERSIONS[0]}"
+
+    prior, reward = Remote(), invflow.FunctionReward(lambda x: x[:, 0])
+    solver = invflow.NoiseSMC(prior)
+    VERSIONS = [1]
+    first, second = (solver.sample(reward, 8, generator=0).settings["identity"] for _ in range(2))
+    VERSIONS[0] = 2
+    assert first == second != solver.sample(reward, 8, generator=0).settings["identity"]
+
+
 def test_an_object_may_say_itself_what_it_is() -> None:
     class Remote(Own):
         def fingerprint(self) -> str:
@@ -159,3 +246,28 @@ def test_another_process_finds_the_same() -> None:
     found = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                             env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")}
     assert len(found) == 1
+
+
+SOURCE = '''
+"""A module."""
+class Walk:
+    """A walk."""
+    length = 3
+    def step(self, x):
+        """One step."""
+        return x + 0.5, 'left', {1, 2}, [i * 2 for i in range(3)]
+'''
+
+
+def test_the_code_of_the_library_is_known_by_what_it_does() -> None:
+    def digest(*change: str) -> bytes:
+        text = SOURCE.replace(*change) if change else SOURCE
+        assert not change or text != SOURCE
+        return _digest(compile(text, "a.py", "exec"))
+
+    for change in (("A module.", "Modules."), ("A walk.", "Walks."), ("One step.", "Steps."),
+                   ("    length", "    # why\n\n    length")):
+        assert digest(*change) == digest(), change
+    for change in (("0.5", "0.25"), ("'left'", "'right'"), ("= 3", "= 4"), ("* 2", "* 3"), ("{1, 2}", "{1, 3}"),
+                   ("x + ", "x - "), ("step", "go")):
+        assert digest(*change) != digest(), change

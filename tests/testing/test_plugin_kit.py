@@ -21,7 +21,7 @@ import invflow
 from invflow._core import plugins
 from invflow.cli.entry import app
 from invflow.cli.image_task import operator_by_name
-from invflow.cli.new import write_operator_package
+from invflow.cli.new import write_operator_package, write_package
 from invflow.datasets.files import read_image
 from invflow.deepinv_bridge import as_reconstructor, metric_from_deepinv
 from invflow.testing import check_operator
@@ -151,6 +151,54 @@ def test_the_package_installs_passes_its_tests_and_solves(tmp_path: Path) -> Non
     assert re.search(r"line-sensor +Averages each row", result.stdout)
     made = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert "LineSensor((1, 28, 28) -> (1, 28, 7)" in made["settings"]["operator"]
+
+
+MADE = {
+    "solver": ("Narrowing", r"narrowing +Draws of the prior, weighted by e\^r", "4 passed",
+               ["compare|gaussian/linear|--solver|narrowing|--observations|4|--samples|16",
+                "calibrate|gaussian/linear|--solver|narrowing|--set|steps=2|--simulations|20|--samples|9",
+                "solve|gaussian/linear|--solver|narrowing|--set|steps=2|--samples|16"]),
+    "prior": ("GreyPixels", r"grey-pixels +Independent pixels", "3 passed",
+              ["solve|--image|IMAGE|--operator|denoising|--sigma|0.1|--prior|grey-pixels|--solver|noise-rto|--samples|4"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MADE)
+def test_a_package_of_another_kind_installs_and_is_known_to_every_command(kind: str, tmp_path: Path) -> None:
+    """Its own tests pass (the contract among them), and commands know what it offers by name."""
+    name, listed, passed, commands = MADE[kind]
+    folder, _ = write_package(kind, name, tmp_path / "package")
+    site = tmp_path / "site"
+    install(folder, site)
+    from invflow.datasets.files import write_image
+
+    write_image(torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)), tmp_path / "a.png")
+    script = ("import sys, pytest\nfrom invflow.cli.entry import app\n"
+              f"code = pytest.main(['-q', '-p', 'no:cacheprovider', {str(folder)!r}])\nassert code == 0, code\n"
+              "for i, line in enumerate(sys.argv[1:]):\n"
+              "    code = app([*line.split('|'), *(['--output', f'out{i}'] if i else [])], standalone_mode=False)\n"
+              "    assert not code, (line, code)\n")
+    lines = [f"list|{kind}s", *(line.replace("IMAGE", str(tmp_path / "a.png")) for line in commands)]
+    environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    result = subprocess.run([sys.executable, "-c", script, *lines], capture_output=True, text=True, check=False,
+                            env=environment, timeout=600, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert passed in result.stdout
+    assert re.search(listed, result.stdout)
+    assert "left out" not in result.stderr
+    settings = json.loads((tmp_path / f"out{len(commands)}" / "metrics.json").read_text())["settings"]
+    assert settings["solver"] == name if kind == "solver" else settings["identity"]["prior"]
+
+
+@pytest.mark.parametrize(("kind", "name", "words"), [
+    ("solver", "noise-smc", "there is a solver noise-smc already"), ("solver", "NoiseSMC", "noise-smc already"),
+    ("prior", "Mnist", "there is a prior mnist already"), ("metric", "Mine", "makes no 'metric'"),
+])
+def test_names_that_are_taken_by_its_own_kind_write_nothing(kind: str, name: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        write_package(kind, name, tmp_path / "package")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_example_operator_keeps_the_contract_here_too(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from invflow._core.identity import identity
 from invflow._core.records import versions
+from invflow._core.source import code_digest
 from invflow.evaluation.results.measure import PeakMemory, time_limit
 from invflow.evaluation.results.parts import Part, Stage, Task, derive_seed
 from invflow.evaluation.summary import LEVEL, features_of, judge
@@ -208,8 +209,8 @@ class Bench:
 
 
 def _code() -> dict[str, str]:
-    """Versions of the code that decides numbers; Python's does not."""
-    return {key: value for key, value in versions().items() if key != "python"}
+    """Versions of the code that decides numbers, with a digest of the library's own; Python's does not."""
+    return {**{key: value for key, value in versions().items() if key != "python"}, "code": code_digest()}
 
 
 def _reason(error: BaseException) -> str:
