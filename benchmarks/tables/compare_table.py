@@ -31,9 +31,6 @@ from invflow.registry import solver_by_name
 from invflow.reward import Reward
 from invflow.solver import Solver
 
-#: a call backward for each call forward
-_GUIDED = ("dps", "pigdm", "moment-matching")
-
 __all__ = ["COLUMNS", "Particles", "main", "overview", "solvers"]
 
 #: metrics of the table
@@ -80,7 +77,7 @@ class Budget:
     Attributes:
         steps: calls for each sample of the field's samplers and of FMTT with conjugate proposals; of those guided by
             gradients, forward and backward together.
-        tilting_steps: of FMTT and twisted diffusion.
+        tilting_steps: of FMTT.
         particles: of FMTT and twisted diffusion.
         proposals: of the importance-corrected VFM.
     """
@@ -100,8 +97,7 @@ def solvers(budget: Budget) -> dict[str, Callable[[Problem], Solver]]:
     def tuned(name: str) -> Callable[[Problem], Solver]:
         def build(problem: Problem) -> Solver:
             chosen = tuned_settings(problem.name, name)
-            count = budget.tilting_steps if name == "tds" else budget.steps // (2 if name in _GUIDED else 1)
-            steps = steps_of(name, count, chosen)
+            steps = steps_of(name, budget.steps, chosen)
             solver = solver_by_name(name, problem, **chosen, **steps)
             return Particles(solver, budget.particles) if name == "tds" else solver
 

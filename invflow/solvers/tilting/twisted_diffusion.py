@@ -18,10 +18,11 @@ __all__ = ["TwistedDiffusion"]
 class TwistedDiffusion(FMTT):
     r"""Twisted diffusion sampler (Wu, Trippe, Naesseth, Blei and Cunningham 2023), exact as particles grow.
 
-    FMTT with the denoiser for look-ahead, the ancestral kernel of diffusion models, a shift of v (not v / 2) times the
-    gradient of the twisting function, and that function the likelihood of the denoised image at all times,
-    :math:`r_t(x) = r(D_t(x))`, the schedule g = 1. The weights are FMTT's twisted ones: with many particles the samples
-    are those of e^r times the law of :meth:`prior_samples`, whatever the steps.
+    FMTT with the denoiser for look-ahead, the ancestral kernel of diffusion models, and the likelihood of the denoised
+    image at all times for twisting function, :math:`r_t(x) = r(D_t(x))`, the schedule g = 1. A step's mean is that of
+    the denoised image :math:`D_t(x) + ((1 - t)^2 / t) \nabla r_t(x)`, by the score that the twisting function adds to.
+    The weights are FMTT's twisted ones: with many particles the samples are those of e^r times the law of
+    :meth:`prior_samples`, whatever the steps.
 
     Args:
         prior: a flow map trained with noise independent of the data.
@@ -58,7 +59,13 @@ class TwistedDiffusion(FMTT):
 
     def _look(self, run: Run, chunk: Chunk, x: Tensor, index: int, *, at_mean: bool = False) -> Look:
         look = super()._look(run, chunk, x, index, at_mean=at_mean)
-        return look if look.gradient is None else look._replace(gradient=2 * look.gradient)
+        if look.gradient is None:
+            return look
+        step = self.base_steps[index]
+        # FMTT's shift is (v / 2) grad r_t, with v = (1 - t')^2 (1 - rho); this one is t' (1 - rho) ((1 - t)^2 / t)
+        # grad r_t. At t = 0 the state is noise, which says nothing of the image
+        ratio = step.end * ((1 - step.start) / (1 - step.end)) ** 2 / step.start if step.start else 0.0
+        return look._replace(gradient=2 * ratio * look.gradient)
 
 
 def constant(t: float) -> float:
