@@ -369,23 +369,3 @@ def test_particles_are_resampled_to_what_is_asked_for() -> None:
     own = invflow.FMTT(mixture, steps=4).sample(likelihood, 60, generator=torch.Generator().manual_seed(0)).nfe
     assert posterior.nfe == invflow.NFE(4 * own.forward, 4 * own.backward)
     assert solver.settings()["particles"] == 60
-
-
-def test_overview_takes_the_best_of_the_field_and_pairs_it() -> None:
-    from benchmarks.tables.compare_table import overview
-
-    wide = lambda problem: invflow.FMTT(problem.prior, steps=2)  # noqa: E731
-    solvers = {"VFM, 1 step": "exact", "dps": wide, "ddrm": "exact", "NoiseSMC": wide}
-    found = invflow.compare("gaussian/linear", solvers, num_observations=6, num_samples=20, seed=3)
-    lines = overview(found).splitlines()
-    field, smc = lines[-2].split(" | "), lines[-1].split(" | ")
-    best = min(("dps", "ddrm"), key=lambda name: found.mean("gaussian/linear", name, "crps")[0])
-    gap, error = found.difference("gaussian/linear", "VFM, 1 step", "crps", best)
-    assert field == ["| the best of the field, picked on these observations", f"{gap:+.4f} ± {error:.4f} ({best}) |"]
-    gap, error = found.difference("gaussian/linear", "VFM, 1 step", "crps", "NoiseSMC")
-    assert smc == ["| NoiseSMC", f"{gap:+.4f} ± {error:.4f} |"]
-    winner = found.best("gaussian/linear", "crps")
-    assert [line.split(" | ")[0] for line in lines if "**" in line] == [f"| {winner}"]
-    # seconds of a sample, not of an observation
-    seconds = found.costs["gaussian/linear"]["dps"]["seconds"] / 20
-    assert lines[3].endswith(f"| {seconds:.2g} |")
