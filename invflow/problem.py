@@ -343,6 +343,22 @@ class Problem:
         other._prior, other._exact = build, None
         return other
 
+    def with_images(self, images: Tensor) -> Problem:
+        """The same problem on other images, which stand for every split.
+
+        Args:
+            images: truths ``(n, *image_shape)``, in their order.
+
+        Raises:
+            ValueError: for images of another shape, or for a problem that has no set of images.
+        """
+        if not self.has_images or tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(f"problem {self.name!r} takes images (n, {', '.join(map(str, self.image_shape))})"
+                             f"{'' if self.has_images else ', but draws its own truths'}, not {tuple(images.shape)}")
+        other = copy.copy(self)
+        other._images = lambda split: images
+        return other
+
     def exact_posterior(self) -> Solver:
         """A solver that draws from the exact posterior.
 

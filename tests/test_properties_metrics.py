@@ -231,7 +231,7 @@ def test_nlpd_is_a_mean_of_densities(seed: int, b: int, n: int) -> None:
 
 #: of networks whose weights are not here, of a trained classifier, and of sizes of simulations alone
 ELSEWHERE = {"inception_features", "lpips", "classifier_features", "classifier_two_sample_test", "rank_power",
-             "detectable_shift", "detectable_spread"}
+             "detectable_shift", "detectable_spread", "vgg_features"}
 
 
 def test_every_metric_is_here_or_elsewhere() -> None:

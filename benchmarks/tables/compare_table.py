@@ -1,17 +1,18 @@
-"""The table of solvers on the six image problems: ``python -m benchmarks.tables.compare_table OUTPUT``.
+"""The table of solvers on the six image problems: ``python -m benchmarks.tables.compare_table OUTPUT --files MNIST``.
 
-One command, resumed by the same command; on two processes: ``torchrun --nproc_per_node 2 -m
-benchmarks.tables.compare_table OUTPUT``. It reads the first test images, once, in their order. Samplers of the field
-run with the settings that :mod:`benchmarks.release.tune_samplers` chose on validation images, at 100 calls a sample.
-Solvers with weights draw more particles than they return, which are resampled by their weights; their calls are counted
-for the samples returned.
+One command, resumed by the same command, the cheap solvers first: after each it prints and writes ``overview.md``, the
+table of those that are done. ``--only`` takes some of the solvers, on the same folder. It reads test images that nobody
+has looked at, from a folder of MNIST's official files (:mod:`benchmarks.tables.fresh_images`); without ``--files`` the
+shipped ones. Samplers of the field run with the settings that :mod:`benchmarks.release.tune_samplers` chose on
+validation images, at 100 calls a sample. Solvers with weights draw more particles than they return, which are resampled
+by their weights; their calls are counted for the samples returned.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,22 +23,22 @@ from torch import Tensor
 
 import invflow
 from benchmarks.release.tune_samplers import CANDIDATES, steps_of, tuned_settings
+from benchmarks.tables.compare_overview import overview
+from benchmarks.tables.fresh_images import LISTED, digest, fresh_images, shuffled
 from benchmarks.tables.image_table import TASKS
 from invflow.evaluation.comparison import Comparison
-from invflow.evaluation.results.text import with_error
+from invflow.plugins import write_atomically
 from invflow.posterior import NFE, Posterior
-from invflow.problem import Problem
+from invflow.problem import Problem, load_problem
 from invflow.registry import solver_by_name
 from invflow.reward import Reward
 from invflow.solver import Solver
 
-#: a call backward for each call forward
-_GUIDED = ("dps", "pigdm", "moment-matching")
+__all__ = ["COLUMNS", "Particles", "main", "run", "solvers"]
 
-__all__ = ["COLUMNS", "Particles", "main", "overview", "solvers"]
-
-#: metrics of the table
-COLUMNS = ["crps", "coverage", "psnr", "frechet", "residual", "spread"]
+#: metrics of the tables side by side, and of each problem's
+SIDE_BY_SIDE = ["crps", "patch_energy", "block_crps", "coverage", "coverage_near_ink"]
+COLUMNS = [*SIDE_BY_SIDE, "psnr", "frechet", "residual", "spread"]
 
 
 class Particles(Solver):
@@ -78,7 +79,7 @@ class Budget:
     Attributes:
         steps: calls for each sample of the field's samplers and of FMTT with conjugate proposals; of those guided by
             gradients, forward and backward together.
-        tilting_steps: of FMTT and twisted diffusion.
+        tilting_steps: of FMTT.
         particles: of FMTT and twisted diffusion.
         proposals: of the importance-corrected VFM.
     """
@@ -98,8 +99,7 @@ def solvers(budget: Budget) -> dict[str, Callable[[Problem], Solver]]:
     def tuned(name: str) -> Callable[[Problem], Solver]:
         def build(problem: Problem) -> Solver:
             chosen = tuned_settings(problem.name, name)
-            count = budget.tilting_steps if name == "tds" else budget.steps // (2 if name in _GUIDED else 1)
-            steps = steps_of(name, count, chosen)
+            steps = steps_of(name, budget.steps, chosen)
             solver = solver_by_name(name, problem, **chosen, **steps)
             return Particles(solver, budget.particles) if name == "tds" else solver
 
@@ -108,81 +108,82 @@ def solvers(budget: Budget) -> dict[str, Callable[[Problem], Solver]]:
     def weighted(name: str, count: int, **settings: Any) -> Callable[[Problem], Solver]:
         return lambda problem: Particles(solver_by_name(name, problem, **settings), count)
 
-    return {
+    return {  # the cheap ones first
+        "LMMSE": named("lmmse"),
         "VFM, 1 step": named("vfm", steps=1),
         "VFM, 4 steps": named("vfm", steps=4),
         "VFM, corrected": weighted("vfm", budget.proposals, importance=True),
-        # from draws that explain the measurement: tempered from the prior, 32 particles descend from three
-        "NoiseSMC": named("noise-smc", start="rto"),
-        "FMTT": weighted("fmtt", budget.particles, steps=budget.tilting_steps),
+        **{name: tuned(name) for name in CANDIDATES if name != "tds"},
         # what docs/solvers/fmtt.md recommends for sharp measurements: unweighted, hence approximate
         "FMTT, conjugate": named("fmtt", steps=budget.steps, kernel="ancestral", look_ahead="denoiser",
                                  proposal="conjugate", weights="none", time_grid="logit"),
-        **{name: tuned(name) for name in CANDIDATES},
-        "LMMSE": named("lmmse"),
+        "tds": tuned("tds"),
+        "FMTT": weighted("fmtt", budget.particles, steps=budget.tilting_steps),
+        # from draws that explain the measurement: tempered from the prior, 32 particles descend from three
+        "NoiseSMC": named("noise-smc", start="rto"),
     }
 
 
-def overview(found: Comparison, metric: str = "crps", first: str = "VFM, 1 step") -> str:
-    """Two tables in markdown that show all problems side by side.
+def posed(data: str, tasks: list[str], files: Path | None, count: int, listed: Path = LISTED) -> list[Problem]:
+    """The problems, on the images of a list in place of the shipped ones where there is a folder of files."""
+    problems = [load_problem(f"{data}/{task}") for task in tasks]
+    if files is None:
+        return problems
+    images = fresh_images(files, count, listed)
+    return [problem.with_images(images) for problem in problems]
 
-    Solvers by problems, means with standard errors over observations, and what a sample costs: calls forward and
-    backward and seconds, means over problems. Then, for each problem, the first solver minus the best of the field's
-    and minus NoiseSMC, paired over observations.
+
+def run(problems: list[Problem], table: dict[str, Callable[[Problem], Solver]], output: Path, *, observations: int,
+        samples: int, seed: int = 0, split: str = "test", part_size: int = 4,
+        say: Callable[[str], None] = print) -> Comparison:
+    """Compare solver after solver, so that each ends with the table of those that are done.
 
     Args:
-        found: a comparison on problems of one family, such as MNIST.
-        metric: of single observations, low where it is good.
-        first: the solver that differences are taken of.
+        problems: to solve.
+        table: solvers by name, in their order.
+        output: folder for the parts, of a solver on ``part_size`` observations of a problem each; one that is there is
+            not computed again, whichever run wrote it.
+        observations, samples, seed, split, part_size: as for :func:`invflow.compare`.
+        say: prints.
+
+    Returns:
+        The comparison of all of them.
     """
-    titles = [problem.partition("/")[2] for problem in found.problems]
-    lines = ["| solver | " + " | ".join(titles) + " | calls forward + backward | seconds a sample |",
-             "|---" * (len(titles) + 3) + "|"]
-    samples = found.settings["num_samples"]
-    for solver in found.solvers:
-        shown = []
-        for problem in found.problems:
-            known = metric in found.values[problem].get(solver, {})
-            text = with_error(*found.mean(problem, solver, metric)) if known else ""
-            shown.append(f"**{text}**" if known and solver == found.best(problem, metric) else text)
-        costs = [found.costs[problem][solver] for problem in found.problems if solver in found.costs[problem]]
-        forward, backward, seconds = (sum(float(c[key] or 0) for c in costs) / max(1, len(costs))
-                                      for key in ("forward", "backward", "seconds"))
-        lines.append(f"| {solver} | " + " | ".join(shown) + f" | {forward:.4g} + {backward:.4g} "
-                     f"| {seconds / samples:.2g} |")
-    lines += ["", f"| {first}, minus | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
-    field = [name for name in found.solvers if name in CANDIDATES]
-    # the lowest of several means is low by chance too
-    rivals = {"the best of the field, picked on these observations": field, "NoiseSMC": ["NoiseSMC"]}
-    for title, names in rivals.items():
-        shown = []
-        for problem in found.problems:
-            having = [name for name in names if metric in found.values[problem].get(name, {})]
-            if not having or metric not in found.values[problem].get(first, {}):
-                shown.append("")
-                continue
-            _, best = min((found.mean(problem, name, metric)[0], name) for name in having)
-            gap, error = found.difference(problem, first, metric, best)
-            shown.append(f"{gap:+.4f} ± {error:.4f}" + (f" ({best})" if len(names) > 1 else ""))
-        lines.append(f"| {title} | " + " | ".join(shown) + " |")
-    return "\n".join(lines) + "\n"
+    done: dict[str, Callable[[Problem], Solver]] = {}
+    for name, source in table.items():
+        done[name], start = source, time.process_time()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            found = invflow.compare(problems, done, num_observations=observations, num_samples=samples, seed=seed,
+                                    output=output, split=split, part_size=part_size, progress=True)
+        text = f"{found.to_markdown(COLUMNS)}\n\n{overview(found, SIDE_BY_SIDE)}"
+        write_atomically(output / "overview.md", lambda path, text=text: Path(path).write_text(text, encoding="utf-8"))
+        say(f"{overview(found)}\n{name}: {time.process_time() - start:.0f} s of CPU time\n")
+    return found
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the comparison and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path, help="folder for the results; a started one is gone on with")
+    parser.add_argument("--files", type=Path, help="folder of MNIST's official files, for images that are not shipped")
+    parser.add_argument("--images", type=Path, default=LISTED, help="digests of the images that may be read")
+    parser.add_argument("--list", type=int, metavar="N", help="write the digests of N images, and end")
     parser.add_argument("--data", default="mnist", choices=["mnist", "fashion-mnist"])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--only", nargs="+", help="some of the solvers, by their names in the table")
-    parser.add_argument("--observations", type=int, default=12)
+    parser.add_argument("--observations", type=int, default=32)
     parser.add_argument("--samples", type=int, default=20, help="for each observation; 90%% intervals take 19")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", default="test", choices=["test", "validation"])
     parser.add_argument("--untuned", action="store_true", help="run samplers that were not tuned with their defaults")
     for field in dataclasses.fields(Budget):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    if arguments.list is not None:
+        lines = "".join(f"{digest(image)}\n" for image in shuffled(arguments.files)[:arguments.list])
+        arguments.images.write_text(lines, encoding="utf-8")
+        return
     budget = Budget(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Budget)})
     table = solvers(budget)
     if arguments.only:
@@ -196,15 +197,13 @@ def main() -> None:
         parser.error(f"not tuned: {missing[0]}{f' and {len(missing) - 1} more' * (len(missing) > 1)}; run python -m "
                      "benchmarks.release.tune_samplers RUNS first, since a baseline at its defaults is no fair one, or "
                      "pass --untuned")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        found = invflow.compare([f"{arguments.data}/{task}" for task in arguments.tasks], table,
-                                num_observations=arguments.observations, num_samples=arguments.samples,
-                                seed=arguments.seed, output=arguments.output, split=arguments.split, part_size=4,
-                                progress=True)
-    if os.environ.get("RANK", "0") == "0":
-        found.report(arguments.output / "report.html")
-    print(found.to_markdown(COLUMNS) + "\n" + overview(found))
+    if arguments.files is not None and arguments.data != "mnist":
+        parser.error("--files is for MNIST, whose other test images are listed")
+    problems = posed(arguments.data, arguments.tasks, arguments.files, arguments.observations, arguments.images)
+    found = run(problems, table, arguments.output, observations=arguments.observations, samples=arguments.samples,
+                seed=arguments.seed, split=arguments.split)
+    found.report(arguments.output / "report.html")
+    print((arguments.output / "overview.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ METHODS: dict[str, tuple[str, dict[str, Any] | Callable[[GaussianMixtureFlow], d
     "fmtt": ("fmtt", _tilting),
     "moment-matching": ("moment-matching", {"steps": CALLS, **_RANGE}),
     "dps": ("dps", {"steps": CALLS, **_RANGE}),
-    "dps annealed": ("dps", {"steps": CALLS, "guidance": "annealed", **_RANGE}),
+    "dps annealed": ("dps", {"steps": CALLS, "guidance": "annealed", "variant": "deepinv", **_RANGE}),
     "ula": ("ula", {"burn_in": CALLS // 2, "thinning": CALLS // 2, **_RANGE}),
     "ddrm": ("ddrm", {"steps": CALLS, **_RANGE}),
     "pigdm": ("pigdm", {"steps": CALLS, **_RANGE}),

@@ -16,7 +16,19 @@ from torch import Tensor
 from invflow._core.records import write_atomically
 from invflow._core.weighted import least_samples
 from invflow.likelihood import GaussianLikelihood, Likelihood
-from invflow.metrics import classifier_features, coverage, crps, energy_score, nlpd, psnr, sliced_wasserstein, ssim
+from invflow.metrics import (
+    block_means,
+    classifier_features,
+    coverage,
+    coverage_near_ink,
+    crps,
+    energy_score,
+    nlpd,
+    patch_energy_score,
+    psnr,
+    sliced_wasserstein,
+    ssim,
+)
 from invflow.posterior import Posterior
 from invflow.reward import Reward, score
 
@@ -229,6 +241,10 @@ METRICS: dict[str, Metric] = {
     "energy": Metric("energy score", "low", "energy score of the image, fair, Euclidean norm"),
     "coverage": Metric("90% coverage", LEVEL, "share of the truth's pixels in the central 90% interval; none under 19 "
                        "effective samples"),
+    "patch_energy": Metric("patch energy score", "low", "energy score of patches of 7 x 7 pixels, fair, their mean"),
+    "block_crps": Metric("CRPS of blocks", "low", "CRPS of means over 4 x 4 pixels, fair, mean over blocks"),
+    "coverage_near_ink": Metric("90% coverage near ink", LEVEL, "the same share, of pixels within two of one above 0.1 "
+                                "in the truth"),
     "psnr": Metric("PSNR of mean", "high", "peak signal-to-noise ratio of the posterior mean, dB"),
     "psnr_sample": Metric("PSNR of samples", "high", "mean over samples of their own peak signal-to-noise ratio, dB"),
     "ssim": Metric("SSIM of mean", "high", "structural similarity of the posterior mean"),
@@ -307,7 +323,13 @@ def _against_truth(posterior: Posterior, truth: Tensor, log_weights: Tensor | No
         with warnings.catch_warnings():  # the column's note says it
             warnings.filterwarnings("ignore", "coverage: a level")
             found["coverage"] = coverage(samples, truth, LEVEL, log_weights).double().flatten(1).mean(1)
+            if truth.ndim == 4:
+                found["coverage_near_ink"] = coverage_near_ink(samples, truth, LEVEL, log_weights)
     if truth.ndim == 4:
+        if count > 1 and min(truth.shape[2:]) >= 7:
+            found["patch_energy"] = patch_energy_score(samples, truth, log_weights, generator=generator)
+            blocks = block_means(samples.flatten(0, 1)).unflatten(0, samples.shape[:2])
+            found["block_crps"] = crps(blocks, block_means(truth), log_weights).flatten(1).mean(1)
         found["psnr"] = psnr(mean, truth)
         found["psnr_sample"] = (psnr(samples, truth) * posterior.weights).sum(1)
         if min(truth.shape[2:]) >= 11:

@@ -37,7 +37,7 @@ from invflow.metrics.features import (
 )
 from invflow.metrics.highest_density import highest_density_coverage, highest_density_interval
 from invflow.metrics.intervals import ConformalIntervals, central_interval, conformal_scale, coverage
-from invflow.metrics.perceptual import lpips
+from invflow.metrics.perceptual import lpips, vgg_features
 from invflow.metrics.quality import (
     crps,
     energy_score,
@@ -111,5 +111,6 @@ __all__ = [
     "ssim",
     "tarp_curve",
     "tarp_ranks",
+    "vgg_features",
     "z_scores",
 ]

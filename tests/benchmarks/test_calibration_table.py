@@ -86,7 +86,7 @@ def test_rows_say_what_was_found(tmp_path: Path) -> None:
     assert set(row) == set(calibration_table.FIELDS)
     assert row["rejected"] == sum(not check.passed for check in certificate.judgement.checks)
     assert row["least_p"] == min(check.p_adjusted for check in certificate.judgement.checks)
-    assert row["forward"] == 100.0  # steps, one call each
+    assert row["forward"] == 20.0  # steps, one call each
     line = calibration_table.format_markdown([row]).splitlines()[2]
     assert line.startswith("| gaussian/linear | DDRM | 80 x 19 (19) | fails |")
     assert line.replace("\\|", "").count("|") == 10

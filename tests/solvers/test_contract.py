@@ -16,7 +16,7 @@ FEW = {"fmtt": {"steps": 3}, "tds": {"steps": 3}, "noise-smc": {"num_moves": 1, 
        "plug-and-play": {"steps": 2}, "tv": {"iterations": 5}}
 #: draw nothing from a network
 FREE = {"lmmse", "exact", "bicubic", "wiener", "tv", "bm3d"}
-PACKAGE = {"bm3d": "bm3d", **dict.fromkeys(("dps", "pigdm", "moment-matching", "diffpir", "ddrm", "ula"), "deepinv")}
+PACKAGE = {"bm3d": "bm3d", "ula": "deepinv"}
 
 
 def posed(name: str) -> tuple[invflow.Solver, invflow.GaussianLikelihood]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from deepinv.models import Denoiser
@@ -14,7 +14,11 @@ from torch.overrides import TorchFunctionMode
 from invflow.flowmap import FlowMap
 from invflow.solvers.field.rows import RowNoise, Rows, observed_forward
 
-__all__ = ["FlowDenoiser", "NoiseFrom", "TogetherPhysics", "direct_physics", "measured", "spectral_physics"]
+if TYPE_CHECKING:
+    from deepinv.sampling import NoisyDataFidelity
+
+__all__ = ["FlowDenoiser", "NoiseFrom", "TogetherPhysics", "direct_physics", "guided_diffusion", "measured",
+           "physics_of", "spectral_physics"]
 
 
 class FlowDenoiser(Denoiser):  # type: ignore[misc]  # deepinv says no types
@@ -123,6 +127,36 @@ def spectral_physics(rows: Rows, value_range: tuple[float, float], level: Tensor
     values = span * system.values.float() / level.reshape(-1, 1)
     return DecomposablePhysics(U=system.u, U_adjoint=system.u_adjoint, V=system.v, V_adjoint=system.v_adjoint,
                                mask=values, noise_model=GaussianNoise(sigma=sigma), device=values.device)
+
+
+def physics_of(rows: Rows, value_range: tuple[float, float], level: Tensor, sigma: Tensor | float) -> Physics:
+    """From the singular system where there is one."""
+    build = direct_physics if rows.system is None else spectral_physics
+    return build(rows, value_range, level, sigma)
+
+
+def guided_diffusion(prior: FlowMap, rows: Rows, value_range: tuple[float, float], steps: int,
+                     fidelity: NoisyDataFidelity) -> Tensor:
+    """Ancestral sampling of deepinv's variance-preserving diffusion, with its approximation of the likelihood.
+
+    Returns:
+        Images in units of [0, 1], ``(n, *image_shape)``.
+    """
+    from deepinv.sampling import DDPMSolver, PosteriorDiffusion, VariancePreservingDiffusion
+
+    device = rows.likelihood.y.device
+    times = torch.linspace(1, 0, steps + 1, device=device, dtype=torch.float64)
+    solver = DDPMSolver(timesteps=times)
+    solver.randn_like = rows.noise  # in place of a generator that knows nothing of chunks
+    sde = VariancePreservingDiffusion(alpha=1.0, device=device)
+    sampler = PosteriorDiffusion(data_fidelity=None if rows.blank else fidelity, solver=solver, sde=sde, device=device,
+                                 denoiser=FlowDenoiser(prior, value_range))
+    y, physics = None, None
+    if not rows.blank:
+        y, level = measured(rows, value_range, whiten=False)
+        physics = physics_of(rows, value_range, level, rows.likelihood.sigma.to(y))
+    like = torch.zeros(len(rows.likelihood.y), *prior.image_shape, device=device, dtype=torch.float64)
+    return sampler(y, physics, x_init=rows.noise(like) * sde.sigma_t(times[0]) * sde.scale_t(times[0]))
 
 
 class TogetherPhysics:

@@ -1,4 +1,4 @@
-"""Langevin sampling by the deepinv library, on a flow map's denoiser."""
+"""Langevin sampling, on a flow map's denoiser."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from torch import Tensor
 
 from invflow.flowmap import FlowMap
 from invflow.likelihood import GaussianLikelihood
-from invflow.solvers.field.deepinv import DeepinvSampler, require_positive
+from invflow.solvers.field.diffusion import RangedSampler, require_positive
 from invflow.solvers.field.rows import Rows, observed_forward
 
 __all__ = ["ULA", "operator_norm"]
 
 
-class ULA(DeepinvSampler):
-    r"""Plug-and-play unadjusted Langevin algorithm (Laumont et al. 2022), through deepinv.
+class ULA(RangedSampler):
+    r"""Plug-and-play unadjusted Langevin algorithm (Laumont et al. 2022, algorithm 2, projected), through deepinv.
 
-    Markov chains with the score of the images at a small noise level, whose law is theirs blurred by that noise;
-    never corrected, so each step adds its own bias. Several chains for each observation, each of which gives several
-    samples: those of one chain depend on each other, and a chain may never leave the mode that it fell into.
+    Each chain goes from x to the projection onto ``clip`` of :math:`x + \delta \nabla \log p(y | x) + \delta \alpha
+    (D_\epsilon(x) - x) / \epsilon + \sqrt{2 \delta} z`, with the score of the images blurred by noise of variance
+    :math:`\epsilon`; never corrected, so each step adds its own bias. Several chains for each observation, each of
+    which gives several samples: those of one chain depend on each other, and a chain may never leave the mode that it
+    fell into. The paper runs chains of millions of steps: within the thousand of ``burn_in`` they hardly move.
 
     Args:
-        prior: as for :class:`DPS`.
+        prior: as for :class:`DiffusionSampler`.
         burn_in: steps before the first sample.
         thinning: steps between the samples of a chain.
         chains: for each observation; None: as many as samples, each of which then costs ``burn_in`` calls.
-        step: size of a step in units of 1 / (1 / denoiser_sigma^2 + |A|^2 / sigma^2); the chain diverges beyond 2.
-        denoiser_sigma: noise level of the prior's score, for images in [0, 1].
+        step: :math:`\delta` in units of 1 / (alpha / epsilon + |A|^2 / sigma^2), a third in the paper; the chain
+            diverges beyond 2.
+        denoiser_sigma: :math:`\sqrt{\epsilon}`, for images in [0, 1]; 5 / 255 in the paper.
         alpha: weight of the prior.
-        clip: range that the chain is kept to, in units of [0, 1]; None for none.
-        value_range: as for :class:`DPS`.
-        chunk_size: as for :class:`DPS`.
+        clip: C, the range that the chain is kept to, in units of [0, 1]; None for none.
+        value_range: as for :class:`DiffusionSampler`, whose [0, 1] these images are.
+        chunk_size: as for :class:`DiffusionSampler`.
 
     Raises:
         TypeError, ValueError: for a prior or a setting that does not fit; in ``sample``, for an operator that is not
@@ -50,10 +53,10 @@ class ULA(DeepinvSampler):
     uses_system = True
 
     def __init__(self, prior: FlowMap, *, burn_in: int = 1000, thinning: int = 50, chains: int | None = None,
-                 step: float = 0.5, denoiser_sigma: float = 0.05, alpha: float = 1.0,
+                 step: float = 1 / 3, denoiser_sigma: float = 5 / 255, alpha: float = 1.0,
                  clip: tuple[float, float] | None = (-1.0, 2.0), value_range: tuple[float, float] = (0.0, 1.0),
                  chunk_size: int | None = None) -> None:
-        super().__init__(prior, value_range, chunk_size)
+        super().__init__(prior, value_range=value_range, chunk_size=chunk_size)
         require_positive(step=step, denoiser_sigma=denoiser_sigma, alpha=alpha)
         if burn_in < 0 or thinning < 1 or (chains is not None and chains < 1):
             raise ValueError(f"burn_in={burn_in} must be at least 0, thinning={thinning}, chains={chains} at least 1")
@@ -76,7 +79,7 @@ class ULA(DeepinvSampler):
         """Step size of each row, ``(n,)``, cut to eighths of an octave so that few differ."""
         span = self.value_range[1] - self.value_range[0]
         norm = operator_norm(rows.likelihood) if rows.system is None else rows.system.values.amax(1)
-        curvature = 1 / self.denoiser_sigma**2 + (span * norm / rows.likelihood.sigma.to(norm)).square()
+        curvature = self.alpha / self.denoiser_sigma**2 + (span * norm / rows.likelihood.sigma.to(norm)).square()
         return torch.exp2((8 * (self.step / curvature).double().log2()).floor() / 8)
 
     def _chains(self, rows: Rows, step: float) -> Tensor:

@@ -84,8 +84,7 @@ class GradientShift(Proposal):
     r"""The base step N(m, v I), shifted by c v grad r_t.
 
     Args:
-        strength: c; 1/2 is that of the tilted process, whose noise is as strong as the base's; 1 that of twisted
-            diffusion (Wu, Trippe, Naesseth, Blei and Cunningham 2023).
+        strength: c; 1/2 is that of the tilted process, whose noise is as strong as the base's.
         max_shift: greatest root mean square of a shift, in units of sqrt(v).
 
     Raises:
@@ -100,6 +99,10 @@ class GradientShift(Proposal):
             raise ValueError(f"max_shift={self.max_shift} must be over 0")
         if not self.strength > 0:
             raise ValueError(f"strength={self.strength} must be over 0")
+
+    def share(self, step: BaseStep) -> float:
+        """c at a step."""
+        return self.strength
 
     def propose(self, move: Move) -> tuple[Tensor, Tensor, Tensor]:
         """Shift and draw; of a reward without gradient, draw from the base step."""
@@ -123,7 +126,7 @@ class GradientShift(Proposal):
             gradient = move.look(move.mean).gradient
         if gradient is None:
             return None
-        return self.strength * math.sqrt(move.step.variance) * move.task.tilt(move.chunk, index, gradient)
+        return self.share(move.step) * math.sqrt(move.step.variance) * move.task.tilt(move.chunk, index, gradient)
 
 
 @dataclass(frozen=True)

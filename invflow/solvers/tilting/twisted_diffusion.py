@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from invflow.flowmap import FlowMap
 from invflow.solvers.tilting.fmtt import FMTT
+from invflow.solvers.tilting.kernels import BaseStep
 from invflow.solvers.tilting.proposals import GradientShift
 from invflow.solvers.tilting.schedules import Grid, Schedule
 
@@ -15,10 +17,11 @@ __all__ = ["TwistedDiffusion"]
 class TwistedDiffusion(FMTT):
     r"""Twisted diffusion sampler (Wu, Trippe, Naesseth, Blei and Cunningham 2023), exact as particles grow.
 
-    FMTT with the denoiser for look-ahead, the ancestral kernel of diffusion models, a shift of v (not v / 2) times the
-    gradient of the twisting function, and that function the likelihood of the denoised image at all times,
-    :math:`r_t(x) = r(D_t(x))`, the schedule g = 1. The weights are FMTT's twisted ones: with many particles the samples
-    are those of e^r times the law of :meth:`prior_samples`, whatever the steps.
+    FMTT with the denoiser for look-ahead, the ancestral kernel of diffusion models, and the likelihood of the denoised
+    image at all times for twisting function, :math:`r_t(x) = r(D_t(x))`, the schedule g = 1. A step's mean is that of
+    the denoised image :math:`D_t(x) + ((1 - t)^2 / t) \nabla r_t(x)`, by the score that the twisting function adds to.
+    The weights are FMTT's twisted ones: with many particles the samples are those of e^r times the law of
+    :meth:`prior_samples`, whatever the steps.
 
     Args:
         prior: a flow map trained with noise independent of the data.
@@ -51,7 +54,16 @@ class TwistedDiffusion(FMTT):
         super().__init__(prior, steps=steps, look_ahead="denoiser", weights="twisted", kernel="ancestral",
                          resample_threshold=resample_threshold, resampling=resampling, time_grid=time_grid,
                          schedule=constant if schedule == "constant" else schedule, max_shift=max_shift,
-                         proposal=GradientShift(strength=1.0, max_shift=max_shift), chunk_size=chunk_size)
+                         proposal=DiffusionShift(max_shift=max_shift), chunk_size=chunk_size)
+
+
+@dataclass(frozen=True)
+class DiffusionShift(GradientShift):
+    """The shift of twisted diffusion, t' (1 - rho) ((1 - t)^2 / t) grad r_t, in units of v = (1 - t')^2 (1 - rho)."""
+
+    def share(self, step: BaseStep) -> float:
+        """Over v; nothing at t = 0, where the state is noise, which says nothing of the image."""
+        return step.end * ((1 - step.start) / (1 - step.end)) ** 2 / step.start if step.start else 0.0
 
 
 def constant(t: float) -> float:

@@ -45,19 +45,6 @@ def test_twisted_diffusion_is_exact() -> None:
     assert abs(float(ratio.mean()) - 1) < 4.5 * float(ratio.std()) / math.sqrt(len(ratio)) + 0.01
 
 
-def test_twisted_diffusion_shifts_twice_as_far_as_fmtt() -> None:
-    prior = gaussian((2,), std=0.4)
-    tilt = invflow.FunctionReward(lambda x: 0.1 * x[:, 0])
-    drawn = []
-    for factor, kind in ((1.0, TwistedDiffusion), (2.0, invflow.FMTT)):
-        reward = factor * tilt
-        options = {} if kind is TwistedDiffusion else {"look_ahead": "denoiser", "schedule": lambda t: 1.0}
-        solver = kind(prior, steps=6, resample_threshold=0.0, **options)
-        solver.base_steps = TwistedDiffusion(prior, steps=6).base_steps
-        drawn.append(solver.sample(reward, 16, generator=seeded()).samples)
-    torch.testing.assert_close(drawn[0], drawn[1])
-
-
 def test_ancestral_kernel_has_the_marginals_of_the_path() -> None:
     # ancestral sampling is exact where data are a single point
     prior = gaussian((2,), std=1e-3)

@@ -1,0 +1,69 @@
+"""Test images that no table has read before, named by their digests.
+
+The official test file of MNIST has 10,000 images, the first 300 of which come with the problems and have been looked
+at. A table takes others, in an order drawn once; ``fresh_images.txt`` lists those that it may take by their digests, so
+that anybody can tell which images a table has read, and no two runs read different ones by accident.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from invflow.datasets.sets import load_images
+from invflow_problems.samples import COUNTS, load_samples
+
+__all__ = ["LISTED", "digest", "fresh_images", "shuffled"]
+
+LISTED = Path(__file__).with_suffix(".txt")
+_SEED = 2026
+
+
+def digest(image: Tensor) -> str:
+    """SHA-256 of the bytes of an image in uint8."""
+    return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
+
+
+def shuffled(folder: Path, data: str = "mnist") -> Tensor:
+    """The test images of a folder in an order drawn once, without those that come with the problems.
+
+    Args:
+        folder: with the official files, as :func:`invflow.datasets.sets.load_images` reads them.
+        data: whose shipped samples are left out.
+
+    Returns:
+        ``(n, C, H, W)`` in uint8.
+    """
+    images = load_images(folder, split="test", dtype=torch.uint8)
+    seen = {digest((image * 255).round().to(torch.uint8)) for split in COUNTS for image in load_samples(data, split)[0]}
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(_SEED))
+    return torch.stack([images[k] for k in order if digest(images[k]) not in seen])
+
+
+def fresh_images(folder: Path, count: int, listed: Path = LISTED) -> Tensor:
+    """The first images of the list, found in a folder of the official files by their digests.
+
+    Args:
+        folder: as for :func:`shuffled`.
+        count: at most as many as are listed.
+        listed: a file with a digest in each line.
+
+    Returns:
+        ``(count, C, H, W)`` in [0, 1].
+
+    Raises:
+        ValueError: for more images than are listed, or where the folder does not hold one of them.
+    """
+    wanted = listed.read_text(encoding="utf-8").split()
+    if count > len(wanted):
+        raise ValueError(f"{listed.name} lists {len(wanted)} images, and {count} were asked for: add further ones with "
+                         "--list, which nobody has read yet, or ask for fewer")
+    found = {digest(image): image for image in load_images(folder, split="test", dtype=torch.uint8)}
+    missing = [name for name in wanted[:count] if name not in found]
+    if missing:
+        raise ValueError(f"{len(missing)} of {count} images are not among the test images of {str(folder)!r}, the "
+                         f"first with the digest {missing[0][:12]}...: pass the folder of the official files")
+    return torch.stack([found[name] for name in wanted[:count]]).float() / 255

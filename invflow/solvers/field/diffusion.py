@@ -1,0 +1,217 @@
+"""What the field's diffusion samplers share: their common settings, the noise levels, and images as the papers scale
+them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from invflow._core.watch import check_gradients
+from invflow.flowmap import FlowMap
+from invflow.solvers.field.rows import Rows, RowSampler, observed_forward
+
+__all__ = ["DiffusionSampler", "RangedSampler", "Scaled", "SharedSettings", "alpha_bars", "column", "evenly",
+           "require_positive"]
+
+#: steps of the diffusion that Ho, Jain and Abbeel (2020) train, of which these samplers visit some
+TRAINED_STEPS = 1000
+
+
+class SharedSettings(TypedDict, total=False):
+    """Settings of all diffusion samplers; see :class:`DiffusionSampler`."""
+
+    variant: str
+    value_range: tuple[float, float]
+    chunk_size: int | None
+
+
+class RangedSampler(RowSampler):
+    """A sampler made for images in a known range.
+
+    Args:
+        prior: a flow map trained with noise independent of the data, whose decoding is affine.
+        value_range: (low, high), what the method is to take for the range of images; leave it for images in [0, 1].
+        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples
+            do not depend on it beyond rounding.
+    """
+
+    def __init__(self, prior: FlowMap, *, value_range: tuple[float, float] = (0.0, 1.0),
+                 chunk_size: int | None = None) -> None:
+        super().__init__(prior, chunk_size)
+        low, high = (float(v) for v in value_range)
+        if not low < high:
+            raise ValueError(f"value_range={value_range}: pass (low, high) with low under high, as (0.0, 1.0)")
+        self.value_range = (low, high)
+
+    def _from_unit(self, x: Tensor) -> Tensor:
+        """Images of what deepinv made in [0, 1], one for each row: ``(n, 1, *image_shape)``."""
+        return (self.value_range[0] + (self.value_range[1] - self.value_range[0]) * x.double())[:, None]
+
+
+class DiffusionSampler(RangedSampler):
+    r"""A sampler that goes through the noise levels of a diffusion model, as its authors wrote it.
+
+    The papers' images x lie in [-1, 1], and so do the noise levels and step sizes here; ``value_range`` says which
+    images these are. Where deepinv's implementation is another method, ``variant="deepinv"`` runs deepinv's.
+
+    Args:
+        prior: a flow map trained with noise independent of the data, whose decoding is affine.
+        steps: noise levels.
+        variant: ``"paper"``, or ``"deepinv"`` for the form of deepinv 0.5, whose settings are in its own units.
+        value_range: (low, high) of images, which the method takes for its [-1, 1] (deepinv's for its [0, 1]).
+        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples
+            do not depend on it beyond rounding.
+
+    Raises:
+        TypeError, ValueError: for a prior or a setting that does not fit; in ``sample``, for an operator that the
+            method cannot take, with the solvers that can.
+    """
+
+    #: of the paper's form; None: as many as you like
+    most_steps: int | None = TRAINED_STEPS
+
+    def __init__(self, prior: FlowMap, steps: int, *, variant: str = "paper",
+                 value_range: tuple[float, float] = (0.0, 1.0), chunk_size: int | None = None) -> None:
+        super().__init__(prior, value_range=value_range, chunk_size=chunk_size)
+        if variant not in ("paper", "deepinv"):
+            raise ValueError(f"there is no variant {variant!r}: choose 'paper' or 'deepinv'")
+        most = math.inf if self.most_steps is None or variant == "deepinv" else self.most_steps
+        if not 2 <= steps <= most:
+            raise ValueError(f"steps={steps}: {type(self).__name__} takes at least 2 of them"
+                             + (f" and at most {most}" if most < math.inf else ""))
+        self.steps, self.variant = steps, variant
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show the shared settings in the signature of a class that passes them on as ``**shared``."""
+        super().__init_subclass__(**kwargs)
+        own = inspect.signature(cls.__init__)
+        if "shared" not in own.parameters:
+            return
+        passed = inspect.signature(DiffusionSampler.__init__).parameters
+        parameters = [p for p in own.parameters.values() if p.name != "shared"]
+        parameters += [passed[name] for name in SharedSettings.__annotations__]
+        cls.__init__.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+
+    def _only_deepinv(self, mend: str, **values: Any) -> None:
+        """Refuse settings of deepinv's form in the paper's, with what to pass."""
+        for name, value in values.items():
+            if value is not None and self.variant == "paper":
+                raise ValueError(f"{name}={value} is a setting of deepinv's form: {mend}, or pass variant='deepinv' "
+                                 "with it")
+
+    def _only_paper(self, **values: Any) -> None:
+        """Refuse settings of the paper's form in deepinv's."""
+        for name, value in values.items():
+            if value is not None and self.variant == "deepinv":
+                raise ValueError(f"{name}={value} is a setting of the paper's form, which variant='deepinv' has not: "
+                                 "leave one of them out")
+
+    def _run(self, rows: Rows) -> Tensor:
+        if self.variant == "deepinv":
+            return self._deepinv(rows)
+        scene = Scaled(self.prior, rows, self.value_range)
+        return scene.image(self._paper(scene))[:, None]
+
+    @abstractmethod
+    def _paper(self, scene: Scaled) -> Tensor:
+        """Images x in [-1, 1], ``(n, *image_shape)``, by the paper's algorithm."""
+
+    @abstractmethod
+    def _deepinv(self, rows: Rows) -> Tensor:
+        """Images ``(n, 1, *image_shape)`` by deepinv's."""
+
+
+class Scaled:
+    """Rows in the units of the papers: images x in [-1, 1], measured as y = A x + sigma noise.
+
+    Images of the library are mid + half x. Measurements are less what mid measures and divided by half, noise too. Of
+    an operator that is not linear, only the difference to the measurement is divided.
+
+    Args:
+        prior: with affine decoding.
+        rows: whose measurements.
+        value_range: (low, high) of images.
+
+    Attributes:
+        sigma: noise of the measurements in these units, ``(n,)``.
+    """
+
+    def __init__(self, prior: FlowMap, rows: Rows, value_range: tuple[float, float]) -> None:
+        self.prior, self.rows = prior, rows
+        self.half, self.mid = (value_range[1] - value_range[0]) / 2, (value_range[1] + value_range[0]) / 2
+        self.sigma = rows.likelihood.sigma.to(self.zeros()) / self.half
+
+    def zeros(self) -> Tensor:
+        """In the shape and type of x, ``(n, *image_shape)``."""
+        prior = self.prior
+        return torch.zeros(len(self.rows.likelihood.y), *prior.image_shape, device=prior.device, dtype=prior.dtype)
+
+    def image(self, x: Tensor) -> Tensor:
+        """Images of the library."""
+        return self.mid + self.half * x
+
+    def noise(self) -> Tensor:
+        """Fresh standard normal noise, ``(n, *image_shape)``."""
+        return self.rows.noise(self.zeros())
+
+    def denoise(self, x: Tensor, level: float) -> Tensor:
+        """Mean of the image given x, the image plus noise of standard deviation ``level``."""
+        prior = self.prior
+        assert prior.decode_affine is not None
+        t = 1 / (1 + level * self.half / abs(prior.decode_affine[0]))
+        found = prior.decode(prior.denoise(t * prior.encode(self.image(x)), t))
+        return (found - self.mid) / self.half
+
+    def tweedie(self, x: Tensor, bar: float) -> tuple[Tensor, Tensor]:
+        """The state of a variance-preserving diffusion as a leaf, and its denoised image, to be differentiated."""
+        check_gradients("guided diffusion")
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad():
+            return leaf, self.denoise(leaf / math.sqrt(bar), math.sqrt((1 - bar) / bar))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A x, of a linear operator."""
+        return observed_forward(self.rows.likelihood, x)
+
+    def adjoint(self, v: Tensor) -> Tensor:
+        """A^T v, of a linear operator."""
+        operator, observed = self.rows.likelihood.operator, self.rows.likelihood.operator.observed()
+        return operator.adjoint(v if observed is None else torch.where(observed, v, 0.0))
+
+    def residual(self, x: Tensor) -> Tensor:
+        """y - A x, zero where nothing was observed."""
+        likelihood = self.rows.likelihood
+        observed = likelihood.operator.observed()
+        missed = (likelihood.y.to(x) - likelihood.operator(self.image(x))) / self.half
+        return missed if observed is None else torch.where(observed, missed, 0.0)
+
+
+@functools.cache
+def alpha_bars() -> tuple[float, ...]:
+    """Share of the image's variance at each of 1,000 steps, for noise that grows evenly from 1e-4 to 0.02 a step."""
+    betas = torch.linspace(1e-4, 0.02, TRAINED_STEPS, dtype=torch.float64)
+    return tuple((1 - betas).cumprod(0).tolist())
+
+
+def evenly(steps: int) -> Sequence[float]:
+    """``alpha_bars`` at ``steps`` times k 1000 / steps from 0 on, as of DDIM: the last is short of 1,000."""
+    return [alpha_bars()[k * TRAINED_STEPS // steps] for k in range(steps)]
+
+
+def column(values: Tensor, like: Tensor) -> Tensor:
+    """``(n,)`` in a shape that multiplies ``(n, ...)``."""
+    return values.to(like).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def require_positive(**values: float) -> None:
+    """Raise for a setting that is not over 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name}={value} must be over 0")
