@@ -218,29 +218,46 @@ class Metric:
         title: of its column.
         better: ``"low"``, ``"high"``, a value that is best, or None where neither is better.
         note: one line of explanation.
+        group: of columns, ``"quality"`` or ``"honesty"``.
+        needs: what a comparison must have for this column.
     """
 
     title: str
     better: str | float | None
     note: str
+    group: str = "quality"
+    needs: str = ""
 
 METRICS: dict[str, Metric] = {
-    "crps": Metric("CRPS", "low", "continuous ranked probability score of each pixel, fair, mean over pixels"),
-    "energy": Metric("energy score", "low", "energy score of the image, fair, Euclidean norm"),
-    "coverage": Metric("90% coverage", LEVEL, "share of the truth's pixels in the central 90% interval; none under 19 "
-                       "effective samples"),
-    "psnr": Metric("PSNR of mean", "high", "peak signal-to-noise ratio of the posterior mean, dB"),
-    "psnr_sample": Metric("PSNR of samples", "high", "mean over samples of their own peak signal-to-noise ratio, dB"),
-    "ssim": Metric("SSIM of mean", "high", "structural similarity of the posterior mean"),
-    "rmse": Metric("RMSE of mean", "low", "root mean squared error of the posterior mean"),
-    "residual": Metric("residual", 1.0, "root mean square of (y - A x) / sigma over samples; 1 for the truth"),
-    "nlpd": Metric("NLPD", "low", "negative log predictive density of a second measurement, nats"),
-    "spread": Metric("spread", None, "root mean square over pixels of the posterior standard deviation"),
-    "sliced_wasserstein": Metric("sliced W1", "low", "sliced Wasserstein distance to exact posterior draws"),
-    "reward": Metric("reward", None, "weighted mean of the reward"),
-    "ess": Metric("ESS", None, "effective sample size of the weights, in samples"),
-    "k_hat": Metric("k-hat", None, "Pareto tail index of the weights; beyond 0.7 they cannot be trusted"),
-    "frechet": Metric("Frechet", "low", "Frechet distance to real images in features of a small classifier"),
+    "crps": Metric("CRPS", "low", "continuous ranked probability score of each pixel, fair, mean over pixels",
+                   needs="known truths and at least two samples"),
+    "energy": Metric("energy score", "low", "energy score of the image, fair, Euclidean norm",
+                     needs="known truths and at least two samples"),
+    "psnr": Metric("PSNR of mean", "high", "peak signal-to-noise ratio of the posterior mean, dB",
+                   needs="known truths that are images"),
+    "psnr_sample": Metric("PSNR of samples", "high", "mean over samples of their own peak signal-to-noise ratio, dB",
+                          needs="known truths that are images"),
+    "ssim": Metric("SSIM of mean", "high", "structural similarity of the posterior mean",
+                   needs="known truths that are images of at least 11 x 11 pixels"),
+    "rmse": Metric("RMSE of mean", "low", "root mean square error of the posterior mean",
+                   needs="known truths that are not images (images have PSNR)"),
+    "nlpd": Metric("NLPD", "low", "negative log predictive density of a second measurement, nats",
+                   needs="a measurement of known truths"),
+    "sliced_wasserstein": Metric("sliced W1", "low", "sliced Wasserstein distance to exact posterior draws",
+                                 needs="a problem whose exact posterior is known"),
+    "frechet": Metric("Frechet", "low", "Frechet distance to real images in features of a small classifier; it has no "
+                      "paired errors, so that no solver is in bold", needs="a prior with a shipped classifier"),
+    "reward": Metric("reward", None, "weighted mean of the reward", needs="a problem that tilts its prior by a reward"),
+    "coverage": Metric("90% coverage", LEVEL, "share of the truth's pixels in the central 90% interval", "honesty",
+                       needs="known truths, at least 19 effective samples, and more than one image as the answer"),
+    "residual": Metric("residual", 1.0, "root mean square of (y - A x) / sigma over samples; 1 for the truth",
+                       "honesty", needs="a measurement with Gaussian noise"),
+    "spread": Metric("spread", None, "root mean square over pixels of the posterior standard deviation", "honesty",
+                     needs="at least two samples, and more than one image as the answer"),
+    "ess": Metric("ESS", None, "effective sample size of the weights, in samples", "honesty",
+                  needs="a solver with weights"),
+    "k_hat": Metric("k-hat", None, "Pareto tail index of the weights; beyond 0.7 they cannot be trusted", "honesty",
+                    needs="a solver with weights that estimates it"),
 }
 
 

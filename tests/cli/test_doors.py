@@ -402,3 +402,41 @@ def test_labels_are_text_in_every_table(tmp_path: Path) -> None:
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
     assert any(line.startswith("| a\\|b |") for line in table)
     assert any(line.startswith("| a b |") for line in table)
+
+
+# -- a prior and a solver of one's own -----------------------------------------------------------------------------
+
+
+def test_compare_takes_a_prior_and_solvers_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_parts.py").write_text("""
+import torch, invflow
+
+def prior():
+    return invflow.GaussianMixtureFlow(torch.tensor([[0.0, 0.0], [2.0, 1.0]]), std=0.5)
+
+class Guess(invflow.Solver):
+    def __init__(self, prior, *, scale: float = 1.0):
+        self.prior, self.scale = prior, scale
+    def _sample(self, reward, n, generator, progress):
+        count = reward.num_observations
+        x = self.prior.generate(count * n, generator=generator).unflatten(0, (count, n))
+        return invflow.Posterior(self.scale * x)
+
+def of_the_problem(problem):
+    return problem.exact_posterior()
+""", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_parts", raising=False)
+    own = ["--prior", "own_parts:prior", "--observations", 6, "--samples", 24]
+    run("compare", "gaussian/linear", "--solver", "guess=own_parts:Guess", "--solver", "own_parts:Guess:scale=0.5",
+        "--solver", "exact=own_parts:of_the_problem", *own, "--output", "out")
+    found = invflow.Comparison.load("out")
+    assert list(found.solvers) == ["guess", "own_parts:Guess:scale=0.5", "exact"]
+    assert found.failures["gaussian/linear"] == {}
+    assert found.descriptions["gaussian/linear"]["prior"] == "own_parts:prior"
+    assert found.leaders("gaussian/linear", "sliced_wasserstein")[-1] == "exact"
+    run("solve", "gaussian/linear", "--solver", "own_parts:Guess", "--samples", 4, "--set", "scale=2", "--output", "a")
+    for wrong, words in (("own_parts:torch", "is a module: expected a class of solvers"),
+                         ("nowhere:Guess", "No module named 'nowhere'; pass package.module:name"),
+                         ("fmtt:steps", "takes NAME=VALUE")):
+        assert words in refuse("compare", "gaussian/linear", "--solver", wrong, "--output", "none")

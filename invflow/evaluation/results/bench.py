@@ -127,6 +127,10 @@ class Bench:
         rows = slice(task.start - stage.start, task.stop - stage.start)
         return None if truth is None else truth[rows], reward.select(rows)
 
+    def first_reward(self, name: str) -> Any:
+        """The reward of the observations of a problem that come first."""
+        return self._observations(name, self.stages[name][0])[1]
+
     def _observations(self, name: str, stage: Stage) -> tuple[Tensor | None, Any]:
         if (name, stage) not in self._simulated:
             s, problem = self.settings, self.problems[name]
