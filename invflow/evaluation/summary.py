@@ -72,7 +72,8 @@ def summarise(posterior: Posterior, likelihood: Reward | None = None,
         of the posterior mean (``rmse`` where images are no pictures), ``crps`` of the samples, mean over
         pixels, ``residual``, root mean square over samples and observed entries in units of sigma, ``std``,
         root mean square of the posterior standard deviation, ``ess`` in particles. What does not apply is
-        left out. Besides, ``calls_per_sample``, ``seconds``, the numbers of ``observations`` and ``samples``.
+        left out. Besides, ``standard_error``, those of the means (none of one observation), ``calls_per_sample``,
+        ``seconds``, the numbers of ``observations`` and ``samples``.
     """
     columns: dict[str, Tensor] = {}
     if truth is not None:
@@ -124,6 +125,8 @@ def _summary(columns: dict[str, Tensor], posterior: Posterior) -> dict[str, Any]
     return {
         "per_observation": {key: value.tolist() for key, value in columns.items()},
         "mean": {key: float(value.double().mean()) for key, value in columns.items()},
+        "standard_error": {key: float(value.double().std() / math.sqrt(len(value))) for key, value in columns.items()
+                           if len(value) > 1},
         "calls_per_sample": {"forward": posterior.nfe.forward, "backward": posterior.nfe.backward},
         "seconds": posterior.seconds,
         "observations": len(posterior),
@@ -157,7 +160,8 @@ def format_table(summary: dict[str, Any], rows: int = 8) -> str:
 
     Args:
         summary: from :func:`summarise`.
-        rows: observations listed, at most; the last line is the mean over all of them.
+        rows: observations listed, at most; the last lines are the mean over all of them and its
+            standard error.
 
     Returns:
         A few lines without a final line break.
@@ -178,6 +182,8 @@ def format_table(summary: dict[str, Any], rows: int = 8) -> str:
     if count > rows:
         cells.append(row("...", {}))
     cells.append(row(("mean" if count > 1 else "1") + (f" {_MARK}" if collapsed else ""), summary["mean"]))
+    if summary.get("standard_error"):
+        cells.append(row("standard error", summary["standard_error"]))
     if expected:
         cells.append(row("exact", expected))
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -440,3 +441,15 @@ def of_the_problem(problem):
                          ("nowhere:Guess", "No module named 'nowhere'; pass package.module:name"),
                          ("fmtt:steps", "takes NAME=VALUE")):
         assert words in refuse("compare", "gaussian/linear", "--solver", wrong, "--output", "none")
+
+
+def test_few_numbers_get_many_samples_and_means_their_errors(tmp_path: Path) -> None:
+    output, _ = run("solve", "gaussian/linear", "--solver", "exact", "--observations", 3, "--output", tmp_path)
+    assert "1024 samples for each observation" in output
+    found = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    for name, values in found["per_observation"].items():
+        assert found["standard_error"][name] == pytest.approx(np.std(values, ddof=1) / 3**0.5)
+    row = next(line for line in output.splitlines() if line.startswith("standard error"))
+    assert row.split()[2:4] == [f"{found['standard_error']['rmse']:.3f}", f"{found['standard_error']['crps']:.4f}"]
+    output, _ = run("solve", "gaussian/linear", "--solver", "exact", "--observations", 1, "--output", tmp_path)
+    assert "standard error" not in output  # of a single one there is none
