@@ -95,6 +95,9 @@ def solve(
     elif problem is None:
         raise ValueError("pass a problem, such as mnist/box-inpainting, or --image FILE --operator NAME; "
                          "invflow list shows what there is")
+    elif Path(problem).is_file():
+        raise ValueError(f"{problem} is a file, not a problem: pass --image {problem} --operator NAME, or "
+                         f"invflow restore {problem}")
     else:
         for option, value in own.items():
             if value is not None:

@@ -151,7 +151,7 @@ def _residual(posterior: Posterior, likelihood: GaussianLikelihood) -> Tensor:
     square = torch.zeros(len(posterior), dtype=posterior.samples.dtype, device=posterior.samples.device)
     pieces = zip(posterior.samples.split(256, dim=1), posterior.weights.split(256, dim=1), strict=True)
     for samples, weights in pieces:
-        square += (likelihood.residual(samples) * weights).sum(1)
+        square += (likelihood.chi_square(samples) * weights).sum(1)
     return square.sqrt()
 
 
@@ -290,7 +290,7 @@ def judge(posterior: Posterior, reward: Reward, truth: Tensor | None, problem: P
     if truth is not None:
         found |= _against_truth(posterior, truth.to(samples), log_weights, generator)
     if isinstance(reward, GaussianLikelihood):
-        residual = torch.cat([reward.residual(part) for part in samples.split(256, dim=1)], dim=1)
+        residual = torch.cat([reward.chi_square(part) for part in samples.split(256, dim=1)], dim=1)
         found["residual"] = (residual * posterior.weights).sum(1).sqrt()
     if isinstance(reward, Likelihood) and truth is not None:
         second: Any = reward.select(slice(None))

@@ -271,7 +271,7 @@ class VFM(Solver):
         like = None if stand_in else adapter.inside_traits(name, likelihood.operator)
         like = None if like is None else like.expand(len(images))
         residual = misfit.view(len(images), -1).mean(1).sqrt()
-        of_mean = likelihood.residual(images.mean(1, keepdim=True))[:, 0].sqrt()
+        of_mean = likelihood.chi_square(images.mean(1, keepdim=True))[:, 0].sqrt()
         found = {"residual": residual, "residual_of_mean": of_mean,
                  "verdict": sentence(residual, level, like, stand_in, moved)}
         known = [rows.to(residual.device) for rows in (level, like) if rows is not None]

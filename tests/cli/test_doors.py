@@ -453,3 +453,10 @@ def test_few_numbers_get_many_samples_and_means_their_errors(tmp_path: Path) -> 
     assert row.split()[2:4] == [f"{found['standard_error']['rmse']:.3f}", f"{found['standard_error']['crps']:.4f}"]
     output, _ = run("solve", "gaussian/linear", "--solver", "exact", "--observations", 1, "--output", tmp_path)
     assert "standard error" not in output  # of a single one there is none
+
+
+def test_a_file_is_no_problem(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    words = refuse("solve", tmp_path / "photo.jpg")
+    assert "is a file, not a problem" in words
+    assert f"invflow restore {tmp_path / 'photo.jpg'}" in words

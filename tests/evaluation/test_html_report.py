@@ -364,3 +364,10 @@ def test_command_line_writes_the_report(tmp_path: Path) -> None:
         if row["mean"] is not None and not math.isnan(row["mean"]) and row["metric"] not in ("seconds", "memory"):
             assert float(shown[row["problem"], row["solver"], row["metric"]][0]["data-value"]) == row["mean"]
     assert len([own for own, _ in page.find("svg") if str(own["aria-label"]).startswith("8 samples")]) == 3 * 2
+
+
+def test_no_coverage_is_shown_of_intervals_that_cannot_have_their_level() -> None:
+    few = invflow.compare("gaussian/linear", ["exact"], num_observations=2, num_samples=18)
+    enough = invflow.compare("gaussian/linear", ["exact"], num_observations=2, num_samples=19)
+    assert "covered" not in few.examples("gaussian/linear", "exact")
+    assert "covered" in enough.examples("gaussian/linear", "exact")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from invflow._core.identity import identity
 from invflow._core.records import versions
+from invflow._core.weighted import least_samples
 from invflow.evaluation.results.measure import PeakMemory, time_limit
 from invflow.evaluation.results.parts import Part, Stage, Task, derive_seed
 from invflow.evaluation.summary import LEVEL, features_of, judge
@@ -238,7 +239,9 @@ def _gallery(posterior: Posterior, reward: Reward, truth: Tensor | None, count: 
             kept["observed"] = observed.expand(len(y), *y.shape[1:])[:count]
     if truth is not None:
         kept["truth"] = truth[:count].to(first.samples)
-        if first.num_samples > 1 and not first.diagnostics.get("point_estimate", False):
+        effective = first.ess()  # fewer than the interval takes have a narrower one
+        fewest = first.num_samples if effective is None else float(effective.min())
+        if fewest >= least_samples(LEVEL) and not first.diagnostics.get("point_estimate", False):
             low, high = first.interval(LEVEL)
             kept["covered"] = (low <= kept["truth"]) & (kept["truth"] <= high)
     return kept
