@@ -252,7 +252,7 @@ PICTURES: dict[str, Callable[[], Any]] = {
     # one for each page on solvers
     "exact": lambda: plane("exact"), "fmtt": lambda: plane("fmtt", "tds"),
     "noise-smc": lambda: plane("noise-smc"), "noise-rto": lambda: plane("noise-rto"),
-    "existing": lambda: plane("dps", "pigdm", "moment-matching", "diffpir", "ddrm", "pnp-flow", "flower", steps=50),
+    "existing": lambda: plane("dps", "pigdm", "moment-matching", "ddrm", "pnp-flow", "flower", steps=50),
     "search": lambda: plane("best-of-n", "beam", "top-k", budget=800), "vfm": lambda: digits("box-inpainting", "vfm"),
     "lmmse": lambda: digits("super-resolution", "lmmse"),
     "baselines": lambda: digits("super-resolution", "bicubic", "wiener", "tv"),
