@@ -10,6 +10,7 @@ import argparse
 import io
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 import invflow
+from invflow.registry import solver_by_name
 
 FOLDER = Path(__file__).resolve().parent / "gallery"
 TASKS = ("denoising", "random-inpainting", "box-inpainting", "super-resolution", "gaussian-blur", "motion-blur")
@@ -154,6 +156,58 @@ def overconfident() -> Any:
     return invflow.calibrate(solver, problem, num_simulations=300, generator=generator()).plot()
 
 
+def plane(*names: str, **settings: Any) -> Any:
+    """Solvers on five Gaussians in the plane, with x + y/2 observed: samples over draws of the exact posterior."""
+    problem = invflow.load_problem("gaussian/linear")
+    _, likelihood = problem.simulate(1, generator=generator(3))
+    exact = problem.exact_posterior().sample(likelihood, 2000, generator=generator(1)).samples[0]
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    figure, axes = plt.subplots(lines, columns, squeeze=False, sharex=True, sharey=True, layout="constrained",
+                                figsize=(3 * columns, 2.4 * lines))
+    for place in axes.flat[len(names):]:
+        place.set_axis_off()
+    for place, name in zip(axes.flat, names):
+        solver = solver_by_name(name, problem, **settings)
+        posterior = solver.sample(likelihood, 256, generator=generator())
+        posterior = posterior.resample(256, generator=generator()) if posterior.weighted else posterior
+        place.scatter(*exact.T.tolist(), s=5, color="0.8", linewidths=0, label="exact posterior")
+        place.scatter(*posterior.samples[0].T.tolist(), s=7, color="#3b4cc0", linewidths=0, label="samples")
+        calls = posterior.nfe.forward + posterior.nfe.backward
+        place.set_title(f"{name}, {calls:.0f} calls", fontsize=9)
+    middle, half = exact.mean(0), 1.2 * float((exact - exact.mean(0)).abs().max())
+    axes[0, 0].set_xlim(float(middle[0]) - half, float(middle[0]) + half)
+    axes[0, 0].set_ylim(float(middle[1]) - half, float(middle[1]) + half)
+    axes[0, 0].legend(fontsize=7, frameon=False, loc="lower left")
+    return figure
+
+
+def digits(task: str, *names: str) -> Any:
+    """The fourth test digit: samples, mean and standard deviation of solvers."""
+    problem = invflow.load_problem(f"mnist/{task}")
+    truth, likelihood = problem.simulate(4, generator=generator(), shuffle=False)
+    rows = {}
+    for name in names:
+        posterior = solver_by_name(name, problem).sample(likelihood.select([3]), 64, generator=generator())
+        std = posterior.std()[0]
+        rows[name] = [truth[3], likelihood.operator.embed(likelihood.y)[3], *posterior.samples[0, :4],
+                      posterior.mean()[0], std / max(float(std.max()), 0.01)]
+    return tiles(rows, ["truth", "observation", *(["sample"] * 4), "mean", "standard deviation"])
+
+
+def pareto() -> Any:
+    """The plot of a comparison: the distance from the exact posterior against the network calls of a sample."""
+    solvers = {"exact": "exact", "noise-smc": "noise-smc", "noise-rto": "noise-rto",
+               **{f"fmtt:steps={n}": partial(_steps, "fmtt", n) for n in (4, 8)},
+               **{f"dps:steps={n}": partial(_steps, "dps", n) for n in (20, 60)}}
+    found = invflow.compare("gaussian/linear", solvers, num_observations=8, num_samples=128)
+    return found.plot("sliced_wasserstein")
+
+
+def _steps(name: str, steps: int, problem: invflow.Problem) -> invflow.Solver:
+    return solver_by_name(name, problem, steps=steps)
+
+
 def samples_gif() -> list[Any]:
     """Frames: a digit and a photograph, each with a hole, and one posterior sample after the other."""
     from PIL import Image, ImageDraw
@@ -194,7 +248,14 @@ def samples_gif() -> list[Any]:
 PICTURES: dict[str, Callable[[], Any]] = {
     "six-problems": lambda: six_problems("mnist"), "six-problems-fashion": lambda: six_problems("fashion-mnist"),
     "solvers": solvers, "photographs": photographs, "prior-steps": prior_steps, "half-plane": half_plane,
-    "overconfident": overconfident, "samples": samples_gif,
+    "overconfident": overconfident, "samples": samples_gif, "pareto": pareto,
+    # one for each page on solvers
+    "exact": lambda: plane("exact"), "fmtt": lambda: plane("fmtt", "tds"),
+    "noise-smc": lambda: plane("noise-smc"), "noise-rto": lambda: plane("noise-rto"),
+    "existing": lambda: plane("dps", "pigdm", "moment-matching", "ddrm", "pnp-flow", "flower", steps=50),
+    "search": lambda: plane("best-of-n", "beam", "top-k", budget=800), "vfm": lambda: digits("box-inpainting", "vfm"),
+    "lmmse": lambda: digits("super-resolution", "lmmse"),
+    "baselines": lambda: digits("super-resolution", "bicubic", "wiener", "tv"),
 }
 COLOURFUL = ("photographs", "prior-steps")
 

@@ -133,7 +133,8 @@ class Likelihood(Reward):
     def __init__(self, operator: Operator, y: Tensor) -> None:
         if not isinstance(operator, Operator):
             built = f"pass {operator.__name__}(image_shape)" if isinstance(operator, type) else "pass an Operator"
-            raise TypeError(f"the operator of a likelihood is {operator!r:.80}: {built}, as in "
+            found = f"a tensor of shape {tuple(operator.shape)}" if isinstance(operator, Tensor) else repr(operator)
+            raise TypeError(f"the operator of a likelihood is {found:.80}: {built}, as in "
                             "invflow.GaussianLikelihood(operator, y, sigma=0.05)")
         settle(operator)  # with dropout or BatchNorm in it, one image would be measured as many
         self.operator = operator
@@ -336,10 +337,11 @@ class GaussianLikelihood(Likelihood):
         """The measurement without noise plus Gaussian noise."""
         return clean + self._level("sigma", clean) * draw_noise(tuple(clean.shape), generator).to(clean)
 
-    def residual(self, x: Tensor) -> Tensor:
-        """Mean squared residual in units of sigma^2, over the observed entries; near 1 for a good sample.
+    def chi_square(self, x: Tensor) -> Tensor:
+        """Chi-square per value: the mean of ((y - A x) / sigma)^2 over the observed entries; near 1 for a good sample.
 
-        Without noise (sigma 0) the unit is that of rounding to 8 bits.
+        Its root is what tables call the residual: a root mean square, in units of sigma. Without noise (sigma 0) the
+        unit is that of rounding to 8 bits.
 
         Args:
             x: ``(B, N, *image_shape)``.
@@ -355,6 +357,10 @@ class GaussianLikelihood(Likelihood):
         scaled = (self.y[:, None].to(clean.dtype) - clean) / torch.where(sigma > 0, sigma, ROUNDING)
         count = self.count_observed()[:, None].to(clean.dtype)
         return self._sum_observed(scaled.square()) / count.clamp(min=1)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """The former name of :meth:`chi_square`; ``(B, N)``."""
+        return self.chi_square(x)
 
 
 class PoissonLikelihood(Likelihood):

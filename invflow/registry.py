@@ -15,6 +15,8 @@ from invflow.problem import Problem
 from invflow.solver import Solver
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     Source: TypeAlias = Problem | FlowMap | str | os.PathLike[str]
 
 __all__ = ["find_solver", "list_solvers", "solver_by_name"]
@@ -36,9 +38,20 @@ def list_solvers() -> dict[str, SolverEntry]:
 def find_solver(name: str) -> SolverEntry:
     """A solver's entry by its name.
 
+    Args:
+        name: a key of :func:`list_solvers`; or ``package.module:Name``, a class of solvers, or a function that builds
+            one, of a module that is installed or in the current folder.
+
     Raises:
-        ValueError: for an unknown name, with the nearest known one.
+        ValueError: for an unknown name, with the nearest known one; for a module that cannot be imported.
+        TypeError: for what is neither a class nor a function.
     """
+    if plugins.is_reference(name):
+        offered = plugins.refer(name)
+        if not callable(offered) or isinstance(offered, Solver):
+            raise TypeError(f"{name!r} is a {type(offered).__name__}: expected a class of solvers, or a function that "
+                            "builds one, such as package.module:MySolver")
+        return _entry(name, offered)
     known = list_solvers()
     if not known:
         raise ValueError(f"no solver is registered under {GROUP!r}: install the package, pip install -e .")
@@ -54,14 +67,16 @@ def _name_of(attribute: str, offered: SolverEntry | type) -> str | None:
     return plugins.kebab(attribute) if issubclass(offered, Solver) else None
 
 
-def _entry(name: str, offered: SolverEntry | type) -> SolverEntry:
-    """The entry of a class: its first parameter is the prior, if it must be given or is called so."""
+def _entry(name: str, offered: SolverEntry | Callable[..., Any]) -> SolverEntry:
+    """The entry of a class: its first parameter is the prior, or the problem, if it must be given or is called so."""
     if isinstance(offered, SolverEntry):
         return offered
     words = (inspect.getdoc(offered) or "").split("\n")[0].replace("``", "")
     first = next(iter(inspect.signature(offered).parameters.values()), None)
     takes = first is not None and first.kind in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD) and (
         first.default is first.empty or first.name == "prior")
+    if first is not None and first.name == "problem":
+        return SolverEntry(name, words, offered, "source")
     return SolverEntry(name, words, offered, "prior" if takes else "nothing")
 
 
@@ -97,7 +112,7 @@ def solver_by_name(name: str, source: Source, **settings: Any) -> Solver:
     """Build a solver by its name.
 
     Args:
-        name: a key of :func:`list_solvers`, such as ``"vfm"``.
+        name: what :func:`find_solver` takes, such as ``"vfm"`` or ``"package.module:MySolver"``.
         source: the problem to solve, or the prior: its name, its folder, or the flow map itself.
         **settings: of the solver, such as ``steps=4``.
 

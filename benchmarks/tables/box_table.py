@@ -116,7 +116,7 @@ def measure(images: Tensor, truth: Tensor, likelihood: GaussianLikelihood, hidde
     inside = images[..., hidden]
     error = (inside.mean(1) - truth[..., hidden]).square().flatten(1).mean(1)
     spread = inside.var(1).flatten(1).mean(1).sqrt()
-    residual = likelihood.residual(images).mean(1)
+    residual = likelihood.chi_square(images).mean(1)
     return [{"residual": float(r), "std": float(s), "error": float(e)} for r, s, e in zip(residual, spread, error)]
 
 

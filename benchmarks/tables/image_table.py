@@ -56,7 +56,7 @@ def judge(posterior: Posterior, likelihood: GaussianLikelihood, truth: Tensor) -
         "psnr": psnr(posterior.mean(), truth),
         "crps": crps(posterior.samples, truth, log_weights).flatten(1).mean(dim=1),
         "coverage": coverage(posterior.samples, truth, 0.9, log_weights).flatten(1).mean(dim=1),
-        "residual": (likelihood.residual(posterior.samples) * posterior.weights).sum(dim=1).sqrt(),
+        "residual": (likelihood.chi_square(posterior.samples) * posterior.weights).sum(dim=1).sqrt(),
         "spread": (spread.square() * quiet).sum(dim=1).div(quiet.sum(dim=1).clamp(min=1)).sqrt(),
     }
     return found if ess is None else {**found, "ess": ess}

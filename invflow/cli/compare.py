@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +22,8 @@ __all__ = ["compare", "parse_solver"]
 def compare(
     problems: Annotated[list[str], typer.Argument(help="Problems, such as mnist/box-inpainting gaussian/linear.")],
     solver: Annotated[list[str] | None, typer.Option(
-        "--solver", help="A solver, such as vfm, or vfm:steps=4, or label=vfm:steps=4; repeat it for several.")] = None,
+        "--solver", help="A solver, such as vfm, vfm:steps=4, label=vfm:steps=4, or one of your own, "
+                         "label=package.module:Class; repeat it for several.")] = None,
     prior: Annotated[str | None, typer.Option(help=PRIOR_HELP)] = None,
     observations: Annotated[int, typer.Option(min=1, help="Observations of each problem.")] = 32,
     samples: Annotated[int, typer.Option(min=1, help="Posterior samples for each observation.")] = 64,
@@ -72,7 +74,7 @@ def compare(
 
 
 def parse_solver(text: str) -> tuple[str, Any]:
-    """A solver as it is typed: ``[label=]name[:setting=value,...]``.
+    """A solver as it is typed: ``[label=]name[:setting=value,...]``; the name may be ``package.module:Name``.
 
     Returns:
         The label, and a function of a problem that builds the solver.
@@ -81,15 +83,19 @@ def parse_solver(text: str) -> tuple[str, Any]:
         ValueError: for an unknown name, or a setting without a value.
     """
     from invflow.cli.options import parse_settings
-    from invflow.registry import find_solver, solver_by_name
+    from invflow.registry import find_solver, list_solvers, solver_by_name
 
-    head, _, tail = text.partition(":")
-    label, equals, name = head.partition("=")
-    name = name if equals else head
+    label, equals, rest = text.partition("=")
+    if not equals or ":" in label:  # a setting's
+        label, rest = "", text
+    name, _, tail = rest.partition(":")
+    reference = re.match(r"[\w.]+:[A-Za-z_][\w.]*(?=:|$)", rest)
+    if reference is not None and name not in list_solvers():
+        name, tail = reference[0], rest[reference.end() + 1:]
     find_solver(name)
     settings = parse_settings(None, [pair for pair in tail.split(",") if pair])
 
     def build(problem: Problem) -> Solver:
         return solver_by_name(name, problem, **settings)
 
-    return label if equals else text, build
+    return label or text, build

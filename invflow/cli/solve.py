@@ -54,7 +54,8 @@ def solve(
     solver: Annotated[str | None, typer.Option(
         help="See invflow list solvers [default: vfm; fmtt where a reward tilts the prior].")] = None,
     samples: Annotated[int | None, typer.Option(
-        min=1, help="Posterior samples for each observation [default: 64; 16 of an image over 128 x 128].")] = None,
+        min=1, help="Posterior samples for each observation [default: 64; 16 of an image over "
+                    "128 x 128; 1024 of up to 16 numbers].")] = None,
     observations: Annotated[int | None, typer.Option(
         min=1, help="Observations of the problem, from the first test image [default: 4].")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="The solver's steps [default: its own].")] = None,
@@ -99,6 +100,9 @@ def solve(
     elif problem is None:
         raise ValueError("pass a problem, such as mnist/box-inpainting, or --image FILE --operator NAME; "
                          "invflow list shows what there is")
+    elif Path(problem).is_file():
+        raise ValueError(f"{problem} is a file, not a problem: pass --image {problem} --operator NAME, or "
+                         f"invflow restore {problem}")
     else:
         for option, value in own.items():
             if value is not None:
@@ -146,6 +150,8 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
     if samples is None:
         shape = likelihood.operator.image_shape if own is not None else ()
         samples = 16 if math.prod(shape[1:]) > 128**2 else 64
+        if posed is not None and math.prod(posed.image_shape) <= 16:
+            samples = 1024  # a few numbers each: they cost nothing
     check_writable(output)
     posterior = solver.sample(likelihood, samples, generator=generator, progress=True)
     if own is not None:

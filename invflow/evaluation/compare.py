@@ -13,6 +13,7 @@ import torch
 from invflow._core.files import alone_in, check_writable
 from invflow.evaluation.comparison import Comparison
 from invflow.evaluation.results.bench import Bench
+from invflow.evaluation.results.description import describe
 from invflow.evaluation.results.measure import check_timeout
 from invflow.evaluation.results.parts import Part, Stage, Task, plan, read_part, read_stages, write_part
 from invflow.evaluation.results.results import gather
@@ -108,6 +109,7 @@ def compare(problems: Problem | str | Sequence[Problem | str],
         comparison = gather(Comparison, parts, posed, {"num_observations": num_observations, **settings,
                                                        "part_size": part_size, "processes": processes},
                             {solver: bench.described(solver) for solver in sources})
+        comparison.descriptions = {name: describe(problem, bench.first_reward(name)) for name, problem in posed.items()}
         if folder is not None and process == 0:
             comparison.save(folder)
     return comparison

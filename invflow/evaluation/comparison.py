@@ -31,7 +31,7 @@ class Comparison(Results):
     """What :func:`invflow.compare` found: numbers (:class:`~invflow.evaluation.results.results.Results`), shown."""
 
     def to_markdown(self, metrics: list[str] | None = None) -> str:
-        """A table for each problem: means with standard errors, the best in bold, and what it cost.
+        """A table for each problem: means with standard errors, the leaders in bold, and what it cost.
 
         Args:
             metrics: columns; all by default.
@@ -66,7 +66,7 @@ class Comparison(Results):
             before = None
         record = {"settings": self.settings, "solvers": self.solvers, "seeds": self.seeds, "versions": self.versions,
                   "values": self.values, "sets": self.sets, "costs": self.costs, "failures": self.failures,
-                  "missing": self.missing}
+                  "missing": self.missing, "descriptions": self.descriptions}
         page = place / _PAGE
         if write_record(place / _RECORD, _KINDS[0], record) != before:
             page.unlink(missing_ok=True)
@@ -106,7 +106,8 @@ class Comparison(Results):
             sets = {p: {s: {m: (v[0], v[1]) for m, v in row.items()} for s, row in table.items()}
                     for p, table in found["sets"].items()}
             read = cls(found["values"], sets, found["costs"], found["failures"], found["settings"], found["solvers"],
-                       found["seeds"], found["versions"], Path(folder), missing=found.get("missing", {}))
+                       found["seeds"], found["versions"], Path(folder), missing=found.get("missing", {}),
+                       descriptions=found.get("descriptions", {}))
             read.to_markdown()  # which takes every number
         except Exception as error:  # what a table of something else fails with is any error
             raise ValueError(f"{path} holds no comparison that can be read: {error!r}") from error

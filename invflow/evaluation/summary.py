@@ -84,7 +84,8 @@ def summarise(posterior: Posterior, likelihood: Reward | None = None,
         of the posterior mean (``rmse`` where images are no pictures), ``crps`` of the samples, mean over
         pixels, ``residual``, root mean square over samples and observed entries in units of sigma, ``std``,
         root mean square of the posterior standard deviation, ``ess`` in particles. What does not apply is
-        left out. Besides, ``calls_per_sample``, ``seconds``, the numbers of ``observations`` and ``samples``.
+        left out. Besides, ``standard_error``, those of the means (none of one observation), ``calls_per_sample``,
+        ``seconds``, the numbers of ``observations`` and ``samples``.
     """
     columns: dict[str, Tensor] = {}
     if truth is not None:
@@ -136,6 +137,8 @@ def _summary(columns: dict[str, Tensor], posterior: Posterior) -> dict[str, Any]
     return {
         "per_observation": {key: value.tolist() for key, value in columns.items()},
         "mean": {key: float(value.double().mean()) for key, value in columns.items()},
+        "standard_error": {key: float(value.double().std() / math.sqrt(len(value))) for key, value in columns.items()
+                           if len(value) > 1},
         "calls_per_sample": {"forward": posterior.nfe.forward, "backward": posterior.nfe.backward},
         "seconds": posterior.seconds,
         "observations": len(posterior),
@@ -160,7 +163,7 @@ def _residual(posterior: Posterior, likelihood: GaussianLikelihood) -> Tensor:
     square = torch.zeros(len(posterior), dtype=posterior.samples.dtype, device=posterior.samples.device)
     pieces = zip(posterior.samples.split(256, dim=1), posterior.weights.split(256, dim=1), strict=True)
     for samples, weights in pieces:
-        square += (likelihood.residual(samples) * weights).sum(1)
+        square += (likelihood.chi_square(samples) * weights).sum(1)
     return square.sqrt()
 
 
@@ -169,7 +172,8 @@ def format_table(summary: dict[str, Any], rows: int = 8) -> str:
 
     Args:
         summary: from :func:`summarise`.
-        rows: observations listed, at most; the last line is the mean over all of them.
+        rows: observations listed, at most; the last lines are the mean over all of them and its
+            standard error.
 
     Returns:
         A few lines without a final line break.
@@ -190,6 +194,8 @@ def format_table(summary: dict[str, Any], rows: int = 8) -> str:
     if count > rows:
         cells.append(row("...", {}))
     cells.append(row(("mean" if count > 1 else "1") + (f" {_MARK}" if collapsed else ""), summary["mean"]))
+    if summary.get("standard_error"):
+        cells.append(row("standard error", summary["standard_error"]))
     if expected:
         cells.append(row("exact", expected))
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
@@ -230,33 +236,53 @@ class Metric:
         title: of its column.
         better: ``"low"``, ``"high"``, a value that is best, or None where neither is better.
         note: one line of explanation.
+        group: of columns, ``"quality"`` or ``"honesty"``.
+        needs: what a comparison must have for this column.
     """
 
     title: str
     better: str | float | None
     note: str
+    group: str = "quality"
+    needs: str = ""
 
 METRICS: dict[str, Metric] = {
-    "crps": Metric("CRPS", "low", "continuous ranked probability score of each pixel, fair, mean over pixels"),
-    "energy": Metric("energy score", "low", "energy score of the image, fair, Euclidean norm"),
-    "coverage": Metric("90% coverage", LEVEL, "share of the truth's pixels in the central 90% interval; none under 19 "
-                       "effective samples"),
-    "patch_energy": Metric("patch energy score", "low", "energy score of patches of 7 x 7 pixels, fair, their mean"),
-    "block_crps": Metric("CRPS of blocks", "low", "CRPS of means over 4 x 4 pixels, fair, mean over blocks"),
+    "crps": Metric("CRPS", "low", "continuous ranked probability score of each pixel, fair, mean over pixels",
+                   needs="known truths and at least two samples"),
+    "energy": Metric("energy score", "low", "energy score of the image, fair, Euclidean norm",
+                     needs="known truths and at least two samples"),
+    "patch_energy": Metric("patch energy score", "low", "energy score of patches of 7 x 7 pixels, fair, their mean",
+                           needs="known truths that are images, and at least two samples"),
+    "block_crps": Metric("CRPS of blocks", "low", "CRPS of means over 4 x 4 pixels, fair, mean over blocks",
+                         needs="known truths that are images, and at least two samples"),
+    "psnr": Metric("PSNR of mean", "high", "peak signal-to-noise ratio of the posterior mean, dB",
+                   needs="known truths that are images"),
+    "psnr_sample": Metric("PSNR of samples", "high", "mean over samples of their own peak signal-to-noise ratio, dB",
+                          needs="known truths that are images"),
+    "ssim": Metric("SSIM of mean", "high", "structural similarity of the posterior mean",
+                   needs="known truths that are images of at least 11 x 11 pixels"),
+    "rmse": Metric("RMSE of mean", "low", "root mean square error of the posterior mean",
+                   needs="known truths that are not images (images have PSNR)"),
+    "nlpd": Metric("NLPD", "low", "negative log predictive density of a second measurement, nats",
+                   needs="a measurement of known truths"),
+    "sliced_wasserstein": Metric("sliced W1", "low", "sliced Wasserstein distance to exact posterior draws",
+                                 needs="a problem whose exact posterior is known"),
+    "frechet": Metric("Frechet", "low", "Frechet distance to real images in features of a small classifier; it has no "
+                      "paired errors, so that no solver is in bold", needs="a prior with a shipped classifier"),
+    "reward": Metric("reward", None, "weighted mean of the reward", needs="a problem that tilts its prior by a reward"),
+    "coverage": Metric("90% coverage", LEVEL, "share of the truth's pixels in the central 90% interval", "honesty",
+                       needs="known truths, at least 19 effective samples, and more than one image as the answer"),
     "coverage_near_ink": Metric("90% coverage near ink", LEVEL, "the same share, of pixels within two of one above 0.1 "
-                                "in the truth"),
-    "psnr": Metric("PSNR of mean", "high", "peak signal-to-noise ratio of the posterior mean, dB"),
-    "psnr_sample": Metric("PSNR of samples", "high", "mean over samples of their own peak signal-to-noise ratio, dB"),
-    "ssim": Metric("SSIM of mean", "high", "structural similarity of the posterior mean"),
-    "rmse": Metric("RMSE of mean", "low", "root mean squared error of the posterior mean"),
-    "residual": Metric("residual", 1.0, "root mean square of (y - A x) / sigma over samples; 1 for the truth"),
-    "nlpd": Metric("NLPD", "low", "negative log predictive density of a second measurement, nats"),
-    "spread": Metric("spread", None, "root mean square over pixels of the posterior standard deviation"),
-    "sliced_wasserstein": Metric("sliced W1", "low", "sliced Wasserstein distance to exact posterior draws"),
-    "reward": Metric("reward", None, "weighted mean of the reward"),
-    "ess": Metric("ESS", None, "effective sample size of the weights, in samples"),
-    "k_hat": Metric("k-hat", None, "Pareto tail index of the weights; beyond 0.7 they cannot be trusted"),
-    "frechet": Metric("Frechet", "low", "Frechet distance to real images in features of a small classifier"),
+                                "in the truth", "honesty", needs="known truths that are images on black, and at least "
+                                "19 effective samples"),
+    "residual": Metric("residual", 1.0, "root mean square of (y - A x) / sigma over samples; 1 for the truth",
+                       "honesty", needs="a measurement with Gaussian noise"),
+    "spread": Metric("spread", None, "root mean square over pixels of the posterior standard deviation", "honesty",
+                     needs="at least two samples, and more than one image as the answer"),
+    "ess": Metric("ESS", None, "effective sample size of the weights, in samples", "honesty",
+                  needs="a solver with weights"),
+    "k_hat": Metric("k-hat", None, "Pareto tail index of the weights; beyond 0.7 they cannot be trusted", "honesty",
+                    needs="a solver with weights that estimates it"),
 }
 
 
@@ -283,7 +309,7 @@ def judge(posterior: Posterior, reward: Reward, truth: Tensor | None, problem: P
     if truth is not None:
         found |= _against_truth(posterior, truth.to(samples), log_weights, generator)
     if isinstance(reward, GaussianLikelihood):
-        residual = torch.cat([reward.residual(part) for part in samples.split(256, dim=1)], dim=1)
+        residual = torch.cat([reward.chi_square(part) for part in samples.split(256, dim=1)], dim=1)
         found["residual"] = (residual * posterior.weights).sum(1).sqrt()
     if isinstance(reward, Likelihood) and truth is not None:
         second: Any = reward.select(slice(None))

@@ -276,7 +276,7 @@ class VFM(Solver):
         like = None if like is None else like.expand(len(images))
         residual = misfit.view(len(images), -1).mean(1).sqrt()
         # a single sample is its mean
-        of_mean = residual if images.shape[1] == 1 else likelihood.residual(images.mean(1, keepdim=True))[:, 0].sqrt()
+        of_mean = residual if images.shape[1] == 1 else likelihood.chi_square(images.mean(1, keepdim=True))[:, 0].sqrt()
         found = {"residual": residual, "residual_of_mean": of_mean,
                  "verdict": sentence(residual, level, like, stand_in, moved)}
         known = [rows.to(residual.device) for rows in (level, like) if rows is not None]

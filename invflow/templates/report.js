@@ -6,12 +6,12 @@
   // sorting: rows without a value stay last, equal ones keep their order
   for (const table of all("table.sortable")) {
     const body = table.tBodies[0];
-    all("thead th", table).forEach((head, column) => {
+    all("thead tr:last-child > th", table).forEach((head, column) => {
       head.querySelector("button").addEventListener("click", () => {
         const before = head.getAttribute("aria-sort");
         const first = head.dataset.first || "ascending";
         const order = before === null ? first : before === "ascending" ? "descending" : "ascending";
-        for (const other of all("thead th", table)) other.removeAttribute("aria-sort");
+        for (const other of all("thead tr:last-child > th", table)) other.removeAttribute("aria-sort");
         head.setAttribute("aria-sort", order);
         const key = row => row.cells[column].dataset.value;
         const numeric = Array.from(body.rows).every(row => key(row) === undefined || !Number.isNaN(Number(key(row))));
@@ -38,7 +38,7 @@
     const index = row => Number(row.cells[0].dataset.solver);
     const bySolver = new Map(rows.map(row => [index(row), row]));
     const count = rows.length;
-    all("thead th", table).forEach((head, column) => {
+    all("thead tr:last-child > th", table).forEach((head, column) => {
       const {metric, better, best} = head.dataset;
       if (!(metric in errors)) return;
       const reference = Number(choice === "default" ? head.dataset.default
@@ -86,6 +86,7 @@
       for (const part of all(".observation", gallery)) {
         part.classList.toggle("current", part.dataset.observation === chosen.value);
       }
+      if (slider === null) return;  // drawings show all samples
       for (const samples of all(".samples", gallery)) {
         const own = all("[data-sample]", samples);
         own.forEach((sample, k) => sample.classList.toggle("now", k === Math.min(slider.value, own.length) - 1));
@@ -94,7 +95,7 @@
       gallery.classList.toggle("all", together.checked);
       slider.disabled = together.checked;
     };
-    for (const control of [slider, chosen, together]) control.addEventListener("input", update);
+    for (const control of [slider, chosen, together]) control?.addEventListener("input", update);
     update();
   }
 

@@ -116,7 +116,7 @@ def _check_draws(what: str, problem: Problem, seed: int) -> None:
     # the residual of the truth is chi-squared over the entries observed, with standard deviation sqrt(2 /
     # entries)
     entries = likelihood.count_observed().expand(count).double()
-    residual = likelihood.residual(truth[:, None])[:, 0].double()
+    residual = likelihood.chi_square(truth[:, None])[:, 0].double()
     score = float(((residual - 1) * entries).sum() / (2 * entries.sum()).sqrt())
     expect(abs(score) < 6,
            f"{what}: residuals of the truth average {float(residual.mean()):.3f} sigma^2, which is "

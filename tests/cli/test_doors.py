@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -402,3 +403,60 @@ def test_labels_are_text_in_every_table(tmp_path: Path) -> None:
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
     assert any(line.startswith("| a\\|b |") for line in table)
     assert any(line.startswith("| a b |") for line in table)
+
+
+# -- a prior and a solver of one's own -----------------------------------------------------------------------------
+
+
+def test_compare_takes_a_prior_and_solvers_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_parts.py").write_text("""
+import torch, invflow
+
+def prior():
+    return invflow.GaussianMixtureFlow(torch.tensor([[0.0, 0.0], [2.0, 1.0]]), std=0.5)
+
+class Guess(invflow.Solver):
+    def __init__(self, prior, *, scale: float = 1.0):
+        self.prior, self.scale = prior, scale
+    def _sample(self, reward, n, generator, progress):
+        count = reward.num_observations
+        x = self.prior.generate(count * n, generator=generator).unflatten(0, (count, n))
+        return invflow.Posterior(self.scale * x)
+
+def of_the_problem(problem):
+    return problem.exact_posterior()
+""", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_parts", raising=False)
+    own = ["--prior", "own_parts:prior", "--observations", 6, "--samples", 24]
+    run("compare", "gaussian/linear", "--solver", "guess=own_parts:Guess", "--solver", "own_parts:Guess:scale=0.5",
+        "--solver", "exact=own_parts:of_the_problem", *own, "--output", "out")
+    found = invflow.Comparison.load("out")
+    assert list(found.solvers) == ["guess", "own_parts:Guess:scale=0.5", "exact"]
+    assert found.failures["gaussian/linear"] == {}
+    assert found.descriptions["gaussian/linear"]["prior"] == "own_parts:prior"
+    assert found.leaders("gaussian/linear", "sliced_wasserstein")[-1] == "exact"
+    run("solve", "gaussian/linear", "--solver", "own_parts:Guess", "--samples", 4, "--set", "scale=2", "--output", "a")
+    for wrong, words in (("own_parts:torch", "is a module: expected a class of solvers"),
+                         ("nowhere:Guess", "No module named 'nowhere'; pass package.module:name"),
+                         ("fmtt:steps", "takes NAME=VALUE")):
+        assert words in refuse("compare", "gaussian/linear", "--solver", wrong, "--output", "none")
+
+
+def test_few_numbers_get_many_samples_and_means_their_errors(tmp_path: Path) -> None:
+    output, _ = run("solve", "gaussian/linear", "--solver", "exact", "--observations", 3, "--output", tmp_path)
+    assert "1024 samples for each observation" in output
+    found = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    for name, values in found["per_observation"].items():
+        assert found["standard_error"][name] == pytest.approx(np.std(values, ddof=1) / 3**0.5)
+    row = next(line for line in output.splitlines() if line.startswith("standard error"))
+    assert row.split()[2:4] == [f"{found['standard_error']['rmse']:.3f}", f"{found['standard_error']['crps']:.4f}"]
+    output, _ = run("solve", "gaussian/linear", "--solver", "exact", "--observations", 1, "--output", tmp_path)
+    assert "standard error" not in output  # of a single one there is none
+
+
+def test_a_file_is_no_problem(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    words = refuse("solve", tmp_path / "photo.jpg")
+    assert "is a file, not a problem" in words
+    assert f"invflow restore {tmp_path / 'photo.jpg'}" in words

@@ -20,12 +20,12 @@ CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrom
 SELF_TEST = """
 const table = document.querySelector("table[data-problem]"), found = {};
 const order = () => Array.from(table.tBodies[0].rows).map(row => Number(row.cells[0].dataset.solver));
-const head = name => Array.from(table.tHead.rows[0].cells).find(cell => cell.dataset.metric === name);
+const head = name => Array.from(table.tHead.rows[1].cells).find(cell => cell.dataset.metric === name);
 const press = name => { head(name).querySelector("button").click(); return order(); };
 found.crps = [press("crps"), head("crps").ariaSort, press("crps"), head("crps").ariaSort];
 found.psnr = [press("psnr"), head("psnr").ariaSort, head("crps").ariaSort];
 found.memory = press("memory");
-table.tHead.rows[0].cells[0].querySelector("button").click();
+table.tHead.rows[1].cells[0].querySelector("button").click();
 found.names = order();
 head("crps").querySelector("button").focus();
 found.focus = document.activeElement === head("crps").querySelector("button");
@@ -33,7 +33,7 @@ const differences = value => {
   const choice = document.getElementById("reference");
   choice.value = value;
   choice.dispatchEvent(new Event("change"));
-  const column = Array.from(table.tHead.rows[0].cells).indexOf(head("crps"));
+  const column = Array.from(table.tHead.rows[1].cells).indexOf(head("crps"));
   return Object.fromEntries(Array.from(table.tBodies[0].rows).map(row => {
     const cell = row.cells[column], text = cell.querySelector("small");
     return [row.cells[0].dataset.solver, [Number(cell.dataset.difference), Number(cell.dataset.differenceError),
@@ -59,6 +59,11 @@ button.click();
 found.folded = [gallery.checkVisibility(), button.ariaExpanded];
 button.click();
 found.unfolded = [gallery.checkVisibility(), button.ariaExpanded];
+gallery.querySelector(".together").click();
+found.picture = Math.min(...Array.from(gallery.querySelectorAll("img")).filter(image => image.checkVisibility())
+  .map(image => image.getBoundingClientRect().width));
+const above = gallery.compareDocumentPosition(document.querySelector(".plots"));
+found.galleryFirst = Boolean(above & Node.DOCUMENT_POSITION_FOLLOWING);
 found.width = window.innerWidth;
 found.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
 found.box = [table.parentElement.scrollWidth > table.parentElement.clientWidth];
@@ -85,7 +90,7 @@ def test_in_chromium(tmp_path: Path) -> None:
     tested = html.escape(text.replace("</body>", f"<script>{SELF_TEST}</script></body>"))
     # in a frame as wide as a phone, since the browser's own window is never narrower than 500
     path.write_text(f"""<!DOCTYPE html><html><head><title>t</title></head><body>
-<iframe style="width: 380px; height: 800px; border: 0" srcdoc="{tested}"></iframe>
+<iframe style="width: 390px; height: 800px; border: 0" srcdoc="{tested}"></iframe>
 <script>window.onload = () => {{
   const frame = document.querySelector("iframe");
   document.documentElement.dataset.found = frame.contentDocument.documentElement.dataset.found;
@@ -120,7 +125,9 @@ def test_in_chromium(tmp_path: Path) -> None:
     assert seen["together"] == 3 * 9
     assert seen["folded"] == [False, "false"]
     assert seen["unfolded"] == [True, "true"]
-    assert (seen["width"], seen["overflow"]) == (380, 0)
+    assert (seen["width"], seen["overflow"]) == (390, 0)
+    assert seen["picture"] >= 170
+    assert seen["galleryFirst"]
     assert seen["box"] == [True]
     assert seen["pictures"]
     assert seen["rendering"] == "pixelated"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import torch
 from torch import Tensor
 
-from invflow.evaluation.page.elements import Markup, element, image_uri
-from invflow.evaluation.page.vectors import curves, numbers, plane
+from invflow.evaluation.page.pictures import curves, image_uri, plane
 from invflow.views.figure import UNOBSERVED, as_picture, rms_over_channels
 
 if TYPE_CHECKING:
@@ -56,8 +55,9 @@ def choose_extent(examples: list[dict[str, Tensor]]) -> Extent:
     return Extent(1, 4)
 
 
-def gallery(comparison: Results, problem: str, examples: dict[str, dict[str, Tensor]], extent: Extent) -> Markup:
-    """The gallery of one problem.
+def gallery(comparison: Results, problem: str, examples: dict[str, dict[str, Tensor]],
+            extent: Extent) -> dict[str, Any]:
+    """The gallery of one problem, for the page's template.
 
     Args:
         comparison: of solvers.
@@ -66,41 +66,26 @@ def gallery(comparison: Results, problem: str, examples: dict[str, dict[str, Ten
         extent: how much to show.
 
     Returns:
-        A card for each solver and observation; scripts show one observation at a time and one sample of it.
+        Cards with pictures for each observation: what was given, and then each solver's.
     """
     some = next(iter(examples.values()))
     observations = min(extent.observations, *(len(found["samples"]) for found in examples.values()))
-    samples = min(extent.samples, max(found["samples"].shape[1] for found in examples.values()))
-    pictures = as_picture(some["mean"][0]) is not None
     highest = _highest_deviation(examples, observations)
-    rows = []
+    shown = []
     for b in range(observations):
-        cards = [_measured(some, b, pictures)]
+        given = {key: value[b] for key, value in some.items()}
+        cards = [{"title": "given", "figures": _given(given, f"{problem}-{b}")}]
         for solver, found in examples.items():
             own = {key: value[b] for key, value in found.items()}
-            cards.append(_solved(comparison, problem, solver, own, b, extent.samples, highest))
-        rows.append(element("div", element("h4", f"Observation {b + 1}"), element("div", *cards, class_="cards"),
-                            class_="observation", data_observation=b))
-    controls = element("div", *_controls(problem, observations, samples), class_="controls")
-    return element("div", controls, _legend(highest) if pictures else "", *rows, class_="gallery")
-
-
-def _controls(problem: str, observations: int, samples: int) -> list[Markup]:
-    options = [element("option", f"{b + 1} of {observations}", value=b) for b in range(observations)]
-    slider = element("input", type="range", min=1, max=samples, value=1, step=1, class_="slider",
-                     aria_label=f"sample shown, {problem}")
-    return [element("label", "Observation ", element("select", *options, class_="chosen"), class_="control"),
-            element("label", "Sample ", slider, element("output", f"1 of {samples}"), class_="control"),
-            element("label", element("input", type="checkbox", class_="together"), " all side by side",
-                    class_="control")]
-
-
-def _legend(highest: float) -> Markup:
-    colours = ", ".join(f"rgb({r},{g},{b})" for r, g, b in palette(9))
-    bar = element("span", class_="bar", style=f"background: linear-gradient(to right, {colours})")
-    keys = [Markup(element("span", class_="key", style=f"background: rgb{colour}") + " " + text)
-            for colour, text in zip((_COVERED[0], _COVERED[2]), ("truth inside the 90% interval", "outside"))]
-    return element("p", "standard deviation 0 ", bar, f" {highest:.2g} or more ", *keys, class_="legend")
+            values = comparison.values[problem].get(solver, {})
+            psnr = values["psnr"][b] if "psnr" in values and math.isfinite(values["psnr"][b]) else None
+            cards.append({"title": solver, "figures": _solved(own, solver, psnr, extent.samples, highest,
+                                                              f"{problem}-{b}-{solver}")})
+        shown.append(cards)
+    most = max(found["samples"].shape[1] for found in examples.values())
+    return {"observations": shown, "samples": min(extent.samples, most),
+            "pictures": as_picture(some["mean"][0]) is not None, "highest": f"{highest:.2g}", "scale": palette(9),
+            "covered": _COVERED}
 
 
 def _highest_deviation(examples: dict[str, dict[str, Tensor]], observations: int) -> float:
@@ -109,60 +94,47 @@ def _highest_deviation(examples: dict[str, dict[str, Tensor]], observations: int
     return max(1e-6, min(float(peaks.max()), 3 * float(peaks.median())))
 
 
-# -- cards -----------------------------------------------------------------------------------------------------------
+# -- figures: a caption, with an image, several, a drawing or a text ---------------------------------------------------
 
 
-def _measured(found: dict[str, Tensor], b: int, pictures: bool) -> Markup:
-    parts = []
+def _given(found: dict[str, Tensor], name: str) -> list[dict[str, Any]]:
+    figures = []
     if "truth" in found:
-        parts.append(_figure("truth", _show(found["truth"][b])))
+        figures.append({"caption": "truth", **_show(found["truth"], f"{name}-truth")})
     if "observation" in found:
-        mask = found["observed"][b] if "observed" in found else None
-        parts.append(_figure("observation", _show(found["observation"][b], measurement=True, observed=mask)))
-    return element("div", element("h5", "given" if pictures else "given: truth and observation"),
-                   element("div", *parts, class_="images"), class_="card given")
+        figures.append({"caption": "observation", **_show(found["observation"], f"{name}-observation", True,
+                                                          found.get("observed"))})
+    return figures
 
 
-def _solved(comparison: Results, problem: str, solver: str, found: dict[str, Tensor], b: int, most: int,
-            highest: float) -> Markup:
-    values, samples = comparison.values[problem].get(solver, {}), found["samples"][:most]
-
-    def own(metric: str) -> float | None:
-        return values[metric][b] if metric in values and math.isfinite(values[metric][b]) else None
-
-    title = element("h5", solver)
-    covered, psnr = found.get("covered"), own("psnr")
+def _solved(found: dict[str, Tensor], solver: str, psnr: float | None, most: int, highest: float,
+            name: str) -> list[dict[str, Any]]:
+    samples, mean, covered = found["samples"][:most], found["mean"], found.get("covered")
     share = None if covered is None else float(covered.double().mean())
-    if as_picture(found["mean"]) is None:
-        draw = plane if found["mean"].numel() == 2 and found["mean"].ndim == 1 else curves
+    if as_picture(mean) is None:
+        draw = plane if mean.numel() == 2 and mean.ndim == 1 else curves
         facts = [] if share is None else [f"90% intervals hold {share:.0%} of the truth's coordinates"]
-        figure = _figure("; ".join(["samples, mean, standard deviation, truth", *facts]),
-                         draw(samples, found["mean"], found["std"], found.get("truth")), class_="samples wide")
-        return element("div", title, element("div", figure, class_="images"), class_="card")
-    stack = [_image(_prepared(sample), f"sample {k + 1} of {solver}", data_sample=k, class_="now" if k == 0 else None)
-             for k, sample in enumerate(samples)]
-    parts = [_figure("samples", element("div", *stack, class_="stack"), class_="samples"),
-             _figure("mean" if psnr is None else f"mean, {psnr:.1f} dB", _show(found["mean"])),
-             _figure("std. deviation", _deviation(found["std"], highest))]
+        caption = "; ".join(["samples, mean and standard deviation, truth", *facts])
+        return [{"caption": caption, "drawing": draw(samples, mean, found["std"], found.get("truth"), name)}]
+    stack = [{"uri": _prepared(sample), "words": f"sample {k + 1} of {solver}"} for k, sample in enumerate(samples)]
+    figures = [{"caption": "samples", "stack": stack},
+               {"caption": "mean" if psnr is None else f"mean, {psnr:.1f} dB", **_show(mean, name)},
+               {"caption": "standard deviation", "uri": _deviation(found["std"], highest),
+                "words": "standard deviation of each pixel"}]
     if covered is not None:
-        parts.append(_figure(f"coverage {share:.0%}", _coverage_map(covered)))
-    return element("div", title, element("div", *parts, class_="images"), class_="card")
+        figures.append({"caption": f"coverage {share:.0%}", "uri": _coverage_map(covered),
+                        "words": "where the 90% interval holds the truth"})
+    return figures
 
 
-def _figure(caption: str, content: Markup, class_: str | None = None) -> Markup:
-    return element("figure", content, element("figcaption", caption), class_=class_)
-
-
-def _image(uri: str, description: str, **attributes: object) -> Markup:
-    return element("img", src=uri, alt=description, **attributes)
-
-
-def _show(image: Tensor, measurement: bool = False, observed: Tensor | None = None) -> Markup:
+def _show(image: Tensor, name: str, measurement: bool = False, observed: Tensor | None = None) -> dict[str, Any]:
     if image.is_complex():
         image = torch.view_as_real(image).movedim(-1, 0).flatten(0, 1)  # channels, of which the magnitude is shown
-    if as_picture(image) is None:
-        return numbers(image) if image.numel() <= 12 else curves(image.flatten()[None], None, None, None)
-    return _image(_prepared(image, measurement, observed), "observation" if measurement else "image")
+    if as_picture(image) is not None:
+        return {"uri": _prepared(image, measurement, observed), "words": "observation" if measurement else "image"}
+    if image.numel() <= 12:
+        return {"text": "(" + ", ".join(f"{float(v):.3g}" for v in image.flatten()) + ")"}
+    return {"drawing": curves(image.flatten()[None], None, None, None, name)}
 
 
 def _prepared(image: Tensor, measurement: bool = False, observed: Tensor | None = None) -> str:
@@ -177,14 +149,14 @@ def _prepared(image: Tensor, measurement: bool = False, observed: Tensor | None 
     return image_uri(picture)
 
 
-def _deviation(std: Tensor, highest: float) -> Markup:
+def _deviation(std: Tensor, highest: float) -> str:
     colours = palette()
     picture: Tensor = as_picture(rms_over_channels(std.detach().cpu().double()))  # type: ignore[assignment]
     levels = (picture.nan_to_num(0.0) / highest).clamp(0, 1) * (len(colours) - 1)
-    return _image(image_uri(levels.round(), colours), "standard deviation of each pixel")
+    return image_uri(levels.round(), colours)
 
 
-def _coverage_map(covered: Tensor) -> Markup:
+def _coverage_map(covered: Tensor) -> str:
     share = covered.cpu().double().mean(0) if covered.ndim == 3 else covered.cpu().double()
     levels = torch.where(share == 1, 0, torch.where(share == 0, 2, 1))
-    return _image(image_uri(levels, list(_COVERED)), "where the 90% interval holds the truth")
+    return image_uri(levels, list(_COVERED))

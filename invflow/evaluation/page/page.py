@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invflow._core.records import write_atomically
 from invflow.evaluation.certificate.certificate import Certificate
-from invflow.evaluation.page.elements import Cell, Markup, data_uri, element, sortable
 from invflow.evaluation.page.gallery import choose_extent, gallery
-from invflow.evaluation.page.plot import pareto_drawings
-from invflow.evaluation.page.table import column_notes, problem_table, reference_choice, signed
+from invflow.evaluation.page.pictures import data_uri, svg
+from invflow.evaluation.page.table import column_notes, problem_table, signed
+from invflow.evaluation.results.figure import direction, pareto_panel, plotted_metrics, points_of
 from invflow.evaluation.results.text import with_error
 from invflow.evaluation.summary import LEVEL, METRICS
 
@@ -26,8 +26,6 @@ __all__ = ["render_report", "write_report"]
 
 #: of calling honest intervals too narrow or too wide
 _CHANCE = 0.01
-#: even a page that had an address in it by mistake could not fetch it
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def write_report(comparison: Results, path: str | os.PathLike[str], **options: Any) -> None:
@@ -57,72 +55,42 @@ def render_report(comparison: Results, *, reference: str | None = None,
     if not isinstance(certificates, Mapping) or not all(isinstance(c, Certificate) for c in certificates.values()):
         raise TypeError(f"certificates={certificates!r}: pass {{'name': certificate}} with what invflow.calibrate "
                         "returned, or Certificate.load")
-    settings = comparison.settings
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     examples = {p: {s: found for s in comparison.solvers if "samples" in (found := comparison.examples(p, s))}
                 for p in comparison.problems}
     extent = choose_extent([found for table in examples.values() for found in table.values()])
     rows = comparison.rows(reference)
+    problems = [{"name": p, "description": comparison.descriptions.get(p, {}), "sentences": _sentences(comparison, p),
+                 "table": problem_table(comparison, p, rows), "plots": _plots(comparison, p),
+                 "gallery": gallery(comparison, p, examples[p], extent) if examples[p] else None}
+                for p in comparison.problems]
     counts = _count(len(comparison.solvers), "solver"), _count(len(comparison.problems), "problem")
-    title = "Comparison of {} on {}".format(*counts)
-    links = [element("a", name, href=f"#problem-{i}") for i, name in enumerate(comparison.problems)]
-    links += [element("a", "calibration", href="#calibration")] if certificates else []
-    links.append(element("a", "how to reproduce it", href="#reproduce"))
-    truths = f"{settings.get('split')} images" if settings.get("source") == "data" else "draws of the prior"
-    lead = (f"{settings.get('num_observations')} observations of each problem ({truths} where the problem has images), "
-            f"the same for every solver; {settings.get('num_samples')} posterior samples for each; seed "
-            f"{settings.get('seed')}. Numbers are means ± standard errors over observations, the best of a column in "
-            "bold.")
-    sections = [element("header", element("h1", title), element("p", lead), element("nav", *links)),
-                element("div", reference_choice(comparison, reference), _key(), class_="controls choice")]
-    for i, problem in enumerate(comparison.problems):
-        sections.append(_problem(comparison, problem, i, rows, reference))
-        if examples[problem]:
-            sections.append(_fold("Gallery", gallery(comparison, problem, examples[problem], extent), "h3"))
-    sections.append(_fold("What the columns mean", column_notes(comparison), "h2", closed=True))
-    if certificates:
-        sections.append(element("section", element("h2", "Calibration"),
-                                *(_certificate(name, c) for name, c in certificates.items()), id="calibration"))
-    sections.append(element("section", element("h2", "How to reproduce it"), *_reproduce(comparison, command),
-                            id="reproduce"))
-    head = element("head", element("meta", charset="utf-8"),
-                   element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-                   element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-                   element("meta", name="generator", content=f"invflow {comparison.versions.get('invflow', '')}"),
-                   element("title", title), element("style", _template("report.css")))
-    body = element("body", element("main", *sections), element("script", _template("report.js")))
-    return "<!DOCTYPE html>\n" + element("html", head, body, lang="en") + "\n"
-
-
-def _template(name: str) -> Markup:
-    return Markup(files("invflow").joinpath("templates", name).read_text(encoding="utf-8"))
+    # autoescape: names of problems and solvers are whatever somebody called them
+    engine = Environment(loader=PackageLoader("invflow"), autoescape=True, undefined=StrictUndefined,
+                         trim_blocks=True, lstrip_blocks=True)
+    return engine.get_template("report.html").render(
+        title="Comparison of {} on {}".format(*counts), settings=comparison.settings, problems=problems,
+        solvers=list(comparison.solvers), reference=reference, notes=column_notes(comparison),
+        certificates=[_certificate(name, c) for name, c in certificates.items()],
+        reproduce=_reproduce(comparison, command), versions=comparison.versions)
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _key() -> Markup:
-    better, worse = (element("span", word, class_=word) for word in ("better", "worse"))
-    return element("span", "Under each number its paired difference: ", better, " or ", worse,
-                   " by more than two standard errors.", class_="hint")
-
-
-def _fold(title: str, content: Markup, heading: str, closed: bool = False) -> Markup:
-    """A part that can be folded away; open in print and where scripts do not run."""
-    return element("section", element(heading, element("button", title, type="button", aria_expanded="true")),
-                   element("div", content, class_="folding"), class_="fold", data_closed=closed)
-
-
-def _problem(comparison: Results, problem: str, index: int, rows: list[dict[str, Any]],
-             reference: str | None) -> Markup:
-    summary = [element("p", sentence) for sentence in _sentences(comparison, problem)]
-    plots = pareto_drawings(comparison, problem)
-    parts = [element("h2", problem), *summary, problem_table(comparison, problem, rows, reference)]
-    if plots:
-        note = "On the line: solvers that no other beats at as few calls. Bars are one standard error."
-        parts += [element("h3", "Quality against calls"), element("p", note, class_="hint"),
-                  element("div", *plots, class_="plots")]
-    return element("section", *parts, id=f"problem-{index}", class_="problem")
+def _plots(comparison: Results, problem: str) -> list[dict[str, Any]]:
+    """Quality against calls, a drawing for each metric worth one."""
+    plots = []
+    for metric in plotted_metrics(comparison, problem):
+        points = points_of(comparison, problem, metric)
+        found = "; ".join(f"{s}: {with_error(mean, error)} at {calls:.4g}"
+                          for s, (calls, mean, error) in points.items())
+        words = f"{direction(metric)}, on {problem}, against network calls for each sample. {found}"
+        plots.append({"metric": metric, "drawing": svg(
+            pareto_panel(comparison, problem, metric), words, f"{problem}-{metric}")})
+    return plots
 
 
 # -- in words --------------------------------------------------------------------------------------------------------
@@ -139,13 +107,8 @@ def _sentences(comparison: Results, problem: str) -> list[str]:
     text = (f"Best {title}: {best}, {with_error(*comparison.mean(problem, best, metric))}, with "
             f"{comparison.calls(problem, best):.4g} network calls for each sample and {costs['seconds']:.3g} s for "
             "each observation.")
-    level = [] if metric not in comparison.values[problem].get(best, {}) else [
-        s for s in comparison.solvers if s != best and metric in comparison.values[problem].get(s, {})]
-    near = []
-    for solver in level:
-        difference, error = comparison.difference(problem, solver, metric, best)
-        if math.isfinite(error) and abs(difference) <= 2 * error:
-            near.append(f"{solver} ({signed(difference, error)})")
+    near = [f"{solver} ({signed(*comparison.difference(problem, solver, metric, best))})"
+            for solver in comparison.leaders(problem, metric) if solver != best]
     if near:
         text += f" Within two standard errors of it, by paired differences: {', '.join(near)}."
     return [text, *_honesty(comparison, problem, best)]
@@ -175,33 +138,25 @@ def _honesty(comparison: Results, problem: str, solver: str) -> list[str]:
 # -- calibration -----------------------------------------------------------------------------------------------------
 
 
-def _certificate(name: str, certificate: Certificate) -> Markup:
-    import io
-
+def _certificate(name: str, certificate: Certificate) -> dict[str, Any]:
     head, *body = certificate._table()
     rows = []
     for texts, check in zip(body, certificate.judgement.checks, strict=True):
         values: list[Any] = [check.name, str(check.passed), check.p_value, check.p_adjusted, check.z_mean,
                              check.contraction, check.coverage]
-        rows.append([Cell(text.replace("+-", "±"), value if isinstance(value, str) or math.isfinite(value) else None)
-                     for text, value in zip(texts, values, strict=True)])
+        rows.append([{"text": text.replace("+-", "±"), "attributes": {
+            "data-value": value if isinstance(value, str) else repr(value) if math.isfinite(value) else None}}
+            for text, value in zip(texts, values, strict=True)])
     buffer = io.BytesIO()
     certificate.plot(columns=5).savefig(buffer, format="png", dpi=110)
-    figure = element("img", src=data_uri(_fewer_colours(buffer.getvalue())), class_="certificate",
-                     alt=f"rank functions in their bands, TARP, coverage and z-scores of {certificate.solver} on "
-                         f"{certificate.problem}")
-    kind = {"passes": "good", "fails": "bad"}.get(certificate.verdict, "open")
-    return element("article", element("h3", name, " ", element("span", certificate.verdict, class_=f"verdict {kind}")),
-                   element("p", certificate.sentence),
-                   sortable([Cell(text) for text in head], rows, f"Checks of {name}"),
-                   element("div", figure, class_="scroll", tabindex=0, role="region", aria_label=f"Figure of {name}"),
-                   element("ul", *(element("li", fact.replace("+-", "±")) for fact in certificate._facts())))
+    return {"name": name, "verdict": certificate.verdict, "sentence": certificate.sentence, "head": head, "rows": rows,
+            "kind": {"passes": "good", "fails": "bad"}.get(certificate.verdict, "open"),
+            "uri": data_uri(_fewer_colours(buffer.getvalue())), "solver": certificate.solver,
+            "problem": certificate.problem, "facts": [fact.replace("+-", "±") for fact in certificate._facts()]}
 
 
 def _fewer_colours(png: bytes) -> bytes:
     """The same figure in a third of the space."""
-    import io
-
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -212,27 +167,18 @@ def _fewer_colours(png: bytes) -> bytes:
 # -- how to reproduce it ---------------------------------------------------------------------------------------------
 
 
-def _reproduce(comparison: Results, command: str | None) -> list[Markup]:
-    parts = []
-    if command is not None:
-        parts += [element("p", "The command; called once more it reads what is there and computes what is missing."),
-                  element("pre", element("code", command))]
-    else:
+def _reproduce(comparison: Results, command: str | None) -> dict[str, Any]:
+    call = command
+    if command is None:
         names = ("num_observations", "num_samples", "seed", "split", "source", "part_size", "gallery")
         arguments = [f"    {n}={comparison.settings[n]!r}," for n in names if n in comparison.settings]
         solvers = ", ".join(f"{name!r}: ..." for name in comparison.solvers)
         call = "\n".join(["import invflow", "", "comparison = invflow.compare(", f"    {comparison.problems!r},",
                           f"    {{{solvers}}},", *arguments, ")", 'comparison.report("report.html")'])
-        parts += [element("p", "The call, with solvers of the settings below."), element("pre", element("code", call))]
-    versions = ", ".join(f"{name} {version}" for name, version in comparison.versions.items())
-    parts.append(element("p", f"Made with {versions}. Settings: {_plain(comparison.settings)}."))
-    items = [Markup(element("dt", name) + element("dd", _plain(found) or "defaults"))
-             for name, found in comparison.solvers.items()]
-    parts.append(_fold("Settings of each solver", element("dl", *items), "h3", closed=len(items) > 6))
-    seeds = [Markup(element("dt", problem) + element("dd", ", ".join(dict.fromkeys(map(str, found)))))
-             for problem, found in comparison.seeds.items()]
-    parts.append(_fold("Seeds of the solvers' random numbers, part by part", element("dl", *seeds), "h3", closed=True))
-    return parts
+    return {"command": command, "call": call, "settings": _plain(comparison.settings),
+            "solvers": {name: _plain(found) or "defaults" for name, found in comparison.solvers.items()},
+            "seeds": {problem: ", ".join(dict.fromkeys(map(str, found)))
+                      for problem, found in comparison.seeds.items()}}
 
 
 def _plain(found: Any) -> str:

@@ -1,4 +1,4 @@
-"""Tables of a comparison as HTML: means, standard errors, paired differences to a reference that readers choose."""
+"""Tables of a comparison for the page: means, standard errors, paired differences to a chosen reference."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from invflow.evaluation.page.elements import Cell, Markup, element, embedded_json, sortable
 from invflow.evaluation.results.text import COLLAPSE_NOTE, with_error
 from invflow.evaluation.summary import METRICS
 
 if TYPE_CHECKING:
     from invflow.evaluation.results.results import Results
 
-__all__ = ["column_notes", "problem_table", "reference_choice", "signed"]
+__all__ = ["column_notes", "problem_table", "signed"]
 
 _COSTS = {
     "forward": ("calls forward", "network rows for each sample, forward"),
@@ -32,92 +31,97 @@ def signed(difference: float, error: float) -> str:
     return ("−" if difference < 0 else "+") + with_error(abs(difference), error)
 
 
-def reference_choice(comparison: Results, reference: str | None) -> Markup:
-    """The box in which readers choose what the others are compared with."""
-    choices = [("default", "the first solver", reference is None),
-               ("best", "best of each column (picked on the same observations)", reference == "best"),
-               *((str(i), name, reference == name) for i, name in enumerate(comparison.solvers))]
-    options = [element("option", name, value=value, selected=chosen) for value, name, chosen in choices]
-    return element("label", "Differences to ", element("select", *options, id="reference"), class_="control")
-
-
-def problem_table(comparison: Results, problem: str, rows: list[dict[str, Any]], reference: str | None) -> Markup:
-    """The table of one problem.
+def problem_table(comparison: Results, problem: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The table of one problem, for the page's template: groups of columns, heads and cells with their attributes.
 
     Args:
         comparison: of solvers.
         problem: its name.
         rows: of :meth:`Results.rows`, which the cells hold as they are.
-        reference: that the differences in the rows are to.
     """
     numbers = {(row["solver"], row["metric"]): row for row in rows if row["problem"] == problem}
-    metrics, solvers = comparison.metrics(problem), list(comparison.solvers)
-    head = [Cell("solver", note="by name")]
-    for metric in metrics:
-        shown = METRICS.get(metric)
-        better = shown.better if shown else None
-        arrow = _ARROWS.get(better, "") if isinstance(better, str) else "" if better is None else f"→ {better:g}"
-        best = comparison.best(problem, metric)
-        title = Markup(f"{element('span', shown.title if shown else metric)} {element('i', arrow)}")
-        head.append(Cell(title, note=shown.note if shown else None, data_metric=metric, data_better=better,
-                         data_best=None if best is None else solvers.index(best),
-                         data_default=solvers.index(comparison.reference(problem, metric)),
-                         data_first="descending" if better == "high" else None))
-    head += [Cell(title, note=note, data_metric=cost) for cost, (title, note) in _COSTS.items()]
+    groups = _groups(comparison.metrics(problem))
+    metrics, solvers = [m for own in groups.values() for m in own], list(comparison.solvers)
+    leaders = {metric: comparison.leaders(problem, metric) for metric in metrics}
+    heads = [_head(comparison, problem, metric, solvers) for metric in metrics]
+    heads += [{"title": title, "note": note, "attributes": {"data-metric": cost}}
+              for cost, (title, note) in _COSTS.items()]
     body = []
     for solver in solvers:
-        shown_name = f"{solver} (collapsed)" if comparison.collapsed(problem, solver) else solver
-        line = [Cell(shown_name, solver, data_solver=solvers.index(solver))]
         if solver in comparison.failures[problem]:
-            line += [Cell("—") for _ in range(len(metrics) + len(_COSTS))]
+            cells = [{"text": "—"}] * len(heads)
         else:
-            line += [_metric_cell(comparison, problem, metric, numbers.get((solver, metric))) for metric in metrics]
-            line += [_cost_cell(cost, numbers[solver, cost]["mean"]) for cost in _COSTS]
-        body.append(line)
-    failures = [element("li", element("b", name), ": ", why) for name, why in comparison.failures[problem].items()]
-    failures += [element("li", element("b", name), " ", comparison.gap(problem, name))
-                 for name in comparison.missing.get(problem, {})]
-    return Markup(
-        sortable(head, body, f"Results on {problem}", data_problem=problem)
-        + embedded_json(_pair_errors(comparison, problem, metrics), class_="pairs")
-        + (element("ul", *failures, class_="failures") if failures else ""))
+            cells = [_metric_cell(comparison, problem, metric, numbers.get((solver, metric)), leaders[metric])
+                     for metric in metrics]
+            cells += [_cost_cell(cost, numbers[solver, cost]["mean"]) for cost in _COSTS]
+        name = f"{solver} (collapsed)" if comparison.collapsed(problem, solver) else solver
+        body.append({"solver": solver, "name": name, "index": solvers.index(solver), "cells": cells})
+    failures = list(comparison.failures[problem].items())
+    failures += [(name, comparison.gap(problem, name)) for name in comparison.missing.get(problem, {})]
+    return {"groups": [(name, len(own)) for name, own in [*groups.items(), ("cost", list(_COSTS))] if own],
+            "heads": heads, "rows": body, "failures": failures, "pairs": _pair_errors(comparison, problem, metrics),
+            "left_out": [(METRICS[m].title, METRICS[m].needs) for m in METRICS if m not in metrics]}
 
 
-def _metric_cell(comparison: Results, problem: str, metric: str, row: dict[str, Any] | None) -> Cell:
+def _groups(metrics: list[str]) -> dict[str, list[str]]:
+    """Metrics by group; quantities of a problem's own are what its solvers are to get right."""
+    groups: dict[str, list[str]] = {"quality": [], "honesty": []}
+    for metric in metrics:
+        groups[METRICS[metric].group if metric in METRICS else "quality"].append(metric)
+    return groups
+
+
+def _head(comparison: Results, problem: str, metric: str, solvers: list[str]) -> dict[str, Any]:
+    shown, best = METRICS.get(metric), comparison.best(problem, metric)
+    better = shown.better if shown else None
+    return {"title": shown.title if shown else metric, "note": shown.note if shown else None,
+            "arrow": _ARROWS[better] if isinstance(better, str) else "" if better is None else f"→ {better:g}",
+            "attributes": {"data-metric": metric, "data-better": better,
+                           "data-best": None if best is None else solvers.index(best),
+                           "data-default": solvers.index(comparison.reference(problem, metric)),
+                           "data-first": "descending" if better == "high" else None}}
+
+
+def _metric_cell(comparison: Results, problem: str, metric: str, row: dict[str, Any] | None,
+                 leaders: list[str]) -> dict[str, Any]:
     if row is None:
-        return Cell("—", data_metric=metric)
+        needs = METRICS[metric].needs if metric in METRICS else ""
+        return {"text": "—", "attributes": {"data-metric": metric, "title": f"needs {needs}" if needs else None}}
     mean, error = float(row["mean"]), float(row["standard_error"])
-    text = with_error(mean, error)
-    best = comparison.best(problem, metric) == row["solver"]
-    content = element("b" if best else "span", text)
-    more: dict[str, Any] = {"data_metric": metric, "data_error": repr(error)}
+    cell: dict[str, Any] = {"text": with_error(mean, error), "leads": row["solver"] in leaders, "attributes": {
+        "data-metric": metric, "data-error": repr(error), "data-value": None if math.isnan(mean) else _exact(mean)}}
     # others have no value for each observation, so no paired difference
     if "observations" in row and comparison.complete(problem, row["solver"]):
-        more["data_paired"] = True
-        content = Markup(content + _difference(row, metric, more))
-    return Cell(content, None if math.isnan(mean) else mean, **more)
+        cell["attributes"]["data-paired"] = ""
+        cell["under"] = _difference(row, metric, cell["attributes"])
+    return cell
 
 
-def _difference(row: dict[str, Any], metric: str, attributes: dict[str, Any]) -> Markup:
-    """What stands under the number, and into the cell's attributes the numbers themselves."""
+def _difference(row: dict[str, Any], metric: str, attributes: dict[str, Any]) -> dict[str, Any]:
+    """What is written under the number, and into the cell's attributes the numbers themselves."""
     if "reference" not in row:
-        return element("small", "")
+        return {"text": ""}
     if row["reference"] == row["solver"]:
-        return element("small", "reference", class_="own")
+        return {"text": "reference", "kind": "own"}
     difference, error = row["difference"], row["difference_error"]
-    attributes |= {"data_difference": repr(difference), "data_difference_error": repr(error)}
+    attributes |= {"data-difference": repr(difference), "data-difference-error": repr(error)}
     better = METRICS[metric].better if metric in METRICS else None
     kind = None
     if isinstance(better, str) and abs(difference) > 2 * error > 0:
         kind = "better" if (difference < 0) == (better == "low") else "worse"
-    return element("small", signed(difference, error), class_=kind)
+    return {"text": signed(difference, error), "kind": kind}
 
 
-def _cost_cell(cost: str, value: float | None) -> Cell:
+def _cost_cell(cost: str, value: float | None) -> dict[str, Any]:
     if value is None:
-        return Cell("—", data_metric=cost)
+        return {"text": "—", "attributes": {"data-metric": cost}}
     text = f"{value / 1e6:.0f} MB" if cost == "memory" else f"{value:.3g}" if cost == "seconds" else f"{value:.4g}"
-    return Cell(text, float(value), data_metric=cost)
+    return {"text": text, "attributes": {"data-metric": cost, "data-value": _exact(float(value))}}
+
+
+def _exact(value: float) -> str:
+    """All digits, as scripts write them."""
+    return repr(value).replace("inf", "Infinity")
 
 
 def _pair_errors(comparison: Results, problem: str, metrics: list[str]) -> dict[str, list[float | None]]:
@@ -146,10 +150,10 @@ def _short(value: torch.Tensor) -> float | None:
     return float(f"{number:.5g}") if math.isfinite(number) else None
 
 
-def column_notes(comparison: Results) -> Markup:
-    """What the columns mean."""
+def column_notes(comparison: Results) -> list[tuple[str, str]]:
+    """What the columns mean, by title."""
     used = {m for p in comparison.problems for m in comparison.metrics(p)}
     notes = [(METRICS[m].title, METRICS[m].note) for m in METRICS if m in used] + list(_COSTS.values())
     if any(comparison.collapsed(p, s) for p in comparison.problems for s in comparison.solvers):
         notes.append(("collapsed", COLLAPSE_NOTE))
-    return element("dl", *(Markup(element("dt", title) + element("dd", note)) for title, note in notes))
+    return notes

@@ -16,6 +16,7 @@ from torch import Tensor
 from invflow._core.identity import identity
 from invflow._core.records import versions
 from invflow._core.source import code_digest
+from invflow._core.weighted import least_samples
 from invflow.evaluation.results.measure import PeakMemory, time_limit
 from invflow.evaluation.results.parts import Part, Stage, Task, derive_seed
 from invflow.evaluation.summary import LEVEL, features_of, judge
@@ -128,6 +129,10 @@ class Bench:
         rows = slice(task.start - stage.start, task.stop - stage.start)
         return None if truth is None else truth[rows], reward.select(rows)
 
+    def first_reward(self, name: str) -> Any:
+        """The reward of the observations of a problem that come first."""
+        return self._observations(name, self.stages[name][0])[1]
+
     def _observations(self, name: str, stage: Stage) -> tuple[Tensor | None, Any]:
         if (name, stage) not in self._simulated:
             s, problem = self.settings, self.problems[name]
@@ -235,7 +240,9 @@ def _gallery(posterior: Posterior, reward: Reward, truth: Tensor | None, count: 
             kept["observed"] = observed.expand(len(y), *y.shape[1:])[:count]
     if truth is not None:
         kept["truth"] = truth[:count].to(first.samples)
-        if first.num_samples > 1 and not first.diagnostics.get("point_estimate", False):
+        effective = first.ess()  # fewer than the interval takes have a narrower one
+        fewest = first.num_samples if effective is None else float(effective.min())
+        if fewest >= least_samples(LEVEL) and not first.diagnostics.get("point_estimate", False):
             low, high = first.interval(LEVEL)
             kept["covered"] = (low <= kept["truth"]) & (kept["truth"] <= high)
     return kept

@@ -46,6 +46,8 @@ class Results:
         missing: ``missing[problem][solver]`` of a solver that failed on some observations: ``"observations"``, their
             numbers, and ``"reason"``. Its means are over the others, so that they are not compared with those of
             solvers that have all: it is never the best.
+        descriptions: ``descriptions[problem]``, what the problem is, as lines of text by name: operator, noise, prior,
+            how much is measured.
     """
 
     values: dict[str, dict[str, dict[str, list[float]]]]
@@ -59,6 +61,7 @@ class Results:
     folder: Path | None = None
     _parts: dict[Task, Part] | None = None
     missing: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    descriptions: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def problems(self) -> list[str]:
@@ -143,6 +146,32 @@ class Results:
         if isinstance(better, str):
             return (min if better == "low" else max)(means, key=lambda name: means[name])
         return min(means, key=lambda name: abs(means[name] - better))
+
+    def leaders(self, problem: str, metric: str) -> list[str]:
+        """The best solver and those that cannot be told apart from it: within two paired standard errors.
+
+        Returns:
+            None of them where there is nothing to tell: a single candidate, a single observation, or a metric of all
+            observations together, which has no paired errors.
+        """
+        best, means = self.best(problem, metric), {}
+        for solver in self.solvers:
+            if metric in self.values[problem].get(solver, {}) and self.complete(problem, solver):
+                mean = self.mean(problem, solver, metric)[0]
+                if not (self.collapsed(problem, solver) or math.isnan(mean)):
+                    means[solver] = mean
+        if best not in means or len(means) < 2:
+            return []
+        better = METRICS[metric].better
+        target, up = (better, None) if isinstance(better, float) else (0.0, better == "low")
+
+        def losses(solver: str) -> Tensor:
+            """Of each observation; their mean is the distance from a value that is best."""
+            values = torch.tensor(self.values[problem][solver][metric], dtype=torch.float64) - target
+            return values if (means[solver] >= target if up is None else up) else -values
+
+        gaps = {solver: _mean(losses(solver) - losses(best)) for solver in means}
+        return [solver for solver, (gap, error) in gaps.items() if abs(gap) <= 2 * error]
 
     def collapsed(self, problem: str, solver: str) -> bool:
         """Whether a solver's weights have collapsed; see :func:`invflow.evaluation.summary.is_collapsed`."""

@@ -32,12 +32,12 @@ def in_a_cell(text: str) -> str:
 
 
 def cells(comparison: Results, problem: str, metrics: list[str] | None) -> list[list[str]]:
-    """Rows of text of one problem's table, the first one its head; the best values in asterisks."""
+    """Rows of text of one problem's table, the first one its head; the leaders in asterisks."""
     names = [m for m in (comparison.metrics(problem) if metrics is None else metrics)
              if m in comparison.metrics(problem)]
     rows = [["solver", *(METRICS[m].title if m in METRICS else m for m in names), "calls forward", "backward",
              "seconds", "memory"]]
-    best = {metric: comparison.best(problem, metric) for metric in names}
+    leaders = {metric: comparison.leaders(problem, metric) for metric in names}
     for solver in comparison.solvers:
         if solver in comparison.failures[problem]:
             rows.append([solver, *["—"] * (len(names) + 4)])
@@ -48,7 +48,7 @@ def cells(comparison: Results, problem: str, metrics: list[str] | None) -> list[
                 text = with_error(*comparison.mean(problem, solver, metric))
             except KeyError:
                 text = "—"
-            row.append(f"**{text}**" if best[metric] == solver else text)
+            row.append(f"**{text}**" if solver in leaders[metric] else text)
         costs = comparison.costs[problem][solver]
         memory = costs["memory"]
         row += [f"{costs['forward']:.4g}", f"{costs['backward']:.4g}", f"{costs['seconds']:.3g}",
@@ -79,6 +79,7 @@ def markdown(comparison: Results, metrics: list[str] | None) -> str:
     lines.append(
         f"{settings.get('num_observations')} observations ({truths} where the problem has images) x "
         f"{settings.get('num_samples')} samples, seed {settings.get('seed')}; means ± standard errors over "
-        "observations, the best in bold. Calls are network rows for each sample, seconds for each observation with all "
-        "its samples, memory the peak above what the solver itself takes. " + "; ".join(notes) + ".")
+        "observations; in bold the best, and what lies within two standard errors of the paired difference to it. "
+        "Calls are network rows for each sample, seconds for each observation with all its samples, memory the peak "
+        "above what the solver itself takes. " + "; ".join(notes) + ".")
     return "\n".join(lines)
