@@ -2,12 +2,14 @@
 
 For choosing weights and the correction: each VFM is judged uncorrected, as its adapter says, and if asked by further
 factors, on the same observations of the first validation images. Gaps to the first row come with the standard error of
-the paired difference.
+the paired difference; the last columns are what the correction costs, for each sample.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor
 from benchmarks.tables.image_table import TASKS, judge, standard_error
 from invflow.evaluation.summary import write_json
 from invflow.likelihood import GaussianLikelihood
-from invflow.metrics import psnr
+from invflow.metrics import coverage_near_ink, psnr
 from invflow.nets.classifier import confident_share
 from invflow.posterior import Posterior
 from invflow.problem import load_problem
@@ -27,7 +29,8 @@ from invflow.training.losses import patch_score
 
 __all__ = ["main", "patch_energy"]
 
-COLUMNS = (("crps", 4), ("patches", 4), ("psnr", 2), ("single", 2), ("residual", 2), ("coverage", 3))
+COLUMNS = (("crps", 4), ("patches", 4), ("psnr", 2), ("single", 2), ("residual", 2), ("coverage", 3),
+           ("ink", 3))
 
 
 def patch_energy(samples: Tensor, truth: Tensor) -> Tensor:
@@ -40,7 +43,7 @@ def patch_energy(samples: Tensor, truth: Tensor) -> Tensor:
 def row(posterior: Posterior, likelihood: GaussianLikelihood, truth: Tensor) -> dict[str, Tensor]:
     """Metrics for each observation, each ``(B,)``."""
     return {**judge(posterior, likelihood, truth), "patches": patch_energy(posterior.samples, truth),
-            "single": psnr(posterior.samples, truth).mean(1)}
+            "single": psnr(posterior.samples, truth).mean(1), "ink": coverage_near_ink(posterior.samples, truth)}
 
 
 def main() -> None:
@@ -50,25 +53,31 @@ def main() -> None:
     parser.add_argument("vfms", nargs="+", help="names or folders")
     parser.add_argument("--factors", nargs="*", type=float, default=[], help="of the correction, for each a row more")
     parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS)
+    parser.add_argument("--level", type=float, help="noise level in place of the problems' own, from 0 on")
     parser.add_argument("--observations", type=int, default=60)
-    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=39)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     for task in arguments.tasks:
         g = torch.Generator().manual_seed(arguments.seed)
-        truth, likelihood = load_problem(f"{arguments.data}/{task}").simulate(
-            arguments.observations, generator=g, split="validation", shuffle=False)
+        problem = copy.copy(load_problem(f"{arguments.data}/{task}"))
+        problem.sigma = problem.sigma if arguments.level is None else arguments.level
+        truth, likelihood = problem.simulate(arguments.observations, generator=g, split="validation", shuffle=False)
         print(f"\n{task}\n\n| VFM | correction | CRPS | gap | patch energy | PSNR of the mean | of a sample "
-              "| residual | 90% coverage | noise in the mean |\n" + "|---" * 10 + "|")
+              "| residual | 90% coverage | near ink | noise in the mean | operator applied | CPU ms |\n"
+              + "|---" * 13 + "|")
         first = None
         for name in arguments.vfms:
             able = VFM.load(name).adapter.deviations
             for consistency in (False, *((None, *arguments.factors) if able else ())):
                 vfm = VFM.load(name, consistency=consistency)
+                begun = time.process_time()
                 posterior = vfm.sample(likelihood, arguments.samples,
                                        generator=torch.Generator().manual_seed(arguments.seed))
+                spent = 1000 * (time.process_time() - begun) / (arguments.observations * arguments.samples)
+                applied = posterior.diagnostics.get("consistency_steps", torch.zeros(1)).mean()
                 found = row(posterior, likelihood, truth)
                 first = found if first is None else first
                 gap = found["crps"] - first["crps"]
@@ -77,9 +86,11 @@ def main() -> None:
                          for key, digits in COLUMNS]
                 cells.insert(1, f"{float(gap.mean()):+.4f} ± {standard_error(gap):.4f}")
                 label = {None: "fitted", False: "none"}.get(consistency, consistency)
-                print(f"| {name} | {label} | " + " | ".join(cells) + f" | {leak:.3f} |", flush=True)
-                results[f"{task}, {name}, {label}"] = {key: [float(v.mean()), standard_error(v)]
-                                                       for key, v in found.items()}
+                print(f"| {name} | {label} | " + " | ".join(cells) + f" | {leak:.3f} | {float(applied):.1f} "
+                      f"| {spent:.2f} |", flush=True)
+                results[f"{task}, {name}, {label}"] = {
+                    **{key: [float(v.mean()), standard_error(v)] for key, v in found.items()}, "leak": leak,
+                    "applied": float(applied), "cpu_ms": spent}
     print()
     for name in arguments.vfms:
         images = VFM.load(name).prior_samples(1000, generator=torch.Generator().manual_seed(arguments.seed))

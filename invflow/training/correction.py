@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from invflow.solvers.vfm import VFM
 from invflow.training.losses import patch_score
 from invflow.training.vfm import TrainingProblem
 
-__all__ = ["FACTORS", "Fit", "fit_consistency", "noise_in_the_mean"]
+__all__ = ["FACTORS", "Fit", "fit_consistency", "move_samples", "noise_in_the_mean"]
 
 #: of the noise that the samples' mean may have taken in, at most, for a class to be corrected by default
 MOST_LEAK = 0.15
@@ -104,15 +105,11 @@ def _fit(vfm: VFM, images: Tensor, problem: TrainingProblem, sigma: float, num_s
     samples = vfm.sample(likelihood, num_samples, generator=generator).samples
     deviation = vfm.adapter.proposal(likelihood).deviation
     assert deviation is not None
-    rows = torch.arange(n).repeat_interleave(num_samples)
-    noise = measurement_noise(len(rows), tuple(y.shape[1:]), generator)
+    noise = measurement_noise(n * num_samples, tuple(y.shape[1:]), generator)
     scores = []
     for factor in factors:
-        moved = samples.flatten(0, 1)
-        if factor:
-            moved, _ = correct(operator.select(rows), y[rows], likelihood.sigma[rows], moved,
-                               (factor * deviation[rows]).square(), noise)
-        first, second = moved.unflatten(0, (n, -1, 2)).unbind(2)
+        moved = move_samples(likelihood, samples, factor * deviation, noise) if factor else samples
+        first, second = moved.unflatten(1, (-1, 2)).unbind(2)
         pairs = patch_score(first.flatten(0, 1), second.flatten(0, 1), images.repeat_interleave(num_samples // 2, 0))
         scores.append(pairs.view(n, -1).mean(1))
     table = torch.stack(scores)
@@ -124,6 +121,21 @@ def _fit(vfm: VFM, images: Tensor, problem: TrainingProblem, sigma: float, num_s
     gain = table[0] - table[best]
     return Fit(str(problem.operator.problem_class), sigma, float(factors[best]), float(gain.mean()),
                float(gain.std() / n**0.5), noise_in_the_mean(likelihood, samples.mean(1), images))
+
+
+def move_samples(likelihood: GaussianLikelihood, samples: Tensor, deviation: Tensor, noise: Tensor) -> Tensor:
+    """Samples of B posteriors as :func:`~invflow.linear.correction.correct` moves them, ``(B, N, *image_shape)``.
+
+    Args:
+        likelihood: of B observations.
+        samples: ``(B, N, *image_shape)``.
+        deviation: ``(B, *image_shape)``, how far each pixel may move.
+        noise: ``(B * N, *measurement_shape)``, of standard deviation 1.
+    """
+    rows = torch.arange(len(samples)).repeat_interleave(samples.shape[1])
+    own = cast(GaussianLikelihood, likelihood.select(rows))
+    moved, _ = correct(own.operator, own.y, own.sigma, samples.flatten(0, 1), deviation[rows].square(), noise)
+    return moved.unflatten(0, samples.shape[:2])
 
 
 def noise_in_the_mean(likelihood: GaussianLikelihood, mean: Tensor, truth: Tensor) -> float:

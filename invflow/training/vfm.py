@@ -100,6 +100,8 @@ class ObjectiveSettings:
         one_step: share of those with (s, t) = (0, 1).
         tangent: of the MeanFlow loss, ``"path"``, ``"map"`` or ``"semigroup"``; see
             :func:`~invflow.training.losses.meanflow_loss`.
+        misfit: weight of the observation term. With 0 a score alone leads to the data, which costs one call of the map
+            less for each row where ``joint``.
         score: weight of a proper score of the samples against the truth, the fair CRPS of two samples summed over
             pixels. The other terms lead to the posterior of the prior that the map holds; where a small map holds a
             poor one (photographs), the score leads to margins that are right for the images trained on. It costs a
@@ -128,6 +130,7 @@ class ObjectiveSettings:
     distinct: float = 0.5
     one_step: float = 1 / 3
     tangent: str = "path"
+    misfit: float = 1.0
     score: float = 0.0
     patches: bool = False
     joint: bool = False
@@ -140,6 +143,10 @@ class ObjectiveSettings:
         idle = [name for name in ("patches", "joint", "consistency") if getattr(self, name)]
         if idle and not self.score:
             raise ValueError(f"{idle[0]}=True is a property of the score, whose weight is 0: pass score=100.0")
+        if not (self.misfit >= 0 and self.score >= 0):
+            raise ValueError(f"misfit={self.misfit} and score={self.score} are weights: pass numbers of at least 0")
+        if not (self.misfit or self.score):
+            raise ValueError("misfit=0 leaves it to a score to lead to the data, but score=0 too: pass score=100.0")
         if self.joint and self.frozen:
             raise ValueError("joint=True lets the score reach the map, which frozen=True keeps as it is")
         if self.deviations_alone and not (self.frozen and self.consistency):
@@ -218,14 +225,21 @@ class VFMObjective(Objective):
         draws = 2 if own.score else 1
         noise = draw_noise((draws, *mean.shape), generator).to(mean)
         z = self.adapter.to_state((mean + log_std.exp() * noise).flatten(0, 1))
-        fixed = {k: p.detach() for k, p in self.prior.named_parameters()}
-        images = self.prior.decode(torch.func.functional_call(self.prior, fixed, (z[:n] if own.joint else z, 0.0, 1.0)))
-        misfit, reports = self._misfit(groups, images[:n])
         kl = gaussian_kl(mean, log_std)
-        objective = misfit + kl
-        metrics = {"kl": kl.detach().mean(), "adapter_std": log_std.detach().exp().mean(), **reports}
+        objective = kl
+        metrics = {"kl": kl.detach().mean(), "adapter_std": log_std.detach().exp().mean()}
+        images = None
+        if own.misfit or not own.joint:
+            fixed = {k: p.detach() for k, p in self.prior.named_parameters()}
+            states = torch.func.functional_call(self.prior, fixed, (z[:n] if own.joint else z, 0.0, 1.0))
+            images = self.prior.decode(states)
+        if own.misfit:
+            assert images is not None
+            misfit, reports = self._misfit(groups, images[:n])
+            objective = objective + own.misfit * misfit
+            metrics |= reports
         if own.score:
-            pair = self.prior.decode(self.prior(z, 0.0, 1.0)) if own.joint else images
+            pair = self.prior.decode(self.prior(z, 0.0, 1.0)) if own.joint or images is None else images
             score, further = self._score(pair.unflatten(0, (2, n)), data, groups, log_deviation, generator)
             objective = objective + score
             metrics |= further

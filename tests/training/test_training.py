@@ -225,6 +225,25 @@ def test_deviations_alone_leave_samples_as_they_are(tmp_path):
         ObjectiveSettings(score=1.0, deviations_alone=True)
 
 
+def test_the_observation_term_has_a_weight(monkeypatch):
+    """The loss is linear in it, and says nothing of the observation where it is 0."""
+    monkeypatch.setattr(vfm_module, "normalise", lambda loss: loss)
+    adapter = Adapter((2,), classes=["first-coordinate"], network="mlp", options=TINY, deviations=True,
+                      generator=torch.Generator().manual_seed(1))
+    found = {}
+    for weight in (0.0, 1.0, 3.0):
+        objective = VFMObjective(tiny_prior(), adapter, [first_coordinate()], score=2.0, joint=True, misfit=weight)
+        loss, metrics = objective(pairs(16, seeded(0, 0, 0)), seeded(0, 1, 0))
+        found[weight] = float(loss.detach())
+        assert ("misfit" in metrics) is (weight > 0)
+    assert found[3.0] - found[0.0] == pytest.approx(3 * (found[1.0] - found[0.0]), rel=1e-4)
+    assert found[1.0] > found[0.0] * 1.01
+    with pytest.raises(ValueError, match="leaves it to a score"):
+        ObjectiveSettings(misfit=0.0)
+    with pytest.raises(ValueError, match="misfit=-1"):
+        ObjectiveSettings(misfit=-1.0)
+
+
 def test_settings_of_the_objective_are_checked():
     with pytest.raises(ValueError, match="whose weight is 0"):
         ObjectiveSettings(patches=True)

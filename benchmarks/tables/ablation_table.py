@@ -1,0 +1,116 @@
+"""What each part of the last stage does: ``python -m benchmarks.tables.ablation_table mnist --data DIR --output DIR``.
+
+From the same VFM, on the same batches, a few steps of each: the adapter alone by the CRPS of pixels; map and adapter;
+both by the energy score over patches; both by that of corrected samples. Each is judged on validation images without
+the correction, with one that may move all pixels alike, and with one by the adapter's deviations (of the VFM that all
+began as, except for the last, which trained its own). So short a training shows directions, not what is reached in the
+end. A variant that was trained is taken from the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.tables.image_table import TASKS, standard_error
+from benchmarks.tables.samples_table import row
+from invflow.datasets.sets import load_images
+from invflow.evaluation.summary import write_json
+from invflow.likelihood import GaussianLikelihood
+from invflow.linear.correction import measurement_noise
+from invflow.posterior import Posterior
+from invflow.problem import load_problem
+from invflow.solvers.vfm import VFM
+from invflow.training import LoopSettings, ObjectiveSettings, train_vfm
+from invflow.training.correction import move_samples
+from invflow_problems.recipes.digits import SAMPLES_OBJECTIVE, image_problems
+
+__all__ = ["VARIANTS", "corrections", "main"]
+
+BEGUN = "as it began"
+#: name: how the objective of the last stage is changed; None: no training
+VARIANTS: dict[str, dict[str, Any] | None] = {
+    BEGUN: None,
+    "adapter alone, CRPS": {"frozen": True, "joint": False, "patches": False, "consistency": False},
+    "joint, CRPS": {"patches": False, "consistency": False},
+    "joint, patches": {"consistency": False},
+    "joint, patches, through the correction": {},
+}
+COLUMNS = (("crps", 4), ("patches", 4), ("single", 2), ("residual", 2), ("coverage", 3), ("ink", 3))
+
+
+def corrections(likelihood: GaussianLikelihood, samples: Tensor, deviation: Tensor, seed: int) -> dict[str, Tensor]:
+    """The samples as they are, moved with one variance for all pixels, and moved by the deviations."""
+    noise = measurement_noise(samples.shape[0] * samples.shape[1], tuple(likelihood.y.shape[1:]),
+                              torch.Generator().manual_seed(seed))
+    even = deviation.square().flatten(1).mean(1).sqrt().view(-1, *[1] * (deviation.ndim - 1)).expand_as(deviation)
+    return {"none": samples, "all pixels alike": move_samples(likelihood, samples, even, noise),
+            "deviations": move_samples(likelihood, samples, deviation, noise)}
+
+
+def main() -> None:
+    """Train what is not there yet, print the tables as markdown, and write them as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=["mnist", "fashion-mnist"], help="shipped VFM, or --vfm of its data")
+    parser.add_argument("--vfm", help="folder of one with deviations, in place of the shipped one")
+    parser.add_argument("--data", required=True, help="folder of the data set")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the trainings and the table")
+    parser.add_argument("--tasks", nargs="+", default=["random-inpainting", "box-inpainting", "motion-blur"],
+                        choices=TASKS)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=9, help="of a batch, for each problem")
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--observations", type=int, default=60)
+    parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    begun = VFM.load(arguments.vfm or arguments.name, consistency=False)
+    tests = {task: load_problem(f"{arguments.name}/{task}") for task in arguments.tasks}
+    classes = [str(problem.problem_class) for problem in tests.values()]
+    problems = [p for p in image_problems(begun.prior.image_shape) if p.operator.problem_class in classes]
+    settings = LoopSettings(arguments.steps, batch_size=arguments.rows * len(problems), warmup=10, ema=0.97,
+                            learning_rate=arguments.learning_rate, seed=arguments.seed, log_every=10)
+    images = load_images(arguments.data, split="train", dtype=torch.uint8)
+    vfms: dict[str, VFM] = {}
+    for label, changes in VARIANTS.items():
+        vfms[label] = begun
+        if changes is not None:
+            objective: ObjectiveSettings = dataclasses.replace(SAMPLES_OBJECTIVE, **changes)
+            adapter = begun.adapter.grown([str(p.operator.problem_class) for p in problems], {})
+            trained = train_vfm(images, begun.prior, problems, settings,
+                                arguments.output / label.replace(", ", "-").replace(" ", "-"), adapter=adapter,
+                                objective=objective)
+            vfms[label] = VFM(trained.prior, trained.adapter, consistency=False)
+    results: dict[str, Any] = {}
+    for task, problem in tests.items():
+        truth, likelihood = problem.simulate(arguments.observations, split="validation", shuffle=False,
+                                             generator=torch.Generator().manual_seed(arguments.seed))
+        print(f"\n{task}\n\n| trained | corrected by | CRPS | gap | patch energy | PSNR of a sample | residual "
+              "| 90% coverage | near ink |\n" + "|---" * 9 + "|")
+        first = None
+        for label, vfm in vfms.items():
+            samples = vfm.sample(likelihood, arguments.samples,
+                                 generator=torch.Generator().manual_seed(arguments.seed)).samples
+            own = VARIANTS[label] == {}
+            deviation = (vfm if own else begun).adapter.proposal(likelihood).deviation
+            assert deviation is not None
+            for how, moved in corrections(likelihood, samples, deviation, arguments.seed).items():
+                found = row(Posterior(moved), likelihood, truth)
+                first = found if first is None else first
+                gap = found["crps"] - first["crps"]
+                cells = [f"{float(found[key].mean()):.{digits}f} ± {standard_error(found[key]):.{digits}f}"
+                         for key, digits in COLUMNS]
+                cells.insert(1, f"{float(gap.mean()):+.4f} ± {standard_error(gap):.4f}")
+                print(f"| {label} | {how} | " + " | ".join(cells) + " |", flush=True)
+                results[f"{task}, {label}, {how}"] = {key: [float(found[key].mean()), standard_error(found[key])]
+                                                      for key, _ in COLUMNS}
+    write_json(results, arguments.output / "ablation_table.json")
+
+
+if __name__ == "__main__":
+    main()
