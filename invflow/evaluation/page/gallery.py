@@ -139,7 +139,8 @@ def _show(image: Tensor, name: str, measurement: bool = False, observed: Tensor 
 
 def _prepared(image: Tensor, measurement: bool = False, observed: Tensor | None = None) -> str:
     """A picture as an address; measurements that are no intensities are stretched to the range of one."""
-    picture: Tensor = as_picture(image.detach().cpu().double())  # type: ignore[assignment]
+    picture = as_picture(image.detach().cpu().double())
+    assert picture is not None
     low, high = float(picture.min()), float(picture.max())
     if measurement and (low < -0.5 or high > 1.5):
         picture = (picture - low) / (high - low)
@@ -151,7 +152,8 @@ def _prepared(image: Tensor, measurement: bool = False, observed: Tensor | None 
 
 def _deviation(std: Tensor, highest: float) -> str:
     colours = palette()
-    picture: Tensor = as_picture(rms_over_channels(std.detach().cpu().double()))  # type: ignore[assignment]
+    picture = as_picture(rms_over_channels(std.detach().cpu().double()))
+    assert picture is not None
     levels = (picture.nan_to_num(0.0) / highest).clamp(0, 1) * (len(colours) - 1)
     return image_uri(levels.round(), colours)
 

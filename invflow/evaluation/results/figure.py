@@ -20,7 +20,7 @@ __all__ = ["direction", "pareto_figure", "pareto_panel", "plotted_metrics", "poi
 #: where a name may be beside its point, the best place first
 _AROUND = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
 _INK, _FAINT, _FRONT = "#222222", "#999999", "#3b4cc0"
-_STYLE = {"font.family": "sans-serif", "font.size": 8, "text.color": _INK, "axes.edgecolor": _FAINT,
+_STYLE: Any = {"font.family": "sans-serif", "font.size": 8, "text.color": _INK, "axes.edgecolor": _FAINT,
           "xtick.color": _INK, "ytick.color": _INK, "axes.labelcolor": _INK, "axes.spines.top": False,
           "axes.spines.right": False, "text.parse_math": False}  # a solver's name is no formula
 
@@ -43,7 +43,7 @@ def pareto_figure(comparison: Results, metric: str = "crps", columns: int = 3) -
         known = sorted({m for p in comparison.problems for m in comparison.metrics(p)})
         raise ValueError(f"no problem has the metric {metric!r}: choose one of {', '.join(known)}")
     columns = min(columns, len(problems))
-    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+    with matplotlib.rc_context(_STYLE):
         figure = _empty_figure(columns, math.ceil(len(problems) / columns))
         panels = figure.subplots(math.ceil(len(problems) / columns), columns, squeeze=False).flat
         for axes, problem in zip(panels, problems):
@@ -57,7 +57,7 @@ def pareto_figure(comparison: Results, metric: str = "crps", columns: int = 3) -
 
 def pareto_panel(comparison: Results, problem: str, metric: str) -> PosteriorFigure:
     """One panel of :func:`pareto_figure`, as a figure without a title."""
-    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+    with matplotlib.rc_context(_STYLE):
         figure = _empty_figure(1, 1)
         _draw(figure.add_subplot(), comparison, problem, metric)
         _place_names(figure)

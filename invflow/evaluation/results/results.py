@@ -344,8 +344,8 @@ def _costs(own: list[tuple[int, int, Part]]) -> dict[str, float | None]:
     for name in ("forward", "backward"):
         found[name] = sum(n * float(part.costs[name] or 0) for n, (_, _, part) in zip(counts, own)) / total
     found["seconds"] = sum(float(part.costs["seconds"] or 0) for _, _, part in own) / total
-    peaks = [part.costs["memory"] for _, _, part in own if part.costs["memory"] is not None]
-    found["memory"] = max(peaks) if peaks else None  # type: ignore[type-var]
+    peaks = [float(peak) for _, _, part in own if (peak := part.costs["memory"]) is not None]
+    found["memory"] = max(peaks) if peaks else None
     return found
 
 

@@ -91,13 +91,14 @@ class DiffusionSampler(RangedSampler):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the shared settings in the signature of a class that passes them on as ``**shared``."""
         super().__init_subclass__(**kwargs)
-        own = inspect.signature(cls.__init__)
+        init: Any = cls.__init__
+        own = inspect.signature(init)
         if "shared" not in own.parameters:
             return
         passed = inspect.signature(DiffusionSampler.__init__).parameters
         parameters = [p for p in own.parameters.values() if p.name != "shared"]
         parameters += [passed[name] for name in SharedSettings.__annotations__]
-        cls.__init__.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        init.__signature__ = own.replace(parameters=parameters)
 
     def _only_deepinv(self, mend: str, **values: Any) -> None:
         """Refuse settings of deepinv's form in the paper's, with what to pass."""
