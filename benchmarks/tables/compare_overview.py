@@ -45,7 +45,7 @@ def contenders(found: Comparison, problem: str, metric: str = "crps") -> set[str
 
     The errors are those of the other half, so that chance that helped to pick the best does not help to defend it.
     """
-    best = picked(found, problem, metric, found.solvers)
+    best = picked(found, problem, metric, list(found.solvers))
     near = {best} if best is not None else set()
     for name in found.solvers:
         if best is None or metric not in found.values[problem].get(name, {}) or found.collapsed(problem, name):

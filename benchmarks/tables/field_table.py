@@ -23,10 +23,10 @@ SHAPE = (1, 8, 8)
 #: means and standard deviations of the measured pixels and of the others
 EXACT = (0.6, 0.1 / 2**0.5, 0.5, 0.1)
 
-_FORMS: dict[str, Callable[..., invflow.Solver]] = {
-    "DPS": invflow.DPS, "PiGDM": invflow.PiGDM, "MomentMatching": invflow.MomentMatching, "DiffPIR": invflow.DiffPIR,
-    "DDRM": invflow.DDRM,
-}
+def _of_deepinv(kind: Callable[..., invflow.Solver], **settings: Any) -> Callable[[invflow.FlowMap], invflow.Solver]:
+    return lambda prior: kind(prior, variant="deepinv", **settings)
+
+
 SAMPLERS: dict[str, Callable[[invflow.FlowMap], invflow.Solver]] = {
     "exact": lambda prior: invflow.ExactPosterior(prior),  # type: ignore[arg-type]
     "DPS": invflow.DPS, "DPS, zeta 0.3": lambda prior: invflow.DPS(prior, zeta=0.3), "PiGDM": invflow.PiGDM,
@@ -34,9 +34,10 @@ SAMPLERS: dict[str, Callable[[invflow.FlowMap], invflow.Solver]] = {
     "DDRM, 100 steps": lambda prior: invflow.DDRM(prior, steps=100), "ULA": invflow.ULA, "PnPFlow": invflow.PnPFlow,
     "Flower": invflow.Flower, "Flower, mean": lambda prior: invflow.Flower(prior, sampling=False),
     "TwistedDiffusion": invflow.TwistedDiffusion,
-    **{f"{name}, deepinv": lambda prior, kind=kind: kind(prior, variant="deepinv") for name, kind in _FORMS.items()},
-    "DPS, deepinv, weight 100": lambda prior: invflow.DPS(prior, variant="deepinv", weight=100.0),
-    "DPS, deepinv, annealed": lambda prior: invflow.DPS(prior, variant="deepinv", guidance="annealed"),
+    **{f"{kind.__name__}, deepinv": _of_deepinv(kind) for kind in (
+        invflow.DPS, invflow.PiGDM, invflow.MomentMatching, invflow.DiffPIR, invflow.DDRM)},
+    "DPS, deepinv, weight 100": _of_deepinv(invflow.DPS, weight=100.0),
+    "DPS, deepinv, annealed": _of_deepinv(invflow.DPS, guidance="annealed"),
 }
 
 

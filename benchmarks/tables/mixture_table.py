@@ -45,6 +45,8 @@ PARTICLES, PROJECTIONS = 1000, 500
 JUMP_STEPS = 8
 #: the data lie in (-20, 20), which samplers made for images are to take for [0, 1]
 _RANGE = {"value_range": (-20.0, 20.0)}
+#: the field's samplers as deepinv has them, which the table names
+_DEEPINV: dict[str, Any] = {"variant": "deepinv", **_RANGE}
 #: calls forward that a particle may take, of every sampler but those that say otherwise
 CALLS = 100
 
@@ -62,16 +64,16 @@ METHODS: dict[str, tuple[str, dict[str, Any] | Callable[[GaussianMixtureFlow], d
     "noise-smc": ("noise-smc", {"moves": "crank-nicolson-langevin", "num_moves": 6, "ess_threshold": 0.9}),
     "fmtt conjugate": ("fmtt", functools.partial(_tilting, proposal="conjugate")),
     "fmtt": ("fmtt", _tilting),
-    "moment-matching": ("moment-matching", {"steps": CALLS, **_RANGE}),
-    "dps": ("dps", {"steps": CALLS, **_RANGE}),
-    "dps annealed": ("dps", {"steps": CALLS, "guidance": "annealed", "variant": "deepinv", **_RANGE}),
-    "ula": ("ula", {"burn_in": CALLS // 2, "thinning": CALLS // 2, **_RANGE}),
-    "ddrm": ("ddrm", {"steps": CALLS, **_RANGE}),
-    "pigdm": ("pigdm", {"steps": CALLS, **_RANGE}),
-    "diffpir": ("diffpir", {"steps": CALLS, **_RANGE}),
+    "moment-matching": ("moment-matching", {"steps": CALLS, "iterations": 3, **_DEEPINV}),
+    "dps": ("dps", {"steps": CALLS, **_DEEPINV}),
+    "dps annealed": ("dps", {"steps": CALLS, "guidance": "annealed", **_DEEPINV}),
+    "ula": ("ula", {"burn_in": CALLS // 2, "thinning": CALLS // 2, "step": 0.5, "denoiser_sigma": 0.05, **_RANGE}),
+    "ddrm": ("ddrm", {"steps": CALLS, **_DEEPINV}),
+    "pigdm": ("pigdm", {"steps": CALLS, **_DEEPINV}),
+    "diffpir": ("diffpir", {"steps": CALLS, **_DEEPINV}),
     # the number of steps that deepinv takes by default
-    "moment-matching, 1,000": ("moment-matching", {"steps": 1000, **_RANGE}),
-    "dps, 1,000": ("dps", {"steps": 1000, **_RANGE}),
+    "moment-matching, 1,000": ("moment-matching", {"steps": 1000, "iterations": 3, **_DEEPINV}),
+    "dps, 1,000": ("dps", {"steps": 1000, **_DEEPINV}),
 }
 FIELDS = ("d", "m", "replicate", "method", "w1", "calls", "backward", "velocities", "log_evidence_error", "seconds",
           "note")

@@ -156,7 +156,8 @@ def guided_diffusion(prior: FlowMap, rows: Rows, value_range: tuple[float, float
         y, level = measured(rows, value_range, whiten=False)
         physics = physics_of(rows, value_range, level, rows.likelihood.sigma.to(y))
     like = torch.zeros(len(rows.likelihood.y), *prior.image_shape, device=device, dtype=torch.float64)
-    return sampler(y, physics, x_init=rows.noise(like) * sde.sigma_t(times[0]) * sde.scale_t(times[0]))
+    found: Tensor = sampler(y, physics, x_init=rows.noise(like) * sde.sigma_t(times[0]) * sde.scale_t(times[0]))
+    return found
 
 
 class TogetherPhysics:
