@@ -16,7 +16,19 @@ from torch import Tensor
 from invflow._core.records import write_atomically
 from invflow._core.weighted import least_samples
 from invflow.likelihood import GaussianLikelihood, Likelihood
-from invflow.metrics import classifier_features, coverage, crps, energy_score, nlpd, psnr, sliced_wasserstein, ssim
+from invflow.metrics import (
+    classifier_features,
+    coverage,
+    crps,
+    energy_score,
+    floor_ratio,
+    highest_density_coverage,
+    mean_gap,
+    nlpd,
+    psnr,
+    sliced_wasserstein,
+    ssim,
+)
 from invflow.posterior import Posterior
 from invflow.reward import Reward, score
 
@@ -237,6 +249,10 @@ METRICS: dict[str, Metric] = {
     "nlpd": Metric("NLPD", "low", "negative log predictive density of a second measurement, nats"),
     "spread": Metric("spread", None, "root mean square over pixels of the posterior standard deviation"),
     "sliced_wasserstein": Metric("sliced W1", "low", "sliced Wasserstein distance to exact posterior draws"),
+    "floor_ratio": Metric("W1 over floor", "low", "sliced Wasserstein distance to the exact posterior, in units of "
+                          "what as many exact draws reach; 1 is as good as exact"),
+    "mean_gap": Metric("gap of the mean", "low", "squared error of the mean over that of the mean of exact draws, dB"),
+    "density_coverage": Metric("90% by density", LEVEL, "share of truths in the highest-density region of 90%"),
     "reward": Metric("reward", None, "weighted mean of the reward"),
     "ess": Metric("ESS", None, "effective sample size of the weights, in samples"),
     "k_hat": Metric("k-hat", None, "Pareto tail index of the weights; beyond 0.7 they cannot be trusted"),
@@ -282,6 +298,7 @@ def judge(posterior: Posterior, reward: Reward, truth: Tensor | None, problem: P
     if exact is not None:
         found["sliced_wasserstein"] = sliced_wasserstein(
             samples, exact.to(samples), log_weights=log_weights, num_projections=200, generator=generator)
+        found |= _against_exact(posterior, reward, truth, problem, exact.to(samples), generator)
     ess = posterior.ess()
     if ess is not None:
         found["ess"] = ess
@@ -289,6 +306,34 @@ def judge(posterior: Posterior, reward: Reward, truth: Tensor | None, problem: P
     if isinstance(k_hat, Tensor) and k_hat.shape == (len(posterior),) and not bool(k_hat.isnan().all()):
         found["k_hat"] = k_hat
     return {name: value.detach().double().cpu() for name, value in found.items()}
+
+
+def _against_exact(posterior: Posterior, reward: Reward, truth: Tensor | None, problem: Problem, exact: Tensor,
+                   generator: torch.Generator) -> dict[str, Tensor]:
+    """What an exact posterior says of samples: distance in units of a floor, the mean's gap, coverage by density."""
+    samples, count = posterior.samples, posterior.num_samples
+    log_weights = posterior.log_weights if posterior.weighted else None
+    more = problem.exact_posterior().sample(reward.to("cpu"), 2 * count, generator=generator).samples.to(samples)
+    every = torch.cat([exact, more], dim=1)
+    found = {}
+    if count > 1:
+        found["floor_ratio"] = floor_ratio(samples, every, log_weights, generator=generator)
+    if truth is not None:
+        found["mean_gap"] = mean_gap(samples, every, truth.to(samples), log_weights)
+    log_prob = getattr(problem.prior, "log_prob", None)
+    if truth is not None and log_prob is not None and not problem.tilts and count >= least_samples(LEVEL):
+        prior = problem.prior
+
+        def log_density(x: Tensor) -> Tensor:  # (B, N, *image_shape) to (B, N), up to a constant
+            states = prior.encode(x.to(prior.dtype).flatten(0, 1))
+            own: Tensor = log_prob(states).unflatten(0, x.shape[:2])
+            return own.double() + reward(x).double()
+
+        with warnings.catch_warnings():  # too few effective samples give NaN, as for the other intervals
+            warnings.simplefilter("ignore")
+            found["density_coverage"] = highest_density_coverage(
+                log_density(samples), log_density(truth.to(samples)[:, None])[:, 0], LEVEL, log_weights)
+    return found
 
 
 def _is_point(posterior: Posterior) -> bool:
