@@ -9,8 +9,9 @@ that is off, its increment is zero, so that a sampler without this step would ne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class Increments(NamedTuple):
         device = generator.device
         normal = torch.randn(shape, generator=generator, device=device, dtype=torch.float64)
         if self.kind == "gauss":
-            return normal * self.scale**0.5
+            return normal * math.sqrt(self.scale)
         if self.kind == "student":
             return normal * (self.scale / _chi_square(shape, int(self.scale), generator)).sqrt()
         value = normal * (2 * self.scale**2 * _exponential(shape, generator)).sqrt()
@@ -46,11 +47,10 @@ class Increments(NamedTuple):
     def log_prob(self, u: Tensor) -> Tensor:
         """Log density of increments ``(..., d)``, summed to ``(...)``; of a zero, where it has mass, the log of it."""
         scale = torch.as_tensor(self.scale, dtype=u.dtype, device=u.device)
-        if self.kind == "gauss":
-            return torch.distributions.Normal(0.0, scale.sqrt()).log_prob(u).sum(-1)
-        if self.kind == "student":
-            return torch.distributions.StudentT(scale).log_prob(u).sum(-1)
-        log_density = torch.distributions.Laplace(0.0, scale).log_prob(u)
+        law: Any = {"gauss": torch.distributions.Normal(0.0, scale.sqrt()),
+                    "student": torch.distributions.StudentT(scale)}.get(
+                        self.kind, torch.distributions.Laplace(0.0, scale))
+        log_density: Tensor = law.log_prob(u)
         if self.active < 1:
             active = torch.as_tensor(self.active, dtype=u.dtype, device=u.device)
             # rounding of sums leaves differences near zero where increments are zero

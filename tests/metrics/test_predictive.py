@@ -1,4 +1,4 @@
-"""The predictive check on a conjugate Gaussian: uniform p-values where the model is right, small ones where it is not."""
+"""The predictive check on a conjugate Gaussian: uniform p-values where the model is right, small ones elsewhere."""
 
 from __future__ import annotations
 
