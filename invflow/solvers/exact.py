@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -108,9 +109,8 @@ class ExactPosterior(Solver):
         for part, exact in self._conditionals(likelihood):
             index = pick_components(exact.log_weights, uniform[part].to(device))
             chunk = max(1, _VALUES_AT_A_TIME // noise[0].numel())
-            pieces = ChunkSize(chunk, "ExactPosterior").over(
-                len(index), lambda rows, e=exact, i=index, z=noise[part]: self._draw(e.pick(rows), i[rows], z[rows]))
-            samples += [piece for _, piece in pieces]
+            own = partial(self._draw_rows, exact, index, noise[part])
+            samples += [piece for _, piece in ChunkSize(chunk, "ExactPosterior").over(len(index), own)]
             weights.append(exact.log_weights.exp())
             evidence.append(exact.log_evidence)
         return Posterior(torch.cat(samples).unflatten(2, self.prior.image_shape),
@@ -187,6 +187,9 @@ class ExactPosterior(Solver):
         shift = std[:, None].square() * singular[:, None] / (signal + noise) * inside
         return _Conditional(log_joint - log_evidence[:, None], log_evidence, shift,
                             noise / (signal + noise), directions)
+
+    def _draw_rows(self, exact: _Conditional, index: Tensor, noise: Tensor, rows: slice) -> Tensor:
+        return self._draw(exact.pick(rows), index[rows], noise[rows])
 
     def _draw(self, exact: _Conditional, index: Tensor, noise: Tensor) -> Tensor:
         """Samples ``(b, N, d)`` for components ``(b, N)`` and standard normal noise ``(b, N, d)``."""

@@ -210,7 +210,7 @@ def levy_sigma(increments: str, operator: str) -> float:
     """
     signals = INCREMENTS[increments].sample((4096, LENGTH), torch.Generator().manual_seed(1)).cumsum(1)
     power = (signals @ _matrix(operator).T).square().mean(1).median()
-    return float(power / 10 ** (DECIBELS / 10)) ** 0.5
+    return math.sqrt(float(power) / 10 ** (DECIBELS / 10))
 
 
 def _problem(increments: str, operator: str) -> Problem:

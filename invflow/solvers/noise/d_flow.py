@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -126,7 +128,7 @@ class DFlow(Solver):
             state = prior.encode(reward.operator.pseudo_inverse(reward.y).to(prior.dtype))
             back = prior.jump(state, 1.0, 0.0) if self.ode_steps is None else integrate(
                 prior.velocity, state, 1.0, 0.0, self.ode_steps)
-        return self.blend**0.5 * back.repeat_interleave(n, 0) + (1 - self.blend) ** 0.5 * noise
+        return math.sqrt(self.blend) * back.repeat_interleave(n, 0) + math.sqrt(1 - self.blend) * noise
 
     def _image(self, z: Tensor) -> Tensor:
         if self.ode_steps is None:
