@@ -278,11 +278,36 @@ def test_what_d_flow_does_not_see_stays_at_its_start() -> None:
     assert start.agrees(x[:, hidden])
 
 
+# -- PnP-Flow with the denoiser of a flow map --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("look_ahead", [0.0, 0.3, 1.0])
+def test_look_ahead_runs_from_the_mean_to_a_sample(look_ahead: float) -> None:
+    solver = invflow.PnPFlow(prior(), steps=6, average=1, look_ahead=look_ahead)
+    x = Affine(0.0, 0.0)
+    for k in range(6):
+        t = k / 6
+        x.step(1 - (1 - t), (1 - t) * Y)
+        x.step(t, 0.0, 1 - t)
+        spread = math.hypot(1 - t, t * STD)
+        if look_ahead == 0:
+            gain = t * STD**2 / spread**2
+            shift = MEAN * (1 - gain * t)
+        else:  # X carries t mean + spread u to t' mean + spread' u
+            later = t + look_ahead * (1 - t)
+            ratio = math.hypot(1 - later, later * STD) / spread
+            gain = 1 + (ratio - 1) / look_ahead
+            shift = (later - ratio * t) * MEAN / look_ahead
+        x.step(gain, shift)
+    assert x.agrees(solver.sample(denoising(), COUNT, generator=seeded()).samples)
+
+
 @pytest.mark.parametrize(("build", "words"), [
     (lambda p: invflow.DAPS(p, steps=0), "at least"), (lambda p: invflow.DAPS(p, sigma_min=200.0), "under sigma_max"),
     (lambda p: invflow.DAPS(p, step_ratio=2.0), "step_ratio=2.0"), (lambda p: invflow.FlowDPS(p, shift=0.0), "shift=0"),
     (lambda p: invflow.DPnP(p, eta_last=2.0), "eta_last=2.0"), (lambda p: invflow.DFlow(p, blend=2.0), "blend=2.0"),
     (lambda p: invflow.NoiseLangevin(p, step_size=1.5), "under 1"),
+    (lambda p: invflow.PnPFlow(p, look_ahead=2), "0 for the mean"),
     (lambda p: invflow.NoiseLangevin(p, preconditioner="none"), "prior, rmsprop")])
 def test_settings_out_of_range(build: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
