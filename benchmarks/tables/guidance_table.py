@@ -72,7 +72,8 @@ def guided(problem: Problem, likelihood: GaussianLikelihood, n: int, generator: 
         # a step is no longer than the prior is wide, or strong guidance would leave the numbers' range
         length = ((after - t) * pull).norm(dim=1, keepdim=True)
         x = x + (after - t) * (velocity.detach() - pull * (2.0 / length).clamp(max=1.0))
-    return prior.decode(x).unflatten(0, (count, n)).detach()
+    images: Tensor = prior.decode(x).unflatten(0, (count, n))
+    return images.detach()
 
 
 def reweighted(problem: Problem, likelihood: GaussianLikelihood, n: int, generator: torch.Generator) -> Posterior:
@@ -151,6 +152,9 @@ def figure(table: Sequence[dict[str, Any]]) -> Figure:
         else:
             axes.plot(strengths, means, marker="o", label=method, color=f"C{len(axes.get_lines())}")
     axes.set(xscale="log", yscale="log", xlabel="guidance strength", ylabel="W1 to the posterior / floor")
+    shown = sorted({float(row["strength"]) for row in table if float(row["strength"]) > 0})
+    axes.set_xticks(shown, [f"{s:g}" for s in shown])
+    axes.minorticks_off()
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.legend(fontsize=8)
     return drawn

@@ -167,6 +167,16 @@ def test_a_problem_keeps_the_contract_and_exact_its_certificate() -> None:
     assert certificate.verdict == "passes"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["levy/student-1-convolution", "levy/bernoulli-laplace-sampling"])
+def test_chains_are_calibrated_where_they_mix_slowest(name: str) -> None:
+    problem = invflow.load_problem(name)
+    certificate = invflow.calibrate(problem.exact_posterior(), problem, num_simulations=60, num_samples=19,
+                                    num_particles=19, generator=seeded())
+    assert certificate.verdict != "fails"  # so few simulations certify nothing, but none of the checks rejects
+    assert all(check.passed for check in certificate.checks.values())
+
+
 def test_others_are_refused() -> None:
     problem = invflow.load_problem("levy/laplace-identity")
     with pytest.raises(TypeError, match="LevyPosterior takes"):
