@@ -55,11 +55,21 @@ from invflow.solvers.exact import ExactPosterior as ExactPosterior
 from invflow.solvers.field.ddrm import DDRM as DDRM
 from invflow.solvers.field.diffpir import DiffPIR as DiffPIR
 from invflow.solvers.field.dps import DPS as DPS
+from invflow.solvers.field.daps import DAPS as DAPS
+from invflow.solvers.field.deepinv import DDRM as DDRM
+from invflow.solvers.field.deepinv import DPS as DPS
+from invflow.solvers.field.deepinv import DiffPIR as DiffPIR
+from invflow.solvers.field.deepinv import MomentMatching as MomentMatching
+from invflow.solvers.field.deepinv import PiGDM as PiGDM
+from invflow.solvers.field.dpnp import DPnP as DPnP
+from invflow.solvers.field.flow_dps import FlowDPS as FlowDPS
 from invflow.solvers.field.flower import Flower as Flower
 from invflow.solvers.field.langevin import ULA as ULA
 from invflow.solvers.field.moment_matching import MomentMatching as MomentMatching
 from invflow.solvers.field.pigdm import PiGDM as PiGDM
 from invflow.solvers.field.pnp_flow import PnPFlow as PnPFlow
+from invflow.solvers.noise.d_flow import DFlow as DFlow
+from invflow.solvers.noise.langevin import NoiseLangevin as NoiseLangevin
 from invflow.solvers.noise.rto import NoiseRTO as NoiseRTO
 from invflow.solvers.noise.tempered import NoiseSMC as NoiseSMC
 from invflow.solvers.search import BeamSearch as BeamSearch
@@ -120,6 +130,11 @@ __all__ = [
     "ULA",
     "PnPFlow",
     "Flower",
+    "DAPS",
+    "FlowDPS",
+    "DPnP",
+    "DFlow",
+    "NoiseLangevin",
     "TwistedDiffusion",
     "Bicubic",
     "Wiener",

@@ -15,7 +15,7 @@ from invflow_problems.photo_samples import CROPS, SIDE
 from invflow_problems.photo_split import photo_name
 from invflow_problems.samples import COUNTS, FOLDER, NAMES
 
-__all__ = ["main", "make_photos", "make_samples"]
+__all__ = ["main", "make_atoms", "make_photos", "make_samples"]
 
 
 def make_samples(name: str, data: str, output: Path) -> Path:
@@ -41,10 +41,26 @@ def make_samples(name: str, data: str, output: Path) -> Path:
     return path
 
 
+def make_atoms(data: str, output: Path) -> Path:
+    """Write the first 1,000 training images of MNIST, which the problems ``atoms/...`` take for their prior.
+
+    Args:
+        data: folder with the official files, or a name that :func:`invflow.datasets.sets.load_images` downloads.
+        output: folder that ``mnist-atoms.safetensors`` is written into.
+
+    Returns:
+        The file.
+    """
+    images = load_images(data, "train", dtype=torch.uint8)[:1000, 0].contiguous()
+    path = output / "mnist-atoms.safetensors"
+    write_atomically(path, lambda temporary: save_file({"images": images}, temporary))
+    return path
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.release.make_samples", description=__doc__)
-    parser.add_argument("name", choices=[*NAMES, "photos"])
+    parser.add_argument("name", choices=[*NAMES, "mnist-atoms", "photos"])
     parser.add_argument("data", nargs="*", help="folder with the official files; default: download them. For photos: "
                         "the folders of the two collections of wallpapers")
     parser.add_argument("--output", type=Path, default=FOLDER, help="default: where problems look")
@@ -56,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if len(options.data) > 1:
         parser.error(f"{options.name} takes one folder")
+    if options.name == "mnist-atoms":
+        print(make_atoms(options.data[0] if options.data else "mnist", options.output))
+        return
     print(make_samples(options.name, options.data[0] if options.data else options.name, options.output))
 
 

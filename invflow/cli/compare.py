@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,18 +21,26 @@ __all__ = ["compare", "parse_solver"]
 
 
 def compare(
-    problems: Annotated[list[str], typer.Argument(help="Problems, such as mnist/box-inpainting gaussian/linear.")],
+    problems: Annotated[list[str] | None, typer.Argument(
+        help="Problems, such as mnist/box-inpainting gaussian/linear.")] = None,
+    suite: Annotated[str | None, typer.Option(
+        help="Problems with exact answers, solvers and numbers under one name: quick, ten minutes, or full, a "
+        "night.")] = None,
     solver: Annotated[list[str] | None, typer.Option(
         "--solver", help="A solver, such as vfm, vfm:steps=4, label=vfm:steps=4, or one of your own, "
                          "label=package.module:Class; repeat it for several.")] = None,
     prior: Annotated[str | None, typer.Option(help=PRIOR_HELP)] = None,
-    observations: Annotated[int, typer.Option(min=1, help="Observations of each problem.")] = 32,
-    samples: Annotated[int, typer.Option(min=1, help="Posterior samples for each observation.")] = 64,
+    observations: Annotated[int | None, typer.Option(
+        min=1, help="Observations of each problem [default: 32, or the suite's].")] = None,
+    samples: Annotated[int | None, typer.Option(
+        min=1, help="Posterior samples for each observation [default: 64, or the suite's].")] = None,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of all random numbers.")] = 0,
     split: Annotated[str, typer.Option(help="Images: test, or validation for choosing settings.")] = "test",
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
     timeout: Annotated[float | None, typer.Option(
         help="Seconds for each part, eight observations [default: no limit].")] = None,
+    shard: Annotated[str | None, typer.Option(
+        help="Compute a share of the parts alone, such as 1/4: for the jobs of a cluster, in one folder.")] = None,
     output: Annotated[Path, typer.Option(
         help="Folder for the results; one that was started is gone on with.")] = Path("invflow-comparison"),
 ) -> None:
@@ -41,12 +50,26 @@ def compare(
     pareto.png. The same command resumes a killed run; on two processes:
     torchrun --nproc_per_node 2 -m invflow compare ...
 
+    With --suite the problems are those of the suite, and so are the solvers; --solver adds others. With --shard k/n
+    each call computes its share, and the last one, or a call without --shard, writes the tables.
+
     The exit status is 1 if every solver failed.
     """
     import invflow
     from invflow.cli.options import check_device
+    from invflow.evaluation.suites import find_suite
     from invflow.problem import load_problem
 
+    chosen = None if suite is None else find_suite(suite)
+    if chosen is not None and problems:
+        raise ValueError(f"--suite {suite} brings its problems: leave out {' '.join(problems)}, or leave out --suite")
+    if chosen is None and not problems:
+        raise ValueError("pass at least one problem, such as gaussian/linear, or --suite quick; invflow list problems "
+                         "shows the names")
+    problems = list(problems or ()) if chosen is None else list(chosen.problems)
+    solver = [*(() if chosen is None else chosen.solvers), *(solver or ())]
+    observations = observations or (32 if chosen is None else chosen.observations)
+    samples = samples or (64 if chosen is None else chosen.samples)
     if not solver:
         raise ValueError("pass at least one --solver, such as --solver vfm --solver dps:steps=100; invflow list "
                          "solvers shows the names")
@@ -59,9 +82,18 @@ def compare(
     place = check_device(device)
     posed = [load_problem(name) for name in problems]
     posed = posed if prior is None else [problem.with_prior(prior) for problem in posed]
-    comparison = invflow.compare(posed, sources, num_observations=observations, num_samples=samples, seed=seed,
-                                 output=output, split=split, progress=True, timeout=timeout,
-                                 device=place if place.type != "cpu" else None)
+    share = None if shard is None else _parse_shard(shard)
+    with warnings.catch_warnings():
+        if chosen is not None:  # what a solver warns of is in the table, and would drown it
+            warnings.simplefilter("ignore", UserWarning)
+        comparison = invflow.compare(posed, sources, num_observations=observations, num_samples=samples, seed=seed,
+                                     output=output, split=split, progress=True, timeout=timeout, shard=share,
+                                     part_size=8 if chosen is None else chosen.part_size,
+                                     device=place if place.type != "cpu" else None)
+    waiting = comparison.waiting()
+    if waiting:
+        typer.echo(f"the share {shard} is done; {waiting} parts of other shares are not there yet")
+        return
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
         words = ["invflow", "compare", *problems, *(word for text in solver for word in ("--solver", text)),
                  "--observations", observations, "--samples", samples, "--seed", seed, "--split", split,
@@ -71,6 +103,13 @@ def compare(
         typer.echo(f"\nwrote {output}; open {output / 'report.html'}")
     if not any(comparison.values.values()):
         raise typer.Exit(1)
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    first, slash, last = text.partition("/")
+    if not slash or not first.isdigit() or not last.isdigit() or not 1 <= int(first) <= int(last):
+        raise ValueError(f"--shard {text}: pass k/n, such as 1/4, with k from 1 to n")
+    return int(first), int(last)
 
 
 def parse_solver(text: str) -> tuple[str, Any]:

@@ -15,7 +15,7 @@ from invflow.evaluation.comparison import Comparison
 from invflow.evaluation.results.bench import Bench
 from invflow.evaluation.results.description import describe
 from invflow.evaluation.results.measure import check_timeout
-from invflow.evaluation.results.parts import Part, Stage, Task, plan, read_part, read_stages, write_part
+from invflow.evaluation.results.parts import WAITING, Part, Stage, Task, plan, read_part, read_stages, write_part
 from invflow.evaluation.results.results import gather
 from invflow.evaluation.summary import LEVEL
 from invflow.problem import Problem, load_problem
@@ -32,7 +32,8 @@ def compare(problems: Problem | str | Sequence[Problem | str],
             num_observations: int = 32, num_samples: int = 64, seed: int = 0,
             output: str | os.PathLike[str] | None = None, split: str = "test", source: str = "data",
             part_size: int = 8, gallery: int = 4, device: str | torch.device | None = None,
-            timeout: float | None = None, progress: bool = False) -> Comparison:
+            timeout: float | None = None, shard: tuple[int, int] | None = None,
+            progress: bool = False) -> Comparison:
     """Compare solvers on problems: how good, how honest, at what cost.
 
     Every solver gets the same observations of a problem, and the same random numbers for second measurements and
@@ -40,7 +41,8 @@ def compare(problems: Problem | str | Sequence[Problem | str],
     not at all: the same call goes on where a killed one stopped, and gives the same table. A call for more observations
     or another solver computes these alone. A part is taken for this comparison only if all that decides its numbers has
     the same content: measurements and truths, operator and noise, prior, weights and settings of the solver, versions;
-    what cannot be told from another is computed again. Under ``torchrun`` the parts are shared out over the processes.
+    what cannot be told from another is computed again. Under ``torchrun`` the parts are shared out over the processes;
+    ``shard`` shares them out over calls that know nothing of each other, such as the jobs of a cluster.
 
     Test images are for this call and for nothing else: choose settings with ``split="validation"``.
 
@@ -61,6 +63,9 @@ def compare(problems: Problem | str | Sequence[Problem | str],
             folder holds keep their size.
         gallery: observations of each problem whose images are kept.
         device: where solvers run; None leaves them where they are.
+        shard: ``(k, n)``, from 1 on: compute the parts of the k-th of n shares alone. What is not there yet is listed
+            as such; a call without ``shard``, or the last of them, puts the whole together. They may run at the same
+            time in one folder, or in folders whose ``parts`` are then copied into one: the numbers are the same.
         timeout: seconds that a part may take; one that takes longer is stopped between two operations, and has failed.
         progress: show a progress bar.
 
@@ -90,12 +95,14 @@ def compare(problems: Problem | str | Sequence[Problem | str],
     check_timeout(timeout)
     process, processes = _place()
     folder = None if output is None else Path(output)
+    if shard is not None and (processes > 1 or folder is None or not 1 <= shard[0] <= shard[1]):
+        raise ValueError(f"shard={shard}: pass (k, n) with 1 <= k <= n and output='comparison', and no torchrun")
     if processes > 1 and folder is None:
         raise ValueError(f"{processes} processes share their results in a folder: pass output='comparison'")
     if processes > 1 and device is None:
         device = _own_gpu()
     with contextlib.ExitStack() as held:
-        if folder is not None and process == 0:
+        if folder is not None and process == 0 and shard is None:
             held.enter_context(alone_in(folder))  # one process for all of a run
         elif folder is not None:
             check_writable(folder)
@@ -105,13 +112,15 @@ def compare(problems: Problem | str | Sequence[Problem | str],
                     "level": LEVEL}
         bench = Bench(posed, sources, settings, stages, None if device is None else torch.device(device), timeout)
         tasks = plan(stages, list(sources))
-        parts = _run(bench, tasks, folder, (process, processes), progress)
+        place = (process, processes) if shard is None else (shard[0] - 1, shard[1])
+        parts = _run(bench, tasks, folder, place, progress, waits=shard is None)
         comparison = gather(Comparison, parts, posed, {"num_observations": num_observations, **settings,
                                                        "part_size": part_size, "processes": processes},
                             {solver: bench.described(solver) for solver in sources})
         comparison.descriptions = {name: describe(problem, bench.first_reward(name)) for name, problem in posed.items()}
-        if folder is not None and process == 0:
-            comparison.save(folder)
+        if folder is not None and process == 0 and not comparison.waiting():
+            with contextlib.nullcontext() if shard is None else alone_in(folder):
+                comparison.save(folder)
     return comparison
 
 
@@ -125,8 +134,8 @@ def _stages(problem: Problem, folder: Path | None, observations: int, size: int,
     return [Stage(0, observations, size)] if folder is None else read_stages(folder, problem.name, observations, size)
 
 
-def _run(bench: Bench, tasks: list[Task], folder: Path | None, place: tuple[int, int],
-         progress: bool) -> dict[Task, Part]:
+def _run(bench: Bench, tasks: list[Task], folder: Path | None, place: tuple[int, int], progress: bool, *,
+         waits: bool = True) -> dict[Task, Part]:
     """Compute the parts that are not there, those of this process, and read all."""
     process, processes = place
     done = set()
@@ -135,7 +144,7 @@ def _run(bench: Bench, tasks: list[Task], folder: Path | None, place: tuple[int,
             part = read_part(task.path(folder), bench.setup(task), tensors=False) if bench.identified(task) else None
             if part is not None and part.failure is None:
                 done.add(task)
-        if process == 0 and len(done) < len(tasks):
+        if process == 0 and len(done) < len(tasks) and waits:
             Comparison.clear(folder)  # the tables of fewer parts are not to lie beside new ones
     # rotated from problem to problem and solver to solver, so that none has the dear ones alone
     turns = {key: i for i, key in enumerate(dict.fromkeys((t.problem, t.solver) for t in tasks))}
@@ -147,17 +156,19 @@ def _run(bench: Bench, tasks: list[Task], folder: Path | None, place: tuple[int,
         if (counts[key] + turns[key]) % processes == process:
             own.append(task)
     parts: dict[Task, Part] = {}
-    for task in _with_progress([task for task in own if task not in done], progress and process == 0):
+    for task in _with_progress([task for task in own if task not in done], progress and (process == 0 or not waits)):
         part = bench.run(task)
         if folder is None:
             parts[task] = part
         else:
             write_part(part, task.path(folder), bench.setup(task))
-    if processes > 1:
+    if processes > 1 and waits:
         _wait()
     if folder is not None:
         for task in tasks:
             found = read_part(task.path(folder), bench.setup(task))
+            if found is None and not waits:
+                found = Part(failure=WAITING)
             if found is None:
                 raise ValueError(f"the part {task.path(folder)} has gone: run the same call once more")
             parts[task] = found

@@ -23,6 +23,9 @@ from invflow.metrics import (
     coverage_near_ink,
     crps,
     energy_score,
+    floor_ratio,
+    highest_density_coverage,
+    mean_gap,
     nlpd,
     patch_energy_score,
     psnr,
@@ -267,6 +270,11 @@ METRICS: dict[str, Metric] = {
                    needs="a measurement of known truths"),
     "sliced_wasserstein": Metric("sliced W1", "low", "sliced Wasserstein distance to exact posterior draws",
                                  needs="a problem whose exact posterior is known"),
+    "floor_ratio": Metric("W1 over floor", "low", "sliced Wasserstein distance to the exact posterior, in units of "
+                          "what as many exact draws reach; 1 is as good as exact",
+                          needs="a problem whose exact posterior is known"),
+    "mean_gap": Metric("gap of the mean", "low", "squared error of the mean over that of the mean of exact draws, dB",
+                       needs="a problem whose exact posterior is known, and known truths"),
     "frechet": Metric("Frechet", "low", "Frechet distance to real images in features of a small classifier; it has no "
                       "paired errors, so that no solver is in bold", needs="a prior with a shipped classifier"),
     "reward": Metric("reward", None, "weighted mean of the reward", needs="a problem that tilts its prior by a reward"),
@@ -275,6 +283,8 @@ METRICS: dict[str, Metric] = {
     "coverage_near_ink": Metric("90% coverage near ink", LEVEL, "the same share, of pixels within two of one above 0.1 "
                                 "in the truth", "honesty", needs="known truths that are images on black, and at least "
                                 "19 effective samples"),
+    "density_coverage": Metric("90% by density", LEVEL, "share of truths in the highest-density region of 90%",
+                               "honesty", needs="a problem whose posterior density is known, and known truths"),
     "residual": Metric("residual", 1.0, "root mean square of (y - A x) / sigma over samples; 1 for the truth",
                        "honesty", needs="a measurement with Gaussian noise"),
     "spread": Metric("spread", None, "root mean square over pixels of the posterior standard deviation", "honesty",
@@ -324,6 +334,7 @@ def judge(posterior: Posterior, reward: Reward, truth: Tensor | None, problem: P
     if exact is not None:
         found["sliced_wasserstein"] = sliced_wasserstein(
             samples, exact.to(samples), log_weights=log_weights, num_projections=200, generator=generator)
+        found |= _against_exact(posterior, reward, truth, problem, exact.to(samples), generator)
     ess = posterior.ess()
     if ess is not None:
         found["ess"] = ess
@@ -331,6 +342,34 @@ def judge(posterior: Posterior, reward: Reward, truth: Tensor | None, problem: P
     if isinstance(k_hat, Tensor) and k_hat.shape == (len(posterior),) and not bool(k_hat.isnan().all()):
         found["k_hat"] = k_hat
     return {name: value.detach().double().cpu() for name, value in found.items()}
+
+
+def _against_exact(posterior: Posterior, reward: Reward, truth: Tensor | None, problem: Problem, exact: Tensor,
+                   generator: torch.Generator) -> dict[str, Tensor]:
+    """What an exact posterior says of samples: distance in units of a floor, the mean's gap, coverage by density."""
+    samples, count = posterior.samples, posterior.num_samples
+    log_weights = posterior.log_weights if posterior.weighted else None
+    more = problem.exact_posterior().sample(reward.to("cpu"), 2 * count, generator=generator).samples.to(samples)
+    every = torch.cat([exact, more], dim=1)
+    found = {}
+    if count > 1:
+        found["floor_ratio"] = floor_ratio(samples, every, log_weights, generator=generator)
+    if truth is not None:
+        found["mean_gap"] = mean_gap(samples, every, truth.to(samples), log_weights)
+    log_prob = getattr(problem.prior, "log_prob", None)
+    if truth is not None and log_prob is not None and not problem.tilts and count >= least_samples(LEVEL):
+        prior = problem.prior
+
+        def log_density(x: Tensor) -> Tensor:  # (B, N, *image_shape) to (B, N), up to a constant
+            states = prior.encode(x.to(prior.dtype).flatten(0, 1))
+            own: Tensor = log_prob(states).unflatten(0, x.shape[:2])
+            return own.double() + reward(x).double()
+
+        with warnings.catch_warnings():  # too few effective samples give NaN, as for the other intervals
+            warnings.simplefilter("ignore")
+            found["density_coverage"] = highest_density_coverage(
+                log_density(samples), log_density(truth.to(samples)[:, None])[:, 0], LEVEL, log_weights)
+    return found
 
 
 def _is_point(posterior: Posterior) -> bool:

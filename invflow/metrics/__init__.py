@@ -1,9 +1,11 @@
 """Metrics: pure functions of samples and truth.
 
 Image quality and scores (:mod:`quality`, :mod:`regions`, :mod:`perceptual`), distances between laws (:mod:`distances`,
-:mod:`two_sample`, :mod:`features`), and calibration (:mod:`ranks`, :mod:`calibration`, :mod:`intervals`,
-:mod:`highest_density`). With log weights each is the metric of the weighted law, in which samples of weight zero have
-no say, or NaN with a warning where there are too few effective samples for one.
+:mod:`two_sample`, :mod:`features`, :mod:`exactness`), calibration (:mod:`ranks`, :mod:`calibration`, :mod:`intervals`,
+:mod:`highest_density`), and a check without a truth (:mod:`predictive`).
+
+With log weights each is the metric of the weighted law, in which samples of weight zero have no say, or NaN with a
+warning where there are too few effective samples for one.
 """
 
 from invflow.metrics.calibration import (
@@ -28,6 +30,7 @@ from invflow.metrics.distances import (
     mmd_root,
     sliced_wasserstein,
 )
+from invflow.metrics.exactness import floor_ratio, mean_gap
 from invflow.metrics.features import (
     PrecisionRecall,
     classifier_features,
@@ -38,6 +41,7 @@ from invflow.metrics.features import (
 from invflow.metrics.highest_density import highest_density_coverage, highest_density_interval
 from invflow.metrics.intervals import ConformalIntervals, central_interval, conformal_scale, coverage
 from invflow.metrics.perceptual import lpips, vgg_features
+from invflow.metrics.predictive import PredictiveCheck, predictive_check
 from invflow.metrics.quality import (
     crps,
     energy_score,
@@ -67,6 +71,7 @@ __all__ = [
     "CoverageCurve",
     "MeanTest",
     "PrecisionRecall",
+    "PredictiveCheck",
     "RankTest",
     "SpreadSkill",
     "block_means",
@@ -83,6 +88,7 @@ __all__ = [
     "detectable_spread",
     "ecdf_band",
     "energy_score",
+    "floor_ratio",
     "frechet_distance",
     "gaussian_crps",
     "highest_density_coverage",
@@ -91,6 +97,7 @@ __all__ = [
     "inception_features",
     "lpips",
     "max_sliced_wasserstein",
+    "mean_gap",
     "mean_test",
     "median_distance",
     "mmd",
@@ -99,6 +106,7 @@ __all__ = [
     "nlpd",
     "patch_energy_score",
     "precision_recall",
+    "predictive_check",
     "psnr",
     "random_pit",
     "random_ranks",

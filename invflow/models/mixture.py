@@ -285,9 +285,14 @@ def draw_components(log_weights: Tensor, n: int, generator: torch.Generator | in
     generator = as_generator(generator)
     shape = (len(log_weights), n)
     uniform = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
+    return pick_components(log_weights, uniform.to(log_weights.device))
+
+
+def pick_components(log_weights: Tensor, uniform: Tensor) -> Tensor:
+    """Components ``(B, n)`` where uniform numbers ``(B, n)`` fall: ``(B, K)`` normalised log weights, in float64."""
     cumulative = log_weights.double().exp().cumsum(1)
     cumulative = cumulative / cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, uniform.to(log_weights.device), right=True)
+    index = torch.searchsorted(cumulative, uniform, right=True)
     return index.clamp(max=log_weights.shape[1] - 1)
 
 
@@ -322,7 +327,8 @@ def _knots(coordinates: Tensor, std: Tensor, dimension: int, steps: int) -> Tens
     distances = torch.pdist(coordinates)
     spread = float((std**2 - std.min() ** 2).max())
     # what happens first: the farthest means separate, or the norm tells wide components from narrow ones
-    length = max([*distances.tolist(), math.sqrt(dimension * spread)])
+    farthest = float(distances.max()) if len(distances) else 0.0
+    length = max(farthest, math.sqrt(dimension * spread))
     if length == 0:
         return coordinates.new_empty(0)
     settled = last

@@ -8,8 +8,9 @@ from invflow.plugins import SolverEntry
 from invflow.solver import Solver
 
 __all__ = [
-    "beam", "best_of_n", "bicubic", "bm3d", "ddrm", "diffpir", "dps", "exact", "flower", "fmtt", "lmmse",
-    "moment_matching", "noise_rto", "noise_smc", "pigdm", "plug_and_play", "pnp_flow", "tds", "top_k", "tv",
+    "beam", "best_of_n", "bicubic", "bm3d", "d_flow", "daps", "ddrm", "diffpir", "dpnp", "dps", "exact", "flow_dps",
+    "flower", "fmtt", "lmmse", "moment_matching", "noise_langevin", "noise_rto", "noise_smc",
+    "pigdm", "plug_and_play", "pnp_flow", "tds", "top_k", "tv",
     "ula", "vfm", "wiener",
 ]
 
@@ -56,6 +57,14 @@ ula = _entry("ula", "field.langevin:ULA", "plug-and-play unadjusted Langevin cha
 pnp_flow = _entry("pnp-flow", "field.pnp_flow:PnPFlow",
                   "plug-and-play restoration with the flow's denoiser; a baseline")
 flower = _entry("flower", "field.flower:Flower", "denoise, condition a Gaussian, add noise back; a baseline")
+daps = _entry("daps", "field.daps:DAPS", "decoupled annealing: ODE, Langevin steps, fresh noise; a baseline")
+flow_dps = _entry("flow-dps", "field.flow_dps:FlowDPS", "Euler steps of the flow with data consistency; a baseline")
+dpnp = _entry("dpnp", "field.dpnp:DPnP",
+              "split Gibbs sampling: likelihood and prior in turn, at a falling noise level; a baseline")
+noise_langevin = _entry("noise-langevin", "noise.langevin:NoiseLangevin",
+                        "Langevin chains in noise space, as D-Flow SGLD; a baseline")
+d_flow = _entry("d-flow", "noise.d_flow:DFlow",
+                "the noise whose image fits the measurement: optimisation, not sampling")
 tds = _entry("tds", "tilting.twisted_diffusion:TwistedDiffusion",
              "twisted diffusion sampling, exact as particles grow; a baseline")
 top_k = _entry("top-k", "search:TopKSearch", "tilted dynamics that keep the best particles: optimisation, not sampling")

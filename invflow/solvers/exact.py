@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from invflow._core.random import draw_noise
 from invflow.flowmap import FlowMap
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.structure import dense_matrix
-from invflow.models.mixture import GaussianMixtureFlow, draw_components
+from invflow.models.mixture import GaussianMixtureFlow, pick_components
 from invflow.posterior import Posterior
 from invflow.reward import Reward, score
 from invflow.solver import Solver
@@ -38,6 +39,15 @@ class _Conditional(NamedTuple):
         directions = self.directions if shared else self.directions[part]
         return _Conditional(self.log_weights[part], self.log_evidence[part], self.shift[part],
                             self.kept[part], directions)
+
+
+class _System(NamedTuple):
+    """The operator's singular system with the measured means (S is 1 or B)."""
+
+    measured: Tensor  # (S, K, m)
+    left: Tensor  # (S, m, r)
+    singular: Tensor  # (S, r)
+    directions: Tensor  # (S, r, d)
 
 
 class ExactPosterior(Solver):
@@ -91,18 +101,21 @@ class ExactPosterior(Solver):
             ValueError: for an operator that is not linear, whose images are not the prior's, or whose dense
                 matrix is too large.
         """
-        exact = self._condition(self._supported(reward))
-        observations = len(exact.log_evidence)
-        index = draw_components(exact.log_weights, n, generator)
-        shape = (observations, n, self.prior.dimension)
-        noise = draw_noise(shape, generator).to(index.device)
-        chunk = max(1, _VALUES_AT_A_TIME // noise[0].numel())
-        pieces = ChunkSize(chunk, "ExactPosterior").over(
-            observations, lambda part: self._draw(exact.pick(part), index[part], noise[part]))
-        samples = torch.cat([piece for _, piece in pieces])
-        return Posterior(samples.unflatten(2, self.prior.image_shape),
-                         log_evidence=exact.log_evidence.to(self.prior.dtype),
-                         diagnostics={"component_weights": exact.log_weights.exp().to(self.prior.dtype)})
+        likelihood = self._supported(reward)
+        observations, device = len(likelihood.y), self.prior.means.device
+        uniform = torch.rand((observations, n), generator=generator, device=generator.device, dtype=torch.float64)
+        noise = draw_noise((observations, n, self.prior.dimension), generator).to(device)
+        samples, weights, evidence = [], [], []
+        for part, exact in self._conditionals(likelihood):
+            index = pick_components(exact.log_weights, uniform[part].to(device))
+            chunk = max(1, _VALUES_AT_A_TIME // noise[0].numel())
+            own = partial(self._draw_rows, exact, index, noise[part])
+            samples += [piece for _, piece in ChunkSize(chunk, "ExactPosterior").over(len(index), own)]
+            weights.append(exact.log_weights.exp())
+            evidence.append(exact.log_evidence)
+        return Posterior(torch.cat(samples).unflatten(2, self.prior.image_shape),
+                         log_evidence=torch.cat(evidence).to(self.prior.dtype),
+                         diagnostics={"component_weights": torch.cat(weights).to(self.prior.dtype)})
 
     def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
         """Draw from the mixture itself, ``(n, *image_shape)``."""
@@ -122,36 +135,49 @@ class ExactPosterior(Solver):
         Raises:
             TypeError, ValueError: as :meth:`sample`.
         """
-        exact = self._condition(self._supported(likelihood))
-        weights = exact.log_weights.exp()
         variance = self.prior.std.double().square()
-        means = self.prior.means.double().flatten(1) + exact.shift @ exact.directions
-        mean = (weights[:, None] @ means)[:, 0]
-        spread = weights.sqrt()[..., None] * (means - mean[:, None])
-        removed = torch.einsum("bk,k,bkr->br", weights, variance, 1 - exact.kept)
-        covariance = spread.mT @ spread - exact.directions.mT @ (removed[..., None] * exact.directions)
-        covariance.diagonal(dim1=1, dim2=2).add_((weights @ variance)[:, None])
-        mean, covariance = mean.to(self.prior.dtype), covariance.to(self.prior.dtype)
-        return mean.unflatten(1, self.prior.image_shape), covariance
+        means, covariances = [], []
+        for _, exact in self._conditionals(self._supported(likelihood)):
+            weights = exact.log_weights.exp()
+            centers = self.prior.means.double().flatten(1) + exact.shift @ exact.directions
+            mean = (weights[:, None] @ centers)[:, 0]
+            spread = weights.sqrt()[..., None] * (centers - mean[:, None])
+            removed = torch.einsum("bk,k,bkr->br", weights, variance, 1 - exact.kept)
+            covariance = spread.mT @ spread - exact.directions.mT @ (removed[..., None] * exact.directions)
+            covariance.diagonal(dim1=1, dim2=2).add_((weights @ variance)[:, None])
+            means.append(mean.to(self.prior.dtype))
+            covariances.append(covariance.to(self.prior.dtype))
+        return torch.cat(means).unflatten(1, self.prior.image_shape), torch.cat(covariances)
 
     @torch.no_grad()
     def log_evidence(self, likelihood: GaussianLikelihood) -> Tensor:
         """Exact log p(y) of each observation, ``(B,)``, in nats over the observed entries."""
-        return self._condition(self._supported(likelihood)).log_evidence.to(self.prior.dtype)
+        parts = [exact.log_evidence for _, exact in self._conditionals(self._supported(likelihood))]
+        return torch.cat(parts).to(self.prior.dtype)
 
     # -- the closed form ------------------------------------------------------------------------------------
 
-    def _condition(self, likelihood: GaussianLikelihood) -> _Conditional:
+    def _conditionals(self, likelihood: GaussianLikelihood) -> Iterator[tuple[slice, _Conditional]]:
+        """The posterior of some observations at a time, as many as memory holds with all components."""
         means, std = self.prior.means.double().flatten(1), self.prior.std.double()
         y = likelihood.y.flatten(1).to(means)
         noise = likelihood.sigma.to(means).square()[:, None, None]
-        count = likelihood.count_observed().to(means)[:, None]
-        matrix = dense_matrix(likelihood).to(means)
+        count = likelihood.count_observed().to(means)[:, None].expand(len(y), 1)
+        matrix = dense_matrix(likelihood).to(means)  # (S, m, d), S is 1 or B
         left, singular, directions = torch.linalg.svd(matrix, full_matrices=False)
+        at_a_time = max(1, _VALUES_AT_A_TIME // max(1, len(means) * y.shape[1]))
+        for start in range(0, len(y), at_a_time):
+            part = slice(start, start + at_a_time)
+            own = part if len(matrix) > 1 else slice(None)
+            system = _System(means @ matrix[own].mT, left[own], singular[own], directions[own])
+            yield part, self._condition(y[part], noise[part], count[part], std, system)
 
-        residual = y[:, None] - means @ matrix.mT  # (B, K, m)
-        inside = residual @ left
-        outside = residual - inside @ left.mT
+    def _condition(self, y: Tensor, noise: Tensor, count: Tensor, std: Tensor, system: _System) -> _Conditional:
+        measured, left, singular, directions = system
+        # what each measurement and each mean has inside and outside of the operator's range
+        y_inside, mean_inside = (y[:, None] @ left), measured @ left
+        inside = y_inside - mean_inside  # (b, K, r)
+        outside = (y[:, None] - y_inside @ left.mT) - (measured - mean_inside @ left.mT)
         signal = (std[:, None] * singular[:, None]).square()
         square = (inside.square() / (signal + noise)).sum(2) + (outside.square() / noise).sum(2)
         # entries that were not observed are rows of zeros: only those observed are counted
@@ -161,6 +187,9 @@ class ExactPosterior(Solver):
         shift = std[:, None].square() * singular[:, None] / (signal + noise) * inside
         return _Conditional(log_joint - log_evidence[:, None], log_evidence, shift,
                             noise / (signal + noise), directions)
+
+    def _draw_rows(self, exact: _Conditional, index: Tensor, noise: Tensor, rows: slice) -> Tensor:
+        return self._draw(exact.pick(rows), index[rows], noise[rows])
 
     def _draw(self, exact: _Conditional, index: Tensor, noise: Tensor) -> Tensor:
         """Samples ``(b, N, d)`` for components ``(b, N)`` and standard normal noise ``(b, N, d)``."""

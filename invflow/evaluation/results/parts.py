@@ -13,8 +13,10 @@ from torch import Tensor
 
 from invflow._core.records import as_json, read_record, versions, write_record
 
-__all__ = ["Part", "Stage", "Task", "derive_seed", "plan", "read_part", "read_stages", "slug", "write_part"]
+__all__ = ["WAITING", "Part", "Stage", "Task", "derive_seed", "plan", "read_part", "read_stages", "slug", "write_part"]
 
+#: stands in for a part of another shard that is not there
+WAITING = "not computed yet: it belongs to another shard"
 _KINDS = ("invflow.comparison.part/2", "invflow.comparison.part/1")
 
 

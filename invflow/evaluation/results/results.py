@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from invflow.evaluation.results.parts import Part, Task, read_part, slug
+from invflow.evaluation.results.parts import WAITING, Part, Task, read_part, slug
 from invflow.evaluation.summary import COLLAPSED, METRICS, is_collapsed
 from invflow.metrics import classifier_features, frechet_distance
 
@@ -67,6 +67,10 @@ class Results:
     def problems(self) -> list[str]:
         """Names of the problems."""
         return list(self.values)
+
+    def waiting(self) -> int:
+        """How many parts belong to another shard and are not there yet; see ``shard`` of :func:`invflow.compare`."""
+        return sum(part.failure == WAITING for part in (self._parts or {}).values())
 
     # -- numbers -----------------------------------------------------------------------------------------------------
 

@@ -20,12 +20,20 @@ class PnPFlow(RowSampler):
     noises, which the mean takes most of, so the spread of its samples is no posterior's: far too small. The noise
     level enters nowhere, so ``gamma`` is to be tuned for each problem.
 
+    With ``look_ahead`` the denoiser is that of a flow map (arXiv 2606.19802): the average velocity up to a later time,
+    extended to the end,
+
+    .. math:: x + (1 - t) u(x, t, t'), \qquad t' = t + \ell (1 - t), \quad u(x, t, t') = (X_{t,t'}(x) - x) / (t' - t):
+
+    the mean D_t(x) at 0, a sharp image X_{t,1}(x) at 1.
+
     Args:
         prior: a flow map, also one trained with noise coupled to its data, as by optimal transport.
         steps: K.
         gamma: step of the data term, in units of images; stable under 2 / |A|^2.
         alpha: power of its decay, at least 0.
         average: noises at each step, each a network call; the paper takes 5.
+        look_ahead: l, in [0, 1]: how far the denoiser looks ahead. Over 0 a call is one jump of the map.
         chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples
             do not depend on it beyond rounding.
 
@@ -46,12 +54,15 @@ class PnPFlow(RowSampler):
     needs = "velocity"
 
     def __init__(self, prior: FlowMap, *, steps: int = 100, gamma: float = 1.0, alpha: float = 1.0, average: int = 5,
-                 chunk_size: int | None = None) -> None:
+                 look_ahead: float = 0.0, chunk_size: int | None = None) -> None:
         super().__init__(prior, chunk_size)
         if steps < 1 or average < 1 or not gamma > 0 or not alpha >= 0:
             raise ValueError(f"steps={steps} and average={average} must be at least 1, gamma={gamma} over 0, "
                              f"alpha={alpha} at least 0")
+        if not 0 <= look_ahead <= 1:
+            raise ValueError(f"look_ahead={look_ahead} must be in [0, 1]: 0 for the mean, 1 for a sharp image")
         self.steps, self.gamma, self.alpha, self.average = steps, gamma, alpha, average
+        self.look_ahead = look_ahead
 
     def _run(self, rows: Rows) -> Tensor:
         prior, likelihood = self.prior, rows.likelihood
@@ -61,8 +72,14 @@ class PnPFlow(RowSampler):
             z = x - self.gamma * (1 - t) ** self.alpha * self._gradient(rows, x)
             x = torch.zeros_like(z)
             for _ in range(self.average):
-                x += prior.denoise((1 - t) * rows.noise(z) + t * z, t) / self.average
+                x += self._denoise((1 - t) * rows.noise(z) + t * z, t) / self.average
         return prior.decode(x)[:, None]
+
+    def _denoise(self, x: Tensor, t: float) -> Tensor:
+        if self.look_ahead == 0:
+            return self.prior.denoise(x, t)
+        # (1 - t) / (t' - t) is 1 / look_ahead
+        return x + (self.prior.jump(x, t, t + self.look_ahead * (1 - t)) - x) / self.look_ahead
 
     def _gradient(self, rows: Rows, x: Tensor) -> Tensor:
         """Gradient of |A(decode(x)) - y|^2 / 2 with respect to x, in units of states for a step in units of images."""

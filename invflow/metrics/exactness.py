@@ -1,0 +1,84 @@
+"""How far samples are from an exact posterior, in units that say what is good: floors and decibels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from invflow._core.checks import precise
+from invflow.metrics.distances import sliced_wasserstein
+from invflow.metrics.quality import normalised_weights
+
+__all__ = ["floor_ratio", "mean_gap"]
+
+
+def mean_gap(samples: Tensor, exact: Tensor, truth: Tensor, log_weights: Tensor | None = None) -> Tensor:
+    r"""The gap between the error of a posterior mean and that of the best mean, in decibels.
+
+    .. math:: 10 \log_{10} \frac{|\bar x - x^*|^2}{|E[x \mid y] - x^*|^2}
+
+    It is 0 for the exact mean in the limit of many draws (Zach, Haouchat and Unser 2025, arXiv 2509.12821); of one
+    observation it may be negative by chance, on average over many it is not. The mean of N exact draws is itself off by
+    1 / N of the posterior's variance: at 64 draws a gap of 0.07 dB or so is none.
+
+    Args:
+        samples: ``(B, N, *image_shape)``.
+        exact: draws of the exact posterior, ``(B, M, *image_shape)``; the more, the better.
+        truth: ``(B, *image_shape)``.
+        log_weights: of the samples, ``(B, N)`` or None.
+
+    Returns:
+        ``(B,)``, in dB.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> from invflow.metrics import mean_gap
+        >>> mean_gap(torch.full((1, 2, 3), 2.0), torch.ones(1, 2, 3), torch.zeros(1, 3))
+        tensor([6.0206], dtype=torch.float64)
+    """
+    if samples.shape[2:] != truth.shape[1:] or exact.shape[2:] != truth.shape[1:] or not (
+            len(samples) == len(exact) == len(truth)):
+        raise ValueError(f"samples {tuple(samples.shape)}, exact draws {tuple(exact.shape)} and truths "
+                         f"{tuple(truth.shape)} do not fit: pass (B, N, *image_shape), (B, M, *image_shape) and "
+                         "(B, *image_shape)")
+    weights = precise(normalised_weights(log_weights, samples, "mean_gap"))
+    means = torch.einsum("bn,bnd->bd", weights, precise(samples).flatten(2)), precise(exact).flatten(2).mean(1)
+    errors = [(mean - precise(truth).flatten(1)).square().sum(1) for mean in means]
+    return 10 * (errors[0] / errors[1]).log10()
+
+
+def floor_ratio(samples: Tensor, exact: Tensor, log_weights: Tensor | None = None, *, num_projections: int = 200,
+                generator: torch.Generator | None = None) -> Tensor:
+    """The sliced Wasserstein distance to the exact posterior, in units of what exact draws reach.
+
+    Two sets of N exact draws are apart by chance, and by more the fewer they are. The floor is the mean distance of the
+    three pairs that three such sets make; a sampler is compared with the first. 1 is as good as exact.
+
+    Args:
+        samples: ``(B, N, *image_shape)``.
+        exact: independent draws, ``(B, 3 N, *image_shape)``.
+        log_weights: of the samples, ``(B, N)`` or None.
+        num_projections: directions, the same for all distances.
+        generator: source of the directions.
+
+    Returns:
+        ``(B,)``.
+
+    Raises:
+        ValueError: for another number of exact draws.
+    """
+    n = samples.shape[1]
+    if exact.shape[1] != 3 * n or exact.shape[2:] != samples.shape[2:]:
+        raise ValueError(f"{tuple(samples.shape)} samples take {3 * n} exact draws of the same shape, not "
+                         f"{tuple(exact.shape)}")
+    d = samples[0, 0].numel()
+    device = generator.device if generator is not None else samples.device
+    directions = torch.randn(num_projections, d, generator=generator, device=device).to(samples)
+    directions = directions / directions.norm(dim=1, keepdim=True)
+    first, second, third = (part.flatten(2) for part in exact.to(samples).split(n, dim=1))
+    pairs = ((first, second), (first, third), (second, third))
+    floor = torch.stack([sliced_wasserstein(a, b, projections=directions) for a, b in pairs]).mean(0)
+    return sliced_wasserstein(samples.flatten(2), first, projections=directions, log_weights=log_weights) / floor

@@ -1,0 +1,129 @@
+"""Langevin chains in noise space, preconditioned by the prior or by past gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from invflow._core.chunks import check_chunk_size
+from invflow._core.random import draw_noise
+from invflow.flowmap import FlowMap
+from invflow.posterior import Posterior
+from invflow.reward import Reward
+from invflow.solver import Solver
+from invflow.solvers.noise.moves import CrankNicolsonLangevin, MoveRandom, gradient_of
+from invflow.solvers.noise.target import NoiseTarget, Particles
+
+__all__ = ["NoiseLangevin"]
+
+PRECONDITIONERS = ("prior", "rmsprop")
+
+
+class NoiseLangevin(Solver):
+    r"""Langevin chains for the posterior in noise space, :math:`\pi(z) \propto N(z; 0, I) e^{r(f(z))}`, f one jump.
+
+    ``preconditioner="prior"`` takes semi-implicit steps (Cotter, Roberts, Stuart and White 2013), which leave the prior
+    exactly invariant where there is no reward:
+
+    .. math:: z' = \rho z + (1 - \rho) \nabla r(f(z)) + \sqrt{1 - \rho^2} \xi, \qquad \rho = \sqrt{1 - h^2},
+
+    with a Metropolis test where ``adjusted``. ``preconditioner="rmsprop"`` is the dynamics of D-Flow SGLD
+    (arXiv 2602.21469), whose preconditioner is that of Li, Chen, Carlson and Carin 2016 (pSGLD):
+
+    .. math:: V \leftarrow \alpha V + (1 - \alpha) g^2, \quad G = (\lambda + \sqrt{V})^{-1}, \quad
+        z' = z + \tfrac{\epsilon}{2} G g + \sqrt{\epsilon G} \xi, \quad g = \nabla r(f(z)) - z,
+
+    without a test and without the term of the changing preconditioner, as is usual: its law is biased. Each sample is
+    the end of a chain of its own, which starts from the prior. A chain that has not forgotten its start, or sits in one
+    mode of several, says nothing of it: for a solver that does, use :class:`~invflow.NoiseSMC`.
+
+    Args:
+        prior: any flow map; its jump is used.
+        steps: of each chain, each a network call forward and one backward.
+        step_size: h in (0, 1), or epsilon over 0 for ``"rmsprop"``.
+        preconditioner: ``"prior"`` or ``"rmsprop"``.
+        adjusted: test each step (Metropolis and Hastings), for ``"prior"``: exact in the limit of long chains.
+        decay: alpha, in [0, 1].
+        damping: lambda, over 0.
+        chunk_size: rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
+
+    Raises:
+        TypeError: for a prior that is no flow map.
+        ValueError: for a setting out of range; in ``sample``, for a reward without a gradient.
+
+    Example:
+        >>> import torch, invflow
+        >>> from invflow.operators import Denoising
+        >>> prior = invflow.GaussianMixtureFlow(torch.full((1, 1, 4, 4), 0.5), std=0.1)
+        >>> likelihood = invflow.GaussianLikelihood(Denoising((1, 4, 4)), torch.full((2, 1, 4, 4), 0.7), sigma=0.1)
+        >>> posterior = invflow.NoiseLangevin(prior, steps=50).sample(likelihood, 3, generator=0)
+        >>> posterior.nfe.backward
+        51.0
+    """
+
+    def __init__(self, prior: FlowMap, *, steps: int = 500, step_size: float = 0.2, preconditioner: str = "prior",
+                 adjusted: bool = True, decay: float = 0.99, damping: float = 1e-5,
+                 chunk_size: int | None = None) -> None:
+        if not isinstance(prior, FlowMap):
+            raise TypeError(f"NoiseLangevin takes a FlowMap, not a {type(prior).__name__}: pass "
+                            "invflow.load_prior('mnist'), say")
+        if preconditioner not in PRECONDITIONERS:
+            raise ValueError(f"preconditioner={preconditioner!r}: choose one of {', '.join(PRECONDITIONERS)}")
+        if steps < 1 or not step_size > 0 or (preconditioner == "prior" and not step_size < 1):
+            raise ValueError(f"steps={steps} must be at least 1, step_size={step_size} over 0, and under 1 for "
+                             "preconditioner='prior'")
+        if not 0 <= decay <= 1 or not damping > 0:
+            raise ValueError(f"decay={decay} must be in [0, 1], damping={damping} over 0")
+        self.prior, self.steps, self.step_size, self.preconditioner = prior, steps, step_size, preconditioner
+        self.adjusted, self.decay, self.damping = adjusted, decay, damping
+        self.chunk_size = check_chunk_size(chunk_size)
+
+    def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
+        """Draw; see :meth:`Solver.sample`.
+
+        Returns:
+            A posterior without weights or evidence; in the diagnostics ``acceptance`` ``(B,)`` where there is a test.
+        """
+        from tqdm import tqdm
+
+        if not reward.differentiable:
+            raise ValueError(f"NoiseLangevin follows the reward's gradient, and this {type(reward).__name__} has none: "
+                             'use invflow.NoiseSMC(prior, moves="crank-nicolson")')
+        reward = reward.to(self.prior.device)
+        target = NoiseTarget(self.prior, reward, gradient=True, chunk_size=self.chunk_size)
+        shape = (target.num_observations, n, *self.prior.state_shape)
+        rows = torch.arange(shape[0], device=self.prior.device)
+
+        def normal() -> Tensor:
+            return draw_noise(shape, generator, self.prior.device).to(self.prior.dtype)
+
+        particles = target.evaluate(normal(), rows)
+        accepted, square = [], torch.zeros_like(particles.noise)
+        for step in tqdm(range(self.steps), disable=not progress, desc="NoiseLangevin", unit="step", delay=2):
+            target.where = f"step {step + 1}"
+            if self.preconditioner == "rmsprop":
+                particles, square = self._adaptive(target, particles, rows, square, normal())
+            elif self.adjusted:
+                uniform = torch.rand((*shape[:2], 1), generator=generator, device=generator.device)
+                one = torch.ones(len(rows), device=rows.device, dtype=self.prior.dtype)
+                particles, share = CrankNicolsonLangevin()(target, particles, rows, one, self.step_size * one,
+                                                           MoveRandom(normal(), uniform).to(particles.noise))
+                accepted.append(share)
+            else:
+                rho = (1 - self.step_size**2) ** 0.5
+                drift = rho * particles.noise + (1 - rho) * gradient_of(particles)
+                particles = target.evaluate(drift + self.step_size * normal(), rows)
+        diagnostics = {"acceptance": torch.stack(accepted).mean(0)} if accepted else {}
+        return Posterior(particles.images, diagnostics=diagnostics)
+
+    def _adaptive(self, target: NoiseTarget, particles: Particles, rows: Tensor, square: Tensor,
+                  xi: Tensor) -> tuple[Particles, Tensor]:
+        gradient = gradient_of(particles) - particles.noise
+        square = self.decay * square + (1 - self.decay) * gradient.square()
+        scale = 1 / (self.damping + square.sqrt())
+        moved = particles.noise + 0.5 * self.step_size * scale * gradient + (self.step_size * scale).sqrt() * xi
+        return target.evaluate(moved, rows), square
+
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
+        """Draw from the one-step law that the chains tilt, ``(n, *image_shape)``."""
+        return self.prior.generate(n, generator=generator, chunk_size=self.chunk_size)
