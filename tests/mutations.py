@@ -210,7 +210,7 @@ MUTATIONS = [
              "return system.v_adjoint(scene.noise())", "return system.v_adjoint(scene.noise()) / math.sqrt(2)",
              "tests/solvers/field/test_formulas.py::test_the_papers_algorithm_is_what_runs_and_deepinvs_is_another"),
     Mutation("twisted diffusion that shifts by its variance", "invflow/solvers/tilting/twisted_diffusion.py",
-             "gradient=2 * ratio * look.gradient", "gradient=2 * look.gradient",
+             "return step.end * ((1 - step.start) / (1 - step.end)) ** 2 / step.start if step.start else 0.0", "return 1.0",
              "tests/solvers/field/test_formulas.py::test_twisted_diffusion"),
     Mutation("a best that is judged where it was picked", "benchmarks/tables/compare_overview.py",
              "return [b for b in kept if b % 2 == 0], [b for b in kept if b % 2]",

@@ -16,6 +16,7 @@ from torch import Tensor
 from invflow.datasets.files import FORMATS, read_kernel, read_mask
 from invflow.datasets.pictures import NUMBERS, Picture, read_picture, write_picture
 from invflow.likelihood import noise_levels
+from invflow.linear.structure import zero_unobserved
 from invflow.restore.blocks import Tell, posterior_in_blocks
 from invflow.restore.posterior import told
 
@@ -110,9 +111,7 @@ def restore_file(vfm: VFM, source: Path, target: Path, what: Restoration, say: S
     start = time.perf_counter()
     picture = read_picture(source, value_range=what.value_range, say=say)
     operator = _operator(vfm, picture, what, say)
-    y = picture.values[None]
-    if operator.observed() is not None:
-        y = torch.where(operator.observed(), y, 0.0)  # type: ignore[arg-type]
+    y = zero_unobserved(operator, picture.values[None])
     sigma = _sigma(picture, operator, y, what, say)
     generator = torch.Generator().manual_seed(what.seed)
     scale = math.sqrt(3) if len(picture.values) == 1 else 1.0  # a grey picture's noise in each of three channels
