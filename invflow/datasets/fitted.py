@@ -59,7 +59,7 @@ def load_fitted(path: str | os.PathLike[str], image_shape: Sequence[int] | None 
         raise ValueError(f"size={size}: images have at least 8 pixels a side, such as size=32")
     folder = Path(path)
     if not folder.is_dir() or packed(folder):
-        images: Sequence[Tensor] = load_images(path, dtype=torch.uint8)  # which says what is wrong, if anything is
+        images = list(load_images(path, dtype=torch.uint8))  # which says what is wrong, if anything is
         made = _Made(len(images), Counter({_size(images[0]): len(images)}))
     else:
         files = image_files(folder)
