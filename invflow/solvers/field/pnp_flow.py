@@ -26,8 +26,7 @@ class PnPFlow(RowSampler):
         gamma: step of the data term, in units of images; stable under 2 / |A|^2.
         alpha: power of its decay, at least 0.
         average: noises at each step, each a network call; the paper takes 5.
-        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples
-            do not depend on it beyond rounding.
+        chunk_size: as for :class:`DiffusionSampler`.
 
     Raises:
         TypeError, ValueError: for a prior or a setting that does not fit.
