@@ -135,7 +135,8 @@ def move_samples(likelihood: GaussianLikelihood, samples: Tensor, deviation: Ten
     rows = torch.arange(len(samples)).repeat_interleave(samples.shape[1])
     own = cast(GaussianLikelihood, likelihood.select(rows))
     moved, _ = correct(own.operator, own.y, own.sigma, samples.flatten(0, 1), deviation[rows].square(), noise)
-    return moved.unflatten(0, samples.shape[:2])
+    result: Tensor = moved.unflatten(0, samples.shape[:2])
+    return result
 
 
 def noise_in_the_mean(likelihood: GaussianLikelihood, mean: Tensor, truth: Tensor) -> float:
