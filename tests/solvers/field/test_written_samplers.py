@@ -169,8 +169,8 @@ def dpnp(etas: list[float], steps: int) -> Affine:
 
 
 def test_dpnp_makes_what_its_recursion_says() -> None:
-    solver = invflow.DPnP(prior(), iterations=8, diffusion_steps=6)
-    assert dpnp(solver.etas(), 6).agrees(solver.sample(denoising(), COUNT, generator=seeded()).samples)
+    solver = invflow.DPnP(prior(), iterations=8, diffusion_steps=25)
+    assert dpnp(solver.etas(), 25).agrees(solver.sample(denoising(), COUNT, generator=seeded()).samples)
 
 
 def test_dpnp_is_right_as_levels_fall_slowly_and_steps_are_fine() -> None:
