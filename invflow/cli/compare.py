@@ -78,7 +78,7 @@ def compare(
         label, source = parse_solver(text)
         if label in sources:
             raise ValueError(f"two solvers are called {label!r}: name one of them, as in --solver other={text}")
-        sources[label] = source
+        sources[label] = source if chosen is None else chosen.solver(label, source)
     place = check_device(device)
     posed = [load_problem(name) for name in problems]
     posed = posed if prior is None else [problem.with_prior(prior) for problem in posed]

@@ -113,8 +113,8 @@ class _Mean(torch.autograd.Function):
         return mean.to(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (jacobian,) = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,), (jacobian,) = gradients, ctx.saved_tensors
         return torch.einsum("nij,ni->nj", jacobian, gradient.double()).to(gradient), None, None, None
 
 

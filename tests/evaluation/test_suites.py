@@ -34,6 +34,17 @@ def test_suites_name_what_there_is(name: str) -> None:
     labels = [parse_solver(text)[0] for text in suite.solvers]
     assert len(set(labels)) == len(labels)
     assert "exact" in labels
+    assert set(suite.skips) <= set(suite.problems)
+    assert {label for skipped in suite.skips.values() for label in skipped} <= {parse_solver(text)[0] for text in
+                                                                               SUITES["full"].solvers}
+
+
+def test_a_solver_that_is_left_out_of_a_problem_says_so() -> None:
+    suite = Suite("tiny", ("gaussian/linear",), ("exact",), 2, 4, skips={"gaussian/linear": ("exact",)})
+    build = suite.solver("exact", lambda problem: problem.exact_posterior())
+    with pytest.raises(ValueError, match="left out of this suite"):
+        build(invflow.load_problem("gaussian/linear"))
+    assert build(invflow.load_problem("mixture/25-8-1")) is not None
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -118,6 +118,11 @@ class DFlow(Solver):
         return Posterior(images.reshape(count, n, *prior.image_shape), diagnostics={"kind": "search", "reward": found},
                          settings={"kind": "search"})
 
+    @torch.no_grad()
+    def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
+        """Images of noise that nothing was searched for, ``(n, *image_shape)``."""
+        return self._image(self.prior.noise(n, generator=generator))
+
     def _start(self, reward: Reward, count: int, n: int, generator: torch.Generator) -> Tensor:
         """Where the search begins, ``(count n, *state_shape)``."""
         prior = self.prior

@@ -14,6 +14,7 @@ import torch
 import invflow
 from invflow.operators import BoxInpainting, Denoising, MatrixOperator
 from invflow.solvers.field.daps import powers
+from invflow.testing import check_solver
 
 SHAPE = (1, 8, 8)
 MEAN, STD, NOISE, Y, COUNT = 0.5, 0.1, 0.1, 0.7, 64
@@ -169,8 +170,8 @@ def dpnp(etas: list[float], steps: int) -> Affine:
 
 
 def test_dpnp_makes_what_its_recursion_says() -> None:
-    solver = invflow.DPnP(prior(), iterations=8, diffusion_steps=6)
-    assert dpnp(solver.etas(), 6).agrees(solver.sample(denoising(), COUNT, generator=seeded()).samples)
+    solver = invflow.DPnP(prior(), iterations=8, diffusion_steps=25)
+    assert dpnp(solver.etas(), 25).agrees(solver.sample(denoising(), COUNT, generator=seeded()).samples)
 
 
 def test_dpnp_is_right_as_levels_fall_slowly_and_steps_are_fine() -> None:
@@ -300,6 +301,28 @@ def test_look_ahead_runs_from_the_mean_to_a_sample(look_ahead: float) -> None:
             shift = (later - ratio * t) * MEAN / look_ahead
         x.step(gain, shift)
     assert x.agrees(solver.sample(denoising(), COUNT, generator=seeded()).samples)
+
+
+# -- the contract ------------------------------------------------------------------------------------------------------
+
+MAKERS = {
+    "daps": lambda p: invflow.DAPS(p, steps=4, ode_steps=2, langevin_steps=3, sigma_max=2.0, step_size=1e-3),
+    "flow-dps": lambda p: invflow.FlowDPS(p, steps=4, step_size=0.1),
+    "dpnp": lambda p: invflow.DPnP(p, iterations=3, diffusion_steps=3),
+    "d-flow": lambda p: invflow.DFlow(p, iterations=3, ode_steps=2),
+    "sgld": lambda p: invflow.NoiseLangevin(p, steps=4, preconditioner="rmsprop"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", MAKERS)
+def test_contract(name: str) -> None:
+    check_solver(MAKERS[name], exact=False, num_samples=24)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_long_adjusted_chains_pass_as_exact() -> None:
+    check_solver(lambda p: invflow.NoiseLangevin(p, steps=60, step_size=0.5), num_samples=64)
 
 
 @pytest.mark.parametrize(("build", "words"), [
