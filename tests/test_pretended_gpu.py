@@ -120,7 +120,7 @@ def test_noise_smc_waits_once_for_an_evaluation(moves: str, evaluations: int) ->
     more = 2 * 2  # moves, at two temperatures
     assert count(many - few, "wait") <= more * evaluations + 1  # one to say how many ancestors are left, too few here
     assert count(many - few, "upload") <= more * (2 + 2 * evaluations)  # random numbers; which rows, for y and masks
-    assert count(few, "wait") <= 2 * (9 + evaluations) + 14  # at two temperatures, and once
+    assert count(few, "wait") <= 2 * (9 + evaluations) + 15  # at two temperatures, and once; once for the residual
 
 
 def test_noise_smc_waits_no_more_for_a_gradient_seen() -> None:
@@ -157,7 +157,7 @@ def test_vfm_waits_for_no_chunk(shape: tuple[int, ...], settings: dict[str, Any]
     assert count(cut - whole, "wait") == 0
     # which rows, for y and masks: to weigh the samples, and for the residual in their verdict
     assert count(cut - whole, "upload") <= 2 * 2 * (2 if settings.get("importance") else 1)
-    assert count(whole, "wait") <= 6
+    assert count(whole, "wait") <= 7  # one of them for the residual of the mean
 
 
 @pytest.mark.parametrize("name", ["BestOfN", "BeamSearch", "TopKSearch"])

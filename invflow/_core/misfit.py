@@ -25,11 +25,13 @@ def complaints(of_mean: Tensor, of_samples: Callable[[], Tensor], count: Tensor,
         count: measured values of each observation, ``(B,)`` or ``(1,)``.
         sigma: noise levels, ``(B,)``; nothing is said of those that are 0.
     """
+    given = (of_mean, count.to(of_mean).expand_as(of_mean), sigma.to(of_mean))
+    of_mean, count, sigma = torch.stack(given).cpu()  # in one copy: a GPU is waited for once
     noisy = sigma > 0
     far = noisy & (of_mean > _FAR) & rarer_than_noise(of_mean.square(), count)
     near = noisy & (of_mean < _NEAR) & (count > 0)
-    if bool((far | near).any()):  # one question to a GPU where all is well
-        square = of_samples() if bool(near.any()) else of_mean
+    if bool(near.any()):
+        square = of_samples().cpu()
         near = near & (square < _SCATTERED**2) & rarer_than_noise(square, count)
     said = []
     if bool(far.any()):

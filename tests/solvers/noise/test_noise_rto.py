@@ -352,7 +352,7 @@ def test_refuses() -> None:
     with pytest.raises(TypeError, match="NoiseSMC"):
         NoiseRTO(Bent()).sample(FunctionReward(lambda x: x[:, 0]), 4)
     likelihood = GaussianLikelihood(MatrixOperator(torch.zeros(300, 2, dtype=F64), image_shape=(2,)),
-                                    torch.zeros(1, 300, dtype=F64), 0.4)
+                                    0.4 * randn(1, 300), 0.4)
     with pytest.raises(ValueError, match="at least one sample"):
         NoiseRTO(Bent()).sample(likelihood, 0)
     with pytest.raises(ValueError, match=r"300.*start='rto'"):
