@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["best_mixture", "built_again", "fitted_wiener", "in_colour", "no_worse_than_the_picture", "posterior_of"]
 
+#: samples for a mean, where the map is not affine and no closed form gives it
+_ENOUGH = 16
 #: up to how many pixels the correction is averaged over all eight symmetries; beyond, over four, and then two
 _EIGHT = 2**17
 #: noise that is added to a picture to judge estimates by what is left of it, in units of its own
@@ -48,7 +50,8 @@ def posterior_of(vfm: VFM, operator: Operator, y: Tensor, sigma: float, samples:
         likelihood = in_colour(likelihood, built_again(operator, (3, *operator.image_shape[1:])), generator)
     pixels = math.prod(likelihood.operator.image_shape[1:])
     with _symmetries(vfm, 8 if pixels <= _EIGHT else 4 if pixels <= 4 * _EIGHT else 2):
-        posterior = vfm.sample(likelihood, max(1, samples), generator=generator)
+        posterior = vfm.sample(likelihood, max(_ENOUGH if vfm.prior.network is not None else 1, samples),
+                               generator=generator)
     mean, images = posterior.mean(), posterior.samples[0, :samples]
     if operator.structure == "identity":
         better = no_worse_than_the_picture(vfm, likelihood.operator, likelihood.y, scale * sigma, mean, generator)

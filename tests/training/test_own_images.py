@@ -69,6 +69,13 @@ def test_each_command_goes_on_from_the_one_before(small: None, tmp_path: Path) -
     assert list(further.adapter.classes) == ["box-inpainting", "super-resolution-x2", "denoising"]
 
 
+def test_without_a_prior_the_map_is_that_of_a_gaussian(small: None, tmp_path: Path) -> None:
+    folder = str(pictures(tmp_path / "mine"))
+    vfm = own.vfm(tmp_path / "vfm", data=folder, size=16, operators=["denoising"], steps=1, say=lambda _: None, **FEW)
+    assert vfm.prior.network is None
+    assert vfm.prior.image_shape == (3, 16, 16)
+
+
 def test_other_priors_are_distilled(small: None, tmp_path: Path) -> None:
     """A velocity of which only the ODE is known, without data, and one over vectors."""
     (tmp_path / "made_here.py").write_text(
@@ -98,12 +105,13 @@ def test_wrong_calls(small: None, tmp_path: Path) -> None:
     for recipe, words, arguments in (
         (own.prior, "pass --data FOLDER", {}),
         (own.distil, "pass --prior NAME", {"data": folder}),
-        (own.vfm, "pass --prior FOLDER", {"data": folder}),
+        (own.vfm, "pass --data FOLDER", {}),
         (own.distil, "has its own size", {"size": 16}),
         (own.prior, "has its own operators", {"operators": ["denoising"]}),
         (own.vfm, "did you mean 'BoxInpainting'", {"prior": "cifar10", "operators": ["box-inpaintin"]}),
         (own.vfm, "no setting 'factr=2'", {"prior": "cifar10", "operators": ["super-resolution:factr=2"]}),
         (own.vfm, "mask", {"prior": "cifar10", "operators": ["mask-inpainting"]}),
+        (own.vfm, "leave out --size", {"prior": "cifar10", "data": folder, "size": 16}),
         (own.vfm, "no row for each of 7", {"prior": "cifar10", "data": folder, "batch_size": 4}),
     ):
         with pytest.raises(ValueError, match=words):

@@ -18,6 +18,8 @@ from invflow.operator import Operator
 from invflow.plugins import kind_of
 from invflow.solvers.vfm import VFM
 from invflow.training import LoopSettings, ObjectiveSettings, TrainingProblem, distill, train_prior, train_vfm
+from invflow.training.loop import seeded
+from invflow.training.prior import gaussian_map
 from invflow.training.recipe import Recipe, Run
 from invflow_problems.recipes.digits import image_problems
 
@@ -42,6 +44,9 @@ def _images(run: Run, what: str, shape: tuple[int, ...] | None = None) -> tuple[
     """The folder's images, and settings whose batches are no larger than it."""
     if run.data is None:
         raise ValueError(f"invflow train {what} learns from images: pass --data FOLDER, or a name such as --data mnist")
+    if run.size and shape and shape[1:] != (run.size, run.size):
+        raise ValueError(f"the prior {run.prior} makes images of {shape[1]} x {shape[2]}, and no other size is taken: "
+                         "leave out --size")
     images = load_fitted(run.data, shape, size=run.size, say=run.say)
     settings = run.settings
     if len(images) < settings.batch_size:
@@ -85,17 +90,21 @@ def _check_teacher(teacher: FlowMap, name: str) -> None:
 
 
 def _train_vfm(run: Run) -> VFM:
-    if run.prior is None:
-        raise ValueError("invflow train vfm goes on from a one-step map: pass --prior FOLDER, from invflow train prior "
-                         "or invflow train distil")
-    adapter = None
-    begun = VFM.load(run.prior) if kind_of(run.prior) == "vfm" else None
-    prior = begun.prior if begun else load_trainable(run.prior)
-    problems = problems_named(run.operators, prior.image_shape)
-    if begun:
-        names, first = [str(p.operator.problem_class) for p in problems], begun.adapter.classes[0]
-        adapter = begun.adapter.grown(names, dict.fromkeys(names, first), begun.adapter.deviations)
-    images, settings = _images(run, "vfm", prior.image_shape)
+    prior, adapter, known = None, None, None
+    if run.prior and kind_of(run.prior) == "vfm":
+        begun = VFM.load(run.prior)
+        prior, known = begun.prior, begun.adapter
+    elif run.prior:
+        prior = load_trainable(run.prior)
+    # names are checked before a folder of images is read
+    problems = problems_named(run.operators, prior.image_shape) if prior else []
+    images, settings = _images(run, "vfm", prior.image_shape if prior else None)
+    if prior is None:  # the exact flow of a Gaussian, as for the shipped photographs: the adapter does the work
+        prior = gaussian_map(images, generator=seeded(settings.seed, 0, -2))
+        problems = problems_named(run.operators, prior.image_shape)
+    if known is not None:
+        names = [str(p.operator.problem_class) for p in problems]
+        adapter = known.grown(names, dict.fromkeys(names, known.classes[0]), known.deviations)
     if len(problems) > settings.batch_size:
         raise ValueError(f"a batch of {settings.batch_size} has no row for each of {len(problems)} operators: name "
                          "fewer, or pass more images or a larger --batch-size")
@@ -157,5 +166,5 @@ prior = Recipe("prior", "prior on a folder of your own images (--data), of any s
                _train_prior, takes=("data", "prior", "size"))
 distil = Recipe("distil", "one-step map of any prior (--prior), from a folder of images (--data) or from itself",
                 DISTIL_SETTINGS, _distil, takes=("data", "prior"))
-vfm = Recipe("vfm", "VFM of a one-step map (--prior) on a folder of images (--data), for --operators", VFM_SETTINGS,
-             _train_vfm, takes=("data", "prior", "operators"))
+vfm = Recipe("vfm", "VFM of a folder of images (--data), or of a one-step map (--prior) too, for --operators",
+             VFM_SETTINGS, _train_vfm, takes=("data", "prior", "size", "operators"))
