@@ -120,6 +120,6 @@ def path_calls(solver: FMTT, reward: Reward, jumps: JumpCalls | None = None) -> 
                                 differentiable=reward.differentiable)
     elif reward.num_observations:
         reward = reward.select(slice(0, 1))
-    for _ in dry.iterate(reward, 1, generator=torch.Generator(bill.device)):
+    for _ in dry.iterate(reward, 1, generator=torch.Generator()):
         pass
     return bill.forwards, bill.backwards
