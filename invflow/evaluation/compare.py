@@ -119,8 +119,12 @@ def compare(problems: Problem | str | Sequence[Problem | str],
                             {solver: bench.described(solver) for solver in sources})
         comparison.descriptions = {name: describe(problem, bench.first_reward(name)) for name, problem in posed.items()}
         if folder is not None and process == 0 and not comparison.waiting():
-            with contextlib.nullcontext() if shard is None else alone_in(folder):
-                comparison.save(folder)
+            if shard is not None:
+                try:
+                    held.enter_context(alone_in(folder))
+                except ValueError:  # the last two shares have ended together: the other writes the same tables
+                    return comparison
+            comparison.save(folder)
     return comparison
 
 

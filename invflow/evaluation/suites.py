@@ -66,7 +66,7 @@ SUITES = {
                     "atoms/mnist-super-resolution"),
                    tuple(s for s in _SOLVERS if not s.startswith(("smc-from-rto", "d-flow"))), 8, 64, 4,
                    {"atoms/mnist-super-resolution": _JUMPING}),
-    "full": Suite("all families of exact problems: a night on two CPU cores",
+    "full": Suite("all families of exact problems, meant for a night on two CPU cores",
                   ("gaussian/linear", "mixture/25-8-1", "mixture/25-80-2", "curved/banana", "curved/funnel",
                    "bipsda/inpainting", "bipsda/x-ray", "bipsda/phase-retrieval", "atoms/mnist-super-resolution",
                    "atoms/mnist-box-inpainting", "levy/gauss-convolution", "levy/gauss-fourier"),

@@ -12,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 import invflow
+from invflow._core.files import alone_in
 from invflow.cli.compare import parse_solver
 from invflow.cli.entry import app
 from invflow.evaluation.suites import SUITES, Suite
@@ -71,6 +72,15 @@ def test_the_last_share_in_one_folder_writes_the_tables(tmp_path: Path) -> None:
         found = invflow.compare(PROBLEMS[0], SOLVERS, output=tmp_path, shard=(k, 3), **SETTINGS)
     assert found.waiting() == 0
     assert (tmp_path / "table.csv").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_shares_that_end_together_do_not_disturb_each_other(tmp_path: Path) -> None:
+    invflow.compare(PROBLEMS[0], SOLVERS, output=tmp_path, shard=(1, 2), **SETTINGS)
+    with alone_in(tmp_path):
+        found = invflow.compare(PROBLEMS[0], SOLVERS, output=tmp_path, shard=(2, 2), **SETTINGS)
+    assert found.waiting() == 0
+    assert not (tmp_path / "table.csv").exists()  # whoever holds the folder writes it
 
 
 def test_shares_that_cannot_be(tmp_path: Path) -> None:
