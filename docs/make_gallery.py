@@ -168,7 +168,11 @@ def plane(*names: str, **settings: Any) -> Any:
     for place in axes.flat[len(names):]:
         place.set_axis_off()
     for place, name in zip(axes.flat, names):
-        solver = solver_by_name(name, problem, **settings)
+        # those made for images are told where the data lie
+        own: dict[str, Any] = {"dps": {"zeta": 0.1}}.get(name, {})
+        if name in ("dps", "pigdm", "moment-matching", "ddrm"):
+            own["value_range"] = (-4.0, 4.0)
+        solver = solver_by_name(name, problem, **settings, **own)
         posterior = solver.sample(likelihood, 256, generator=generator())
         posterior = posterior.resample(256, generator=generator()) if posterior.weighted else posterior
         place.scatter(*exact.T.tolist(), s=5, color="0.8", linewidths=0, label="exact posterior")
