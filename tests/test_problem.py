@@ -315,3 +315,19 @@ def test_samples_have_images_and_labels(name):
     # known from the official files: the first test digits are 7, 2, 1, 0, 4; a cat, two ships, an aeroplane, a frog
     first = {"mnist": [7, 2, 1, 0, 4], "fashion-mnist": [9, 2, 1, 1, 6], "cifar10": [3, 8, 8, 0, 6]}[name]
     assert samples.load_samples(name)[1][:5].tolist() == first
+
+
+def test_a_problem_on_other_images_takes_them_in_their_order():
+    problem = load_problem("mnist/denoising")
+    images = torch.rand(3, 1, 28, 28, generator=generator())
+    other = problem.with_images(images)
+    for split in ("test", "validation"):
+        assert torch.equal(other.images(split), images)
+        truth, _ = other.simulate(2, generator=generator(1), split=split, shuffle=False)
+        assert torch.equal(truth, images[:2])
+    assert other.name == problem.name
+    assert torch.equal(problem.images("test"), samples.load_samples("mnist")[0])  # as it was
+    with pytest.raises(ValueError, match=r"takes images \(n, 1, 28, 28\), not \(2, 28, 28\)"):
+        problem.with_images(torch.zeros(2, 28, 28))
+    with pytest.raises(ValueError, match="draws its own truths"):
+        load_problem("gaussian/linear").with_images(torch.zeros(2, 2))

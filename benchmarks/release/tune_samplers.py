@@ -1,7 +1,7 @@
 """Tune the field's samplers on validation images: ``python -m benchmarks.release.tune_samplers RUNS``.
 
 The search, stated: for each of the six problems and each sampler every candidate of a small grid (:data:`CANDIDATES`)
-draws 8 samples for each of the first 8 validation images (particle methods: 16 particles for 4 images) with 100 calls,
+draws 4 samples for each of the first 8 validation images (particle methods: 8 particles for 4 images) with 100 calls,
 and the one with the least CRPS, mean over pixels and images, is kept. Test images are not read. What was chosen, and
 every score, is written to ``data/tuned.json``, which :func:`tuned_settings` reads; how many steps a table takes is not
 part of it. Killed, the same command goes on. ``--samplers dps ddrm`` tunes those alone, and keeps the others.
@@ -41,7 +41,7 @@ def _grid(**axes: list[Any]) -> list[dict[str, Any]]:
 
 #: candidates of each sampler; where a sampler has a published default, it is among them
 CANDIDATES: dict[str, list[dict[str, Any]]] = {
-    "dps": _grid(zeta=[0.1, 0.3, 1.0, 3.0, 10.0]),
+    "dps": _grid(zeta=[0.3, 0.6, 1.0, 1.8, 3.0]),
     "pigdm": [{"eta": 1.0, "weight": 1.0}, *_grid(eta=[1.0, 0.0], weight=[0.5, 2.0])],
     "moment-matching": _grid(iterations=[1, 2, 3]),
     "diffpir": [{"lambda_": 7.0, "zeta": 0.1}, *_grid(lambda_=[3.0, 7.0], zeta=[0.3, 1.0])],
@@ -92,7 +92,7 @@ def _label(settings: dict[str, Any]) -> str:
     return ",".join(f"{key}={value}" for key, value in settings.items())
 
 
-def tune(problem: Problem, sampler: str, folder: Path, *, images: int = 8, samples: int = 8,
+def tune(problem: Problem, sampler: str, folder: Path, *, images: int = 8, samples: int = 4,
          seed: int = 0) -> list[dict[str, Any]]:
     """Score the candidates of a sampler on validation images.
 
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["mnist"], choices=["mnist", "fashion-mnist"])
     parser.add_argument("--samplers", nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
     parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=TUNED)
     arguments = parser.parse_args()

@@ -28,8 +28,7 @@ class Flower(RowSampler):
         steps: network calls.
         sampling: draw from the conditioned Gaussian; False takes its mean.
         spread: s, in units of states.
-        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples
-            do not depend on it beyond rounding.
+        chunk_size: as for :class:`DiffusionSampler`.
 
     Raises:
         TypeError, ValueError: for a prior or a setting that does not fit; in ``sample``, for an operator that is not

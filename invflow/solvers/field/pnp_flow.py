@@ -34,8 +34,7 @@ class PnPFlow(RowSampler):
         alpha: power of its decay, at least 0.
         average: noises at each step, each a network call; the paper takes 5.
         look_ahead: l, in [0, 1]: how far the denoiser looks ahead. Over 0 a call is one jump of the map.
-        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples
-            do not depend on it beyond rounding.
+        chunk_size: as for :class:`DiffusionSampler`.
 
     Raises:
         TypeError, ValueError: for a prior or a setting that does not fit.
