@@ -180,3 +180,90 @@ def test_public_names_are_in_the_reference():
 def test_pictures_are_small():
     for file in (ROOT / "docs").rglob("*.png"):
         assert file.stat().st_size < 150_000, f"{name(file)} has {file.stat().st_size} bytes"
+
+
+def site():
+    """The configuration of the site, with the navigation as the hooks leave it."""
+    pytest.importorskip("material")
+    pytest.importorskip("mkdocstrings")
+    from mkdocs.config import load_config
+
+    config = load_config(str(ROOT / "mkdocs.yml"))
+    return config.plugins.on_config(config)
+
+
+def leaves(nav):
+    for item in nav:
+        [(title, value)] = item.items()
+        yield from leaves(value) if isinstance(value, list) else [(title, value)]
+
+
+def test_site_has_six_tabs_and_no_two_pages_of_one_name():
+    nav = site().nav
+    assert [next(iter(tab)) for tab in nav] == ["Start", "Tutorials", "How-to", "Explanation", "Results", "Reference"]
+    titles = [title for title, _ in leaves(nav)]
+    assert len(set(titles)) == len(titles)
+    headings = [page.read_text(encoding="utf-8").partition("\n")[0] for page in PAGES[1:]]
+    assert len(set(headings)) == len(headings)
+
+
+def hook(stem):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("latex2mathml")
+    spec = importlib.util.spec_from_file_location(f"docs_hook{stem}", ROOT / "docs" / f"{stem}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_notebooks_are_pages_with_their_outputs():
+    notebooks = hook("_notebooks")
+    listed = [value for _, value in leaves(site().nav)]
+    for path in notebooks.notebooks():
+        assert f"tutorials/{path.stem}.md" in listed
+        text, pictures = notebooks.convert(path)
+        saved = path.read_text(encoding="utf-8")
+        assert len(pictures) == saved.count('"image/png"')
+        assert all(f"]({path.stem}/{number}.png)" in text for number in range(len(pictures)))
+        solutions = text[text.index("\n## Solutions\n"):].splitlines()
+        assert solutions[3].startswith("??? ")
+        assert all(not line or line.startswith("    ") for line in solutions[4:])
+
+
+def test_each_class_of_the_reference_has_a_page_with_a_link_to_how_it_is_used():
+    pages = hook("_reference").families()
+    assert "- [`VFM`](solvers/VFM.md)" in pages["solvers"][0]
+    assert "::: invflow.VFM" not in pages["solvers"][0]
+    assert "::: invflow.load_prior" in pages["flowmaps"][0]
+    for family, (_, classes) in pages.items():
+        for name, text in classes.items():
+            linked = re.search(r"^How-to: .*\]\(\.\./\.\./([\w/-]+\.md)", text, re.MULTILINE)
+            assert linked is not None, f"docs/api/{family}.md: write a line 'How-to: ...' before ::: {name}"
+            assert (ROOT / "docs" / linked[1]).is_file()
+
+
+def test_formulas_become_mathml_and_raw_tex_is_noticed(caplog):
+    from types import SimpleNamespace
+
+    hooks, page = hook("_hooks"), SimpleNamespace(file=SimpleNamespace(src_uri="page.md"))
+    shown = hooks.on_page_content(r'<p><span class="arithmatex">\(e^{r(x)} \mid y\)</span></p>', page)
+    assert "<math" in shown
+    assert "arithmatex" not in shown
+    assert not caplog.records
+    for text in (r"<p>\(x\)</p>", r"<p>$\sigma = 1$</p>", '<span class="arithmatex">x</span>'):
+        caplog.clear()
+        hooks.on_page_content(text, page)
+        assert len(caplog.records) == 1
+    caplog.clear()
+    hooks.on_page_content(r"<code>$\sigma$</code>", page)
+    hooks.on_post_page('<link rel="canonical" href="https://a.b/"><a href="https://c.d">x</a><img src="0.png">', page)
+    assert not caplog.records
+    hooks.on_post_page('<img alt="" src="https://a.b/c.png">', page)
+    assert len(caplog.records) == 1
+
+
+def test_citing_has_an_entry_for_the_software_and_each_article():
+    text = hook("_hooks").citing((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert re.findall(r"^@\w+\{(\w+),$", text, re.MULTILINE) == ["invflow", "mammadov2026", "sabour2025"]
+    assert "Mammadov, Abbas and Takao, So and" in text
+    assert "eprint = {2511.22688}" in text
