@@ -1,25 +1,18 @@
-"""What mkdocs runs besides its plugins: formulas, the pages that are files of the repository, and two checks.
-
-Formulas become MathML, which browsers show without a script or a network.
-"""
+"""What mkdocs runs besides its plugins: the pages that are files of the repository, and two checks of every page."""
 
 from __future__ import annotations
 
-import html
 import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
-from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
 _LOG = logging.getLogger("mkdocs.hooks.invflow")
-_INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL)
-_BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.DOTALL)
-_RAW = re.compile(r"arithmatex|\\\(|\\\[|\$\$|\$[^$<>\n]*\\[a-z]+[^$<>\n]*\$")
+_RAW = re.compile(r"arithmatex|\\\(|\\\[|\$\$|\$[^$<>\n]*\\[a-z]+[^$<>\n]*\$|\w*[_^]\{[^<>\n]*")
 _CODE = re.compile(r"<(pre|code|math)\b.*?</\1>", re.DOTALL)
 _LOADED = re.compile(r'<(?:script|img|iframe|source|video|link(?! rel="(?:canonical|prev|next)"))\b[^>]*?'
                      r'\b(?:src|href)="((?:https?:)?//[^"]+)"')
@@ -42,9 +35,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:
-    """Convert the formulas of a page that has been rendered."""
-    content = _INLINE.sub(lambda found: mathml(found[1], "inline"), content)
-    content = _BLOCK.sub(lambda found: f'<div class="formula">{mathml(found[1], "block")}</div>', content)
+    """Warn of formulas that were left as they were written."""
     raw = _RAW.search(_CODE.sub("", content))
     if raw is not None:
         _LOG.warning("%s shows raw TeX: %s", page.file.src_uri, raw[0])
@@ -56,12 +47,6 @@ def on_post_page(output: str, page: Any, **_: Any) -> str:
     for address in _LOADED.findall(output):
         _LOG.warning("%s loads %s", page.file.src_uri, address)
     return output
-
-
-def mathml(formula: str, display: str) -> str:
-    """One formula, from LaTeX; the source stays readable as its title."""
-    source = " ".join(html.unescape(formula).split())
-    return convert(source, display=display).replace("<math ", f'<math aria-label="{html.escape(source)}" ', 1)
 
 
 def citing(cff: str) -> str:

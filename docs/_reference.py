@@ -10,6 +10,7 @@ from mkdocs.structure.files import File
 
 FOLDER = Path(__file__).resolve().parent / "api"
 _DIRECTIVE = re.compile(r"^(?:(?P<lead>How-to: .*)\n\n)?::: (?P<name>\S+)[ ]*\n(?:[ ]{4}.*\n)*", re.MULTILINE)
+_LIST = "\0"  # where the classes are listed
 
 
 def split(text: str, family: str) -> tuple[str, dict[str, str]]:
@@ -19,18 +20,21 @@ def split(text: str, family: str) -> tuple[str, dict[str, str]]:
     before it goes to the page of the class.
     """
     classes: dict[str, str] = {}
+    lines: list[str] = []
 
-    def replace(found: re.Match[str]) -> str:
+    def take(found: re.Match[str]) -> str:
         name = found["name"]
         short = name.rpartition(".")[2]
         if not short[0].isupper():
             return found[0]
-        lead = (found["lead"] or "").replace("](../", "](../../")
-        family_link = f"Family: [{family}](../{family}.md)."
-        classes[name] = f"::: {name}\n    options: {{heading_level: 1}}\n\n{lead}\n\n{family_link}\n"
-        return f"- [`{short}`]({family}/{short}.md). {found['lead'] or ''}\n"
+        lead = found["lead"] or ""
+        classes[name] = (f"# {short}\n\n{lead.replace('](../', '](../../')} One of the [{family}](../{family}.md).\n\n"
+                         f"::: {name}\n    options: {{show_root_heading: false}}\n")
+        lines.append(f"- [`{short}`]({family}/{short}.md). {lead}\n")
+        return "" if len(lines) > 1 else _LIST
 
-    return _DIRECTIVE.sub(replace, text + "\n"), classes
+    rest = _DIRECTIVE.sub(take, text + "\n")
+    return rest.replace(_LIST, "".join(lines) + "\n"), classes
 
 
 def families() -> dict[str, tuple[str, dict[str, str]]]:
@@ -73,5 +77,5 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Leave links where the classes were."""
-    family = page.file.src_uri.removeprefix("api/").removesuffix(".md")
-    return split(markdown, family)[0] if page.file.src_uri == f"api/{family}.md" else markdown
+    place = Path(page.file.src_uri)
+    return split(markdown, place.stem)[0] if place.parent == Path("api") else markdown

@@ -242,20 +242,43 @@ def test_each_class_of_the_reference_has_a_page_with_a_link_to_how_it_is_used():
             assert (ROOT / "docs" / linked[1]).is_file()
 
 
-def test_formulas_become_mathml_and_raw_tex_is_noticed(caplog):
+def test_formulas_become_mathml():
+    formulas = hook("_formulas")
+    shown = formulas.on_page_content(r'<p><span class="arithmatex">\(e^{r(x)} \mid y\)</span></p>')
+    assert "<math" in shown
+    assert "arithmatex" not in shown
+
+
+@pytest.mark.parametrize(("plain", "found"), [
+    ("the path x_t = (1 - t) z + t m, with z ~ N(0, I) and m a point", ["x_t = (1 - t) z + t m", r"z \sim N(0, I)"]),
+    ("draws from p(x) e^r(x) in one step", ["p(x) e^{r(x)}"]),
+    ("X_{s,t} = X_{u,t} o X_{s,u}; a map", [r"X_{s,t} = X_{u,t} \circ X_{s,u}"]),
+    ("with weights e^r(f(z)) N(z; 0, I) / q(z), the log evidence", ["e^{r(f(z))} N(z; 0, I) / q(z)"]),
+    ("log p(y | x) is a reward", [r"\log  p(y \mid x)"]),
+    ("s_t(x) = (t b_t(x) - x) / (1 - t). A score", ["s_t(x) = (t b_t(x) - x) / (1 - t)"]),
+    ("I take a (small) sample of N images (B, N, C) in a_long_name or file_name(x)", []),
+    ("one of a pair, e.g. a U-Net (2024), is sampled", []),
+])
+def test_plain_formulas_are_recognised(plain, found):
+    formulas = hook("_formulas")
+    assert [formulas.tex(match[0]) for match in formulas._EXPRESSION.finditer(plain)] == found
+
+
+def test_code_links_and_headings_are_left_alone():
+    text = "<h2>e^r(x)</h2><p><code>x_t</code> <a href='x_t'>b_t(x)</a></p>"
+    assert hook("_formulas").on_page_content(text) == text
+
+
+def test_raw_tex_and_addresses_of_others_are_noticed(caplog):
     from types import SimpleNamespace
 
     hooks, page = hook("_hooks"), SimpleNamespace(file=SimpleNamespace(src_uri="page.md"))
-    shown = hooks.on_page_content(r'<p><span class="arithmatex">\(e^{r(x)} \mid y\)</span></p>', page)
-    assert "<math" in shown
-    assert "arithmatex" not in shown
-    assert not caplog.records
-    for text in (r"<p>\(x\)</p>", r"<p>$\sigma = 1$</p>", '<span class="arithmatex">x</span>'):
+    for text in (r"<p>\(x\)</p>", r"<p>$\sigma = 1$</p>", '<span class="arithmatex">x</span>', "<p>X_{s,t}(x)</p>"):
         caplog.clear()
         hooks.on_page_content(text, page)
         assert len(caplog.records) == 1
     caplog.clear()
-    hooks.on_page_content(r"<code>$\sigma$</code>", page)
+    hooks.on_page_content(r"<code>$\sigma$</code><p>cost: $5 or $6</p>", page)
     hooks.on_post_page('<link rel="canonical" href="https://a.b/"><a href="https://c.d">x</a><img src="0.png">', page)
     assert not caplog.records
     hooks.on_post_page('<img alt="" src="https://a.b/c.png">', page)
@@ -267,3 +290,14 @@ def test_citing_has_an_entry_for_the_software_and_each_article():
     assert re.findall(r"^@\w+\{(\w+),$", text, re.MULTILINE) == ["invflow", "mammadov2026", "sabour2025"]
     assert "Mammadov, Abbas and Takao, So and" in text
     assert "eprint = {2511.22688}" in text
+
+
+def test_class_pages_are_not_split_again():
+    from types import SimpleNamespace
+
+    reference = hook("_reference")
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="api/solvers/VFM.md"))
+    text = reference.families()["solvers"][1]["invflow.VFM"]
+    assert reference.on_page_markdown(text, page=page) == text
+    page.file.src_uri = "api/solvers.md"
+    assert reference.on_page_markdown(text, page=page) != text

@@ -24,7 +24,8 @@ def correct(operator: Operator, y: Tensor, sigma: Tensor, x: Tensor, variance: T
             noise: Tensor) -> tuple[Tensor, Tensor]:
     r"""Move samples towards their measurements, with fresh noise of the measurement's level.
 
-    .. math:: x' = x + C A^T (A C A^T + \sigma^2)^{-1} (y + \sigma e - A x), \qquad C = diag(variance), e ~ N(0, I)
+    .. math:: x' = x + C A^T (A C A^T + \sigma^2)^{-1} (y + \sigma e - A x), \qquad
+        C = \operatorname{diag}(\mathrm{variance}), \; e \sim N(0, I)
 
     (Matheron's rule, as in kriging and in ensemble Kalman filters with perturbed observations: Evensen 1994; Burgers,
     van Leeuwen and Evensen 1998.) If x were drawn from a Gaussian N(m, C) that knows nothing of y, then x' would be
