@@ -28,8 +28,8 @@ def split(text: str, family: str) -> tuple[str, dict[str, str]]:
         if not short[0].isupper():
             return found[0]
         lead = found["lead"] or ""
-        classes[name] = (f"# {short}\n\n{lead.replace('](../', '](../../')} One of the [{family}](../{family}.md).\n\n"
-                         f"::: {name}\n    options: {{show_root_heading: false}}\n")
+        top = f"{lead.replace('](../', '](../../')} One of the [{family}](../{family}.md)."
+        classes[name] = f"# {title(name)}\n\n{top}\n\n::: {name}\n"
         lines.append(f"- [`{short}`]({family}/{short}.md). {lead}\n")
         return "" if len(lines) > 1 else _LIST
 
