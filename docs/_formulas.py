@@ -59,7 +59,8 @@ def on_page_content(content: str, **_: Any) -> str:
 
 def tex(plain: str) -> str:
     """LaTeX of a formula in plain text."""
-    formula = _WORD.sub(lambda found: rf"\mathrm{{{found[0].replace('_', ' ')}}}", html.unescape(plain))
+    formula = html.unescape(plain).replace(" given ", " | ")
+    formula = _WORD.sub(lambda found: rf"\mathrm{{{found[0].replace('_', ' ')}}}", formula)
     for pattern, replacement in _TEX:
         formula = re.sub(pattern, replacement, formula)
     return formula

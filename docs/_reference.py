@@ -10,6 +10,7 @@ from mkdocs.structure.files import File
 
 FOLDER = Path(__file__).resolve().parent / "api"
 _DIRECTIVE = re.compile(r"^(?:(?P<lead>How-to: .*)\n\n)?::: (?P<name>\S+)[ ]*\n(?:[ ]{4}.*\n)*", re.MULTILINE)
+_LINK = re.compile(r"\[[^\]]+\]\(\.\./[^)]+\)")
 _LIST = "\0"  # where the classes are listed
 
 
@@ -17,8 +18,10 @@ def split(text: str, family: str) -> tuple[str, dict[str, str]]:
     """The page of a family with links in place of its classes, and the page of each class by its full name.
 
     A directive ``::: package.Name`` is of a class where ``Name`` begins with a capital. The line ``How-to: ...``
-    before it goes to the page of the class.
+    before it goes to the page of the class; without one, that is the first link of the family's introduction.
     """
+    link = _LINK.search(text.partition("\n::: ")[0])
+    usual = f"How-to: {' '.join(link[0].split())}." if link else ""
     classes: dict[str, str] = {}
     lines: list[str] = []
 
@@ -27,10 +30,10 @@ def split(text: str, family: str) -> tuple[str, dict[str, str]]:
         short = name.rpartition(".")[2]
         if not short[0].isupper():
             return found[0]
-        lead = found["lead"] or ""
-        classes[name] = (f"# {short}\n\n{lead.replace('](../', '](../../')} One of the [{family}](../{family}.md).\n\n"
-                         f"::: {name}\n    options: {{show_root_heading: false}}\n")
-        lines.append(f"- [`{short}`]({family}/{short}.md). {lead}\n")
+        lead = found["lead"] or usual
+        top = f"{lead.replace('](../', '](../../')} One of the [{family}](../{family}.md)."
+        classes[name] = f"# {title(name)}\n\n{top}\n\n::: {name}\n"
+        lines.append(f"- [`{short}`]({family}/{short}.md). {found['lead'] or ''}\n")
         return "" if len(lines) > 1 else _LIST
 
     rest = _DIRECTIVE.sub(take, text + "\n")
