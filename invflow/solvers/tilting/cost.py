@@ -57,15 +57,21 @@ class JumpCalls:
 
 
 class _Bill(FlowMap):
-    """A map that leaves every state where it is, and writes down what another would have taken."""
+    """A map that leaves every state where it is, and writes down what another would have taken.
 
-    def __init__(self, jumps: JumpCalls) -> None:
+    Args:
+        jumps: what is known about the other map.
+        decodes: whether images are made of the states, on the other map's device; else they are the states, on the CPU.
+    """
+
+    def __init__(self, jumps: JumpCalls, decodes: bool) -> None:
         super().__init__()
-        self.jumps = jumps
+        self.jumps, self.decodes = jumps, decodes
         other = jumps.prior
-        self.state_shape, self.image_shape = other.state_shape, other.image_shape
+        self.state_shape = other.state_shape
+        self.image_shape = other.image_shape if decodes else other.state_shape
         self.has_velocity, self.independent_noise = other.has_velocity, other.independent_noise
-        self.register_buffer("like", torch.zeros((), dtype=other.dtype, device=other.device))
+        self.register_buffer("like", torch.zeros((), dtype=other.dtype, device=other.device if decodes else "cpu"))
         self.forwards = self.backwards = 0
 
     @property
@@ -74,8 +80,8 @@ class _Bill(FlowMap):
         return self.jumps.prior.decode_affine
 
     def decode(self, state: Tensor) -> Tensor:
-        """That of the other map."""
-        return self.jumps.prior.decode(state)
+        """That of the other map, or the state itself."""
+        return self.jumps.prior.decode(state) if self.decodes else state
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """One call."""
@@ -109,13 +115,14 @@ def path_calls(solver: FMTT, reward: Reward, jumps: JumpCalls | None = None) -> 
         reward: which matters in whether it has a gradient, and in an annealed schedule.
         jumps: what is known about the map's jumps.
     """
-    bill = _Bill(JumpCalls(solver.prior) if jumps is None else jumps)
+    measures = isinstance(solver.proposing, Conjugate)
+    bill = _Bill(JumpCalls(solver.prior) if jumps is None else jumps, measures)
     dry = copy.copy(solver)
     dry.prior, dry.look_ahead = bill, LookAhead(bill, solver.look_ahead.kind, solver.look_ahead.jumps)
     dry.selection = AllGoOn()  # which costs no calls
     gains = schedule_values(solver.schedule, solver.times, reward, solver.prior).amax(0).tolist()
     dry.schedule = dict(zip(solver.times, gains)).__getitem__
-    if not isinstance(solver.proposing, Conjugate):
+    if not measures:
         reward = FunctionReward(partial(torch.sum, dim=tuple(range(1, 1 + len(bill.image_shape)))),
                                 differentiable=reward.differentiable)
     elif reward.num_observations:
