@@ -19,8 +19,8 @@ _LOADED = re.compile(r'<(?:script|img|iframe|source|video|link(?! rel="(?:canoni
 
 
 def on_config(config: Any) -> Any:
-    """Edit links, where the repository has an address."""
-    if config.repo_url and not config.edit_uri:
+    """Edit links to the branch main, where the repository has an address."""
+    if config.repo_url and config.edit_uri == "edit/master/docs/":  # mkdocs's guess
         config.edit_uri = "edit/main/docs/"
     return config
 
@@ -46,7 +46,12 @@ def on_post_page(output: str, page: Any, **_: Any) -> str:
     """Warn of whatever a browser would load from elsewhere."""
     for address in _LOADED.findall(output):
         _LOG.warning("%s loads %s", page.file.src_uri, address)
-    return output
+    return on_post_template(output)
+
+
+def on_post_template(output: str, **_: Any) -> str:
+    """Keep the theme from asking the repository's host for its stars."""
+    return output.replace(' data-md-component="source"', "")
 
 
 def citing(cff: str) -> str:

@@ -30,7 +30,7 @@ TASKS = ("denoising", "random-inpainting", "box-inpainting", "super-resolution",
 
 
 def generator(seed: int = 0) -> torch.Generator:
-    """Of all random numbers of a picture."""
+    """The random generator of a picture."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -138,7 +138,7 @@ def half_plane() -> Any:
 
 
 def overconfident() -> Any:
-    """A certificate of a sampler whose noise level is said to be half of what it is."""
+    """A certificate of a sampler that is given half of the true noise level."""
 
     class Overconfident(invflow.Solver):
         def __init__(self, solver: invflow.Solver) -> None:
