@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from invflow.cli.app import app as serve_app
 from invflow.cli.calibrate import calibrate
 from invflow.cli.compare import compare
 from invflow.cli.examples import examples
@@ -107,6 +108,7 @@ def bench(
         raise typer.Exit(1)
 
 
+app.command("app")(user_errors(serve_app))
 for command in (calibrate, compare, examples, new):
     app.command()(user_errors(command))
 

@@ -8,7 +8,7 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,8 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
               num_particles: int | None = None, source: str = "prior", split: str = "test",
               quantities: Mapping[str, Quantity] | None = None, defaults: bool = True, alpha: float = 0.05,
               chunk_size: int | None = None, output: str | os.PathLike[str] | None = None,
-              generator: torch.Generator | None = None, progress: bool = False) -> Certificate:
+              generator: torch.Generator | None = None, progress: bool = False,
+              watch: Callable[[Certificate], object] | None = None) -> Certificate:
     """Find out by simulation whether a solver's posteriors are calibrated.
 
     Draws truths, measures them, samples their posteriors, and ranks each truth among its samples by several
@@ -73,6 +74,8 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
             measurements and quantities must have the same content; where that cannot be told, it does not go on.
         generator: source of all random numbers; one number is drawn from it, and all others follow.
         progress: show a progress bar.
+        watch: called after each chunk with the certificate of all simulations so far, once there are two; what it
+            raises ends the calibration.
 
     Returns:
         A :class:`~invflow.evaluation.calibrate.Certificate` to print, to ``plot()`` and to ``save``.
@@ -135,6 +138,13 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
         }
         done = _resume(folder, settings)
         parts = [done] if done else []
+
+        def judged(simulations: int) -> Certificate:
+            return Certificate.from_record(_joined(parts), list(chosen), {
+                "problem": problem.name, "solver": type(solver).__name__, "source": source,
+                "num_simulations": simulations, "num_samples": num_samples, "num_particles": num_particles,
+                "alpha": alpha, "settings": settings})
+
         start = len(done["tarp_ranks"]) if done else 0
         if folder is not None and start < num_simulations:
             clear(folder)  # the certificate of other simulations is not to lie beside new ones
@@ -144,10 +154,9 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
                                    num_particles, _child(seed, f"chunk {rows.start}")))
             if folder is not None:
                 write_simulations(folder, _joined(parts), settings)
-        certificate = Certificate.from_record(_joined(parts), list(chosen), {
-            "problem": problem.name, "solver": type(solver).__name__, "source": source,
-            "num_simulations": num_simulations, "num_samples": num_samples, "num_particles": num_particles,
-            "alpha": alpha, "settings": settings})
+            if watch is not None and rows.stop > 1:
+                watch(judged(rows.stop))
+        certificate = judged(num_simulations)
         if folder is not None:
             certificate.save(folder)
     return certificate
