@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import shlex
+import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,7 +18,8 @@ from typer.testing import CliRunner
 
 import invflow
 from invflow.app import growth, pictures, plane, sources, state, words
-from invflow.app.damage import DAMAGES, HOLE, hole_of
+from invflow.app.damage import DAMAGES, hole_of
+from invflow.app.inputs import Chosen
 from invflow.cli.entry import app
 
 
@@ -68,7 +72,7 @@ def test_every_choice_has_code_that_parses() -> None:
             for damage, about in DAMAGES.items():
                 view = state.View(image, prior, damage, about.range(prior)[3], solver=solver)
                 compile(words.python_code(view), "code", "exec")
-                assert words.command_line(view).startswith("invflow solve --image image.png --operator " + about.command)
+                assert f"--image image.png --operator {about.command} " in words.command_line(view)
 
 
 def test_pictures_have_one_size() -> None:
@@ -115,7 +119,8 @@ def test_what_the_diagnostics_say() -> None:
     assert "**vfm**: 8 samples" in text
     assert "residuals of" in text or "miss by" in text
     assert "dB" in text
-    assert "one observation" not in words.describe(state.restore(VIEWS["lmmse"]))
+    assert words._as_sentence("not converged for 1 of 1 observations: in observation 0, it bends.") == (
+        "Not converged: it bends.")
 
 
 def test_a_solver_without_diagnostics_is_measured() -> None:
@@ -131,6 +136,11 @@ def test_asking_the_posterior() -> None:
     for k, name in enumerate(chances):
         assert chances[name] == pytest.approx(float(each[:, k].mean()), abs=1e-6)
     assert f"it is a {max(chances, key=lambda name: chances[name])}" in text
+    log_weights = torch.full((1, 64), -torch.inf)
+    log_weights[0, 5] = 0.0
+    weighted = invflow.Posterior(restored.posterior.samples, log_weights)
+    alone, _ = state.ask(replace(restored, posterior=weighted))
+    assert list(alone.values()) == pytest.approx(each[5].tolist(), abs=1e-6)
     with pytest.raises(ValueError, match="only digits"):
         state.ask(replace(restored, view=VIEWS["photograph"]))
 
@@ -171,8 +181,9 @@ def test_own_files(tmp_path: Path) -> None:
 def test_bad_files_are_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"bad\.png") as caught:
         sources.read_own(bad, "mnist", print)
+    assert str(tmp_path) not in str(caught.value)
     monkeypatch.setattr(sources, "MEGAPIXELS", 0.001)
     Image.new("L", (100, 100)).save(bad)
     with pytest.raises(ValueError, match="megapixels"):
@@ -225,3 +236,70 @@ def test_a_certificate_stops_when_nobody_looks() -> None:
     growing.close()  # type: ignore[attr-defined]
     own[0].join(20)
     assert not own[0].is_alive()
+
+
+@pytest.mark.parametrize(("view", "seconds"), [(a_view(samples=64), 1.0), (
+    a_view(image=sources.sample_picture("photograph 1"), prior="photos", samples=16,
+           hole=torch.arange(256).expand(256, 256) % 32 < 4), 5.0)],
+    ids=["digit", "photograph"])
+def test_how_long_a_painted_hole_takes(view: state.View, seconds: float) -> None:
+    """Of the processor, once the prior is loaded, with all that is shown first."""
+    state._solver(view.solver, view.prior)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        began = time.process_time()
+        restored = state.restore(view)
+        for show in (pictures.truth, pictures.observation, pictures.mean, pictures.deviation):
+            show(restored)
+        pictures.sample(restored, 1), pictures.interval_width(restored, 0.8)
+        taken = time.process_time() - began
+    finally:
+        torch.set_num_threads(threads)
+    print(f"{taken:.2f} s")
+    assert taken < seconds
+
+
+# -- what comes from the page -----------------------------------------------------------------------------------------
+
+
+def chosen(**changes: object) -> Chosen:
+    layer = np.zeros((252, 252, 4), dtype=np.uint8)
+    layer[90:135, 45:180] = 255
+    plain = Chosen("digit 4", None, {"background": None, "layers": [layer], "composite": None}, "mnist", "painted hole",
+                   0, 0.02, 0, 8)
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def test_what_is_painted_becomes_the_hole() -> None:
+    view = chosen().view("vfm")
+    assert view.hole is not None
+    assert view.hole.nonzero().amin(0).tolist() == [10, 5]
+    assert view.hole.nonzero().amax(0).tolist() == [14, 19]
+    assert chosen(editor=None).view("vfm").hole is None
+    assert chosen(prior="photos").view("vfm").image.shape == (3, 28, 28)
+
+
+def test_a_drawn_digit_is_no_hole() -> None:
+    view = chosen(source=sources.DRAWN, damage="noise alone").view("vfm")
+    assert float(view.image.max()) == 1.0
+    assert view.hole is None
+    with pytest.raises(ValueError, match="choose another damage"):
+        chosen(source=sources.DRAWN).view("vfm")
+
+
+def test_what_does_not_go_together() -> None:
+    with pytest.raises(ValueError, match="upload a file"):
+        chosen(source=sources.OWN).view("vfm")
+    with pytest.raises(ValueError, match="28 x 28"):
+        chosen(source="photograph 1").view("vfm")
+
+
+def test_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    done = CliRunner().invoke(app, ["app", "--host", "0.0.0.0"])
+    assert done.exit_code == 2
+    note, error = done.stderr.splitlines()
+    assert "everybody who reaches 0.0.0.0" in note
+    assert error.startswith("error: invflow app needs gradio 6")
+    assert "pip install" in error
