@@ -46,7 +46,7 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
     "moment-matching": _grid(iterations=[1, 2, 3]),
     "diffpir": [{"lambda_": 7.0, "zeta": 0.1}, *_grid(lambda_=[3.0, 7.0], zeta=[0.3, 1.0])],
     "ddrm": _grid(eta=[0.5, 0.7, 0.85, 0.95, 1.0]),
-    "ula": _grid(denoiser_sigma=[0.05, 0.1, 0.2, 0.4]),
+    "ula": _grid(denoiser_sigma=[0.05, 0.1, 0.2, 0.4], step=[0.5]),
     "pnp-flow": _grid(gamma=[0.7, 1.5], alpha=[0.2, 1.0]),
     "flower": _grid(spread=[0.5, 1.0], sampling=[False, True]),
     "tds": _grid(schedule=["constant", "annealed"], max_shift=[1.0, math.inf]),

@@ -33,7 +33,8 @@ SAMPLERS: dict[str, Callable[[invflow.FlowMap], invflow.Solver]] = {
     "MomentMatching": invflow.MomentMatching, "DiffPIR": invflow.DiffPIR, "DDRM": invflow.DDRM,
     "DDRM, 100 steps": lambda prior: invflow.DDRM(prior, steps=100), "ULA": invflow.ULA, "PnPFlow": invflow.PnPFlow,
     "Flower": invflow.Flower, "Flower, mean": lambda prior: invflow.Flower(prior, sampling=False),
-    "TwistedDiffusion": invflow.TwistedDiffusion,
+    "DAPS": invflow.DAPS, "FlowDPS": invflow.FlowDPS, "DPnP": invflow.DPnP, "NoiseLangevin": invflow.NoiseLangevin,
+    "DFlow": invflow.DFlow, "TwistedDiffusion": invflow.TwistedDiffusion,
     **{f"{kind.__name__}, deepinv": _of_deepinv(kind) for kind in (
         invflow.DPS, invflow.PiGDM, invflow.MomentMatching, invflow.DiffPIR, invflow.DDRM)},
     "DPS, deepinv, weight 100": _of_deepinv(invflow.DPS, weight=100.0),

@@ -312,7 +312,7 @@ def test_defaults_are_the_papers() -> None:
             "mm": {"solver": "MomentMatching", "steps": 256, "iterations": 1, "weight": 1.0},
             "diffpir": {"solver": "DiffPIR", "steps": 100, "lambda_": 7.0, "zeta": 0.1},
             "ddrm": {"solver": "DDRM", "steps": 20, "eta": 0.85, "eta_observed": 1.0, "sigma_max": None},
-            "pnp": {"solver": "PnPFlow", "steps": 100, "gamma": 1.0, "alpha": 1.0, "average": 5},
+            "pnp": {"solver": "PnPFlow", "steps": 100, "gamma": 1.0, "alpha": 1.0, "average": 5, "look_ahead": 0.0},
             "flower": {"solver": "Flower", "steps": 100, "sampling": True, "spread": 1.0}}.items()}
     ula = invflow.ULA(p)
     assert (ula.step, ula.denoiser_sigma, ula.alpha, ula.clip) == (1 / 3, 5 / 255, 1.0, (-1.0, 2.0))
