@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -58,6 +59,23 @@ def _checked(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wrapper
 
 
+def _asks_for_a_shape(init: Callable[..., None]) -> Callable[..., None]:
+    """Name the call that would work where an operator is built without the shape of its images."""
+    own = list(inspect.signature(init).parameters.values())[1:2]
+    if not own or own[0].name != "image_shape" or own[0].default is not inspect.Parameter.empty:
+        return init
+
+    @functools.wraps(init)
+    def wrapper(self: Operator, *args: Any, **kwargs: Any) -> None:
+        if not args and "image_shape" not in kwargs:
+            call = ", ".join(["(1, 28, 28)", *(f"{name}={value!r:.40}" for name, value in kwargs.items())])
+            raise TypeError(f"{type(self).__name__} needs image_shape, the shape of one image (channels, height, width), "
+                            f"as its first argument, as in {type(self).__name__}({call})")
+        init(self, *args, **kwargs)
+
+    return wrapper
+
+
 class Operator(Asked, torch.nn.Module):
     r"""The forward model A of y = A(x) + noise.
 
@@ -100,6 +118,8 @@ class Operator(Asked, torch.nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            type.__setattr__(cls, "__init__", _asks_for_a_shape(cls.__dict__["__init__"]))
         for name in ("adjoint", "pseudo_inverse", "embed"):
             method = cls.__dict__.get(name)
             if method is not None and not hasattr(method, "__invflow_checked__"):

@@ -84,6 +84,7 @@ CALLS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: invflow.GaussianLikelihood(OPERATOR, (255 * images()).byte(), 0.1), ValueError, r"y.float\(\) / 255"),
     (lambda: invflow.GaussianLikelihood(Denoising, images(), 0.1), TypeError, r"pass Denoising\(image_shape\)"),
     # a setting in the shape's place
+    (lambda: BoxInpainting(box=14), TypeError, r"needs image_shape, .* as in BoxInpainting\(\(1, 28, 28\), box=14\)"),
     (lambda: SuperResolution(4), ValueError, r"image_shape is 4: .* SuperResolution\(\(1, 28, 28\), factor=4\)"),
     (lambda: SuperResolution(SHAPE, "4"), ValueError, "super-resolution by '4'"),
     (lambda: BoxInpainting(14), ValueError, r"image_shape is 14: .* box=\(14, 14\)\)"),
