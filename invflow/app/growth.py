@@ -40,7 +40,8 @@ def grow(what: str, simulations: int, seed: int = 0) -> Iterator[Certificate]:
         ValueError: for what is not there or out of range.
     """
     if what not in CERTIFIED or not 10 <= simulations <= 500:
-        raise ValueError(f"choose one of {', '.join(CERTIFIED)}, and 10 to 500 simulations, not {what!r}, {simulations}")
+        raise ValueError(f"choose one of {', '.join(CERTIFIED)}, and 10 to 500 simulations, not {what!r} and "
+                         f"{simulations}")
     problem, solver = CERTIFIED[what]
     waiting: queue.Queue[Any] = queue.Queue(maxsize=2)
     left = threading.Event()
@@ -80,7 +81,7 @@ def sentence(certificate: Certificate, simulations: int) -> str:
     done = certificate.num_simulations
     if done >= simulations:
         return certificate.sentence
-    return (f"{done} of {simulations} simulations. No verdict yet: a test that is looked at after every few simulations "
+    return (f"{done} of {simulations} simulations. No verdict yet: a test that is looked at after every few of them "
             "rejects more often than it says.")
 
 

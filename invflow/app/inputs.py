@@ -16,7 +16,11 @@ from invflow.app.damage import HOLE, hole_of
 from invflow.app.pictures import to_pil, zoom_of
 from invflow.app.state import View
 
-__all__ = ["Chosen", "canvas", "friendly"]
+__all__ = ["PRIVATE", "QUIET", "Chosen", "canvas", "friendly"]
+
+#: of handlers that follow a control: nothing blinks, the last value counts, and other programs do not call them
+QUIET: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 
 def canvas(image: Tensor | None) -> dict[str, Any]:
@@ -67,7 +71,7 @@ class Chosen:
         else:
             image = sources.sample_picture(self.source)
         if self.prior == "mnist" and tuple(image.shape) != (1, 28, 28):
-            raise ValueError("the prior mnist knows digits of 28 x 28 pixels: choose photos, or upload the file once more "
+            raise ValueError("the prior mnist knows digits of 28 x 28 pixels: choose photos, or upload the file again "
                              "with mnist chosen")
         if self.prior == "photos" and len(image) == 1:
             image = image.expand(3, -1, -1).contiguous()

@@ -1,256 +1,39 @@
-"""The page: tabs and what stands on them. Imported only once gradio is known to be there."""
+"""The page: its tabs, and how wide its pictures are. Imported only once gradio is known to be there."""
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import gradio as gr
 
-from invflow.app import growth, pictures, plane, sources, state, words
-from invflow.app.damage import DAMAGES, HOLE
-from invflow.app.inputs import Chosen, canvas, friendly
+from invflow.app.tab_restore import code_tab, restore_tab
+from invflow.app.tabs_moving import certificate_tab, flow_tab
 
 __all__ = ["STYLE", "build"]
 
-_NONE, _LEVEL = "none", 0.8
+#: all pictures as wide as each other, six in a row, three or two where there is less room
 STYLE = """
-.picture img { image-rendering: pixelated; }
-.picture { min-width: 150px !important; }
+.picture { flex: 0 0 calc((100% - 5 * var(--layout-gap)) / 6) !important; min-width: 100px !important; }
+.pictures { justify-content: flex-end !important; }  /* what belongs together stands one below the other */
+.picture img { image-rendering: pixelated; width: 100%; }
+@media (max-width: 1000px) {
+  .picture { flex-basis: calc((100% - 2 * var(--layout-gap)) / 3) !important; }
+}
+@media (max-width: 500px) {
+  .picture { flex-basis: calc((100% - var(--layout-gap)) / 2) !important; }
+}
 """
 
 
 def build() -> gr.Blocks:
     """All of the page."""
     with gr.Blocks(title="invflow", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
-        gr.Markdown("# invflow: what could be there?\nPaint a hole, or damage a picture otherwise, and look at samples of "
-                    "what it may have been. Nothing leaves this machine.")
+        gr.Markdown("# invflow: what could be there?\nPaint a hole, or damage a picture otherwise, and look at samples "
+                    "of what it may have been. Nothing leaves this machine.")
         with gr.Tab("Restore"):
-            view = _restore_tab()
+            view = restore_tab()
         with gr.Tab("Flow"):
-            _flow_tab()
+            flow_tab()
         with gr.Tab("Certificate"):
-            _certificate_tab()
+            certificate_tab()
         with gr.Tab("Code"):
-            _code_tab(*view)
+            code_tab(*view)
     return blocks
-
-
-# -- restore -------------------------------------------------------------------------------------------------------
-
-
-def _picture(label: str) -> gr.Image:
-    return gr.Image(label=label, type="pil", format="png", interactive=False, elem_classes="picture", min_width=150,
-                    buttons=["download"])
-
-
-def _restore_tab() -> tuple[Any, Any]:
-    """Everything on the first tab; what was restored, and the event after which it is."""
-    own, first, second = gr.State(None), gr.State(None, time_to_live=3600), gr.State(None, time_to_live=3600)
-    with gr.Row():
-        with gr.Column(min_width=280):
-            source = gr.Dropdown([*sources.DIGITS, *sources.PHOTOGRAPHS, sources.DRAWN, sources.OWN], value=sources.DIGITS[3],
-                                 label="picture")
-            prior = gr.Radio(list(sources.PRIORS), value="mnist", label="prior")
-            upload = gr.UploadButton("Upload your own", file_types=["image"], size="sm")
-            editor = gr.ImageEditor(
-                canvas(sources.sample_picture(sources.DIGITS[3])), label="paint over what is to be hidden", type="numpy",
-                sources=[], transforms=[], layers=False, elem_id="editor", buttons=[],
-                brush=gr.Brush(default_size=26, colors=["#6b87ad"], color_mode="fixed"), canvas_size=(252, 252))
-        with gr.Column(min_width=280):
-            damage = gr.Dropdown(list(DAMAGES), value=HOLE, label="damage")
-            parameter = gr.Slider(0, 1, value=0, visible=False, label="setting")
-            sigma = gr.Slider(0.005, 0.3, value=0.02, step=0.005, label="noise, standard deviation (pixels are in [0, 1])")
-            samples = gr.Slider(2, state.MOST_SAMPLES, value=64, step=1, label="samples")
-            seed = gr.Number(0, precision=0, minimum=0, label="seed")
-            with gr.Row():
-                solver = gr.Dropdown(state.solvers_of("mnist"), value="vfm", label="solver", min_width=120)
-                other = gr.Dropdown([_NONE, *state.solvers_of("mnist")], value=_NONE, label="beside it", min_width=120)
-            button = gr.Button("Restore", variant="primary", elem_id="restore")
-    with gr.Row():
-        number = gr.Slider(1, 64, value=1, step=1, label="sample", elem_id="number")
-        level = gr.Slider(0.5, 0.95, value=_LEVEL, step=0.05, label="confidence level of the intervals")
-    with gr.Row():
-        play, gif = gr.Button("Play the samples", size="sm"), gr.DownloadButton("GIF of the samples", size="sm")
-    with gr.Row():
-        known = [_picture("truth"), _picture("observation")]
-    rows = []
-    for which in ("first", "second"):
-        with gr.Column(visible=which == "first") as column:
-            said = gr.Markdown(elem_id=f"said-{which}")
-            with gr.Row():
-                shown = [_picture(name) for name in ("sample", "mean", "deviation", "interval width")]
-            scales = gr.Markdown()
-        rows.append((column, said, shown, scales))
-    with gr.Accordion("Ask the posterior: which digit, how likely?", open=True):
-        asking = gr.Button("Ask", size="sm")
-        chances, answer = gr.Label(num_top_classes=5, label="probability of each digit"), gr.Markdown()
-
-    choice = [source, own, editor, prior, damage, parameter, sigma, seed, samples]
-    everything = [first, second, *known, number]
-    for column, said, shown, scales in rows:
-        everything += [column, said, *shown, scales]
-
-    source.change(friendly(_on_source), [source, own], [prior, editor], show_progress="hidden")
-    prior.change(friendly(_on_prior), [source, prior, damage], [samples, solver, other, parameter], show_progress="hidden")
-    upload.upload(friendly(_on_upload), [upload, prior], [own, source, editor])
-    damage.change(friendly(_on_damage), [damage, prior], parameter, show_progress="hidden")
-    done = button.click(friendly(_on_restore), [*choice, solver, other, level], everything, api_name="restore",
-                        concurrency_limit=4)
-    done.success(friendly(_on_gif), first, gif, show_progress="hidden")
-    both = [rows[0][2][0], rows[1][2][0]]
-    number.input(friendly(_on_number), [first, second, number], both, show_progress="hidden", trigger_mode="always_last")
-    level.input(friendly(_on_level), [first, second, level], [rows[0][2][3], rows[0][3], rows[1][2][3], rows[1][3]],
-                show_progress="hidden", trigger_mode="always_last")
-    play.click(friendly(_on_play), [first, second], [number, *both], show_progress="hidden")
-    asking.click(friendly(_on_ask), first, [chances, answer])
-    return first, done
-
-
-def _on_source(source: str, own: Any) -> tuple[Any, Any]:
-    if source == sources.DRAWN:
-        return gr.Radio(value="mnist"), canvas(None)
-    if source == sources.OWN:
-        if own is None:
-            raise ValueError("upload a file first, with the button below")
-        return gr.Radio(), canvas(own)
-    return gr.Radio(value=sources.prior_of(source)), canvas(sources.sample_picture(source))
-
-
-def _on_upload(path: str, prior: str) -> tuple[Any, Any, Any]:
-    image = sources.read_own(path, prior, gr.Info)
-    return image, sources.OWN, canvas(image)
-
-
-def _on_prior(source: str, prior: str, damage: str) -> tuple[Any, ...]:
-    del source
-    known = state.solvers_of(prior)
-    return (sources.samples_of(prior), gr.Dropdown(known, value="vfm"), gr.Dropdown([_NONE, *known], value=_NONE),
-            _on_damage(damage, prior))
-
-
-def _on_damage(damage: str, prior: str) -> Any:
-    chosen = DAMAGES[damage]
-    low, high, step, usual = chosen.range(prior)
-    return gr.Slider(low, high, value=usual, step=step, label=chosen.about or "setting", visible=chosen.setting is not None)
-
-
-def _on_restore(source: str, own: Any, editor: Any, prior: str, damage: str, parameter: float, sigma: float, seed: int,
-                samples: int, solver: str, other: str, level: float) -> list[Any]:
-    chosen = Chosen(source, own, editor, prior, damage, parameter, sigma, seed, samples)
-    one = state.restore(chosen.view(solver))
-    two = None if other == _NONE else state.restore(chosen.view(other))
-    found = [one, two, pictures.truth(one), pictures.observation(one),
-             gr.Slider(1, len(one.draws), value=1, step=1)]
-    for restored in (one, two):
-        if restored is None:
-            found += [gr.Column(visible=False), "", None, None, None, None, ""]
-            continue
-        (deviation, scale), (width, words_of_it) = pictures.deviation(restored), pictures.interval_width(restored, level)
-        found += [gr.Column(visible=True), words.describe(restored), pictures.sample(restored, 1), pictures.mean(restored),
-                  deviation, width, f"{scale} {words_of_it}"]
-    return found
-
-
-def _on_gif(restored: Any) -> str:
-    path = Path(tempfile.mkdtemp()) / "samples.gif"
-    path.write_bytes(pictures.animation(restored))
-    return str(path)
-
-
-def _need(restored: Any) -> Any:
-    if restored is None:
-        raise ValueError("restore a picture first")
-    return restored
-
-
-def _on_number(first: Any, second: Any, number: float) -> list[Any]:
-    return [None if restored is None else pictures.sample(restored, int(number)) for restored in (first, second)]
-
-
-def _on_level(first: Any, second: Any, level: float) -> list[Any]:
-    found: list[Any] = []
-    for restored in (first, second):
-        if restored is None:
-            found += [None, ""]
-            continue
-        picture, said = pictures.interval_width(restored, level)
-        found += [picture, f"{pictures.deviation(restored)[1]} {said}"]
-    return found
-
-
-def _on_play(first: Any, second: Any) -> Iterator[list[Any]]:
-    for number in range(1, min(len(_need(first).draws), 64) + 1):
-        yield [number, *_on_number(first, second, number)]
-        time.sleep(0.12)
-
-
-def _on_ask(restored: Any) -> tuple[dict[str, float], str]:
-    return state.ask(_need(restored))
-
-
-# -- the other tabs ------------------------------------------------------------------------------------------------
-
-
-def _flow_tab() -> None:
-    gr.Markdown("Noise at t = 0 flows to data at t = 1. The flow map jumps there in one step; steps of the velocity have to "
-                "be short. Grey: the ways of sixty particles.")
-    with gr.Row():
-        with gr.Column(min_width=280):
-            law = gr.Dropdown(list(plane.LAWS), value=plane.LAWS[0], label="data")
-            way = gr.Radio(list(plane.WAYS), value=plane.WAYS[1], label="how")
-            t = gr.Slider(0, 1, value=0, step=0.02, label="time t", elem_id="time")
-            steps = gr.Slider(1, 50, value=10, step=1, label="steps from 0 to 1")
-            play = gr.Button("Play", size="sm")
-        with gr.Column(min_width=280):
-            picture = gr.Image(plane.flow_picture(plane.LAWS[0], 0.0, 10, plane.WAYS[1]), type="pil", format="png",
-                               interactive=False, label="particles", buttons=[])
-    inputs = [law, t, steps, way]
-    shown = friendly(lambda law, t, steps, way: plane.flow_picture(law, t, int(steps), way))
-    for control in (law, steps, way):
-        control.input(shown, inputs, picture, show_progress="hidden", trigger_mode="always_last")
-    t.input(shown, inputs, picture, show_progress="hidden", trigger_mode="always_last")
-
-    def run(law: str, steps: int, way: str) -> Iterator[tuple[float, Any]]:
-        for k in range(26):
-            yield k / 25, plane.flow_picture(law, k / 25, int(steps), way)
-
-    play.click(friendly(run), [law, steps, way], [t, picture], show_progress="hidden")
-
-
-def _certificate_tab() -> None:
-    gr.Markdown("Truths are drawn from the prior and measured; the solver draws 49 samples for each, and the truth is ranked "
-                "among them. If the solver is calibrated all ranks are equally likely, and nine in ten bars end in the grey.")
-    what = gr.Dropdown(list(growth.CERTIFIED), value=next(iter(growth.CERTIFIED)), label="what is tested")
-    with gr.Row():
-        simulations = gr.Slider(20, 300, value=100, step=10, label="simulations")
-        seed = gr.Number(0, precision=0, minimum=0, label="seed")
-    with gr.Row():
-        start, stop = gr.Button("Grow", variant="primary", elem_id="grow"), gr.Button("Stop")
-    said = gr.Markdown(elem_id="certificate")
-    picture = gr.Image(type="pil", format="png", interactive=False, label="ranks of the truths", buttons=["download"])
-
-    def grow(what: str, simulations: int, seed: int) -> Iterator[tuple[str, Any]]:
-        for certificate in growth.grow(what, int(simulations), int(seed or 0)):
-            yield growth.sentence(certificate, int(simulations)), growth.rank_picture(certificate)
-
-    growing = start.click(friendly(grow), [what, simulations, seed], [said, picture], concurrency_limit=2,
-                          show_progress="minimal")
-    stop.click(None, cancels=[growing])
-
-
-def _code_tab(restored: Any, done: Any) -> None:
-    gr.Markdown("What gives the samples of the first tab once more, with the two files below beside it.")
-    python = gr.Code(language="python", label="Python", interactive=False)
-    command = gr.Code(language="shell", label="command line", interactive=False)
-    files = gr.File(label="files", file_count="multiple", interactive=False)
-
-    def show(restored: Any) -> tuple[str, str, list[str]]:
-        view = _need(restored).view
-        written = words.write_inputs(view, Path(tempfile.mkdtemp()))
-        return words.python_code(view), words.command_line(view), [str(path) for path in written]
-
-    done.success(friendly(show), restored, [python, command, files], show_progress="hidden")

@@ -67,7 +67,7 @@ def mean(restored: Restored) -> Image:
 
 def deviation(restored: Restored) -> tuple[Image, str]:
     """The posterior standard deviation of each pixel, and what its white stands for."""
-    return _scaled(restored.posterior.std()[0], restored, "standard deviation")
+    return _scaled(restored.posterior.std()[0], restored, "Standard deviation")
 
 
 def interval_width(restored: Restored, level: float) -> tuple[Image, str]:
@@ -81,7 +81,7 @@ def interval_width(restored: Restored, level: float) -> tuple[Image, str]:
         warnings.simplefilter("always")
         low, high = restored.posterior.interval(level)
     few = [str(w.message) for w in caught if "hold no interval" in str(w.message)]
-    picture, words = _scaled((high - low)[0], restored, f"width of the {level:.0%} interval")
+    picture, words = _scaled((high - low)[0], restored, f"Width of the {level:.0%} interval")
     return picture, " ".join([words, *(f"Too few for that level: {text}." for text in few)])
 
 

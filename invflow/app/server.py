@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable
@@ -18,8 +19,8 @@ _MISSING = "invflow app needs gradio 6 or later: pip install 'invflow[app]', or 
 def launch(host: str = "127.0.0.1", port: int | None = None) -> tuple[Any, str]:
     """Start the app in threads of this process.
 
-    Nothing that it shows comes from elsewhere, and nothing is sent elsewhere: no analytics, no shared link, the fonts of
-    the system. Files of users lie in a temporary folder until they are an hour old.
+    Nothing that it shows comes from elsewhere, and nothing is sent elsewhere: no analytics, no shared link, the fonts
+    of the system. Files of users lie in a temporary folder until they are an hour old.
 
     Args:
         host: the address that is listened on; 127.0.0.1 can be reached from this machine alone.
@@ -43,7 +44,8 @@ def launch(host: str = "127.0.0.1", port: int | None = None) -> tuple[Any, str]:
 
     blocks = build().queue(default_concurrency_limit=8, max_size=64)
     fonts = [gradio.themes.Font("system-ui"), gradio.themes.Font("sans-serif")]
-    theme = gradio.themes.Base(font=fonts, font_mono=[gradio.themes.Font("ui-monospace"), gradio.themes.Font("monospace")])
+    fixed = [gradio.themes.Font("ui-monospace"), gradio.themes.Font("monospace")]
+    theme = gradio.themes.Base(font=fonts, font_mono=fixed)
     _, address, _ = blocks.launch(
         server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, max_file_size=LIMIT,
         footer_links=[], ssr_mode=False, enable_monitoring=False, run_history=False, mcp_server=False, pwa=False,
@@ -63,6 +65,8 @@ def serve(host: str = "127.0.0.1", port: int | None = None, say: Callable[[str],
         os.environ["GRADIO_TEMP_DIR"] = cache
         blocks, address = launch(host, port)
         say(f"the app is at {address} - Ctrl-C ends it")
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does: the folder is removed
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

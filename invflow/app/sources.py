@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def prior_of(name: str) -> str:
 
 def samples_of(prior: str) -> int:
     """How many samples are drawn unless somebody asks for others."""
-    return 8 if prior == "photos" else 64
+    return 16 if prior == "photos" else 64
 
 
 def read_own(path: str | os.PathLike[str], prior: str, say: Callable[[str], None]) -> Tensor:
@@ -72,6 +73,13 @@ def read_own(path: str | os.PathLike[str], prior: str, say: Callable[[str], None
     Raises:
         ValueError: for what is no picture, or too large a one.
     """
+    try:
+        return _read_own(path, prior, say)
+    except (ValueError, OSError) as error:  # which name the file by the place that an upload was put
+        raise ValueError(str(error).replace(str(path), Path(path).name)) from error
+
+
+def _read_own(path: str | os.PathLike[str], prior: str, say: Callable[[str], None]) -> Tensor:
     _check_size(path)
     if prior != "photos":
         image = read_image(path, image_shape=(1, 28, 28), resize=True, say=say)

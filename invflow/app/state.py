@@ -143,9 +143,9 @@ def ask(restored: Restored) -> tuple[dict[str, float], str]:
     best = int(chances.argmax())
     error = math.sqrt(float((weights.square() * (each[:, best] - chances[best]).square()).sum()))
     found = {name: float(p) for name, p in zip(classifier.classes, chances, strict=True)}
-    text = (f"Given what is seen, it is a {classifier.classes[best]} with probability {found[classifier.classes[best]]:.0%} "
-            f"(standard error {error:.1%}, from {len(each)} samples), if the samples are the posterior's and the classifier "
-            "is right about each.")
+    name = classifier.classes[best]
+    text = (f"Given what is seen, it is a {name} with probability {found[name]:.0%} (standard error {error:.1%}, from "
+            f"{len(each)} samples), if the samples are the posterior's and the classifier is right about each.")
     return found, text
 
 

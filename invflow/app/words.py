@@ -19,7 +19,8 @@ def describe(restored: Restored) -> str:
     """What a solver's answer cost, how good its mean is, and what its own diagnostics say: markdown."""
     view, posterior = restored.view, restored.posterior
     seconds = f"{posterior.seconds:.2g} s"
-    lines = [f"**{view.solver}**: {posterior.num_samples} samples in {seconds}; network calls for each: {posterior.nfe}."]
+    lines = [f"**{view.solver}**: {posterior.num_samples} samples in {seconds}; network calls for each: "
+             f"{posterior.nfe}."]
     error = float((posterior.mean()[0] - view.image).square().mean())
     if error > 0:
         lines.append(f"PSNR of the mean: {-10 * torch.tensor(error).log10():.1f} dB.")
@@ -43,11 +44,15 @@ def _diagnostics(restored: Restored) -> list[str]:
                     "Its own checks do not trust these samples.")
     if not said:
         residual = float(restored.likelihood.residual(restored.draws[None]).mean().sqrt())
-        said.append(f"It says nothing of its own about its samples; they miss the measurement by {residual:.2f} times the "
-                    "noise, where 1 is right.")
-    # of the one observation that there is
-    return said + [re.sub(r" for 1 of 1 observations?: in observation 0,", ":", text).rstrip(".") + "." for text in
-                   restored.said if text not in said]
+        said.append(f"It says nothing of its own about its samples; they miss the measurement by {residual:.2f} times "
+                    "the noise, where 1 is right.")
+    return said + [_as_sentence(text) for text in restored.said if text not in said]
+
+
+def _as_sentence(warning: str) -> str:
+    """A warning of the library, of the one observation that there is."""
+    text = re.sub(r" for 1 of 1 observations?: in observation 0,", ":", warning).rstrip(".")
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def python_code(view: View) -> str:
