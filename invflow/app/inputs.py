@@ -23,7 +23,7 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 
-def canvas(image: Tensor | None) -> dict[str, Any]:
+def canvas(image: Tensor | None) -> Any:
     """A picture as something to paint on; None: an empty black square."""
     image = torch.zeros(1, 28, 28) if image is None else image
     return {"background": to_pil(image, zoom_of(image.shape)), "layers": [], "composite": None}

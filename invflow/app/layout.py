@@ -25,7 +25,8 @@ STYLE = """
 
 def build() -> gr.Blocks:
     """All of the page."""
-    with gr.Blocks(title="invflow", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+    blocks = gr.Blocks(title="invflow", analytics_enabled=False, delete_cache=(600, 3600))
+    with blocks:
         gr.Markdown("# invflow: what could be there?\nPaint a hole, or damage a picture otherwise, and look at samples "
                     "of what it may have been. Nothing leaves this machine.")
         with gr.Tab("Restore"):

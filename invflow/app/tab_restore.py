@@ -124,7 +124,7 @@ def _on_restore(source: str, own: Any, editor: Any, prior: str, damage: str, par
     chosen = Chosen(source, own, editor, prior, damage, parameter, sigma, seed, samples)
     one = state.restore(chosen.view(solver))
     two = None if other == _NONE else state.restore(chosen.view(other))
-    found = [None, "", one, two, pictures.truth(one), pictures.observation(one),
+    found: list[Any] = [None, "", one, two, pictures.truth(one), pictures.observation(one),
              gr.Slider(1, len(one.draws), value=1, step=1)]
     for restored in (one, two):
         if restored is None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import shlex
+import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 import invflow
 from invflow.app import growth, pictures, plane, sources, state, words
 from invflow.app.damage import DAMAGES, hole_of
+from invflow.app.inputs import Chosen
 from invflow.cli.entry import app
 
 
@@ -133,6 +136,11 @@ def test_asking_the_posterior() -> None:
     for k, name in enumerate(chances):
         assert chances[name] == pytest.approx(float(each[:, k].mean()), abs=1e-6)
     assert f"it is a {max(chances, key=lambda name: chances[name])}" in text
+    log_weights = torch.full((1, 64), -torch.inf)
+    log_weights[0, 5] = 0.0
+    weighted = invflow.Posterior(restored.posterior.samples, log_weights)
+    alone, _ = state.ask(replace(restored, posterior=weighted))
+    assert list(alone.values()) == pytest.approx(each[5].tolist(), abs=1e-6)
     with pytest.raises(ValueError, match="only digits"):
         state.ask(replace(restored, view=VIEWS["photograph"]))
 
@@ -250,3 +258,48 @@ def test_how_long_a_painted_hole_takes(view: state.View, seconds: float) -> None
         torch.set_num_threads(threads)
     print(f"{taken:.2f} s")
     assert taken < seconds
+
+
+# -- what comes from the page -----------------------------------------------------------------------------------------
+
+
+def chosen(**changes: object) -> Chosen:
+    layer = np.zeros((252, 252, 4), dtype=np.uint8)
+    layer[90:135, 45:180] = 255
+    plain = Chosen("digit 4", None, {"background": None, "layers": [layer], "composite": None}, "mnist", "painted hole",
+                   0, 0.02, 0, 8)
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def test_what_is_painted_becomes_the_hole() -> None:
+    view = chosen().view("vfm")
+    assert view.hole is not None
+    assert view.hole.nonzero().amin(0).tolist() == [10, 5]
+    assert view.hole.nonzero().amax(0).tolist() == [14, 19]
+    assert chosen(editor=None).view("vfm").hole is None
+    assert chosen(prior="photos").view("vfm").image.shape == (3, 28, 28)
+
+
+def test_a_drawn_digit_is_no_hole() -> None:
+    view = chosen(source=sources.DRAWN, damage="noise alone").view("vfm")
+    assert float(view.image.max()) == 1.0
+    assert view.hole is None
+    with pytest.raises(ValueError, match="choose another damage"):
+        chosen(source=sources.DRAWN).view("vfm")
+
+
+def test_what_does_not_go_together() -> None:
+    with pytest.raises(ValueError, match="upload a file"):
+        chosen(source=sources.OWN).view("vfm")
+    with pytest.raises(ValueError, match="28 x 28"):
+        chosen(source="photograph 1").view("vfm")
+
+
+def test_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    done = CliRunner().invoke(app, ["app", "--host", "0.0.0.0"])
+    assert done.exit_code == 2
+    note, error = done.stderr.splitlines()
+    assert "everybody who reaches 0.0.0.0" in note
+    assert error.startswith("error: invflow app needs gradio 6")
+    assert "pip install" in error

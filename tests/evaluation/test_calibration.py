@@ -441,3 +441,20 @@ def test_every_chunk_has_random_numbers_of_its_own():
 
     invflow.calibrate(Recorded(exact), problem, num_simulations=12, num_samples=9, num_particles=9, chunk_size=3)
     assert len(seeds) == len(set(seeds)) == 4
+
+
+def test_a_calibration_is_watched() -> None:
+    seen: list[Certificate] = []
+    certificate = invflow.calibrate("exact", "gaussian/linear", num_simulations=6, num_samples=9, chunk_size=2,
+                                    generator=generator(), watch=seen.append)
+    assert [part.num_simulations for part in seen] == [2, 4, 6]
+    for part in seen:
+        assert torch.equal(part.record["ranks"], certificate.record["ranks"][: part.num_simulations])
+    assert seen[-1].sentence == certificate.sentence
+
+    def stop(_: Certificate) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        invflow.calibrate("exact", "gaussian/linear", num_simulations=6, num_samples=9, chunk_size=2,
+                          generator=generator(), watch=stop)
