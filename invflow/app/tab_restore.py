@@ -77,7 +77,8 @@ def restore_tab() -> tuple[Any, Any]:
 
     source.change(friendly(_on_source), [source, own], [prior, editor], show_progress="hidden", **PRIVATE)
     prior.change(friendly(_on_prior), [prior, damage], [samples, solver, other, parameter], **QUIET)
-    upload.upload(friendly(_on_upload), [upload, prior], [own, source, editor], **PRIVATE)
+    # hidden: a bad file is not to cover the canvas with its error
+    upload.upload(friendly(_on_upload), [upload, prior], [own, source, editor], show_progress="hidden", **PRIVATE)
     damage.change(friendly(_on_damage), [damage, prior], parameter, show_progress="hidden", **PRIVATE)
     done = button.click(friendly(_on_restore), [*choice, solver, other, level], everything, api_name="restore",
                         concurrency_limit=4)

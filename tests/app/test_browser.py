@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Browser, Page
+from PIL import Image
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,6 +24,7 @@ pytestmark = [
 
 READY = "document.querySelector('#restore') && document.querySelector('#editor canvas') && true"
 SAID = "(text => text.includes('samples in') && text)((document.querySelector('#said-first') || {}).innerText || '')"
+UPLOAD = "input[data-testid='Upload your own-upload-button']"
 PICTURES = """Array.from(document.querySelectorAll('.picture img')).filter(image => image.checkVisibility())
   .map(image => [image.src, image.naturalWidth, Math.round(image.getBoundingClientRect().width)])"""
 
@@ -69,7 +71,7 @@ def test_the_app(address: str, tmp_path: Path) -> None:
         phone.wait("document.body.innerText.includes('no hole is painted yet')")
         bad = tmp_path / "bad.png"
         bad.write_bytes(b"no picture")
-        desk.upload("#upload, button:has(+ #upload), input[type=file]", bad)
+        desk.upload(UPLOAD, bad)
         desk.wait("document.body.innerText.includes('bad.png')")
         # two at once, each with a hole of their own
         paint(desk, 0.5)
@@ -95,6 +97,11 @@ def test_the_app(address: str, tmp_path: Path) -> None:
         before, still = json.dumps(seen[desk][2][0]), json.dumps(seen[desk][3][0])
         desk.wait(f"(found => found[2][0] !== {before} && found[3][0] === {still})({PICTURES})")
         assert phone.run(PICTURES)[2][0] == seen[phone][2][0]
+        own = tmp_path / "own.png"
+        Image.new("L", (60, 40), 30).save(own)
+        phone.upload(UPLOAD, own)
+        phone.wait("Array.from(document.querySelectorAll('input')).some(input => input.value === 'your own file')")
+        assert phone.overflow() == 0
         outside = [url for url in browser.requests if not url.startswith((address, "data:", "blob:"))]
         assert outside == []
         assert len(browser.requests) > 20
