@@ -11,7 +11,8 @@ __all__ = ["STYLE", "build"]
 
 #: all pictures as wide as each other, six in a row, three or two where there is less room
 STYLE = """
-.picture { flex: 0 0 calc((100% - 5 * var(--layout-gap)) / 6) !important; min-width: 100px !important; }
+.picture { flex: 0 0 calc((100% - 5 * var(--layout-gap)) / 6) !important; }
+.picture { min-width: 100px !important; margin: 0 !important; }
 .pictures { justify-content: flex-end !important; }  /* what belongs together stands one below the other */
 .picture img { image-rendering: pixelated; width: 100%; }
 @media (max-width: 1000px) {
