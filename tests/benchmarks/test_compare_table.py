@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import invflow
+from benchmarks.release.tune_samplers import CANDIDATES, tuned_settings
 from benchmarks.tables import compare_table
 from benchmarks.tables.compare_overview import contenders, halves, overview, picked
 from benchmarks.tables.fresh_images import LISTED, fresh_images, shuffled
+from benchmarks.tables.image_table import TASKS
 from invflow.evaluation.comparison import Comparison
 from invflow_problems.samples import load_samples
 
@@ -82,6 +84,12 @@ def test_the_best_is_picked_on_one_half_and_judged_on_the_other() -> None:
                          f"{float(gap.std()) / 8**0.5:.4f} ({best}) |")
     assert [line.split(" | ")[0] for line in lines if "**" in line] == ["| dps", "| ddrm"]
     assert lines[4].endswith("| 1 + 0 | 0.1 |")  # seconds of a sample, not of an observation
+
+
+def test_every_sampler_has_settings_that_were_tuned_on_every_problem() -> None:
+    for task in TASKS:
+        for name, candidates in CANDIDATES.items():
+            assert tuned_settings(f"mnist/{task}", name) in candidates, (task, name)
 
 
 def test_a_killed_table_goes_on_solver_by_solver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
