@@ -34,8 +34,8 @@ COLUMNS = (("crps", 4), ("patches", 4), ("psnr", 2), ("single", 2), ("residual",
 
 
 def patch_energy(samples: Tensor, truth: Tensor) -> Tensor:
-    """Energy score over patches of samples ``(B, N, C, H, W)``, N even, for each pixel: ``(B,)``."""
-    first, second = samples[:, 0::2].flatten(0, 1), samples[:, 1::2].flatten(0, 1)
+    """Energy score over patches of pairs of samples ``(B, N, C, H, W)``, for each pixel: ``(B,)``; N odd, less one."""
+    first, second = samples[:, 0:-1:2].flatten(0, 1), samples[:, 1::2].flatten(0, 1)
     pairs = patch_score(first, second, truth.repeat_interleave(samples.shape[1] // 2, 0))
     return pairs.view(len(truth), -1).mean(1) / truth[0].numel()
 

@@ -8,6 +8,7 @@ import torch
 import invflow
 from benchmarks.tables.ablation_table import corrections
 from benchmarks.tables.exact_table import row
+from benchmarks.tables.samples_table import patch_energy
 from invflow.models.adapter import Adapter
 from invflow.models.neural import NeuralFlowMap
 from invflow.operators import RandomInpainting
@@ -40,6 +41,14 @@ def test_two_exact_runs_agree_and_two_others_do_not():
     apart = row(run(0), run(1, shift=0.5, evidence=2.0))
     assert apart["means"] == pytest.approx((1 + 64 * 0.25 / 2) ** 0.5, rel=0.05)
     assert apart["evidence"] == pytest.approx(2.0)
+
+
+def test_patches_are_scored_by_pairs():
+    """Of an odd number of samples all but the last; a sample that is the truth costs nothing."""
+    samples = torch.rand(2, 5, *SHAPE, generator=seeded(0, 0, 0))
+    assert torch.equal(patch_energy(samples, samples[:, 0]), patch_energy(samples[:, :4], samples[:, 0]))
+    same = samples[:, :1].expand(-1, 4, -1, -1, -1)
+    assert float(patch_energy(same, samples[:, 0]).abs().max()) < 1e-3
 
 
 def test_corrections_are_those_of_the_solver():
