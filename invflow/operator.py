@@ -69,8 +69,9 @@ def _asks_for_a_shape(init: Callable[..., None]) -> Callable[..., None]:
     def wrapper(self: Operator, *args: Any, **kwargs: Any) -> None:
         if not args and "image_shape" not in kwargs:
             call = ", ".join(["(1, 28, 28)", *(f"{name}={value!r:.40}" for name, value in kwargs.items())])
-            raise TypeError(f"{type(self).__name__} needs image_shape, the shape of one image (channels, height, width), "
-                            f"as its first argument, as in {type(self).__name__}({call})")
+            name = type(self).__name__
+            raise TypeError(f"{name} needs image_shape, the shape of one image (channels, height, width), as its first "
+                            f"argument, as in {name}({call})")
         init(self, *args, **kwargs)
 
     return wrapper

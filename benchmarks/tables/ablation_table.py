@@ -10,6 +10,7 @@ end. A variant that was trained is taken from the output folder.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def main() -> None:
         vfms[label] = begun
         if changes is not None:
             objective: ObjectiveSettings = dataclasses.replace(SAMPLES_OBJECTIVE, **changes)
-            adapter = begun.adapter.grown([str(p.operator.problem_class) for p in problems], {})
+            adapter = copy.deepcopy(begun.adapter.grown([str(p.operator.problem_class) for p in problems], {}))
+            adapter.consistency = {}  # trained and judged with a factor of 1
             trained = train_vfm(images, begun.prior, problems, settings,
                                 arguments.output / label.replace(", ", "-").replace(" ", "-"), adapter=adapter,
                                 objective=objective)

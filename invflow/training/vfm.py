@@ -114,7 +114,9 @@ class ObjectiveSettings:
             the map a flow map.
         consistency: whether the score is of samples as ``VFM(..., consistency=...)`` corrects them, so that map,
             adapter and the deviations of the correction are trained for what is used; for an adapter that says
-            deviations (``Adapter.grown``). The deviations are also drawn towards the spread of the samples, by the
+            deviations (``Adapter.grown``). An adapter that has fitted factors already is corrected by them, the classes
+            without any not at all: a class that was trained for a correction which it does not get in the end becomes
+            worse. The deviations are also drawn towards the spread of the samples, by the
             likelihood of the difference of two: where the score asks for no correction at all, they stay something to
             go on from.
         deviations_alone: train nothing but the adapter's deviations, by the score of corrected samples: map, and what
@@ -286,12 +288,20 @@ class VFMObjective(Objective):
         counts, done = [len(y) for _, y, _ in groups], []
         variance = (2 * log_deviation.float()).exp()
         for (operator, y, sigma), x, spread in zip(groups, pair.split(counts, 1), variance.split(counts)):
+            spread = spread * self._factors(operator, sigma).to(spread).square().view(-1, *[1] * (spread.ndim - 1))
             twice = operator if operator.num_sets == 1 else operator.select(torch.arange(len(y)).repeat(2))
             noise = draw_noise((2 * len(y), *y.shape[1:]), generator).to(y)
             moved, _ = correct(twice, y.repeat(2, *[1] * (y.ndim - 1)), sigma.repeat(2), x.flatten(0, 1).float(),
                                spread.repeat(2, *[1] * (spread.ndim - 1)), noise)
             done.append(moved.unflatten(0, (2, len(y))))
         return torch.cat(done, dim=1)
+
+    def _factors(self, operator: Operator, sigma: Tensor) -> Tensor:
+        """Of the deviations, ``(n,)``: those that the adapter has; 0 for a class that it leaves as it is."""
+        if self.settings.deviations_alone or not self.adapter.consistency:
+            return torch.ones_like(sigma)
+        known = self.adapter.correction(str(operator.problem_class), sigma)
+        return torch.zeros_like(sigma) if known is None else known
 
     def _observe(self, data: Tensor, generator: torch.Generator) -> list[tuple[Operator, Tensor, Tensor]]:
         """For each problem class a share of the rows: fresh operators, noise levels, measurements."""
@@ -451,7 +461,6 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
         adapter.levels = {str(problem.operator.problem_class): problem.levels for problem in problems}
         adapter.traits = {str(problem.operator.problem_class): problem.traits(seeded(settings.seed, k, -5))
                           for k, problem in enumerate(problems)}
-    adapter.consistency = {}  # what was fitted to another adapter's samples
     done = fit(VFMObjective(image_map, adapter, problems, settings=own), batches_of(data, settings), settings, folder,
                progress=progress, stop_at=stop_at)
     return finish(image_map, adapter, own.frozen, done, folder)
@@ -503,6 +512,7 @@ def finish(image_map: NeuralFlowMap, adapter: Adapter, frozen: bool, done: bool,
     """Put a trained pair together, on the CPU and in evaluation mode, and save it if training is complete."""
     image_map.cpu().eval().requires_grad_(False)
     adapter.cpu().eval().requires_grad_(False)
+    adapter.consistency = {}  # was fitted to other samples
     if not frozen:
         image_map.independent_noise = False
     adapter.trained_for = image_map.fingerprint()

@@ -51,6 +51,7 @@ def test_patches_are_scored_by_pairs():
     assert float(patch_energy(same, samples[:, 0]).abs().max()) < 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:VFM. the mean")  # untrained
 def test_corrections_are_those_of_the_solver():
     """By the deviations: to the solver's own numbers. All alike: with the deviations' root mean square."""
     prior = NeuralFlowMap(SHAPE, options=NETWORK, generator=seeded(0, 0, 0)).eval()

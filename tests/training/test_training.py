@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 import signal
 import subprocess
 import sys
@@ -188,6 +189,30 @@ def test_the_score_reaches_the_deviations_through_the_correction(monkeypatch):
     assert through[4:].any()
     assert reached
     assert float(metrics["correction"]) > 0
+
+
+def test_samples_are_trained_as_they_are_corrected():
+    """By the factors that the adapter has, a class without any not at all; by 1 where nothing was fitted yet."""
+    adapter = Adapter((2,), classes=["first-coordinate", "other"], network="mlp", options=TINY, deviations=True,
+                      generator=torch.Generator().manual_seed(1))
+    objective = VFMObjective(tiny_prior(), adapter, [first_coordinate((0.5, 0.5))], score=1.0, consistency=True)
+    data = pairs(6, seeded(0, 0, 0))
+    groups = objective._observe(data, seeded(1, 0, 0))
+    pair, deviation = torch.stack([data, data + 1]), torch.full((6, 2), -1.0)
+
+    def moved():
+        return objective._correct(pair, groups, deviation, seeded(2, 0, 0)) - pair
+
+    whole = moved()
+    assert float(whole.abs().max()) > 0.1
+    adapter.consistency = {"first-coordinate": [(0.0, 1.0)]}
+    assert torch.equal(moved(), whole)
+    adapter.consistency = {"first-coordinate": [(0.0, 0.5)]}
+    # scalar: C / (C + sigma^2) with C = e^-2 and e^-2 / 4
+    ratio = (0.25 / (0.25 * math.exp(-2) + 0.25)) / (1 / (math.exp(-2) + 0.25))
+    torch.testing.assert_close(moved(), ratio * whole, atol=1e-4, rtol=1e-3)
+    adapter.consistency = {"other": [(0.0, 1.0)]}
+    assert torch.equal(moved(), torch.zeros_like(pair))
 
 
 def test_deviations_are_drawn_to_the_spread_of_the_samples(tmp_path):
