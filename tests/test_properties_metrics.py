@@ -229,9 +229,23 @@ def test_nlpd_is_a_mean_of_densities(seed: int, b: int, n: int) -> None:
     assert_near(M.nlpd(level[:, order] + 5, weights[:, order]), M.nlpd(level, weights) - 5, 1e-12)
 
 
-#: of networks whose weights are not here, of a trained classifier, and of sizes of simulations alone
+@property_test(4, seed=seeds, b=st.integers(1, 3), n=st.integers(2, 6), d=st.integers(1, 4))
+def test_distances_to_the_exact_posterior_do_not_depend_on_the_order(seed: int, b: int, n: int, d: int) -> None:
+    samples, exact, truth = tensor(seed, b, n, d), tensor(seed + 1, b, 3 * n, d), tensor(seed + 2, b, d)
+    weights, order = tensor(seed + 3, b, n), _order(seed, n)
+    ratio = [M.floor_ratio(x, exact, w, generator=generator(seed))
+             for x, w in ((samples, weights), (samples[:, order], weights[:, order]))]
+    assert_near(ratio[1], ratio[0], 1e-9)
+    assert_near(M.floor_ratio(2 * samples, 2 * exact, weights, generator=generator(seed)), ratio[0], 1e-9)
+    gap = M.mean_gap(samples, exact, truth, weights)
+    assert_near(M.mean_gap(samples[:, order], exact, truth, weights[:, order]), gap, 1e-9)
+    assert_near(M.mean_gap(3 * samples, 3 * exact, 3 * truth, weights), gap, 1e-9)
+
+
+#: of networks whose weights are not here, of a trained classifier, of a likelihood's replicates, and of sizes of
+#: simulations alone
 ELSEWHERE = {"inception_features", "lpips", "classifier_features", "classifier_two_sample_test", "rank_power",
-             "detectable_shift", "detectable_spread", "vgg_features"}
+             "detectable_shift", "detectable_spread", "vgg_features", "predictive_check"}
 
 
 def test_every_metric_is_here_or_elsewhere() -> None:
