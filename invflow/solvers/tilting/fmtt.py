@@ -82,9 +82,10 @@ class FMTT(Solver):
             exact map at any number of steps. Jarzynski weights take the SDE, or its second-order steps, ``"heun"``, for
             twice the calls, which no other weights take.
         proposal: ``"gradient"``; ``"conjugate"``; or a :class:`~invflow.solvers.tilting.conjugate.Conjugate` with
-            settings.
+            settings, or another :class:`~invflow.solvers.tilting.proposals.Proposal`.
         resample_threshold: share of N under which the effective sample size leads to resampling; 0 for never.
-        resampling: ``"systematic"``, ``"stratified"``, ``"multinomial"``, ``"residual"`` or ``"ssp"``.
+        resampling: ``"systematic"``, ``"stratified"``, ``"multinomial"``, ``"residual"`` or ``"ssp"``; or a
+            :class:`~invflow.solvers.tilting.selection.Selection`, which decides by itself and leaves the threshold aside.
         schedule: ``"linear"`` for g(t) = t, ``"annealed"`` for a Gaussian likelihood whose variance shrinks to
             sigma^2, by :class:`~invflow.solvers.tilting.schedules.AnnealedVariance` or, for separate modes,
             :class:`~invflow.solvers.tilting.annealing.AnnealedCovariance`; or an increasing g(t) that ends at g(1) = 1.
