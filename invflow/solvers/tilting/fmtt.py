@@ -85,7 +85,7 @@ class FMTT(Solver):
             settings, or another :class:`~invflow.solvers.tilting.proposals.Proposal`.
         resample_threshold: share of N under which the effective sample size leads to resampling; 0 for never.
         resampling: ``"systematic"``, ``"stratified"``, ``"multinomial"``, ``"residual"`` or ``"ssp"``; or a
-            :class:`~invflow.solvers.tilting.selection.Selection`, which decides by itself and leaves the threshold aside.
+            :class:`~invflow.solvers.tilting.selection.Selection`, which decides by itself, without the threshold.
         schedule: ``"linear"`` for g(t) = t, ``"annealed"`` for a Gaussian likelihood whose variance shrinks to
             sigma^2, by :class:`~invflow.solvers.tilting.schedules.AnnealedVariance` or, for separate modes,
             :class:`~invflow.solvers.tilting.annealing.AnnealedCovariance`; or an increasing g(t) that ends at g(1) = 1.
