@@ -65,6 +65,7 @@ _NAMES = {
     "FlowDPS": "invflow.solvers.field.flow_dps",
     "DPnP": "invflow.solvers.field.dpnp",
     "DFlow": "invflow.solvers.noise.d_flow",
+    "WeightedDiamondMaps": "invflow.solvers.field.diamond",
     "NoiseLangevin": "invflow.solvers.noise.langevin",
     "TwistedDiffusion": "invflow.solvers.tilting.twisted_diffusion",
     "Bicubic": "invflow.solvers.baselines.classical",

@@ -54,6 +54,7 @@ from invflow.solvers.baselines.total_variation import TotalVariation as TotalVar
 from invflow.solvers.exact import ExactPosterior as ExactPosterior
 from invflow.solvers.field.daps import DAPS as DAPS
 from invflow.solvers.field.ddrm import DDRM as DDRM
+from invflow.solvers.field.diamond import WeightedDiamondMaps as WeightedDiamondMaps
 from invflow.solvers.field.diffpir import DiffPIR as DiffPIR
 from invflow.solvers.field.dpnp import DPnP as DPnP
 from invflow.solvers.field.dps import DPS as DPS
@@ -129,6 +130,7 @@ __all__ = [
     "FlowDPS",
     "DPnP",
     "DFlow",
+    "WeightedDiamondMaps",
     "NoiseLangevin",
     "TwistedDiffusion",
     "Bicubic",

@@ -38,6 +38,10 @@ MUTATIONS = [
     Mutation("rejection with a bound that is exceeded", "problems/invflow_problems/bipsda.py",
              "    return value(x) + rise + 1e-6", "    return value(x) - 2.0",
              "tests/problems/test_exact_problems.py::test_no_image_is_likelier_than_the_bound"),
+    Mutation("a density at two times", "invflow/solvers/field/diamond.py",
+             'here = self._score(x, before) if self.weights == "density" else score', "here = score",
+             "tests/solvers/field/test_written_samplers.py::"
+             "test_the_gradient_of_the_value_is_that_of_the_closed_form"),
     Mutation("DAPS with half the noise in its Langevin steps", "invflow/solvers/field/daps.py",
              "math.sqrt(2 * step) * rows.noise(x)", "math.sqrt(step) * rows.noise(x)",
              "tests/solvers/field/test_written_samplers.py::test_daps_makes_what_its_recursion_says"),

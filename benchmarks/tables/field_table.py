@@ -34,7 +34,9 @@ SAMPLERS: dict[str, Callable[[invflow.FlowMap], invflow.Solver]] = {
     "DDRM, 100 steps": lambda prior: invflow.DDRM(prior, steps=100), "ULA": invflow.ULA, "PnPFlow": invflow.PnPFlow,
     "Flower": invflow.Flower, "Flower, mean": lambda prior: invflow.Flower(prior, sampling=False),
     "DAPS": invflow.DAPS, "FlowDPS": invflow.FlowDPS, "DPnP": invflow.DPnP, "NoiseLangevin": invflow.NoiseLangevin,
-    "DFlow": invflow.DFlow, "TwistedDiffusion": invflow.TwistedDiffusion,
+    "DFlow": invflow.DFlow, "WeightedDiamondMaps": invflow.WeightedDiamondMaps,
+    "WeightedDiamondMaps, reward": lambda prior: invflow.WeightedDiamondMaps(prior, weights="reward"),
+    "TwistedDiffusion": invflow.TwistedDiffusion,
     **{f"{kind.__name__}, deepinv": _of_deepinv(kind) for kind in (
         invflow.DPS, invflow.PiGDM, invflow.MomentMatching, invflow.DiffPIR, invflow.DDRM)},
     "DPS, deepinv, weight 100": _of_deepinv(invflow.DPS, weight=100.0),

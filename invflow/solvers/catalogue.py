@@ -8,7 +8,8 @@ from invflow.plugins import SolverEntry
 from invflow.solver import Solver
 
 __all__ = [
-    "beam", "best_of_n", "bicubic", "bm3d", "d_flow", "daps", "ddrm", "diffpir", "dpnp", "dps", "exact", "flow_dps",
+    "beam", "best_of_n", "bicubic", "bm3d", "d_flow", "daps", "ddrm", "diamond", "diffpir", "dpnp", "dps", "exact",
+    "flow_dps",
     "flower", "fmtt", "lmmse", "moment_matching", "noise_langevin", "noise_rto", "noise_smc",
     "pigdm", "plug_and_play", "pnp_flow", "tds", "top_k", "tv",
     "ula", "vfm", "wiener",
@@ -61,6 +62,8 @@ daps = _entry("daps", "field.daps:DAPS", "decoupled annealing: ODE, Langevin ste
 flow_dps = _entry("flow-dps", "field.flow_dps:FlowDPS", "Euler steps of the flow with data consistency; a baseline")
 dpnp = _entry("dpnp", "field.dpnp:DPnP",
               "split Gibbs sampling: likelihood and prior in turn, at a falling noise level; a baseline")
+diamond = _entry("diamond", "field.diamond:WeightedDiamondMaps",
+                 "weighted Diamond Maps: guidance by values estimated with the flow map; a baseline")
 noise_langevin = _entry("noise-langevin", "noise.langevin:NoiseLangevin",
                         "Langevin chains in noise space, as D-Flow SGLD; a baseline")
 d_flow = _entry("d-flow", "noise.d_flow:DFlow",

@@ -13,7 +13,7 @@ FEW = {"fmtt": {"steps": 3}, "tds": {"steps": 3}, "noise-smc": {"num_moves": 1, 
        "noise-rto": {"max_iterations": 2}, "dps": {"steps": 3}, "pigdm": {"steps": 3}, "moment-matching": {"steps": 3},
        "diffpir": {"steps": 3}, "ddrm": {"steps": 3}, "ula": {"burn_in": 2, "thinning": 1}, "pnp-flow": {"steps": 2},
        "flower": {"steps": 3}, "top-k": {"budget": 30}, "beam": {"budget": 8}, "best-of-n": {"budget": 4},
-       "daps": {"steps": 2, "langevin_steps": 2}, "flow-dps": {"steps": 2},
+       "daps": {"steps": 2, "langevin_steps": 2}, "flow-dps": {"steps": 2}, "diamond": {"steps": 2},
        "dpnp": {"iterations": 2, "diffusion_steps": 2},
        "noise-langevin": {"steps": 2}, "d-flow": {"iterations": 2, "ode_steps": 1},
        "plug-and-play": {"steps": 2}, "tv": {"iterations": 5}}

@@ -14,6 +14,7 @@ import torch
 import invflow
 from invflow.operators import BoxInpainting, Denoising, MatrixOperator
 from invflow.solvers.field.daps import powers
+from invflow.solvers.field.rows import RowNoise, Rows
 from invflow.testing import check_solver
 
 SHAPE = (1, 8, 8)
@@ -303,12 +304,59 @@ def test_look_ahead_runs_from_the_mean_to_a_sample(look_ahead: float) -> None:
     assert x.agrees(solver.sample(denoising(), COUNT, generator=seeded()).samples)
 
 
+# -- weighted Diamond Maps ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("t", [0.5, 0.8])
+@pytest.mark.parametrize("z", [-1.0, 1.0])
+def test_the_gradient_of_the_value_is_that_of_the_closed_form(t: float, z: float) -> None:
+    """One pixel, whose image given its state is Gaussian: V = log N(y; D(x), variance + sigma^2)."""
+    variance = t**2 * STD**2 + (1 - t) ** 2
+    gain = t * STD**2 / variance
+    x = t * MEAN + z * math.sqrt(variance)
+    left = STD**2 * (1 - gain * t)
+    exact = gain * (Y - MEAN - gain * (x - t * MEAN)) / (left + NOISE**2)
+    found, error = diamond_gradient(x, t, "density")
+    assert abs(found - exact) < 4 * error + 0.01 * abs(exact)  # the mean of ratios is off by 1 / particles
+    published, error = diamond_gradient(x, t, "published")  # with the score at t in the place of that at t'
+    assert abs(published - exact) > 8 * error
+
+
+def diamond_gradient(x: float, t: float, weights: str, particles: int = 2000, count: int = 400) -> tuple[float, float]:
+    one = invflow.GaussianMixtureFlow(torch.full((1, 1, 1, 1), MEAN, dtype=torch.float64), std=STD)
+    y = torch.full((count, 1, 1, 1), Y, dtype=torch.float64)
+    likelihood = invflow.GaussianLikelihood(Denoising((1, 1, 1)), y, sigma=NOISE)
+    noise = RowNoise(RowNoise.seeds(count, seeded()), slice(0, count), torch.device("cpu"))
+    solver = invflow.WeightedDiamondMaps(one, particles=particles, weights=weights)
+    states = torch.full((count, 1, 1, 1), x, dtype=torch.float64)
+    values = solver._value_gradient(Rows(likelihood, None, noise), states, t, one.score(states, t))
+    return float(values.mean()), float(values.std()) / math.sqrt(count)
+
+
+def test_diamond_maps_go_back_by_the_ratio_of_signal_to_noise() -> None:
+    solver = invflow.WeightedDiamondMaps(prior(), snr=9.0)
+    before, factor, spread = solver.earlier(0.6)
+    assert (before / (1 - before)) ** 2 == pytest.approx((0.6 / 0.4) ** 2 / 9)
+    # noise added to t m + (1 - t) z gives t' m + (1 - t') z'
+    assert (factor * 0.6, math.hypot(factor * 0.4, spread)) == pytest.approx((before, 1 - before))
+
+
+def test_diamond_maps_with_many_particles_sample_the_posterior_of_a_pixel() -> None:
+    one = invflow.GaussianMixtureFlow(torch.full((1, 1, 1, 1), MEAN), std=STD)
+    likelihood = invflow.GaussianLikelihood(Denoising((1, 1, 1)), torch.full((1, 1, 1, 1), Y), sigma=NOISE)
+    solver = invflow.WeightedDiamondMaps(one, particles=64, snr=20.0)
+    samples = solver.sample(likelihood, 400, generator=0).samples.double()
+    assert abs(float(samples.mean()) - 0.6) < 0.011  # three standard errors
+    assert 0.055 < float(samples.std()) < 0.0757  # 0.0707, two standard errors above; 50 Euler steps make it 0.060
+
+
 # -- the contract ------------------------------------------------------------------------------------------------------
 
 MAKERS = {
     "daps": lambda p: invflow.DAPS(p, steps=4, ode_steps=2, langevin_steps=3, sigma_max=2.0, step_size=1e-3),
     "flow-dps": lambda p: invflow.FlowDPS(p, steps=4, step_size=0.1),
     "dpnp": lambda p: invflow.DPnP(p, iterations=3, diffusion_steps=3),
+    "diamond": lambda p: invflow.WeightedDiamondMaps(p, steps=4, particles=2),
     "d-flow": lambda p: invflow.DFlow(p, iterations=3, ode_steps=2),
     "sgld": lambda p: invflow.NoiseLangevin(p, steps=4, preconditioner="rmsprop"),
 }
@@ -328,6 +376,8 @@ def test_long_adjusted_chains_pass_as_exact() -> None:
 @pytest.mark.parametrize(("build", "words"), [
     (lambda p: invflow.DAPS(p, steps=0), "at least"), (lambda p: invflow.DAPS(p, sigma_min=200.0), "under sigma_max"),
     (lambda p: invflow.DAPS(p, step_ratio=2.0), "step_ratio=2.0"), (lambda p: invflow.FlowDPS(p, shift=0.0), "shift=0"),
+    (lambda p: invflow.WeightedDiamondMaps(p, snr=1.0), "over 1"),
+    (lambda p: invflow.WeightedDiamondMaps(p, weights="all"), "density, published, reward"),
     (lambda p: invflow.DPnP(p, eta_last=2.0), "eta_last=2.0"), (lambda p: invflow.DFlow(p, blend=2.0), "blend=2.0"),
     (lambda p: invflow.NoiseLangevin(p, step_size=1.5), "under 1"),
     (lambda p: invflow.PnPFlow(p, look_ahead=2), "0 for the mean"),
