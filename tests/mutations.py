@@ -29,6 +29,9 @@ class Mutation:
 
 
 MUTATIONS = [
+    Mutation("images of inference mode handed to a reward", "invflow/solvers/vfm.py",
+             "made = made.clone()  # rewards may take its gradients", "pass",
+             "tests/solvers/test_vfm.py::test_what_is_made_without_gradients_serves_where_they_are_taken"),
     Mutation("a switch drawn as if its increment were known", "problems/invflow_problems/levy_gibbs.py",
              "own_without, data_without = own / left, data / left", "own_without, data_without = own, data",
              "tests/problems/test_levy.py::test_chains_have_the_moments_of_quadrature"),
@@ -621,14 +624,13 @@ MUTATIONS = [
              "_FAR, _NEAR, _SCATTERED = 3.0, 0.3, 0.8", "_FAR, _NEAR, _SCATTERED = 30.0, 0.3, 0.8",
              "tests/solvers/test_misfit.py::test_wrong_levels_are_warned_of_and_right_ones_are_not"),
     Mutation("samples that may meet the noise", "invflow/_core/misfit.py",
-             "near = noisy & (of_mean < _NEAR) & (count > 0)", "near = noisy & (of_mean < 0)",
+             "near = [found for found, entries in rows if found < _NEAR and entries > 0]", "near = list[float]()",
              "tests/solvers/test_misfit.py::test_wrong_levels_are_warned_of_and_right_ones_are_not"),
     Mutation("alarms where few values were measured", "invflow/_core/misfit.py",
-             "far = noisy & (of_mean > _FAR) & rarer_than_noise(of_mean.square(), count)",
-             "far = noisy & (of_mean > _FAR)",
+             "if found > _FAR and rarer_than_noise(found**2, entries)]", "if found > _FAR]",
              "tests/solvers/test_misfit.py::test_right_posteriors_are_hardly_ever_warned_of"),
     Mutation("alarms where the mean interpolates", "invflow/_core/misfit.py",
-             "near = near & (square < _SCATTERED**2) & rarer_than_noise(square, count)", "pass",
+             "and square < _SCATTERED**2 and rarer_than_noise(square, entries)]", "]",
              "tests/solvers/test_misfit.py::test_right_posteriors_are_hardly_ever_warned_of"),
     Mutation("what the mean measures, of an operator that is not linear", "invflow/solver.py",
              "if likelihood.operator.linear else", "if True else",
