@@ -16,9 +16,9 @@ from torch import Tensor
 
 from invflow._core.chunks import ChunkSize, check_chunk_size
 from invflow._core.folders import read_config, resolve_folder
-from invflow._core.identity import remembered
 from invflow._core.random import draw_noise
 from invflow._core.records import fingerprint, write_atomically
+from invflow._core.remembered import remembered
 from invflow._core.watch import without_gradients
 from invflow.flowmap import rows_at_a_time
 from invflow.likelihood import GaussianLikelihood
