@@ -143,6 +143,9 @@ class Likelihood(Reward):
         self._observed = None if observed is None else observed.to(y.device)
         if self._observed is not None:
             y = torch.where(self._observed, y, 0.0)
+            self._count = self._observed.flatten(1).sum(1).to(y)
+        else:
+            self._count = y.new_full((1,), math.prod(operator.measurement_shape))
         if not bool(torch.isfinite(y).all()):
             raise ValueError(
                 f"y has {int((~torch.isfinite(y)).sum())} entries that are NaN or infinite, expected finite "
@@ -233,7 +236,7 @@ class Likelihood(Reward):
         for name in ("y", *self.level_names):
             setattr(other, name, getattr(self, name)[rows])
         if self._observed is not None and self._observed.shape[0] > 1:
-            other._observed = self._observed[rows]
+            other._observed, other._count = self._observed[rows], self._count[rows]
         other.num_observations = len(rows)
         return other
 
@@ -245,6 +248,7 @@ class Likelihood(Reward):
             setattr(other, name, getattr(self, name).to(*args, **kwargs))
         if self._observed is not None:
             other._observed = self._observed.to(other.y.device)
+        other._count = self._count.to(other.y)
         return other
 
     def __repr__(self) -> str:
@@ -267,9 +271,7 @@ class Likelihood(Reward):
 
     def count_observed(self) -> Tensor:
         """How many entries were observed, ``(B,)`` or ``(1,)`` where all observations share a mask."""
-        if self._observed is None:
-            return self.y.new_full((1,), math.prod(self.operator.measurement_shape))
-        return self._observed.flatten(1).sum(1).to(self.y)
+        return self._count
 
 
 def _range(levels: Tensor) -> str:
@@ -353,8 +355,10 @@ class GaussianLikelihood(Likelihood):
 
     def misfit(self, clean: Tensor) -> Tensor:
         """As :meth:`residual`, of measurements without noise ``(B, N, *measurement_shape)``."""
-        sigma = self._level("sigma", clean)
-        scaled = (self.y[:, None].to(clean.dtype) - clean) / torch.where(sigma > 0, sigma, ROUNDING)
+        unit = self._level("sigma", clean)
+        if self.noiseless:
+            unit = torch.where(unit > 0, unit, ROUNDING)
+        scaled = (self.y[:, None].to(clean.dtype) - clean) / unit
         count = self.count_observed()[:, None].to(clean.dtype)
         return self._sum_observed(scaled.square()) / count.clamp(min=1)
 

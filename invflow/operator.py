@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -342,12 +343,12 @@ class Operator(Asked, torch.nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the operator's tensors live; the CPU for one without any."""
-        return next((b.device for b in (*self.buffers(), *self.parameters())), torch.device("cpu"))
+        return next((b.device for b in chain(self.buffers(), self.parameters())), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the operator's tensors; torch's default for one without any."""
-        tensors = (*self.buffers(), *self.parameters())
+        tensors = chain(self.buffers(), self.parameters())
         kinds = (b.dtype.to_real() for b in tensors if b.is_floating_point() or b.is_complex())
         return next(kinds, torch.get_default_dtype())
 

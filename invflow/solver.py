@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from invflow._core.counting import Countable
-from invflow._core.identity import identity, quick_identity, trusting
+from invflow._core.identity import identity
 from invflow._core.misfit import complaints
 from invflow._core.random import as_generator
+from invflow._core.remembered import quick_identity, trusting
 from invflow.flowmap import FlowMap
 from invflow.likelihood import GaussianLikelihood
 from invflow.posterior import NFE, Posterior

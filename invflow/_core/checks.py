@@ -200,7 +200,7 @@ def checked_samples(samples: Tensor) -> Tensor:
     samples = samples.detach()
     if samples.dtype not in (torch.float32, torch.float64):  # half precision spoils sums over thousands
         samples = samples.float()
-    if bool(torch.isfinite(samples.sum())):
+    if math.isfinite(samples.sum().item()):
         return samples  # where sums overflow, the samples are looked at one by one
     broken = ~torch.isfinite(samples).flatten(2).all(2)
     if bool(broken.any()):

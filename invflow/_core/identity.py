@@ -7,45 +7,36 @@ import enum
 import functools
 import hashlib
 import pathlib
-import sys
 import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from invflow._core.version import VERSION
+from invflow._core.provenance import (
+    CLASS_NOISE,
+    DATACLASS_METHODS,
+    DESCRIPTORS,
+    by_version,
+    cell_of,
+    generated,
+    globals_of,
+    installed,
+    is_known,
+    version_of,
+)
+from invflow._core.watch import version
 
-__all__ = ["UnidentifiedError", "identity", "quick_identity", "remembered", "trusting"]
-
-#: packages whose code is known by its version
-_KNOWN = {*sys.stdlib_module_names, "builtins", "torch", "torchvision", "numpy", "scipy", "PIL", "deepinv",
-          "safetensors"}
-_OURS = {"invflow", "invflow_operators", "invflow_problems"}
+__all__ = ["Reader", "UnidentifiedError", "identity"]
 
 _MODULE_STATE = frozenset(vars(nn.Module())) - {"training"} | {"_compiled_call_impl"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-
-#: of a class: what says nothing about its numbers, or follows from the rest
-_CLASS_NOISE = frozenset({
-    "__module__", "__doc__", "__dict__", "__weakref__", "__qualname__", "__annotations__", "__annotate__",
-    "__annotate_func__", "__annotations_cache__", "__abstractmethods__", "_abc_impl", "__parameters__",
-    "__orig_bases__", "__slots__", "__match_args__", "__static_attributes__", "__firstlineno__",
-    "__slotnames__", "__dataclass_fields__", "__dataclass_params__", "__protocol_attrs__", "_is_protocol",
-    "_is_runtime_protocol",
-})
-_DATACLASS_METHODS = frozenset({
-    "__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__lt__", "__le__", "__gt__", "__ge__",
-    "__replace__",
-})
-_DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)
 
 
 class UnidentifiedError(TypeError):
@@ -80,137 +71,7 @@ def identity(value: object) -> str:
         >>> identity(layer) == before
         False
     """
-    return _Reader().read(value).hex()
-
-
-@dataclasses.dataclass
-class _Trust:
-    """That versions of tensors are trusted; and the objects that were looked at, by their ids, if once is enough."""
-
-    once: bool
-    looked: dict[int, object] = dataclasses.field(default_factory=dict)
-
-
-_TRUST: ContextVar[_Trust | None] = ContextVar("invflow_trust_versions", default=None)
-
-
-@contextmanager
-def trusting(*, once: bool = False) -> Iterator[None]:
-    """Let digests be remembered as long as the versions of tensors stay: for what is asked at each sample.
-
-    Args:
-        once: whether nothing changes inside, so that each object is looked at once.
-    """
-    before = _TRUST.set(_Trust(once))
-    try:
-        yield
-    finally:
-        _TRUST.reset(before)
-
-
-def quick_identity(value: object) -> str | None:
-    """As :func:`identity`, but None for what cannot be identified, and quick inside :func:`trusting`.
-
-    The content is then read anew only where one of its tensors was written to or replaced, or an attribute of the
-    object itself was set. Writing through ``tensor.data`` and setting an attribute of a part are not seen. What answers
-    by a ``fingerprint()`` of its own is asked each time.
-    """
-    reader = _Reader(exact=_TRUST.get() is None)
-
-    def read() -> str | None:
-        try:
-            return reader.read(value).hex()
-        except UnidentifiedError:
-            return None
-
-    return _remembered(value, "identity", read, reader)
-
-
-def remembered(module: nn.Module, digest: Callable[[nn.Module], str]) -> str:
-    """A digest of a module's weights; inside :func:`trusting`, found anew only where one was written to or replaced.
-
-    Args:
-        module: whose weights.
-        digest: of a module, a function that depends on its weights alone.
-    """
-    found = _remembered(module, digest, lambda: digest(module), None)
-    assert found is not None
-    return found
-
-
-def _remembered(value: object, key: object, compute: Callable[[], str | None], reader: _Reader | None) -> str | None:
-    """A digest as it was found before, inside :func:`trusting` and where the object has not changed since."""
-    trust = _TRUST.get()
-    # tensors are compared number by number, also as keys; what cannot be hashed or referred to weakly is none
-    if trust is None or isinstance(value, Tensor):
-        return compute()
-    try:
-        known = _SEEN.get(value)
-    except TypeError:
-        return compute()
-    if known is not None and id(value) not in trust.looked and not known.holds(value):
-        known = None
-    if known is None or key not in known.digests:
-        found = compute()
-        if reader is not None and reader.asked:
-            return found
-        # by one digest an object may hold more tensors than are its parameters: both are watched
-        read = [] if reader is None else reader.tensors
-        known = _Seen(value, read, {} if known is None else known.digests, [] if known is None else known.tensors())
-        known.digests[key] = found
-        try:
-            _SEEN[value] = known
-        except TypeError:
-            return found
-    if trust.once:
-        trust.looked[id(value)] = value  # itself, so that its id is not given away
-    return known.digests[key]
-
-
-class _Seen:
-    """Digests of an object, and what tells whether they still hold."""
-
-    def __init__(self, value: object, read: Iterable[Tensor], digests: dict[object, str | None],
-                 before: Iterable[Tensor]) -> None:
-        self.digests = digests
-        own = (*value.parameters(), *value.buffers()) if isinstance(value, nn.Module) else ()
-        watched = list({id(x): x for x in (*own, *read, *before)}.values())
-        self._tensors, self._versions = [weakref.ref(x) for x in watched], [_version(x) for x in watched]
-        # of some: what moves a module, or changes its type, gives all of its tensors another place
-        self._places = [(weakref.ref(x), x.data_ptr()) for x in watched[:1] + watched[-1:]]
-        self._surface = _surface(value)
-        # the ids of numbers and words are theirs as long as these are held
-        self._kept = [item for item in getattr(value, "__dict__", {}).values()
-                      if isinstance(item, (bool, int, float, str, tuple))]
-
-    def tensors(self) -> list[Tensor]:
-        """Those that are watched."""
-        return [x for x in (reference() for reference in self._tensors) if x is not None]
-
-    def holds(self, value: object) -> bool:
-        """Whether no tensor was written to, none replaced (so that it is gone), and no attribute set."""
-        try:
-            return (all(x().data_ptr() == place for x, place in self._places)  # type: ignore[union-attr]
-                    and [x()._version for x in self._tensors] == self._versions  # type: ignore[union-attr]
-                    and _surface(value) == self._surface)
-        except (AttributeError, RuntimeError):  # a tensor that is gone, or of inference mode
-            return False
-
-
-_SEEN: weakref.WeakKeyDictionary[Any, _Seen] = weakref.WeakKeyDictionary()
-
-
-def _surface(value: object) -> tuple[list[str], list[int]]:
-    """An object's own attributes, and a module's parts: by name, and by which they are."""
-    parts = getattr(value, "__dict__", {})
-    if isinstance(value, nn.Module):
-        parts = {**parts, **value._modules}
-    return list(parts), list(map(id, parts.values()))
-
-
-def _version(x: Tensor) -> int | None:
-    """How often a tensor was written to; None for one that does not count it, such as those of inference mode."""
-    return None if x.is_inference() else x._version
+    return Reader().read(value).hex()
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
@@ -221,9 +82,9 @@ _TENSORS: dict[int, tuple[weakref.ref[Tensor], int, int, bytes]] = {}
 
 def _tensor_bytes(x: Tensor, exact: bool) -> bytes:
     """Digest of a tensor; unless ``exact``, the last one where it has not been written to since."""
-    version, key = _version(x), id(x)
+    written, key = version(x), id(x)
     known = _TENSORS.get(key)
-    if not exact and known is not None and known[0]() is x and known[1:3] == (version, x.data_ptr()):
+    if not exact and known is not None and known[0]() is x and known[1:3] == (written, x.data_ptr()):
         return known[3]
     found = hashlib.blake2b(f"{x.dtype} {tuple(x.shape)}".encode(), digest_size=16)
     if x.numel():
@@ -232,9 +93,9 @@ def _tensor_bytes(x: Tensor, exact: bool) -> bytes:
         flat = plain.as_strided((plain.numel(),), (1,), plain.storage_offset())
         found.update(flat.view(torch.uint8).numpy().data)
     digest = found.digest()
-    if version is not None:
+    if written is not None:
         reference = weakref.ref(x, lambda gone: _TENSORS.pop(key, None) if _is(key, gone) else None)
-        _TENSORS[key] = (reference, version, x.data_ptr(), digest)
+        _TENSORS[key] = (reference, written, x.data_ptr(), digest)
     return digest
 
 
@@ -247,7 +108,7 @@ def _is(key: int, reference: weakref.ref[Tensor]) -> bool:
 # -- everything else ---------------------------------------------------------------------------------------------------
 
 
-class _Reader:
+class Reader:
     """One walk through an object, in which parts that occur twice are read once."""
 
     def __init__(self, exact: bool = True) -> None:
@@ -365,16 +226,16 @@ class _Reader:
     def _function(self, value: types.FunctionType) -> bytes:
         parts: list[tuple[str, object]] = [
             ("(defaults)", value.__defaults__), ("(defaults by name)", value.__kwdefaults__),
-            *((f"({name})", _cell(cell)) for name, cell in
+            *((f"({name})", cell_of(cell)) for name, cell in
               zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)),
             *((f".{name}", item) for name, item in sorted(vars(value).items())),
         ]
-        place = _place(value.__module__)
+        place = version_of(value.__module__)
         found = [f"{value.__module__}.{value.__qualname__}".encode(), place.encode()]
-        if _top(value.__module__) not in _KNOWN:
+        if not is_known(value.__module__):
             found.append(self._code(value.__code__))  # of ours too: two lambdas may have the same name
-        if not _by_version(value.__module__) and not _installed(value.__module__):
-            parts += [(f"({name})", item) for name, item in _globals(value)]
+        if not by_version(value.__module__) and not installed(value.__module__):
+            parts += [(f"({name})", item) for name, item in globals_of(value)]
         with self._at(f".{value.__name__}"):
             return _hash("function", *found, self._all("parts", parts))
 
@@ -386,15 +247,15 @@ class _Reader:
 
     def _class(self, value: type) -> bytes:
         name = f"{value.__module__}.{value.__qualname__}".encode()
-        place = _place(value.__module__).encode()
-        if _by_version(value.__module__):
+        place = version_of(value.__module__).encode()
+        if by_version(value.__module__):
             return _hash("class", name, place)
         if issubclass(value, enum.Enum):
             return self._all("enum", [(f".{m.name}", m.value) for m in value])
         written = dataclasses.is_dataclass(value)
         parts = [(f".{key}", item) for key, item in sorted(vars(value).items())
-                 if key not in _CLASS_NOISE and not isinstance(item, _DESCRIPTORS)
-                 and not (written and key in _DATACLASS_METHODS and _generated(item))
+                 if key not in CLASS_NOISE and not isinstance(item, DESCRIPTORS)
+                 and not (written and key in DATACLASS_METHODS and generated(item))
                  and not (issubclass(value, tuple) and hasattr(value, "_fields") and key.startswith("_"))]
         with self._at(f"{value.__qualname__}"):
             bases = [self.read(base) for base in value.__bases__]
@@ -412,9 +273,13 @@ class _Reader:
     def _enum(self, value: enum.Enum) -> bytes:
         return _hash("enum", self.read(type(value)), value.name.encode())
 
-    def _by_name(self, value: Any) -> bytes:
-        """What a name stands for."""
-        return _hash("name", f"{type(value).__qualname__} {getattr(value, '__name__', value)}".encode())
+    def _library(self, value: types.ModuleType) -> bytes:
+        """A module of Python: one that was installed by its version, a user's own by all that is in it."""
+        name = f"module {value.__name__}".encode()
+        if by_version(value.__name__) or installed(value.__name__):
+            return _hash("name", name, version_of(value.__name__).encode())
+        own = sorted((key, item) for key, item in vars(value).items() if not (key[:2] == key[-2:] == "__"))
+        return _hash("library", name, self._all("names", ((f".{key}", item) for key, item in own)))
 
     def _by_text(self, value: Any) -> bytes:
         return _hash("text", f"{type(value).__qualname__} {value}".encode())
@@ -448,7 +313,7 @@ _PLAIN = {bool, int, float, complex, str, bytes}
 _READERS: list[tuple[Any, str]] = [
     (Tensor, "_tensor"), (np.ndarray, "_array"), (nn.Module, "_module"), (type, "_class"), (enum.Enum, "_enum"),
     ((torch.dtype, torch.device, torch.layout, pathlib.PurePath, types.GenericAlias, types.UnionType), "_by_text"),
-    (types.ModuleType, "_by_name"), (functools.partial, "_partial"), (types.FunctionType, "_function"),
+    (types.ModuleType, "_library"), (functools.partial, "_partial"), (types.FunctionType, "_function"),
     (types.MethodType, "_method"), ((types.BuiltinFunctionType, types.MethodDescriptorType), "_builtin"),
     ((staticmethod, classmethod), "_static"), (property, "_property"),
     (functools.cached_property, "_cached_property"),
@@ -498,60 +363,6 @@ def _holds_more(kind: type) -> bool:
 def _own_fingerprint(value: object) -> Callable[[], object] | None:
     """The ``fingerprint`` that a class of somebody else's writes for its objects."""
     method = getattr(type(value), "fingerprint", None)
-    if not isinstance(method, types.FunctionType) or _by_version(method.__module__):
+    if not isinstance(method, types.FunctionType) or by_version(method.__module__):
         return None
     return functools.partial(method, value)
-
-
-def _top(module: str | None) -> str:
-    return (module or "").split(".")[0]
-
-
-def _by_version(module: str | None) -> bool:
-    """Whether code of a module is known by the version of its package."""
-    return _top(module) in _KNOWN or _top(module) in _OURS
-
-
-def _place(module: str | None) -> str:
-    """The version of the package that a module belongs to, where it says one."""
-    if _top(module) in _OURS:
-        return VERSION
-    if _top(module) in sys.stdlib_module_names:
-        return ""
-    return str(getattr(sys.modules.get(_top(module)), "__version__", ""))
-
-
-def _installed(module: str | None) -> bool:
-    """Whether a module was installed, so that its helpers change with its version alone."""
-    file = getattr(sys.modules.get(module or ""), "__file__", None) or ""
-    return "site-packages" in file or "dist-packages" in file
-
-
-def _cell(cell: types.CellType) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not yet filled
-        return None
-
-
-def _generated(item: object) -> bool:
-    """Whether a method was made by a decorator of dataclasses."""
-    while hasattr(item, "__wrapped__"):
-        item = item.__wrapped__
-    return item is None or getattr(getattr(item, "__code__", None), "co_filename", "") == "<string>"
-
-
-def _globals(function: types.FunctionType) -> Iterator[tuple[str, object]]:
-    """The globals that a function reads, with what it reads of modules that were not installed."""
-    names, codes = set[str](), [function.__code__]
-    while codes:
-        code = codes.pop()
-        names |= set(code.co_names)
-        codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    for name in sorted(names):
-        if name not in function.__globals__:
-            continue
-        item = function.__globals__[name]
-        yield name, item
-        if isinstance(item, types.ModuleType) and not _by_version(item.__name__) and not _installed(item.__name__):
-            yield from ((f"{name}.{inner}", vars(item)[inner]) for inner in sorted(names & vars(item).keys()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,8 @@ __all__ = ["complaints", "rarer_than_noise"]
 _FAR, _NEAR, _SCATTERED = 3.0, 0.3, 0.8
 #: log probability of a residual that noise is not taken to make
 _RARE = -10.0
+#: stands in for 0, which has no logarithm
+_LEAST = 1e-300
 
 
 def complaints(of_mean: Tensor, of_samples: Callable[[], Tensor], count: Tensor, sigma: Tensor) -> list[str]:
@@ -25,27 +28,29 @@ def complaints(of_mean: Tensor, of_samples: Callable[[], Tensor], count: Tensor,
         count: measured values of each observation, ``(B,)`` or ``(1,)``.
         sigma: noise levels, ``(B,)``; nothing is said of those that are 0.
     """
-    given = (of_mean, count.to(of_mean).expand_as(of_mean), sigma.to(of_mean))
-    of_mean, count, sigma = torch.stack(given).cpu()  # in one copy: a GPU is waited for once
-    noisy = sigma > 0
-    far = noisy & (of_mean > _FAR) & rarer_than_noise(of_mean.square(), count)
-    near = noisy & (of_mean < _NEAR) & (count > 0)
-    if bool(near.any()):
-        square = of_samples().cpu()
-        near = near & (square < _SCATTERED**2) & rarer_than_noise(square, count)
+    # numbers on the host, in one copy: a GPU is waited for once, and tensors of a few would cost more than a hundredth
+    # of a single sample
+    rows = [(found, entries) for found, entries, level in zip(*torch.stack(
+        [of_mean, count.to(of_mean).expand_as(of_mean), sigma.to(of_mean)]).tolist()) if level > 0]
+    far = [found for found, entries in rows if found > _FAR and rarer_than_noise(found**2, entries)]
+    near = [found for found, entries in rows if found < _NEAR and entries > 0]
+    if near:
+        squares = [square for square, level in zip(of_samples().tolist(), sigma.tolist()) if level > 0]
+        near = [found for (found, entries), square in zip(rows, squares) if found < _NEAR and entries > 0
+                and square < _SCATTERED**2 and rarer_than_noise(square, entries)]
     said = []
-    if bool(far.any()):
-        said.append(f"misses {_which(far)} by {float(of_mean[far].max()):.3g} times the noise (over {_FAR:g} is too "
+    if far:
+        said.append(f"misses {_which(far, of_mean)} by {max(far):.3g} times the noise (over {_FAR:g} is too "
                     "far): sigma is too small, or y was not made by this operator (by another blur, say, or by the "
                     "inverse of its mask), or these are no draws of the posterior")
-    if bool(near.any()):
-        said.append(f"meets {_which(near)} to {float(of_mean[near].min()):.2g} times the noise (under {_NEAR} is too "
+    if near:
+        said.append(f"meets {_which(near, of_mean)} to {min(near):.2g} times the noise (under {_NEAR} is too "
                     "close), and so do the samples: sigma is too large, or they take the noise for the image")
     return said
 
 
-def rarer_than_noise(square: Tensor, count: Tensor) -> Tensor:
-    r"""Where a mean of squared residuals is one that a right posterior shows with a probability under e^-10.
+def rarer_than_noise(square: float, count: float) -> bool:
+    r"""Whether a mean of squared residuals is one that a right posterior shows with a probability under e^-10.
 
     Truth and measurement being drawn from the prior and the likelihood, a posterior sample x and y are distributed as
     the truth and y are, and y - A x as the noise. Chernoff's bound on a mean u of m squared normal numbers,
@@ -56,15 +61,11 @@ def rarer_than_noise(square: Tensor, count: Tensor) -> Tensor:
     their number: of the residuals themselves, for u over 1, and of their mean squares, for u on either side.
 
     Args:
-        square: mean squares u in units of the noise's variance, of any shape.
-        count: numbers m of measured values that they are means over, broadcast to it.
-
-    Returns:
-        Booleans in the shape of ``square``.
+        square: the mean square u in units of the noise's variance.
+        count: number m of measured values that it is a mean over.
     """
-    least = torch.finfo(square.dtype).tiny
-    return count * (square - 1 - square.clamp(min=least).log()) / 2 > -_RARE
+    return count * (square - 1 - math.log(max(square, _LEAST))) / 2 > -_RARE
 
 
-def _which(rows: Tensor) -> str:
-    return "the measurement" if len(rows) == 1 else f"{int(rows.sum())} of {len(rows)} measurements"
+def _which(rows: list[float], measurements: Tensor) -> str:
+    return "the measurement" if len(measurements) == 1 else f"{len(rows)} of {len(measurements)} measurements"

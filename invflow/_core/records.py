@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from invflow._core.files import write_atomically
+from invflow._core.source import code_digest
 from invflow._core.version import VERSION
 
-__all__ = ["as_json", "digest", "fingerprint", "finite", "parse_json", "read_posterior", "read_record", "versions",
-           "write_atomically", "write_posterior", "write_record"]
+__all__ = ["as_json", "code_versions", "digest", "fingerprint", "finite", "parse_json", "read_posterior", "read_record",
+           "versions", "write_atomically", "write_posterior", "write_record"]
 
 _POSTERIOR = ("invflow.posterior/2", "invflow.posterior/1")
 _DIAGNOSTIC = "diagnostics."  # prefix of the tensors among the diagnostics
@@ -193,6 +194,12 @@ def as_json(value: Any, where: str) -> Any:
 def versions() -> dict[str, str]:
     """Versions of what makes a posterior."""
     return {"invflow": VERSION, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def code_versions() -> dict[str, str]:
+    """Versions of the code that decides numbers, with a digest of the library's own; Python's does not."""
+    known = {key: value for key, value in versions().items() if key != "python"}
+    return {**known, "code": code_digest()}
 
 
 def parse_json(text: str) -> Any:

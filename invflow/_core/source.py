@@ -23,19 +23,22 @@ _PACKAGES = ("invflow", "invflow_operators", "invflow_problems")
 
 
 @functools.cache
-def code_digest() -> str:
+def code_digest(*without: str) -> str:
     """Digest of the code of this library, without comments and docstrings: 16 hexadecimal digits, the same until the
     source changes. Taken once in a process, of the source as it is then.
 
     The interpreter's own compiled files are read where they are up to date, so that it takes a fraction of a second.
+
+    Args:
+        without: further rooms, such as ``"metrics"``, that make none of the numbers in question.
     """
-    found = hashlib.blake2b(digest_size=8)
+    found, silent = hashlib.blake2b(digest_size=8), _SILENT.union(without)
     for name in _PACKAGES:
         spec = importlib.util.find_spec(name)
         for folder in sorted(spec.submodule_search_locations or ()) if spec else ():
             for file in sorted(Path(folder).rglob("*.py")):
                 place = file.relative_to(folder)
-                if name != "invflow" or place.parts[0] not in _SILENT:
+                if name != "invflow" or place.parts[0] not in silent:
                     found.update(f"{name}/{place.as_posix()}".encode())
                     found.update(_digest(_code(file)))
     return found.hexdigest()

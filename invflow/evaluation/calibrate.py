@@ -18,8 +18,7 @@ from torch import Tensor
 from invflow._core.files import alone_in
 from invflow._core.identity import identity
 from invflow._core.random import as_generator, draw_noise
-from invflow._core.records import as_json, finite, versions
-from invflow._core.source import code_digest
+from invflow._core.records import as_json, code_versions, finite
 from invflow.evaluation.certificate.certificate import Certificate, clear, read_simulations, write_simulations
 from invflow.evaluation.certificate.judgement import LEVELS
 from invflow.evaluation.certificate.quantities import Quantity, default_quantities, evaluate
@@ -134,7 +133,7 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
             "solver": _settings(solver), "truths": base, "split": split if source == "data" else None, "seed": seed,
             "chunk_size": chunk_size, "quantities": list(chosen), "image_shape": list(problem.image_shape),
             "num_simulations": num_simulations, "num_samples": num_samples, "num_particles": num_particles,
-            "problem": problem.name, "versions": _code(), "content": content,
+            "problem": problem.name, "versions": code_versions(), "content": content,
         }
         done = _resume(folder, settings)
         parts = [done] if done else []
@@ -281,11 +280,6 @@ def _child(seed: int, purpose: str) -> torch.Generator:
 
 def _settings(solver: Solver) -> dict[str, Any]:
     return {"class": type(solver).__name__, **plain(solver.settings())}
-
-
-def _code() -> dict[str, str]:
-    """Versions of the code that decides numbers, with a digest of the library's own; Python's does not."""
-    return {**{key: value for key, value in versions().items() if key != "python"}, "code": code_digest()}
 
 
 def _contents(solver: Solver, simulated: object, quantities: object) -> dict[str, str | None]:

@@ -28,6 +28,7 @@ NUM_FREQUENCIES, LOWEST, HIGHEST = 16, 1 / 128, 0.5 * math.sqrt(2)
 
 
 @functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)  # kept beyond the mode that it is first asked for in
 def dct_matrix(n: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
     """The orthonormal cosine transform of length n (DCT-II; Ahmed, Natarajan and Rao 1974), ``(n, n)``.
 
@@ -68,6 +69,7 @@ def _dct(x: Tensor, inverse: bool) -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def _makhoul(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Order, twiddle factors and scale that turn a Fourier transform into a cosine transform (Makhoul 1980)."""
     order = torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2).flip(0)])
@@ -107,6 +109,7 @@ def block_dct(x: Tensor, inverse: bool = False) -> Tensor:
 
 
 @functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def opponent_matrix(channels: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
     """Orthonormal ``(C, C)``: of three channels brightness, red against blue, green against both; else the identity."""
     if channels != 3:

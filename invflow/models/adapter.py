@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from invflow._core.counting import Countable
 from invflow._core.folders import load_built, read_config, resolve_folder, save_module
+from invflow._core.watch import without_gradients
 from invflow.likelihood import GaussianLikelihood
 from invflow.models.neural import NeuralFlowMap, build_network, initialise, resized_copy
 from invflow.nets.embedding import TimeEmbedding
@@ -220,8 +221,9 @@ class Adapter(Countable):
             arguments = self.observe(reward.operator, reward.y, sigma)
         embedded, observed, summary, sigma = (a.to(device, dtype) for a in arguments)
         classes = torch.full((n,), index, device=device, dtype=torch.long)
-        mean, log_std, log_deviation = self.outputs(embedded, observed, summary, classes, sigma)
-        return Proposal(mean, log_std.exp(), None if log_deviation is None else log_deviation.exp())
+        with without_gradients():
+            mean, log_std, log_deviation = self.outputs(embedded, observed, summary, classes, sigma)
+        return Proposal(mean.clone(), log_std.exp(), None if log_deviation is None else log_deviation.exp())
 
     def warn_of(self, reward: Reward) -> None:
         """Warn, once for all observations, of an operator taken for another, and of noise beyond :attr:`levels`.

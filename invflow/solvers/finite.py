@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -45,7 +47,7 @@ def check_finite(solver: str, where: str, count: int, images: Tensor, scores: Te
     Raises:
         ValueError: with the solver, the step, the observation and the particle.
     """
-    if scores is None and bool(torch.isfinite(images.sum())):
+    if scores is None and math.isfinite(images.sum().item()):
         return  # where sums overflow, the images are looked at one by one
     bad = {"image": ~torch.isfinite(images)}
     if scores is not None:

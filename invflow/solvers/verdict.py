@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,49 +30,49 @@ def sentence(residual: Tensor, level_known: Tensor | None, operator_known: Tenso
         (:func:`invflow.calibrate`) speaks of the spread where nothing was measured.
     """
     given = (residual, level_known, operator_known, moved)
-    # all in one copy: a GPU is waited for once
-    rows = iter(torch.stack([x.to(residual) for x in given if x is not None]).cpu())
-    residual, level_known, operator_known, moved = (x if x is None else next(rows) for x in given)  # type: ignore[assignment]
-    level_known, operator_known = (x if x is None else x.bool() for x in (level_known, operator_known))
-    said = [_fit(residual)]
+    # numbers on the host, all in one copy: a GPU is waited for once, and tensors of a few cost more than all the rest
+    rows = iter(torch.stack([x.to(residual) for x in given if x is not None]).tolist())
+    values, levels, operators, moves = (None if x is None else next(rows) for x in given)
+    said = [_fit(values)]
     strange = []
-    if level_known is not None and not bool(level_known.all()):
-        strange.append(f"{_lower(~level_known)} noise lies outside the levels that it was trained for")
+    if levels is not None and not all(levels):
+        strange.append(f"{_lower([not known for known in levels])} noise lies outside the levels that it was trained "
+                       "for")
     if stand_in is not None:
         strange.append(f"the operator was taken for one of {stand_in}")
-    elif operator_known is not None and not bool(operator_known.all()):
-        strange.append(f"{_lower(~operator_known)} operator lies outside those that it was trained for")
+    elif operators is not None and not all(operators):
+        strange.append(f"{_lower([not known for known in operators])} operator lies outside those that it was trained "
+                       "for")
     if strange:
         said.append(f"But {', and '.join(strange)}: the answer is an extrapolation.")
-    elif level_known is not None or operator_known is not None:
-        inside = [what for what, known in (("noise", level_known), ("operator", operator_known)) if known is not None]
+    elif levels is not None or operators is not None:
+        inside = [what for what, known in (("noise", levels), ("operator", operators)) if known is not None]
         said.append(f"{' and '.join(inside).capitalize()} {'are' if len(inside) > 1 else 'is'} within what it was "
                     "trained for.")
-    if moved is not None:
-        said.append(f"The correction by the data moved the samples by {float(moved.square().mean().sqrt()):.3f} "
+    if moves is not None:
+        said.append(f"The correction by the data moved the samples by {math.hypot(*moves) / len(moves) ** 0.5:.3f} "
                     "(root mean square).")
     return " ".join(said)
 
 
-def _fit(residual: Tensor) -> str:
-    values = residual.tolist()  # a few numbers on the host: tensors of them would cost more than all the rest
+def _fit(values: list[float]) -> str:
     low, high = min(values), max(values)
     span = f"{low:.2f}" + (f" to {high:.2f}" if len(values) > 1 else "")
     if high > MISSES:
-        return (f"{_share(residual > MISSES)} measurement is missed by the samples, by {span} times its noise where 1 "
-                "is right: they are no draws of the posterior.")
+        return (f"{_share([v > MISSES for v in values])} measurement is missed by the samples, by {span} times its "
+                "noise where 1 is right: they are no draws of the posterior.")
     if high > MEETS[1]:
-        return (f"{_share(residual > MEETS[1])} measurement is not quite met: the samples miss by {span} times its "
-                "noise, 1 is right.")
+        return (f"{_share([v > MEETS[1] for v in values])} measurement is not quite met: the samples miss by {span} "
+                "times its noise, 1 is right.")
     if low < MEETS[0]:
-        return (f"{_share(residual < MEETS[0])} measurement is met too closely, its noise included: {span} times it, 1 "
-                "is right.")
+        return (f"{_share([v < MEETS[0] for v in values])} measurement is met too closely, its noise included: {span} "
+                "times it, 1 is right.")
     return f"The samples meet the measurement{'s' * (len(values) > 1)}: residuals of {span} times the noise."
 
 
-def _share(rows: Tensor) -> str:
-    return "The" if len(rows) == 1 else f"In {int(torch.sum(rows))} of {len(rows)} observations the"
+def _share(rows: list[bool]) -> str:
+    return "The" if len(rows) == 1 else f"In {sum(rows)} of {len(rows)} observations the"
 
 
-def _lower(rows: Tensor) -> str:
+def _lower(rows: list[bool]) -> str:
     return _share(rows)[0].lower() + _share(rows)[1:]

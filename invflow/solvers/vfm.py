@@ -16,9 +16,10 @@ from torch import Tensor
 
 from invflow._core.chunks import ChunkSize, check_chunk_size
 from invflow._core.folders import read_config, resolve_folder
-from invflow._core.identity import remembered
 from invflow._core.random import draw_noise
 from invflow._core.records import fingerprint, write_atomically
+from invflow._core.remembered import remembered
+from invflow._core.watch import without_gradients
 from invflow.flowmap import rows_at_a_time
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.correction import correct, measurement_noise
@@ -131,17 +132,20 @@ class VFM(Solver):
             on_host = torch.zeros(rows, dtype=torch.long) if alone else torch.arange(len(mean)).repeat_interleave(n)
             owner = on_host if alone else on_host.to(mean.device)
             log_weights = precise(noise.new_empty(rows)) if self.importance else None
-            misfit, moved, applied = noise.new_zeros(3, rows)
+            misfit = noise.new_empty(rows)
+            moved, applied = (None, None) if correction is None else noise.new_zeros(2, rows)
 
             def run(part: slice) -> None:
                 # a single observation's need not be copied for each of its samples
                 centre, spread = (mean, std) if alone else (mean[owner[part]], std[owner[part]])
                 z = torch.addcmul(centre, spread, noise[part])
-                made = prior.decode(prior.flow(adapter.to_state(z), self.steps))
+                with without_gradients():
+                    made = prior.decode(prior.flow(adapter.to_state(z), self.steps))
+                made = made.clone()  # rewards may take its gradients
                 if log_weights is not None:
                     ratio = log_prior_over_proposal(z, centre, spread)
                     log_weights[part] = ratio + score_rows(reward, made, on_host[part])
-                if correction is not None:
+                if correction is not None and moved is not None and applied is not None:
                     was, (made, applied[part]) = made, correction(part, made)
                     moved[part] = (made - was).square().flatten(1).mean(1)
                 if isinstance(reward, GaussianLikelihood) and alone:
@@ -161,7 +165,7 @@ class VFM(Solver):
             check_finite("VFM", f"after {self.steps} of {self.steps} steps", n, images, log_weights)
         diagnostics: dict[str, Any]
         diagnostics, log_evidence = {"noise_std": std.flatten(1).mean(dim=1)}, None
-        if correction is not None:
+        if moved is not None and applied is not None:
             diagnostics["consistency_steps"] = applied.view(len(mean), -1).mean(1)
             diagnostics["correction"] = moved.view(len(mean), -1).mean(1).sqrt()
         if isinstance(reward, GaussianLikelihood):

@@ -116,9 +116,9 @@ def load(folder: Path, parameters: dict[str, Tensor], average: dict[str, Tensor]
 
 
 def _check_same(path: Path, theirs: dict[str, str | None] | None, ours: dict[str, str | None]) -> None:
-    """Refuse a checkpoint of other data or other modules, and where it cannot be known whether it is one.
+    """Refuse a checkpoint of other data, modules or code, and where it cannot be known whether it is one.
 
-    Checkpoints of earlier versions say nothing of them and are taken.
+    Checkpoints of earlier versions, which say nothing of them, are taken.
     """
     words = {"objective": "another prior, network or objective", "data": "other data"}
     if theirs is None:
@@ -129,3 +129,6 @@ def _check_same(path: Path, theirs: dict[str, str | None] | None, ours: dict[str
                              "to compare (a lock, say): train into another folder")
         if theirs[key] != ours[key]:
             raise ValueError(f"{path} was made with {word}: train into another folder, or repeat what was passed then")
+    if theirs.get("code", ours["code"]) != ours["code"]:
+        raise ValueError(f"{path} was made with other code of invflow, with which it would not end as it began: train "
+                         "into another folder, or go on with the version that began it")

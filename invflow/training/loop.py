@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from invflow._core.files import alone_in
 from invflow._core.records import write_atomically
+from invflow._core.source import code_digest
 from invflow.models.compiled import compiled_networks
 from invflow.training.checkpoint import CHECKPOINT, known, load
 from invflow.training.checkpoint import save as save_checkpoint
@@ -27,6 +28,8 @@ __all__ = ["LoopSettings", "Objective", "fit"]
 
 #: steps between which several processes ask each other whether one is to stop; a launcher waits half a minute for that
 ASK_EVERY = 10
+#: rooms whose code no training runs, so that one goes on when they change
+_UNUSED = ("app", "deepinv_bridge", "evaluation", "metrics", "restore", "teaching")
 Batches = Callable[[int, int, int], Tensor]
 Sampler = Callable[[int, torch.Generator], Tensor]
 
@@ -183,7 +186,8 @@ def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: 
 
     Raises:
         ValueError: if the folder's checkpoint belongs to other settings, data or modules (what they began as counts,
-            so that a prior, its statistics and an objective's settings do too), or another run is at work in it.
+            so that a prior, its statistics and an objective's settings do too) or to other code of the library, or
+            another run is at work in it.
         FloatingPointError: if the loss, a weight or its average is not finite; names the step. The last good
             checkpoint stays.
     """
@@ -208,7 +212,8 @@ def _fit(objective: Objective, batches: Batches, settings: LoopSettings, folder:
         f"{name}.{key}": p
         for name, module in objective.trained().items() for key, p in module.named_parameters() if p.requires_grad
     }
-    made_with = {"objective": known(objective), "data": known(batches)}  # before anything is loaded or moved
+    # before anything is loaded or moved
+    made_with = {"objective": known(objective), "data": known(batches), "code": code_digest(*_UNUSED)}
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, betas=settings.betas,
                                   weight_decay=settings.weight_decay)
     objective.to(accelerator.device)

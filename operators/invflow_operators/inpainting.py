@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invflow.operator import Operator
+from invflow.operator import SUMMARY_SIZE, Operator
 from invflow.plugins import as_generator, as_shape
 from invflow_operators._free_form import draw_free_form
 
@@ -126,8 +126,8 @@ class MaskInpainting(Operator):
 
     def context(self) -> tuple[Tensor, Tensor]:
         """The mask, averaged over channels, as map; no kernel."""
-        maps, vector = super().context()
-        return self.mask.to(maps).mean(1, keepdim=True), vector
+        maps = self.mask.to(self.dtype)
+        return maps.mean(1, keepdim=True), maps.new_zeros(self.num_sets, SUMMARY_SIZE)
 
 
 #: what it is called by those who bring a mask

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import importlib
 import mmap
 import os
 import pickle
@@ -24,7 +25,9 @@ import torch
 from torch import nn
 
 import invflow
-from invflow._core.identity import UnidentifiedError, identity, quick_identity, trusting
+from invflow._core import source
+from invflow._core.identity import UnidentifiedError, identity
+from invflow._core.remembered import quick_identity, trusting
 from invflow._core.source import _digest
 
 SCALE = [2.0]
@@ -126,7 +129,7 @@ def test_what_is_remembered_holds_as_long_as_its_tensors(monkeypatch: pytest.Mon
     from invflow._core import identity as module
 
     with monkeypatch.context() as patched:  # nothing is read again
-        patched.setattr(module._Reader, "read", lambda *_: pytest.fail("read again"))
+        patched.setattr(module.Reader, "read", lambda *_: pytest.fail("read again"))
         known = quick_identity(prior)
     for change in (lambda m: next(iter(m.means[:1])).add_(1), lambda m: setattr(m, "ode_steps", 7),
                    lambda m: setattr(m, "means", m.means + 1), lambda m: m.double()):
@@ -200,7 +203,7 @@ def test_each_module_is_looked_at_once_for_a_sample(monkeypatch: pytest.MonkeyPa
     problem = invflow.load_problem("mnist/denoising")
     likelihood = problem.simulate(1, generator=torch.Generator().manual_seed(0))[1]
     first = vfm.sample(likelihood, 1, generator=0).settings
-    from invflow._core import identity as module
+    from invflow._core import remembered as module
 
     looked: list[object] = []
     holds = module._Seen.holds
@@ -246,6 +249,42 @@ def test_another_process_finds_the_same() -> None:
     found = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                             env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")}
     assert len(found) == 1
+
+
+def test_a_module_that_is_held_is_known_by_what_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A solver's backend, say: one of the user's own by its content, an installed one by its version."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def held(text: str) -> invflow.Solver:
+        (tmp_path / "backend.py").write_text(text)
+        sys.modules.pop("backend", None)
+        importlib.invalidate_caches()
+        solver = invflow.FMTT(mixture())
+        solver.backend = importlib.import_module("backend")  # type: ignore[attr-defined]
+        return solver
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    texts = ["import torch\nSCALE = 2.0\ndef drift(x):\n    return SCALE * torch.sin(x)\n"]
+    texts += [texts[0].replace("2.0", "3.0"), texts[0].replace("sin", "cos")]
+    first, *others = (held(text).fingerprint() for text in texts)
+    assert held(texts[0]).fingerprint() == first
+    assert len({first, *others}) == 3
+    with pytest.raises(UnidentifiedError, match=r"backend\.LOCK is a _thread\.lock"):
+        held("import threading\nLOCK = threading.Lock()\n").fingerprint()
+    assert identity(torch) == identity(torch) != identity(os)
+
+
+def test_the_code_of_the_library_is_read_from_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(source, "_PACKAGES", ("pretended",))
+    (tmp_path / "pretended").mkdir()
+    (tmp_path / "pretended" / "__init__.py").touch()
+
+    def digest(text: str) -> str:
+        (tmp_path / "pretended" / "operator.py").write_text(text)
+        return source.code_digest.__wrapped__()
+
+    assert digest("factor = 2") == digest("factor = 2  # twice") != digest("factor = 3")
 
 
 SOURCE = '''

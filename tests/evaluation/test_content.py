@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,6 +96,27 @@ def written(factor: float) -> invflow.Solver:
     return space["Written"](1.0)
 
 
+def shifting(shift: float) -> invflow.Operator:
+    """An operator whose number stands in its source."""
+    space: dict = {"Denoising": Denoising, "__name__": __name__}
+    exec(f"class Shifting(Denoising):\n    linear = False\n    def forward(self, x):\n        return x + {shift}\n",
+         space)
+    return space["Shifting"]((1, 4, 4))
+
+
+class Delegates(Narrow):
+    """A solver that leaves its number to a module."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__(1.0)
+        self.backend = types.ModuleType("backend")
+        self.backend.shift = shift  # type: ignore[attr-defined]
+
+    def sample(self, reward, num_samples, *, generator=None, progress=False) -> Posterior:
+        posterior = super().sample(reward, num_samples, generator=generator)
+        return Posterior(posterior.samples + self.backend.shift)
+
+
 def fmtt(prior: invflow.FlowMap) -> invflow.FMTT:
     return invflow.FMTT(prior, steps=2)
 
@@ -175,6 +197,11 @@ CASES: dict[str, tuple[Callable[[], Pair], Callable[[], Pair], str]] = {
         lambda: (denoising(), Narrow(1.0)), lambda: (denoising(), Narrow(0.1)), "solver"),
     "settings that say too little": (
         lambda: (denoising(), SaysLittle(1.0)), lambda: (denoising(), SaysLittle(0.1)), "solver"),
+    "the source of an operator": (
+        lambda: (denoising(operator=shifting(0.0)), Narrow(1.0)),
+        lambda: (denoising(operator=shifting(0.5)), Narrow(1.0)), "observations"),
+    "a module that a solver holds": (
+        lambda: (denoising(), Delegates(0.0)), lambda: (denoising(), Delegates(0.5)), "solver"),
     "the source of a solver": (
         lambda: (denoising(), written(1.0)), lambda: (denoising(), written(0.1)), "solver"),
 }
@@ -391,8 +418,8 @@ def test_a_part_has_a_time_limit(tmp_path: Path) -> None:
 
 def test_versions_are_those_of_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = {"invflow": "1", "torch": "2", "python": "3.10"}
-    for place in ("bench", "parts"):
-        monkeypatch.setattr(f"invflow.evaluation.results.{place}.versions", lambda: dict(first))
+    for place in ("_core.records", "evaluation.results.parts"):
+        monkeypatch.setattr(f"invflow.{place}.versions", lambda: dict(first))
     invflow.compare(denoising(), {"mine": Narrow(1.0)}, output=tmp_path, **SETTINGS)
     # another Python goes on, and is named beside the first
     first["python"] = "3.12"
@@ -401,6 +428,18 @@ def test_versions_are_those_of_the_parts(tmp_path: Path, monkeypatch: pytest.Mon
     first["torch"] = "3"  # other code is another comparison
     with pytest.raises(ValueError, match="differs in versions"):
         invflow.compare(denoising(), {"mine": Narrow(1.0)}, output=tmp_path, **SETTINGS)
+
+
+def test_parts_of_other_code_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed source of the library, of a solver or an operator, say, is another comparison, and calibration."""
+    options = {"output": tmp_path / "calibrated", **CALIBRATION}
+    invflow.compare(denoising(), {"mine": Narrow(1.0)}, output=tmp_path / "compared", **SETTINGS)
+    invflow.calibrate(exact(0.5), linear(), generator=generator(), **options)
+    monkeypatch.setattr("invflow._core.records.code_digest", lambda: "changed")
+    with pytest.raises(ValueError, match="differs in versions"):
+        invflow.compare(denoising(), {"mine": Narrow(1.0)}, output=tmp_path / "compared", **SETTINGS)
+    with pytest.raises(ValueError, match="versions"):
+        invflow.calibrate(exact(0.5), linear(), generator=generator(), **options)
 
 
 def test_a_comparison_is_extended_without_computing_its_parts_again(tmp_path: Path) -> None:

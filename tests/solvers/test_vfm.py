@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import invflow
+from invflow.likelihood import GaussianLikelihood
+from invflow.linear.spectral import dct_matrix
 from invflow.models.adapter import Adapter
 from invflow.models.neural import NeuralFlowMap
 from invflow.operators import BoxInpainting, Denoising, GaussianBlur, MatrixOperator, SuperResolution
@@ -241,3 +243,29 @@ def test_settings_tell_one_adapter_from_another():
     rto = [invflow.NoiseRTO(v.prior, proposal=v.adapter).settings()["proposal"] for v in (vfm, other)]
     assert smc == rto
     assert len(set(smc)) == 2
+
+
+def test_what_is_made_without_gradients_serves_where_they_are_taken() -> None:
+    """Networks run in inference mode, whose tensors take no part in gradients: nothing that leaves them may be one."""
+    vfm, likelihood = tiny_vfm(importance=True), likelihood_for(Denoising(SHAPE))
+
+    class Steep(GaussianLikelihood):
+        def __call__(self, x):
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                (slope,) = torch.autograd.grad(super().__call__(x).sum(), x)
+            return super().__call__(x) + 0 * slope.flatten(2).sum(2)
+
+    steep = Steep(likelihood.operator, likelihood.y, likelihood.sigma)
+    with pytest.warns(UserWarning, match="misses"):
+        assert not vfm.sample(steep, 2, generator=0).samples.is_inference()
+    with torch.no_grad():
+        assert not any(part.is_inference() for part in vfm.adapter.propose(likelihood))
+
+
+def test_matrices_first_asked_for_in_inference_mode_are_trained_with() -> None:
+    dct_matrix.cache_clear()
+    with torch.inference_mode():
+        dct_matrix(6)
+    x = torch.ones(2, 6, requires_grad=True)
+    (dct_matrix(6) @ x.mT * x.mT.square()).sum().backward()

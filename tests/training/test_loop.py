@@ -74,6 +74,17 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, other: Any, word:
     assert train(tmp_path, Fit(), log_every=2)  # the same goes on, with what is free to change changed
 
 
+def test_a_folder_of_other_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tmp_path, Fit(), stop_at=3)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with monkeypatch.context() as changed:
+        changed.setattr("invflow.training.loop.code_digest", lambda *_: "another")
+        with pytest.raises(ValueError, match=r"other code of invflow.*the version that began it"):
+            train(tmp_path, Fit())
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    assert train(tmp_path, Fit())
+
+
 def test_what_cannot_be_identified_trains_but_is_not_resumed(tmp_path: Path) -> None:
     def sampler(n: int, generator: torch.Generator, held: Any = threading.Lock()) -> Tensor:  # noqa: B008
         return torch.rand(n, 3, generator=generator)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from invflow._core.identity import identity
-from invflow._core.records import versions
-from invflow._core.source import code_digest
+from invflow._core.records import code_versions
 from invflow._core.weighted import least_samples
 from invflow.evaluation.results.measure import PeakMemory, time_limit
 from invflow.evaluation.results.parts import Part, Stage, Task, derive_seed
@@ -69,7 +68,7 @@ class Bench:
         """
         stage = self._stage(task)
         return {**self.settings, "problem": task.problem, "label": task.solver, "start": task.start, "stop": task.stop,
-                "stage": list(stage), "solver": self._describe(task), "versions": _code(),
+                "stage": list(stage), "solver": self._describe(task), "versions": code_versions(),
                 "content of the observations": self._content(
                     ("observations", task.problem, str(task.start)), partial(self._rows, task)),
                 "content of the problem": self._content(("problem", task.problem), partial(self._judged_by, task)),
@@ -211,11 +210,6 @@ class Bench:
         if shown > 0:
             tensors |= _gallery(posterior, reward, truth, shown, generator)
         return Part(columns, costs, tensors, seed)
-
-
-def _code() -> dict[str, str]:
-    """Versions of the code that decides numbers, with a digest of the library's own; Python's does not."""
-    return {**{key: value for key, value in versions().items() if key != "python"}, "code": code_digest()}
 
 
 def _reason(error: BaseException) -> str:
