@@ -23,6 +23,7 @@ __all__ = ["RankTest", "detectable_shift", "detectable_spread", "ecdf_band", "ho
            "rank_test"]
 
 _GREATEST_SPREAD = 64.0
+_FLOOR = 1e-10  # rounding in the recursion reaches 1e-12 from below a few thousand simulations
 
 
 def random_ranks(samples: Tensor, truth: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -70,6 +71,10 @@ class RankTest:
     lower: Tensor
     upper: Tensor
     alpha: float
+
+    def __str__(self) -> str:
+        """The p-value, to two digits; under 1e-10, where rounding leaves the exact computation none, its bound."""
+        return f"p < {_FLOOR:.0e}" if self.p_value < _FLOOR else f"p = {self.p_value:.2g}"
 
 
 def rank_test(ranks: Tensor, num_samples: int, alpha: float = 0.05) -> RankTest:

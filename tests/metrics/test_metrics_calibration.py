@@ -381,3 +381,11 @@ def test_highest_density_coverage_is_nominal():
 def test_errors_say_what_is_wrong(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_p_value_without_digits_is_printed_as_its_bound():
+    found = metrics.rank_test(torch.zeros(500, dtype=torch.long), 99)
+    assert found.p_value < 1e-10
+    assert str(found) == "p < 1e-10"
+    ranks = torch.arange(500) % 100
+    assert str(metrics.rank_test(ranks, 99)) == f"p = {metrics.rank_test(ranks, 99).p_value:.2g}"
