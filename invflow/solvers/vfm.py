@@ -144,11 +144,8 @@ class VFM(Solver):
                 if correction is not None:
                     was, (made, applied[part]) = made, correction(part, made)
                     moved[part] = (made - was).square().flatten(1).mean(1)
-                if isinstance(reward, GaussianLikelihood) and alone:
-                    misfit[part] = reward.residual(made[None])[0]
-                elif isinstance(reward, GaussianLikelihood):
-                    own = cast(GaussianLikelihood, reward.select(on_host[part]))
-                    misfit[part] = own.residual(made[:, None])[:, 0]
+                if isinstance(reward, GaussianLikelihood):
+                    misfit[part] = _misfit(reward, made, None if alone else on_host[part])
                 images[part] = made  # last: where memory ends, the same noise is worked on once more
 
             parts: Iterable[object] = size.over(rows, run)
@@ -340,6 +337,13 @@ def _checked_consistency(consistency: bool | float | None, adapter: Adapter, imp
 def _cuttable(prior: NeuralFlowMap, adapter: Adapter) -> bool:
     """Whether tiles change nothing: a map without a network has nothing to cut."""
     return (prior.network is None or can_tile(prior)) and can_tile(adapter)
+
+
+def _misfit(likelihood: GaussianLikelihood, images: Tensor, owner: Tensor | None) -> Tensor:
+    """Residual of each image ``(n,)`` to its own observation; to the only one for None."""
+    if owner is None:
+        return likelihood.residual(images[None])[0]
+    return cast(GaussianLikelihood, likelihood.select(owner)).residual(images[:, None])[:, 0]
 
 
 def _pixels(shape: Sequence[int]) -> int:
