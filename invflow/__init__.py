@@ -148,7 +148,8 @@ _MOVED = {
     "wrappers": "models.wrappers",
 }
 #: modules that gave names to others
-_LENT = {"reward": "likelihood", "solvers.exact": "linear.structure", "operator": "_core.conjugate_gradients"}
+_LENT = {"reward": "likelihood", "solvers.exact": "linear.structure", "operator": "_core.conjugate_gradients",
+         "evaluation.summary": "evaluation.measures"}
 
 
 def _full(table: dict[str, str]) -> dict[str, list[str]]:

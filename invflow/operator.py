@@ -17,6 +17,7 @@ from invflow._core.asked import Asked
 from invflow._core.checks import Index, as_index, as_levels, to_tensor_hint, warn_of_range
 from invflow._core.conjugate_gradients import conjugate_gradient
 from invflow._core.random import as_generator, draw_noise
+from invflow._core.shapes import column
 from invflow._core.watch import check_untouched, version
 
 __all__ = ["ComposedOperator", "Operator", "SUMMARY_LATTICE", "SUMMARY_SIZE"]
@@ -109,7 +110,9 @@ class Operator(Asked, torch.nn.Module):
 
     image_shape: tuple[int, ...]
     measurement_shape: tuple[int, ...]
-    #: what the matrix of A is, where the operator knows: ``"identity"``; None: to be found out
+    #: what the matrix of A is, where the operator knows: ``"identity"``, ``"diagonal"`` (each entry times a number),
+    #: ``"circular"`` (a circular convolution of each channel) or ``"dense"`` (neither); None: to be found out. A
+    #: subclass that writes another :meth:`forward` says it anew
     structure: str | None = None
     linear: bool = True
     problem_class: str | None = None
@@ -122,6 +125,8 @@ class Operator(Asked, torch.nn.Module):
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
             type.__setattr__(cls, "__init__", _asks_for_a_shape(cls.__dict__["__init__"]))
+        if "forward" in cls.__dict__ and "structure" not in cls.__dict__:
+            cls.structure = None
         for name in ("adjoint", "pseudo_inverse", "embed"):
             method = cls.__dict__.get(name)
             if method is not None and not hasattr(method, "__invflow_checked__"):
@@ -290,7 +295,7 @@ class Operator(Asked, torch.nn.Module):
         observed = self.observed()
         if observed is not None:
             noise = noise * observed
-        return clean + level.reshape(-1, *([1] * (clean.ndim - 1))) * noise
+        return clean + column(level, clean) * noise
 
     def expand(self, k: int) -> Operator:
         """Each set k times, in ``repeat_interleave`` order; itself if one set is shared by all images."""

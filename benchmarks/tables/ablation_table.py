@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "joint, patches": {"consistency": False},
     "joint, patches, through the correction": {},
 }
-COLUMNS = (("crps", 4), ("patches", 4), ("single", 2), ("residual", 2), ("coverage", 3), ("ink", 3))
+COLUMNS = (("crps", 4), ("patches", 4), ("psnr_sample", 2), ("residual", 2), ("coverage", 3), ("coverage_near_ink", 3))
 
 
 def corrections(likelihood: GaussianLikelihood, samples: Tensor, deviation: Tensor, seed: int) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ import torch
 
 from benchmarks.release.tune_samplers import CANDIDATES
 from invflow.evaluation.comparison import Comparison
+from invflow.evaluation.measures import METRICS
 from invflow.evaluation.results.text import with_error
-from invflow.evaluation.summary import METRICS
 
 __all__ = ["contenders", "difference", "halves", "overview", "picked"]
 

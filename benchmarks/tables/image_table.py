@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invflow.evaluation.measures import measure
 from invflow.evaluation.summary import is_collapsed, write_json
 from invflow.flowmap import FlowMap
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.spectral import gaussian_estimate
-from invflow.metrics import coverage, crps, psnr
+from invflow.metrics import psnr
 from invflow.models.neural import NeuralFlowMap, load_prior
 from invflow.models.wrappers import VelocityFlow
 from invflow.nets.classifier import confident_share
@@ -38,6 +39,7 @@ from invflow.solvers.vfm import VFM
 
 __all__ = ["TASKS", "evaluate", "main", "stationary_estimate"]
 
+SHOWN = ("psnr", "crps", "coverage", "residual", "ess")
 TASKS = ("denoising", "random-inpainting", "box-inpainting", "super-resolution", "gaussian-blur", "motion-blur")
 
 
@@ -46,20 +48,14 @@ def standard_error(values: Tensor) -> float:
     return float(values.std() / math.sqrt(len(values)))
 
 
-def judge(posterior: Posterior, likelihood: GaussianLikelihood, truth: Tensor) -> dict[str, Tensor]:
-    """Metrics for each observation, each ``(B,)``."""
+def judge(posterior: Posterior, likelihood: GaussianLikelihood, truth: Tensor,
+          only: Sequence[str] = SHOWN) -> dict[str, Tensor]:
+    """Metrics for each observation, each ``(B,)``; the spread is that of hidden pixels."""
     hidden = likelihood.operator.observed()
     spread = posterior.std().flatten(1)
     quiet = torch.ones_like(spread, dtype=torch.bool) if hidden is None else ~hidden.flatten(1).expand_as(spread)
-    log_weights, ess = posterior.log_weights if posterior.weighted else None, posterior.ess()
-    found = {
-        "psnr": psnr(posterior.mean(), truth),
-        "crps": crps(posterior.samples, truth, log_weights).flatten(1).mean(dim=1),
-        "coverage": coverage(posterior.samples, truth, 0.9, log_weights).flatten(1).mean(dim=1),
-        "residual": (likelihood.chi_square(posterior.samples) * posterior.weights).sum(dim=1).sqrt(),
-        "spread": (spread.square() * quiet).sum(dim=1).div(quiet.sum(dim=1).clamp(min=1)).sqrt(),
-    }
-    return found if ess is None else {**found, "ess": ess}
+    found = measure(posterior, likelihood, truth, only=only)
+    return {**found, "spread": (spread.square() * quiet).sum(dim=1).div(quiet.sum(dim=1).clamp(min=1)).sqrt()}
 
 
 def stationary_estimate(prior: NeuralFlowMap, likelihood: GaussianLikelihood) -> Tensor:

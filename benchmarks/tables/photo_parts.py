@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from invflow.evaluation.measures import measure
 from invflow.evaluation.results.parts import derive_seed
 from invflow.evaluation.summary import write_json
 from invflow.likelihood import GaussianLikelihood
-from invflow.metrics import coverage, crps, psnr, ssim
 from invflow.operator import Operator
 from invflow.plugins import write_atomically
 from invflow.solver import Solver
@@ -198,19 +198,11 @@ def run_cell(output: Path, picture: Picture, task: str, name: str, solver: Calla
         write_json(cell, kept)
         return cell
     mean, samples = posterior.mean(), posterior.samples
-    cell |= {"psnr": float(psnr(mean, truth)), "ssim": float(ssim(mean, truth)), "seconds": posterior.seconds,
-             "calls": posterior.nfe.forward * posterior.num_samples}
     point = posterior.diagnostics.get("point_estimate", False)
-    rows = samples.split(64, dim=3)  # the sorting of samples takes several times their memory
-    parts = truth.split(64, dim=2)
-    if point:
-        cell["crps"] = float((mean - truth).abs().mean())
-    else:
-        scores = [crps(a, b) for a, b in zip(rows, parts, strict=True)]
-        cell["crps"] = float(torch.cat(scores, dim=2).mean())
-        if posterior.num_samples >= 19:
-            inside = [coverage(a, b, 0.9) for a, b in zip(rows, parts, strict=True)]
-            cell["coverage"] = float(torch.cat(inside, dim=2).float().mean())
+    found = measure(posterior, likelihood, truth, only=("psnr", "ssim", "crps", "coverage"))
+    cell |= {"crps": float((mean - truth).abs().mean()),  # of one sample; more have their own
+             **{key: float(value) for key, value in found.items()}, "seconds": posterior.seconds,
+             "calls": posterior.nfe.forward * posterior.num_samples}
     rows_shown, columns_shown = window(picture)
     write_picture(mean[0, :, rows_shown, columns_shown], path.with_name(path.name + ".png"))
     if not point:

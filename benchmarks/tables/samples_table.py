@@ -19,7 +19,6 @@ from torch import Tensor
 from benchmarks.tables.image_table import TASKS, judge, standard_error
 from invflow.evaluation.summary import write_json
 from invflow.likelihood import GaussianLikelihood
-from invflow.metrics import coverage_near_ink, psnr
 from invflow.nets.classifier import confident_share
 from invflow.posterior import Posterior
 from invflow.problem import load_problem
@@ -29,8 +28,8 @@ from invflow.training.losses import patch_score
 
 __all__ = ["main", "patch_energy"]
 
-COLUMNS = (("crps", 4), ("patches", 4), ("psnr", 2), ("single", 2), ("residual", 2), ("coverage", 3),
-           ("ink", 3))
+COLUMNS = (("crps", 4), ("patches", 4), ("psnr", 2), ("psnr_sample", 2), ("residual", 2), ("coverage", 3),
+           ("coverage_near_ink", 3))
 
 
 def patch_energy(samples: Tensor, truth: Tensor) -> Tensor:
@@ -42,8 +41,8 @@ def patch_energy(samples: Tensor, truth: Tensor) -> Tensor:
 
 def row(posterior: Posterior, likelihood: GaussianLikelihood, truth: Tensor) -> dict[str, Tensor]:
     """Metrics for each observation, each ``(B,)``."""
-    return {**judge(posterior, likelihood, truth), "patches": patch_energy(posterior.samples, truth),
-            "single": psnr(posterior.samples, truth).mean(1), "ink": coverage_near_ink(posterior.samples, truth)}
+    shown = [name for name, _ in COLUMNS]
+    return {**judge(posterior, likelihood, truth, shown), "patches": patch_energy(posterior.samples, truth)}
 
 
 def main() -> None:

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from invflow._core.shapes import column, only_observed
+
 __all__ = ["conjugate_gradient", "Map", "solve"]
 
 Map = Callable[[Tensor], Tensor]
@@ -18,7 +20,7 @@ Map = Callable[[Tensor], Tensor]
 _MOST_STEPS = 1000
 
 
-def solve(apply: Map, right: Tensor, precondition: Map, iterations: int, tolerance: float,
+def solve(apply: Map, right: Tensor, precondition: Map | None, iterations: int, tolerance: float,
           start: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Solve M x = right for a symmetric positive definite M, by preconditioned conjugate gradients, row by row.
 
@@ -27,7 +29,7 @@ def solve(apply: Map, right: Tensor, precondition: Map, iterations: int, toleran
     Args:
         apply: M, of rows ``(n, ...)``.
         right: ``(n, ...)``.
-        precondition: roughly the inverse of M, symmetric and positive definite.
+        precondition: roughly the inverse of M, symmetric and positive definite; None is the identity.
         iterations: at most so many.
         tolerance: a row has arrived where its residual, in the preconditioner's norm, is this share of that of
             ``right``; 0 takes all the steps.
@@ -36,35 +38,55 @@ def solve(apply: Map, right: Tensor, precondition: Map, iterations: int, toleran
     Returns:
         The solution, and the steps that each row took, ``(n,)``.
     """
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).flatten(1).sum(1)
+    if start is None:
+        return _iterate(apply, None, None, right, precondition, iterations, tolerance)[:2]
+    scaled = right if precondition is None else precondition(right)
+    return _iterate(apply, None, start, right - apply(start), precondition, iterations, tolerance,
+                    first=_dot(right, scaled))[:2]
 
-    def scale(factor: Tensor, values: Tensor) -> Tensor:
-        return factor.reshape(-1, *[1] * (values.ndim - 1)) * values
 
-    tiny = torch.finfo(right.dtype).tiny
-    x = torch.zeros_like(right) if start is None else start
-    residual = right if start is None else right - apply(start)
-    scaled = precondition(residual)
-    size = dot(residual, scaled)
-    target = tolerance**2 * (size if start is None else dot(right, precondition(right)))
-    direction, taken = scaled, torch.zeros_like(size)
-    for _ in range(iterations):
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1)
+
+
+def _iterate(forward: Map, back: Map | None, x: Tensor | None, residual: Tensor, precondition: Map | None,
+             iterations: int, tolerance: float, first: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Steps from x (None: 0) for M = ``forward``, or for ``back`` after it, whose residual is kept before ``back``.
+
+    Returns:
+        The solution, each row's steps ``(n,)``, and the square of what is left of its first residual, ``(n,)``.
+    """
+    def seen(residual: Tensor) -> tuple[Tensor, Tensor]:
+        gradient = residual if back is None else back(residual)
+        scaled = gradient if precondition is None else precondition(gradient)
+        return scaled, _dot(gradient, scaled)
+
+    tiny = torch.finfo(residual.dtype).tiny
+    direction, size = seen(residual)
+    x = torch.zeros_like(direction) if x is None else x
+    first = size if first is None else first
+    target, taken = first * tolerance**2, torch.zeros_like(size)
+    # a GPU would be waited for at each step; the steps that it takes in vain are of length zero
+    asked = 1 if x.device.type == "cpu" else 8
+    for k in range(iterations):
         active = size > target
-        if tolerance and not bool(active.any()):  # asked only where rows can arrive: a GPU would wait for the answer
+        if tolerance and k % asked == 0 and not bool(active.any()):
             break
-        moved = apply(direction)
-        step = torch.where(active, size / dot(direction, moved).clamp(min=tiny), 0.0)
-        x, residual = x + scale(step, direction), residual - scale(step, moved)
-        scaled = precondition(residual)
-        new = torch.where(active, dot(residual, scaled), size)
-        direction = scaled + scale(new / size.clamp(min=tiny), direction)
+        moved = forward(direction)
+        bend = _dot(direction, moved) if back is None else _dot(moved, moved)
+        step = torch.where(active, size / bend.clamp(min=tiny), 0.0)
+        x, residual = x + column(step, x) * direction, residual - column(step, residual) * moved
+        scaled, new = seen(residual)
+        new = torch.where(active, new, size)
+        direction = scaled + column(new / size.clamp(min=tiny), direction) * direction
         size, taken = new, taken + active
-    return x, taken
+    return x, taken, size / first.clamp(min=tiny)
 
 
 class Linear(Protocol):
     """A linear operator, as far as conjugate gradients need it."""
+
+    image_shape: tuple[int, ...]
 
     def __call__(self, x: Tensor) -> Tensor: ...
     def adjoint(self, y: Tensor) -> Tensor: ...
@@ -91,40 +113,16 @@ def conjugate_gradient(operator: Linear, y: Tensor, iterations: int | None = Non
     Warns:
         UserWarning: where the tolerance was to be reached and was not, with what is left.
     """
-    def squared_norm(values: Tensor) -> Tensor:
-        return values.square().flatten(1).sum(1)
-
-    def scale(factor: Tensor, values: Tensor) -> Tensor:
-        return factor.reshape(-1, *([1] * (values.ndim - 1))) * values
-
-    kind = torch.finfo(y.dtype)
-    tolerance = 10 * kind.eps if tolerance is None else tolerance
-    observed = operator.observed()
-    residual = y if observed is None else torch.where(observed, y, 0.0)
-    direction = operator.adjoint(residual)
-    image, size = torch.zeros_like(direction), squared_norm(direction)
-    first, target = size, size * tolerance**2
+    tolerance = 10 * torch.finfo(y.dtype).eps if tolerance is None else tolerance
+    seen = only_observed(y, operator.observed())
     to_the_end = iterations is None
     if iterations is None:
-        iterations = min(_MOST_STEPS, max(100, 20 * min(direction[0].numel(), y[0].numel())))
-    # a GPU would be waited for at each step; the steps that it takes in vain are of length zero
-    asked = 1 if y.device.type == "cpu" else 8
-    for k in range(iterations):
-        active = size > target
-        if k % asked == 0 and not bool(active.any()):
-            break
-        moved = operator(direction)
-        # a row that has arrived takes steps of length zero, and stays where it is
-        step = torch.where(active, size / squared_norm(moved).clamp(min=kind.tiny), 0.0)
-        image, residual = image + scale(step, direction), residual - scale(step, moved)
-        gradient = operator.adjoint(residual)
-        new_size = torch.where(active, squared_norm(gradient), size)
-        direction = gradient + scale(new_size / size.clamp(min=kind.tiny), direction)
-        size = new_size
-    if to_the_end and bool((size > target).any()):  # a GPU is waited for, once
-        left = math.sqrt(float((size / first.clamp(min=kind.tiny)).max()))
+        iterations = min(_MOST_STEPS, max(100, 20 * min(math.prod(operator.image_shape), y[0].numel())))
+    image, _, left = _iterate(operator, operator.adjoint, None, seen, None, iterations, tolerance)
+    if to_the_end and bool((left > tolerance**2).any()):  # a GPU is waited for, once
+        share = math.sqrt(float(left.max()))
         warnings.warn(f"the pseudo-inverse of {type(operator).__name__} was not reached: after {iterations} conjugate "
-                      f"gradient steps {left:.1g} of the gradient is left (asked for: {tolerance:.1g}), so that the "
+                      f"gradient steps {share:.1g} of the gradient is left (asked for: {tolerance:.1g}), so that the "
                       "image is a regularised one: the operator is badly conditioned, and the noise that is blown up "
                       "on the rest of the way is better left to a solver", stacklevel=2)
     return image

@@ -25,6 +25,19 @@ def _picture(label: str) -> gr.Image:
                     buttons=["download"])
 
 
+def _row(which: str) -> tuple[list[Any], tuple[Any, ...]]:
+    """Pictures of one solver: truth and observation, with the first; column, heading, pictures, scales."""
+    known: list[Any] = []
+    with gr.Column(visible=which == "first") as column:
+        said = gr.Markdown(elem_id=f"said-{which}")
+        with gr.Row(elem_classes="pictures"):
+            if which == "first":
+                known = [_picture("truth"), _picture("observation")]
+            shown = [_picture(name) for name in ("sample", "mean", "deviation", "interval width")]
+        scales = gr.Markdown()
+    return known, (column, said, shown, scales)
+
+
 def restore_tab() -> tuple[Any, Any]:
     """Everything on the first tab; what was restored, and the event after which it is."""
     own, first, second = gr.State(None), gr.State(None, time_to_live=3600), gr.State(None, time_to_live=3600)
@@ -55,17 +68,8 @@ def restore_tab() -> tuple[Any, Any]:
     with gr.Row():
         play = gr.Button("Play the samples", size="sm")
         gif = gr.DownloadButton("GIF of the samples", size="sm", interactive=False)
-    known: list[Any] = []
-    rows = []
-    for which in ("first", "second"):
-        with gr.Column(visible=which == "first") as column:
-            said = gr.Markdown(elem_id=f"said-{which}")
-            with gr.Row(elem_classes="pictures"):
-                if which == "first":
-                    known = [_picture("truth"), _picture("observation")]
-                shown = [_picture(name) for name in ("sample", "mean", "deviation", "interval width")]
-            scales = gr.Markdown()
-        rows.append((column, said, shown, scales))
+    known, first_row = _row("first")
+    rows = [first_row, _row("second")[1]]
     with gr.Accordion("Ask the posterior: which digit, how likely?", open=True):
         asking = gr.Button("Ask", size="sm")
         chances, answer = gr.Label(num_top_classes=5, label="probability of each digit"), gr.Markdown()

@@ -92,36 +92,17 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
         'passes'
     """
     solver, problem = _named(solver, problem)
-    if num_simulations < 2 or num_samples < 3 or not 0 < alpha < 1:
-        raise ValueError(f"num_simulations={num_simulations} must be at least 2, num_samples={num_samples} at least 3, "
-                         f"alpha={alpha} in (0, 1)")
-    if num_particles is not None and num_particles < num_samples:
-        raise ValueError(f"num_particles={num_particles} must be at least num_samples={num_samples}, which are drawn "
-                         "of them")
-    if getattr(problem, "tilts", False):
-        raise ValueError(f"the problem {problem.name!r} tilts its prior by a reward: it has no measurements to "
-                         "simulate; calibrate on an inverse problem")
-    if source not in ("prior", "data"):
-        raise ValueError(f"unknown source {source!r}: pass source='prior' or source='data'")
+    _check(problem, source, num_simulations, num_samples, num_particles, alpha)
     folder = None if output is None else Path(output)
     with contextlib.nullcontext() if folder is None else alone_in(folder):
         seed = _seed(generator, folder)
         posed, base = _posed(solver, problem, source)
         pilot = _pilot(posed, problem, source, split, _child(seed, "pilot"))
-        chosen = default_quantities(pilot, _child(seed, "quantities")) if defaults else {}
-        clash = sorted(set(chosen) & set(quantities or {}))
-        chosen |= dict(quantities or {})
-        if clash or not chosen:
-            raise ValueError(f"the name {clash[0]!r} is taken by a default quantity: choose another" if clash else
-                             "no quantities: pass some, or defaults=True")
+        chosen = _chosen(quantities or {}, default_quantities(pilot, _child(seed, "quantities")) if defaults else {})
         # all at once: data truths do not repeat, and how they are cut into chunks changes none of them
         truth, likelihood = posed.simulate(num_simulations, generator=_child(seed, "truths"), source="data",
                                            split=split)
-        # around the prior's middle, half as wide: further out the distances tell less of how pixels depend on each
-        # other
-        center, scale = pilot.double().mean(0), 0.5 * pilot.double().std(0)
-        noise = draw_noise(tuple(truth.shape), _child(seed, "references")).double()
-        references = (center + scale * noise.to(center)).to(truth)
+        references = _references(pilot, truth, _child(seed, "references"))
         content = _contents(solver, (truth, likelihood, references), chosen)  # before anything has changed the solver
         if num_particles is None:
             weighted = _uses_weights(solver, likelihood.select(0), _child(seed, "probe"))
@@ -173,6 +154,31 @@ def _named(solver: Solver | str, problem: Problem | str) -> tuple[Solver, Proble
     return built, posed
 
 
+def _check(problem: Problem, source: str, num_simulations: int, num_samples: int, num_particles: int | None,
+           alpha: float) -> None:
+    """Refuse settings out of range, and problems without measurements."""
+    if num_simulations < 2 or num_samples < 3 or not 0 < alpha < 1:
+        raise ValueError(f"num_simulations={num_simulations} must be at least 2, num_samples={num_samples} at least 3, "
+                         f"alpha={alpha} in (0, 1)")
+    if num_particles is not None and num_particles < num_samples:
+        raise ValueError(f"num_particles={num_particles} must be at least num_samples={num_samples}, which are drawn "
+                         "of them")
+    if getattr(problem, "tilts", False):
+        raise ValueError(f"the problem {problem.name!r} tilts its prior by a reward: it has no measurements to "
+                         "simulate; calibrate on an inverse problem")
+    if source not in ("prior", "data"):
+        raise ValueError(f"unknown source {source!r}: pass source='prior' or source='data'")
+
+
+def _chosen(own: Mapping[str, Quantity], default: dict[str, Quantity]) -> dict[str, Quantity]:
+    """All quantities by name."""
+    clash = sorted(set(default) & set(own))
+    if clash or not (own or default):
+        raise ValueError(f"the name {clash[0]!r} is taken by a default quantity: choose another" if clash else
+                         "no quantities: pass some, or defaults=True")
+    return {**default, **own}
+
+
 # -- truths and measurements --------------------------------------------------------------------------------------
 
 
@@ -194,6 +200,16 @@ def _pilot(posed: Problem, problem: Problem, source: str, split: str, generator:
         return problem.images("validation" if split == "test" else "test")
     result: Tensor = posed.simulate(_PILOT, generator=generator)[0]
     return result
+
+
+def _references(pilot: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
+    """References of TARP in the truths' shape: around the prior's middle, half as wide.
+
+    Further out the distances tell less of how pixels depend on each other.
+    """
+    center, scale = pilot.double().mean(0), 0.5 * pilot.double().std(0)
+    noise = draw_noise(tuple(truth.shape), generator).double()
+    return (center + scale * noise.to(center)).to(truth)
 
 
 def _uses_weights(solver: Solver, likelihood: Likelihood, generator: torch.Generator) -> bool:

@@ -12,12 +12,12 @@ import torch
 
 from invflow._core.files import alone_in, check_writable
 from invflow.evaluation.comparison import Comparison
+from invflow.evaluation.measures import LEVEL
 from invflow.evaluation.results.bench import Bench
 from invflow.evaluation.results.description import describe
 from invflow.evaluation.results.measure import check_timeout
 from invflow.evaluation.results.parts import WAITING, Part, Stage, Task, plan, read_part, read_stages, write_part
 from invflow.evaluation.results.results import gather
-from invflow.evaluation.summary import LEVEL
 from invflow.problem import Problem, load_problem
 from invflow.solver import Solver
 

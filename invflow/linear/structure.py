@@ -1,26 +1,126 @@
-"""Singular systems A = U diag(s) V^T of linear operators, found by probing: diagonal, circular, or small and dense."""
+"""What a linear operator is: diagonal, a circular convolution, or a matrix that is small enough; and what follows."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from invflow._core.conjugate_gradients import Map
-from invflow._core.shapes import as_pictures
+from invflow._core.conjugate_gradients import Map, solve
+from invflow._core.shapes import as_pictures, column, only_observed
 from invflow.likelihood import GaussianLikelihood
 from invflow.operator import Operator
 
 __all__ = [
-    "dense_matrix", "find_spectrum", "find_system", "normal_operator", "observed_residual", "passed_share",
-    "regularised_solution", "SingularSystem", "Spectrum", "transfer_function",
+    "dense_matrix", "diagonal_values", "find_spectrum", "find_system", "matrix_shape", "normal_operator",
+    "observed_forward", "observed_residual", "passed_share", "regularised_solution", "SingularSystem", "Spectrum",
+    "transfer_function", "zero_unobserved",
 ]
 
 #: entries of the dense factors of all parameter sets together
 _MOST_SINGULAR = 50_000_000
+#: the same for the factors of A A^T
+_MOST_DENSE = 20_000_000
+_ROWS_AT_A_TIME = 1024
+_ENTRYWISE = ("identity", "diagonal")
+
+
+def _probe(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """One image of noise, always the same."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
+
+
+def _agree(found: Tensor, wanted: Tensor) -> bool:
+    scale = wanted.abs().max().clamp(min=torch.finfo(wanted.dtype).tiny)
+    return bool((found - wanted).abs().max() <= 100 * torch.finfo(wanted.dtype).eps * scale)
+
+
+def _diagonal_of(apply: Map, shape: tuple[int, ...], like: Tensor, known: bool = False) -> Tensor | None:
+    """What a map ``(1, *shape)`` to ``(S, *shape)`` multiplies each entry by; None where it mixes entries."""
+    diagonal, probe = apply(torch.ones(1, *shape).to(like)), _probe((1, *shape), like)
+    return diagonal if known or _agree(diagonal * probe, apply(probe)) else None
+
+
+@torch.no_grad()
+def diagonal_values(likelihood: GaussianLikelihood) -> Tensor | None:
+    """What an operator that acts entry by entry multiplies each by, 0 where nothing was observed; else None.
+
+    An operator may say so (``structure`` of ``"identity"`` or ``"diagonal"``); otherwise a measurement of ones says
+    what the values would be, and one of noise confirms it.
+
+    Args:
+        likelihood: with a linear operator of S parameter sets.
+
+    Returns:
+        ``(S, *image_shape)``.
+    """
+    operator, shape = likelihood.operator, tuple(likelihood.operator.image_shape)
+    if tuple(operator.measurement_shape) != shape or operator.structure in ("circular", "dense"):
+        return None
+
+    def apply(x: Tensor) -> Tensor:
+        return zero_unobserved(operator, operator(x.expand(operator.num_sets, *shape)))
+
+    return _diagonal_of(apply, shape, likelihood.y, operator.structure in _ENTRYWISE)
+
+
+@torch.no_grad()
+def transfer_function(likelihood: GaussianLikelihood) -> Tensor | None:
+    """The transfer function of an operator that is a circular convolution, channel by channel; else None.
+
+    Found by what the operator does to an impulse, and, unless its ``structure`` is ``"circular"``, confirmed on noise.
+
+    Args:
+        likelihood: with a linear operator of S parameter sets.
+
+    Returns:
+        ``(S, C, H, W)``, complex: what :func:`torch.fft.fft2` of an image is multiplied by.
+    """
+    operator, like = likelihood.operator, likelihood.y
+    shape, observed = tuple(operator.image_shape), operator.observed()
+    if tuple(operator.measurement_shape) != shape or operator.structure == "dense" or (
+            observed is not None and not bool(observed.all())):
+        return None
+    picture = as_pictures(shape)
+
+    def apply(x: Tensor) -> Tensor:
+        return operator(x.reshape(1, *shape).expand(operator.num_sets, *shape)).reshape(-1, *picture)
+
+    impulse = torch.zeros(picture).to(like)
+    impulse[:, 0, 0] = 1
+    transfer: Tensor = torch.fft.fft2(apply(impulse))
+    if operator.structure == "circular":
+        return transfer
+    noise = _probe(picture, like)
+    return transfer if _agree(torch.fft.ifft2(torch.fft.fft2(noise) * transfer).real, apply(noise)) else None
+
+
+def matrix_shape(operator: Operator) -> tuple[int, int, int]:
+    """Shape of the operator's matrices, (sets, m, d): whether they are small enough is for who makes them to say."""
+    return operator.num_sets, math.prod(operator.measurement_shape), math.prod(operator.image_shape)
+
+
+def dense_matrix(likelihood: GaussianLikelihood) -> Tensor:
+    """The operator's matrices ``(sets, m, d)``, by its action on the identity; unobserved rows are zero."""
+    operator: Operator = likelihood.operator
+    size = matrix_shape(operator)[2]
+    tensors = (*operator.buffers(), *operator.parameters())
+    like = next((t for t in tensors if t.is_floating_point()), likelihood.y)
+    singles = [operator.select(i) for i in range(operator.num_sets)]
+    columns: list[list[Tensor]] = [[] for _ in singles]
+    for start in range(0, size, _ROWS_AT_A_TIME):
+        count = min(_ROWS_AT_A_TIME, size - start)
+        rows = torch.zeros(count, size, dtype=like.dtype, device=likelihood.y.device)
+        rows.diagonal(start).fill_(1)
+        for single, found in zip(singles, columns):
+            found.append(single(rows.unflatten(1, operator.image_shape)).flatten(1).double())
+    matrix = torch.stack([torch.cat(found) for found in columns]).mT
+    observed = operator.observed()
+    return matrix if observed is None else matrix * observed.flatten(1).to(matrix)[..., None]
 
 
 @dataclass(frozen=True)
@@ -56,9 +156,13 @@ class SingularSystem(ABC):
     def u_adjoint(self, y: Tensor) -> Tensor:
         """U^T y: measurements to coefficients ``(n, d)``; a new tensor."""
 
-    @abstractmethod
     def select(self, index: Tensor) -> SingularSystem:
         """Some of the sets, repeats allowed; itself if one is shared by all."""
+        if len(self.values) == 1:
+            return self
+        rows: dict[str, Any] = {name: value[index.to(value.device)] for name, value in vars(self).items()
+                                if isinstance(value, Tensor)}
+        return replace(self, **rows)
 
 
 @dataclass(frozen=True)
@@ -78,12 +182,6 @@ class _Diagonal(SingularSystem):
 
     def u_adjoint(self, y: Tensor) -> Tensor:
         return self.sign.to(y) * y.flatten(1)
-
-    def select(self, index: Tensor) -> SingularSystem:
-        if len(self.values) == 1:
-            return self
-        rows = index.to(self.values.device)
-        return _Diagonal(self.values[rows], self.image_shape, self.measurement_shape, self.sign[rows])
 
 
 @dataclass(frozen=True)
@@ -119,12 +217,6 @@ class _Circular(SingularSystem):
     def u_adjoint(self, y: Tensor) -> Tensor:
         return self.v_adjoint(self._filter(y, self.phase.conj()))
 
-    def select(self, index: Tensor) -> SingularSystem:
-        if len(self.values) == 1:
-            return self
-        rows = index.to(self.values.device)
-        return _Circular(self.values[rows], self.image_shape, self.measurement_shape, self.phase[rows])
-
 
 @dataclass(frozen=True)
 class _Dense(SingularSystem):
@@ -147,12 +239,6 @@ class _Dense(SingularSystem):
         inside = _times(y.flatten(1), self.left.to(y))
         return torch.nn.functional.pad(inside, (0, self.values.shape[1] - inside.shape[1]))
 
-    def select(self, index: Tensor) -> SingularSystem:
-        if len(self.values) == 1:
-            return self
-        rows = index.to(self.values.device)
-        return _Dense(self.values[rows], self.image_shape, self.measurement_shape, self.left[rows], self.right[rows])
-
 
 def _times(rows: Tensor, matrices: Tensor) -> Tensor:
     """Each row ``(n, a)`` times its matrix, ``(n, a, b)`` or ``(1, a, b)``, to ``(n, b)``."""
@@ -160,61 +246,34 @@ def _times(rows: Tensor, matrices: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def find_system(likelihood: GaussianLikelihood) -> SingularSystem | None:
+def find_system(likelihood: GaussianLikelihood, largest: int | None = None) -> SingularSystem | None:
     """The singular system of a likelihood's operator, without unobserved entries.
-
-    What the operator does to a few images tells its structure: entry by entry (masks, denoising), a circular
-    convolution with one kernel for each parameter set and channel, or else a matrix, if it is small enough.
 
     Args:
         likelihood: with a linear operator of S parameter sets.
+        largest: number of values in an image up to which a matrix is decomposed, if any fits into memory.
 
     Returns:
-        The system of S sets; None for a large operator without such structure.
+        The system of S sets; None for a large operator that is neither diagonal nor circular.
     """
-    operator = likelihood.operator
-    sets, shape = operator.num_sets, tuple(operator.image_shape)
-    like, observed = likelihood.y, operator.observed()
-
-    def measure(x: Tensor) -> Tensor:
-        clean = operator(x.expand(sets, *shape))
-        return clean if observed is None else torch.where(observed, clean, 0.0)
-
-    probe = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(like)
-    if tuple(operator.measurement_shape) == shape:
-        measured = measure(probe)
-        diagonal = measure(torch.ones_like(probe))
-        if _agree(diagonal * probe, measured):
-            sign = torch.where(diagonal < 0, -1.0, 1.0).to(like).flatten(1)
-            return _Diagonal(diagonal.abs().flatten(1), shape, shape, sign)
-        if len(shape) == 3:
-            impulse = torch.zeros_like(probe)
-            impulse[..., 0, 0] = 1
-            transfer = torch.fft.fft2(measure(impulse))
-            if _agree(torch.fft.ifft2(torch.fft.fft2(probe) * transfer).real, measured):
-                modulus = transfer.abs()
-                phase = torch.where(modulus > 0, transfer / modulus.clamp(min=1e-30), torch.ones_like(transfer))
-                return _Circular(modulus.flatten(1), shape, shape, phase)
-    return _dense_system(likelihood)
-
-
-def _agree(found: Tensor, wanted: Tensor) -> bool:
-    scale = wanted.abs().max().clamp(min=torch.finfo(wanted.dtype).tiny)
-    return bool((found - wanted).abs().max() <= 100 * torch.finfo(wanted.dtype).eps * scale)
-
-
-def _dense_system(likelihood: GaussianLikelihood) -> SingularSystem | None:
-
-    operator = likelihood.operator
-    size, rows = math.prod(operator.image_shape), math.prod(operator.measurement_shape)
-    if operator.num_sets * size * max(size, rows) > _MOST_SINGULAR:
+    operator, like = likelihood.operator, likelihood.y
+    shape, measured = tuple(operator.image_shape), tuple(operator.measurement_shape)
+    diagonal = diagonal_values(likelihood)
+    if diagonal is not None:
+        sign = torch.where(diagonal < 0, -1.0, 1.0).to(like).flatten(1)
+        return _Diagonal(diagonal.abs().flatten(1), shape, shape, sign)
+    transfer = transfer_function(likelihood) if len(shape) == 3 else None
+    if transfer is not None:
+        modulus = transfer.abs()
+        phase = torch.where(modulus > 0, transfer / modulus.clamp(min=1e-30), torch.ones_like(transfer))
+        return _Circular(modulus.flatten(1), shape, shape, phase)
+    sets, rows, size = matrix_shape(operator)
+    if sets * size * max(size, rows) > _MOST_SINGULAR or (largest is not None and size > largest):
         return None
-    matrix = dense_matrix(likelihood)
-    left, values, right = torch.linalg.svd(matrix, full_matrices=rows < size)
+    left, values, right = torch.linalg.svd(dense_matrix(likelihood), full_matrices=rows < size)
     rank = min(rows, size)
-    values = torch.nn.functional.pad(values, (0, size - rank)).to(likelihood.y)
-    return _Dense(values, tuple(operator.image_shape), tuple(operator.measurement_shape),
-                  left[:, :, :rank].to(likelihood.y), right.to(likelihood.y))
+    values = torch.nn.functional.pad(values, (0, size - rank)).to(like)
+    return _Dense(values, shape, measured, left[:, :, :rank].to(like), right.to(like))
 
 
 def regularised_solution(likelihood: GaussianLikelihood, system: SingularSystem | None, target: Tensor, y: Tensor,
@@ -241,108 +300,41 @@ def regularised_solution(likelihood: GaussianLikelihood, system: SingularSystem 
         values = system.values.to(target)
         fitted = system.v_adjoint(target) + weight * values * system.u_adjoint(y)
         return system.v(fitted / (1 + scale * weight * values**2))
-    operator, observed = likelihood.operator, likelihood.operator.observed()
-    column = (-1, *[1] * (target.ndim - 1))
-    weight = (scale * variance / sigma**2).reshape(column)
+    operator, weight = likelihood.operator, column(scale * variance / sigma**2, target)
 
     def pull_back(values: Tensor) -> Tensor:
-        return weight * operator.adjoint(values if observed is None else torch.where(observed, values, 0.0))
+        return weight * operator.adjoint(zero_unobserved(operator, values))
 
-    def apply(x: Tensor) -> Tensor:
-        return x + scale * pull_back(operator(x))
+    # as many steps whatever the other rows do
+    right = pull_back(y) - scale * pull_back(operator(target))
+    return target + solve(lambda x: x + scale * pull_back(operator(x)), right, None, iterations, 0.0)[0]
 
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).flatten(1).sum(1).reshape(column)
 
-    x = target
-    residual = pull_back(y) - scale * pull_back(operator(x))  # of the normal equations, at x = target
-    direction, size = residual, dot(residual, residual)
-    tiny = torch.finfo(x.dtype).tiny
-    for _ in range(iterations):  # always as many, so that a row does not depend on the others
-        moved = apply(direction)
-        step = size / dot(direction, moved).clamp(min=tiny)
-        x, residual = x + step * direction, residual - step * moved
-        new = dot(residual, residual)
-        direction, size = residual + new / size.clamp(min=tiny) * direction, new
-    return x
+def zero_unobserved(operator: Operator, y: Tensor) -> Tensor:
+    """A measurement with zeros where nothing was observed."""
+    return only_observed(y, operator.observed())
+
+
+def observed_forward(likelihood: GaussianLikelihood, x: Tensor) -> Tensor:
+    """A x of one image for each observation, zero where nothing was observed: ``(n, *measurement_shape)``."""
+    return zero_unobserved(likelihood.operator, likelihood.operator(x))
 
 
 def normal_operator(likelihood: GaussianLikelihood) -> Map:
     """A' A without unobserved entries: ``(n, *image_shape)`` to the same."""
-    operator, observed = likelihood.operator, likelihood.operator.observed()
-
-    def apply(x: Tensor) -> Tensor:
-        clean = operator(x)
-        return operator.adjoint(clean if observed is None else torch.where(observed, clean, 0.0))
-
-    return apply
+    return lambda x: likelihood.operator.adjoint(observed_forward(likelihood, x))
 
 
 def passed_share(likelihood: GaussianLikelihood) -> Tensor:
     """Mean eigenvalue of A' A, estimated with one noise image, ``(B,)``: 1 for denoising, what a mask leaves of it."""
-    noise = torch.randn(tuple(likelihood.operator.image_shape), generator=torch.Generator().manual_seed(0))
-    noise = noise.to(likelihood.y).expand(len(likelihood.y), *noise.shape)
+    noise = _probe(tuple(likelihood.operator.image_shape), likelihood.y)
+    noise = noise.expand(len(likelihood.y), *noise.shape)
     return (normal_operator(likelihood)(noise) * noise).flatten(1).sum(1) / noise.square().flatten(1).sum(1)
 
 
 def observed_residual(likelihood: GaussianLikelihood, x: Tensor) -> Tensor:
     """y - A x, zero where nothing was observed: ``(n, *image_shape)`` to ``(n, *measurement_shape)``."""
-    residual = likelihood.y.to(x) - likelihood.operator(x)
-    observed = likelihood.operator.observed()
-    return residual if observed is None else torch.where(observed, residual, 0.0)
-
-
-@torch.no_grad()
-def transfer_function(likelihood: GaussianLikelihood) -> Tensor | None:
-    """The transfer function of an operator that is a circular convolution, channel by channel; else None.
-
-    Found by what the operator does to an impulse, and confirmed on noise.
-
-    Args:
-        likelihood: with a linear operator of S parameter sets.
-
-    Returns:
-        ``(S, C, H, W)``, complex: what :func:`torch.fft.fft2` of an image is multiplied by.
-    """
-    operator, like = likelihood.operator, likelihood.y
-    shape = tuple(operator.image_shape)
-    observed = operator.observed()
-    if tuple(operator.measurement_shape) != shape or (observed is not None and not bool(observed.all())):
-        return None
-    picture = as_pictures(shape)
-    impulse = torch.zeros(picture).to(like)
-    impulse[:, 0, 0] = 1
-    noise = torch.randn(picture, generator=torch.Generator().manual_seed(0)).to(like)
-    answers = [operator(x.reshape(1, *shape).expand(operator.num_sets, *shape)).reshape(-1, *picture)
-               for x in (impulse, noise)]
-    transfer = torch.fft.fft2(answers[0])
-    expected = torch.fft.ifft2(torch.fft.fft2(noise) * transfer).real
-    error, scale = (expected - answers[1]).abs().max(), answers[1].abs().max()
-    return transfer if bool(error <= 100 * torch.finfo(like.dtype).eps * scale) else None
-
-_ROWS_AT_A_TIME = 1024
-
-
-def dense_matrix(likelihood: GaussianLikelihood) -> Tensor:
-    """The operator's matrices ``(sets, m, d)``, by its action on the identity; unobserved rows are zero."""
-    operator: Operator = likelihood.operator
-    size = math.prod(operator.image_shape)
-    tensors = [t for t in (*operator.buffers(), *operator.parameters()) if t.is_floating_point()]
-    like = tensors[0] if tensors else likelihood.y
-    singles = [operator.select(i) for i in range(operator.num_sets)]
-    columns: list[list[Tensor]] = [[] for _ in singles]
-    for start in range(0, size, _ROWS_AT_A_TIME):
-        count = min(_ROWS_AT_A_TIME, size - start)
-        rows = torch.zeros(count, size, dtype=like.dtype, device=likelihood.y.device)
-        rows.diagonal(start).fill_(1)
-        for single, found in zip(singles, columns):
-            found.append(single(rows.unflatten(1, operator.image_shape)).flatten(1).double())
-    matrix = torch.stack([torch.cat(found) for found in columns]).mT
-    observed = operator.observed()
-    return matrix if observed is None else matrix * observed.flatten(1).to(matrix)[..., None]
-
-#: entries of the operator's dense matrices, all parameter sets together, up to which they are decomposed
-_MOST_DENSE = 20_000_000
+    return zero_unobserved(likelihood.operator, likelihood.y.to(x) - likelihood.operator(x))
 
 
 @dataclass(frozen=True)
@@ -384,26 +376,18 @@ def find_spectrum(likelihood: GaussianLikelihood) -> Spectrum | None:
     Returns:
         The spectrum; None for a large operator whose A A^T is not diagonal.
     """
-    operator, like = likelihood.operator, likelihood.y
-    sets, shape = operator.num_sets, tuple(operator.measurement_shape)
+    operator, like, shape = likelihood.operator, likelihood.y, tuple(likelihood.operator.measurement_shape)
 
     def square(y: Tensor) -> Tensor:
-        rows = y.expand(sets, *shape)
-        return zero_unobserved(operator, operator(operator.adjoint(zero_unobserved(operator, rows)))).flatten(1)
+        rows = y.expand(operator.num_sets, *shape)
+        return zero_unobserved(operator, operator(operator.adjoint(zero_unobserved(operator, rows))))
 
-    probe = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(like)
-    diagonal, seen = square(torch.ones_like(probe)), square(probe)
-    if bool((diagonal * probe.flatten(1) - seen).abs().max() <= 100 * torch.finfo(like.dtype).eps * seen.abs().max()):
-        return Spectrum(diagonal.clamp(min=0))
-    entries = sets * math.prod(shape) * max(math.prod(shape), math.prod(operator.image_shape))
-    if entries > _MOST_DENSE:
+    diagonal = _diagonal_of(square, shape, like, operator.structure in _ENTRYWISE)
+    if diagonal is not None:
+        return Spectrum(diagonal.flatten(1).clamp(min=0))
+    sets, rows, size = matrix_shape(operator)
+    if sets * rows * max(rows, size) > _MOST_DENSE:
         return None
     matrix = dense_matrix(likelihood)
     values, vectors = torch.linalg.eigh(matrix @ matrix.mT)
     return Spectrum(values.clamp(min=0).to(like), vectors.to(like))
-
-
-def zero_unobserved(operator: Operator, y: Tensor) -> Tensor:
-    """A measurement with zeros where nothing was observed."""
-    observed = operator.observed()
-    return y if observed is None else torch.where(observed, y, 0.0)

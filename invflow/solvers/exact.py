@@ -14,7 +14,7 @@ from invflow._core.chunks import ChunkSize
 from invflow._core.random import draw_noise
 from invflow.flowmap import FlowMap
 from invflow.likelihood import GaussianLikelihood
-from invflow.linear.structure import dense_matrix
+from invflow.linear.structure import dense_matrix, matrix_shape
 from invflow.models.mixture import GaussianMixtureFlow, pick_components
 from invflow.posterior import Posterior
 from invflow.reward import Reward, score
@@ -220,7 +220,7 @@ class ExactPosterior(Solver):
                 f"the operator measures images of shape {tuple(operator.image_shape)}, the prior makes "
                 f"images of shape {self.prior.image_shape}: build one of them with the other's image_shape"
             )
-        shape = (operator.num_sets, math.prod(operator.measurement_shape), self.prior.dimension)
+        shape = matrix_shape(operator)
         if math.prod(shape) > self.max_entries:
             raise ValueError(
                 f"this operator's dense matrices have shape {shape} (sets, m, d), {math.prod(shape)} values, "

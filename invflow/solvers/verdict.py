@@ -32,7 +32,8 @@ def sentence(residual: Tensor, level_known: Tensor | None, operator_known: Tenso
     given = (residual, level_known, operator_known, moved)
     # numbers on the host, all in one copy: a GPU is waited for once, and tensors of a few cost more than all the rest
     rows = iter(torch.stack([x.to(residual) for x in given if x is not None]).tolist())
-    values, levels, operators, moves = (None if x is None else next(rows) for x in given)
+    values: list[float] = next(rows)
+    levels, operators, moves = (None if x is None else next(rows) for x in given[1:])
     said = [_fit(values)]
     strange = []
     if levels is not None and not all(levels):

@@ -139,20 +139,15 @@ class VFM(Solver):
                 # a single observation's need not be copied for each of its samples
                 centre, spread = (mean, std) if alone else (mean[owner[part]], std[owner[part]])
                 z = torch.addcmul(centre, spread, noise[part])
-                with without_gradients():
-                    made = prior.decode(prior.flow(adapter.to_state(z), self.steps))
-                made = made.clone()  # rewards may take its gradients
+                made = self._made(prior, adapter, z)
                 if log_weights is not None:
                     ratio = log_prior_over_proposal(z, centre, spread)
                     log_weights[part] = ratio + score_rows(reward, made, on_host[part])
                 if correction is not None and moved is not None and applied is not None:
                     was, (made, applied[part]) = made, correction(part, made)
                     moved[part] = (made - was).square().flatten(1).mean(1)
-                if isinstance(reward, GaussianLikelihood) and alone:
-                    misfit[part] = reward.residual(made[None])[0]
-                elif isinstance(reward, GaussianLikelihood):
-                    own = cast(GaussianLikelihood, reward.select(on_host[part]))
-                    misfit[part] = own.residual(made[:, None])[:, 0]
+                if isinstance(reward, GaussianLikelihood):
+                    misfit[part] = _misfit(reward, made, None if alone else on_host[part])
                 images[part] = made  # last: where memory ends, the same noise is worked on once more
 
             parts: Iterable[object] = size.over(rows, run)
@@ -173,13 +168,18 @@ class VFM(Solver):
                                          diagnostics.get("correction"))
         # an affine map takes means to means; corrected samples have another
         if log_weights is None and correction is None and prior.network is None:
-            diagnostics[EXACT_MEAN] = size.map(
-                lambda z: prior.decode(prior.flow(adapter.to_state(z), self.steps)), mean)
+            diagnostics[EXACT_MEAN] = size.map(lambda z: self._made(prior, adapter, z), mean)
         if log_weights is not None:
             log_weights = log_weights.unflatten(0, (len(mean), n))
             log_evidence = log_mean_weight(torch.zeros_like(log_weights), log_weights)
             diagnostics["k_hat"] = pareto_k_hat(log_weights)
         return Posterior(images.unflatten(0, (len(mean), n)), log_weights, log_evidence, diagnostics=diagnostics)
+
+    def _made(self, prior: NeuralFlowMap, adapter: Adapter, z: Tensor) -> Tensor:
+        """Images of noise; a copy, of which rewards may take gradients."""
+        with without_gradients():
+            made = prior.decode(prior.flow(adapter.to_state(z), self.steps))
+        return made.clone()
 
     @torch.no_grad()
     def prior_samples(self, n: int, image_shape: Sequence[int] | None = None, *,
@@ -344,6 +344,13 @@ def _checked_consistency(consistency: bool | float | None, adapter: Adapter, imp
 def _cuttable(prior: NeuralFlowMap, adapter: Adapter) -> bool:
     """Whether tiles change nothing: a map without a network has nothing to cut."""
     return (prior.network is None or can_tile(prior)) and can_tile(adapter)
+
+
+def _misfit(likelihood: GaussianLikelihood, images: Tensor, owner: Tensor | None) -> Tensor:
+    """Residual of each image ``(n,)`` to its own observation; to the only one for None."""
+    if owner is None:
+        return likelihood.residual(images[None])[0]
+    return cast(GaussianLikelihood, likelihood.select(owner)).residual(images[:, None])[:, 0]
 
 
 def _pixels(shape: Sequence[int]) -> int:

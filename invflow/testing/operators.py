@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invflow.likelihood import GaussianLikelihood
+from invflow.linear.structure import diagonal_values, transfer_function
 from invflow.operator import SUMMARY_SIZE, Operator
 from invflow.testing._tools import attempt, expect, expect_close, root_mean_square, rounding, watch_global_seed
 
@@ -26,10 +28,10 @@ def check_operator(operator: Operator | Callable[[], Operator], *, pseudo_invers
 
     Checked, in float32 and float64, for the operator and for one that it randomises: attributes; shapes,
     types and finite values; rows that do not depend on each other; inputs of a wrong shape refused; the gradient;
-    for a linear operator linearity, the adjoint (1e-5 relative in float32, 1e-10 in float64), its gradient, and the
-    pseudo-inverse; ``embed``, ``context`` and ``observed``; the noise of ``measure``; the order of ``expand``
-    and ``select``; ``randomize`` reproducible and different from set to set; nothing changed in use, neither
-    operator nor input; the global seeds (torch's, numpy's, Python's) left alone.
+    for a linear operator linearity, the adjoint (1e-5 relative in float32, 1e-10 in float64), its gradient, the
+    pseudo-inverse, and the structure that it claims; ``embed``, ``context`` and ``observed``; the noise of
+    ``measure``; the order of ``expand`` and ``select``; ``randomize`` reproducible and different from set to set;
+    nothing changed in use, neither operator nor input; the global seeds (torch's, numpy's, Python's) left alone.
 
     The one statistical check, the noise of ``measure``, allows five standard errors: of 200,000 seeds, about one would
     raise a false alarm. A seed that passes always passes.
@@ -84,6 +86,7 @@ def _check_moved(operator: Operator, dtype: torch.dtype, device: torch.device, s
         _check_linear(operator, x, other)
         _check_adjoint(operator, x, generator)
         _check_pseudo_inverse(operator, x, pseudo_inverse_tolerance)
+        _check_structure(operator, x)
     _check_gradient(operator, x, generator)
     _check_sets(operator, x)
     _check_views(operator, x)
@@ -256,6 +259,22 @@ def _check_pseudo_inverse(operator: Operator, x: Tensor, tolerance: float) -> No
     expect_close(operator(back), y, tolerance, f"{_name(operator)}: A A^+ A x against A x",
                  "pseudo_inverse must give a least-squares image; pass pseudo_inverse_tolerance=... where it "
                  "is meant to regularise", _floor(y))
+
+
+def _check_structure(operator: Operator, x: Tensor) -> None:
+    """What it says that it is, against what is found out of one that says nothing."""
+    said, silent = operator.structure, copy.copy(operator)
+    kinds = ("identity", "diagonal", "circular", "dense", None)
+    expect(said in kinds, f"{_name(operator)}: structure is {said!r}, expected one of {kinds}")
+    silent.structure = None
+    likelihood = GaussianLikelihood(silent, operator(x), 1.0)
+    values = diagonal_values(likelihood)
+    right = {"diagonal": values is not None, "circular": transfer_function(likelihood) is not None,
+             "identity": values is not None and bool((values == 1).all())}
+    expect(right.get(str(said), True),
+           f"{_name(operator)}: structure is {said!r}, and what it measures of noise does not follow from what it "
+           f"measures of {'an impulse' if said == 'circular' else 'ones'}: solvers would take it for another "
+           "operator. Leave structure out, and it is found out")
 
 
 def _check_sets(operator: Operator, x: Tensor) -> None:

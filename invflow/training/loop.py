@@ -208,82 +208,106 @@ def _fit(objective: Objective, batches: Batches, settings: LoopSettings, folder:
     # accelerate keeps the precision of the process's first training, and refuses another: each training has its own
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
-    parameters: dict[str, Tensor] = {
-        f"{name}.{key}": p
-        for name, module in objective.trained().items() for key, p in module.named_parameters() if p.requires_grad
-    }
-    # before anything is loaded or moved
-    made_with = {"objective": known(objective), "data": known(batches), "code": code_digest(*_UNUSED)}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, betas=settings.betas,
-                                  weight_decay=settings.weight_decay)
-    objective.to(accelerator.device)
-    average = {k: p.detach().clone() for k, p in parameters.items()}
-    buffers = dict(objective.named_buffers(recurse=False))
-    step = load(folder, parameters, average, buffers, optimizer, _identity(settings), made_with)
-    wrapped, prepared = accelerator.prepare(objective, optimizer)
+    run = _Run(objective, batches, settings, folder, accelerator)
+    step = run.step
     log = MetricsFile(folder / "metrics.csv", step) if accelerator.is_main_process else None
     end = min(settings.steps, stop_at or settings.steps)
     bar = tqdm(total=settings.steps, initial=step, disable=not (progress and accelerator.is_main_process),
                unit="step", dynamic_ncols=True, mininterval=0.5)
-    saved, kept = time.monotonic(), step
-
-    def save() -> None:
-        nonlocal kept
-        wrong = [key for key, p in parameters.items() if not bool(p.isfinite().all() & average[key].isfinite().all())]
-        if wrong:
-            kept_here = f"{folder / CHECKPOINT} is of step {kept}" if kept else "nothing was saved yet"
-            raise FloatingPointError(f"weights are not finite at step {step}, in {wrong[0]} and {len(wrong) - 1} more: "
-                                     f"lower the learning rate ({settings.learning_rate}) or the clipping norm "
-                                     f"({settings.clip}); {kept_here}")
-        if accelerator.is_main_process:
-            save_checkpoint(folder, step, parameters, average, buffers, optimizer, _identity(settings), made_with)
-        kept = step
-
+    saved = time.monotonic()
     # not as CUDA graphs: the weights change, and the map is called with them fixed in one place and moving in another
     compiled = compiled_networks(objective, mode="default") if settings.compile else contextlib.nullcontext()
     with bar, compiled, stop_requests() as stop:
-        while step < end:
-            for group in prepared.param_groups:
-                group["lr"] = settings.rate(step)
-            process = accelerator.process_index
-            data = batches(step, process, accelerator.num_processes)
-            if accelerator.device.type == "cuda" and data.device.type == "cpu":
-                data = data.pin_memory()  # from where the GPU fetches it by itself
-            data = data.to(accelerator.device, non_blocking=True)
-            loss, metrics = wrapped(data, seeded(settings.seed, step, process))
-            accelerator.backward(loss)
-            norms = {f"grad_{name}": accelerator.clip_grad_norm_(module.parameters(), settings.clip)
-                     for name, module in objective.trained().items()}
-            prepared.step()
-            prepared.zero_grad(set_to_none=True)
-            decay = min(settings.ema, (1 + step) / (10 + step))
-            keys = list(parameters)
-            torch._foreach_lerp_([average[k] for k in keys], [parameters[k].detach() for k in keys], 1 - decay)
-            step += 1
+        while run.step < end:
+            reports = run.advance()
+            step = run.step
             bar.update()
             if step % settings.log_every == 0 or step == end:
-                numbers = {k: float(v) for k, v in {"loss": loss.detach(), **metrics, **norms}.items()}
+                numbers = {k: float(v) for k, v in reports.items()}
                 if not math.isfinite(numbers["loss"]):
                     raise FloatingPointError(f"the loss is {numbers['loss']} at step {step}: lower the learning rate "
                                              f"({settings.learning_rate}) or the clipping norm ({settings.clip})")
-                bar.set_postfix({k: f"{v:.3g}" for k, v in metrics.items()})
+                bar.set_postfix({k: f"{v:.3g}" for k, v in numbers.items() if k != "loss" and k[:5] != "grad_"})
                 if log is not None:
                     log.write(step, {"learning_rate": settings.rate(step - 1), **numbers})
             if _all_stop(accelerator, stop, step):
                 break
             if time.monotonic() - saved > settings.checkpoint_seconds:
-                save()
+                run.save()
                 saved = time.monotonic()
-        save()
+        run.save()
     accelerator.wait_for_everyone()
     if step < end or stop():
         raise KeyboardInterrupt(f"stopped at step {step} of {settings.steps} and saved {folder / CHECKPOINT}: the same "
                                 "command goes on from there")
-    with torch.no_grad():
-        for key, p in parameters.items():
-            p.copy_(average[key])
-    accelerator.free_memory()
+    run.finish()
     return step >= settings.steps
+
+
+class _Run:
+    """A training as it stands: parameters, their moving average, optimiser and step, from the folder's checkpoint."""
+
+    def __init__(self, objective: Objective, batches: Batches, settings: LoopSettings, folder: Path,
+                 accelerator: Any) -> None:
+        self.objective, self.batches, self.settings, self.folder = objective, batches, settings, folder
+        self.accelerator = accelerator
+        self.parameters: dict[str, Tensor] = {
+            f"{name}.{key}": p for name, module in objective.trained().items()
+            for key, p in module.named_parameters() if p.requires_grad
+        }
+        # before anything is loaded or moved
+        self.made_with = {"objective": known(objective), "data": known(batches), "code": code_digest(*_UNUSED)}
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=settings.learning_rate, betas=settings.betas,
+                                           weight_decay=settings.weight_decay)
+        objective.to(accelerator.device)
+        self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
+        self.buffers = dict(objective.named_buffers(recurse=False))
+        self.step = self.kept = load(folder, self.parameters, self.average, self.buffers, self.optimizer,
+                                     _identity(settings), self.made_with)
+        self._wrapped, self._prepared = accelerator.prepare(objective, self.optimizer)
+
+    def advance(self) -> dict[str, Tensor]:
+        """Take a step: its loss, what the objective reports, and the norms of the gradients."""
+        accelerator, settings, step = self.accelerator, self.settings, self.step
+        for group in self._prepared.param_groups:
+            group["lr"] = settings.rate(step)
+        process = accelerator.process_index
+        data = self.batches(step, process, accelerator.num_processes)
+        if accelerator.device.type == "cuda" and data.device.type == "cpu":
+            data = data.pin_memory()  # from where the GPU fetches it by itself
+        data = data.to(accelerator.device, non_blocking=True)
+        loss, metrics = self._wrapped(data, seeded(settings.seed, step, process))
+        accelerator.backward(loss)
+        norms = {f"grad_{name}": accelerator.clip_grad_norm_(module.parameters(), settings.clip)
+                 for name, module in self.objective.trained().items()}
+        self._prepared.step()
+        self._prepared.zero_grad(set_to_none=True)
+        decay = min(settings.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.average.values()), [self.parameters[k].detach() for k in self.average],
+                             1 - decay)
+        self.step += 1
+        return {"loss": loss.detach(), **metrics, **norms}
+
+    def save(self) -> None:
+        """Write a checkpoint; a weight that is not finite leaves the last one."""
+        wrong = [key for key, p in self.parameters.items()
+                 if not bool(p.isfinite().all() & self.average[key].isfinite().all())]
+        if wrong:
+            kept_here = f"{self.folder / CHECKPOINT} is of step {self.kept}" if self.kept else "nothing was saved yet"
+            raise FloatingPointError(f"weights are not finite at step {self.step}, in {wrong[0]} and {len(wrong) - 1} "
+                                     f"more: lower the learning rate ({self.settings.learning_rate}) or the clipping "
+                                     f"norm ({self.settings.clip}); {kept_here}")
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.folder, self.step, self.parameters, self.average, self.buffers, self.optimizer,
+                            _identity(self.settings), self.made_with)
+        self.kept = self.step
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Leave the average in the modules."""
+        for key, p in self.parameters.items():
+            p.copy_(self.average[key])
+        self.accelerator.free_memory()
 
 
 def _all_stop(accelerator: Any, stop: Callable[[], bool], step: int) -> bool:

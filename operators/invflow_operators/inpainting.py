@@ -68,6 +68,7 @@ class MaskInpainting(Operator):
         if problem_class == FREE_FORM:
             self.stand_ins = ("box-inpainting",) * self._hides_areas() + ("random-inpainting",)
 
+    structure = "diagonal"
     #: the problem class of a mask from a file; a subclass that says nothing of it takes such a mask as its own ``mask``
     _file_class: str | None = FREE_FORM
 

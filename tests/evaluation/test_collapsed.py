@@ -10,7 +10,8 @@ from torch import Tensor
 
 import invflow
 from invflow.evaluation.comparison import Comparison
-from invflow.evaluation.summary import format_table, is_collapsed, judge, summarise
+from invflow.evaluation.measures import measure
+from invflow.evaluation.summary import format_table, is_collapsed, summarise
 from invflow.posterior import Posterior
 
 
@@ -125,7 +126,7 @@ def test_weights_reach_every_number_of_a_comparison() -> None:
     log_weights[:, 3] = 0
     collapsed = Posterior(posterior.samples, log_weights)
     point: Tensor = collapsed.samples[:, 3]
-    found = judge(collapsed, likelihood, truth, problem, torch.Generator().manual_seed(2))
+    found = measure(collapsed, likelihood, truth, problem=problem, generator=torch.Generator().manual_seed(2))
     truth = truth.to(point)
     torch.testing.assert_close(found["crps"], (point - truth).abs().flatten(1).mean(1).double())
     torch.testing.assert_close(found["energy"], (point - truth).flatten(1).norm(dim=1).double())

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from invflow._core.records import write_atomically
 from invflow.evaluation.certificate.certificate import Certificate
+from invflow.evaluation.measures import LEVEL, METRICS
 from invflow.evaluation.page.gallery import choose_extent, gallery
 from invflow.evaluation.page.pictures import data_uri, svg
 from invflow.evaluation.page.table import column_notes, problem_table, signed
 from invflow.evaluation.results.figure import direction, pareto_panel, plotted_metrics, points_of
 from invflow.evaluation.results.text import with_error
-from invflow.evaluation.summary import LEVEL, METRICS
 
 if TYPE_CHECKING:
     from invflow.evaluation.results.results import Results

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from invflow.evaluation.measures import METRICS
 from invflow.evaluation.results.text import COLLAPSE_NOTE, with_error
-from invflow.evaluation.summary import METRICS
 
 if TYPE_CHECKING:
     from invflow.evaluation.results.results import Results

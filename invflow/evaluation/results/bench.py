@@ -16,9 +16,9 @@ from torch import Tensor
 from invflow._core.identity import identity
 from invflow._core.records import code_versions
 from invflow._core.weighted import least_samples
+from invflow.evaluation.measures import LEVEL, features_of, measure
 from invflow.evaluation.results.measure import PeakMemory, time_limit
 from invflow.evaluation.results.parts import Part, Stage, Task, derive_seed
-from invflow.evaluation.summary import LEVEL, features_of, judge
 from invflow.likelihood import Likelihood
 from invflow.problem import Problem
 from invflow.solver import Solver, plain
@@ -199,7 +199,8 @@ class Bench:
                              "samples, *image_shape)")
         generator = torch.Generator().manual_seed(derive_seed(self.settings["seed"], task.problem, task.start, "judge"))
         reward = reward.to(posterior.samples.device)
-        columns = {key: value.tolist() for key, value in judge(posterior, reward, truth, problem, generator).items()}
+        columns = {key: value.tolist() for key, value in measure(
+            posterior, reward, truth, problem=problem, generator=generator).items()}
         costs = {"forward": posterior.nfe.forward, "backward": posterior.nfe.backward, "seconds": seconds,
                  "memory": used}
         tensors = {}

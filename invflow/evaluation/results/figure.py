@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from invflow.evaluation.summary import METRICS
+from invflow.evaluation.measures import METRICS
 from invflow.views.figure import PosteriorFigure
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from invflow.evaluation.measures import METRICS
 from invflow.evaluation.results.parts import WAITING, Part, Task, read_part, slug
-from invflow.evaluation.summary import COLLAPSED, METRICS, is_collapsed
+from invflow.evaluation.summary import COLLAPSED, is_collapsed
 from invflow.metrics import classifier_features, frechet_distance
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from invflow.evaluation.summary import COLLAPSED, METRICS
+from invflow.evaluation.measures import METRICS
+from invflow.evaluation.summary import COLLAPSED
 
 if TYPE_CHECKING:
     from invflow.evaluation.results.results import Results

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from invflow._core.shapes import column
 from invflow.flowmap import FlowMap
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.structure import SingularSystem, find_system, regularised_solution, transfer_function
@@ -96,7 +95,7 @@ class PlugAndPlay(PointEstimator):
         transfer = transfer_function(likelihood)
         if transfer is not None and bool((transfer - 1).abs().max() < 1e-5):
             return denoised(prior, likelihood.y.to(prior.dtype), likelihood.sigma)
-        system = self._system(likelihood, transfer is not None)
+        system = find_system(likelihood, largest=1024)
         z = likelihood.operator.embed(likelihood.y).to(prior.dtype)
         last = likelihood.sigma if self.last is None else torch.full_like(likelihood.sigma, self.last)
         for k in range(self.steps):
@@ -104,11 +103,6 @@ class PlugAndPlay(PointEstimator):
             level = (self.first ** (1 - share) * last**share).clamp(min=last)  # never under the measurement's own
             z = denoised(prior, self._data_step(likelihood, system, z, level), level)
         return z
-
-    def _system(self, likelihood: GaussianLikelihood, circular: bool) -> SingularSystem | None:
-        """What makes the data step exact and cheap; None where that would be a large dense matrix."""
-        cheap = circular or likelihood.operator.observed() is not None
-        return find_system(likelihood) if cheap or math.prod(likelihood.operator.image_shape) <= 1024 else None
 
     def _data_step(self, likelihood: GaussianLikelihood, system: SingularSystem | None, z: Tensor,
                    level: Tensor) -> Tensor:
@@ -134,5 +128,5 @@ def denoised(prior: FlowMap, image: Tensor, level: Tensor) -> Tensor:
     assert affine is not None
     noise = level.to(image) / abs(affine[0])
     t = 1 / (1 + noise)
-    state = t.reshape(-1, *[1] * (image.ndim - 1)) * prior.encode(image)
+    state = column(t, image) * prior.encode(image)
     return prior.decode(prior.denoise(state, t))

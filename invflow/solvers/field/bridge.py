@@ -11,8 +11,10 @@ from deepinv.physics import DecomposablePhysics, GaussianNoise, LinearPhysics, P
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from invflow._core.shapes import column
 from invflow.flowmap import FlowMap
-from invflow.solvers.field.rows import RowNoise, Rows, observed_forward
+from invflow.linear.structure import observed_forward, zero_unobserved
+from invflow.solvers.field.rows import RowNoise, Rows
 
 if TYPE_CHECKING:
     from deepinv.sampling import NoisyDataFidelity
@@ -49,7 +51,7 @@ class FlowDenoiser(Denoiser):  # type: ignore[misc]  # deepinv says no types
         level = torch.as_tensor(sigma, device=x.device).to(prior.dtype).reshape(-1).expand(len(x))
         t = 1 / (1 + level * self.span / abs(prior.decode_affine[0]))
         image = self.low + self.span * x.to(prior.dtype)
-        state = t.reshape(-1, *[1] * (len(prior.state_shape))) * prior.encode(image)
+        state = column(t, image) * prior.encode(image)
         denoised = (prior.decode(prior.denoise(state, t)) - self.low) / self.span
         return denoised.reshape(shape).to(x.dtype)
 
@@ -85,11 +87,7 @@ def measured(rows: Rows, value_range: tuple[float, float], whiten: bool) -> tupl
         dark = torch.full((1, *likelihood.operator.image_shape), value_range[0], device=y.device)
         y = y - observed_forward(likelihood, dark.expand(len(y), *dark.shape[1:])).to(y)
     level = likelihood.sigma.to(y) if whiten else torch.ones_like(likelihood.sigma).to(y)
-    return y / _column(level, y), level
-
-
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    return values.to(like).reshape(-1, *[1] * (like.ndim - 1))
+    return y / column(level, y), level
 
 
 def direct_physics(rows: Rows, value_range: tuple[float, float], level: Tensor, sigma: Tensor | float) -> Physics:
@@ -101,18 +99,18 @@ def direct_physics(rows: Rows, value_range: tuple[float, float], level: Tensor, 
         level: ``(n,)``.
         sigma: the noise that is left, a number or ``(n,)``.
     """
-    operator, observed = rows.likelihood.operator, rows.likelihood.operator.observed()
+    operator = rows.likelihood.operator
     low, span = value_range[0], value_range[1] - value_range[0]
     noise = GaussianNoise(sigma=sigma)
 
     def forward(x: Tensor, **kwargs: Any) -> Tensor:
         image = span * x if operator.linear else low + span * x
         clean = observed_forward(rows.likelihood, image).to(x.dtype)
-        return clean / _column(level, clean)
+        return clean / column(level, clean)
 
     def adjoint(y: Tensor, **kwargs: Any) -> Tensor:
-        scaled = span * y / _column(level, y)
-        return operator.adjoint(scaled if observed is None else torch.where(observed, scaled, 0.0)).to(y.dtype)
+        scaled = span * y / column(level, y)
+        return operator.adjoint(zero_unobserved(operator, scaled)).to(y.dtype)
 
     if not operator.linear:
         return Physics(A=forward, noise_model=noise)

@@ -8,9 +8,11 @@ import math
 import torch
 from torch import Tensor
 
+from invflow._core.shapes import column
 from invflow._core.watch import check_gradients
 from invflow.flowmap import FlowMap
-from invflow.solvers.field.rows import Rows, RowSampler, observed_forward
+from invflow.linear.structure import observed_forward
+from invflow.solvers.field.rows import Rows, RowSampler
 
 __all__ = ["DAPS", "powers"]
 
@@ -122,5 +124,5 @@ class DAPS(RowSampler):
             state = x.detach().requires_grad_()
             clean = observed_forward(likelihood, self.prior.decode(state))
             sigma = likelihood.sigma.to(clean) if self.tau is None else torch.full_like(likelihood.sigma, self.tau)
-            residual = (clean - likelihood.y.to(clean)) / sigma.to(clean).reshape(-1, *[1] * (clean.ndim - 1))
+            residual = (clean - likelihood.y.to(clean)) / column(sigma, clean)
             return torch.autograd.grad(0.5 * residual.square().sum(), state)[0]

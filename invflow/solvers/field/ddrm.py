@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from invflow._core.shapes import column
 from invflow.flowmap import FlowMap
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.structure import SingularSystem
-from invflow.solvers.field.diffusion import DiffusionSampler, Scaled, SharedSettings, column, evenly
+from invflow.solvers.field.diffusion import DiffusionSampler, Scaled, SharedSettings, evenly
 from invflow.solvers.field.rows import Rows
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from invflow._core.watch import check_gradients
 from invflow.flowmap import FlowMap
-from invflow.solvers.field.rows import Rows, RowSampler, observed_forward
+from invflow.linear.structure import observed_forward, observed_residual, zero_unobserved
+from invflow.solvers.field.rows import Rows, RowSampler
 
-__all__ = ["DiffusionSampler", "RangedSampler", "Scaled", "SharedSettings", "alpha_bars", "column", "evenly",
+__all__ = ["DiffusionSampler", "RangedSampler", "Scaled", "SharedSettings", "alpha_bars", "evenly",
            "require_positive"]
 
 #: steps of the diffusion that Ho, Jain and Abbeel (2020) train, of which these samplers visit some
@@ -183,15 +184,12 @@ class Scaled:
 
     def adjoint(self, v: Tensor) -> Tensor:
         """A^T v, of a linear operator."""
-        operator, observed = self.rows.likelihood.operator, self.rows.likelihood.operator.observed()
-        return operator.adjoint(v if observed is None else torch.where(observed, v, 0.0))
+        operator = self.rows.likelihood.operator
+        return operator.adjoint(zero_unobserved(operator, v))
 
     def residual(self, x: Tensor) -> Tensor:
         """y - A x, zero where nothing was observed."""
-        likelihood = self.rows.likelihood
-        observed = likelihood.operator.observed()
-        missed = (likelihood.y.to(x) - likelihood.operator(self.image(x))) / self.half
-        return missed if observed is None else torch.where(observed, missed, 0.0)
+        return observed_residual(self.rows.likelihood, self.image(x)) / self.half
 
 
 @functools.cache
@@ -204,11 +202,6 @@ def alpha_bars() -> tuple[float, ...]:
 def evenly(steps: int) -> Sequence[float]:
     """``alpha_bars`` at ``steps`` times k 1000 / steps from 0 on, as of DDIM: the last is short of 1,000."""
     return [alpha_bars()[k * TRAINED_STEPS // steps] for k in range(steps)]
-
-
-def column(values: Tensor, like: Tensor) -> Tensor:
-    """``(n,)`` in a shape that multiplies ``(n, ...)``."""
-    return values.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def require_positive(**values: float) -> None:

@@ -7,9 +7,10 @@ import itertools
 import torch
 from torch import Tensor
 
+from invflow._core.shapes import column
 from invflow.flowmap import FlowMap
-from invflow.linear.structure import regularised_solution
-from invflow.solvers.field.rows import Rows, RowSampler, observed_forward
+from invflow.linear.structure import observed_forward, regularised_solution
+from invflow.solvers.field.rows import Rows, RowSampler
 
 __all__ = ["DPnP"]
 
@@ -81,7 +82,7 @@ class DPnP(RowSampler):
         x = torch.zeros(len(likelihood.y), *prior.state_shape, device=prior.device, dtype=prior.dtype)
         # y = A(scale m + shift) + noise, as a measurement of the state m alone
         y = likelihood.y.to(x) - observed_forward(likelihood, prior.decode(x)).to(x)
-        sigma = likelihood.sigma.to(x).reshape(-1, *[1] * (y.ndim - 1))
+        sigma = column(likelihood.sigma, y)
         x = self.eta_first / 2 * rows.noise(x)
         for eta in self.etas():
             # the minimiser of a perturbed problem is a draw of the Gaussian

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from invflow._core.shapes import column
 from invflow.flowmap import FlowMap
-from invflow.linear.structure import regularised_solution
-from invflow.solvers.field.rows import Rows, RowSampler, observed_forward
+from invflow.linear.structure import observed_forward, regularised_solution
+from invflow.solvers.field.rows import Rows, RowSampler
 
 __all__ = ["Flower"]
 
@@ -61,7 +62,7 @@ class Flower(RowSampler):
         # y = A(scale m + shift) + noise, as a measurement of the state m alone
         y = likelihood.y.to(x)
         y = y - observed_forward(likelihood, prior.decode(torch.zeros_like(x))).to(x)
-        sigma = likelihood.sigma.to(x).reshape(-1, *[1] * (y.ndim - 1))
+        sigma = column(likelihood.sigma, y)
         for k in range(self.steps):
             t, after = k / self.steps, (k + 1) / self.steps
             mean = prior.denoise(x, t)

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invflow._core.shapes import column
 from invflow.flowmap import FlowMap
 from invflow.likelihood import GaussianLikelihood
+from invflow.linear.structure import observed_forward
 from invflow.solvers.field.diffusion import RangedSampler, require_positive
-from invflow.solvers.field.rows import Rows, observed_forward
+from invflow.solvers.field.rows import Rows
 
 __all__ = ["ULA", "operator_norm"]
 
@@ -120,6 +122,6 @@ def operator_norm(likelihood: GaussianLikelihood, iterations: int = 30) -> Tenso
     norm = torch.ones(len(x)).to(x)
     for _ in range(iterations):
         norm = x.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
-        x = operator.adjoint(observed_forward(likelihood, x / norm.reshape(-1, *[1] * (x.ndim - 1))))
+        x = operator.adjoint(observed_forward(likelihood, x / column(norm, x)))
     result: Tensor = x.flatten(1).norm(dim=1).sqrt()
     return result

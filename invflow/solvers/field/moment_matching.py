@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from invflow._core.conjugate_gradients import solve
+from invflow._core.shapes import column
 from invflow.flowmap import FlowMap
-from invflow.solvers.field.diffusion import DiffusionSampler, Scaled, SharedSettings, column, require_positive
+from invflow.solvers.field.diffusion import DiffusionSampler, Scaled, SharedSettings, require_positive
 from invflow.solvers.field.rows import Rows
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class MomentMatching(DiffusionSampler):
 
         residual = scene.residual(denoised.detach())
         # a tolerance of 0: the same number of iterations whatever the other rows do
-        found = solve(covariance, residual, lambda v: v, self.iterations, 0.0)[0]
+        found = solve(covariance, residual, None, self.iterations, 0.0)[0]
         return denoised.detach() + self.weight * level**2 * pull_back(found)
 
     def _deepinv(self, rows: Rows) -> Tensor:

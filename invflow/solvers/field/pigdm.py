@@ -9,15 +9,9 @@ import torch
 from torch import Tensor
 
 from invflow._core.conjugate_gradients import solve
+from invflow._core.shapes import column
 from invflow.flowmap import FlowMap
-from invflow.solvers.field.diffusion import (
-    DiffusionSampler,
-    Scaled,
-    SharedSettings,
-    column,
-    evenly,
-    require_positive,
-)
+from invflow.solvers.field.diffusion import DiffusionSampler, Scaled, SharedSettings, evenly, require_positive
 from invflow.solvers.field.rows import Rows
 
 if TYPE_CHECKING:
@@ -105,4 +99,4 @@ def explained(scene: Scaled, residual: Tensor, variance: float) -> Tensor:
         return variance * scene.forward(scene.adjoint(v)) + column(scene.sigma**2, v) * v
 
     # as many iterations whatever the other rows do
-    return scene.adjoint(solve(covariance, residual, lambda v: v, 20, 0.0)[0])
+    return scene.adjoint(solve(covariance, residual, None, 20, 0.0)[0])

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from invflow._core.watch import check_gradients
 from invflow.flowmap import FlowMap
-from invflow.solvers.field.rows import Rows, RowSampler, observed_forward
+from invflow.linear.structure import observed_forward
+from invflow.solvers.field.rows import Rows, RowSampler
 
 __all__ = ["PnPFlow"]
 

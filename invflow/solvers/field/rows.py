@@ -20,7 +20,7 @@ from invflow.reward import Reward
 from invflow.solver import Solver
 from invflow.solvers.finite import check_finite
 
-__all__ = ["RowNoise", "RowSampler", "Rows", "observed_forward"]
+__all__ = ["RowNoise", "RowSampler", "Rows"]
 
 #: rows that share a source of random numbers; a chunk draws for the blocks that it overlaps, and no more
 _BLOCK = 16
@@ -205,13 +205,6 @@ class RowSampler(Solver):
                 f"shape {tuple(self.prior.image_shape)}: build one of them with the other's image_shape"
             )
         return cast(GaussianLikelihood, reward.to(self.prior.device))
-
-
-def observed_forward(likelihood: GaussianLikelihood, x: Tensor) -> Tensor:
-    """A(x) of one image for each observation, zero where nothing was observed: ``(n, *measurement_shape)``."""
-    clean = likelihood.operator(x)
-    observed = likelihood.operator.observed()
-    return clean if observed is None else torch.where(observed, clean, 0.0)
 
 
 class _Nothing(Operator):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from invflow._core.shapes import per_particle
+from invflow._core.shapes import column
 from invflow.smc import precise, scale_log
 from invflow.solvers.noise.metric import Preconditioner
 from invflow.solvers.noise.moves import (
@@ -62,7 +62,7 @@ class Hamiltonian(Move):
         shape = particles.noise.shape
         jitter = 1 - _JITTER + 2 * _JITTER * random.uniform[..., 1]
         angle = (step_size.to(jitter)[:, None] * jitter).clamp(max=1.0).asin()
-        angle, level = angle.to(particles.noise)[..., None], per_particle(temperature, particles.noise)
+        angle, level = angle.to(particles.noise)[..., None], column(temperature, particles.noise)
         cosine, sine = angle.cos(), angle.sin()
 
         def kick_of(particles: Particles, w: Tensor) -> tuple[Tensor, Tensor]:

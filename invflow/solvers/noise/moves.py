@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from invflow._core.random import as_generator, draw_noise
-from invflow._core.shapes import per_particle
+from invflow._core.shapes import column
 from invflow.smc import precise, scale_log
 from invflow.solvers.noise.metric import Preconditioner
 from invflow.solvers.noise.target import NoiseTarget, Particles
@@ -104,7 +104,7 @@ class CrankNicolson(Move):
                  preconditioner: Preconditioner | None = None) -> tuple[Particles, Tensor]:
         """One move; see :class:`Move`."""
         mean, std = target.reference(temperature, rows)
-        h = per_particle(step_size, particles.noise)
+        h = column(step_size, particles.noise)
         u = (particles.noise - mean) / std
         moved = (1 - h.square()).sqrt() * u + h * random.standard
         proposed = target.evaluate(mean + std * moved, rows)
@@ -132,9 +132,9 @@ class CrankNicolsonLangevin(Move):
                  preconditioner: Preconditioner | None = None) -> tuple[Particles, Tensor]:
         """One move; see :class:`Move`."""
         mean, std = target.reference(temperature, rows)
-        h = per_particle(step_size, particles.noise)
+        h = column(step_size, particles.noise)
         rho = (1 - h.square()).sqrt()
-        scale = per_particle(temperature, particles.noise) * std
+        scale = column(temperature, particles.noise) * std
         u = (particles.noise - mean) / std
         drift = scale * gradient_of(particles)
         step = (1 - rho) * drift + h * random.standard

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from invflow.likelihood import GaussianLikelihood
-from invflow.linear.structure import dense_matrix
+from invflow.linear.structure import dense_matrix, matrix_shape
 from invflow.models.mixture import GaussianMixtureFlow
 from invflow.reward import Reward
 
@@ -158,9 +158,8 @@ class AnnealedCovariance:
         if not isinstance(reward, GaussianLikelihood) or not reward.operator.linear:
             raise TypeError(f"this schedule needs a GaussianLikelihood with a linear operator, not a "
                             f"{type(reward).__name__}: pass schedule='linear' or 'annealed'")
-        operator = reward.operator
-        size, flat = math.prod(operator.image_shape), self.directions.flatten(1).cpu().double()
-        entries = operator.num_sets * math.prod(operator.measurement_shape) * size
+        shape, flat = matrix_shape(reward.operator), self.directions.flatten(1).cpu().double()
+        entries, size = math.prod(shape), shape[2]
         if flat.shape[1] != size or entries > _MOST_ENTRIES:
             raise ValueError(f"directions of {flat.shape[1]} values for images of {size}, and matrices of {entries} "
                              f"entries, of which at most {_MOST_ENTRIES} are made: pass directions of the states' "

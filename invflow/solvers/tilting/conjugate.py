@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from invflow._core.conjugate_gradients import solve
 from invflow.flowmap import FlowMap
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear import spectral
@@ -148,7 +147,10 @@ class Conjugate(Proposal):
         weight = (gain.to(mean) / likelihood.sigma.to(mean).square())[:, None, None]
         step = scale * slope
         if spectrum is None:
-            solved = self._solve(lambda y: y + weight * variance * step**2 * measure(pull_back(y)), weight * residual)
+            bend = variance * step**2 * weight.expand(b, residual.shape[1], 1).flatten(0, 1)
+            # as many steps whatever the other rows do
+            solved, _ = solve(lambda y: y + bend * measure(pull_back(y)).flatten(0, 1),
+                              (weight * residual).flatten(0, 1), None, self.iterations, 0.0)
             moved = variance * step * pull_back(solved)
             change, volume = moved + math.sqrt(variance) * noise, precise(mean.new_zeros(b, 1))
         else:
@@ -164,17 +166,3 @@ class Conjugate(Proposal):
         squares = precise(noise).square() - precise(change).square() / variance
         ratio = 0.5 * (squares.flatten(1).sum(1) - volume.expand(b, len(mean) // b).flatten())
         return mean + change, ratio
-
-    def _solve(self, apply: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
-        """Conjugate gradients, row by row, always as many steps, so that the answer is a function of the row alone."""
-        tiny = torch.finfo(target.dtype).tiny
-        solution, residual, direction = torch.zeros_like(target), target, target
-        size = residual.square().sum(2, keepdim=True)
-        for _ in range(self.iterations):
-            moved = apply(direction)
-            length = size / (direction * moved).sum(2, keepdim=True).clamp(min=tiny)
-            solution, residual = solution + length * direction, residual - length * moved
-            new = residual.square().sum(2, keepdim=True)
-            direction, size = residual + new / size.clamp(min=tiny) * direction, new
-        return solution
-
