@@ -16,7 +16,12 @@ _TITLE = re.compile(r'title\(?=?f?"((?:[^"\\]|\\.)+)"')
 
 def notebooks() -> list[Path]:
     """All of them, by their numbers."""
-    return sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
+    return sorted(FOLDER.glob("[0-9][0-9]*.ipynb"), key=lambda path: path.stem.partition("_")[0])
+
+
+def number(path: Path) -> str:
+    """What the notebook is called in text: ``2b`` for ``02b_learn_a_flow_map``."""
+    return path.stem.partition("_")[0].lstrip("0") or "0"
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -57,9 +62,11 @@ def header(path: Path, repository: str) -> str:
     """Where the notebook can be had."""
     text = (f"This page shows the notebook with its saved outputs. [Download {path.name}]({path.name}), or run "
             f"`notebooks/{path.name}` in a clone of the repository.")
-    owner = repository.removesuffix("/").removesuffix(".git").partition("https://github.com/")[2]
+    address = repository.removesuffix("/").removesuffix(".git")
+    owner = address.partition("https://github.com/")[2]
     colab = f"https://colab.research.google.com/github/{owner}/blob/main/notebooks/{path.name}"
-    return text + (f" [Open it in Colab]({colab})." if owner else "")
+    install = f"%pip install 'invflow[notebooks] @ git+{address}'"
+    return text + (f" [Open it in Colab]({colab}); there, first run `{install}` in a cell of its own." if owner else "")
 
 
 def code_cell(cell: dict[str, Any], source: str, stem: str, pictures: dict[str, bytes]) -> list[str]:
@@ -68,9 +75,10 @@ def code_cell(cell: dict[str, Any], source: str, stem: str, pictures: dict[str, 
     titles = _TITLE.findall(source)
     for output in cell["outputs"]:
         data = output.get("data", {})
-        if "image/png" in data:
-            name = f"{len(pictures)}.png"
-            pictures[name] = base64.b64decode("".join(data["image/png"]))
+        kind = next((kind for kind in ("png", "gif") if f"image/{kind}" in data), None)
+        if kind is not None:
+            name = f"{len(pictures)}.{kind}"
+            pictures[name] = base64.b64decode("".join(data[f"image/{kind}"]))
             alt = re.sub(r"\\n|[\[\]$\\{}]", " ", titles[-1]) if titles else "Figure drawn by the code above"
             parts.append(f"![{' '.join(alt.split())}]({stem}/{name})")
         else:
@@ -81,5 +89,5 @@ def code_cell(cell: dict[str, Any], source: str, stem: str, pictures: dict[str, 
 
 def link_notebooks(text: str) -> str:
     """Turn ``notebook 6`` into a link to its page."""
-    pages = {int(path.stem[:2]): f"{path.stem}.md" for path in notebooks()}
-    return re.sub(r"\b([Nn]otebook) (\d+)", lambda found: f"[{found[0]}]({pages[int(found[2])]})", text)
+    pages = {number(path): f"{path.stem}.md" for path in notebooks()}
+    return re.sub(r"\b[Nn]otebook (\d+[a-z]?)\b", lambda found: f"[{found[0]}]({pages[found[1]]})", text)

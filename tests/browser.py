@@ -92,6 +92,10 @@ class Page:
     def __init__(self, browser: Browser, session: str) -> None:
         self._browser, self._session = browser, session
 
+    def go(self, address: str) -> None:
+        """Show another address in the same page."""
+        self._browser.call("Page.navigate", self._session, url=address)
+
     def run(self, script: str) -> Any:
         """The value of an expression in the page."""
         found = self._browser.call("Runtime.evaluate", self._session, expression=script, returnByValue=True,

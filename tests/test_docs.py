@@ -223,8 +223,9 @@ def test_notebooks_are_pages_with_their_outputs():
         assert f"tutorials/{path.stem}.md" in listed
         text, pictures = notebooks.convert(path)
         saved = path.read_text(encoding="utf-8")
-        assert len(pictures) == saved.count('"image/png"')
-        assert all(f"]({path.stem}/{number}.png)" in text for number in range(len(pictures)))
+        assert len(pictures) == saved.count('"image/png"') + saved.count('"image/gif"')
+        assert all(f"]({path.stem}/{name})" in text for name in pictures)
+        assert "<IPython.core.display" not in text
         solutions = text[text.index("\n## Solutions\n"):].splitlines()
         assert solutions[3].startswith("??? ")
         assert all(not line or line.startswith("    ") for line in solutions[4:])

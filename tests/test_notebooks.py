@@ -11,6 +11,7 @@ import pytest
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 LARGEST = 450_000  # bytes: the repository keeps every version
+FOLDED = "jp-MarkdownHeadingCollapsed"  # JupyterLab shows what is under the heading when asked
 # home and temporary folders, drives, and objects' addresses
 LEAK = re.compile(r"(?<![\w.])/(?:home|root|Users|tmp|work|opt|var|mnt)/\w|\b[A-Z]:\\\w|\b0x[0-9a-f]{8,}|site-packages")
 
@@ -40,17 +41,22 @@ def run_module():
     return module
 
 
+def number(path):
+    """What the notebook is called in text, such as 2b."""
+    return path.name.partition("_")[0].lstrip("0") or "0"
+
+
 def test_there_are_notebooks_with_distinct_numbers():
-    numbers = [path.name[:2] for path in PATHS]
+    numbers = [number(path) for path in PATHS]
     assert PATHS
-    assert all(re.fullmatch(r"\d\d_[a-z0-9_]+\.ipynb", path.name) for path in PATHS)
+    assert all(re.fullmatch(r"\d\d[a-z]?_[a-z0-9_]+\.ipynb", path.name) for path in PATHS)
     assert len(set(numbers)) == len(numbers)
 
 
 def test_notebooks_refer_to_notebooks_that_exist():
-    numbers = {int(path.name[:2]) for path in PATHS}
+    numbers = {number(path) for path in PATHS}
     for path in PATHS:
-        named = {int(n) for cell in load(path)["cells"] for n in re.findall(r"[Nn]otebook (\d+)", source(cell))}
+        named = {n for cell in load(path)["cells"] for n in re.findall(r"[Nn]otebook\s(\d+[a-z]?)\b", source(cell))}
         assert named <= numbers, path.name
 
 
@@ -65,7 +71,7 @@ class TestNotebook:
         cells = load(path)["cells"]
         assert 10 <= len(cells) <= 30
         assert cells[0]["cell_type"] == "markdown"
-        assert source(cells[0]).startswith(f"# {int(path.name[:2])}. ")
+        assert source(cells[0]).startswith(f"# {number(path)}. ")
 
     def test_every_code_cell_was_run_in_order_without_errors(self, path):
         cells = [cell for cell in load(path)["cells"] if cell["cell_type"] == "code"]
@@ -107,7 +113,19 @@ class TestNotebook:
         notebook = load(path)
         assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
         assert set(notebook["metadata"]["language_info"]) == {"name"}
-        assert all(set(cell["metadata"]) <= {"tags"} for cell in notebook["cells"])
+        assert all(set(cell["metadata"]) <= {"tags", FOLDED} for cell in notebook["cells"])
+
+    def test_solutions_are_folded_under_a_heading_of_their_own(self, path):
+        found = [cell for cell in load(path)["cells"] if "## Solutions" in source(cell)]
+        assert len(found) == 1
+        assert source(found[0]).startswith("## Solutions")
+        assert found[0]["metadata"].get(FOLDED) is True
+
+    def test_figures_have_110_dots_an_inch_and_words(self, path):
+        text = "\n".join(source(cell) for cell in load(path)["cells"])
+        assert "use_style(" in text
+        assert "rcParams" not in text
+        assert text.count("**See") >= 3
 
 
 def test_runner_chooses_by_the_beginning_of_a_name():
@@ -117,6 +135,22 @@ def test_runner_chooses_by_the_beginning_of_a_name():
     assert run.choose([f"notebooks/{PATHS[0].name}"]) == [PATHS[0]]
     with pytest.raises(SystemExit, match="no notebook begins with '99'"):
         run.choose(["99"])
+
+
+def test_student_version_has_exercises_and_neither_solutions_nor_outputs(tmp_path, capsys):
+    pytest.importorskip("nbformat")
+    run = run_module()
+    assert run.main(["--student", str(tmp_path / "class")]) == 0
+    assert sorted(path.name for path in (tmp_path / "class").iterdir()) == [path.name for path in PATHS]
+    for path in PATHS:
+        whole, copy = load(path), load(tmp_path / "class" / path.name)
+        texts = [source(cell) for cell in copy["cells"]]
+        assert "## Exercises" in "\n".join(texts)
+        assert "## Solutions" not in "\n".join(texts)
+        assert texts[:-1] == [source(cell) for cell in whole["cells"]][: len(texts) - 1]
+        assert not [cell for cell in copy["cells"] if cell.get("outputs")]
+    with pytest.raises(SystemExit, match="would lose its solutions"):
+        run.main(["--student", str(FOLDER)])
 
 
 def test_runner_finds_what_names_this_machine():

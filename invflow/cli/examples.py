@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,7 +42,8 @@ def write_examples(folder: Path) -> list[Path]:
         The files: ``digit.png``, light on dark, and ``paper.png``, dark on light and larger; ``photo.jpg`` and
         ``photo.png``, the same photograph; of others ``damaged.png``, without what ``mask.png`` and the same as
         ``scratches.png`` hide, ``blurred.png`` and ``shaken.jpg``, moved along ``kernel.npy`` and the same as
-        ``psf.png``, ``small.jpg``, a third as large, and ``scan.tif``, noisy.
+        ``psf.png``, ``small.jpg``, a third as large, and ``scan.tif``, noisy; ``counts.npy``, of photons, at most 4095;
+        ``photographs/``, four noisy ones; and ``kernel.npy``.
 
     Raises:
         FileExistsError: if one of them is there already.
@@ -75,14 +77,22 @@ def write_examples(folder: Path) -> list[Path]:
         "blurred.png": seen(blur, 2, 0.02), "shaken.jpg": seen(blur, 3, 0.01),
         "small.jpg": seen(SuperResolution(shape, factor=FACTOR), 4, 0.01), "scan.tif": seen(Denoising(shape), 1, 0.1),
     }
-    files = [folder / name for name in (*pictures, "kernel.npy")]
+    counts = torch.poisson(4095 * photos[5].mean(0, keepdim=True).clamp(0, 1), generator=generator).clamp(max=4095)
+    arrays = {"counts.npy": counts[0].numpy(), "kernel.npy": path.numpy()}
+    pictures |= {f"photographs/{k}.png": seen(Denoising(shape), k, 0.05) for k in range(4)}
+    files = [folder / name for name in (*pictures, *arrays)]
     taken = [str(file) for file in files if file.exists()]
     if taken:
         raise FileExistsError(f"{', '.join(taken)} would be written over: pass another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "photographs").mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         write_image(picture, folder / name)
-    buffer = io.BytesIO()
-    np.save(buffer, path.numpy())
-    write_atomically(files[-1], lambda name: Path(name).write_bytes(buffer.getvalue()))
+    for name, array in arrays.items():
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        write_atomically(folder / name, functools.partial(_write, buffer.getvalue()))
     return files
+
+
+def _write(data: bytes, path: str) -> None:
+    Path(path).write_bytes(data)
