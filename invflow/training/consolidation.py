@@ -14,7 +14,9 @@ from invflow.models.adapter import Adapter
 from invflow.models.neural import NeuralFlowMap
 from invflow.solvers.vfm import VFM
 from invflow.training.loop import LoopSettings, Sampler, batches_of, fit
-from invflow.training.vfm import TrainingProblem, VFMObjective, finish
+from invflow.training.objective import VFMObjective
+from invflow.training.settings import TrainingProblem
+from invflow.training.vfm import finish
 
 __all__ = ["ConsolidationObjective", "consolidate_vfm"]
 

@@ -13,7 +13,7 @@ from invflow.likelihood import GaussianLikelihood
 from invflow.linear.correction import correct, measurement_noise
 from invflow.solvers.vfm import VFM
 from invflow.training.losses import patch_score
-from invflow.training.vfm import TrainingProblem
+from invflow.training.settings import TrainingProblem
 
 __all__ = ["FACTORS", "Fit", "fit_consistency", "move_samples", "noise_in_the_mean"]
 
