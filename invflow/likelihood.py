@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from abc import abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,8 +15,12 @@ from invflow._core.checks import Index, as_index, as_levels, looks_measured_in
 from invflow._core.networks import settle
 from invflow._core.noise_level import NoiseLevel, estimate_sigma, noise_levels, trusted
 from invflow._core.random import as_generator, draw_noise
+from invflow._core.shapes import column, only_observed
 from invflow.operator import Operator
 from invflow.reward import Reward
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["GaussianLikelihood", "Likelihood", "NoiseLevel", "PoissonLikelihood", "estimate_sigma", "noise_levels"]
 
@@ -143,12 +147,10 @@ class Likelihood(Reward):
         """
         single = x.ndim == len(self.operator.image_shape) + 1
         clean = self.predict(x[:, None] if single else x)
-        y = self.draw(clean, generator)
-        if self._observed is not None:
-            y = torch.where(self._observed[:, None], y, 0.0)
+        y = only_observed(self.draw(clean, generator), self._observed)
         return y[:, 0] if single else y
 
-    def select(self, index: Index) -> Likelihood:
+    def select(self, index: Index) -> Self:
         """The likelihood of some observations only, with their operators; see :meth:`Reward.select`."""
         rows = as_index(index, len(self.y))
         other = copy.copy(self)
@@ -161,7 +163,7 @@ class Likelihood(Reward):
         other.num_observations = len(rows)
         return other
 
-    def to(self, *args: Any, **kwargs: Any) -> Likelihood:
+    def to(self, *args: Any, **kwargs: Any) -> Self:
         """The likelihood, operator and all, on another device or in another floating-point type; a copy."""
         other = copy.copy(self)
         other.operator = copy.deepcopy(self.operator).to(*args, **kwargs)
@@ -181,14 +183,11 @@ class Likelihood(Reward):
 
     def _level(self, name: str, like: Tensor) -> Tensor:
         """A per-observation parameter, shaped to broadcast against ``(B, N, *measurement_shape)``."""
-        level: Tensor = getattr(self, name).to(like)
-        return level.reshape(-1, *([1] * (like.ndim - 1)))
+        return column(getattr(self, name), like)
 
     def _sum_observed(self, terms: Tensor) -> Tensor:
         """Sum ``(B, N, *measurement_shape)`` over the observed entries, to ``(B, N)``."""
-        if self._observed is not None:
-            terms = torch.where(self._observed[:, None], terms, 0.0)
-        return terms.flatten(2).sum(2)
+        return only_observed(terms, self._observed).flatten(2).sum(2)
 
     def count_observed(self) -> Tensor:
         """How many entries were observed, ``(B,)`` or ``(1,)`` where all observations share a mask."""

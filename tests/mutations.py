@@ -143,7 +143,7 @@ MUTATIONS = [
              "x = self.jump(time * noise + (1 - time) * x, time, 1.0)",
              "tests/models/test_consistency.py::test_every_path_is_the_exact_jump"),
     Mutation("mean instead of sum in the likelihood", "invflow/likelihood.py",
-             "return terms.flatten(2).sum(2)", "return terms.flatten(2).mean(2)", "tests/test_reward.py"),
+             "self._observed).flatten(2).sum(2)", "self._observed).flatten(2).mean(2)", "tests/test_reward.py"),
     Mutation("time reversed in the MeanFlow target", "invflow/training/losses.py",
              "target = v + correction", "target = v - correction",
              "tests/training/test_losses.py::test_true_average_velocity_is_a_stationary_point"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from invflow._core.random import draw_noise
+from invflow._core.shapes import column, with_axes
 from invflow.linear.correction import correct
 from invflow.models.adapter import LEAST_LEVEL, LOG_DEVIATION, Adapter
 from invflow.models.neural import NeuralFlowMap
@@ -105,7 +106,7 @@ class VFMObjective(Objective):
         # the optimum; without it the gradients of the lowest levels, of size 1 / sigma, drown all others
         if own.deviations_alone:
             return self._alone(mean.detach(), log_std.detach(), log_deviation, data, groups, generator)
-        weight = ((sigma / self.highest).clamp(min=LEAST_WEIGHT) ** own.level_power).view(-1, *([1] * (mean.ndim - 1)))
+        weight = with_axes((sigma / self.highest).clamp(min=LEAST_WEIGHT) ** own.level_power, mean.ndim)
         mean, log_std = scale_gradient(mean, weight), scale_gradient(log_std, weight)
         draws = 2 if own.score else 1
         noise = draw_noise((draws, *mean.shape), generator).to(mean)
@@ -171,11 +172,11 @@ class VFMObjective(Objective):
         counts, done = [len(y) for _, y, _ in groups], []
         variance = (2 * log_deviation.float()).exp()
         for (operator, y, sigma), x, spread in zip(groups, pair.split(counts, 1), variance.split(counts)):
-            spread = spread * self._factors(operator, sigma).to(spread).square().view(-1, *[1] * (spread.ndim - 1))
+            spread = spread * column(self._factors(operator, sigma), spread).square()
             twice = operator if operator.num_sets == 1 else operator.select(torch.arange(len(y)).repeat(2))
             noise = draw_noise((2 * len(y), *y.shape[1:]), generator).to(y)
-            moved, _ = correct(twice, y.repeat(2, *[1] * (y.ndim - 1)), sigma.repeat(2), x.flatten(0, 1).float(),
-                               spread.repeat(2, *[1] * (spread.ndim - 1)), noise)
+            moved, _ = correct(twice, torch.cat([y, y]), sigma.repeat(2), x.flatten(0, 1).float(),
+                               torch.cat([spread, spread]), noise)
             done.append(moved.unflatten(0, (2, len(y))))
         return torch.cat(done, dim=1)
 
@@ -264,7 +265,7 @@ class VFMObjective(Objective):
         fresh = draw_noise(tuple(states.shape), generator).to(states)
         joint = torch.rand(len(states), generator=generator, device=generator.device) < self.settings.alpha
         joint = joint.to(states.device)
-        joint = joint.view(-1, *([1] * (states.ndim - 1)))
+        joint = with_axes(joint, states.ndim)
         if self.reward is not None:
             # an observation pairs its noise with the image it came from; a reward comes from no image, and its noise
             # belongs to images of the tilted law, drawn from the batch with weights e^r
