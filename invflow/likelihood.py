@@ -6,101 +6,26 @@ import copy
 import math
 import warnings
 from abc import abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from invflow._core.checks import Index, as_index, as_levels, looks_measured_in
 from invflow._core.networks import settle
-from invflow._core.noise_level import NoiseLevel, noise_level
+from invflow._core.noise_level import NoiseLevel, estimate_sigma, noise_levels, trusted
 from invflow._core.random import as_generator, draw_noise
+from invflow._core.shapes import column, only_observed
 from invflow.operator import Operator
 from invflow.reward import Reward
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["GaussianLikelihood", "Likelihood", "NoiseLevel", "PoissonLikelihood", "estimate_sigma", "noise_levels"]
 
 # standard deviation of rounding to 8 bits
 ROUNDING = 1 / 255 / math.sqrt(12)
-
-
-def noise_levels(y: Tensor, observed: Tensor | None = None) -> list[NoiseLevel]:
-    """Noise levels of pictures with what is known of their error; see :func:`estimate_sigma`.
-
-    Args:
-        y: ``(B, C, H, W)``.
-        observed: ``(1 or B, C, H, W)`` bool, or None: all of it.
-
-    Raises:
-        ValueError: for measurements that are no pictures, too small, without noise, or observed in too few places.
-    """
-    if y.ndim != 4 or min(y.shape[2:]) < 3:
-        raise ValueError(
-            f"sigma=None estimates the noise of pictures (B, C, H, W), but y has shape {tuple(y.shape)}: "
-            "pass sigma=..."
-        )
-    valid = torch.ones_like(y) if observed is None else observed.to(y).expand_as(y)
-    found = [noise_level(picture, mask) for picture, mask in zip(y, valid, strict=True)]
-    if any(level is None for level in found):
-        raise ValueError(
-            f"the noise cannot be estimated from y of shape {tuple(y.shape)}: fewer than 15 x 15 pixels, or too few "
-            "neighbouring entries are observed, or most of them carry no noise (a constant ground, black or white that "
-            "is cut off); pass sigma=..."
-        )
-    return [level for level in found if level is not None]
-
-
-def estimate_sigma(y: Tensor, observed: Tensor | None = None) -> Tensor:
-    """Noise standard deviation of pictures, from cosines of their calm blocks of 8 x 8 pixels.
-
-    Independent noise is as strong at middle scales as at fine ones. Where it is not, the picture is textured even in
-    its calmest blocks, or its noise is correlated from pixel to pixel: how the two scales fall together from busy to
-    calm blocks says which, and of a picture in colour so do brightness and colours apart. Texture is then left out, and
-    the level of correlated noise is that of middle scales; where neither is sure, that is an error: no smaller
-    estimate is ever taken because it is smaller.
-
-    Of fourteen photographs with independent noise of 0.01 to 0.1, halved or not, it was off by 3 to 4% in the geometric
-    mean (the wavelets of scikit-image: 18 to 28%), of measurements under four-fold super-resolution by 5%, where a
-    level was given at all; grass with noise of 0.025 was found at 1.26 times that, with 0.01 not at all. Noise that was
-    saved as JPEG of quality 95, 85 or 75 at half the resolution of colour: off by 7, 19 and 44%; after bilinear
-    demosaicing a fifth too low. ``benchmarks.tables.noise_table`` measures it.
-
-    Args:
-        y: ``(B, C, H, W)``.
-        observed: ``(1 or B, C, H, W)`` bool, or None: all of it. Where no block of 8 x 8 pixels is whole, differences
-            of neighbours have to do, which take fine texture for noise.
-
-    Returns:
-        ``(B,)``; :func:`noise_levels` gives the range with it.
-
-    Raises:
-        ValueError: as :func:`noise_levels`, and where texture and correlated noise cannot be told apart.
-
-    Warns:
-        UserWarning: where the level is in doubt, with its range and the reason.
-
-    Example:
-        >>> import torch
-        >>> from invflow.likelihood import estimate_sigma
-        >>> y = 0.5 + 0.1 * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
-        >>> round(float(estimate_sigma(y)), 1)
-        0.1
-    """
-    return y.new_tensor([level.sigma for level in _trusted(noise_levels(y, observed))])
-
-
-def _trusted(levels: list[NoiseLevel]) -> list[NoiseLevel]:
-    """The same, once each is known; a warning where one is in doubt."""
-    for level in levels:
-        if not level.known:
-            raise ValueError(f"the noise of a picture is between {level.low:.2g} and {level.high:.2g}: "
-                             f"{level.doubt}; pass sigma=...")
-    doubtful = [level for level in levels if level.doubt]
-    for level in doubtful[:1]:
-        warnings.warn(f"the noise of {len(doubtful)} of {len(levels)} pictures is uncertain: {level.sigma:.2g}, "
-                      f"between {level.low:.2g} and {level.high:.2g}, for {level.doubt}; pass sigma=... if you know it",
-                      stacklevel=3)
-    return levels
 
 
 class Likelihood(Reward):
@@ -222,12 +147,10 @@ class Likelihood(Reward):
         """
         single = x.ndim == len(self.operator.image_shape) + 1
         clean = self.predict(x[:, None] if single else x)
-        y = self.draw(clean, generator)
-        if self._observed is not None:
-            y = torch.where(self._observed[:, None], y, 0.0)
+        y = only_observed(self.draw(clean, generator), self._observed)
         return y[:, 0] if single else y
 
-    def select(self, index: Index) -> Likelihood:
+    def select(self, index: Index) -> Self:
         """The likelihood of some observations only, with their operators; see :meth:`Reward.select`."""
         rows = as_index(index, len(self.y))
         other = copy.copy(self)
@@ -240,7 +163,7 @@ class Likelihood(Reward):
         other.num_observations = len(rows)
         return other
 
-    def to(self, *args: Any, **kwargs: Any) -> Likelihood:
+    def to(self, *args: Any, **kwargs: Any) -> Self:
         """The likelihood, operator and all, on another device or in another floating-point type; a copy."""
         other = copy.copy(self)
         other.operator = copy.deepcopy(self.operator).to(*args, **kwargs)
@@ -260,14 +183,11 @@ class Likelihood(Reward):
 
     def _level(self, name: str, like: Tensor) -> Tensor:
         """A per-observation parameter, shaped to broadcast against ``(B, N, *measurement_shape)``."""
-        level: Tensor = getattr(self, name).to(like)
-        return level.reshape(-1, *([1] * (like.ndim - 1)))
+        return column(getattr(self, name), like)
 
     def _sum_observed(self, terms: Tensor) -> Tensor:
         """Sum ``(B, N, *measurement_shape)`` over the observed entries, to ``(B, N)``."""
-        if self._observed is not None:
-            terms = torch.where(self._observed[:, None], terms, 0.0)
-        return terms.flatten(2).sum(2)
+        return only_observed(terms, self._observed).flatten(2).sum(2)
 
     def count_observed(self) -> Tensor:
         """How many entries were observed, ``(B,)`` or ``(1,)`` where all observations share a mask."""
@@ -315,7 +235,7 @@ class GaussianLikelihood(Likelihood):
     def __init__(self, operator: Operator, y: Tensor, sigma: float | Tensor | None = None) -> None:
         super().__init__(operator, y)
         if sigma is None:
-            levels = _trusted(noise_levels(self.y, self._observed))
+            levels = trusted(noise_levels(self.y, self._observed))
             sigma = self.y.new_tensor([level.sigma for level in levels])
             values = ", ".join(f"{level.sigma:.3g} ({level.low:.3g} to {level.high:.3g})" for level in levels[:4])
             values += ", ..." if len(levels) > 4 else ""

@@ -13,7 +13,7 @@ import warnings
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -258,7 +258,7 @@ def _warn_of_misfit(solver: str, posterior: Posterior, likelihood: GaussianLikel
     if found.get("point_estimate", False):  # which is no mean of a posterior
         return
     place = posterior.samples.device
-    likelihood = likelihood if likelihood.y.device == place else cast(GaussianLikelihood, likelihood.to(place))
+    likelihood = likelihood if likelihood.y.device == place else likelihood.to(place)
 
     def averaged(function: Callable[[Tensor], Tensor]) -> Tensor:
         at_a_time = max(1, 2**24 // posterior.samples[:, 0].numel())

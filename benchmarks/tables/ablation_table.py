@@ -49,7 +49,7 @@ def corrections(likelihood: GaussianLikelihood, samples: Tensor, deviation: Tens
     """The samples as they are, moved with one variance for all pixels, and moved by the deviations."""
     noise = measurement_noise(samples.shape[0] * samples.shape[1], tuple(likelihood.y.shape[1:]),
                               torch.Generator().manual_seed(seed))
-    even = deviation.square().flatten(1).mean(1).sqrt().view(-1, *[1] * (deviation.ndim - 1)).expand_as(deviation)
+    even = deviation.square().mean(tuple(range(1, deviation.ndim)), keepdim=True).sqrt().expand_as(deviation)
     return {"none": samples, "all pixels alike": move_samples(likelihood, samples, even, noise),
             "deviations": move_samples(likelihood, samples, deviation, noise)}
 

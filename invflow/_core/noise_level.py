@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["NoiseLevel", "noise_level"]
+__all__ = ["NoiseLevel", "estimate_sigma", "noise_level", "noise_levels", "trusted"]
 
 _SIDE = 8
 #: at most so many blocks are looked at, and at least so many are needed
@@ -76,6 +77,85 @@ class _Channel:
     def coarser_than(self, other: _Channel) -> bool:
         """Whether the channel has lost its noise to a lower resolution, where another has kept it."""
         return self.middle < 0.3 * other.middle and (not self.white or self.fast < 0.2 * other.fast)
+
+
+def noise_levels(y: Tensor, observed: Tensor | None = None) -> list[NoiseLevel]:
+    """Noise levels of pictures with what is known of their error; see :func:`estimate_sigma`.
+
+    Args:
+        y: ``(B, C, H, W)``.
+        observed: ``(1 or B, C, H, W)`` bool, or None: all of it.
+
+    Raises:
+        ValueError: for measurements that are no pictures, too small, without noise, or observed in too few places.
+    """
+    if y.ndim != 4 or min(y.shape[2:]) < 3:
+        raise ValueError(
+            f"sigma=None estimates the noise of pictures (B, C, H, W), but y has shape {tuple(y.shape)}: "
+            "pass sigma=..."
+        )
+    valid = torch.ones_like(y) if observed is None else observed.to(y).expand_as(y)
+    found = [noise_level(picture, mask) for picture, mask in zip(y, valid, strict=True)]
+    if any(level is None for level in found):
+        raise ValueError(
+            f"the noise cannot be estimated from y of shape {tuple(y.shape)}: fewer than 15 x 15 pixels, or too few "
+            "neighbouring entries are observed, or most of them carry no noise (a constant ground, black or white that "
+            "is cut off); pass sigma=..."
+        )
+    return [level for level in found if level is not None]
+
+
+def estimate_sigma(y: Tensor, observed: Tensor | None = None) -> Tensor:
+    """Noise standard deviation of pictures, from cosines of their calm blocks of 8 x 8 pixels.
+
+    Independent noise is as strong at middle scales as at fine ones. Where it is not, the picture is textured even in
+    its calmest blocks, or its noise is correlated from pixel to pixel: how the two scales fall together from busy to
+    calm blocks says which, and of a picture in colour so do brightness and colours apart. Texture is then left out, and
+    the level of correlated noise is that of middle scales; where neither is sure, that is an error: no smaller
+    estimate is ever taken because it is smaller.
+
+    Of fourteen photographs with independent noise of 0.01 to 0.1, halved or not, it was off by 3 to 4% in the geometric
+    mean (the wavelets of scikit-image: 18 to 28%), of measurements under four-fold super-resolution by 5%, where a
+    level was given at all; grass with noise of 0.025 was found at 1.26 times that, with 0.01 not at all. Noise that was
+    saved as JPEG of quality 95, 85 or 75 at half the resolution of colour: off by 7, 19 and 44%; after bilinear
+    demosaicing a fifth too low. ``benchmarks.tables.noise_table`` measures it.
+
+    Args:
+        y: ``(B, C, H, W)``.
+        observed: ``(1 or B, C, H, W)`` bool, or None: all of it. Where no block of 8 x 8 pixels is whole, differences
+            of neighbours have to do, which take fine texture for noise.
+
+    Returns:
+        ``(B,)``; :func:`noise_levels` gives the range with it.
+
+    Raises:
+        ValueError: as :func:`noise_levels`, and where texture and correlated noise cannot be told apart.
+
+    Warns:
+        UserWarning: where the level is in doubt, with its range and the reason.
+
+    Example:
+        >>> import torch
+        >>> from invflow.likelihood import estimate_sigma
+        >>> y = 0.5 + 0.1 * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+        >>> round(float(estimate_sigma(y)), 1)
+        0.1
+    """
+    return y.new_tensor([level.sigma for level in trusted(noise_levels(y, observed))])
+
+
+def trusted(levels: list[NoiseLevel]) -> list[NoiseLevel]:
+    """The same, once each is known; a warning where one is in doubt."""
+    for level in levels:
+        if not level.known:
+            raise ValueError(f"the noise of a picture is between {level.low:.2g} and {level.high:.2g}: "
+                             f"{level.doubt}; pass sigma=...")
+    doubtful = [level for level in levels if level.doubt]
+    for level in doubtful[:1]:
+        warnings.warn(f"the noise of {len(doubtful)} of {len(levels)} pictures is uncertain: {level.sigma:.2g}, "
+                      f"between {level.low:.2g} and {level.high:.2g}, for {level.doubt}; pass sigma=... if you know it",
+                      stacklevel=3)
+    return levels
 
 
 def noise_level(y: Tensor, observed: Tensor) -> NoiseLevel | None:

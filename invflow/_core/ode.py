@@ -8,6 +8,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from invflow._core.shapes import with_axes
+
 __all__ = ["TABLEAUS", "Tableau", "Time", "expand_time", "integrate", "runge_kutta_step"]
 
 Time: TypeAlias = "float | Tensor"
@@ -60,7 +62,7 @@ def expand_time(t: Time, x: Tensor) -> Tensor:
             f"a time has shape {tuple(t.shape)}, but the batch has {x.shape[0]} rows: pass a float or a "
             f"tensor of shape ({x.shape[0]},)"
         )
-    return t.expand(x.shape[0]).reshape(-1, *([1] * (x.ndim - 1)))
+    return with_axes(t.expand(x.shape[0]), x.ndim)
 
 
 def runge_kutta_step(velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, start: Tensor, end: Tensor,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from invflow._core.conjugate_gradients import Map, solve
 from invflow._core.random import draw_noise
+from invflow._core.shapes import column, only_observed
 from invflow.operator import Operator
 
 __all__ = ["correct", "measurement_noise"]
@@ -48,9 +49,9 @@ def correct(operator: Operator, y: Tensor, sigma: Tensor, x: Tensor, variance: T
     observed = operator.observed()
 
     def seen(values: Tensor) -> Tensor:
-        return values if observed is None else torch.where(observed, values, 0.0)
+        return only_observed(values, observed)
 
-    level = sigma.to(y).reshape(-1, *[1] * (y.ndim - 1))
+    level = column(sigma, y)
     damping = level.clamp(min=LEAST_SIGMA).square()
     clean = operator(x)
     forward, transposed = _tangent(operator, x)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from invflow._core.conjugate_gradients import solve
+from invflow._core.shapes import only_observed
 
 if TYPE_CHECKING:
     from invflow.operator import Operator
@@ -265,8 +266,7 @@ def gaussian_estimate(spectrum: Spectrum, mean: Tensor, affine: tuple[float, flo
         precision = sigma.to(y).clamp(min=level).view(-1, 1, 1, 1) ** -2
 
         def pull_back(difference: Tensor) -> Tensor:
-            difference = difference if observed is None else torch.where(observed, difference, 0.0)
-            return operator.adjoint(difference) * precision
+            return operator.adjoint(only_observed(difference, observed)) * precision
 
         def normal(x: Tensor) -> Tensor:
             return filtered(x, 1 / power) + pull_back(operator(x))

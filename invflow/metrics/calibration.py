@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from invflow._core.random import as_generator
+from invflow._core.shapes import only_observed, with_axes
 from invflow.metrics.quality import _check, spread, weighted_variances
 from invflow.metrics.ranks import random_ranks
 
@@ -264,7 +265,7 @@ def residual_chi_square(residual: Tensor, sigma: float | Tensor, observed: Tenso
         raise ValueError(f"residual_chi_square takes residuals (B, N, *measurement_shape), not "
                          f"{tuple(residual.shape)}: pass likelihood.y[:, None] - likelihood.predict(samples)")
     level = torch.as_tensor(sigma, dtype=torch.float64, device=residual.device)
-    level = level.reshape(-1, *([1] * (residual.ndim - 1)))
+    level = with_axes(level.reshape(-1), residual.ndim)
     if len(level) not in (1, len(residual)):
         raise ValueError(f"sigma has {len(level)} entries, but there are {len(residual)} observations: pass a "
                          "number or one for each")
@@ -277,7 +278,7 @@ def residual_chi_square(residual: Tensor, sigma: float | Tensor, observed: Tenso
         if tuple(observed.shape[1:]) != tuple(residual.shape[2:]) or len(observed) not in (1, len(residual)):
             raise ValueError(f"observed has shape {tuple(observed.shape)}, residuals {tuple(residual.shape)}: pass "
                              "(1 or B, *measurement_shape), as operator.observed() gives it")
-        square = torch.where(observed[:, None], square, 0.0)
+        square = only_observed(square, observed)
         degrees = observed.reshape(len(observed), -1).sum(1, keepdim=True).double().expand(len(residual), 1)
     statistic = square.flatten(2).sum(2)
     return ChiSquare(statistic, degrees, torch.special.gammaincc(degrees / 2, statistic / 2))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from invflow._core.checks import precise
+from invflow._core.shapes import with_axes
 from invflow._core.weighted import effective_size, least_samples, pieces, quantiles, rank_window
 from invflow.metrics.quality import _check, normalised_weights
 
@@ -50,7 +51,7 @@ def central_interval(samples: Tensor, level: float = 0.9,
     """
     few = too_few(samples, level, log_weights, "central_interval")
     low, high = _interval(samples, level, log_weights)
-    few = few.reshape(-1, *[1] * (low.ndim - 1))
+    few = with_axes(few, low.ndim)
     return torch.where(few, torch.nan, low), torch.where(few, torch.nan, high)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from invflow._core.checks import precise
 from invflow._core.random import as_generator
+from invflow._core.shapes import with_axes
 from invflow._core.weighted import pair_mass, pieces, variance_weights
 
 __all__ = [
@@ -326,9 +327,7 @@ def weighted_variances(samples: Tensor, weights: Tensor) -> tuple[Tensor, Tensor
 
 def _law_error(own: Tensor, pairs: Tensor, weights: Tensor) -> Tensor:
     """V of the module's top from sum w_i^2 e_i and D, ``(B, ...)`` each; 0 where one sample has all the weight."""
-    lead = (-1, *[1] * (own.ndim - 1))
-    mass = pair_mass(weights).reshape(lead)
-    square = weights.square().sum(1).reshape(lead)
+    mass, square = with_axes(pair_mass(weights), own.ndim), with_axes(weights.square().sum(1), own.ndim)
     return torch.where(mass > 0, (own - 0.5 * square * pairs) / mass.clamp(min=torch.finfo(mass.dtype).tiny), 0.0)
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from invflow._core.networks import Network
 from invflow._core.ode import Time, expand_time
 from invflow.models.decoded import Decode, DecodedFlow
-from invflow.models.paths import Jumps, Schedule, edm_path, make_path, trigonometric_path
+from invflow.models.named_paths import Schedule
+from invflow.models.paths import Jumps, edm_path, make_path, trigonometric_path
 
 __all__ = ["ConsistencyFlow", "Times", "from_consistency"]
 

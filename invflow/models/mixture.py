@@ -9,6 +9,7 @@ from torch import Tensor
 
 from invflow._core.ode import TABLEAUS, Time, expand_time, runge_kutta_step
 from invflow._core.random import as_generator, draw_noise
+from invflow._core.shapes import with_axes
 from invflow.flowmap import FlowMap
 
 __all__ = ["GaussianMixtureFlow"]
@@ -175,7 +176,7 @@ class GaussianMixtureFlow(FlowMap):
         generator = as_generator(generator)
         k = draw_components(self.log_weights[None], n, generator)[0]
         noise = draw_noise((n, *self.state_shape), generator, self.device).to(self.dtype)
-        return self.means[k] + self.std[k].reshape(-1, *[1] * len(self.state_shape)) * noise
+        return self.means[k] + with_axes(self.std[k], noise.ndim) * noise
 
     # -- the jump -------------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from invflow._core.networks import Network
 from invflow._core.ode import Time, expand_time, integrate
 from invflow.flowmap import FlowMap
 from invflow.models.decoded import Decode, PathFlow, check_solver_settings, is_independent
-from invflow.models.paths import Schedule, make_path
+from invflow.models.named_paths import Schedule
+from invflow.models.paths import make_path
 
 __all__ = ["DenoiserFlow", "VelocityFlow", "from_deepinv", "from_velocity"]
 

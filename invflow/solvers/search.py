@@ -13,6 +13,7 @@ from torch import Tensor
 
 from invflow._core.chunks import ChunkSize, check_chunk_size
 from invflow._core.random import as_generator
+from invflow._core.shapes import with_axes
 from invflow.flowmap import FlowMap, rows_at_a_time
 from invflow.posterior import Posterior
 from invflow.reward import Reward
@@ -203,7 +204,7 @@ class BestOfN(SearchSolver):
     def _merge(self, best: tuple[Tensor, ...], tried: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """The better of two, place by place."""
         better = tried[1] > best[1]
-        one, two, three = (torch.where(better.view(*better.shape, *[1] * (new.ndim - 2)), new, old)
+        one, two, three = (torch.where(with_axes(better, new.ndim), new, old)
                            for new, old in zip(tried, best))
         return one, two, three
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from invflow._core.folders import read_config, resolve_folder
 from invflow._core.random import draw_noise
 from invflow._core.records import fingerprint, write_atomically
 from invflow._core.remembered import remembered
+from invflow._core.shapes import column
 from invflow._core.watch import without_gradients
 from invflow.flowmap import rows_at_a_time
 from invflow.likelihood import GaussianLikelihood
@@ -261,7 +262,7 @@ class VFM(Solver):
         if factors is None or not bool(factors.any()):
             return None
         likelihood, noise = reward, measurement_noise(len(deviation) * num_samples, reward.y.shape[1:], generator)
-        variance = (deviation * factors.to(deviation).view(-1, *[1] * (deviation.ndim - 1))).square()
+        variance = (deviation * column(factors, deviation)).square()
 
         def corrected(part: slice, made: Tensor) -> tuple[Tensor, Tensor]:
             pick = torch.arange(part.start, part.stop) // num_samples
@@ -350,7 +351,7 @@ def _misfit(likelihood: GaussianLikelihood, images: Tensor, owner: Tensor | None
     """Residual of each image ``(n,)`` to its own observation; to the only one for None."""
     if owner is None:
         return likelihood.residual(images[None])[0]
-    return cast(GaussianLikelihood, likelihood.select(owner)).residual(images[:, None])[:, 0]
+    return likelihood.select(owner).residual(images[:, None])[:, 0]
 
 
 def _pixels(shape: Sequence[int]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from invflow._core.shapes import only_observed, with_axes
 from invflow.likelihood import Likelihood
 from invflow.testing._tools import expect, expect_close, rounding
 
@@ -52,7 +53,7 @@ def check_density(likelihood: Likelihood, x: Tensor, seed: int) -> None:
 def _check_sum(likelihood: Likelihood, x: Tensor, terms: Tensor) -> None:
     """The score is the sum over the observed entries: neither their mean, nor a multiple."""
     name, observed = type(likelihood).__name__, likelihood.operator.observed()
-    kept = terms if observed is None else torch.where(observed[:, None], terms, 0.0)
+    kept = only_observed(terms, observed)
     total, score = kept.flatten(2).sum(2), likelihood(x)
     entries = likelihood.count_observed().expand(len(x))[:, None].to(total)
     averaged = bool(((score * entries - total).abs() <= 1e-6 * total.abs()).all() and (entries > 1).any())
@@ -81,7 +82,7 @@ def _check_integral(likelihood: Likelihood, clean: Tensor) -> None:
         step = float(offsets[1] - offsets[0])
     total = torch.zeros_like(clean)
     for part in offsets.split(max(1, _VALUES // clean.numel())):
-        y = centre + part.reshape(1, -1, *([1] * (clean.ndim - 2)))
+        y = centre + with_axes(part[None], clean.ndim)
         density = likelihood.log_density(y.clamp(min=0) if counts else y, clean).exp()
         total += (torch.where(y < 0, 0.0, density) if counts else density).sum(1, keepdim=True) * step
     worst = float(total.flatten()[int((total - 1).abs().argmax())])

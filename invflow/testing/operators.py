@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invflow._core.shapes import with_axes
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.structure import diagonal_values, transfer_function
 from invflow.operator import SUMMARY_SIZE, Operator
@@ -323,7 +324,7 @@ def _check_views(operator: Operator, x: Tensor) -> None:
 def _check_noise(operator: Operator, x: Tensor, seed: int) -> None:
     name, clean, observed = _name(operator), operator(x), operator.observed()
     sigma = torch.linspace(0.1, 0.3, len(x), dtype=x.dtype, device=x.device)
-    level = sigma.reshape(-1, *([1] * (clean.ndim - 1)))
+    level = with_axes(sigma, clean.ndim)
     seen = torch.ones_like(clean, dtype=torch.bool) if observed is None else observed.expand_as(clean)
 
     def scaled_noise(s: int, repeats: int = 1) -> Tensor:
@@ -361,7 +362,7 @@ def _check_randomize(operator: Operator, seed: int) -> None:
         return
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand(1, *operator.image_shape, generator=generator).to(operator.device, operator.dtype)
-    x = image.repeat(_SETS, *([1] * len(operator.image_shape)))
+    x = image.repeat_interleave(_SETS, 0)
     y = first(x)
     expect_close(again(x), y, 0.0, f"{name}: randomize with the same generator seed twice",
                  "Draw from the generator that is passed, and from nothing else")

@@ -9,8 +9,10 @@ from invflow.training.distillation import (
 )
 from invflow.training.loop import LoopSettings, Objective, fit
 from invflow.training.losses import gaussian_kl, meanflow_loss, sample_times
+from invflow.training.objective import VFMObjective
 from invflow.training.prior import MeanFlowObjective, train_prior
-from invflow.training.vfm import ObjectiveSettings, TrainingProblem, VFMObjective, train_alignment, train_vfm
+from invflow.training.settings import ObjectiveSettings, TrainingProblem
+from invflow.training.vfm import train_alignment, train_vfm
 
 __all__ = [
     "ConsolidationObjective", "DistillationObjective", "LoopSettings", "MeanFlowObjective", "Objective",

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from invflow._core.random import draw_noise
+from invflow._core.shapes import with_axes
 from invflow.models.adapter import Adapter
 from invflow.models.neural import NeuralFlowMap
 from invflow.solvers.vfm import VFM
 from invflow.training.loop import LoopSettings, Sampler, batches_of, fit
-from invflow.training.vfm import TrainingProblem, VFMObjective, finish
+from invflow.training.objective import VFMObjective
+from invflow.training.settings import TrainingProblem
+from invflow.training.vfm import finish
 
 __all__ = ["ConsolidationObjective", "consolidate_vfm"]
 
@@ -64,7 +67,7 @@ class ConsolidationObjective(VFMObjective):
         joint = torch.rand(len(mean), generator=generator, device=generator.device) < self.settings.alpha
         joint = joint.to(mean.device)
         proposed = self.adapter.to_state(mean + log_std.exp() * fresh)
-        return torch.where(joint.view(-1, *([1] * (mean.ndim - 1))), proposed, fresh)
+        return torch.where(with_axes(joint, mean.ndim), proposed, fresh)
 
     @torch.no_grad()
     def _path(self, z: Tensor) -> Tensor:
@@ -89,7 +92,7 @@ class ConsolidationObjective(VFMObjective):
         a, b, rows = a.to(device), b.to(device), torch.arange(n, device=device)
         start, end = path[a, rows], path[b, rows]
         s, t = a.to(start) / self.jumps, b.to(start) / self.jumps
-        gap = (t - s).view(-1, *([1] * (start.ndim - 1)))
+        gap = with_axes(t - s, start.ndim)
         u = self.prior.average_velocity(start, s, t)
         loss = (u - (end - start) / gap).square().flatten(1).sum(dim=1)
         whole_rows = order[:whole].to(device)

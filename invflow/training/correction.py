@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.correction import correct, measurement_noise
+from invflow.linear.structure import zero_unobserved
 from invflow.solvers.vfm import VFM
 from invflow.training.losses import patch_score
-from invflow.training.vfm import TrainingProblem
+from invflow.training.settings import TrainingProblem
 
 __all__ = ["FACTORS", "Fit", "fit_consistency", "move_samples", "noise_in_the_mean"]
 
@@ -133,7 +133,7 @@ def move_samples(likelihood: GaussianLikelihood, samples: Tensor, deviation: Ten
         noise: ``(B * N, *measurement_shape)``, of standard deviation 1.
     """
     rows = torch.arange(len(samples)).repeat_interleave(samples.shape[1])
-    own = cast(GaussianLikelihood, likelihood.select(rows))
+    own = likelihood.select(rows)
     moved, _ = correct(own.operator, own.y, own.sigma, samples.flatten(0, 1), deviation[rows].square(), noise)
     result: Tensor = moved.unflatten(0, samples.shape[:2])
     return result
@@ -150,10 +150,7 @@ def noise_in_the_mean(likelihood: GaussianLikelihood, mean: Tensor, truth: Tenso
         truth: ``(B, *image_shape)``.
     """
     clean = likelihood.operator(truth)
-    observed = likelihood.operator.observed()
-    noise = likelihood.y.to(clean) - clean
-    error = likelihood.operator(mean) - clean
-    if observed is not None:
-        noise, error = torch.where(observed, noise, 0.0), torch.where(observed, error, 0.0)
+    noise = zero_unobserved(likelihood.operator, likelihood.y.to(clean) - clean)
+    error = zero_unobserved(likelihood.operator, likelihood.operator(mean) - clean)
     square = float(noise.square().sum())
     return float((noise * error).sum()) / square if square > 0 and bool((likelihood.sigma > 0).all()) else float("nan")

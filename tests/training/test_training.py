@@ -27,7 +27,7 @@ from invflow.training import (
     train_prior,
     train_vfm,
 )
-from invflow.training import vfm as vfm_module
+from invflow.training import objective as objective_module
 from invflow.training.loop import seeded
 from invflow.training.vfm import fresh_adapter
 
@@ -143,7 +143,7 @@ def joint_gradients(monkeypatch, without_flow):
                       generator=torch.Generator().manual_seed(1))
     objective = VFMObjective(prior, adapter, [first_coordinate()])
     if without_flow:
-        monkeypatch.setattr(vfm_module, "meanflow_loss", lambda u, z, m, *times, tangent: 0 * m.sum(dim=1))
+        monkeypatch.setattr(objective_module, "meanflow_loss", lambda u, z, m, *times, tangent: 0 * m.sum(dim=1))
     loss, _ = objective(pairs(16, seeded(0, 0, 0)), seeded(0, 1, 0))
     loss.backward()
     return prior, adapter
@@ -167,7 +167,7 @@ def score_gradients(monkeypatch, **changes):
     adapter = Adapter((2,), classes=["first-coordinate"], network="mlp", options=TINY, deviations=True,
                       generator=torch.Generator().manual_seed(1))
     objective = VFMObjective(prior, adapter, [first_coordinate()], score=100.0, **changes)
-    monkeypatch.setattr(vfm_module, "meanflow_loss", lambda u, z, m, *times, tangent: 0 * m.sum(dim=1))
+    monkeypatch.setattr(objective_module, "meanflow_loss", lambda u, z, m, *times, tangent: 0 * m.sum(dim=1))
     loss, metrics = objective(pairs(16, seeded(0, 0, 0)), seeded(0, 1, 0))
     loss.backward()
     last = next(p.grad for name, p in adapter.named_parameters() if name.endswith("last.weight"))
@@ -183,7 +183,7 @@ def test_the_score_reaches_the_map_where_it_is_joint(monkeypatch):
 def test_the_score_reaches_the_deviations_through_the_correction(monkeypatch):
     """Rows of the last layer: two of the mean, two of the variance, two of the deviations."""
     _, without, _ = score_gradients(monkeypatch, patches=True, joint=True)
-    monkeypatch.setattr(vfm_module, "DEVIATION_WEIGHT", 0.0)  # the score alone
+    monkeypatch.setattr(objective_module, "DEVIATION_WEIGHT", 0.0)  # the score alone
     reached, through, metrics = score_gradients(monkeypatch, patches=True, joint=True, consistency=True)
     assert not without[4:].any()
     assert through[4:].any()
@@ -252,7 +252,7 @@ def test_deviations_alone_leave_samples_as_they_are(tmp_path):
 
 def test_the_observation_term_has_a_weight(monkeypatch):
     """The loss is linear in it, and says nothing of the observation where it is 0."""
-    monkeypatch.setattr(vfm_module, "normalise", lambda loss: loss)
+    monkeypatch.setattr(objective_module, "normalise", lambda loss: loss)
     adapter = Adapter((2,), classes=["first-coordinate"], network="mlp", options=TINY, deviations=True,
                       generator=torch.Generator().manual_seed(1))
     found = {}

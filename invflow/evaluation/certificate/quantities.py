@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invflow._core.random import draw_noise
 from invflow.likelihood import Likelihood
+from invflow.linear.structure import zero_unobserved
 from invflow.reward import Reward
 
 __all__ = ["Quantity", "default_quantities", "evaluate", "total_variation"]
@@ -94,10 +95,7 @@ def _block(rows: range, columns: range) -> Quantity:
 def _residual(x: Tensor, reward: Reward) -> Tensor:
     if not isinstance(reward, Likelihood):
         raise TypeError(f"the residual needs a likelihood, not a {type(reward).__name__}")
-    observed = reward.operator.observed()
-    residual = reward.y[:, None].to(x) - reward.predict(x)
-    if observed is not None:
-        residual = torch.where(observed.to(x.device)[:, None], residual, 0.0)
+    residual = zero_unobserved(reward.operator, reward.y[:, None].to(x) - reward.predict(x))
     return residual.double().square().flatten(2).sum(2)
 
 

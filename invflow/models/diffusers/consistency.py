@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invflow._core.shapes import with_axes
 from invflow.models.consistency import Times
 from invflow.models.diffusers.paths import FlowMatchingPath, scheduled_mu
 from invflow.models.paths import Jumps, Predict, VariancePreservingPath, edm_path, trigonometric_path
@@ -102,7 +103,7 @@ class _Preconditioned:
     def estimate(self, predict: Predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Where f jumps to, and the noise that this leaves."""
         def jump(y: Tensor, sigma: Tensor) -> Tensor:
-            level = sigma.reshape(-1, *[1] * (y.ndim - 1))
+            level = with_axes(sigma.reshape(-1), y.ndim)
             spread = (level.square() + self.sigma_data**2).sqrt()
             gap = level - self.sigma_min
             skip = self.sigma_data**2 / (gap.square() + self.sigma_data**2)
@@ -120,7 +121,7 @@ class _Trigonometric:
     def estimate(self, predict: Predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Where f jumps to, and the noise that this leaves."""
         def jump(y: Tensor, time: Tensor) -> Tensor:
-            angle = time.reshape(-1, *[1] * (y.ndim - 1))
+            angle = with_axes(time.reshape(-1), y.ndim)
             return angle.cos() * y - angle.sin() * predict(y, time)
 
         return self.path.estimate(jump, x, t)

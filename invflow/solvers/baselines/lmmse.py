@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +137,7 @@ class LinearMMSE(Solver):
         batch, size, rows = len(likelihood.y), self.mean.numel(), likelihood.y[0].numel()
         noise = draw_noise((batch, n, size + rows), generator).to(likelihood.y.device)
         chunks = ChunkSize(self._together(likelihood), "LinearMMSE").over(
-            batch, lambda part: self._solve(cast(GaussianLikelihood, likelihood.select(part)), noise[part]))
+            batch, lambda part: self._solve(likelihood.select(part), noise[part]))
         pieces = [piece for _, piece in tqdm(chunks, disable=not progress, desc="LinearMMSE", delay=2)]
         samples, mean, std, log_evidence = (torch.cat(piece) if len(piece) > 1 else piece[0]
                                             for piece in zip(*pieces, strict=True))

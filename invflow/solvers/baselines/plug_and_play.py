@@ -72,7 +72,7 @@ class PlugAndPlay(PointEstimator):
     def _supported(self, reward: Reward) -> GaussianLikelihood:
         likelihood = super()._supported(reward)
         self._fitting(tuple(likelihood.operator.image_shape))
-        return likelihood.to(self.prior.device)  # type: ignore[return-value]
+        return likelihood.to(self.prior.device)
 
     def _fitting(self, image_shape: tuple[int, ...]) -> FlowMap:
         """The prior for images of this shape."""

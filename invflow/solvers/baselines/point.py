@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ class PointEstimator(Solver):
         name, likelihood = type(self).__name__, self._supported(reward)
         batch = len(likelihood.y)
         pieces = ChunkSize(self.chunk_size, name).over(
-            batch, lambda part: self._estimate(cast(GaussianLikelihood, likelihood.select(part))))
+            batch, lambda part: self._estimate(likelihood.select(part)))
         found = [piece for _, piece in tqdm(pieces, total=-(-batch // self.chunk_size), disable=not progress, desc=name,
                                             unit="chunk", delay=2)]
         estimate = torch.cat([image.detach() for image, _ in found])

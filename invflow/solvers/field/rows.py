@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -83,7 +82,7 @@ class Rows:
 
     def take(self, index: Tensor) -> Rows:
         """Some of the rows, with their noise from its beginning."""
-        chosen = cast(GaussianLikelihood, self.likelihood.select(index))
+        chosen = self.likelihood.select(index)
         system = None if self.system is None else self.system.select(index)
         return Rows(chosen, system, self.noise.restart(index), self.kept, self.blank)
 
@@ -171,7 +170,7 @@ class RowSampler(Solver):
 
         @torch.no_grad()
         def run(part: slice) -> Tensor:
-            chosen = cast(GaussianLikelihood, likelihood.select(owner[part]))
+            chosen = likelihood.select(owner[part])
             noise = RowNoise(seeds, part, generator.device)
             rows = Rows(chosen, None if system is None else system.select(owner[part]), noise, kept, blank)
             return self._run(rows).detach().to(self.prior.dtype)
@@ -204,7 +203,7 @@ class RowSampler(Solver):
                 f"the operator measures images of shape {tuple(operator.image_shape)}, the prior makes images of "
                 f"shape {tuple(self.prior.image_shape)}: build one of them with the other's image_shape"
             )
-        return cast(GaussianLikelihood, reward.to(self.prior.device))
+        return reward.to(self.prior.device)
 
 
 class _Nothing(Operator):

@@ -190,7 +190,7 @@ class EllipticalSlice(Move):
         pending = torch.arange(len(u), device=u.device)
         tried = precise(torch.zeros_like(level))
         for k in range(_MAX_SHRINKS + 1):
-            theta = angle[pending].to(u).reshape(-1, *[1] * len(trailing))
+            theta = column(angle[pending], u)
             point = u[pending] * theta.cos() + standard[pending] * theta.sin()
             found = target.evaluate_rows(mean[pending] + std[pending] * point, owner[pending], pending % batch[1])
             tried[pending] += 1

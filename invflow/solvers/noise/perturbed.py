@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
+from invflow._core.shapes import with_axes
 from invflow._core.watch import check_gradients
 from invflow.flowmap import FlowMap
 from invflow.likelihood import GaussianLikelihood
@@ -35,8 +34,8 @@ class PerturbedProblem:
     def __init__(self, prior: FlowMap, likelihood: GaussianLikelihood, xi: Tensor, error: Tensor,
                  places: tuple[int, int] = (0, 1)) -> None:
         self.prior, self.likelihood, self.xi, self.error, self.places = prior, likelihood, xi, error, places
-        self.perturbed = cast(GaussianLikelihood, likelihood.select(slice(None)))
-        sigma = likelihood.sigma.reshape(-1, *[1] * (error.ndim - 1))
+        self.perturbed = likelihood.select(slice(None))
+        sigma = with_axes(likelihood.sigma, error.ndim)
         self.perturbed.y = likelihood.y + sigma * error  # entries that were not observed count for nothing
 
     def value_and_gradient(self, noise: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,7 +43,7 @@ class PerturbedProblem:
         check_gradients("NoiseRTO")
         count = self.perturbed.count_observed()
         count = precise(count.expand(len(self.xi))[rows])
-        likelihood = cast(GaussianLikelihood, self.perturbed.select(rows))  # a GPU is waited for: which are left
+        likelihood = self.perturbed.select(rows)  # a GPU is waited for: which are left
         with torch.enable_grad():
             z = noise.detach().unflatten(1, self.xi.shape[1:]).requires_grad_()
             image = self.prior.one_step(z)

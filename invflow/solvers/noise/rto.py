@@ -14,6 +14,7 @@ from invflow._core.chunks import ChunkSize, check_chunk_size
 from invflow._core.random import as_generator, draw_noise
 from invflow.flowmap import FlowMap, rows_at_a_time
 from invflow.likelihood import GaussianLikelihood
+from invflow.linear.structure import zero_unobserved
 from invflow.posterior import Posterior
 from invflow.reward import Reward
 from invflow.smc import log_mean_weight, pareto_k_hat, precise
@@ -249,7 +250,7 @@ class NoiseRTO(Solver):
                                             prior.device).to(xi).flatten(3) if self.weights else None
 
         def run(rows: slice) -> Iterator[NoiseRTOState]:
-            chosen = cast(GaussianLikelihood, likelihood.select(owner[rows]))
+            chosen = likelihood.select(owner[rows])
             problem = PerturbedProblem(prior, chosen, xi[rows], error[rows], places=(rows.start, num_samples))
             if linearisation is not None and starts is not None:
                 local = linearisation.select(owner[rows])
@@ -260,7 +261,7 @@ class NoiseRTO(Solver):
                     yield state
                 missed, few = torch.full_like(solution.log_weights, -torch.inf), (index[rows] < checked).nonzero()[:, 0]
                 if len(few):
-                    again = PerturbedProblem(prior, cast(GaussianLikelihood, chosen.select(few)), xi[rows][few],
+                    again = PerturbedProblem(prior, chosen.select(few), xi[rows][few],
                                              error[rows][few], places=(rows.start, num_samples))
                     missed[few] = find_missed(again, local.select(few), solution.take(few),
                                               starts[:, owner[rows][few], index[rows][few]], self.max_iterations)
@@ -334,10 +335,9 @@ class NoiseRTO(Solver):
             return torch.full((len(noise),), torch.nan, dtype=torch.float64, device=noise.device)
         middle = 0.5 * (noise + noise.roll(1, 1))
         between = self._size().map(self.prior.one_step, middle.flatten(0, 1))
-        ends, observed = likelihood.predict(images), likelihood.operator.observed()
+        ends = likelihood.predict(images)
         second = likelihood.predict(between.unflatten(0, noise.shape[:2])) - 0.5 * (ends + ends.roll(1, 1))
-        if observed is not None:
-            second = torch.where(observed[:, None], second, 0.0)
+        second = zero_unobserved(likelihood.operator, second)
         return precise(second).flatten(2).square().sum(2).mean(1).sqrt() / precise(likelihood.sigma)
 
     def examine(self, draws: Draws, images: Tensor, reward: Reward,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -211,7 +211,7 @@ def _linearise(problem: PerturbedProblem, noise: Tensor, rows: Tensor,
 
 def _scaled(problem: PerturbedProblem, noise: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """h ``(k, m)`` and the log likelihood ``(k,)``."""
-    likelihood = cast("GaussianLikelihood", problem.likelihood.select(rows))
+    likelihood = problem.likelihood.select(rows)
     images = problem.prior.one_step(noise)[:, None]
     log_likelihood = likelihood(images)[:, 0]
     problem.check(noise, images, log_likelihood, rows)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from invflow._core.chunks import ChunkSize
+from invflow._core.shapes import column, with_axes
 from invflow._core.watch import check_gradients
 from invflow.flowmap import FlowMap, rows_at_a_time
 from invflow.reward import Reward, score_rows
@@ -84,7 +85,7 @@ class Particles:
         """``other`` where ``accept`` ``(B, N)`` is true, else these."""
 
         def pick(new: Tensor, old: Tensor) -> Tensor:
-            return torch.where(accept.reshape(*accept.shape, *[1] * (new.ndim - 2)), new, old)
+            return torch.where(with_axes(accept, new.ndim), new, old)
 
         gradient = self.gradient
         if gradient is not None and other.gradient is not None:
@@ -178,7 +179,7 @@ class NoiseTarget:
             one = torch.ones((), device=self.prior.device, dtype=self.prior.dtype)
             return torch.zeros_like(one), one
         mean, std = (value[rows][:, None] for value in self.proposal)
-        level = temperature.to(mean).reshape(-1, *[1] * (mean.ndim - 1))
+        level = column(temperature, mean)
         variance = 1 / ((1 - level) / std.square() + level)
         return (1 - level) * variance / std.square() * mean, variance.sqrt()
 

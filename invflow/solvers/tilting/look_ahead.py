@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from invflow._core.shapes import with_axes
 from invflow._core.watch import check_gradients
 from invflow.flowmap import FlowMap, Time, expand_time
 from invflow.reward import Reward
@@ -142,7 +143,7 @@ class LookAhead:
                 found = torch.autograd.grad(value, inputs, torch.ones_like(value), allow_unused=True)
             slope = torch.zeros_like(x) if found[0] is None else found[0]
             dead = value.detach() == -torch.inf
-            slope = torch.where(dead.reshape(-1, *[1] * (x.ndim - 1)), 0.0, slope)
+            slope = torch.where(with_axes(dead, x.ndim), 0.0, slope)
             if rate and b is not None:
                 in_time = torch.zeros_like(value) if found[1] is None else torch.where(dead, 0.0, found[1])
                 change = (slope * b).flatten(1).sum(1) + in_time

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from invflow._core.chunks import ChunkSize
+from invflow._core.shapes import column
 from invflow.linear.structure import Spectrum
 from invflow.reward import Reward
 from invflow.smc import precise, scale_log
@@ -185,7 +186,7 @@ class Task:
     def tilt(self, chunk: Chunk, index: int, gradient: Tensor) -> Tensor:
         """grad r_t of a chunk's particles, from the gradient of the reward of their look-ahead."""
         gain = self.gain(chunk, index).repeat_interleave(chunk.shape[1])
-        return gain.to(gradient).view(-1, *[1] * (gradient.ndim - 1)) * gradient
+        return column(gain, gradient) * gradient
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from invflow._core.shapes import with_axes
 from invflow.flowmap import FlowMap
 from invflow.smc import precise
 from invflow.solvers.tilting.kernels import BaseStep, HeunStep, RenoiseStep
@@ -111,7 +112,7 @@ class GradientShift(Proposal):
         if pull is not None:
             length = pull.flatten(1).square().mean(dim=1).sqrt()
             scale = (self.max_shift / length.clamp(min=1e-30)).clamp(max=1.0)
-            pull, capped = pull * scale.view(-1, *[1] * (pull.ndim - 1)), (scale < 1).to(pull)
+            pull, capped = pull * with_axes(scale, pull.ndim), (scale < 1).to(pull)
             wide = precise(pull.flatten(1))
             # in units of sqrt(v): log N(pull + noise; 0, I) - log N(pull + noise; pull, I)
             ratio = -(0.5 * wide.square() + wide * precise(pushed.flatten(1))).sum(1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from invflow.flowmap import FlowMap
 from invflow.likelihood import GaussianLikelihood
+from invflow.linear.structure import zero_unobserved
 from invflow.reward import Reward
 from invflow.solvers.tilting.annealing import AnnealedCovariance
 from invflow.solvers.tilting.look_ahead import _PROBES
@@ -140,10 +141,7 @@ def measured_gain(reward: Reward) -> Tensor:
     operator = reward.operator
     shape = (operator.num_sets, _PROBES, *operator.measurement_shape)
     signs = torch.randint(2, shape, generator=torch.Generator().manual_seed(0)) * 2.0 - 1
-    signs = signs.to(device=operator.device, dtype=operator.dtype)
-    observed = operator.observed()
-    if observed is not None:
-        signs = torch.where(observed[:, None], signs, 0.0)
+    signs = zero_unobserved(operator, signs.to(device=operator.device, dtype=operator.dtype))
     back = operator.expand(_PROBES).adjoint(signs.flatten(0, 1)).unflatten(0, shape[:2])
     energies = [part.cpu().double().square().flatten(2).sum(2) for part in (back, signs)]
     return (energies[0] / energies[1].clamp(min=1)).mean(1)
