@@ -11,8 +11,8 @@ import time
 import types
 import warnings
 from abc import ABC
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -95,15 +95,11 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
                              "bits, or use the VFM")
         count, generator = checked_count(num_samples), as_generator(generator)
         start = time.perf_counter()
-        with ExitStack() as scopes:
-            calls = [scopes.enter_context(network.count()) for network in self._networks()]
+        with self.counting() as cost:
             posterior = self._sample(reward, count, generator, progress)
         if not isinstance(posterior, Posterior):
             raise TypeError(f"{name}._sample returned a {type(posterior).__name__}: return a Posterior")
-        rows = posterior.samples.shape[0] * count
-        # what a solver states beyond that went through networks that count nothing
-        posterior.nfe = NFE(max(posterior.nfe.forward, sum(c.forward for c in calls) / rows),
-                            max(posterior.nfe.backward, sum(c.backward for c in calls) / rows))
+        posterior.nfe = cost(posterior.nfe, posterior.samples.shape[0] * count)
         posterior.seconds = time.perf_counter() - start
         with trusting(once=True):  # to read all weights at each call would cost half of a small sample
             posterior.settings = {**self.settings(), **posterior.settings, "identity": self._identity(reward)}
@@ -167,6 +163,19 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
             (True, False)
         """
         return identity(self)
+
+    @contextmanager
+    def counting(self) -> Iterator[Callable[[NFE, int], NFE]]:
+        """Count the calls of the networks that the solver holds, as long as the block lasts.
+
+        Yields:
+            A function of the cost that is stated and of the number of samples, which gives what was counted for each
+            of them, or what is stated where that is more: of networks that count nothing.
+        """
+        with ExitStack() as scopes:
+            calls = [scopes.enter_context(network.count()) for network in self._networks()]
+            yield lambda stated, rows: NFE(max(stated.forward, sum(c.forward for c in calls) / rows),
+                                           max(stated.backward, sum(c.backward for c in calls) / rows))
 
     def to(self: S, device: torch.device | str) -> S:
         """Move networks and tensors to a device, in place; returns the solver."""

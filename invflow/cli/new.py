@@ -30,18 +30,20 @@ _KINDS = {
     "operator": "solve --image IMAGE --operator $command --solver noise-rto --output out",
     "solver": "solve gaussian/linear --solver $command --output out",
     "prior": "solve --image IMAGE --operator denoising --sigma 0.1 --prior $command --solver noise-rto --output out",
+    "problem": "solve $command --solver exact --output out\ninvflow train $command --output trained\n"
+               "invflow solve $command --prior trained/prior --solver noise-rto --output again",
 }
 
 
 def new(
-    kind: Annotated[str, typer.Argument(help="What to make: operator, solver or prior.")],
-    name: Annotated[str, typer.Argument(help="Of the class, such as Radon or line-sensor.")],
+    kind: Annotated[str, typer.Argument(help="What to make: operator, solver, prior or problem.")],
+    name: Annotated[str, typer.Argument(help="Of what is made, such as Radon or line-sensor.")],
     output: Annotated[Path | None, typer.Option(
         help="The package's folder, which must not exist yet [default: ./invflow-NAME].")] = None,
 ) -> None:
     """Write a plug-in package: pyproject.toml with its entry point, a working example, a test and a README."""
     folder, command = write_package(kind, name, output)
-    use = string.Template(_KINDS[kind]).substitute(command=command)
+    use = string.Template(_KINDS[kind]).substitute(command=command).replace("\n", "\n  ")
     typer.echo(f"wrote {folder}\n\nnext:\n  pip install -e '{folder}[test]'\n  pytest {folder}\n  invflow list "
                f"{kind}s\n  invflow {use}")
 
@@ -52,11 +54,12 @@ def write_operator_package(name: str, output: Path | None = None) -> tuple[Path,
 
 
 def write_package(kind: str, name: str, output: Path | None = None) -> tuple[Path, str]:
-    """Write a package with an operator, a solver or a prior, its entry point, a test and a README.
+    """Write a package with an operator, a solver, a prior or a problem, its entry points, a test and a README.
 
     Args:
-        kind: "operator", "solver" or "prior".
-        name: of the class, in words of ASCII letters and digits: "LineSensor", "line-sensor" or "line_sensor".
+        kind: "operator", "solver", "prior" or "problem"; the last comes with the training of a prior for it.
+        name: of the class, or of the problem, in words of ASCII letters and digits: "LineSensor", "line-sensor" or
+            "line_sensor".
         output: the package's folder; default ``./invflow-NAME``.
 
     Returns:
@@ -77,8 +80,8 @@ def write_package(kind: str, name: str, output: Path | None = None) -> tuple[Pat
         (['.gitignore', 'README.md', 'pyproject.toml', 'src', 'tests'], 'line-sensor')
     """
     if kind not in _KINDS:
-        raise ValueError(f"invflow new makes no {kind!r}: it makes an operator, a solver or a prior, as in invflow new "
-                         f"operator {name}; the other kinds need no package, see the documentation on extending")
+        raise ValueError(f"invflow new makes no {kind!r}: it makes an operator, a solver, a prior or a problem, as in "
+                         f"invflow new operator {name}; a reward needs no package, see the documentation on extending")
     names = _names(kind, name)
     folder = Path(f"invflow-{names['command']}") if output is None else output
     if folder.exists() or folder.is_symlink():
@@ -120,8 +123,11 @@ def _names(kind: str, name: str) -> dict[str, str]:
     if package in ("invflow_operators", "invflow_problems") or importlib.util.find_spec(package) is not None:
         raise ValueError(f"a package {package} is installed already: pass another name")
     commands = f"invflow list {kind}s\ninvflow {string.Template(_KINDS[kind]).substitute(command=command)}"
-    return {"kind": kind, "article": article, "group": f"invflow.{kind}s", "class_name": class_name,
-            "command": command, "package": package, "distribution": f"invflow-{command}", "commands": commands}
+    groups = [f"invflow.{kind}s", *(["invflow.recipes"] if kind == "problem" else [])]
+    entries = "\n\n".join(f'[project.entry-points."{group}"]\n{package} = "{package}"' for group in groups)
+    return {"kind": kind, "article": article, "entries": entries, "class_name": class_name,
+            "attribute": f"{command.replace('-', '_')}_problem", "command": command, "package": package,
+            "distribution": f"invflow-{command}", "commands": commands}
 
 
 def _plain(name: str) -> str:
@@ -134,8 +140,12 @@ def _known(kind: str) -> list[str]:
     from invflow import operators
     from invflow._core.folders import shipped_names
     from invflow.models.registered import list_priors
+    from invflow.problem import list_problems
     from invflow.registry import list_solvers
+    from invflow.training.recipe import list_recipes
 
+    if kind == "problem":
+        return [*list_problems(), *list_recipes()]
     if kind == "operator":
         return operators.names()
     return list(list_solvers()) if kind == "solver" else [*shipped_names(), *list_priors()]

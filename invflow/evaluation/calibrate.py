@@ -222,7 +222,10 @@ def _uses_weights(solver: Solver, likelihood: Likelihood, generator: torch.Gener
 
 def _sample(solver: Solver, likelihood: Likelihood, count: int, generator: torch.Generator) -> Posterior:
     device = getattr(getattr(solver, "prior", None), "device", None)
-    return solver.sample(likelihood if device is None else likelihood.to(device), count, generator=generator)
+    with solver.counting() as cost:  # a third party's sample may state nothing
+        posterior = solver.sample(likelihood if device is None else likelihood.to(device), count, generator=generator)
+    posterior.nfe = cost(posterior.nfe, posterior.num_observations * posterior.num_samples)
+    return posterior
 
 
 # -- one chunk ------------------------------------------------------------------------------------------------------

@@ -113,13 +113,13 @@ def install(folder: Path, site: Path) -> None:
         subprocess.run(command, check=True, capture_output=True, timeout=300)
         return
     project = (folder / "pyproject.toml").read_text()
-    found = re.search(r'\[project\.entry-points\."([\w.]+)"\]\n(\w+) = "(\w+)"', project)
+    found = re.findall(r'\[project\.entry-points\."([\w.]+)"\]\n(\w+) = "(\w+)"', project)
     assert found, "the package registers no entry point"
-    group, key, module = found.groups()
+    module = found[0][2]
     info = site / f"{module}-0.1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 0.1.0\n")
-    (info / "entry_points.txt").write_text(f"[{group}]\n{key} = {module}\n")
+    (info / "entry_points.txt").write_text("".join(f"[{group}]\n{key} = {place}\n" for group, key, place in found))
     (folder / "src" / module).rename(site / module)
 
 
@@ -160,6 +160,12 @@ MADE = {
                 "solve|gaussian/linear|--solver|narrowing|--set|steps=2|--samples|16"]),
     "prior": ("GreyPixels", r"grey-pixels +Independent pixels", "3 passed",
               ["solve|--image|IMAGE|--operator|denoising|--sigma|0.1|--prior|grey-pixels|--solver|noise-rto|--samples|4"]),
+    "problem": ("BlurredWaves", r"blurred-waves +blurred waves on a few pixels", "4 passed",
+                ["solve|blurred-waves|--solver|exact|--samples|4",
+                 "compare|blurred-waves|--solver|exact|--observations|2|--samples|4",
+                 "calibrate|blurred-waves|--solver|exact|--simulations|20|--samples|9",
+                 "train|blurred-waves|--steps|2|--batch-size|8",
+                 "solve|blurred-waves|--prior|out4/prior|--solver|noise-rto|--samples|4"]),
 }
 
 

@@ -29,7 +29,7 @@ def block(start: str) -> str:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the module and its entry points, as pip would leave them."""
     folder = tmp_path_factory.mktemp("site")
-    (folder / "invflow_stripes.py").write_text(block('python title="invflow_stripes.py"'))
+    (folder / "invflow_stripes.py").write_text(block('python title="src/invflow_stripes/__init__.py"'))
     points = next(text for text in re.findall(r"^```toml\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
                   if "invflow_stripes" in text)
     info = folder / "invflow_stripes-0.1.0.dist-info"

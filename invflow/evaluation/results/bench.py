@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -190,7 +191,8 @@ class Bench:
         place = torch.device(getattr(getattr(solver, "prior", None), "device", None) or "cpu")
         memory = PeakMemory(place)
         start = time.perf_counter()
-        posterior = solver.sample(reward.to(place), count, generator=torch.Generator().manual_seed(seed))
+        with solver.counting() as cost:  # a third party's sample may state nothing
+            posterior = solver.sample(reward.to(place), count, generator=torch.Generator().manual_seed(seed))
         seconds = time.perf_counter() - start
         used = memory.read()
         expected = (task.stop - task.start, count, *problem.image_shape)
@@ -201,8 +203,8 @@ class Bench:
         reward = reward.to(posterior.samples.device)
         columns = {key: value.tolist() for key, value in measure(
             posterior, reward, truth, problem=problem, generator=generator).items()}
-        costs = {"forward": posterior.nfe.forward, "backward": posterior.nfe.backward, "seconds": seconds,
-                 "memory": used}
+        nfe = cost(posterior.nfe, math.prod(expected[:2]))
+        costs = {"forward": nfe.forward, "backward": nfe.backward, "seconds": seconds, "memory": used}
         tensors = {}
         features = features_of(posterior, problem, generator)
         if features is not None:
