@@ -30,7 +30,7 @@ class Mutation:
 
 MUTATIONS = [
     Mutation("images of inference mode handed to a reward", "invflow/solvers/vfm.py",
-             "made = made.clone()  # rewards may take its gradients", "pass",
+             "return made.clone()", "return made",
              "tests/solvers/test_vfm.py::test_what_is_made_without_gradients_serves_where_they_are_taken"),
     Mutation("a switch drawn as if its increment were known", "problems/invflow_problems/levy_gibbs.py",
              "own_without, data_without = own / left, data / left", "own_without, data_without = own, data",
