@@ -246,14 +246,6 @@ def _make_cifar(place: Path) -> None:
         (place / f"data_batch_{i}.bin").write_bytes(bytes([i]) + bytes(3072))
 
 
-def _make_sheets(place: Path) -> None:
-    place.mkdir(parents=True)
-    row = (torch.rand(1, 1024, 3, generator=_seeded()) * 255).byte().numpy()
-    for i in range(1, 6):
-        Image.fromarray(row).save(place / f"data_batch_{i}.png")
-    (place / "train_labels.json").write_text("[0, 1, 2, 3, 9]")
-
-
 def _tell_data(found: tuple[Tensor, Tensor]) -> str:
     images, labels = found
     assert len(images) == len(labels)
@@ -295,8 +287,6 @@ TARGETS = [
     _idx("idx", False), _idx("idx-gz", True),
     Target("cifar", _make_cifar, lambda p: load_images(p, labels=True), _tell_data,
            ["data_batch_1.bin", "data_batch_3.bin"]),
-    Target("cifar-sheets", _make_sheets, lambda p: load_images(p, labels=True), _tell_data,
-           ["data_batch_1.png", "train_labels.json"]),
 ]
 
 if __name__ == "__main__":

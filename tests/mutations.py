@@ -54,7 +54,7 @@ MUTATIONS = [
              "                (Path(folder) / name).unlink()", "                pass",
              "tests/evaluation/test_content.py::test_tables_of_another_run_do_not_lie_beside_new_parts"),
     Mutation("images of inference mode handed to a reward", "invflow/solvers/vfm.py",
-             "made = made.clone()  # rewards may take its gradients", "pass",
+             "return made.clone()", "return made",
              "tests/solvers/test_vfm.py::test_what_is_made_without_gradients_serves_where_they_are_taken"),
     Mutation("a switch drawn as if its increment were known", "problems/invflow_problems/levy_gibbs.py",
              "own_without, data_without = own / left, data / left", "own_without, data_without = own, data",

@@ -1,4 +1,4 @@
-"""Image data sets as tensors: IDX files (MNIST, Fashion-MNIST), CIFAR-10's binary files or sheets, image folders."""
+"""Image data sets as tensors: IDX files (MNIST, Fashion-MNIST), CIFAR-10's binary files, image folders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import shutil
 import struct
 import tarfile
-import warnings
 import zlib
 from io import BufferedReader
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import IO, Literal, overload
 import torch
 from torch import Tensor
 
-from invflow._core.records import parse_json, write_atomically
+from invflow._core.records import write_atomically
 from invflow.datasets.files import fit_to, read_image
 
 __all__ = ["DOWNLOADS", "IMAGE_SUFFIXES", "cache_folder", "image_files", "load_images", "packed", "read_idx"]
@@ -55,11 +54,9 @@ def load_images(path: str | os.PathLike[str], split: str = "train", labels: bool
 
     What the folder holds decides how it is read: IDX files (``train-images-idx3-ubyte``,
     ``t10k-images-idx3-ubyte`` and their labels, as such or ending in ``.gz``, in the folder or in its ``raw``
-    folder); CIFAR-10's binary files (``data_batch_1.bin``, ...), or the same names ending in ``.png`` for sheets of
-    1024 pixels across, each row of which is one image of 32 x 32 pixels, with labels in ``train_labels.json`` and
-    ``test_labels.json`` if they are there; else image files, in ``<folder>/<split>``,
-    or, for the split ``train``, in the folder itself. Image files may lie in one folder for each class, which
-    then gives the labels, in alphabetical order.
+    folder); CIFAR-10's binary files (``data_batch_1.bin``, ...); else image files, in ``<folder>/<split>``, or, for
+    the split ``train``, in the folder itself. Image files may lie in one folder for each class, which then gives the
+    labels, in alphabetical order.
 
     Args:
         path: a folder, or one of the names in :data:`DOWNLOADS`, whose official files are then downloaded
@@ -95,7 +92,7 @@ def load_images(path: str | os.PathLike[str], split: str = "train", labels: bool
         folder = _download(str(path))
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{str(path)!r} is not a folder: pass a folder that holds IDX files, CIFAR-10's binary files or sheets, or "
+            f"{str(path)!r} is not a folder: pass a folder that holds IDX files, CIFAR-10's binary files or "
             f"image files, or a name to download, one of {', '.join(sorted(DOWNLOADS))}"
         )
     images, targets = _load_folder(folder, split, size, channels)
@@ -169,20 +166,22 @@ def _load_folder(folder: Path, split: str, size: int | None,
         for name in idx_names:
             if (place / name).is_file():
                 return _load_idx_pair(place / name)
-    for place, end in ((folder, ".bin"), (folder / "cifar-10-batches-bin", ".bin"), (folder, ".png")):
-        files = [place / (name + end) for name in cifar_names]
+    for place in (folder, folder / "cifar-10-batches-bin"):
+        files = [place / f"{name}.bin" for name in cifar_names]
         found = [file.name for file in files if file.is_file()]
         if found and len(found) < len(files):
             raise FileNotFoundError(f"{place} has {found} but not {[f.name for f in files if f.name not in found]}")
         if found:
-            return _load_cifar(files) if end == ".bin" else _load_sheets(files, split)
+            return _load_cifar(files)
     place, files = _files_of(folder, split)
+    if {file.stem for file in files} & {*cifar_names}:
+        raise ValueError(f"{files[0]} is a sheet of CIFAR-10, many images in one: make its binary files of it, python "
+                         "-m benchmarks.release.cifar_sheets FOLDER OUTPUT in a clone of invflow, or download them")
     if not files:
         raise FileNotFoundError(
             f"no images of the split {split!r} in {folder}. Looked for the IDX files {', '.join(idx_names)} "
             f"(also in raw/), CIFAR-10's {', '.join(name + '.bin' for name in cifar_names)} (also in "
-            f"cifar-10-batches-bin/) or the same ending in .png, and image "
-            f"files ({', '.join(IMAGE_SUFFIXES)}) in {place}"
+            f"cifar-10-batches-bin/), and image files ({', '.join(IMAGE_SUFFIXES)}) in {place}"
         )
     return _load_files(files, place, size, channels)
 
@@ -195,8 +194,8 @@ def image_files(folder: str | os.PathLike[str], split: str = "train") -> list[Pa
 def packed(folder: Path, split: str = "train") -> bool:
     """Whether a folder holds IDX files or CIFAR-10's, not image files."""
     idx = [place / name for place in (folder, folder / "raw") for name in _idx_names(split)]
-    cifar = [place / (name + end) for name in _CIFAR_FILES[split]
-             for place, end in ((folder, ".bin"), (folder / "cifar-10-batches-bin", ".bin"), (folder, ".png"))]
+    cifar = [place / f"{name}.bin" for name in _CIFAR_FILES[split]
+             for place in (folder, folder / "cifar-10-batches-bin")]
     return any(path.is_file() for path in (*idx, *cifar))
 
 
@@ -293,44 +292,6 @@ def _load_cifar(paths: list[Path]) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{paths[0].parent} holds labels up to {greatest}, but CIFAR-10 has ten classes: its files "
                          "are damaged, or others")
     return table[:, 1:].reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE).clone(), table[:, 0].long()
-
-
-def _load_sheets(paths: list[Path], split: str) -> tuple[Tensor, Tensor | None]:
-    """Sheets of which each row of pixels is an image, row after row of it, and the labels beside them."""
-    images = torch.cat([_read_sheet(path) for path in paths])
-    # the spelling of the package that this layout is known from comes second
-    for path in (paths[0].with_name(f"{split}_{word}.json") for word in ("labels", "lables")):
-        if path.is_file():
-            try:
-                values = parse_json(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{path} is no JSON ({error}): it holds a list of labels") from error
-            known = isinstance(values, list) and all(type(v) is int and 0 <= v <= 9 for v in values)
-            if not known or len(values) != len(images):
-                what = f"{len(values)} of them" if known else "something else"
-                raise ValueError(f"{path} must hold {len(images)} labels from 0 to 9, one an image, not {what}")
-            return images, torch.tensor(values)
-    return images, None
-
-
-def _read_sheet(path: Path) -> Tensor:
-    from PIL import Image
-
-    width = _CIFAR_SIDE**2
-    try:
-        with warnings.catch_warnings():
-            # a small file that declares a huge image is an error, before anything of that size is made
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("PNG",)) as sheet:
-                mode, size = sheet.mode, sheet.size
-                data = sheet.tobytes() if mode == "RGB" and size[0] == width else b""
-    except Exception as error:  # on damaged files Pillow fails with errors of any kind
-        raise ValueError(f"{path} is no PNG that can be read: {error}") from error
-    if not data:
-        raise ValueError(f"{path} is no sheet of CIFAR-10, colour and {width} pixels across, one image a row: it is "
-                         f"{size[0]} x {size[1]} of mode {mode}")
-    values = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return values.reshape(-1, _CIFAR_SIDE, _CIFAR_SIDE, 3).permute(0, 3, 1, 2).contiguous()
 
 
 def _load_files(files: list[Path], root: Path, size: int | None,
