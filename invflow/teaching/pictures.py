@@ -124,4 +124,5 @@ def animate(figure: Any, update: Callable[[int], Any], frames: int, *, milliseco
     times = [milliseconds] * (frames - 1) + [milliseconds if last is None else last]
     stream = io.BytesIO()
     pictures[0].save(stream, "GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)
-    return Image(data=stream.getvalue(), format="gif")
+    image: Any = Image  # which has no types
+    return image(data=stream.getvalue(), format="gif")
