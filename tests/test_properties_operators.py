@@ -39,7 +39,8 @@ def _matrix(draw: Any, shape: tuple[int, ...], seed: int) -> invflow.Operator:
 def _super_resolution(draw: Any, shape: tuple[int, ...], seed: int) -> invflow.Operator:
     factor = draw(st.integers(1, 4))
     shape = (shape[0], 2 * factor, factor * draw(st.integers(2, 3)))
-    return shipped.SuperResolution(shape, factor=factor, filter=draw(st.sampled_from(["average", "bicubic"])))
+    filter = draw(st.sampled_from(["average", "bicubic", "lanczos"]))
+    return shipped.SuperResolution(shape, factor=factor, filter=filter)
 
 
 def _deepinv(draw: Any, shape: tuple[int, ...], seed: int) -> invflow.Operator:

@@ -203,5 +203,5 @@ def built_again(operator: Operator, shape: tuple[int, ...], seen: Any = ...) -> 
         made = kind(of.mask[seen], shape, of.problem_class)
         made.stand_ins = of.stand_ins  # of the whole mask
     else:
-        made = kind(shape, factor=of.factor) if name == "SuperResolution" else kind(shape)
+        made = kind(shape, factor=of.factor, filter=of.filter) if name == "SuperResolution" else kind(shape)
     return made

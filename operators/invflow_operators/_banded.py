@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Banded", "bicubic_downsampling", "bicubic_taps"]
+__all__ = ["FILTERS", "Banded", "downsampling", "taps"]
 
 #: rows of the smaller side that are worked on together: for sides up to this a matrix is stored in full
 BLOCK = 64
@@ -47,41 +48,55 @@ class Banded(nn.Module):
         return out.index_add(-1, self.index.flatten(), windows.flatten(-2))
 
 
-def bicubic_taps(side: int, factor: int) -> tuple[Tensor, Tensor]:
-    """Weights ``(m, taps)`` in float64 and first columns ``(m,)`` of bicubic downsampling to m = ceil(side / factor).
+def _bicubic(d: Tensor) -> Tensor:
+    inner, outer = 1.5 * d**3 - 2.5 * d**2 + 1, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
+    return torch.where(d < 1, inner, torch.where(d < 2, outer, 0.0))
 
-    Keys's kernel (1981, a = -1/2) stretched by side / m, cut off and normalised at the border, as in Pillow.
+
+#: filters as functions of the distance to their centre in pixels of the smaller image, and how far they reach: Pillow's
+#: (Keys 1981 with a = -1/2, Lanczos of three lobes, a triangle), and a Gaussian of standard deviation 0.4
+FILTERS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "bilinear": (lambda d: (1 - d).clamp(min=0), 1.0),
+    "bicubic": (_bicubic, 2.0),
+    "lanczos": (lambda d: torch.where(d < 3, torch.sinc(d) * torch.sinc(d / 3), 0.0), 3.0),
+    "gaussian": (lambda d: torch.exp(-(d**2) / (2 * 0.4**2)), 4.0),
+}
+
+
+def taps(side: int, factor: int, filter: str) -> tuple[Tensor, Tensor]:
+    """Weights ``(m, taps)`` in float64 and first columns ``(m,)`` of downsampling to m = ceil(side / factor).
+
+    One of :data:`FILTERS`, stretched by side / m, cut off and normalised at the border, as in Pillow.
     """
+    weight, reach = FILTERS[filter]
     m = -(-side // factor)
     scale = side / m
     centre = (torch.arange(m, dtype=torch.float64) + 0.5) * scale
-    first = (centre - 2 * scale + 0.5).floor().clamp(min=0)
-    last = (centre + 2 * scale + 0.5).floor().clamp(max=side)
+    first = (centre - reach * scale + 0.5).floor().clamp(min=0)
+    last = (centre + reach * scale + 0.5).floor().clamp(max=side)
     column = first[:, None] + torch.arange(int((last - first).max()), dtype=torch.float64)
-    d = ((column + 0.5 - centre[:, None]) / scale).abs()
-    inner, outer = 1.5 * d**3 - 2.5 * d**2 + 1, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
-    weights = torch.where(d < 1, inner, torch.where(d < 2, outer, 0.0)) * (column < last[:, None])
+    weights = weight(((column + 0.5 - centre[:, None]) / scale).abs()) * (column < last[:, None])
     return weights / weights.sum(1, keepdim=True), first.long()
 
 
-def bicubic_downsampling(side: int, factor: int) -> tuple[Banded, Banded]:
-    """The matrix R of bicubic downsampling, ``(m, side)``, and its pseudo-inverse R' (R R')^-1.
+def downsampling(side: int, factor: int, filter: str) -> tuple[Banded, Banded]:
+    """The matrix R of downsampling with a filter, ``(m, side)``, and its pseudo-inverse R' (R R')^-1.
 
     R R' has the bandwidth of a few pixels and is well conditioned, so that its inverse falls off by more than half
     from each diagonal to the next: rows of it come from the inverse of a part around them, to rounding.
     """
-    weights, first = bicubic_taps(side, factor)
-    m, taps = weights.shape
+    weights, first = taps(side, factor, filter)
+    m, across = weights.shape
     count = math.ceil(m / BLOCK)
 
     def part(low: int, high: int, begin: int, end: int) -> Tensor:
         """Rows ``low`` to ``high`` of R between the columns ``begin`` and ``end``, beyond which they are zero."""
-        out = torch.zeros(high - low, side + taps, dtype=torch.float64)
-        column = first[low:high, None] + torch.arange(taps)
+        out = torch.zeros(high - low, side + across, dtype=torch.float64)
+        column = first[low:high, None] + torch.arange(across)
         return out.scatter_(1, column, weights[low:high])[:, begin:end]
 
     rows = [(k * BLOCK, min((k + 1) * BLOCK, m)) for k in range(count)]
-    width = min(side, max(int(first[high - 1] - first[low]) + taps for low, high in rows))
+    width = min(side, max(int(first[high - 1] - first[low]) + across for low, high in rows))
     starts = torch.tensor([min(int(first[low]), side - width) for low, _ in rows])
     forward = torch.zeros(count, BLOCK if count > 1 else m, width, dtype=torch.float64)
     for k, (low, high) in enumerate(rows):
@@ -95,7 +110,7 @@ def bicubic_downsampling(side: int, factor: int) -> tuple[Banded, Banded]:
     inverse = torch.zeros(count, size, seen, dtype=torch.float64)
     for k, low in enumerate(begin):
         outer = max(low - MARGIN, 0), min(low + seen + MARGIN, m)
-        around = int(first[outer[0]]), min(int(first[outer[1] - 1]) + taps, side)
+        around = int(first[outer[0]]), min(int(first[outer[1] - 1]) + across, side)
         near = part(*outer, *around)
         here = slice(k * size - around[0], min((k + 1) * size, side) - around[0])
         solved = torch.linalg.solve(near @ near.mT, near[:, here]).mT  # (piece, outer)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from invflow.operator import Operator
 from invflow.plugins import as_shape
-from invflow_operators._banded import bicubic_downsampling, bicubic_taps
+from invflow_operators._banded import FILTERS, downsampling, taps
 from invflow_operators._transfer import transfer_summary
 
 __all__ = ["SuperResolution"]
@@ -21,16 +21,18 @@ __all__ = ["SuperResolution"]
 class SuperResolution(Operator):
     r"""Downsampling by an integer factor with an antialiasing filter, A(x) = R x C'.
 
-    Both filters act on rows and columns apart, so the operator is two matrices R, (ceil(H / f), H), and
+    All filters act on rows and columns apart, so the operator is two matrices R, (ceil(H / f), H), and
     C, (ceil(W / f), W); its adjoint is R' y C and its pseudo-inverse R^+ y (C^+)', both exact. None of them is
     stored where sides are long: blocks of pixels in one case, a band around the diagonal in the other.
 
     Args:
         image_shape: (C, H, W).
         factor: where it does not divide H or W, the last row or column averages over the pixels that are left.
-        filter: "average" pools over blocks of factor x factor pixels; "bicubic" is Keys's kernel (1981,
-            a = -1/2) stretched by the factor, its weights normalised at the border, as Pillow and
-            ``torch.nn.functional.interpolate(..., antialias=True)`` have it.
+        filter: "average" pools over blocks of factor x factor pixels. The others are stretched by the factor, and
+            their weights normalised at the border, as Pillow has them: "bilinear" is a triangle, "bicubic" Keys's
+            kernel (1981, a = -1/2; also that of ``torch.nn.functional.interpolate(..., antialias=True)``), "lanczos"
+            Lanczos's of three lobes (Duchon 1979), "gaussian" a Gaussian whose standard deviation is 0.4 times the
+            factor, in pixels of the image.
 
     Raises:
         ValueError: for a factor that is not whole or exceeds a side, or an unknown filter.
@@ -53,15 +55,16 @@ class SuperResolution(Operator):
                 f"super-resolution by {factor!r} of images {shape}: pass image_shape=(C, H, W) and a whole factor"
                 + (f" from 1 to {min(shape[1:])}" if len(shape) == 3 else "")
             )
-        if filter not in ("average", "bicubic"):
-            raise ValueError(f"unknown filter {filter!r}: pass 'average' or 'bicubic'")
+        if filter not in ("average", *FILTERS):
+            raise ValueError(f"unknown filter {filter!r}: pass 'average' or "
+                             + " or ".join(repr(name) for name in FILTERS))
         self.factor, self.filter = int(factor), filter
         self.image_shape = shape
         self.measurement_shape = (shape[0], -(-shape[1] // self.factor), -(-shape[2] // self.factor))
         self.problem_class = f"super-resolution-x{self.factor}"
-        if filter == "bicubic":
-            self.rows, self.rows_inverse = bicubic_downsampling(shape[1], self.factor)
-            self.columns, self.columns_inverse = bicubic_downsampling(shape[2], self.factor)
+        if filter != "average":
+            self.rows, self.rows_inverse = downsampling(shape[1], self.factor, filter)
+            self.columns, self.columns_inverse = downsampling(shape[2], self.factor, filter)
         for name, side, count in zip(("row", "column"), shape[1:], self.measurement_shape[1:], strict=True):
             sizes = torch.full((count,), float(self.factor))
             sizes[-1] = side - (count - 1) * self.factor  # the last block is as large as what is left
@@ -76,26 +79,26 @@ class SuperResolution(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, C, H, W)`` to ``(n, C, ceil(H / f), ceil(W / f))``."""
-        if self.filter == "bicubic":
+        if self.filter != "average":
             result: Tensor = self.rows(self.columns(x).mT).mT
             return result
         return F.avg_pool2d(x, self.factor, ceil_mode=True)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """``(n, C, ceil(H / f), ceil(W / f))`` to ``(n, C, H, W)``."""
-        if self.filter == "bicubic":
+        if self.filter != "average":
             return self.rows.transpose(self.columns.transpose(y).mT).mT
         return self._repeat(y / torch.outer(self.row_sizes, self.column_sizes).to(y.dtype))
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """``(n, C, ceil(H / f), ceil(W / f))`` to ``(n, C, H, W)``; for "average", each pixel over its block."""
-        if self.filter == "bicubic":
+        if self.filter != "average":
             result: Tensor = self.rows_inverse(self.columns_inverse(y).mT).mT
             return result
         return self._repeat(y)
 
     def embed(self, y: Tensor) -> Tensor:
-        """The pseudo-inverse, which both filters have well conditioned."""
+        """The pseudo-inverse, which all filters have well conditioned."""
         return self.pseudo_inverse(y)
 
     def context(self) -> tuple[Tensor, Tensor]:
@@ -109,7 +112,7 @@ class SuperResolution(Operator):
         """Weights of the middle filter along one side, and where among them it is centred."""
         if self.filter == "average":
             return torch.full((self.factor,), 1 / self.factor), (self.factor - 1) / 2
-        weights, first = bicubic_taps(side, self.factor)
+        weights, first = taps(side, self.factor, self.filter)
         middle = len(weights) // 2
         return weights[middle], (middle + 0.5) * side / len(weights) - 0.5 - float(first[middle])
 

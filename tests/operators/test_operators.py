@@ -67,6 +67,7 @@ SHIPPED = {
     "kernels": lambda s: Blur(rand(3, s[0], 4, 3) / 12, s),
     "super-resolution": lambda s: SuperResolution(s),
     "super-resolution-bicubic": lambda s: SuperResolution(s, factor=2, filter="bicubic"),
+    "super-resolution-lanczos": lambda s: SuperResolution(s, factor=2, filter="lanczos"),
     "composed": lambda s: SuperResolution(s) @ GaussianBlur(s, std=0.7),
     "composed-mask": lambda s: BoxInpainting(s) @ GaussianBlur(s, std=0.7),
 }

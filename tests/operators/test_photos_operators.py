@@ -14,10 +14,11 @@ from PIL import Image
 from invflow.operator import SUMMARY_LATTICE
 from invflow.operators import Blur, GaussianBlur, SuperResolution
 from invflow.testing import check_operator
-from invflow_operators._banded import bicubic_downsampling
+from invflow_operators._banded import downsampling
 from invflow_operators._transfer import transfer_summary
 
 F64 = torch.float64
+FILTERS = ["average", "bilinear", "bicubic", "lanczos", "gaussian"]
 
 
 def rand(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> torch.Tensor:
@@ -36,13 +37,13 @@ def exactly(*arguments) -> SuperResolution:
 # -- super-resolution ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("filter", ["average", "bicubic"])
+@pytest.mark.parametrize("filter", FILTERS)
 @pytest.mark.parametrize(("shape", "factor"), [((1, 9, 14), 4), ((2, 7, 8), 3), ((1, 5, 6), 5), ((1, 10, 9), 1)])
 def test_any_side_keeps_the_operators_contract(filter, shape, factor):
     check_operator(SuperResolution(shape, factor, filter))
 
 
-@pytest.mark.parametrize("filter", ["average", "bicubic"])
+@pytest.mark.parametrize("filter", FILTERS)
 @pytest.mark.parametrize(("height", "width", "factor"), [(9, 14, 4), (29, 31, 3), (140, 131, 2), (259, 30, 3)])
 def test_adjoint_and_pseudo_inverse_are_those_of_the_dense_matrix(filter, height, width, factor):
     operator = exactly((1, height, width), factor, filter)
@@ -51,10 +52,12 @@ def test_adjoint_and_pseudo_inverse_are_those_of_the_dense_matrix(filter, height
     matrices = []
     for side in size:  # one axis at a time, by the library's own resampling
         unit, out = torch.eye(side, dtype=F64)[None, None], (math.ceil(side / factor), side)
-        if filter == "bicubic":
-            matrices.append(F.interpolate(unit, out, mode="bicubic", antialias=True)[0, 0])
-        else:
+        if filter in ("bilinear", "bicubic"):
+            matrices.append(F.interpolate(unit, out, mode=filter, antialias=True)[0, 0])
+        elif filter == "average":
             matrices.append(torch.stack([block.mean(0) for block in unit[0, 0].split(factor)]))
+        else:
+            matrices.append(written_out(filter, side, out[0]))
     rows, columns = matrices
     x, y = rand(2, 1, height, width), rand(2, 1, m, n, seed=1)
     torch.testing.assert_close(operator(x), rows @ x @ columns.mT, rtol=0, atol=1e-13)
@@ -64,6 +67,23 @@ def test_adjoint_and_pseudo_inverse_are_those_of_the_dense_matrix(filter, height
     torch.testing.assert_close(operator(operator.pseudo_inverse(y)), y, rtol=0, atol=1e-12)
 
 
+def written_out(filter: str, side: int, out: int) -> torch.Tensor:
+    """Rows of a resampling, entry by entry."""
+    scale, rows = side / out, []
+    for i in range(out):
+        row = []
+        for j in range(side):
+            d = (j + 0.5) / scale - (i + 0.5)
+            if filter == "lanczos":
+                weight = float(np.sinc(d) * np.sinc(d / 3)) if abs(d) < 3 else 0.0
+            else:
+                weight = math.exp(-0.5 * (d / 0.4) ** 2)
+            row.append(weight)
+        rows.append(row)
+    matrix = torch.tensor(rows, dtype=F64)
+    return matrix / matrix.sum(1, keepdim=True)
+
+
 def test_the_last_block_averages_over_what_is_there():
     x = torch.arange(7.0).expand(1, 1, 1, 7)
     assert SuperResolution((1, 1, 7), 1)(x).shape == (1, 1, 1, 7)
@@ -71,23 +91,25 @@ def test_the_last_block_averages_over_what_is_there():
     assert operator(x.expand(1, 1, 3, 7))[0, 0, 0].tolist() == [1.0, 4.0, 6.0]
     assert operator.pseudo_inverse(torch.tensor([[[[1.0, 4.0, 6.0]]]]))[0, 0, 0].tolist() == [1, 1, 1, 4, 4, 4, 6]
     constant = torch.full((1, 1, 50, 51), 0.3)
-    for filter in ("average", "bicubic"):
+    for filter in FILTERS:
         operator = SuperResolution((1, 50, 51), 4, filter)
         torch.testing.assert_close(operator(constant), torch.full((1, 1, 13, 13), 0.3))
 
 
-def test_bicubic_is_pillows():
+@pytest.mark.parametrize("filter", ["bilinear", "bicubic", "lanczos"])
+def test_filters_are_pillows(filter):
     x = rand(1, 1, 37, 50, dtype=torch.float32)
     image = Image.fromarray(x[0, 0].numpy())
-    expected = np.asarray(image.resize((math.ceil(50 / 3), math.ceil(37 / 3)), Image.Resampling.BICUBIC))
-    found = SuperResolution((1, 37, 50), 3, "bicubic")(x)[0, 0]
+    expected = np.asarray(image.resize((math.ceil(50 / 3), math.ceil(37 / 3)), Image.Resampling[filter.upper()]))
+    found = SuperResolution((1, 37, 50), 3, filter)(x)[0, 0]
     torch.testing.assert_close(found, torch.from_numpy(expected.copy()), rtol=0, atol=1e-5)
 
 
-def test_a_long_side_is_a_matter_of_a_second():
+@pytest.mark.parametrize("filter", ["bicubic", "lanczos"])
+def test_a_long_side_is_a_matter_of_a_second(filter):
     """Dense matrices took minutes to invert at 4000 pixels; ``cond`` of R is about 1.5, so rounding stays small."""
     start = time.process_time()
-    forward, inverse = bicubic_downsampling(4001, 4)
+    forward, inverse = downsampling(4001, 4, filter)
     assert forward.shape == (1001, 4001)
     assert forward.blocks.numel() + inverse.blocks.numel() < 4001 * 1001 / 3
     y = rand(1, 1, 3, 1001, dtype=torch.float32)
