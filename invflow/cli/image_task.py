@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +64,8 @@ class ImageTask:
     Attributes:
         file: the image, or with ``observed`` the measurement.
         operator: the operator's name, such as ``"box-inpainting"``.
-        sigma: noise standard deviation; None: 0.05 to degrade with, an estimate of an observed file.
+        sigma: noise standard deviation; None: 0.05 to degrade with, an estimate of an observed file, whose noise is at
+            least that of its rounding.
         observed: whether the file is the measurement itself.
         mask: file of a mask, for inpainting.
         kernel: file of a kernel, for blurs.
@@ -119,7 +121,7 @@ class ImageTask:
             raise ValueError(f"{self.file.name} has shape {tuple(image.shape)}, but {operator} measures images {shape} "
                              f"as {tuple(operator.measurement_shape)}: pass a file of that shape")
         if self.observed:
-            shown = GaussianLikelihood(operator, image[None], self.sigma)
+            shown = GaussianLikelihood(operator, image[None], self._level(image, say))
         else:
             sigma = 0.05 if self.sigma is None else self.sigma
             shown = GaussianLikelihood(operator, operator.measure(image[None], sigma, generator=generator), sigma)
@@ -138,7 +140,8 @@ class ImageTask:
         operator = self._build(image_shape, generator, say)
         truth = None
         if self.observed:
-            y, sigma = self._read(tuple(operator.measurement_shape), say)[None], self.sigma
+            y = self._read(tuple(operator.measurement_shape), say)[None]
+            sigma = self._level(y, say)
             if tuple(operator.measurement_shape) == image_shape and operator.observed() is None:
                 _warn_of_style(y[0], solver, say)
         else:
@@ -148,6 +151,14 @@ class ImageTask:
             y = operator.measure(truth, sigma, generator=generator)
         likelihood = GaussianLikelihood(operator, y, sigma)
         return PosedImage(truth, likelihood, likelihood, solver)
+
+    def _level(self, image: Tensor, say: Say) -> float | None:
+        """The noise of an observed file: at least what its rounding leaves."""
+        rounding = _rounding(image)
+        if self.sigma is None or self.sigma >= rounding:
+            return self.sigma
+        say(f"sigma={self.sigma:.2g} is less than what rounding leaves in {self.file.name}: taken as {rounding:.2g}")
+        return rounding
 
     def _build(self, image_shape: tuple[int, ...], generator: torch.Generator, say: Say) -> Operator:
         return operator_by_name(self.operator, image_shape, factor=self.factor, mask=self.mask,
@@ -174,6 +185,14 @@ class ImageTask:
                                  "yourself")
             image = fit_to(image, trained[1:], say=say)
         return 1 - image if self.invert else image
+
+
+def _rounding(image: Tensor) -> float:
+    """The standard deviation of rounding to 8 or 16 bits, whichever an image in [0, 1] has; 0 where it has neither."""
+    for top in (255, 65535):
+        if float((image * top - (image * top).round()).abs().max()) < 0.01:
+            return 1 / (top * math.sqrt(12))
+    return 0.0
 
 
 def _takes_any_size(solver: Solver) -> bool:

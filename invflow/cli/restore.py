@@ -23,6 +23,9 @@ def restore(
     mask_hides: Annotated[str | None, typer.Option(help="Which paint of the mask hides: white or black.")] = None,
     kernel: Annotated[Path | None, typer.Option(help="The blur to take out: an image of it, .npy or .txt.")] = None,
     factor: Annotated[int | None, typer.Option(min=2, help="Enlarge by 2, 3 or 4.")] = None,
+    filter_name: Annotated[str | None, typer.Option(
+        "--filter", metavar="NAME", help="How it was made small: average, bilinear, bicubic, lanczos or gaussian "
+                                         "[default: bicubic, which the others are nearest to].")] = None,
     sigma: Annotated[float | None, typer.Option(
         help="Noise standard deviation, on a scale of 0 to 1 [default: estimated].")] = None,
     value_range: Annotated[tuple[float, float] | None, typer.Option(
@@ -44,7 +47,7 @@ def restore(
     from invflow.cli.options import check_device
     from invflow.restore import Restoration, each, files_in, restore_file
 
-    what = Restoration(mask, mask_hides, kernel, factor, sigma, value_range, keep_observed, samples, seed)
+    what = Restoration(mask, mask_hides, kernel, factor, filter_name, sigma, value_range, keep_observed, samples, seed)
     if not source.exists():
         raise FileNotFoundError(f"there is no file {str(source)!r}")
     sources = files_in(source) if source.is_dir() else [source]

@@ -45,6 +45,10 @@ def solve(
         help="With --image: blur kernel; an image, .npy or .txt.")] = None,
     factor: Annotated[int | None, typer.Option(
         min=1, help="With --image: of super-resolution [default: 4].")] = None,
+    filter_name: Annotated[str | None, typer.Option(
+        "--filter", metavar="NAME", help="With --image: how super-resolution's file was made small: average, bilinear, "
+                                         "bicubic, lanczos or gaussian [default: average; bicubic with --observed].",
+    )] = None,
     prior: Annotated[str | None, typer.Option(
         help=f"{PRIOR_HELP[:-2]}; of a file photos, up to 64 pixels a side mnist].")] = None,
     resize: Annotated[bool, typer.Option(
@@ -82,9 +86,12 @@ def solve(
 
     refuse_processes("solve", "start it without torchrun; invflow compare and train share their work")
     task: ImageTask | None = None
+    if filter_name is not None:
+        operator_setting = [*(operator_setting or []), f"filter={filter_name}"]
     own = {"--operator": operator, "--sigma": sigma, "--observed": observed or None, "--mask": mask,
            "--mask-hides": mask_hides,
-           "--kernel": kernel, "--factor": factor, "--resize": resize or None, "--invert": invert or None,
+           "--kernel": kernel, "--factor": factor, "--filter": filter_name, "--resize": resize or None,
+           "--invert": invert or None,
            "--operator-set": operator_setting or None, "--write-samples": write_samples,
            "--keep-posterior": keep_posterior or None}
     image = _one(images)

@@ -21,7 +21,7 @@ __all__ = ["BLOCK", "Spectrum", "block_dct", "dct_matrix", "dct2", "gaussian_est
 #: side of the blocks of :func:`block_dct`
 BLOCK = 8
 #: longest side whose cosine transform is taken as a product with a matrix
-LARGEST_MATRIX = 512
+LARGEST_MATRIX = 256
 #: noise levels, of images in [0, 1], by which the best linear estimate under a mask comes down to its own
 LEVELS = (3.0, 0.5, 0.1, 0.02, 0.0)
 #: radial frequencies at which a spectrum is kept, in cycles per pixel; between them it is a power law
@@ -30,10 +30,12 @@ NUM_FREQUENCIES, LOWEST, HIGHEST = 16, 1 / 128, 0.5 * math.sqrt(2)
 
 @functools.lru_cache(maxsize=32)
 @torch.inference_mode(False)  # kept beyond the mode that it is first asked for in
-def dct_matrix(n: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+def dct_matrix(n: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+               rows: int | None = None) -> Tensor:
     """The orthonormal cosine transform of length n (DCT-II; Ahmed, Natarajan and Rao 1974), ``(n, n)``.
 
-    It diagonalises what is stationary in an image that goes on by reflection at its borders.
+    It diagonalises what is stationary in an image that goes on by reflection at its borders. With ``rows`` the first so
+    many, the slow cosines.
 
     Example:
         >>> import torch
@@ -42,7 +44,7 @@ def dct_matrix(n: int, dtype: torch.dtype = torch.float32, device: torch.device 
         >>> torch.allclose(c @ c.T, torch.eye(5), atol=1e-6)
         True
     """
-    k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
+    k, i = torch.arange(rows or n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
     matrix = torch.cos(math.pi * k * (2 * i + 1) / (2 * n)) * math.sqrt(2 / n)
     matrix[0] /= math.sqrt(2)
     return matrix.to(device, dtype)
@@ -60,12 +62,13 @@ def _dct(x: Tensor, inverse: bool) -> Tensor:
         matrix = dct_matrix(n, x.dtype, x.device)
         return x @ (matrix if inverse else matrix.mT)
     order, turn, scale = _makhoul(n, x.dtype, x.device)
+    half = len(turn)  # a real sequence's transform is known by its first half
     if not inverse:
-        result: Tensor = (torch.fft.fft(x[..., order]) * turn).real * scale
-        return result
+        turned = torch.fft.rfft(x[..., order]) * turn
+        return torch.cat([turned.real, -turned.imag[..., 1 : n - half + 1].flip(-1)], dim=-1) * scale
     x = x / scale
-    mirrored = torch.cat([torch.zeros_like(x[..., :1]), x[..., 1:].flip(-1)], dim=-1)
-    values = torch.fft.ifft(torch.complex(x, -mirrored) / turn).real
+    mirrored = torch.cat([torch.zeros_like(x[..., :1]), x[..., n - half + 1 :].flip(-1)], dim=-1)
+    values = torch.fft.irfft(torch.complex(x[..., :half], -mirrored) * turn.conj(), n=n)
     return torch.empty_like(values).index_copy(-1, order, values)
 
 
@@ -74,7 +77,7 @@ def _dct(x: Tensor, inverse: bool) -> Tensor:
 def _makhoul(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Order, twiddle factors and scale that turn a Fourier transform into a cosine transform (Makhoul 1980)."""
     order = torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2).flip(0)])
-    angle = -math.pi * torch.arange(n, dtype=torch.float64) / (2 * n)
+    angle = -math.pi * torch.arange(n // 2 + 1, dtype=torch.float64) / (2 * n)
     scale = torch.full((n,), math.sqrt(2 / n), dtype=torch.float64)
     scale[0] /= math.sqrt(2)
     turn = torch.complex(angle.cos().to(dtype), angle.sin().to(dtype))
@@ -259,27 +262,26 @@ def gaussian_estimate(spectrum: Spectrum, mean: Tensor, affine: tuple[float, flo
     grey = (mean * affine[0] + affine[1]).to(y).expand(len(y), *operator.image_shape)
     difference = y - operator(grey)
 
-    def filtered(x: Tensor, by: Tensor) -> Tensor:
-        return spectrum.inverse_transform(by * spectrum.forward_transform(x))
-
+    # in the coefficients prior and preconditioner are diagonal, so that a step costs a transform and its inverse
     def improved(start: Tensor | None, steps: int, level: float) -> Tensor:
         precision = sigma.to(y).clamp(min=level).view(-1, 1, 1, 1) ** -2
 
         def pull_back(difference: Tensor) -> Tensor:
-            return operator.adjoint(only_observed(difference, observed)) * precision
+            return spectrum.forward_transform(operator.adjoint(only_observed(difference, observed))) * precision
 
-        def normal(x: Tensor) -> Tensor:
-            return filtered(x, 1 / power) + pull_back(operator(x))
+        def normal(coefficients: Tensor) -> Tensor:
+            return coefficients / power + pull_back(operator(spectrum.inverse_transform(coefficients)))
 
-        return solve(normal, pull_back(difference), lambda x: filtered(x, 1 / (1 / power + share * precision)), steps,
-                     tolerance=0.0, start=start)[0]
+        diagonal = 1 / (1 / power + share * precision)
+        return solve(normal, pull_back(difference), lambda x: diagonal * x, steps, tolerance=0.0, start=start)[0]
 
     if operator.structure == "identity":
-        x = improved(None, 2, 0.0)  # the second for rounding
+        noise = sigma.to(y).view(-1, 1, 1, 1).square()
+        found = power / (power + noise) * spectrum.forward_transform(difference)
     elif observed is None:
-        x = improved(None, iterations, 0.0)
+        found = improved(None, iterations, 0.0)
     else:
-        x = improved(None, iterations // 3, LEVELS[0])
+        found = improved(None, iterations // 3, LEVELS[0])
         for level in LEVELS[1:]:
-            x = improved(x, iterations // 3, level)
-    return (grey + x - affine[1]) / affine[0]
+            found = improved(found, iterations // 3, level)
+    return (grey + spectrum.inverse_transform(found) - affine[1]) / affine[0]

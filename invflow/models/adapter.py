@@ -232,6 +232,10 @@ class Adapter(Countable, TrainedFor):
         observed, summary = operator.context()
         return (operator.embed(y), observed.expand(len(y), *observed.shape[1:]), summary.expand(len(y), -1), sigma)
 
+    def slow_cosines(self, reward: Reward, n: int, generator: torch.Generator) -> Tensor | None:
+        """What replaces the slow cosines of n samples of each observation; None: nothing, as here."""
+        return None
+
     def to_state(self, z: Tensor) -> Tensor:
         """Noise of the map for noise in the adapter's coordinates, both ``(n, *state_shape)`` and N(0, I) a priori.
 
@@ -256,8 +260,9 @@ class Adapter(Countable, TrainedFor):
         instead = [other for other in getattr(operator, "stand_ins", ()) if other in self.classes]
         if name not in self.classes and instead:
             if not quiet:
-                warnings.warn(f"the adapter was trained before {name} was a class: it takes this operator as one of "
-                              f"{instead[0]}", stacklevel=2)
+                why = "names no class for it" if name is None else f"was trained before {name} was a class"
+                warnings.warn(f"the adapter {why}: it takes this {type(operator).__name__} as one of {instead[0]}",
+                              stacklevel=2)
             name = instead[0]
         what = type(operator).__name__ if operator is not None else type(reward).__name__
         if name is None and operator is None:

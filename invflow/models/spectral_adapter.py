@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad, pixel_shuffle, pixel_unshuffle
 
+from invflow.likelihood import GaussianLikelihood
+from invflow.linear.slow import draw_slow_cosines
 from invflow.linear.spectral import BLOCK, Spectrum, block_dct, gaussian_estimate, mix_channels, opponent_matrix
 from invflow.models.adapter import LEAST_LEVEL, LOG_VARIANCE, Adapter
 from invflow.models.neural import NeuralFlowMap, initialise
 from invflow.nets.unet import UNet
 from invflow.operator import SUMMARY_LATTICE
+from invflow.reward import Reward
 
 if TYPE_CHECKING:
     from invflow.operator import Operator
@@ -231,6 +234,21 @@ class SpectralAdapter(Adapter):
         share = avg_pool2d(pad(observed, (0, below[1], 0, below[0])), BLOCK)[:, :, :, None, :, None]
         power = (self.spectrum.scales(BLOCK, BLOCK) * self.decode_affine[0]).square()[:, None, :, None, :]
         return (share * power / sigma.clamp(min=LEAST_LEVEL).view(-1, 1, 1, 1, 1, 1).square()).flatten(4).flatten(2, 3)
+
+    def slow_cosines(self, reward: Reward, n: int, generator: torch.Generator) -> Tensor | None:
+        """How far the slow cosines of n samples of each observation lie from their mean, ``(B * n, C, h, w)``.
+
+        A Gaussian that is diagonal in blocks cannot say how far sums over many of them may move; see
+        :mod:`invflow.linear.slow`.
+        """
+        if not isinstance(reward, GaussianLikelihood) or not reward.operator.linear:
+            return None
+        name, drawn = self.classes[self.class_index(reward, quiet=True)], []
+        sigma = self.nearest_level(name, reward.sigma).clamp(min=LEAST_LEVEL).tolist()
+        for i, level in enumerate(sigma):
+            operator = reward.operator if len(sigma) == 1 else reward.operator.select(torch.tensor([i]))
+            drawn.append(draw_slow_cosines(self.spectrum, self.decode_affine[0], operator, level, n, generator))
+        return None if drawn[0] is None else torch.cat([part for part in drawn if part is not None])
 
     def to_state(self, z: Tensor) -> Tensor:
         """Noise of the map for coefficients of cosines in blocks, in opponent colours."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from invflow.likelihood import GaussianLikelihood
+from invflow.linear.slow import slow_cosines, with_slow_cosines
 from invflow.linear.spectral import Spectrum
-from invflow.restore.slow import with_slow_cosines, with_slow_deviations
 
 if TYPE_CHECKING:
     from invflow.operator import Operator
@@ -56,10 +56,6 @@ def posterior_of(vfm: VFM, operator: Operator, y: Tensor, sigma: float, samples:
     if operator.structure == "identity":
         better = no_worse_than_the_picture(vfm, likelihood.operator, likelihood.y, scale * sigma, mean, generator)
         images, mean = images + (better - mean), better
-    spectrum = getattr(vfm.adapter, "spectrum", None)
-    if spectrum is not None:
-        images = mean + with_slow_deviations(spectrum, vfm.prior.decode_affine[0], likelihood.operator,
-                                             float(likelihood.sigma), images - mean, generator)
     return (mean[0].mean(0, keepdim=True), images.mean(1, keepdim=True)) if grey else (mean[0], images)
 
 
@@ -118,7 +114,7 @@ def no_worse_than_the_picture(vfm: VFM, operator: Operator, y: Tensor, sigma: fl
     wiener = [fitted_wiener(vfm, spectrum, image, s) for image, s in ((y, sigma), (seen, level))]
     weights = best_mixture([network, wiener[1], seen], unseen)
     mixed = sum((w * x for w, x in zip(weights, (mean, wiener[0], y), strict=True)), torch.zeros_like(y))
-    return with_slow_cosines(spectrum, mixed, wiener[0])  # where the noise is nothing beside the picture
+    return with_slow_cosines(mixed, slow_cosines(wiener[0]))  # where the noise is nothing beside the picture
 
 
 def fitted_wiener(vfm: VFM, spectrum: Spectrum, y: Tensor, sigma: float) -> Tensor:

@@ -38,6 +38,8 @@ class Restoration:
             :func:`~invflow.datasets.files.read_mask` has it.
         kernel: file of the blur.
         factor: by which they are to be enlarged.
+        filter: by which they were made small, as :class:`~invflow.operators.SuperResolution` names it; None:
+            ``"bicubic"``, which serves the others best where it is none of its own.
         sigma: noise standard deviation on a scale of 0 to 1; None: estimated of each.
         value_range: what is black and white in files of numbers.
         keep_observed: whether pixels that were observed stay as they are, under a mask.
@@ -49,6 +51,7 @@ class Restoration:
     mask_hides: str | None = None
     kernel: Path | None = None
     factor: int | None = None
+    filter: str | None = None
     sigma: float | None = None
     value_range: tuple[float, float] | None = None
     keep_observed: bool = True
@@ -61,6 +64,8 @@ class Restoration:
             raise ValueError(f"{' and '.join(asked)}: one at a time; restore what the first leaves with the second")
         if self.mask_hides is not None and self.mask is None:
             raise ValueError("--mask-hides says how to read a mask: pass --mask FILE")
+        if self.filter is not None and self.factor is None:
+            raise ValueError("--filter says how a picture was made small: pass --factor 2, 3 or 4 to enlarge it")
         if self.sigma is not None and not 0 <= self.sigma <= 1:
             raise ValueError(f"sigma={self.sigma:g}: noise on pixels in [0, 1] has a standard deviation from 0 to 1; "
                              f"on a scale of 0 to 255 it is {self.sigma / 255:.3g} here")
@@ -151,10 +156,11 @@ def _operator(vfm: VFM, picture: Picture, what: Restoration, say: Say) -> Operat
     if what.kernel is not None:
         kernel = read_kernel(what.kernel, say=say)
         kind: Any = operators.find("Blur")
-        return kind(kernel, shape, padding="reflect", problem_class=_kind_of_blur(kernel))  # type: ignore[no-any-return]
+        blur: Operator = kind(kernel, shape, padding="reflect")
+        return blur
     if what.factor is not None:
         kind = operators.find("SuperResolution")
-        operator: Operator = kind(shape, factor=what.factor)
+        operator: Operator = kind(shape, factor=what.factor, filter=what.filter or "bicubic")
         if operator.problem_class not in vfm.adapter.classes:
             raise ValueError(f"--factor {what.factor}: this prior enlarges by "
                              + ", ".join(name[-1] for name in vfm.adapter.classes if name.startswith("super-")))
@@ -172,14 +178,6 @@ def _operator(vfm: VFM, picture: Picture, what: Restoration, say: Say) -> Operat
     return kind(mask, shape)  # type: ignore[no-any-return]
 
 
-def _kind_of_blur(kernel: Tensor) -> str:
-    """The problem class of a kernel: a Gaussian's looks the same after a quarter turn."""
-    if kernel.shape[0] != kernel.shape[1]:
-        return "motion-blur"
-    apart = float((kernel - kernel.rot90()).norm() / kernel.norm())
-    return "gaussian-blur" if apart < 0.1 else "motion-blur"
-
-
 def _sigma(picture: Picture, operator: Operator, y: Tensor, what: Restoration, say: Say) -> float:
     """The noise level: given, or estimated, and at least that of rounding."""
     rounding = (1 / 255 if picture.bits == 8 else 1 / 65535) / math.sqrt(12)
@@ -194,8 +192,11 @@ def _sigma(picture: Picture, operator: Operator, y: Tensor, what: Restoration, s
                              "0.02 for a little grain") from error
         return rounding  # a drawing, a screenshot
     lossy = picture.kind in ("JPEG", "WEBP", "AVIF", "HEIC", "JPEG2000")  # correlated noise is the likelier there
-    if level.known or observed is not None or lossy:
+    enlarged = what.factor is not None  # little depends on it: twice the noise costs a tenth of a decibel
+    if level.known or observed is not None or lossy or enlarged:
         sigma = level.sigma if level.known else level.high if lossy else level.low
+        if enlarged and not level.known:
+            sigma = (level.low + level.high) / 2
         say(f"noise estimated as {sigma:.2g}, between {level.low:.2g} and {level.high:.2g}"
             + (f", for {level.doubt}" if level.doubt else "") + "; --sigma takes another")
         return max(sigma, rounding)

@@ -24,6 +24,7 @@ from invflow._core.watch import without_gradients
 from invflow.flowmap import rows_at_a_time
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.correction import correct, measurement_noise
+from invflow.linear.slow import slow_cosines, with_slow_cosines
 from invflow.models.adapter import Adapter, Proposal
 from invflow.models.neural import NeuralFlowMap
 from invflow.nets.unet import can_tile, tiles
@@ -133,6 +134,9 @@ class VFM(Solver):
             on_host = torch.zeros(rows, dtype=torch.long) if alone else torch.arange(len(mean)).repeat_interleave(n)
             owner = on_host if alone else on_host.to(mean.device)
             log_weights = precise(noise.new_empty(rows)) if self.importance else None
+            exact = slow = None
+            if log_weights is None and correction is None:
+                exact, slow = self._of_affine(prior, adapter, reward, mean, n, size, generator)
             misfit = noise.new_empty(rows)
             moved, applied = (None, None) if correction is None else noise.new_zeros(2, rows)
 
@@ -141,6 +145,7 @@ class VFM(Solver):
                 centre, spread = (mean, std) if alone else (mean[owner[part]], std[owner[part]])
                 z = torch.addcmul(centre, spread, noise[part])
                 made = self._made(prior, adapter, z)
+                made = made if slow is None else with_slow_cosines(made, slow[part])
                 if log_weights is not None:
                     ratio = log_prior_over_proposal(z, centre, spread)
                     log_weights[part] = ratio + score_rows(reward, made, on_host[part])
@@ -167,9 +172,8 @@ class VFM(Solver):
         if isinstance(reward, GaussianLikelihood):
             diagnostics |= self._verdict(adapter, reward, images.unflatten(0, (len(mean), n)), misfit,
                                          diagnostics.get("correction"))
-        # an affine map takes means to means; corrected samples have another
-        if log_weights is None and correction is None and prior.network is None:
-            diagnostics[EXACT_MEAN] = size.map(lambda z: self._made(prior, adapter, z), mean)
+        if exact is not None:
+            diagnostics[EXACT_MEAN] = exact
         if log_weights is not None:
             log_weights = log_weights.unflatten(0, (len(mean), n))
             log_evidence = log_mean_weight(torch.zeros_like(log_weights), log_weights)
@@ -181,6 +185,18 @@ class VFM(Solver):
         with without_gradients():
             made = prior.decode(prior.flow(adapter.to_state(z), self.steps))
         return made.clone()
+
+    def _of_affine(self, prior: NeuralFlowMap, adapter: Adapter, reward: Reward, mean: Tensor, n: int, size: ChunkSize,
+                   generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
+        """Of an affine map, which takes means to means, the exact mean; and what slow cosines samples are to have.
+
+        Weighted samples have to be draws of the adapter's own Gaussian, corrected ones have another mean.
+        """
+        if prior.network is not None:
+            return None, None
+        exact = size.map(lambda z: self._made(prior, adapter, z), mean)
+        slow = adapter.slow_cosines(reward, n, generator)
+        return exact, None if slow is None else slow + slow_cosines(exact).repeat_interleave(n, 0)
 
     @torch.no_grad()
     def prior_samples(self, n: int, image_shape: Sequence[int] | None = None, *,

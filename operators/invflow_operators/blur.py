@@ -22,6 +22,14 @@ _PHOTOGRAPH = 64
 _PADDINGS = ("circular", "reflect", "zeros")
 
 
+def _is_round(kernel: Tensor) -> bool:
+    """Whether each kernel is the same after a quarter turn, to a tenth."""
+    if kernel.shape[-1] != kernel.shape[-2]:
+        return False
+    apart = (kernel - kernel.rot90(1, (-2, -1))).flatten(1).norm(dim=1)
+    return bool((apart < 0.1 * kernel.flatten(1).norm(dim=1)).all())
+
+
 class Blur(Operator):
     """Convolution with a given kernel; the measurement has the image's shape.
 
@@ -37,7 +45,8 @@ class Blur(Operator):
         image_shape: (C, H, W).
         padding: "circular", "reflect" or "zeros".
         problem_class: the class whose adapter serves this kernel, "gaussian-blur" or "motion-blur" for a
-            kernel of that kind; None, the default, since it may be of neither.
+            kernel of that kind; None, the default, since it may be of neither: an adapter then takes it, with a note,
+            for one of "gaussian-blur" where a quarter turn leaves it nearly the same, else of "motion-blur".
 
     Raises:
         ValueError: for a kernel of another shape, larger than the image, or not finite.
@@ -73,6 +82,8 @@ class Blur(Operator):
         self.image_shape = self.measurement_shape = shape
         self.padding, self.problem_class = padding, problem_class
         self.register_sets(**self._sets(sets))
+        if problem_class is None:
+            self.stand_ins = ("gaussian-blur",) if _is_round(sets) else ("motion-blur",)
 
     #: the problem class of a kernel from a file; a subclass that says nothing of it takes such a kernel as its own
     #: ``kernel``
@@ -94,9 +105,6 @@ class Blur(Operator):
         if beside:
             raise ValueError(f"--operator-set {beside[0]}=... does not go with --kernel, which gives the whole kernel; "
                              "only padding=... does")
-        if cls._file_class is None:
-            say("an adapter takes a kernel as one of a kind that it was trained for: name it by --operator "
-                "gaussian-blur or motion-blur")
         return Blur(files["kernel"], image_shape, problem_class=cls._file_class, **settings)
 
     @classmethod

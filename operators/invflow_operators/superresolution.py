@@ -56,8 +56,7 @@ class SuperResolution(Operator):
                 + (f" from 1 to {min(shape[1:])}" if len(shape) == 3 else "")
             )
         if filter not in ("average", *FILTERS):
-            raise ValueError(f"unknown filter {filter!r}: pass 'average' or "
-                             + " or ".join(repr(name) for name in FILTERS))
+            raise ValueError(f"unknown filter {filter!r}: pass one of {', '.join(map(repr, ('average', *FILTERS)))}")
         self.factor, self.filter = int(factor), filter
         self.image_shape = shape
         self.measurement_shape = (shape[0], -(-shape[1] // self.factor), -(-shape[2] // self.factor))
@@ -76,6 +75,16 @@ class SuperResolution(Operator):
         default = inspect.signature(cls).parameters.get("factor")
         factor = settings.get("factor", 1 if default is None else default.default)
         return (size[0] * factor, size[1] * factor)
+
+    @classmethod
+    def assumptions(cls, image_shape: tuple[int, ...], given: Mapping[str, Any], *,
+                    observed: bool) -> list[tuple[dict[str, Any], str]]:
+        """The filter of whoever made a file small."""
+        found: list[tuple[dict[str, Any], str]] = super().assumptions(image_shape, given, observed=observed)
+        if observed and "filter" in inspect.signature(cls).parameters and "filter" not in given:
+            found.append(({"filter": "bicubic"}, "took the file to be made small by bicubic interpolation, as by most "
+                          f"programs; --filter takes another: average, {', '.join(FILTERS)}"))
+        return found
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, C, H, W)`` to ``(n, C, ceil(H / f), ceil(W / f))``."""
@@ -107,6 +116,10 @@ class SuperResolution(Operator):
         profiles, center = zip(*(self._profile(side) for side in self.image_shape[1:]), strict=True)
         kernel = torch.outer(*profiles).to(maps)[None, None]
         return maps, transfer_summary(kernel, (center[0], center[1]), self.image_shape)
+
+    def extra_repr(self) -> str:
+        """Shapes, factor and filter."""
+        return f"{super().extra_repr()}, factor={self.factor}, filter={self.filter!r}"
 
     def _profile(self, side: int) -> tuple[Tensor, float]:
         """Weights of the middle filter along one side, and where among them it is centred."""

@@ -164,6 +164,33 @@ def test_a_photograph_already_degraded(photo_vfm: Path, tmp_path: Path) -> None:
     assert "std 2, kernel_size 25" in said
 
 
+def test_a_kernel_without_a_class_and_a_file_made_small_by_others(photo_vfm: Path, tmp_path: Path) -> None:
+    write_image(smooth(3, 40, 52), tmp_path / "a.png")
+    np.save(tmp_path / "kernel.npy", np.ones((5, 5)) / 25)
+    common = ("--image", tmp_path / "a.png", "--observed", "--prior", photo_vfm, "--samples", 2, "--sigma", 0.05,
+              "--output", tmp_path / "out")
+    _, said = run(*common, "--operator", "blur", "--kernel", tmp_path / "kernel.npy")
+    assert "takes this Blur as one of gaussian-blur" in said
+    _, said = run(*common, "--operator", "super-resolution", "--factor", 2)
+    assert "made small by bicubic interpolation" in said
+    assert "'bicubic'" in metrics(tmp_path / "out")["settings"]["operator"]
+    _, said = run(*common, "--operator", "super-resolution", "--factor", 2, "--filter", "lanczos")
+    assert "made small" not in said
+    assert "'lanczos'" in metrics(tmp_path / "out")["settings"]["operator"]
+    _, said = run(*common, "--operator", "denoising", "--filter", "lanczos", code=2)
+    assert "no setting 'filter'" in said
+
+
+@pytest.mark.parametrize(("bits", "least"), [(8, 1 / 255), (16, 1 / 65535)])
+def test_a_file_has_at_least_the_noise_of_its_rounding(photo_vfm: Path, tmp_path: Path, bits: int,
+                                                       least: float) -> None:
+    write_image(smooth(3, 40, 52), tmp_path / "a.png", bits=bits)
+    _, said = run("--image", tmp_path / "a.png", "--observed", "--operator", "denoising", "--prior", photo_vfm,
+                  "--samples", 1, "--sigma", 1e-9, "--output", tmp_path / "out")
+    assert "less than what rounding leaves in a.png" in said
+    assert metrics(tmp_path / "out")["settings"]["sigma"] == [pytest.approx(least / np.sqrt(12))]
+
+
 def test_a_camera_does_not_wrap_around(photo_vfm: Path, tmp_path: Path) -> None:
     """The blur of a file brings in what lay outside its frame; taken for what lies across, it rings."""
     whole, kernel, sigma = smooth(3, 110, 134), torch.ones(9, 9) / 81, 0.01

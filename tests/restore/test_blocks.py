@@ -41,10 +41,10 @@ def operator_of(kind: str) -> Operator:
         grid = torch.arange(-6, 7)
         kernel = torch.exp(-(grid[:, None] ** 2 + grid**2) / 8)
         return Blur(kernel / kernel.sum(), SHAPE, padding="reflect", problem_class="gaussian-blur")
-    return SuperResolution(SHAPE, factor=2)
+    return SuperResolution(SHAPE, factor=2, filter="gaussian" if kind == "a filter" else "average")
 
 
-@pytest.mark.parametrize("kind", ["noise", "scratches", "blur", "smallness"])
+@pytest.mark.parametrize("kind", ["noise", "scratches", "blur", "smallness", "a filter"])
 def test_blocks_give_what_the_whole_picture_gives(vfm: invflow.VFM, kind: str) -> None:
     g, operator = torch.Generator().manual_seed(0), operator_of(kind)
     x = vfm.prior_samples(1, SHAPE, generator=g)

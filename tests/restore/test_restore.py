@@ -170,6 +170,15 @@ def test_blur_and_smallness(prior: Path, tmp_path: Path) -> None:
     large = read_image(tmp_path / "small-restored.png")
     assert large.shape == x.shape
     assert error(large, x) < 0.02
+    finer = 0.5 + 0.3 * torch.sin(torch.arange(120) / 1.2 + torch.arange(120)[:, None] / 2).expand(3, -1, -1)
+    write_image(SuperResolution(x.shape, 2, "gaussian")(finer[None])[0], tmp_path / "small.png", bits=16)
+    errors = []
+    for filter in ("gaussian", "lanczos"):
+        run(tmp_path / "small.png", "--factor", 2, "--sigma", 0.01, "--prior", prior, "--filter", filter)
+        errors.append(error(read_image(tmp_path / "small-restored.png"), finer))
+    assert errors[0] < 0.5 * errors[1]
+    _, said = run(tmp_path / "small.png", "--factor", 2, "--filter", "box", "--prior", prior, code=2)
+    assert "'lanczos', 'gaussian'" in said
     _, said = run(tmp_path / "small.png", "--factor", 7, "--sigma", 0.01, "--prior", prior, code=2)
     assert "enlarges by 2" in said
 
@@ -215,7 +224,8 @@ def test_heic_is_read_by_its_plug_in_or_the_plug_in_is_named(prior: Path, tmp_pa
 
 @pytest.mark.parametrize(("options", "match"), [
     (("--sigma", 5), "on a scale of 0 to 255 it is 0.0196"), (("--sigma", -1), "from 0 to 1"),
-    (("--mask-hides", "white"), "pass --mask FILE"), (("--factor", 2, "--kernel", "k.npy"), "one at a time"),
+    (("--mask-hides", "white"), "pass --mask FILE"),
+    (("--filter", "lanczos"), "pass --factor 2"), (("--factor", 2, "--kernel", "k.npy"), "one at a time"),
     (("--range", 0, 255), "--range belongs to files of numbers"),
 ])
 def test_what_makes_no_sense_is_refused(prior: Path, tmp_path: Path, options: tuple[object, ...], match: str) -> None:

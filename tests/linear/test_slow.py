@@ -8,11 +8,11 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 import invflow
+from invflow.linear.slow import draw_slow_cosines, with_slow_cosines
 from invflow.linear.spectral import Spectrum, gaussian_estimate
 from invflow.operator import Operator
 from invflow.operators import Blur, Denoising, MaskInpainting, SuperResolution
 from invflow.restore.posterior import posterior_of
-from invflow.restore.slow import with_slow_deviations
 
 SHAPE, SIGMA, SCALE = (3, 128, 192), 0.05, 0.5
 
@@ -32,10 +32,10 @@ def operator_of(kind: str) -> Operator:
         grid = torch.arange(-12, 13)
         kernel = torch.exp(-(grid[:, None] ** 2 + grid**2) / 32)
         return Blur(kernel / kernel.sum(), SHAPE, padding="reflect", problem_class="gaussian-blur")
-    return SuperResolution(SHAPE, factor=4)
+    return SuperResolution(SHAPE, factor=4, filter="lanczos" if kind == "lanczos" else "average")
 
 
-@pytest.mark.parametrize("kind", ["noise", "box", "blur", "smallness"])
+@pytest.mark.parametrize("kind", ["noise", "box", "blur", "smallness", "lanczos"])
 def test_slow_deviations_are_those_of_the_posterior(kind: str) -> None:
     """Of a Gaussian prior the error of the best linear estimate is a draw of what samples are to differ by."""
     spectrum, operator = Spectrum(3, (0.03 / Spectrum.frequencies()).log().float().expand(3, -1)), operator_of(kind)
@@ -44,7 +44,9 @@ def test_slow_deviations_are_those_of_the_posterior(kind: str) -> None:
     y = y + SIGMA * torch.randn(y.shape, generator=seeded(1))
     centre = torch.zeros(3, 1, 1)
     known = SCALE * gaussian_estimate(spectrum, centre, (SCALE, 0.0), operator, y, torch.full((32,), SIGMA))
-    away = with_slow_deviations(spectrum, SCALE, operator, SIGMA, torch.zeros_like(x), seeded(2))
+    drawn = draw_slow_cosines(spectrum, SCALE, operator, SIGMA, 32, seeded(2))
+    assert drawn is not None
+    away = with_slow_cosines(torch.zeros_like(x), drawn)
     hidden = torch.zeros(SHAPE[1:], dtype=torch.bool)
     hidden[32:80, 64:120] = kind == "box"
     for side in (16, 64):
@@ -55,13 +57,20 @@ def test_slow_deviations_are_those_of_the_posterior(kind: str) -> None:
                 assert float(spread[where].mean().sqrt()) == pytest.approx(float(errors[where].mean().sqrt()), rel=0.3)
 
 
-def test_intervals_of_means_over_a_photographs_blocks_hold_what_they_say() -> None:
+@pytest.mark.parametrize("restored", [False, True])
+def test_intervals_of_means_over_a_photographs_blocks_hold_what_they_say(restored: bool) -> None:
+    """Of the VFM's own samples, and of those that are moved to a better mean."""
     data = pytest.importorskip("skimage.data")
     x = torch.from_numpy(data.astronaut()[:192, 150:342] / 255).float().permute(2, 0, 1)
     y = x + SIGMA * torch.randn(x.shape, generator=seeded(0))
     vfm = invflow.VFM.load("photos")
     vfm.adapter.symmetries = 1
-    mean, images = posterior_of(vfm, Denoising(tuple(x.shape)), y[None], SIGMA, 16, seeded(1))
+    operator = Denoising(tuple(x.shape))
+    if restored:
+        mean, images = posterior_of(vfm, operator, y[None], SIGMA, 16, seeded(1))
+    else:
+        posterior = vfm.sample(invflow.GaussianLikelihood(operator, y[None], SIGMA), 16, generator=seeded(1))
+        mean, images = posterior.mean()[0], posterior.samples[0]
     # neighbouring means have errors that are nearly independent: those of 3 x 3 x 3, of 432, of 1728
     for side, low in ((8, 0.8), (16, 0.8), (64, 0.6)):
         error, spread = avg_pool2d(mean - x, side), avg_pool2d(images - mean, side).square().mean(0).sqrt()

@@ -1,0 +1,134 @@
+"""How far samples lie from their mean at slow scales: as far as the data allow, and no block by itself."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from invflow.linear.spectral import Spectrum, dct_matrix, gaussian_estimate, mix_channels, opponent_matrix
+from invflow.operator import Operator
+
+__all__ = ["draw_slow_cosines", "slow_cosines", "with_slow_cosines"]
+
+#: cosines of fewer cycles a pixel than 1 / (2 * SIDE) are slow
+SIDE = 8
+
+
+def draw_slow_cosines(spectrum: Spectrum, scale: float, operator: Operator, sigma: float, n: int,
+                      generator: torch.Generator) -> Tensor | None:
+    """How far the slow cosines of samples lie from their mean, drawn from the posterior of a stationary Gaussian image.
+
+    An adapter whose Gaussian is diagonal in blocks of 8 x 8 pixels has one deviation for all that is slower than a
+    block, and draws it for each block by itself: sums over many of them vary far more than the data allow, and each
+    sample has a tint. At slow scales photographs vary much more than noise, so that a Gaussian knows what the data
+    leave open: of noise, blur and enlargement for each cosine by itself, of a mask by the best linear estimate of a
+    draw on a lattice eight times coarser.
+
+    Args:
+        spectrum: of the prior, in units of the state.
+        scale: image units of one of those.
+        operator: A, with one set; where it observes no pixels directly, it sees all places alike.
+        sigma: noise level.
+        n: number of samples.
+        generator: source of randomness.
+
+    Returns:
+        Coefficients ``(n, C, h, w)`` for :func:`with_slow_cosines`; None for images that are too small to have any.
+    """
+    channels, *size = operator.image_shape
+    height, width = (math.ceil(side / SIDE) for side in size)
+    if min(height, width) < 2:
+        return None
+    noise = torch.randn((n, channels, height, width), generator=generator).to(spectrum.log_std)
+    if operator.observed() is not None:
+        return SIDE * spectrum.forward_transform(_under_a_mask(spectrum, scale, operator, sigma, noise, generator))
+    power = (spectrum.scales(*size)[:, :height, :width] * scale).square()
+    return noise / (1 / power + _information(operator, height, width).to(noise) / sigma**2).sqrt()
+
+
+def with_slow_cosines(images: Tensor, coefficients: Tensor) -> Tensor:
+    """Images ``(n, C, H, W)`` whose slow cosines are others.
+
+    Args:
+        images: or how far they lie from their mean.
+        coefficients: ``(n, C, h, w)``, of opponent colours.
+    """
+    number = (coefficients.shape[-2], coefficients.shape[-1])
+    change = coefficients.to(images) - slow_cosines(images, number)
+    rows, columns = _cosines(images, number)
+    colours = opponent_matrix(images.shape[1], images.dtype, images.device)
+    return images + rows.mT @ (mix_channels(colours.mT, change) @ columns)
+
+
+def slow_cosines(images: Tensor, number: tuple[int, int] | None = None) -> Tensor:
+    """The slow cosines ``(n, C, h, w)`` of images ``(n, C, H, W)``, in opponent colours; or so many of them."""
+    height, width = images.shape[-2:]
+    rows, columns = _cosines(images, number or (math.ceil(height / SIDE), math.ceil(width / SIDE)))
+    return mix_channels(opponent_matrix(images.shape[1], images.dtype, images.device), rows @ images @ columns.mT)
+
+
+def _cosines(images: Tensor, number: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The first rows of the orthonormal cosine transforms of height and width."""
+    rows, columns = (dct_matrix(side, images.dtype, images.device, count)
+                     for side, count in zip(images.shape[-2:], number, strict=True))
+    return rows, columns
+
+
+def _information(operator: Operator, height: int, width: int) -> Tensor:
+    """What a measurement with unit noise tells of the square of each slow cosine, ``(height, width)``."""
+    size, measured = operator.image_shape[1:], operator.measurement_shape
+    device = next((buffer.device for buffer in operator.buffers()), None)
+    unit = torch.zeros(1, *measured, device=device)
+    unit[0, 0, measured[1] // 2, measured[2] // 2] = 1.0
+    kernel = operator.adjoint(unit)[0, 0]  # what the pixel in the middle sees
+    waves = [torch.exp(-1j * math.pi * torch.arange(n)[:, None] * torch.arange(side) / side).to(kernel.device)
+             for n, side in zip((height, width), size, strict=True)]
+    passed: Tensor = waves[0] @ kernel.to(waves[0]) @ waves[1].mT
+    return passed.abs().square() * (math.prod(measured[1:]) / math.prod(size))
+
+
+class _Lattice(Operator):
+    """Some places of a lattice, ``(1, 1, h, w)`` bool."""
+
+    def __init__(self, seen: Tensor, image_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.image_shape = self.measurement_shape = image_shape
+        self.register_buffer("seen", seen.expand(1, *image_shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.seen
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y * self.seen
+
+    def observed(self) -> Tensor:
+        seen: Tensor = self.seen
+        return seen
+
+
+def _under_a_mask(spectrum: Spectrum, scale: float, operator: Operator, sigma: float, noise: Tensor,
+                  generator: torch.Generator) -> Tensor:
+    """Draws of the deviation on the coarser lattice: a draw from the prior less what its measurement tells of it."""
+    seen = operator.observed()
+    assert seen is not None
+    share = avg_pool2d(seen.to(noise).mean(1, keepdim=True), SIDE, ceil_mode=True)
+    coarse, level = _Lattice(share > min(0.5, 0.999 * float(share.max())), tuple(noise.shape[1:])), sigma / SIDE
+    prior = _coarser(spectrum)
+    x = scale * prior.colour(noise)
+    y = coarse(x) + level * torch.randn(x.shape, generator=generator).to(x)
+    centre = torch.zeros(noise.shape[1], 1, 1).to(noise)
+    known = gaussian_estimate(prior, centre, (scale, 0.0), coarse, y, torch.full((len(y),), level).to(noise))
+    return x - scale * known
+
+
+def _coarser(spectrum: Spectrum) -> Spectrum:
+    """The spectrum of what is left of an image on a lattice that is eight times coarser, its detail taken off."""
+    grid, values = Spectrum.frequencies().log().to(spectrum.log_std), spectrum.log_std
+    place = grid - math.log(SIDE)
+    after = torch.searchsorted(grid, place.contiguous()).clamp(1, len(grid) - 1)
+    share = (place - grid[after - 1]) / (grid[1] - grid[0])
+    kept = values[:, after - 1] + share * (values[:, after] - values[:, after - 1])
+    return Spectrum(len(values), kept - math.log(SIDE))
