@@ -66,12 +66,16 @@ def restore(
         def tell(done: int, total: int, left: float) -> None:
             typer.echo(f"{path.name}: block {done} of {total}, {left:.0f} s left", err=True)
 
-        return restore_file(vfm, path, targets[path], what, lambda text: say(f"{path.name}: {text}"), tell)
+        def note(text: str) -> None:
+            say(text if text.startswith(path.name) else f"{path.name}: {text}")
+
+        return restore_file(vfm, path, targets[path], what, note, tell)
 
     for i, (path, result) in enumerate(each(sources, work)):
         if isinstance(result, Exception):
             failed += 1
-            typer.echo(f"error: {path.name}: " + " ".join(str(result).split()), err=True)
+            reason = " ".join(str(result).split()) or type(result).__name__
+            typer.echo(f"error: {path.name}: {reason}", err=True)
         else:
             typer.echo(_line(i + 1, len(sources), path, result, time.perf_counter() - start))
     if failed and len(sources) > 1:

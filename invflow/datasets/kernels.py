@@ -68,7 +68,8 @@ def _centred(kernel: Tensor, name: str, say: Callable[[str], None]) -> Tensor:
             centre = n // 2 + whole
             reach = max(centre, n - 1 - centre)
             kernel = _padded(kernel, axis, reach - centre, reach - (n - 1 - centre))
-    way = f"{moved[0]:.2g} pixels down and {moved[1]:.2g} to the right"
+    down, right = (round(off, 1) + 0.0 for off in moved)  # 0 for -0
+    way = f"{down:g} pixels down and {right:g} to the right"
     if any(round(off) for off in moved):
         while min(kernel.shape) > 2 and not bool(_border(kernel).any()):
             kernel = kernel[1:-1, 1:-1]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from invflow._core.records import write_atomically
 from invflow.datasets.files import read_alpha, read_image
-from invflow.datasets.sixteen_bits import encode_png, encode_tiff, has_sixteen_bits
+from invflow.datasets.sixteen_bits import check_tiff, encode_png, encode_tiff, has_sixteen_bits
 
 __all__ = ["NUMBERS", "Picture", "read_picture", "write_picture"]
 
@@ -106,14 +106,13 @@ def _read_file(path: Path, value_range: tuple[float, float] | None, say: Say) ->
     try:
         with Image.open(path) as file, path.open("rb") as stream:
             kind = {"MPO": "JPEG"}.get(str(file.format), str(file.format))
-            if kind == "TIFF" and file.mode == "F" and (value_range is not None or not _within(np.asarray(file))):
+            if kind == "TIFF" and file.mode == "F":
+                check_tiff(file.tag_v2)
                 return _numbers(np.array(file), "float TIFF", path.name, value_range)
             bits = 16 if file.mode.startswith("I") or has_sixteen_bits(file, stream.read(25)) else 8
             profile, tags = file.info.get("icc_profile"), file.getexif()
             if len(tags):
-                for tag in _NOT_KEPT:
-                    tags.pop(tag, None)
-                exif = tags.tobytes() if len(tags) else None
+                exif = _kept_tags(tags)
     except UnidentifiedImageError:  # reading it says what is wrong, or reads it all the same
         if path.suffix.lower() in (".tif", ".tiff"):  # with 16 bits, of which the lowest is white
             kind, bits = "TIFF", 16
@@ -130,8 +129,16 @@ def _read_file(path: Path, value_range: tuple[float, float] | None, say: Say) ->
     return Picture(values, None, kind, bits, alpha, profile, exif)
 
 
-def _within(array: Any) -> bool:
-    return bool(array.min() >= 0 and array.max() <= 1)  # False for NaN
+def _kept_tags(tags: Any) -> bytes | None:
+    """What of a file's EXIF goes into another's, as Pillow writes it."""
+    from PIL import Image
+
+    kept = Image.Exif()  # another one, for that of a BigTIFF would be written in its own form
+    for tag, value in tags.items():
+        if tag not in _NOT_KEPT:
+            # further tables, of the camera and the place, are known by where they begin
+            kept[tag] = tags.get_ifd(tag) if tag in (0x8769, 0x8825) else value
+    return kept.tobytes() if len(kept) else None
 
 
 def _without(word: str, say: Say) -> Say:
@@ -206,9 +213,10 @@ def write_picture(picture: Picture, path: str | os.PathLike[str], *, say: Say = 
     pixels = (values * (2**bits - 1)).round().permute(1, 2, 0).cpu().numpy().astype(f"u{bits // 8}")
     pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
     if bits == 16:
-        if kind == "TIFF" and (picture.profile or picture.exif):
-            say(f"{path.name} is written without its colour profile and EXIF: a TIFF with 16 bits holds none here")
-        data = encode_tiff(pixels) if kind == "TIFF" else encode_png(pixels, picture.profile, picture.exif)
+        if kind == "TIFF" and picture.exif:
+            say(f"{path.name} is written without its EXIF: a TIFF with 16 bits holds none here")
+        data = (encode_tiff(pixels, picture.profile) if kind == "TIFF"
+                else encode_png(pixels, picture.profile, picture.exif))
     else:
         data = _encode(pixels, kind, picture, channels)
     write_atomically(path, lambda name: Path(name).write_bytes(data))

@@ -85,12 +85,13 @@ def check_tiff(tags: Mapping[int, Any]) -> None:
     """Refuse what Pillow opens and reads wrongly, without a word.
 
     Raises:
-        ValueError: for numbers of 8 or 16 bits that are signed, floating-point numbers of which the lowest is white,
-            luminance and chroma that are not compressed, and files that do not say whether 0 is black.
+        ValueError: for numbers of 8 or 16 bits that are signed, and of 32 that are not; floating-point numbers of which
+            the lowest is white, luminance and chroma that are not compressed, and files that do not say whether 0 is
+            black.
     """
     _, bits, numbers = _layout(tags)
     compression, photometric = tags.get(259, 1), tags.get(262)
-    wrong = (numbers == {2} and bits <= {8, 16}, numbers == {3} and photometric == 0,
+    wrong = (numbers == {2} and bits <= {8, 16}, numbers == {1} and bits == {32}, numbers == {3} and photometric == 0,
              photometric is None and compression not in (6, 7), photometric == 6 and compression == 1)
     if any(wrong):
         raise ValueError(_refusal(tags))
@@ -185,16 +186,23 @@ def encode_png(pixels: Pixels, profile: bytes | None = None, exif: bytes | None 
             + chunk(b"IEND", b""))
 
 
-def encode_tiff(pixels: Pixels) -> bytes:
-    """An uncompressed TIFF file of ``(H, W, 3)`` or ``(H, W)`` pixels with 16 bits."""
+def encode_tiff(pixels: Pixels, profile: bytes | None = None) -> bytes:
+    """An uncompressed TIFF file of ``(H, W, 3)`` or ``(H, W)`` pixels with 16 bits.
+
+    Args:
+        pixels: of it.
+        profile: an ICC profile, kept in it.
+    """
     height, width = pixels.shape[:2]
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     body = pixels.astype("<u2").tobytes()
-    count = 10
-    after = 8 + 2 + 12 * count + 4  # header, directory; then the bits of each channel, then the pixels
+    count = 10 + bool(profile)
+    after = 8 + 2 + 12 * count + 4  # header, directory; then the bits of each channel, the pixels, the profile
     entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, after if channels > 2 else 16),
                (259, 3, 1, 1), (262, 3, 1, 2 if channels == 3 else 1), (273, 4, 1, after + 8), (277, 3, 1, channels),
                (278, 4, 1, height), (279, 4, 1, len(body)), (284, 3, 1, 1)]
+    if profile:
+        entries.append((34675, 7, len(profile), after + 8 + len(body)))
     directory = struct.pack("<H", count) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
     bits = struct.pack("<4H", 16, 16, 16, 0)
-    return b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", 0) + bits + body
+    return b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", 0) + bits + body + (profile or b"")

@@ -208,5 +208,5 @@ def each(sources: list[Path], work: Callable[[Path], Restored]) -> Iterator[tupl
     for source in sources:
         try:
             yield source, work(source)
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # whatever one file fails with, it is not to cost the others
             yield source, error

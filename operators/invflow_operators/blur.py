@@ -23,9 +23,10 @@ _PADDINGS = ("circular", "reflect", "zeros")
 
 
 def _is_round(kernel: Tensor) -> bool:
-    """Whether each kernel is the same after a quarter turn, to a tenth."""
-    if kernel.shape[-1] != kernel.shape[-2]:
-        return False
+    """Whether each kernel is the same after a quarter turn about its origin, to a tenth."""
+    side = max(kernel.shape[-2:]) // 2  # in a square with the origin in its middle
+    across = [(side - n // 2, side - (n - 1 - n // 2)) for n in (kernel.shape[-1], kernel.shape[-2])]
+    kernel = F.pad(kernel, (*across[0], *across[1]))
     apart = (kernel - kernel.rot90(1, (-2, -1))).flatten(1).norm(dim=1)
     return bool((apart < 0.1 * kernel.flatten(1).norm(dim=1)).all())
 

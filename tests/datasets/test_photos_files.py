@@ -159,6 +159,7 @@ def test_twelve_bits_are_as_light_as_sixteen(tmp_path) -> None:
     (tiff(COLOUR[..., :1].astype(np.int16), t262=1, t339=2), "16 bits, signed"),
     (tiff(COLOUR[..., :1].astype(np.int8), t262=1, t339=2), "8 bits, signed"),
     (tiff(COLOUR.astype(np.int16), t339=2), "16 bits, signed"),
+    (tiff(COLOUR[..., :1].astype(np.uint32) * 65537, t262=1), "32 bits, unsigned"),
     (tiff(COLOUR.astype(np.float16), t339=3), "16 bits, floating-point"),
     (tiff(EXACT.permute(1, 2, 0).numpy().astype(np.float32), t339=3), "32 bits, floating-point"),
     (tiff(EXACT[:1].permute(1, 2, 0).numpy().astype(np.float32), t262=0, t339=3), "photometric interpretation 0"),

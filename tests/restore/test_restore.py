@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import invflow
 from invflow.cli.entry import app
 from invflow.datasets.files import read_image, write_image
 from invflow.datasets.pictures import read_picture
+from invflow.datasets.sixteen_bits import encode_tiff
 from invflow.linear.spectral import Spectrum
 from invflow.models.neural import NeuralFlowMap
 from invflow.models.spectral_adapter import SpectralAdapter
@@ -126,6 +128,53 @@ def test_a_folder_of_twenty_files(prior: Path, tmp_path: Path) -> None:
     assert turned.getexif().get(0x0112) is None
     assert turned.getexif()[0x010F] == "Maker"
     assert turned.info["icc_profile"] == PROFILE
+
+
+def big_tiff(pixels: np.ndarray[Any, Any], maker: bytes) -> bytes:
+    """A TIFF of ``(H, W, 3)`` with 8 bits whose places have 64, as Pillow reads and does not write it."""
+    height, width, _ = pixels.shape
+    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, 8 | 8 << 16 | 8 << 32), (259, 3, 1, 1),
+               (262, 3, 1, 2), (271, 2, len(maker), int.from_bytes(maker, "little")), (273, 16, 1, 0), (277, 3, 1, 3),
+               (278, 4, 1, height), (279, 16, 1, pixels.nbytes)]
+    start = 16 + 8 + 20 * len(entries) + 8
+    entries[6] = (273, 16, 1, start)
+    directory = b"".join(struct.pack("<HHQQ", *entry) for entry in entries)
+    return (struct.pack("<2sHHHQQ", b"II", 43, 8, 0, 16, len(entries)) + directory + struct.pack("<Q", 0)
+            + pixels.tobytes())
+
+
+def test_tags_and_profiles_of_tiffs(prior: Path, tmp_path: Path) -> None:
+    (tmp_path / "big.tif").write_bytes(big_tiff(eight(noisy()), b"Leica\0"))
+    (tmp_path / "deep.tif").write_bytes(encode_tiff(np.full((40, 50, 3), 30000, np.uint16), PROFILE))
+    exif = Image.Exif()
+    exif[0x010F], exif[0x8769], exif[0x8825] = "Maker", {0x829A: 0.5}, {1: "N"}
+    Image.fromarray(eight(noisy())).save(tmp_path / "camera.jpg", exif=exif)
+    Image.fromarray(noisy(1)[0].numpy().clip(0, 1)).save(tmp_path / "float.tif")
+    for name in ("big.tif", "deep.tif", "camera.jpg", "float.tif"):
+        run(tmp_path / name, "--prior", prior, "--sigma", SIGMA, "--output", tmp_path / f"after-{name}")
+    assert Image.open(tmp_path / "after-big.tif").getexif()[0x010F] == "Leica"
+    assert Image.open(tmp_path / "after-deep.tif").info["icc_profile"] == PROFILE
+    torch.testing.assert_close(read_image(tmp_path / "after-deep.tif"), torch.full((3, 40, 50), 30000 / 65535),
+                               atol=1e-3, rtol=0)
+    assert Image.open(tmp_path / "after-float.tif").mode == "F"
+    found = Image.open(tmp_path / "after-camera.jpg").getexif()
+    assert (found.get_ifd(0x8769)[0x829A], found.get_ifd(0x8825)[1]) == (0.5, "N")
+
+
+def test_whatever_one_file_fails_with_the_others_are_restored(prior: Path, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.png", "b.png"):
+        write_image(noisy(), tmp_path / name)
+
+    def read(path: Path, **options: Any) -> Any:
+        if path.name == "a.png":
+            raise struct.error("unpack requires a buffer of 8 bytes")
+        return read_picture(path, **options)
+
+    monkeypatch.setattr("invflow.restore.task.read_picture", read)
+    _, said = run(tmp_path, "--prior", prior, "--output", tmp_path / "out", code=2)
+    assert "error: a.png: unpack requires" in said
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.png"]
 
 
 def test_scratches_are_filled_and_the_rest_stays(prior: Path, tmp_path: Path) -> None:
