@@ -14,6 +14,7 @@ from torch import Tensor
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.slow import slow_cosines, with_slow_cosines
 from invflow.linear.spectral import Spectrum
+from invflow.restore.non_local import non_local_means
 
 if TYPE_CHECKING:
     from invflow.operator import Operator
@@ -54,7 +55,7 @@ def posterior_of(vfm: VFM, operator: Operator, y: Tensor, sigma: float, samples:
                                generator=generator)
     mean, images = posterior.mean(), posterior.samples[0, :samples]
     if operator.structure == "identity":
-        better = no_worse_than_the_picture(vfm, likelihood.operator, likelihood.y, scale * sigma, mean, generator)
+        better = no_worse_than_the_picture(vfm, likelihood.operator, likelihood.y, scale * sigma, mean, generator, grey)
         images, mean = images + (better - mean), better
     return (mean[0].mean(0, keepdim=True), images.mean(1, keepdim=True)) if grey else (mean[0], images)
 
@@ -83,8 +84,8 @@ def _symmetries(vfm: VFM, most: int) -> Iterator[None]:
 
 
 def no_worse_than_the_picture(vfm: VFM, operator: Operator, y: Tensor, sigma: float, mean: Tensor,
-                              generator: torch.Generator) -> Tensor:
-    """A mixture of three estimates of a noisy picture: the network's mean, the picture's own Wiener filter, itself.
+                              generator: torch.Generator, grey: bool = False) -> Tensor:
+    """A mixture of estimates of a noisy picture: network, the picture's own Wiener filter, non-local means, itself.
 
     A network that knows smooth pictures takes the detail of a sharp one for noise. How far it does can be seen without
     the truth: noise e is added to the picture, y + a e, and taken off, y - e / a, which makes two pictures with
@@ -98,6 +99,7 @@ def no_worse_than_the_picture(vfm: VFM, operator: Operator, y: Tensor, sigma: fl
         sigma: its noise.
         mean: the network's estimate of it.
         generator: draws e.
+        grey: whether the mean over the channels, whose noise is independent, is all that counts.
 
     Returns:
         ``(1, C, H, W)``.
@@ -112,8 +114,14 @@ def no_worse_than_the_picture(vfm: VFM, operator: Operator, y: Tensor, sigma: fl
     with _symmetries(vfm, 1):
         network = vfm.sample(again, 1, generator=generator).mean()
     wiener = [fitted_wiener(vfm, spectrum, image, s) for image, s in ((y, sigma), (seen, level))]
-    weights = best_mixture([network, wiener[1], seen], unseen)
-    mixed = sum((w * x for w, x in zip(weights, (mean, wiener[0], y), strict=True)), torch.zeros_like(y))
+
+    def counted(image: Tensor) -> Tensor:
+        return image.mean(1, keepdim=True) if grey else image
+
+    own = math.sqrt(y.shape[1]) if grey else 1.0  # of a mean the noise is as much less
+    repeated = [non_local_means(counted(image), s / own).expand_as(y) for image, s in ((y, sigma), (seen, level))]
+    weights = best_mixture([counted(x) for x in (network, wiener[1], repeated[1], seen)], counted(unseen))
+    mixed = sum((w * x for w, x in zip(weights, (mean, wiener[0], repeated[0], y), strict=True)), torch.zeros_like(y))
     return with_slow_cosines(mixed, slow_cosines(wiener[0]))  # where the noise is nothing beside the picture
 
 

@@ -12,6 +12,7 @@ from invflow.models.spectral_adapter import SpectralAdapter
 from invflow.operator import Operator
 from invflow.operators import Blur, Denoising, MaskInpainting, SuperResolution
 from invflow.restore.blocks import posterior_in_blocks
+from invflow.restore.posterior import built_again
 
 SIGMA, SHAPE = 0.04, (3, 400, 560)
 
@@ -66,6 +67,14 @@ def test_blocks_give_what_the_whole_picture_gives(vfm: invflow.VFM, kind: str) -
     seams = widths.unfold(0, 20, 20).unfold(1, 20, 20).mean((2, 3))
     assert float(seams.min()) > 0.6
     assert float(seams.max()) < 1.6
+
+
+@pytest.mark.parametrize("kind", ["noise", "scratches", "blur", "smallness", "a filter"])
+def test_an_operator_that_is_built_again_is_the_same(kind: str) -> None:
+    operator = operator_of(kind)
+    again, x = built_again(operator, SHAPE), torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again(x), operator(x), rtol=0, atol=0)
+    assert (again.problem_class, again.stand_ins) == (operator.problem_class, operator.stand_ins)
 
 
 def test_a_hole_larger_than_a_block_is_filled_with_something(vfm: invflow.VFM) -> None:
