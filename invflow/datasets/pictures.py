@@ -107,7 +107,7 @@ def _read_file(path: Path, value_range: tuple[float, float] | None, say: Say) ->
         with Image.open(path) as file, path.open("rb") as stream:
             kind = {"MPO": "JPEG"}.get(str(file.format), str(file.format))
             if kind == "TIFF" and file.mode == "F":
-                check_tiff(file.tag_v2)
+                check_tiff(getattr(file, "tag_v2", {}))
                 return _numbers(np.array(file), "float TIFF", path.name, value_range)
             bits = 16 if file.mode.startswith("I") or has_sixteen_bits(file, stream.read(25)) else 8
             profile, tags = file.info.get("icc_profile"), file.getexif()

@@ -6,15 +6,17 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, max_pool2d
 
 from invflow.linear.spectral import Spectrum, dct_matrix, gaussian_estimate, mix_channels, opponent_matrix
 from invflow.operator import Operator
 
-__all__ = ["draw_slow_cosines", "slow_cosines", "with_slow_cosines"]
+__all__ = ["draw_slow_cosines", "hides_blocks", "slow_cosines", "with_slow_cosines"]
 
 #: cosines of fewer cycles a pixel than 1 / (2 * SIDE) are slow
 SIDE = 8
+#: side of the square around a seen pixel in which others count as seen, at slow scales
+NEAR = 5
 
 
 def draw_slow_cosines(spectrum: Spectrum, scale: float, operator: Operator, sigma: float, n: int,
@@ -99,14 +101,27 @@ class _Lattice(Operator):
         self.register_buffer("seen", seen.expand(1, *image_shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.seen
+        return x * self.observed()
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return y * self.seen
+        return y * self.observed()
 
     def observed(self) -> Tensor:
         seen: Tensor = self.seen
         return seen
+
+
+def hides_blocks(operator: Operator) -> bool:
+    """Whether a mask has holes as large as the blocks of slow cosines."""
+    seen = operator.observed()
+    return seen is not None and not bool(_seen_blocks(seen.float()).all())
+
+
+def _seen_blocks(seen: Tensor) -> Tensor:
+    """Which blocks are known at slow scales, ``(1, 1, h, w)``; a pixel between seen ones is as good as seen."""
+    near = max_pool2d(seen.mean(1, keepdim=True), NEAR, stride=1, padding=NEAR // 2)
+    share = avg_pool2d(near, SIDE, ceil_mode=True)
+    return share > min(0.5, 0.999 * float(share.max()))
 
 
 def _under_a_mask(spectrum: Spectrum, scale: float, operator: Operator, sigma: float, noise: Tensor,
@@ -114,8 +129,9 @@ def _under_a_mask(spectrum: Spectrum, scale: float, operator: Operator, sigma: f
     """Draws of the deviation on the coarser lattice: a draw from the prior less what its measurement tells of it."""
     seen = operator.observed()
     assert seen is not None
-    share = avg_pool2d(seen.to(noise).mean(1, keepdim=True), SIDE, ceil_mode=True)
-    coarse, level = _Lattice(share > min(0.5, 0.999 * float(share.max())), tuple(noise.shape[1:])), sigma / SIDE
+    shown, inside = seen.to(noise).mean(1, keepdim=True), _seen_blocks(seen.to(noise))
+    share = float(avg_pool2d(shown, SIDE, ceil_mode=True)[inside].mean())
+    coarse, level = _Lattice(inside, tuple(noise.shape[1:])), sigma / SIDE / math.sqrt(share)
     prior = _coarser(spectrum)
     x = scale * prior.colour(noise)
     y = coarse(x) + level * torch.randn(x.shape, generator=generator).to(x)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad, pixel_shuffle, pixel_unshuffle
 
 from invflow.likelihood import GaussianLikelihood
-from invflow.linear.slow import draw_slow_cosines
+from invflow.linear.slow import draw_slow_cosines, hides_blocks
 from invflow.linear.spectral import BLOCK, Spectrum, block_dct, gaussian_estimate, mix_channels, opponent_matrix
 from invflow.models.adapter import LEAST_LEVEL, LOG_VARIANCE, Adapter
 from invflow.models.neural import NeuralFlowMap, initialise
@@ -239,9 +239,12 @@ class SpectralAdapter(Adapter):
         """How far the slow cosines of n samples of each observation lie from their mean, ``(B * n, C, h, w)``.
 
         A Gaussian that is diagonal in blocks cannot say how far sums over many of them may move; see
-        :mod:`invflow.linear.slow`.
+        :mod:`invflow.linear.slow`. In large holes the network knows more than the spectrum of all photographs, which
+        would let a smooth surface vary like any other: under such masks nothing is replaced.
         """
         if not isinstance(reward, GaussianLikelihood) or not reward.operator.linear:
+            return None
+        if hides_blocks(reward.operator):
             return None
         name, drawn = self.classes[self.class_index(reward, quiet=True)], []
         sigma = self.nearest_level(name, reward.sigma).clamp(min=LEAST_LEVEL).tolist()

@@ -8,10 +8,10 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 import invflow
-from invflow.linear.slow import draw_slow_cosines, with_slow_cosines
+from invflow.linear.slow import draw_slow_cosines, hides_blocks, with_slow_cosines
 from invflow.linear.spectral import Spectrum, gaussian_estimate
 from invflow.operator import Operator
-from invflow.operators import Blur, Denoising, MaskInpainting, SuperResolution
+from invflow.operators import Blur, Denoising, MaskInpainting, RandomInpainting, SuperResolution
 from invflow.restore.posterior import posterior_of
 
 SHAPE, SIGMA, SCALE = (3, 128, 192), 0.05, 0.5
@@ -28,6 +28,8 @@ def operator_of(kind: str) -> Operator:
         mask = torch.ones(SHAPE[1:])
         mask[32:80, 64:120] = 0
         return MaskInpainting(mask, SHAPE)
+    if kind == "scattered":
+        return RandomInpainting(SHAPE, keep=0.5, generator=seeded(3))
     if kind == "blur":
         grid = torch.arange(-12, 13)
         kernel = torch.exp(-(grid[:, None] ** 2 + grid**2) / 32)
@@ -35,7 +37,7 @@ def operator_of(kind: str) -> Operator:
     return SuperResolution(SHAPE, factor=4, filter="lanczos" if kind == "lanczos" else "average")
 
 
-@pytest.mark.parametrize("kind", ["noise", "box", "blur", "smallness", "lanczos"])
+@pytest.mark.parametrize("kind", ["noise", "box", "scattered", "blur", "smallness", "lanczos"])
 def test_slow_deviations_are_those_of_the_posterior(kind: str) -> None:
     """Of a Gaussian prior the error of the best linear estimate is a draw of what samples are to differ by."""
     spectrum, operator = Spectrum(3, (0.03 / Spectrum.frequencies()).log().float().expand(3, -1)), operator_of(kind)
@@ -55,6 +57,13 @@ def test_slow_deviations_are_those_of_the_posterior(kind: str) -> None:
         for where in (inside == 0, inside > 0.7):  # half a block at a hole's border counts as seen
             if bool(where.any()):
                 assert float(spread[where].mean().sqrt()) == pytest.approx(float(errors[where].mean().sqrt()), rel=0.3)
+
+
+def test_scratches_and_scattered_pixels_hide_no_block_and_a_box_does() -> None:
+    scratches = torch.ones(SHAPE[1:])
+    scratches[40:46, 10:180] = 0
+    assert [hides_blocks(operator_of(kind)) for kind in ("noise", "scattered", "box")] == [False, False, True]
+    assert not hides_blocks(MaskInpainting(scratches, SHAPE))
 
 
 @pytest.mark.parametrize("restored", [False, True])
