@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from typer.testing import CliRunner
 
 import invflow
 from invflow._core.checks import check_setting
 from invflow._core.explained import explained
+from invflow.cli.entry import app
+from invflow.cli.examples import write_examples
 from invflow.metrics import coverage, crps, psnr, spread, ssim
 from invflow.operators import (
     BoxInpainting,
@@ -274,6 +279,60 @@ CALLS: list[tuple[Callable[[], Any], type[Exception], str]] = [
 def test_a_wrong_call_is_answered(call: Callable[[], Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+#: what is typed at the command line, and words of the answer
+COMMANDS = [
+    ("solve mnist", "there are mnist/box-inpainting"),
+    ("solve mnist/box-inpaint", "did you mean 'mnist/box-inpainting'"),
+    ("solve photo.jpg", "is a file, not a problem: pass --image photo.jpg"), ("solve", "pass a problem, such as"),
+    ("solve --image photo.jpg", "--image needs --operator NAME"), ("solve vfm", "vfm is a solver.*--solver vfm"),
+    ("solve --image photo.jpg --operator bluring", "did you mean 'blur'"),
+    ("solve --image photo.jpg --operator denoising --sigma 25", r"on a scale of 0 to 255 it is sigma=0.098"),
+    ("solve --image photo.jpg --operator gaussian-blur --operator-set sigma=2", "no setting 'sigma': it has std"),
+    ("solve --image photo.jpg --operator gaussian-blur --operator-set std", "NAME=VALUE, such as --operator-set std=2"),
+    ("solve --image photo.jpg --operator denoising --prior mnist", "pass --resize"),
+    ("solve mnist/denoising --solver fmttt", "did you mean 'fmtt'"),
+    ("solve mnist/denoising --solver exact", "such as 'gaussian/linear'"),
+    ("solve mnist/denoising --set step=4", "no setting 'step': it knows steps"),
+    ("solve mnist/denoising --set steps=four", "'four': it takes int"),
+    ("solve mnist/denoising --samples many", "valid integer"), ("solve mnist/denoising --device gpu", "'gpu'.*cuda"),
+    ("solve mnist/denoising --sigma 0.1", "--sigma belongs to --image"),
+    ("solve mnist/tilt-3 --solver vfm", "--solver fmtt"), ("solve mnist/denoising --prior nothing", "Known: cifar10"),
+    ("compare mnist/denoising", "pass at least one --solver, such as --solver vfm"),
+    ("compare vfm --solver lmmse", "vfm is a solver, not a problem: pass it as --solver vfm"),
+    ("compare mnist/denoising --solver mnist/denoising", "it is a problem: solvers are"),
+    ("compare mnist/denoising --solver vfm,lmmse", "one at a time, --solver vfm --solver lmmse"),
+    ("compare mnist/denoising --solver no_module:Solver", "pass package.module:name"),
+    ("calibrate exact", "exact is a solver, not a problem: pass it as --solver exact"),
+    ("calibrate gaussian/linear --solver exakt", "did you mean 'exact'"),
+    ("calibrate gaussian/linear --solver vfm", "use --solver exact, fmtt or noise-smc"),
+    ("restore nothing.jpg", "there is no file 'nothing.jpg'"), ("restore", "Missing argument 'source'"),
+    ("restore photo.jpg --factor 7", "enlarges by 2, 3, 4"), ("restore photo.jpg --sigma 25", "it is 0.098"),
+    ("restore photo.jpg --mask photo.jpg", "looks like a photograph, not like a mask"),
+    ("restore photo.jpg --mask mask.png --kernel psf.png", "one at a time"),
+    ("list problem", "did you mean 'problems'"),
+    ("train mnsit", "did you mean 'mnist'"), ("train prior", "pass --data FOLDER"),
+    ("denoise photo.jpg", "no command 'denoise': did you mean invflow restore"), ("photo.jpg", "invflow restore"),
+    ("solv mnist", "did you mean invflow solve"), ("frobnicate", "There are solve, restore, compare"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("examples")
+    write_examples(made)
+    return made
+
+
+@pytest.mark.parametrize(("line", "words"), COMMANDS)
+def test_a_wrong_command_is_answered(line: str, words: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(app, line.split())
+    said = " ".join(result.output.split())
+    assert result.exit_code == 2
+    assert re.search(words, said), said
+    assert "Traceback" not in said
 
 
 def test_what_can_be_meant_is_taken() -> None:
