@@ -168,7 +168,12 @@ def __getattr__(name: str) -> Any:
         return value
     if name in _MODULES or name in _MOVED:
         return importlib.import_module(f"invflow.{name}")
-    raise AttributeError(f"module 'invflow' has no attribute {name!r}")
+    import difflib
+
+    named = {known.lower(): known for known in [*__all__, *_MODULES]}
+    near = difflib.get_close_matches(name.lower(), list(named), n=1)
+    hint = f": did you mean invflow.{named[near[0]]}?" if near and not name.startswith("_") else ""
+    raise AttributeError(f"module 'invflow' has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

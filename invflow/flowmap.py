@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from invflow._core.checks import to_tensor_hint
 from invflow._core.chunks import ROWS, ChunkSize, check_chunk_size, is_out_of_memory
 from invflow._core.counting import Countable
+from invflow._core.explained import TellingModule, explained
 from invflow._core.identity import identity
 from invflow._core.ode import Time, expand_time, integrate
 from invflow._core.random import draw_noise
@@ -28,6 +30,10 @@ def _counted(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(method)
     def wrapper(self: FlowMap, x: Tensor, *times: Time, **kwargs: Any) -> Tensor:
+        if not isinstance(x, Tensor) or x.ndim != len(self.state_shape) + 1:
+            raise TypeError(to_tensor_hint(x, "x")) if not isinstance(x, Tensor) else ValueError(
+                f"x has shape {tuple(x.shape)}, but {type(self).__name__}.{method.__name__} takes (n, *state_shape) = "
+                f"(n, {', '.join(map(str, self.state_shape))}): pass x[None] for a single state")
         scopes = self.call_scopes()
         if not scopes:
             return method(self, x, *times, **kwargs)
@@ -42,7 +48,7 @@ def _counted(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wrapper
 
 
-class FlowMap(Countable):
+class FlowMap(TellingModule, Countable):
     r"""A prior over images, as the flow that carries noise at t = 0 to data at t = 1.
 
     With the linear path :math:`x_t = (1 - t) z + t m`, z ~ N(0, I) and m a data point in *state* space, the
@@ -204,6 +210,7 @@ class FlowMap(Countable):
                                  "images, and a solver draws samples of a posterior")
         return super().__getattr__(name)
 
+    @explained(like="prior.generate(4, steps=1, generator=generator)")
     @torch.no_grad()
     def generate(self, n: int, steps: int = 1, *, generator: torch.Generator | int | None = None,
                  chunk_size: int | None = None) -> Tensor:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from invflow._core.checks import Index, as_index, as_levels, looks_measured_in
+from invflow._core.checks import Index, as_index, as_levels, looks_measured_in, to_tensor_hint
+from invflow._core.explained import explained
 from invflow._core.networks import settle
 from invflow._core.noise_level import NoiseLevel, estimate_sigma, noise_levels, trusted
 from invflow._core.random import as_generator, draw_noise
@@ -120,6 +121,8 @@ class Likelihood(Reward):
     def predict(self, x: Tensor) -> Tensor:
         """Measurements without noise, A(x): ``(B, N, *image_shape)`` to ``(B, N, *measurement_shape)``."""
         shape = tuple(self.operator.image_shape)
+        if not isinstance(x, Tensor):
+            raise TypeError(to_tensor_hint(x, "x"))
         if x.ndim != len(shape) + 2 or tuple(x.shape[2:]) != shape or x.shape[0] != self.num_observations:
             expected = f"({self.num_observations}, N, {', '.join(map(str, shape))})"
             hint = "pass x[:, None] for one image for each observation"
@@ -145,6 +148,8 @@ class Likelihood(Reward):
         Returns:
             ``(B, N, *measurement_shape)`` or ``(B, *measurement_shape)``; zero where nothing is observed.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(to_tensor_hint(x, "x"))
         single = x.ndim == len(self.operator.image_shape) + 1
         clean = self.predict(x[:, None] if single else x)
         y = only_observed(self.draw(clean, generator), self._observed)
@@ -232,6 +237,7 @@ class GaussianLikelihood(Likelihood):
 
     level_names = ("sigma",)
 
+    @explained(like="invflow.GaussianLikelihood(operator, y, sigma=0.05)")
     def __init__(self, operator: Operator, y: Tensor, sigma: float | Tensor | None = None) -> None:
         super().__init__(operator, y)
         if sigma is None:
@@ -239,13 +245,13 @@ class GaussianLikelihood(Likelihood):
             sigma = self.y.new_tensor([level.sigma for level in levels])
             values = ", ".join(f"{level.sigma:.3g} ({level.low:.3g} to {level.high:.3g})" for level in levels[:4])
             values += ", ..." if len(levels) > 4 else ""
-            warnings.warn(f"sigma was estimated from y as {values}: pass sigma=... if you know it", stacklevel=2)
+            warnings.warn(f"sigma was estimated from y as {values}: pass sigma=... if you know it", stacklevel=3)
         self.sigma = as_levels(sigma, len(self.y), "sigma", allow_zero=True).to(self.y)
         # asked once, for a GPU would have to be waited for
         self.noiseless = not bool((self.sigma > 0).all())
         hint = looks_measured_in(self.y, self.sigma, operator, (operator.num_sets, *operator.image_shape))
         if hint is not None:
-            warnings.warn(hint, stacklevel=2)
+            warnings.warn(hint, stacklevel=3)
 
     def log_density(self, y: Tensor, clean: Tensor) -> Tensor:
         """Log of N(y; clean, sigma^2), entry by entry."""
@@ -318,6 +324,7 @@ class PoissonLikelihood(Likelihood):
 
     level_names = ("gain", "background")
 
+    @explained(like="invflow.PoissonLikelihood(operator, y, gain=20.0)")
     def __init__(self, operator: Operator, y: Tensor, gain: float | Tensor,
                  background: float | Tensor = 0.0, floor: float = 1e-3) -> None:
         if isinstance(y, Tensor) and not y.is_floating_point() and not y.is_complex():
@@ -351,7 +358,7 @@ class PoissonLikelihood(Likelihood):
                 f"y has counts up to {float(seen[row]):.4g} and {float(self.y[row].sum()):.4g} in all, but with gain="
                 f"{float(self.gain[row]):.4g} a white image gives up to {float(brightest[row]) / 3:.4g} and "
                 f"{float(total[row]):.4g} (gain * A(1) + background): gain is the counts for an intensity of 1. "
-                "deepinv's is its reciprocal: for deepinv.physics.PoissonNoise(g) pass gain=1 / g", stacklevel=3)
+                "deepinv's is its reciprocal: for deepinv.physics.PoissonNoise(g) pass gain=1 / g", stacklevel=4)
 
     def rate(self, clean: Tensor) -> Tensor:
         """Expected counts, gain A(x) + background: ``(B, N, *measurement_shape)`` to the same."""

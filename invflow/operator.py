@@ -16,6 +16,7 @@ from torch import Tensor
 from invflow._core.asked import Asked
 from invflow._core.checks import Index, as_index, as_levels, to_tensor_hint, warn_of_range
 from invflow._core.conjugate_gradients import conjugate_gradient
+from invflow._core.explained import TellingModule, explained
 from invflow._core.random import as_generator, draw_noise
 from invflow._core.shapes import column
 from invflow._core.watch import check_untouched, version
@@ -64,6 +65,7 @@ def _checked(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _asks_for_a_shape(init: Callable[..., None]) -> Callable[..., None]:
     """Name the call that would work where an operator is built without the shape of its images."""
     own = list(inspect.signature(init).parameters.values())[1:2]
+    init = explained(init)  # which names what else is missing, unknown or of the wrong kind
     if not own or own[0].name != "image_shape" or own[0].default is not inspect.Parameter.empty:
         return init
 
@@ -79,7 +81,7 @@ def _asks_for_a_shape(init: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-class Operator(Asked, torch.nn.Module):
+class Operator(Asked, TellingModule):
     r"""The forward model A of y = A(x) + noise.
 
     A subclass sets :attr:`image_shape` and :attr:`measurement_shape` and writes :meth:`forward`; all else
@@ -253,25 +255,17 @@ class Operator(Asked, torch.nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """Say what an operator forgot, where it is missed."""
-        if "_buffers" not in self.__dict__:
-            raise AttributeError(f"{type(self).__name__} has no {name!r}, for its __init__ does not begin with "
-                                 "super().__init__()")
-        if name in ("image_shape", "measurement_shape"):
+        if name in ("image_shape", "measurement_shape") and "_buffers" in self.__dict__:
             raise AttributeError(f"{type(self).__name__} sets no {name}: write self.{name} = (...) in its __init__, a "
                                  "tuple without the batch")
         return super().__getattr__(name)
-
-    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """Keep a tensor that moves with the operator."""
-        if "_buffers" not in self.__dict__:
-            self.__getattr__(name)
-        super().register_buffer(name, tensor, persistent)
 
     def __matmul__(self, other: Operator) -> Operator:
         """``outer @ inner`` measures the inner operator's measurement with the outer one."""
 
         return ComposedOperator(self, other)
 
+    @explained(like="operator.measure(x, sigma=0.05, generator=generator)")
     def measure(self, x: Tensor, sigma: float | Tensor, *,
                 generator: torch.Generator | None = None) -> Tensor:
         """Measure with Gaussian noise, y = A(x) + sigma e, on the observed entries.
@@ -378,6 +372,8 @@ class Operator(Asked, torch.nn.Module):
             raise ValueError(to_tensor_hint(value, name))
         if tuple(value.shape[1:]) != tuple(shape) or value.ndim == 0:
             hint = f"pass {name}[None]" if tuple(value.shape) == tuple(shape) else f"pass a batch of {plural}"
+            if shape[:1] == (1,) and tuple(value.shape) == tuple(shape[1:]):
+                hint = f"pass {name}[None, None]"
             if tuple(value.shape[2:]) == tuple(shape):
                 hint = f"pass {name}.flatten(0, 1) to operator.expand({value.shape[1]})"
             raise ValueError(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from invflow._core.checks import checked_evidence, checked_samples, normalised, precise
+from invflow._core.checks import as_index, checked_evidence, checked_samples, normalised, precise
+from invflow._core.explained import explained
 from invflow._core.random import as_generator
 from invflow._core.weighted import effective_size, least_samples, pair_mass, pieces, quantiles, variance_weights
 
@@ -83,6 +84,7 @@ class Posterior:
         torch.Size([2, 1, 8, 8])
     """
 
+    @explained(arrays=True)
     def __init__(self, samples: Tensor, log_weights: Tensor | None = None, log_evidence: Tensor | None = None,
                  nfe: NFE | None = None, seconds: float = 0.0, diagnostics: Mapping[str, Any] | None = None,
                  settings: Mapping[str, Any] | None = None) -> None:
@@ -146,6 +148,7 @@ class Posterior:
             variance[rows] += weights[rows, :, part] @ (flat[rows, part] - mean[rows]).square()
         return variance.sqrt().reshape(-1, *self.image_shape)
 
+    @explained(like="posterior.quantile(0.05)")
     def quantile(self, q: float) -> Tensor:
         r"""Weighted quantile of each pixel, ``(B, *image_shape)``.
 
@@ -168,6 +171,7 @@ class Posterior:
         weights = precise(self.log_weights).exp() if self.weighted else None
         return quantiles(self.samples, weights, levels, _VALUES_AT_A_TIME)
 
+    @explained(like="low, high = posterior.interval(0.9)")
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """Central credible interval of each pixel, ``(low, high)``, each ``(B, *image_shape)``.
 
@@ -187,7 +191,7 @@ class Posterior:
             which = "" if bool(few.all()) else f" ({int(few.sum())} of {len(few)} observations have too few)"
             warnings.warn(f"{least:.4g} {what} hold no interval of more than {most:.1%}{which}: the widest there is "
                           f"was returned, from the least to the greatest; {level:.4g} takes {least_samples(level)}",
-                          stacklevel=2)
+                          stacklevel=3)
         low, high = self._quantiles((1 - level) / 2, (1 + level) / 2)
         return low, high
 
@@ -199,6 +203,7 @@ class Posterior:
 
     # -- other posteriors out of this one --------------------------------------------------------------------
 
+    @explained(like="posterior.resample(16, generator=generator)")
     def resample(self, n: int, *, generator: torch.Generator | int | None = None) -> Posterior:
         """Draw n equally weighted particles for each observation, in random order.
 
@@ -230,14 +235,14 @@ class Posterior:
         return Posterior(self.samples[rows, index], None, self.log_evidence, self.nfe, self.seconds,
                          {**self.diagnostics, **extra}, {**self.settings, "resampled_from": self.num_samples})
 
+    @explained(like="posterior.select(0)")
     def select(self, index: int | slice | Sequence[int] | Tensor) -> Posterior:
         """The posterior of some observations; the batch dimension stays, also for a single one.
 
         Args:
             index: an integer, a slice, a list of integers, or an index or boolean tensor, over B.
         """
-        rows = torch.arange(self.num_observations)[[index] if isinstance(index, int) else index]
-        rows = rows.to(self.samples.device)
+        rows = as_index(index, self.num_observations).to(self.samples.device)
         diagnostics = {
             key: value[rows.to(value.device)] if _per_observation(value, self.num_observations) else value
             for key, value in self.diagnostics.items()
@@ -248,6 +253,7 @@ class Posterior:
             self.nfe, self.seconds, diagnostics, self.settings,
         )
 
+    @explained(arrays=True, like="posterior.plot(truth, likelihood.y)")
     def plot(self, truth: Tensor | None = None, observation: Tensor | None = None, **options: Any) -> Figure:
         """Figure with a row for each observation: truth, observation, samples, mean, standard deviation.
 
@@ -265,6 +271,7 @@ class Posterior:
 
     # -- files -----------------------------------------------------------------------------------------------
 
+    @explained(like="posterior.save('posterior.safetensors')")
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one safetensors file, with the versions that made it; whole or not at all.
 
@@ -284,6 +291,7 @@ class Posterior:
         write_posterior(Path(path), tensors, self.diagnostics, self.settings, asdict(self.nfe), self.seconds)
 
     @classmethod
+    @explained(like="invflow.Posterior.load('posterior.safetensors')")
     def load(cls, path: str | os.PathLike[str]) -> Posterior:
         """Read a file that :meth:`save` wrote, onto the CPU. Nothing in it is executed: no pickles.
 
@@ -339,6 +347,14 @@ class Posterior:
 
     def __len__(self) -> int:
         return self.num_observations
+
+    if not TYPE_CHECKING:  # a type checker is to go on finding what is not there
+
+        def __getattr__(self, name: str) -> Any:
+            """Say where that is which a tensor has."""
+            hint = (": posterior.samples, (B, N, *image_shape), is the tensor"
+                    if name in ("shape", "dtype", "device", "numpy", "to", "cpu") else "")
+            raise AttributeError(f"a {type(self).__name__} has no {name!r}{hint}")
 
     def __getitem__(self, index: object) -> Posterior:
         """Refused: it could mean an observation, or a sample of one."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from invflow._core import plugins
+from invflow._core.explained import explained
 from invflow._core.random import as_generator
 from invflow.likelihood import GaussianLikelihood, Likelihood
 from invflow.operator import Operator
@@ -81,6 +82,7 @@ class Problem:
         (torch.Size([3, 1, 16, 16]), 3)
     """
 
+    @explained(like="invflow.Problem('faces', 'mnist', operator, sigma=0.05, sampler=draw)")
     def __init__(self, name: str, prior_name: str | None, operator: Operator | Callable[[], Operator] | None = None,
                  sigma: float | tuple[float, float] | None = None, *, images: Callable[[str], Tensor] | None = None,
                  sampler: Callable[[int, torch.Generator], Tensor] | None = None, random: bool = False,
@@ -89,6 +91,9 @@ class Problem:
                  reward: Reward | Callable[[], Reward] | None = None,
                  quantities: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
                  expectations: Callable[[], Mapping[str, float]] | None = None, description: str = "") -> None:
+        if not isinstance(prior_name, str | None):
+            raise TypeError(f"problem {name!r}: the second argument is the name of a prior or None, not "
+                            f"{prior_name!r:.60}; as in invflow.Problem({name!r}, 'mnist', operator, 0.05, sampler=f)")
         measured = likelihood if isinstance(likelihood, Likelihood) else None
         if measured is not None:
             if any(value is not None for value in (operator, sigma, images, sampler, reward)) or random:
@@ -211,6 +216,7 @@ class Problem:
             raise ValueError(f"problem {self.name!r} {why}: it has no set of images")
         return self._images(split)
 
+    @explained(like="problem.simulate(4, generator=generator)")
     @torch.no_grad()
     def simulate(self, num_observations: int, *, generator: torch.Generator | None = None,
                  source: str = "data", split: str = "test", shuffle: bool = True) -> tuple[Any, Any]:
@@ -343,6 +349,7 @@ class Problem:
         other._prior, other._exact = build, None
         return other
 
+    @explained(arrays=True)
     def with_images(self, images: Tensor) -> Problem:
         """The same problem on other images, which stand for every split.
 
@@ -427,6 +434,7 @@ def list_problems() -> dict[str, Problem]:
     return dict(sorted(found.items()))
 
 
+@explained(like="invflow.load_problem('mnist/box-inpainting')")
 def load_problem(name: str) -> Problem:
     """Find a registered problem.
 

@@ -11,7 +11,7 @@ from invflow._core.checks import check_setting
 from invflow.flowmap import FlowMap
 from invflow.models.neural import load_prior
 from invflow.plugins import SolverEntry
-from invflow.problem import Problem
+from invflow.problem import Problem, list_problems
 from invflow.solver import Solver
 
 if TYPE_CHECKING:
@@ -57,6 +57,12 @@ def find_solver(name: str) -> SolverEntry:
         raise ValueError(f"no solver is registered under {GROUP!r}: install the package, pip install -e .")
     entry = known.get(name.lower().replace("_", "-"))
     if entry is None:
+        several = [part.strip() for part in name.split(",") if part.strip() in known]
+        if len(several) > 1:
+            options = " ".join(f"--solver {part}" for part in several)
+            raise ValueError(f"solver {name!r}: name one at a time, {options}, in Python {several}")
+        if name in list_problems():
+            raise ValueError(f"there is no solver {name!r}, it is a problem: solvers are {', '.join(known)}")
         raise ValueError(f"there is no solver {name!r}: {plugins.nearest(name, list(known))}")
     return entry
 

@@ -94,6 +94,9 @@ class FunctionReward(Reward):
     """
 
     def __init__(self, fn: Callable[[Tensor], Any], differentiable: bool = True) -> None:
+        if not callable(fn):
+            raise TypeError(f"FunctionReward takes a function of images, not {fn!r:.60}, as in "
+                            "invflow.FunctionReward(lambda x: -x.square().flatten(1).sum(1))")
         self.fn, self.differentiable = fn, differentiable
         self._networks = settle(fn)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from invflow._core.counting import Countable
+from invflow._core.explained import explained
 from invflow._core.identity import identity
 from invflow._core.misfit import complaints
 from invflow._core.random import as_generator
@@ -57,11 +58,17 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
         (1.0, 1)
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            type.__setattr__(cls, "__init__", explained(cls.__dict__["__init__"]))
+
     #: names of attributes that follow from the others, such as caches: :meth:`fingerprint` leaves them out
     _derived: frozenset[str] = frozenset()
     #: whether measurements without noise (sigma 0), which have no density, are taken
     takes_no_noise = False
 
+    @explained(like="posterior = solver.sample(likelihood, 64, generator=generator)")
     def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | int | None = None,
                progress: bool = False) -> Posterior:
         """Draw posterior samples.
@@ -280,7 +287,7 @@ def _warn_of_misfit(solver: str, posterior: Posterior, likelihood: GaussianLikel
                    likelihood.misfit(averaged(likelihood.predict)[:, None]))[:, 0].sqrt()
     for words in complaints(of_mean, lambda: averaged(likelihood.residual), likelihood.count_observed(),
                             likelihood.sigma):
-        warnings.warn(f"{solver}: the mean of the samples {words}", stacklevel=4)
+        warnings.warn(f"{solver}: the mean of the samples {words}", stacklevel=5)
 
 
 def checked_count(num_samples: int) -> int:

@@ -42,7 +42,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         for i in self.open:
-            self.elements[i][2].append(data)
+            self.elements[i][2].append(data.replace("\u00a0", " "))  # that keeps an error with its sign
 
     def find(self, tag: str, **attributes: str) -> list[tuple[dict[str, str | None], str]]:
         return [(own, "".join(text)) for name, own, text in self.elements

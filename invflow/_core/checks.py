@@ -64,6 +64,8 @@ def as_levels(value: float | Tensor, n: int, name: str, *, allow_zero: bool = Fa
     Raises:
         ValueError: for another number of entries, or a level that is not finite or not positive.
     """
+    if isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}: pass a number, such as {name}={_number_in(value)}")
     # a Python number in double precision: in single, a level of 0.4 would be off by 1e-8 in float64 problems
     levels = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64).detach()
     if not levels.is_floating_point():
@@ -74,6 +76,14 @@ def as_levels(value: float | Tensor, n: int, name: str, *, allow_zero: bool = Fa
         bound = ">= 0" if allow_zero else "> 0"
         raise ValueError(f"{name} is {levels.flatten().tolist()[:4]}: it must be finite and {bound}")
     return levels.reshape(-1).expand(n).clone()
+
+
+def _number_in(text: str) -> str:
+    """The number that a word spells, or an example of one."""
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return "0.05"
 
 
 def as_shape(shape: Sequence[int], call: str) -> tuple[int, ...]:
@@ -89,7 +99,10 @@ def as_shape(shape: Sequence[int], call: str) -> tuple[int, ...]:
     if isinstance(shape, Sequence) and not isinstance(shape, str) and len(shape) and all(
             isinstance(side, int) and side > 0 for side in shape):
         return tuple(shape)
-    raise ValueError(f"image_shape is {shape!r}: the first argument is the shape of one image, as in {call}")
+    if callable(getattr(shape, "dim", None)) or hasattr(shape, "__array__"):  # images in their shape's place
+        raise ValueError(f"image_shape is a {type(shape).__name__} of shape {tuple(getattr(shape, 'shape', ()))}: the "
+                         f"first argument is the shape of one image, such as images.shape[1:], as in {call}")
+    raise ValueError(f"image_shape is {shape!r:.60}: the first argument is the shape of one image, as in {call}")
 
 
 def check_setting(owner: str, name: str, value: object, parameter: inspect.Parameter) -> object:
@@ -131,6 +144,11 @@ def to_tensor_hint(value: object, name: str) -> str:
     if callable(getattr(value, "getdata", None)):  # a picture of Pillow's
         return (f"{name} is a picture of {type(value).__module__}: pass a tensor, torchvision.transforms.functional."
                 f"to_tensor({name})[None], or read its file with invflow.imageio.read_image(path)[None]")
+    if isinstance(value, list | tuple) and value:
+        inside = {type(part).__name__ for part in value}
+        stacked = "torch.stack" if all(isinstance(part, Tensor) for part in value) else "torch.as_tensor"
+        return (f"{name} is a {type(value).__name__} of {len(value)} {'/'.join(sorted(inside))}: pass one tensor, "
+                f"{stacked}({name})")
     return f"{name} is {value!r:.60}: pass a floating-point tensor of images in [0, 1]"
 
 
@@ -151,10 +169,10 @@ def warn_of_range(x: Tensor, image_shape: Sequence[int]) -> None:
     low, high = float(x.detach().min()), float(x.detach().max())
     if high > 30:
         warnings.warn(f"x has values up to {high:.4g}, which looks like [0, 255]: images are in [0, 1], so "
-                      "pass x / 255", stacklevel=3)
+                      "pass x / 255", stacklevel=4)
     elif low < -0.5 and high < 2:
         warnings.warn(f"x has values down to {low:.4g}, which looks like [-1, 1]: images are in [0, 1], so "
-                      "pass (x + 1) / 2, and half the noise level", stacklevel=3)
+                      "pass (x + 1) / 2, and half the noise level", stacklevel=4)
 
 
 @torch.no_grad()
@@ -192,8 +210,8 @@ def looks_measured_in(y: Tensor, sigma: Tensor, measure: Callable[[Tensor], Tens
 def checked_samples(samples: Tensor) -> Tensor:
     """The samples, detached and in single precision at least, if they are a batch of finite images."""
     if not isinstance(samples, Tensor) or not samples.is_floating_point():
-        kind = samples.dtype if isinstance(samples, Tensor) else type(samples).__name__
-        raise TypeError(f"samples are a floating-point tensor (B, N, *image_shape), not {kind}")
+        raise TypeError("samples are a floating-point tensor (B, N, *image_shape): "
+                        f"{to_tensor_hint(samples, 'samples')}")
     if samples.ndim < 3 or samples.shape[0] == 0 or samples.shape[1] == 0:
         raise ValueError("samples have shape (B, N, *image_shape) with B and N at least 1, not "
                          f"{tuple(samples.shape)}; for a single observation write samples.unsqueeze(0)")

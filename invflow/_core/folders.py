@@ -121,7 +121,10 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict) or config.get("kind") != kind:
         found = config.get("kind") if isinstance(config, dict) else type(config).__name__
-        raise ValueError(f"{path} describes a model of kind {found!r}, but kind {kind!r} was expected")
+        name = folder.name.removesuffix("-vfm") if folder.parent == SHIPPED else str(folder)
+        loads = {"vfm": f"invflow.VFM.load({name!r}), whose prior is a map, loads it", "flow-map":
+                 f"invflow.load_prior({name!r}) loads it"}.get(str(found), "pass another folder")
+        raise ValueError(f"{path} describes a model of kind {found!r}, but kind {kind!r} was expected: {loads}")
     return config
 
 

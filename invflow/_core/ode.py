@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from invflow._core.checks import to_tensor_hint
 from invflow._core.shapes import with_axes
 
 __all__ = ["TABLEAUS", "Tableau", "Time", "expand_time", "integrate", "runge_kutta_step"]
@@ -53,6 +54,8 @@ def expand_time(t: Time, x: Tensor) -> Tensor:
     Raises:
         ValueError: if ``t`` has neither one entry nor ``n``.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(to_tensor_hint(x, "x"))
     if isinstance(t, float | int):  # filled in where x is: copied there, it would make a GPU wait at each call
         t = torch.full((), t, dtype=x.dtype, device=x.device)
     else:

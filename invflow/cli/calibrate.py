@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from invflow.cli.options import MOST_SEED, PRIOR_HELP
+from invflow.cli.options import MOST_SEED, PRIOR_HELP, find_problem
 
 __all__ = ["calibrate"]
 
@@ -42,11 +42,10 @@ def calibrate(
     from invflow._core.records import write_atomically
     from invflow.cli.options import check_device, parse_settings, refuse_processes
     from invflow.evaluation.calibrate import calibrate as run
-    from invflow.problem import load_problem
     from invflow.registry import solver_by_name
 
     refuse_processes("calibrate", "start it without torchrun; invflow compare and train share their work")
-    place, posed = check_device(device), load_problem(problem)
+    place, posed = check_device(device), find_problem(problem)
     posed = posed if prior is None else posed.with_prior(prior)
     settings: dict[str, Any] = parse_settings(None, setting or [])
     built = solver_by_name(solver, posed, **settings)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from invflow.cli.options import MOST_SEED, PRIOR_HELP
+from invflow.cli.options import MOST_SEED, PRIOR_HELP, find_problem
 
 if TYPE_CHECKING:
     from invflow.problem import Problem
@@ -58,7 +58,6 @@ def compare(
     import invflow
     from invflow.cli.options import check_device
     from invflow.evaluation.suites import find_suite
-    from invflow.problem import load_problem
 
     chosen = None if suite is None else find_suite(suite)
     if chosen is not None and problems:
@@ -80,7 +79,7 @@ def compare(
             raise ValueError(f"two solvers are called {label!r}: name one of them, as in --solver other={text}")
         sources[label] = source if chosen is None else chosen.solver(label, source)
     place = check_device(device)
-    posed = [load_problem(name) for name in problems]
+    posed = [find_problem(name) for name in problems]
     posed = posed if prior is None else [problem.with_prior(prior) for problem in posed]
     share = None if shard is None else _parse_shard(shard)
     with warnings.catch_warnings():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from invflow.cli.app import app as serve_app
 from invflow.cli.calibrate import calibrate
@@ -21,8 +23,27 @@ from invflow.cli.streams import keep_streams
 
 __all__ = ["app", "main"]
 
+
+class _Commands(TyperGroup):
+    """The commands; one that is misspelt, or goes by another word, is named with those that there are."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first word names."""
+        word = args[0] if args else ""
+        if word and not word.startswith("-") and self.get_command(ctx, word) is None:
+            near = "restore" if Path(word).suffix or word in _RESTORES else next(iter(
+                difflib.get_close_matches(word, list(self.commands), n=1)), None)
+            hint = f": did you mean invflow {near}?" if near else "."
+            ctx.fail(f"There is no command {word!r}{hint} There are {', '.join(self.commands)}.")
+        return super().resolve_command(ctx, args)
+
+
+#: what people call it that restore does
+_RESTORES = ("denoise", "deblur", "inpaint", "upscale", "enlarge", "superresolution", "sr", "sharpen", "fix", "repair")
+
 app = typer.Typer(
-    name="invflow", help="Posterior sampling for imaging inverse problems with flow-map priors.",
+    name="invflow", cls=_Commands, help="Posterior sampling for imaging inverse problems with flow-map priors.",
+    epilog="To begin: invflow solve mnist/box-inpainting; for photographs invflow examples, then what it prints.",
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )
 
@@ -41,12 +62,15 @@ def options(version: Annotated[bool, typer.Option(
     """Posterior sampling for imaging inverse problems with flow-map priors."""
 
 
-app.command()(user_errors(solve))
-app.command()(user_errors(restore))
-app.command("list")(user_errors(list_names))
+app.command(short_help="Draw posterior samples, of a problem or of your own image.")(user_errors(solve))
+app.command(short_help="Restore a picture, or a folder of them.")(user_errors(restore))
+app.command(short_help="Compare solvers on the same observations, on one page.")(user_errors(compare))
+app.command(short_help="Test by simulation whether a solver is calibrated.")(user_errors(calibrate))
+app.command("list", short_help="List priors, operators, problems, solvers, trainings.")(user_errors(list_names))
+app.command(short_help="Write sample files, to try the commands on.")(user_errors(examples))
 
 
-@app.command()
+@app.command(short_help="Train a prior and a VFM, also on your own images.")
 @user_errors
 def train(
     name: Annotated[str, typer.Argument(help="A training, such as mnist-vfm; see invflow list trainings.")],
@@ -90,7 +114,7 @@ def train(
         typer.echo(f"wrote {folder}")
 
 
-@app.command()
+@app.command(short_help="Measure speed, as ratios to a reference.")
 @user_errors
 def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Timings of which the median is taken.")] = 20,
@@ -108,9 +132,8 @@ def bench(
         raise typer.Exit(1)
 
 
-app.command("app")(user_errors(serve_app))
-for command in (calibrate, compare, examples, new):
-    app.command()(user_errors(command))
+app.command("app", short_help="Serve the app: paint, restore, compare, in a browser.")(user_errors(serve_app))
+app.command(short_help="Write a plug-in package, ready to install.")(user_errors(new))
 
 
 def main() -> None:

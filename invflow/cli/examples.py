@@ -18,15 +18,19 @@ __all__ = ["examples", "write_examples"]
 
 #: height and width of the photographs, and the factor of the small one
 SIZE, FACTOR = (192, 240), 3
+#: where scratches begin on the left, in pixels from the top, and how steeply they fall
+_SCRATCHES = ((30, 0.3), (170, -0.45), (-60, 1.1))
 
 
 def examples(
     folder: Annotated[Path, typer.Argument(help="Where to write them.")] = Path("."),
 ) -> None:
-    """Write sample files for solve --image: a digit, photographs, some damaged, blurred, small or noisy."""
+    """Write sample files: a digit, and photographs that are scratched, blurred, small or noisy."""
     written = write_examples(folder)
     typer.echo("wrote " + ", ".join(map(str, written)))
     typer.echo("\ntry:\n"
+               f"  invflow restore {folder / 'scratched.jpg'} --mask {folder / 'scratches.png'}\n"
+               f"  invflow restore {folder / 'shaken.jpg'} --kernel {folder / 'psf.png'}\n"
                f"  invflow solve --image {folder / 'digit.png'} --operator gaussian-blur --output out\n"
                f"  invflow solve --image {folder / 'damaged.png'} --observed --operator box-inpainting "
                f"--mask {folder / 'mask.png'} --output out")
@@ -40,10 +44,11 @@ def write_examples(folder: Path) -> list[Path]:
 
     Returns:
         The files: ``digit.png``, light on dark, and ``paper.png``, dark on light and larger; ``photo.jpg`` and
-        ``photo.png``, the same photograph; of others ``damaged.png``, without what ``mask.png`` and the same as
-        ``scratches.png`` hide, ``blurred.png`` and ``shaken.jpg``, moved along ``kernel.npy`` and the same as
-        ``psf.png``, ``small.jpg``, a third as large, and ``scan.tif``, noisy; ``counts.npy``, of photons, at most 4095;
-        ``photographs/``, four noisy ones; and ``kernel.npy``.
+        ``photo.png``, the same photograph, and ``scratched.jpg``, the same with white scratches, which
+        ``scratches.png`` has in black; of others ``damaged.png``, without what ``mask.png`` hides, ``blurred.png`` and
+        ``shaken.jpg``, moved along ``kernel.npy`` and the same as ``psf.png``, ``small.jpg``, a third as large, and
+        ``scan.tif``, noisy; ``counts.npy``, of photons, at most 4095; ``photographs/``, four noisy ones; and
+        ``kernel.npy``.
 
     Raises:
         FileExistsError: if one of them is there already.
@@ -65,6 +70,9 @@ def write_examples(folder: Path) -> list[Path]:
     path = MotionBlur(shape, kernel_size=21, generator=generator).kernel[0, 0]
     blur = Blur(path, shape, padding="reflect")
 
+    rows, columns = torch.arange(SIZE[0])[:, None], torch.arange(SIZE[1])
+    scratches = torch.stack([(rows - top - slope * columns).abs() < 1.5 for top, slope in _SCRATCHES]).any(0)[None]
+
     def seen(operator: Callable[[Tensor], Tensor], photo: int, sigma: float) -> Tensor:
         clean = operator(photos[photo : photo + 1])
         return (clean + sigma * torch.randn(clean.shape, generator=generator))[0]
@@ -73,8 +81,8 @@ def write_examples(folder: Path) -> list[Path]:
     pictures = {
         "digit.png": digit, "paper.png": paper, "photo.jpg": photos[0], "photo.png": photos[0],
         "damaged.png": box.mask[0] * seen(box, 1, 0.02), "mask.png": box.mask[0].float(),
-        "scratches.png": box.mask[0].float(), "psf.png": (path / path.max())[None],
-        "blurred.png": seen(blur, 2, 0.02), "shaken.jpg": seen(blur, 3, 0.01),
+        "scratched.jpg": torch.where(scratches, 1.0, photos[0]), "scratches.png": (~scratches).float(),
+        "psf.png": (path / path.max())[None], "blurred.png": seen(blur, 2, 0.02), "shaken.jpg": seen(blur, 3, 0.01),
         "small.jpg": seen(SuperResolution(shape, factor=FACTOR), 4, 0.01), "scan.tif": seen(Denoising(shape), 1, 0.1),
     }
     counts = torch.poisson(4095 * photos[5].mean(0, keepdim=True).clamp(0, 1), generator=generator).clamp(max=4095)

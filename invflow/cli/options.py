@@ -9,12 +9,16 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import typer
 
-__all__ = ["MOST_SEED", "PRIOR_HELP", "check_device", "parse_settings", "refuse_processes", "say", "user_errors"]
+if TYPE_CHECKING:
+    from invflow.problem import Problem
+
+__all__ = ["MOST_SEED", "PRIOR_HELP", "check_device", "find_problem", "parse_settings", "refuse_processes", "say",
+           "user_errors"]
 
 
 MOST_SEED = 2**63 - 1
@@ -88,6 +92,17 @@ def parse_settings(steps: int | None, pairs: list[str], option: str = "--set",
     return settings
 
 
+def find_problem(name: str) -> Problem:
+    """A problem by its name; a solver's in its place is told where it goes."""
+    from invflow.problem import list_problems, load_problem
+    from invflow.registry import list_solvers
+
+    if name in list_solvers() and name not in list_problems():
+        raise ValueError(f"{name} is a solver, not a problem: pass it as --solver {name}, after a problem such as "
+                         "mnist/denoising")
+    return load_problem(name)
+
+
 def refuse_processes(command: str, way: str) -> None:
     """Refuse to do the same work in each of several processes.
 
@@ -111,5 +126,7 @@ def check_device(name: str) -> torch.device:
         torch.empty(1, device=device).cpu()  # a device without data, such as meta, has nothing to give back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
+        if "device type" in reason or "device string" in reason:
+            reason = "its name is none of torch's: cpu; cuda, an NVIDIA GPU; mps, a Mac's"
         raise ValueError(f"the device {name!r} cannot be used ({reason}): pass --device cpu") from error
     return device

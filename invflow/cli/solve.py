@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from invflow.cli.options import MOST_SEED, PRIOR_HELP, parse_settings, refuse_processes, say
+from invflow.cli.options import MOST_SEED, PRIOR_HELP, find_problem, parse_settings, refuse_processes, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,7 +129,6 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
     from invflow.cli.image_task import compile_solver, write_results, write_tilted_results
     from invflow.cli.options import check_device
     from invflow.evaluation.summary import format_table, summarise, summarise_tilted
-    from invflow.problem import load_problem
     from invflow.registry import solver_by_name
 
     truth: Tensor | None
@@ -138,7 +137,7 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
     generator = torch.Generator().manual_seed(seed)
     if task is None:
         assert problem is not None
-        posed = load_problem(problem)
+        posed = find_problem(problem)
         solver_name = solver_name or ("fmtt" if posed.tilts else "vfm")
         posed = posed if prior is None else posed.with_prior(prior)
         solver = solver_by_name(solver_name, posed, **settings)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from invflow._core.explained import explained
 from invflow._core.records import write_atomically
 from invflow.datasets.kernels import clean_kernel
 from invflow.datasets.masks import mask_of_painting
@@ -28,9 +29,10 @@ _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow has it
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=3)
+    warnings.warn(message, stacklevel=4)
 
 
+@explained
 def read_image(path: str | os.PathLike[str], *, channels: int | None = None,
                image_shape: Sequence[int] | None = None, resize: bool = False, say: Say = _warn) -> Tensor:
     """Read an image file as a tensor in [0, 1].
@@ -196,6 +198,7 @@ def read_kernel(path: str | os.PathLike[str], *, centre: bool = True, say: Say =
     return kernel
 
 
+@explained(arrays=True)
 def write_image(image: Tensor, path: str | os.PathLike[str], *, bits: int = 8) -> None:
     """Write an image file, clipped to [0, 1]; it appears whole or not at all.
 
@@ -220,7 +223,8 @@ def write_image(image: Tensor, path: str | os.PathLike[str], *, bits: int = 8) -
 
     image = image[None] if image.ndim == 2 else image
     if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"an image file holds (1, H, W) or (3, H, W), not {tuple(image.shape)}")
+        hint = ": pass one image of the batch, image[0]" if image.ndim == 4 else ""
+        raise ValueError(f"an image file holds (1, H, W) or (3, H, W), not {tuple(image.shape)}{hint}")
     suffix = Path(path).suffix.lower()
     formats = Image.registered_extensions()
     if suffix not in formats:

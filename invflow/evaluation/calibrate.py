@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from invflow._core.explained import explained
 from invflow._core.files import alone_in
 from invflow._core.identity import identity
 from invflow._core.random import as_generator, draw_noise
@@ -24,7 +25,7 @@ from invflow.evaluation.certificate.judgement import LEVELS
 from invflow.evaluation.certificate.quantities import Quantity, default_quantities, evaluate
 from invflow.metrics import random_pit, random_ranks, spread_skill, tarp_ranks
 from invflow.posterior import Posterior
-from invflow.problem import Problem, load_problem
+from invflow.problem import Problem, list_problems, load_problem
 from invflow.solver import Solver, plain
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _VALUES_AT_A_TIME = 2**25
 _MOST_AT_A_TIME = 25  # simulations lost at a kill
 
 
+@explained(like="invflow.calibrate('exact', 'gaussian/linear')")
 def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: int = 200, num_samples: int = 99,
               num_particles: int | None = None, source: str = "prior", split: str = "test",
               quantities: Mapping[str, Quantity] | None = None, defaults: bool = True, alpha: float = 0.05,
@@ -146,11 +148,20 @@ def _named(solver: Solver | str, problem: Problem | str) -> tuple[Solver, Proble
     """Solver and problem, looked up where they are names."""
     from invflow.registry import solver_by_name
 
+    if isinstance(solver, Problem) or (isinstance(solver, str) and solver in list_problems()):
+        call = f"{problem!r}, {solver!r}" if isinstance(problem, str) and isinstance(solver, str) else "solver, problem"
+        raise TypeError(f"calibrate takes the solver first and then the problem, not {solver!r:.60} and "
+                        f"{problem!r:.60}: write invflow.calibrate({call})")
     posed = load_problem(problem) if isinstance(problem, str) else problem
     built = solver_by_name(solver, posed) if isinstance(solver, str) and isinstance(posed, Problem) else solver
     if not isinstance(built, Solver) or not isinstance(posed, Problem):
         raise TypeError(f"calibrate takes a solver and a problem, not {solver!r:.60} and {problem!r:.60}: pass both, "
                         "or their names, as in invflow.calibrate('exact', 'gaussian/linear')")
+    prior = getattr(built, "prior", None)
+    if prior is not None and hasattr(prior, "image_shape") and not getattr(prior, "resizable", False) and tuple(
+            prior.image_shape) != posed.image_shape:
+        raise ValueError(f"the prior of this {type(built).__name__} makes images {tuple(prior.image_shape)}, but the "
+                         f"problem {posed.name!r} has {posed.image_shape}: pass a solver whose prior makes these")
     return built, posed
 
 

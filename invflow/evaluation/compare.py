@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from invflow._core.explained import explained
 from invflow._core.files import alone_in, check_writable
 from invflow.evaluation.comparison import Comparison
 from invflow.evaluation.measures import LEVEL
@@ -18,7 +19,8 @@ from invflow.evaluation.results.description import describe
 from invflow.evaluation.results.measure import check_timeout
 from invflow.evaluation.results.parts import WAITING, Part, Stage, Task, plan, read_part, read_stages, write_part
 from invflow.evaluation.results.results import gather
-from invflow.problem import Problem, load_problem
+from invflow.problem import Problem, list_problems, load_problem
+from invflow.registry import list_solvers
 from invflow.solver import Solver
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["compare"]
 
 
+@explained(like="invflow.compare('gaussian/linear', ['exact'])")
 def compare(problems: Problem | str | Sequence[Problem | str],
             solvers: Mapping[str, SolverSource] | Sequence[str | Solver], *,
             num_observations: int = 32, num_samples: int = 64, seed: int = 0,
@@ -180,6 +183,10 @@ def _run(bench: Bench, tasks: list[Task], folder: Path | None, place: tuple[int,
 
 
 def _named_problems(problems: Problem | str | Sequence[Problem | str]) -> dict[str, Problem]:
+    if isinstance(problems, Solver | Mapping) or (
+            isinstance(problems, str) and problems not in list_problems() and problems in list_solvers()):
+        raise TypeError(f"compare takes the problems first and then the solvers, not {problems!r:.60} first, as in "
+                        "invflow.compare('gaussian/linear', ['exact'])")
     listed = [problems] if isinstance(problems, Problem | str) else list(problems)
     posed = [load_problem(p) if isinstance(p, str) else p for p in listed]
     named = {p.name: p for p in posed}

@@ -8,6 +8,10 @@ With log weights each is the metric of the weighted law, in which samples of wei
 warning where there are too few effective samples for one.
 """
 
+import inspect
+import sys
+
+from invflow._core.explained import explained
 from invflow.metrics.calibration import (
     ChiSquare,
     CoverageCurve,
@@ -122,3 +126,10 @@ __all__ = [
     "vgg_features",
     "z_scores",
 ]
+
+# each takes NumPy arrays too, and says which argument is of the wrong kind; under both of its names, for pickles
+for _name in __all__:
+    _function = globals()[_name]
+    if inspect.isfunction(_function):
+        globals()[_name] = explained(_function, arrays=True)
+        setattr(sys.modules[_function.__module__], _name, globals()[_name])

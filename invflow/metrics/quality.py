@@ -17,6 +17,7 @@ by -1.1% (the divisor), +3.0% (none) and -0.4% (this), and with 3.9 effective on
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,7 @@ def psnr(x: Tensor, truth: Tensor, data_range: float = 1.0) -> Tensor:
         >>> round(float(psnr(torch.full((1, 1, 4, 4), 0.6), torch.full((1, 1, 4, 4), 0.5))), 3)
         20.0
     """
-    x, truth, lead = _pair(x, truth, "psnr")
+    x, truth, lead = _pair(x, truth, "psnr", data_range)
     error = (x - truth).square().flatten(lead).mean(-1)
     return 10 * torch.log10(data_range**2 / error)
 
@@ -86,7 +87,7 @@ def ssim(x: Tensor, truth: Tensor, data_range: float = 1.0) -> Tensor:
     Raises:
         ValueError: if the shapes do not fit, or the images are smaller than the window.
     """
-    x, truth, lead = _pair(x, truth, "ssim")
+    x, truth, lead = _pair(x, truth, "ssim", data_range)
     if truth.ndim != lead + 3 or min(truth.shape[-2:]) < 11:
         raise ValueError(f"ssim takes images (n, C, H, W) of 11 x 11 or more, not {tuple(truth.shape)}")
     x, truth = torch.broadcast_tensors(x, truth)
@@ -336,8 +337,12 @@ def exact_distances(x: Tensor, y: Tensor) -> Tensor:
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _pair(x: Tensor, truth: Tensor, name: str) -> tuple[Tensor, Tensor, int]:
+def _pair(x: Tensor, truth: Tensor, name: str, data_range: float = 1.0) -> tuple[Tensor, Tensor, int]:
     """Truth unsqueezed to meet ``x``, and the number of leading axes of the result."""
+    for argument, images in (("x", x), ("truth", truth)):
+        if data_range == 1 and images.numel() and float(images.max()) > 30 and float(images.min()) >= 0:
+            warnings.warn(f"{name}: {argument} has values up to {float(images.max()):.4g}, which looks like [0, 255]: "
+                          f"images are in [0, 1], so pass {argument} / 255, or data_range=255", stacklevel=4)
     if x.shape == truth.shape and x.ndim >= 2:
         return x, truth, 1
     if x.ndim == truth.ndim + 1 >= 3 and (x.shape[0], *x.shape[2:]) == tuple(truth.shape):

@@ -71,7 +71,7 @@ def classifier_two_sample_test(x: Tensor, y: Tensor, log_weights: Tensor | None 
         few |= (masses[-1][:, :half].sum(1) == 0) | (masses[-1][:, half:].sum(1) == 0)
     if bool(few.any()):
         warnings.warn(f"classifier_two_sample_test: {int(few.sum())} of {len(few)} comparisons have fewer than four "
-                      "effective samples to train or to judge with: their results are NaN", stacklevel=2)
+                      "effective samples to train or to judge with: their results are NaN", stacklevel=3)
     halves = [values.shape[1] // 2 for values in sets]
     train = torch.cat([v[:, :h] for v, h in zip(sets, halves)], 1)
     mass = torch.cat([_share(w[:, :h]) / 2 for w, h in zip(masses, halves)], 1)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from invflow._core.explained import explained
 from invflow._core.ode import TABLEAUS, Time, expand_time, runge_kutta_step
 from invflow._core.random import as_generator, draw_noise
 from invflow._core.shapes import with_axes
@@ -70,6 +71,7 @@ class GaussianMixtureFlow(FlowMap):
     coordinates: Tensor
     knots: Tensor
 
+    @explained
     def __init__(self, means: Tensor, std: float | Tensor = 0.7, weights: Tensor | None = None,
                  image_shape: tuple[int, ...] | None = None, *, steps: int = 16) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from invflow._core.counting import Countable
+from invflow._core.explained import explained
 from invflow._core.folders import CONFIG, SHIPPED, load_built, read_config, resolve_folder, save_module
 from invflow._core.records import fingerprint
 from invflow.flowmap import FlowMap, Time, expand_time
@@ -293,6 +294,7 @@ def initialise(module: nn.Module, generator: torch.Generator | None) -> None:
                     layer.bias.zero_()
 
 
+@explained(like="invflow.load_prior('mnist')")
 def load_prior(name: str | os.PathLike[str]) -> FlowMap:
     """Load a prior: one that ships or was saved, one of a plug-in, or one that a function builds.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from invflow._core.chunks import ChunkSize, check_chunk_size
+from invflow._core.explained import explained
 from invflow._core.folders import read_config, resolve_folder
 from invflow._core.random import draw_noise
 from invflow._core.records import fingerprint, write_atomically
@@ -93,6 +94,7 @@ class VFM(Solver):
 
     takes_no_noise = True
 
+    @explained(like="invflow.VFM.load('mnist')")
     def __init__(self, prior: NeuralFlowMap, adapter: Adapter, *, steps: int = 1, chunk_size: int | None = None,
                  importance: bool = False, tile: int | None = None,
                  consistency: bool | float | None = None) -> None:
@@ -100,6 +102,9 @@ class VFM(Solver):
         if steps < 1 or (tile is not None and tile < 1):
             asked = "" if tile is None else f", tile={tile}"
             raise ValueError(f"steps={steps}{asked} must be at least 1")
+        if not isinstance(adapter, Adapter):
+            raise TypeError(f"VFM takes a map and then its adapter, not a {type(prior).__name__} and a "
+                            f"{type(adapter).__name__}: pass VFM(prior, adapter), or invflow.VFM.load('mnist')")
         adapter.check_map(prior)
         self.consistency = _checked_consistency(consistency, adapter, importance)
         if tile is not None and not _cuttable(prior, adapter):
@@ -317,6 +322,7 @@ class VFM(Solver):
         write_atomically(Path(folder) / "config.json", lambda p: Path(p).write_text(text, encoding="utf-8"))
 
     @classmethod
+    @explained(like="invflow.VFM.load('mnist')")
     def load(cls, name: str | os.PathLike[str], *, steps: int | None = None, chunk_size: int | None = None,
              importance: bool = False, tile: int | None = None, consistency: bool | float | None = None) -> VFM:
         """Load a trained VFM.

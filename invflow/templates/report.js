@@ -30,7 +30,7 @@
   const withError = (value, error) => {
     if (!(Number.isFinite(error) && error > 0)) return String(Number(value.toPrecision(4)));
     const digits = Math.min(6, Math.max(0, 1 - Math.floor(Math.log10(error))));
-    return `${value.toFixed(digits)} ± ${error.toFixed(digits)}`;
+    return `${value.toFixed(digits)} ±\u00a0${error.toFixed(digits)}`;
   };
   const showDifferences = (table, choice) => {
     const errors = JSON.parse(table.closest("section").querySelector("script.pairs").textContent);

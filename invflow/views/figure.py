@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from invflow._core.checks import to_tensor_hint
 from invflow.views.draws import Draws
 
 __all__ = ["STYLE", "UNOBSERVED", "PosteriorFigure", "as_picture", "posterior_figure", "rms_over_channels"]
@@ -84,10 +85,14 @@ def posterior_figure(posterior: Draws, truth: Tensor | None = None, observation:
 
 def _check(posterior: Draws, truth: Tensor | None, observation: Tensor | None) -> None:
     batch, shape = len(posterior), posterior.image_shape
+    for name, value in (("truth", truth), ("observation", observation)):
+        if value is not None and (not isinstance(value, Tensor) or value.dtype == torch.uint8):
+            raise TypeError(to_tensor_hint(value, name))
     if truth is not None and tuple(truth.shape) != (batch, *shape):
+        single = batch == 1 and tuple(truth.shape) == shape
         raise ValueError(
             f"truth has shape {tuple(truth.shape)}, but the posterior's images are {(batch, *shape)}: pass "
-            "the truths of just these observations"
+            f"{'truth[None]' if single else 'the truths of just these observations'}"
         )
     if observation is not None and (observation.ndim < 2 or len(observation) != batch):
         raise ValueError(

@@ -204,6 +204,8 @@ class BoxInpainting(MaskInpainting):
         shape = as_shape(image_shape, "BoxInpainting((1, 28, 28), box=(14, 14))")
         height, width = shape[-2:]
         box = (height // 2, width // 2) if box is None else (box, box) if isinstance(box, int) else box
+        if not isinstance(box, tuple | list) or len(box) != 2:
+            raise ValueError(f"box={box!r}: pass (height, width) in pixels, or one whole number for a square")
         if not (0 < box[0] <= height and 0 < box[1] <= width and tuple(box) != (height, width)):
             raise ValueError(f"a box of {box} pixels does not fit images {shape}: pass (height, width)")
         if sides is not None and not 0 < sides[0] <= sides[1] < 1:

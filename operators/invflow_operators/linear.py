@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from invflow.operator import ComposedOperator, Operator
+from invflow.plugins import as_shape
 
 __all__ = ["ComposedOperator", "MatrixOperator"]
 
@@ -40,7 +41,8 @@ class MatrixOperator(Operator):
         matrix = torch.as_tensor(matrix)
         if not matrix.is_floating_point():
             matrix = matrix.to(torch.get_default_dtype())
-        shape = tuple(matrix.shape[-1:] if image_shape is None else image_shape)
+        image_shape = matrix.shape[-1:] if image_shape is None else image_shape
+        shape = as_shape(image_shape, "MatrixOperator(matrix, image_shape=(784,))")
         if matrix.ndim not in (2, 3) or 0 in matrix.shape or math.prod(shape) != matrix.shape[-1]:
             raise ValueError(
                 f"the matrix has shape {tuple(matrix.shape)}, images {shape} of {math.prod(shape)} values: "

@@ -284,12 +284,16 @@ def test_the_sample_files_are_what_the_documentation_names(tmp_path: Path) -> No
     root = Path(__file__).resolve().parents[2]
     named = set()
     for page in (root / "README.md", *(root / "docs" / f"{name}.md" for name in ("index", "cli", "photographs"))):
-        named |= set(re.findall(r"--(?:image|mask|kernel) (\w+\.\w+)", page.read_text(encoding="utf-8")))
+        text = page.read_text(encoding="utf-8")
+        named |= set(re.findall(r"(?:--image|--mask|--kernel|restore) (\w+\.(?!fits)\w+)", text))
     assert named <= names
     assert read_image(tmp_path / "deep" / "files" / "digit.png").shape == (1, 28, 28)
     assert read_kernel(tmp_path / "deep" / "files" / "kernel.npy").shape == (21, 21)
     hidden = (read_mask(tmp_path / "deep" / "files" / "mask.png", (3, 192, 240)) == 0).expand(3, -1, -1)
     assert (read_image(tmp_path / "deep" / "files" / "damaged.png")[hidden] == 0).all()
+    scratched = (read_mask(tmp_path / "deep" / "files" / "scratches.png", (3, 192, 240)) == 0).expand(3, -1, -1)
+    assert 0.02 < scratched.float().mean() < 0.1
+    assert read_image(tmp_path / "deep" / "files" / "scratched.jpg")[scratched].mean() > 0.9
     assert "pass another folder" in refuse("examples", tmp_path / "deep" / "files")
 
 

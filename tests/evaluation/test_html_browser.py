@@ -117,7 +117,7 @@ def test_in_chromium(tmp_path: Path) -> None:
                 continue
             assert difference == pytest.approx(row["difference"], rel=1e-9)
             assert error == pytest.approx(row["difference_error"], rel=1e-4)
-            assert text == signed(row["difference"], row["difference_error"])
+            assert text.replace("\u00a0", " ") == signed(row["difference"], row["difference_error"])
             assert kind == ("better" if difference < 0 else "worse")
     assert seen["first"] == [f"sample 1 of {solver}" for solver in SOLVERS[:3]]
     assert seen["fourth"] == [[f"sample 4 of {solver}" for solver in SOLVERS[:3]], "4 of 9"]

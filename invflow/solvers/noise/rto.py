@@ -184,7 +184,7 @@ class NoiseRTO(Solver):
         bend = None if self.weights else self.bend(draws.noise, images, cast(GaussianLikelihood, reward))
         diagnostics, complaint = self.examine(draws, images, reward, bend)
         if complaint is not None:
-            warnings.warn(complaint, stacklevel=4)  # over the decorator and Solver.sample
+            warnings.warn(complaint, stacklevel=5)  # over the decorators and Solver.sample
         evidence = None
         if draws.log_weights is not None:
             evidence = log_mean_weight(torch.zeros_like(draws.log_weights), draws.log_weights)

@@ -200,7 +200,7 @@ class NoiseSMC(Solver):
         else:
             diagnostics["converged"], complaint = judge(diagnostics, reward, n, moved=self.num_moves > 0)
         if complaint is not None:
-            warnings.warn(complaint, stacklevel=4)  # over the decorator and Solver.sample
+            warnings.warn(complaint, stacklevel=5)  # over the decorators and Solver.sample
         evidence = None if bool(state.log_evidence.isnan().all()) else state.log_evidence
         return Posterior(state.particles.images, None if self.num_moves else state.log_weights, evidence,
                          diagnostics=diagnostics)

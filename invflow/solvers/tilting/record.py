@@ -170,6 +170,6 @@ def _verdict(solver: str, count: int, found: dict[str, Any], torn: Tensor, weigh
             f"total discrepancy of {float(discrepancy[worst]):.3g} (at most {count}){breaks}. Its spread is not to be "
             "trusted: take more particles or more steps, or a solver made for sharp likelihoods, "
             f"invflow.NoiseSMC(prior){advice}",
-            stacklevel=5)
+            stacklevel=6)
     result: Tensor = converged
     return result
