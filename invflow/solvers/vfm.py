@@ -139,9 +139,8 @@ class VFM(Solver):
             on_host = torch.zeros(rows, dtype=torch.long) if alone else torch.arange(len(mean)).repeat_interleave(n)
             owner = on_host if alone else on_host.to(mean.device)
             log_weights = precise(noise.new_empty(rows)) if self.importance else None
-            exact = slow = None
-            if log_weights is None and correction is None:
-                exact, slow = self._of_affine(prior, adapter, reward, mean, n, size, generator)
+            plain = log_weights is None and correction is None and prior.network is None
+            exact, slow = self._of_affine(prior, adapter, reward, mean, n, size, generator) if plain else (None, None)
             misfit = noise.new_empty(rows)
             moved, applied = (None, None) if correction is None else noise.new_zeros(2, rows)
 
@@ -192,13 +191,11 @@ class VFM(Solver):
         return made.clone()
 
     def _of_affine(self, prior: NeuralFlowMap, adapter: Adapter, reward: Reward, mean: Tensor, n: int, size: ChunkSize,
-                   generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
+                   generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Of an affine map, which takes means to means, the exact mean; and what slow cosines samples are to have.
 
         Weighted samples have to be draws of the adapter's own Gaussian, corrected ones have another mean.
         """
-        if prior.network is not None:
-            return None, None
         exact = size.map(lambda z: self._made(prior, adapter, z), mean)
         slow = adapter.slow_cosines(reward, n, generator)
         return exact, None if slow is None else slow + slow_cosines(exact).repeat_interleave(n, 0)
