@@ -37,7 +37,9 @@ SHORT: dict[str, dict[str, Any]] = {
     "dps": {"steps": 8}, "pigdm": {"steps": 8}, "moment-matching": {"steps": 8}, "diffpir": {"steps": 8},
     "ddrm": {"steps": 8}, "ula": {"steps": 8}, "pnp-flow": {"steps": 8}, "flower": {"steps": 8}, "tds": {"steps": 8},
     "top-k": {"steps": 8}, "beam": {"steps": 8}, "best-of-n": {}, "bicubic": {}, "tv": {}, "wiener": {},
-    "plug-and-play": {"steps": 8},
+    "plug-and-play": {"steps": 8}, "daps": {"steps": 4, "langevin_steps": 4}, "flow-dps": {"steps": 8},
+    "dpnp": {"iterations": 4, "diffusion_steps": 4}, "noise-langevin": {"steps": 8},
+    "d-flow": {"iterations": 1, "ode_steps": 2}, "diamond": {"steps": 4}, "exact": {}, "bm3d": {},
 }
 TOLERANCE = 1e-6  # of images in [0, 1], in double precision
 

@@ -280,7 +280,7 @@ class GaussianLikelihood(Likelihood):
         return self.misfit(self.predict(x))
 
     def misfit(self, clean: Tensor) -> Tensor:
-        """As :meth:`residual`, of measurements without noise ``(B, N, *measurement_shape)``."""
+        """As :meth:`chi_square`, of measurements without noise ``(B, N, *measurement_shape)``."""
         unit = self._level("sigma", clean)
         if self.noiseless:
             unit = torch.where(unit > 0, unit, ROUNDING)

@@ -15,9 +15,9 @@ from invflow._core.checks import precise
 from invflow._core.random import as_generator
 
 __all__ = [
-    "RESAMPLERS", "conditional_ess", "count_distinct", "effective_sample_size", "log_mean_weight",
-    "multinomial", "next_temperature", "pareto_k_hat", "precise", "reliable_k_hat", "residual", "scale_log",
-    "ssp", "stratified", "systematic",
+    "RESAMPLERS", "conditional_ess", "count_distinct", "effective_ancestors", "effective_sample_size",
+    "log_mean_weight", "multinomial", "next_temperature", "pareto_k_hat", "precise", "reliable_k_hat", "residual",
+    "scale_log", "ssp", "stratified", "systematic",
 ]
 
 _BISECTIONS = 60
@@ -234,6 +234,31 @@ def log_mean_weight(log_weights: Tensor, log_increments: Tensor) -> Tensor:
 def count_distinct(labels: Tensor) -> Tensor:
     """Number of different values in each row: ``(B, N)``, such as ancestors, to ``(B,)``."""
     return 1 + (labels.sort(1).values.diff(dim=1) != 0).sum(1)
+
+
+def effective_ancestors(ancestors: Tensor, log_weights: Tensor) -> Tensor:
+    """How many independent particles those left are worth: 1 / sum s^2, s the weight of each ancestor's descendants.
+
+    Descendants of one ancestor are copies that moved apart, and may all be wrong together. From the same shares the
+    variance of a run is estimated: 1 / (this number) - 1 / N is about the relative variance of its evidence (Chan and
+    Lai 2013, "A general theory of particle filters in hidden Markov models"; Lee and Whiteley 2018, "Variance
+    estimation in the particle filter").
+
+    Args:
+        ancestors: ``(B, N)``, the index in [0, N) of each particle's ancestor at the beginning.
+        log_weights: ``(B, N)``, of any normalisation.
+
+    Returns:
+        ``(B,)``, from 1 to the number of different ancestors, and at most the effective sample size.
+
+    Example:
+        >>> import torch
+        >>> from invflow.smc import effective_ancestors
+        >>> effective_ancestors(torch.tensor([[0, 0, 0, 3]]), torch.zeros(1, 4))  # shares of 3/4 and 1/4
+        tensor([1.6000], dtype=torch.float64)
+    """
+    weights = precise(log_weights).softmax(1)
+    return 1 / torch.zeros_like(weights).scatter_add(1, ancestors, weights).square().sum(1)
 
 
 # -- tempering --------------------------------------------------------------------------------------------

@@ -65,7 +65,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "dps": {"steps": 4}, "pigdm": {"steps": 4}, "moment-matching": {"steps": 3}, "diffpir": {"steps": 4},
     "ddrm": {"steps": 4}, "pnp-flow": {"steps": 3}, "flower": {"steps": 3}, "top-k": {"budget": 30, "selections": 2},
     "beam": {"budget": 8, "branches": 2}, "best-of-n": {"budget": 6, "selections": 2},
-    "ula": {"burn_in": 2, "thinning": 1}, "plug-and-play": {"steps": 3}, "tv": {"iterations": 20},
+    "daps": {"steps": 4, "langevin_steps": 3}, "diamond": {"steps": 4}, "dpnp": {"iterations": 4, "diffusion_steps": 4},
+    "noise-langevin": {"steps": 10}, "d-flow": {"iterations": 3}, "ula": {"burn_in": 2, "thinning": 1},
+    "plug-and-play": {"steps": 3}, "tv": {"iterations": 20},
 }
 MAKE: dict[str, Callable[..., Any]] = {name: _on_prior(name, **QUICK.get(name, {})) for name in list_solvers()}
 MAKE |= {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import math
 import os
 import time
 import warnings
@@ -83,6 +84,7 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
 
     Raises:
         ValueError: for a setting out of range, or a folder that holds another calibration, or where another run works.
+        MemoryError: for more particles of one measurement than this machine's memory holds.
         OSError: if nothing can be written into the folder, before anything is computed.
 
     Example:
@@ -109,8 +111,11 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
         if num_particles is None:
             weighted = _uses_weights(solver, likelihood.select(0), _child(seed, "probe"))
             num_particles = 10 * num_samples if weighted else num_samples
+        values = num_particles * max(1, truth[0].numel())
+        if 4 * values * truth.element_size() > _host_memory():  # samples, resampled, and what they are ranked by
+            raise MemoryError(f"{num_particles} particles of {truth[0].numel()} values are more than fit, of one "
+                              "measurement alone; pass a smaller num_samples or num_particles")
         if chunk_size is None:
-            values = num_particles * max(1, truth[0].numel())
             chunk_size = max(1, min(_MOST_AT_A_TIME, num_simulations, _VALUES_AT_A_TIME // values))
         settings = {
             "solver": _settings(solver), "truths": base, "split": split if source == "data" else None, "seed": seed,
@@ -142,6 +147,14 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
         if folder is not None:
             certificate.save(folder)
     return certificate
+
+
+def _host_memory() -> float:
+    """Bytes of this machine: what exceeds them is not refused by the system, which ends the process later instead."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):  # where the system does not tell
+        return math.inf
 
 
 def _named(solver: Solver | str, problem: Problem | str) -> tuple[Solver, Problem]:

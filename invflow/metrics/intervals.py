@@ -215,7 +215,8 @@ def conformal_scale(samples: Tensor, truth: Tensor, level: float = 0.9, log_weig
         samples: ``(B, N, *image_shape)`` for the calibration set.
         truth: ``(B, *image_shape)``; not used for anything else.
         level: in (0, 1).
-        log_weights: ``(B, N)`` or None.
+        log_weights: ``(B, N)`` or None. An observation with too few effective samples for the level, 19 for 90%, tells
+            nothing: its interval holds every value, with a warning, and the guarantee stays.
         kind: which coverage is guaranteed, ``"pixel"``, ``"average"`` or ``"image"``.
         floor: least half width, for pixels whose samples all agree; at least 0.
 
@@ -245,6 +246,7 @@ def conformal_scale(samples: Tensor, truth: Tensor, level: float = 0.9, log_weig
     centre, half = _centre_and_half(samples, level, log_weights, floor)
     # 0 / 0: a pixel that is right with any width
     scores = ((truth - centre).abs() / half).nan_to_num(nan=0.0, posinf=torch.inf)
+    scores = torch.where(half.isinf().all(), torch.nan, scores)  # no observation tells anything
     if kind == "pixel":
         scale = scores.kthvalue(rank, 0).values
     elif kind == "image":
@@ -260,4 +262,13 @@ def conformal_scale(samples: Tensor, truth: Tensor, level: float = 0.9, log_weig
 def _centre_and_half(samples: Tensor, level: float, log_weights: Tensor | None, floor: float) -> tuple[Tensor, Tensor]:
     least_samples(level)  # or an error that says what a level is
     low, high = _interval(samples, level, log_weights)
-    return 0.5 * (low + high), (0.5 * (high - low)).clamp(min=floor)
+    half = (0.5 * (high - low)).clamp(min=floor)
+    if log_weights is not None:
+        size = effective_size(normalised_weights(log_weights, samples, "conformal_scale"))
+        few = size < min(least_samples(level), samples.shape[1]) * (1 - 1e-5)
+        if bool(few.any()):
+            warnings.warn(f"an interval of level {level} needs {least_samples(level)} effective samples, but "
+                          f"{int(few.sum())} of {len(few)} observations have fewer ({float(size.min()):.3g} at least): "
+                          "theirs hold every value", stacklevel=3)
+        half = torch.where(few.reshape(-1, *[1] * (half.ndim - 1)), torch.inf, half)
+    return 0.5 * (low + high), half

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import math
 import os
@@ -345,37 +346,43 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        self.rows: list[dict[str, Any]] = []
+        self.columns: list[str] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             try:
-                with path.open(newline="") as handle:
-                    found = list(csv.DictReader(handle))
-                rows = [row for row in found if int(row["step"]) <= step]
+                text = path.read_text(encoding="utf-8")
+                table = csv.DictReader(io.StringIO(text))
+                found, self.columns = list(table), list(table.fieldnames or ())
+                whole = found if text.endswith("\n") else found[:-1]  # of a kill within a row its beginning is left
+                rows = [row for row in whole if int(row["step"]) <= step]
             except (KeyError, TypeError, ValueError, csv.Error) as error:
                 raise ValueError(f"{path} is no table of a training ({error!r}): move it away, train again") from error
             if len(rows) < len(found):  # written whole: a kill in between must not lose the others
-                write_atomically(path, lambda name: _write_rows(Path(name), rows))
+                self._rewrite(rows)
+            if not rows:
+                self.columns = []
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Append one row."""
         self._append({"step": step, **{k: f"{v:.6g}" for k, v in numbers.items()}})
 
     def _append(self, row: dict[str, Any]) -> None:
-        new = not self.path.exists() or not self.path.stat().st_size
+        new = [name for name in row if name not in self.columns]
+        if new:  # the first row; or one with numbers that no batch had before, all of one kind, say
+            rows = list(csv.DictReader(io.StringIO(self.path.read_text(encoding="utf-8")))) if self.columns else []
+            self.columns += new
+            self._rewrite(rows)
         with self.path.open("a", newline="") as handle:
-            writer = csv.DictWriter(handle, fieldnames=list(row))
-            if new:
+            csv.DictWriter(handle, self.columns, restval="").writerow(row)
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        def write(name: str | os.PathLike[str]) -> None:
+            with Path(name).open("w", newline="") as handle:
+                writer = csv.DictWriter(handle, self.columns, restval="")
                 writer.writeheader()
-            writer.writerow(row)
+                writer.writerows(rows)
 
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="") as handle:
-        if rows:
-            writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_atomically(self.path, write)
 
 
 def _identity(settings: LoopSettings) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from invflow.registry import list_solvers
 
 
 def test_a_device_agrees_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,6 +45,10 @@ def test_a_device_that_computes_something_else_is_seen(monkeypatch: pytest.Monke
 def test_a_solver_that_refuses_is_no_failure() -> None:
     check = gpu.agreement("wiener", torch.device("cpu"), samples=1)  # knows the spectrum of photographs alone
     assert check.passed
+
+
+def test_every_solver_is_compared() -> None:
+    assert set(gpu.SHORT) == set(list_solvers())
 
 
 def test_an_unknown_solver_is_named(capsys: pytest.CaptureFixture[str]) -> None:

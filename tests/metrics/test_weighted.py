@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,6 +67,9 @@ METRICS = {
         x, OTHER.expand(len(x), *OTHER.shape), projections=AXES, steps=0, log_weights=w),
     "frechet": lambda x, y, w: torch.stack([metrics.frechet_distance(a.flatten(1), OTHER.flatten(1), v)
                                             for a, v in zip(x, w if w is not None else [None] * len(x))]),
+    "floor": lambda x, y, w: metrics.floor_ratio(
+        x, randn(len(x), 3 * x.shape[1], 1, 4, 4, seed=8), w, generator=torch.Generator().manual_seed(0)),
+    "gap": lambda x, y, w: metrics.mean_gap(x, randn(len(x), 40, 1, 4, 4, seed=8), y, w),
 }
 AXES = torch.eye(16, dtype=F64).reshape(16, 1, 4, 4)
 OTHER = 0.3 + randn(40, 1, 4, 4, seed=9)
@@ -82,7 +87,7 @@ def test_a_weighted_metric_is_that_of_the_resampled_law(name: str) -> None:
     # 50 effective samples: the error is that of one set of 50 draws of the weighted law. Distances between plain laws
     # grow with the noise of fewer draws, so that of all 400
     log_weights = tempered(samples, COUNT / 8)
-    count = COUNT if name in ("sliced", "max-sliced", "frechet") else COUNT // 8
+    count = COUNT if name in ("sliced", "max-sliced", "frechet", "floor") else COUNT // 8
     drawn = [Posterior(samples, log_weights).resample(count, generator=torch.Generator().manual_seed(seed)).samples
              for seed in range(12)]
     found = torch.stack([metric(x, truth, None) for x in drawn])
@@ -131,6 +136,43 @@ def test_samples_without_weight_cover_nothing() -> None:
     energy = metrics.energy_score(samples, truth, log_weights) - (samples[:, 5] - truth).norm(dim=1)
     assert float(energy.abs().max()) < 0.1
     assert float(metrics.spread(samples, log_weights).max()) < 0.4
+
+
+def test_conformal_intervals_of_one_sample_hold_every_value() -> None:
+    """All weight on one sample, which is no interval: its width would be what rounding left, times thousands."""
+    samples, truth, log_weights = randn(60, 64, 4), randn(60, 4, seed=1), torch.zeros(60, 64, dtype=F64)
+    equal = metrics.conformal_scale(samples[20:], truth[20:], 0.8)
+    log_weights[:20, 1:] = -math.inf
+    with pytest.warns(UserWarning, match="needs 9 effective samples, but 20 of 60 observations have fewer"):
+        found = metrics.conformal_scale(samples, truth, 0.8, log_weights)
+    assert bool((found.scale < equal.scale).all())  # those of the others may miss more often
+    with pytest.warns(UserWarning, match="theirs hold every value"):
+        low, high = found.interval(samples[:30], log_weights[:30])
+    assert bool((low[:20] == -torch.inf).all() & (high[:20] == torch.inf).all() & high[20:].isfinite().all())
+    with pytest.warns(UserWarning, match="theirs hold every value"):
+        covered = found.covered(samples, truth, log_weights)
+    assert float(covered.double().mean()) >= 0.8
+    with pytest.warns(UserWarning, match="20 of 20 observations have fewer"):
+        nothing = metrics.conformal_scale(samples[:20], truth[:20], 0.8, log_weights[:20])
+    assert bool(nothing.scale.isnan().all())
+    # and of many effective samples it is the scale of resampled draws
+    log_weights = tempered(samples, 32.0)
+    drawn = [Posterior(samples, log_weights).resample(32, generator=torch.Generator().manual_seed(seed)).samples
+             for seed in range(8)]
+    scales = torch.stack([metrics.conformal_scale(x, truth, 0.8, kind="average").scale for x in drawn])
+    weighted = metrics.conformal_scale(samples, truth, 0.8, log_weights, kind="average").scale
+    assert abs(float(weighted - scales.mean())) < 2 * float(scales.std()) + 0.02 * float(scales.mean())
+    few = metrics.conformal_scale(samples[:, :5], truth, 0.8, torch.zeros(60, 5, dtype=F64))  # equal weights are none
+    torch.testing.assert_close(few.scale, metrics.conformal_scale(samples[:, :5], truth, 0.8).scale)
+
+
+def test_every_metric_of_weights_is_here() -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+    weighted = {name for name in metrics.__all__ if inspect.isfunction(getattr(metrics, name))
+                and "log_weights" in inspect.signature(getattr(metrics, name)).parameters}
+    assert len(weighted) > 20
+    missing = {name for name in weighted if f"metrics.{name}(" not in text and f"metrics.{name}," not in text}
+    assert not missing, f"no weights are tested of {sorted(missing)}"
 
 
 def test_weighted_intervals_have_one_implementation() -> None:

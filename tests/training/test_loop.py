@@ -155,3 +155,18 @@ def test_metrics_are_never_fewer_than_the_checkpoint_knows(tmp_path: Path, monke
     MetricsFile(path, 2)
     with path.open(newline="") as handle:
         assert [row["step"] for row in csv.DictReader(handle)] == ["1", "2"]
+
+
+def test_each_number_stands_under_its_name(tmp_path: Path) -> None:
+    """Batches differ in what they measure, and a kill leaves the beginning of a row."""
+    path = tmp_path / "metrics.csv"
+    log = MetricsFile(path, 0)
+    log.write(1, {"loss": 1.0, "meanflow": 2.0})
+    log.write(2, {"loss": 3.0, "flow_matching": 4.0, "meanflow": 5.0})
+    log.write(3, {"loss": 6.0, "flow_matching": 7.0})
+    with path.open("a") as handle:
+        handle.write("1")  # of 10, killed
+    MetricsFile(path, 3).write(4, {"loss": 8.0, "flow_matching": 9.0, "meanflow": 10.0})
+    with path.open(newline="") as handle:
+        rows = [(row["step"], row["loss"], row["meanflow"], row["flow_matching"]) for row in csv.DictReader(handle)]
+    assert rows == [("1", "1", "2", ""), ("2", "3", "5", "4"), ("3", "6", "", "7"), ("4", "8", "10", "9")]

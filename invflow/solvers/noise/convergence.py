@@ -11,15 +11,15 @@ from invflow._core.chunks import ChunkSize
 from invflow.reward import Reward
 from invflow.smc import effective_sample_size, precise, reliable_k_hat
 
-__all__ = ["judge", "judge_chains", "judge_draws", "mean_squared_residual"]
+__all__ = ["judge", "judge_chains", "judge_draws", "residual_of_samples"]
 
 _Seen = tuple[Tensor, str, Tensor]  # which observations, what to say, its number
 
 _LEAST_SHARE = 0.05  # of N in effective sample size
-# of the initial particles those that still have descendants: a share of N, and as many as tell a mean to a third of a
-# standard deviation, or half of N if that is less
-_LEAST_ANCESTORS, _FEW_ANCESTORS = 0.1, 10
-_MOST_RESIDUAL = 1.5  # in sigma^2, for many measured values
+# independent particles that those left are worth, which tell a mean to a third of a standard deviation; half of N if
+# that is less
+_LEAST_ANCESTORS = 10
+_MOST_CHI_SQUARE = 1.5  # a mean square in units of sigma^2, for many measured values
 _STANDARD_DEVIATIONS = 4.0  # of a chi-squared mean, for few; of the objective of a draw; of the drift of chains
 _EVEN = 0.9  # of N in effective sample size, from which weights are too even for their tail to matter
 _LEAST_COUNT = 3  # of draws: one or two tell nothing
@@ -33,35 +33,36 @@ _MOST_MEMORY = 0.5  # of those chains, as a correlation
 _MOST_BEND = 0.1
 
 
-def mean_squared_residual(reward: Reward, images: Tensor, log_weights: Tensor, chunk_size: int) -> Tensor | None:
-    """Weighted mean of the squared residual in units of sigma^2, ``(B,)``; None for a reward that has none.
+def residual_of_samples(reward: Reward, images: Tensor, log_weights: Tensor, chunk_size: int) -> Tensor | None:
+    """Root of the weighted mean square of (y - A x) / sigma, ``(B,)``; None for a reward that has none.
 
     Args:
-        reward: with ``residual(x)``, as :class:`~invflow.GaussianLikelihood` has.
+        reward: with ``chi_square(x)``, as :class:`~invflow.GaussianLikelihood` has.
         images: ``(B, N, *image_shape)``.
         log_weights: ``(B, N)``, of any normalisation.
         chunk_size: images at a time.
     """
-    if not hasattr(reward, "residual"):
+    if not hasattr(reward, "chi_square"):
         return None
     count = images.shape[1]
     owner = torch.arange(len(images)).repeat_interleave(count)  # on the host, where rewards pick observations
     rows = images.flatten(0, 1)
     parts = ChunkSize(chunk_size, "the residual").over(
-        len(rows), lambda part: reward.select(owner[part]).residual(rows[part, None])[:, 0])  # type: ignore[attr-defined]
-    residual = torch.cat([part for _, part in parts])
-    result: Tensor | None = (log_weights.softmax(1) * precise(residual).unflatten(0, (-1, count))).sum(1)
+        len(rows), lambda part: reward.select(owner[part]).chi_square(rows[part, None])[:, 0])  # type: ignore[attr-defined]
+    squares = precise(torch.cat([part for _, part in parts])).unflatten(0, (-1, count))
+    result: Tensor | None = (log_weights.softmax(1) * squares).sum(1).sqrt()
     return result
 
 
 def largest_residual(reward: Reward) -> Tensor:
-    """Mean squared residual over which samples do not explain the measurement, ``(B,)`` or ``(1,)``.
+    """Residual over which samples do not explain the measurement, ``(B,)`` or ``(1,)``.
 
-    Averaged over measurements, that of exact posterior samples is 1. For a single one it is a mean of m squared
-    normal numbers: the bound is 1.5, and four of that mean's standard deviations above 1 where m is small.
+    Averaged over measurements, the mean square of exact posterior samples is 1. For a single one it is a mean of m
+    squared normal numbers: its bound is 1.5, and four of that mean's standard deviations above 1 where m is small.
     """
     values: Tensor = reward.count_observed()  # type: ignore[attr-defined]
-    return 1 + (_STANDARD_DEVIATIONS * (2 / precise(values).clamp(min=1)).sqrt()).clamp(min=_MOST_RESIDUAL - 1)
+    most = 1 + (_STANDARD_DEVIATIONS * (2 / precise(values).clamp(min=1)).sqrt()).clamp(min=_MOST_CHI_SQUARE - 1)
+    return most.sqrt()
 
 
 def judge(diagnostics: Mapping[str, Tensor], reward: Reward, count: int, *,
@@ -69,8 +70,8 @@ def judge(diagnostics: Mapping[str, Tensor], reward: Reward, count: int, *,
     """Which observations have converged, and what is to be said of the others.
 
     Args:
-        diagnostics: of the run, each ``(B, ...)``: ``distinct_ancestors``, ``least_ess``, ``k_hat`` and, where
-            the reward has one, ``residual``.
+        diagnostics: of the run, each ``(B, ...)``: ``effective_ancestors``, ``least_ess``, ``k_hat`` and,
+            where the reward has one, ``residual``.
         reward: over B observations.
         count: N.
         moved: whether the particles were resampled and moved; else they are weighted.
@@ -81,10 +82,9 @@ def judge(diagnostics: Mapping[str, Tensor], reward: Reward, count: int, *,
     seen: list[_Seen] = []
     least = _LEAST_SHARE * count
     if moved:
-        ancestors = diagnostics["distinct_ancestors"]
-        needed = max(_LEAST_ANCESTORS * count, min(_FEW_ANCESTORS, count / 2))
-        seen.append((ancestors < needed, f"{{:.0f}} of {count} initial particles have descendants left (under "
-                                         f"{needed:.3g})", ancestors))
+        independent, needed = diagnostics["effective_ancestors"], min(_LEAST_ANCESTORS, count / 2)
+        seen.append((independent < needed, f"{{:.3g}} of {count} initial particles have descendants left, counted by "
+                                           f"their shares (under {needed:.3g})", independent))
     else:
         limit = reliable_k_hat(count)
         heavy = (diagnostics["k_hat"] > limit) & (diagnostics["least_ess"] < _EVEN * count)
@@ -194,7 +194,7 @@ def _see_residual(diagnostics: Mapping[str, Tensor], reward: Reward) -> list[_Se
         return []
     residual = diagnostics["residual"]
     bound = largest_residual(reward).to(residual).expand_as(residual)
-    return [(residual > bound, "the mean squared residual is {:.3g} sigma^2", residual)]
+    return [(residual > bound, "the residual is {:.3g} sigma", residual)]
 
 
 def _verdict(seen: Sequence[_Seen], advice: str, count: int) -> tuple[Tensor, str | None]:

@@ -47,7 +47,7 @@ class PerturbedProblem:
         with torch.enable_grad():
             z = noise.detach().unflatten(1, self.xi.shape[1:]).requires_grad_()
             image = self.prior.one_step(z)
-            residual = likelihood.residual(image[:, None])[:, 0]
+            residual = likelihood.chi_square(image[:, None])[:, 0]
             self.check(noise, image, residual, rows)
             misfit = 0.5 * count * residual
             gradient, = torch.autograd.grad(misfit.sum(), z)

@@ -19,7 +19,7 @@ from invflow.posterior import Posterior
 from invflow.reward import Reward
 from invflow.smc import log_mean_weight, pareto_k_hat, precise
 from invflow.solver import Solver
-from invflow.solvers.noise.convergence import judge_draws, mean_squared_residual
+from invflow.solvers.noise.convergence import judge_draws, residual_of_samples
 from invflow.solvers.noise.lbfgs import BatchedLBFGS
 from invflow.solvers.noise.perturbed import PerturbedProblem
 from invflow.solvers.noise.rto_weights import Linearisation, find_missed, solve_linearised
@@ -163,7 +163,7 @@ class NoiseRTO(Solver):
 
         Returns:
             Independent samples, without weights, or weighted ones with ``weights``. Diagnostics, for each
-            observation: ``residual``, the mean squared residual of y itself in sigma^2; ``objective``,
+            observation: ``residual``, root mean square of (y - A x) / sigma, y unperturbed; ``objective``,
             ``gradient_norm`` and ``iterations``, means over the draws; ``solved``, the share of draws whose
             optimiser ended as it should, at no worse a minimum than most; ``k_hat`` and ``missed_share`` with
             ``weights``;
@@ -348,7 +348,7 @@ class NoiseRTO(Solver):
             "objective": draws.objective.mean(1), "gradient_norm": precise(draws.gradient_norm).mean(1),
             "iterations": precise(draws.iterations).mean(1), "approximate": not self.weights,
         }
-        residual = mean_squared_residual(reward, images, weights, self._size().rows)
+        residual = residual_of_samples(reward, images, weights, self._size().rows)
         assert residual is not None  # a Gaussian likelihood has one
         diagnostics["residual"] = residual
         if draws.log_weights is not None:

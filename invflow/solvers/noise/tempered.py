@@ -18,6 +18,7 @@ from invflow.reward import Reward
 from invflow.smc import (
     RESAMPLERS,
     count_distinct,
+    effective_ancestors,
     effective_sample_size,
     log_mean_weight,
     next_temperature,
@@ -27,7 +28,7 @@ from invflow.smc import (
 )
 from invflow.solver import Solver
 from invflow.solvers.noise.chains import ChainRecord, run_chains
-from invflow.solvers.noise.convergence import judge, judge_chains, mean_squared_residual
+from invflow.solvers.noise.convergence import judge, judge_chains, residual_of_samples
 from invflow.solvers.noise.hamiltonian import MOVES, Hamiltonian
 from invflow.solvers.noise.metric import Preconditioner
 from invflow.solvers.noise.moves import Move
@@ -147,18 +148,18 @@ class NoiseSMC(Solver):
         """Draw posterior samples; see :meth:`Solver.sample`.
 
         Returns:
-            With moves, particles that were resampled and then moved: equal weights, so that ``ess()`` is None,
-            and dependent, as ``distinct_ancestors`` tells. Without moves, weighted particles. Diagnostics, for
-            each observation: ``temperatures`` and ``acceptance`` ``(B, T)`` (after an observation has arrived: 1
-            and NaN); ``distinct_ancestors``, initial particles with descendants left; ``least_ess``, the least
-            effective sample size of a step's weights, in particles; ``k_hat``, the largest of a step's weights;
-            ``step_size``, the last; ``residual``, the mean squared residual in sigma^2, where the reward has
-            one; and ``converged``, whether all of these are as they should be, see the warning. With a start by
-            randomise-then-optimise also: ``solved``, the share of its draws that reached a minimum;
-            ``share_moved``, of the frozen chains; ``quarter_turns``, how often they could have crossed the prior's
-            width; ``drift``, of the potential |z|^2 / 2 - r in standard errors, large while they are on their way;
-            ``memory``, the correlation between the images at the start and the end of the frozen chains; and, of
-            weighted draws, ``missed_share``, see :class:`~invflow.NoiseRTO`.
+            With moves, particles that were resampled and then moved: equal weights, so that ``ess()`` is None, and
+            dependent, as ``distinct_ancestors`` tells. Without moves, weighted particles. Diagnostics, for each
+            observation: ``temperatures`` and ``acceptance`` ``(B, T)`` (after an observation has arrived: 1 and NaN);
+            ``distinct_ancestors``, initial particles with descendants left, and ``effective_ancestors``, how many
+            independent particles these are worth; ``least_ess``, the least effective sample size of a step's weights,
+            in particles; ``k_hat``, the largest of a step's weights; ``step_size``, the last; ``residual``, root mean
+            square of (y - A x) / sigma, where the reward has one; and ``converged``, whether all of these are as they
+            should be, see the warning. With a start by randomise-then-optimise also: ``solved``, the share of its draws
+            that reached a minimum; ``share_moved``, of the frozen chains; ``quarter_turns``, how often they could have
+            crossed the prior's width; ``drift``, of the potential |z|^2 / 2 - r in standard errors, large while they
+            are on their way; ``memory``, the correlation between the images at the start and the end of the frozen
+            chains; and, of weighted draws, ``missed_share``, see :class:`~invflow.NoiseRTO`.
 
         Raises:
             ValueError: for Langevin moves with a reward that has no gradient; if no particle of
@@ -184,12 +185,13 @@ class NoiseSMC(Solver):
         diagnostics = {
             "temperatures": temperatures[:, 1:], "acceptance": acceptance[:, 1:],
             "distinct_ancestors": count_distinct(state.ancestors),
+            "effective_ancestors": effective_ancestors(state.ancestors, state.log_weights),
             "least_ess": ess.nan_to_num(nan=torch.inf).amin(1),
             # without a single number, NaN
             "k_hat": torch.where(k_hat.isnan().all(1), torch.nan, k_hat.nan_to_num(nan=-torch.inf).amax(1)),
             "step_size": state.step_size,
         }
-        residual = mean_squared_residual(reward, state.particles.images, state.log_weights,
+        residual = residual_of_samples(reward, state.particles.images, state.log_weights,
                                          rows_at_a_time(self.chunk_size, self.prior))
         diagnostics |= {} if residual is None else {"residual": residual}
         if draws is not None:

@@ -162,10 +162,10 @@ class FMTT(Solver):
             mean of the look-ahead's reward, beside ``calls_path``, the calls that a particle had taken by then;
             ``increment_std`` ``(B, K)``, the standard deviation of each step's log weight increments;
             ``thermodynamic_length``, ``total_discrepancy`` and ``discrepancy_path``, see
-            :class:`~invflow.solvers.tilting.record.PathRecord`; ``least_ess``, ``resamplings``, ``distinct_ancestors``,
-            ``k_hat`` of the final weights (NaN under 25 particles) and ``k_hat_path`` ``(B, K + 1)`` of all (NaN where
-            they are even, with an effective sample size over half of N), ``capped_share`` of the shifts, and
-            ``converged``.
+            :class:`~invflow.solvers.tilting.record.PathRecord`; ``least_ess``, ``resamplings``, ``distinct_ancestors``
+            and ``effective_ancestors``, how many independent particles those left are worth, ``k_hat`` of the final
+            weights (NaN under 25 particles) and ``k_hat_path`` ``(B, K + 1)`` of all (NaN where they are even,
+            with an effective sample size over half of N), ``capped_share`` of the shifts, and ``converged``.
 
         Raises:
             ValueError: for Jarzynski weights or an annealed schedule of a reward that does not

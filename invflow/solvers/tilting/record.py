@@ -11,7 +11,14 @@ from torch import Tensor
 
 from invflow.likelihood import GaussianLikelihood
 from invflow.reward import Reward
-from invflow.smc import conditional_ess, count_distinct, effective_sample_size, pareto_k_hat, precise
+from invflow.smc import (
+    conditional_ess,
+    count_distinct,
+    effective_ancestors,
+    effective_sample_size,
+    pareto_k_hat,
+    precise,
+)
 from invflow.solvers.tilting.particles import FMTTState
 
 __all__ = ["PathRecord", "advise"]
@@ -99,8 +106,9 @@ class PathRecord:
             "increment_std": torch.stack(self.columns["spread"][1:], dim=1), "discrepancy_path": gap,
             "thermodynamic_length": gap.sqrt().sum(1), "total_discrepancy": gap.sum(1),
             "least_ess": ess.min(1).values, "resamplings": self.resamplings,
-            "distinct_ancestors": count_distinct(state.ancestors), "k_hat": pareto_k_hat(state.log_weights),
-            "k_hat_path": k_hat,
+            "distinct_ancestors": count_distinct(state.ancestors),
+            "effective_ancestors": effective_ancestors(state.ancestors, state.log_weights),
+            "k_hat": pareto_k_hat(state.log_weights), "k_hat_path": k_hat,
             "capped_share": torch.stack(self.columns["capped"][1:], dim=1).mean(1),
         }
         broken = torn.any(1) if continuous else torch.zeros_like(torn[:, 0])
@@ -140,32 +148,31 @@ def advise(reward: Reward, conjugate: bool) -> str:
 
 def _verdict(solver: str, count: int, found: dict[str, Any], torn: Tensor, weighted: bool, advice: str) -> Tensor:
     """Whether each observation has converged, ``(B,)``; warns with the worst one's figures.
-
-    Ten independent particles tell a mean to a third of a standard deviation; with fewer nothing is said about
-    spread. Where there are under twenty particles, half of them are asked for, and of one or two nothing is known. On
-    top of that the weights must have a mean that an average can find, all along the path, since what was lost in a step
-    is missing from the weights of all later ones: where they are uneven, k-hat may exceed 0.7 by no more than its
-    standard error, (1 + k) / sqrt(M) for M weights in the tail (Hosking and Wallis 1987). And the log evidence must
-    have a standard deviation under 1, for which the total discrepancy must not exceed N.
+ Ten independent particles tell a mean to a third of a standard deviation; with fewer nothing is said about spread. They
+are counted by :func:`~invflow.smc.effective_ancestors`, which is at most the effective sample size and the number of
+different ancestors. Where there are under twenty particles, half of them are asked for, and of one or two nothing is
+known. On top of that the weights must have a mean that an average can find, all along the path, since what was lost in
+a step is missing from the weights of all later ones: where they are uneven, k-hat may exceed 0.7 by no more than its
+standard error, (1 + k) / sqrt(M) for M weights in the tail (Hosking and Wallis 1987). And the log evidence must have a
+standard deviation under 1, for which the total discrepancy must not exceed N.
     """
     needed = max(3.0, min(10.0, count / 2)) if weighted else max(3.0, count / 2)
-    ess, ancestors, path = found["ess_path"][:, -1], found["distinct_ancestors"], found["k_hat_path"]
-    discrepancy = found["total_discrepancy"]
+    independent, path, discrepancy = found["effective_ancestors"], found["k_hat_path"], found["total_discrepancy"]
     # infinite where few of the largest weights differ: by itself that is no failure, and ESS tells if it is
     k_hat = path.nan_to_num(nan=-torch.inf, posinf=-torch.inf).amax(1)
     error = (1 + k_hat) / math.sqrt(min(0.2 * count, 3 * math.sqrt(count)))
     heavy = k_hat - error > _WORST_K_HAT
-    converged = (ess >= needed) & (ancestors >= needed) & ~heavy & (discrepancy <= count) & ~torn
+    converged = (independent >= needed) & ~heavy & (discrepancy <= count) & ~torn
     if not bool(converged.all()):
-        independent = torch.minimum(ess, ancestors.to(ess))
         worst = int(torch.where(converged, torch.inf, independent).argmin())
         what = "is left with" if weighted else "would, with the weights that were left out, be left with"
         breaks = (", and its reward breaks off to -inf, where Jarzynski weights do not hold (pass weights='twisted')"
                   if bool(torn[worst]) else "")
         warnings.warn(
             f"{solver} has not converged for {int((~converged).sum())} of {len(converged)} observations: of {count} "
-            f"particles, observation {worst} {what} {int(ancestors[worst])} distinct ancestors and an effective "
-            f"sample size of {float(ess[worst]):.3g} (asked for: {needed:.3g}), with a greatest k-hat of "
+            f"particles, observation {worst} {what} the worth of {float(independent[worst]):.3g} independent ones "
+            f"(asked for: {needed:.3g}; distinct ancestors: {int(found['distinct_ancestors'][worst])}, effective "
+            f"sample size: {float(found['ess_path'][worst, -1]):.3g}), with a greatest k-hat of "
             f"{float(k_hat[worst].clamp(min=0)):.2g} along the path (at most {_WORST_K_HAT}, but for its error) and a "
             f"total discrepancy of {float(discrepancy[worst]):.3g} (at most {count}){breaks}. Its spread is not to be "
             "trusted: take more particles or more steps, or a solver made for sharp likelihoods, "

@@ -91,6 +91,8 @@ def test_it_says_when_it_has_not_converged() -> None:
         posterior = solver.sample(likelihood, 100, generator=generator())
     assert seen[0].filename == __file__
     assert posterior.diagnostics["converged"].tolist() == [False, True]
+    torch.testing.assert_close(posterior.diagnostics["residual"],  # a root mean square, as everywhere
+                               likelihood.chi_square(posterior.samples).mean(1).sqrt())
     assert float(posterior.diagnostics["residual"][0]) > 2
     assert float(posterior.diagnostics["residual"][1]) == pytest.approx(1.0, abs=5 * math.sqrt(2 / 150))
     with pytest.warns(UserWarning, match="k-hat"):

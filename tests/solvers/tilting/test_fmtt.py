@@ -334,7 +334,7 @@ def test_it_says_whether_it_has_converged() -> None:
         fine = run(ring(), replicated(count=2), 100, steps=10)
     assert fine.diagnostics["converged"].all()
     sharp = GaussianLikelihood(Row(torch.eye(2)), torch.tensor([[4.8, 0.0]]), sigma=1e-3)
-    with pytest.warns(UserWarning, match=r"not converged for 1 of 1 .* distinct ancestors .* proposal='conjugate'"):
+    with pytest.warns(UserWarning, match=r"not converged for 1 of 1 .* distinct ancestors: 1, .* proposal='conjugate'"):
         bad = run(ring(), sharp, 50, steps=10)
     assert not bad.diagnostics["converged"].any()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import warnings
 from typing import Any
 
@@ -11,6 +13,7 @@ from tilting_models import Gaussian, Tilt
 
 from invflow import FMTT, ExactPosterior, FunctionReward, GaussianLikelihood, GaussianMixtureFlow, NoiseSMC
 from invflow.operators import MatrixOperator
+from invflow.reward import RepeatedReward
 from invflow.smc import effective_sample_size, pareto_k_hat
 from invflow.solvers.noise.convergence import judge
 from invflow.solvers.tilting.particles import FMTTState
@@ -65,6 +68,42 @@ def test_nearly_even_weights_are_never_called_heavy() -> None:
     assert judge(weighed, FunctionReward(lambda x: x), 1000, moved=False)[0].tolist() == [True]
     heavy = {**weighed, "least_ess": torch.tensor([600.0])}
     assert judge(heavy, FunctionReward(lambda x: x), 1000, moved=False)[0].tolist() == [False]
+
+
+def test_copies_of_a_few_are_no_independent_particles() -> None:
+    """Even weights and 400 ancestors, of which one has three tenths of all descendants: as good as eleven particles."""
+    ancestors = torch.arange(1000).clamp(max=700).expand(2, -1).clone()
+    ancestors[1] = torch.arange(1000) // 2
+    log_weights = torch.zeros(2, 1000, dtype=F64)
+    ended = dataclasses.replace(state(1, log_weights, True), ancestors=ancestors)
+    record = PathRecord()
+    record.add(state(0, log_weights, False))
+    record.add(ended)
+    found = record.finish(ended, "FMTT")
+    assert found["distinct_ancestors"].tolist() == [701, 500]
+    share = 300 / 1000
+    assert float(found["effective_ancestors"][0]) == pytest.approx(1 / (share**2 + 700 / 1000**2))
+    assert float(found["effective_ancestors"][1]) == pytest.approx(500)
+    assert found["converged"].tolist() == [True, True]
+    ancestors[0] = torch.arange(1000).clamp(max=600)
+    with pytest.warns(UserWarning, match="the worth of 6.23 independent ones .asked for: 10; distinct ancestors: 601,"):
+        assert record.finish(ended, "FMTT")["converged"].tolist() == [False, True]
+
+
+def test_the_ancestors_of_one_run_tell_how_much_the_evidence_varies_between_runs() -> None:
+    """N(0, 1) over 1 by a hard edge: the variance of 400 estimates of its share, and what each says of its own."""
+    prior = GaussianMixtureFlow(torch.zeros(1, 1, dtype=F64), std=1.0, steps=2)
+    edge = FunctionReward(lambda x: torch.where(x[:, 0] > 1, 0.0, -torch.inf), differentiable=False)
+    runs, count = 400, 200
+    posterior = FMTT(prior, steps=10, kernel="renoise", chunk_size=10**5).sample(
+        RepeatedReward(edge, runs), count, generator=torch.Generator().manual_seed(0))
+    assert posterior.log_evidence is not None
+    ratio = posterior.log_evidence.exp() / 0.158655  # 1 - Phi(1)
+    predicted = 1 / posterior.diagnostics["effective_ancestors"] - 1 / count
+    squares = (ratio - ratio.mean()).square()
+    error = float((squares - predicted).std()) / math.sqrt(runs)
+    assert float(squares.mean()) == pytest.approx(float(predicted.mean()), rel=0.1, abs=4 * error)
+    assert float(squares.mean()) > 2 * float((1 / posterior.ess() - 1 / count).mean())  # which weights alone would say
 
 
 @pytest.mark.parametrize("count", [1, 2])
