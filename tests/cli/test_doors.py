@@ -257,7 +257,7 @@ def test_a_prior_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert float(invflow.load_prior("my_priors:wide").generate(4000, generator=torch.Generator().manual_seed(0)).std()
                  ) == pytest.approx(3, rel=0.05)
     assert sys.path == before
-    for name, words in (("my_priors:number", "no FlowMap"), ("my_priors:nothing", "cannot be had"),
+    for name, words in (("my_priors:number", "not a FlowMap"), ("my_priors:nothing", "cannot be had"),
                         ("no_such_module:x", "lies in the current folder")):
         with pytest.raises((ValueError, TypeError), match=words):
             invflow.load_prior(name)
