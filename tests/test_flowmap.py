@@ -280,7 +280,7 @@ class Shapeless(Jumping):
 
 
 @pytest.mark.parametrize(("make", "words"), [
-    (Reversed, "against velocity"), (Mixing, "rows alone"), (Moving, "identity"), (Learned, "two jumps"),
+    (Reversed, "against velocity"), (Mixing, "single rows"), (Moving, "identity"), (Learned, "two jumps"),
     (Coupled, "it must raise ValueError"), (Halved, "its decode_affine"), (Lossy, "encode must invert"),
     (Seeded, "global random state"), (Uncounted, "counted"), (Ungenerated, "same seed"),
     (Single, "must be kept"), (Infinite, "not finite"), (Shapeless, "image_shape"),

@@ -60,7 +60,7 @@ def edited(place: Path, **changes: object) -> None:
     ({"channels": [10**7, 10**7]}, "does not fit"), ({"embedding": 10**12}, "can be built|does not fit"),
     ({"mean_shape": [10**6, 10**6, 10**6]}, "can be built"), ({"state_shape": [2, 8, 8]}, "does not fit"),
     ({"decode_affine": [float("nan"), 0.5]}, "decode_affine"), ({"decode_affine": [0, 0.5]}, "decode_affine"),
-    ({"independent_noise": "false"}, "neither true nor false"),
+    ({"independent_noise": "false"}, "expected true or false"),
 ])
 def test_a_configuration_of_a_monster_is_refused_before_it_is_built(changes: dict[str, object], said: str,
                                                                     tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ class WrongNoise(Problem):
 
 
 @pytest.mark.parametrize(("kind", "message"), [
-    (Overlapping, "validation images are test images"), (WithReplacement, "without replacement"),
+    (Overlapping, "validation images are also test images"), (WithReplacement, "without replacement"),
     (GlobalSeed, "generator"), (WrongNoise, "standard errors from 1"),
 ])
 def test_the_contract_catches(kind, message):

@@ -1,4 +1,4 @@
-"""The app: paint a hole into a picture and look at what could be there; what ``invflow app`` serves."""
+"""The app served by ``invflow app``: paint a hole into an image and look at posterior samples."""
 
 from __future__ import annotations
 

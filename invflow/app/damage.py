@@ -1,4 +1,4 @@
-"""What can be done to a picture: operators with one setting each, and a painted hole."""
+"""Measurements offered by the app: operators with one setting each, and a painted hole."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["DAMAGES", "HOLE", "Damage", "hole_of", "operator_of"]
 
 @dataclass(frozen=True)
 class Damage:
-    """An operator as the app offers it.
+    """An operator in the app.
 
     Attributes:
-        kind: its class in :mod:`invflow.operators`.
-        command: its name on the command line.
-        setting: the one that is offered, or None.
-        digits, photographs: least, greatest, step and usual value of the setting.
-        about: of the setting, in words.
+        kind: Name of its class in :mod:`invflow.operators`.
+        command: Name on the command line.
+        setting: Setting offered in the app, or None.
+        digits, photographs: Minimum, maximum, step and default of the setting.
+        about: Description of the setting.
     """
 
     kind: str
@@ -34,11 +34,11 @@ class Damage:
     about: str = ""
 
     def range(self, prior: str) -> tuple[float, float, float, float]:
-        """Least, greatest, step and usual value for a prior's pictures."""
+        """Minimum, maximum, step and default for a prior's images."""
         return self.photographs if prior == "photos" else self.digits
 
     def value(self, number: float) -> float | int:
-        """The setting's value, whole where its steps are."""
+        """Value of the setting, an integer if its steps are."""
         return int(number) if float(self.digits[2]).is_integer() else float(number)
 
 
@@ -47,11 +47,11 @@ DAMAGES = {
     HOLE: Damage("MaskInpainting", "inpainting"),
     "box": Damage("BoxInpainting", "box-inpainting", "box", (2, 24, 1, 14), (8, 128, 8, 64), "side in pixels"),
     "lost pixels": Damage("RandomInpainting", "random-inpainting", "keep", (0.05, 0.95, 0.05, 0.4),
-                          (0.05, 0.95, 0.05, 0.4), "share that is left"),
+                          (0.05, 0.95, 0.05, 0.4), "share of observed pixels"),
     "Gaussian blur": Damage("GaussianBlur", "gaussian-blur", "std", (0.5, 3, 0.1, 1.5), (0.5, 4, 0.1, 2.0),
                             "standard deviation in pixels"),
     "motion blur": Damage("MotionBlur", "motion-blur", "intensity", (0.1, 1, 0.1, 0.5), (0.1, 1, 0.1, 0.5),
-                          "how crooked the path is"),
+                          "curvature of the path"),
     "low resolution": Damage("SuperResolution", "super-resolution", "factor", (2, 7, 1, 4), (2, 4, 1, 2),
                              "times smaller"),
     "noise alone": Damage("Denoising", "denoising"),
@@ -59,14 +59,14 @@ DAMAGES = {
 
 
 def hole_of(opacity: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which pixels of a picture the paint hides.
+    """Pixels of an image that the paint hides.
 
     Args:
-        opacity: ``(H, W)`` of the paint, in [0, 1], on a canvas of any size.
-        size: height and width of the picture.
+        opacity: Opacity of the paint, ``(H, W)`` in [0, 1], on a canvas of any size.
+        size: Height and width of the image.
 
     Returns:
-        ``(height, width)`` bool: True where a quarter of the pixel or more is painted over.
+        ``(height, width)`` bool: True where at least a quarter of the pixel is painted.
     """
     share = torch.nn.functional.interpolate((opacity > 0.1).float()[None, None], size=size, mode="area")[0, 0]
     return share >= 0.25
@@ -74,17 +74,17 @@ def hole_of(opacity: Tensor, size: tuple[int, int]) -> Tensor:
 
 def operator_of(damage: str, parameter: float, shape: tuple[int, ...], hole: Tensor | None,
                 generator: torch.Generator) -> Operator:
-    """Build the operator of a choice.
+    """Build the chosen operator.
 
     Args:
-        damage: a key of :data:`DAMAGES`.
-        parameter: its setting, where it has one.
+        damage: Key of :data:`DAMAGES`.
+        parameter: Value of its setting, if it has one.
         shape: ``(C, H, W)``.
         hole: ``(H, W)`` bool, True where hidden; for :data:`HOLE`.
-        generator: draws what is random.
+        generator: Source of randomness.
 
     Raises:
-        ValueError: for a hole that hides nothing or all, and for settings out of range.
+        ValueError: If the hole hides nothing or everything, or a setting is out of range.
     """
     import inspect
 
@@ -94,9 +94,9 @@ def operator_of(damage: str, parameter: float, shape: tuple[int, ...], hole: Ten
     kind: Any = operators.find(chosen.kind)
     if damage == HOLE:
         if hole is None or not bool(hole.any()):
-            raise ValueError("no hole is painted yet: paint over the picture with the brush, or choose another damage")
+            raise ValueError("no hole is painted yet: paint over the image with the brush, or choose another damage")
         if bool(hole.all()):
-            raise ValueError("the whole picture is painted over: leave some of it to be seen")
+            raise ValueError("the whole image is painted over: leave some of it visible")
         painted: Operator = kind((~hole)[None], shape)
         return painted
     own: dict[str, Any] = {} if chosen.setting is None else {chosen.setting: chosen.value(parameter)}

@@ -1,4 +1,4 @@
-"""A certificate that grows while one looks: what is known after every few simulations."""
+"""A growing certificate, updated after every few simulations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["CERTIFIED", "grow", "rank_picture", "sentence"]
 
 _SAMPLES, _CHUNK, _BINS = 49, 5, 10
-#: what may be tested, as (problem, solver)
+#: available tests, as (problem, solver)
 CERTIFIED = {
     "the exact posterior of five Gaussians": ("gaussian/linear", "exact"),
     "the linear estimate's Gaussian, on noisy digits": ("mnist/denoising", "lmmse"),
@@ -25,19 +25,19 @@ CERTIFIED = {
 
 
 class _LeftError(Exception):
-    """Nobody looks any more."""
+    """Raised when the page is no longer open."""
 
 
 def grow(what: str, simulations: int, seed: int = 0) -> Iterator[Certificate]:
-    """Calibrate, and give the certificate of the simulations so far after every five.
+    """Calibrate, and yield the certificate so far after every five simulations.
 
     Args:
-        what: a key of :data:`CERTIFIED`.
-        simulations: in the end, from 10 to 500.
-        seed: of all random numbers.
+        what: Key of :data:`CERTIFIED`.
+        simulations: Final number of simulations, from 10 to 500.
+        seed: Random seed.
 
     Raises:
-        ValueError: for what is not there or out of range.
+        ValueError: For an unknown key or a number out of range.
     """
     if what not in CERTIFIED or not 10 <= simulations <= 500:
         raise ValueError(f"choose one of {', '.join(CERTIFIED)}, and 10 to 500 simulations, not {what!r} and "
@@ -63,7 +63,7 @@ def grow(what: str, simulations: int, seed: int = 0) -> Iterator[Certificate]:
             tell(None)
         except _LeftError:
             pass
-        except Exception as error:  # of another thread: raised where somebody waits
+        except Exception as error:  # from another thread: raised again in the waiting one
             tell(error)
 
     threading.Thread(target=work, name="certificate", daemon=True).start()
@@ -77,12 +77,12 @@ def grow(what: str, simulations: int, seed: int = 0) -> Iterator[Certificate]:
 
 
 def sentence(certificate: Certificate, simulations: int) -> str:
-    """The verdict, once all simulations are done; before, how far it is and what must not be read into it."""
+    """The verdict, once all simulations are done; before that, the progress and a warning against early conclusions."""
     done = certificate.num_simulations
     if done >= simulations:
         return certificate.sentence
-    return (f"{done} of {simulations} simulations. No verdict yet: a test that is looked at after every few of them "
-            "rejects more often than it says.")
+    return (f"{done} of {simulations} simulations. No verdict yet: a test that is checked after every few of them "
+            "rejects more often than its level.")
 
 
 def rank_picture(certificate: Certificate) -> Any:

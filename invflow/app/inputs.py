@@ -1,4 +1,4 @@
-"""What comes in from the page: a canvas that was painted on, and errors that go back as a sentence."""
+"""Input from the page: a painted canvas, and errors shown as one sentence."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from invflow.app.state import View
 
 __all__ = ["PRIVATE", "QUIET", "Chosen", "canvas", "friendly"]
 
-#: of handlers that follow a control: nothing blinks, the last value counts, and other programs do not call them
+#: options of handlers that follow a control: no blinking, only the last value counts, not callable by other programs
 QUIET: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 
 def canvas(image: Tensor | None) -> Any:
-    """A picture as something to paint on; None: an empty black square."""
+    """An image as a canvas; None: an empty black square."""
     image = torch.zeros(1, 28, 28) if image is None else image
     return {"background": to_pil(image, zoom_of(image.shape)), "layers": [], "composite": None}
 
 
 def painted(value: Any) -> Tensor | None:
-    """Opacity of the paint on a canvas, ``(H, W)`` in [0, 1]; None where there is no layer."""
+    """Opacity of the paint on a canvas, ``(H, W)`` in [0, 1]; None if there is no layer."""
     layers = [] if not value else [layer for layer in value.get("layers") or [] if layer is not None]
     if not layers:
         return None
@@ -41,7 +41,7 @@ def painted(value: Any) -> Tensor | None:
 
 @dataclass
 class Chosen:
-    """The page's controls, as they stand."""
+    """Current values of the page's controls."""
 
     source: str
     own: Tensor | None
@@ -54,15 +54,15 @@ class Chosen:
     samples: float
 
     def view(self, solver: str) -> View:
-        """What they ask for.
+        """The view that they describe.
 
         Raises:
-            ValueError: for what does not go together.
+            ValueError: For values that cannot be combined.
         """
         paint = painted(self.editor)
         if self.source == sources.DRAWN:
             if self.damage == HOLE:
-                raise ValueError("the paint is the digit here: choose another damage than a painted hole")
+                raise ValueError("here the paint is the digit: choose a measurement other than a painted hole")
             image = sources.drawn_digit(torch.zeros(28, 28) if paint is None else paint)
         elif self.source == sources.OWN:
             if self.own is None:
@@ -71,7 +71,7 @@ class Chosen:
         else:
             image = sources.sample_picture(self.source)
         if self.prior == "mnist" and tuple(image.shape) != (1, 28, 28):
-            raise ValueError("the prior mnist knows digits of 28 x 28 pixels: choose photos, or upload the file again "
+            raise ValueError("the prior mnist needs digits of 28 x 28 pixels: choose photos, or upload the file again "
                              "with mnist chosen")
         if self.prior == "photos" and len(image) == 1:
             image = image.expand(3, -1, -1).contiguous()
@@ -81,7 +81,7 @@ class Chosen:
 
 
 def friendly(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler whose errors appear on the page as one sentence; the program goes on."""
+    """A handler whose errors appear on the page as one sentence; the program continues."""
     import gradio as gr
 
     def sentence(error: Exception) -> gr.Error:

@@ -1,4 +1,4 @@
-"""The page: its tabs, and how wide its pictures are. Imported only once gradio is known to be there."""
+"""The page: its tabs, and the width of its images. Imported only after a check that gradio is installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from invflow.app.tabs_moving import certificate_tab, flow_tab
 
 __all__ = ["STYLE", "build"]
 
-#: all pictures as wide as each other, six in a row, three or two where there is less room
+#: all images have equal width, six in a row, three or two on narrow screens
 STYLE = """
 .picture { flex: 0 0 calc((100% - 5 * var(--layout-gap)) / 6) !important; }
 .picture { min-width: 100px !important; margin: 0 !important; }
@@ -25,11 +25,11 @@ STYLE = """
 
 
 def build() -> gr.Blocks:
-    """All of the page."""
+    """The whole page."""
     blocks = gr.Blocks(title="invflow", analytics_enabled=False, delete_cache=(600, 3600))
     with blocks:
-        gr.Markdown("# invflow: what could be there?\nPaint a hole, or damage a picture otherwise, and look at samples "
-                    "of what it may have been. Nothing leaves this machine.")
+        gr.Markdown("# invflow: what could be there?\nPaint a hole, or choose another measurement, and look at samples "
+                    "of the images that explain it. Nothing leaves this machine.")
         with gr.Tab("Restore"):
             view = restore_tab()
         with gr.Tab("Flow"):

@@ -1,4 +1,4 @@
-"""Tensors as pictures on a screen, all at one zoom."""
+"""Tensors as images on a screen, all with the same zoom."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 __all__ = ["animation", "deviation", "interval_width", "mean", "observation", "sample", "to_pil", "truth", "zoom_of"]
 
-#: pixels of the screen that the longer side of a picture takes
+#: screen pixels along the longer side of an image
 _SIDE = 252
 
 
 def zoom_of(shape: tuple[int, ...]) -> int:
-    """Pixels of the screen along one of a picture's, the same for all pictures of a view."""
+    """Screen pixels per image pixel, the same for all images of a view."""
     return max(1, _SIDE // max(shape[-2:]))
 
 
 def to_pil(image: Tensor, zoom: int = 1) -> Image:
-    """A picture ``(C, H, W)``, clipped to [0, 1], each pixel a square of ``zoom`` pixels."""
+    """An image ``(C, H, W)``, clipped to [0, 1], each pixel a square of ``zoom`` pixels."""
     from PIL import Image
 
     levels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
@@ -37,12 +37,12 @@ def to_pil(image: Tensor, zoom: int = 1) -> Image:
 
 
 def truth(restored: Restored) -> Image:
-    """The picture before it was damaged."""
+    """The true image."""
     return to_pil(restored.view.image, zoom_of(restored.view.image.shape))
 
 
 def observation(restored: Restored) -> Image:
-    """What was measured, scaled to the picture's size; what was not observed is blue."""
+    """The measurement, scaled to the image's size; unobserved pixels are blue."""
     view, y = restored.view, restored.likelihood.y[0]
     observed = restored.likelihood.operator.observed()
     if observed is not None:
@@ -55,7 +55,7 @@ def observation(restored: Restored) -> Image:
 
 
 def sample(restored: Restored, number: int) -> Image:
-    """A posterior sample, counted from 1; beyond the last, the last."""
+    """A posterior sample, counted from 1; larger numbers give the last."""
     index = min(max(1, int(number)), len(restored.draws)) - 1
     return to_pil(restored.draws[index], zoom_of(restored.view.image.shape))
 
@@ -66,30 +66,30 @@ def mean(restored: Restored) -> Image:
 
 
 def deviation(restored: Restored) -> tuple[Image, str]:
-    """The posterior standard deviation of each pixel, and what its white stands for."""
+    """The posterior standard deviation of each pixel, and the value of white."""
     return _scaled(restored.posterior.std()[0], restored, "Standard deviation")
 
 
 def interval_width(restored: Restored, level: float) -> tuple[Image, str]:
-    """Width of each pixel's central credible interval, and what its white stands for.
+    """Width of each pixel's central credible interval, and the value of white.
 
     Args:
-        restored: what was restored.
-        level: probability inside, in (0, 1).
+        restored: The restored view.
+        level: Probability inside, in (0, 1).
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         low, high = restored.posterior.interval(level)
     few = [str(w.message) for w in caught if "hold no interval" in str(w.message)]
     picture, words = _scaled((high - low)[0], restored, f"Width of the {level:.0%} interval")
-    return picture, " ".join([words, *(f"Too few for that level: {text}." for text in few)])
+    return picture, " ".join([words, *(f"Too few samples for that level: {text}." for text in few)])
 
 
 def _scaled(values: Tensor, restored: Restored, name: str) -> tuple[Image, str]:
     grey = rms_over_channels(values)[None]
     zoom = zoom_of(restored.view.image.shape)
     if not bool(grey.isfinite().all()):
-        return to_pil(torch.zeros_like(grey), zoom), f"{name}: one sample has none."
+        return to_pil(torch.zeros_like(grey), zoom), f"{name}: not defined for one sample."
     ordered = grey.flatten().sort().values
     white = max(float(ordered[int(0.999 * (len(ordered) - 1))]), 1e-6)
     return to_pil(grey / white, zoom), f"{name}: black is 0, white is {white:.3g}."

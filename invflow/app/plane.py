@@ -1,4 +1,4 @@
-"""Noise flows to data in the plane: where particles are at a time, in jumps of the map or steps of the velocity."""
+"""Flow of noise to data in the plane: positions of particles over time, by jumps of the map or Euler steps."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _INK, _TRAIL = "#3b4cc0", "#b8b8b8"
 
 @functools.lru_cache
 def law(name: str) -> FlowMap:
-    """A law in the plane whose flow map is known: a mixture of Gaussians.
+    """A law in the plane with a known flow map: a mixture of Gaussians.
 
     Raises:
-        ValueError: for a name that is not in :data:`LAWS`.
+        ValueError: For a name not in :data:`LAWS`.
     """
     if name == "eight islands":
         angle = torch.linspace(0, 2 * math.pi, 9)[:-1]
@@ -39,29 +39,30 @@ def law(name: str) -> FlowMap:
         row, column = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
         cells = torch.stack([row, column], -1)[(row + column) % 2 == 0].float() - 1.5
         return GaussianMixtureFlow(1.4 * cells, 0.3)
-    raise ValueError(f"there is no law {name!r}: choose one of {', '.join(LAWS)}")
+    raise ValueError(f"law {name!r} is unknown: choose one of {', '.join(LAWS)}")
 
 
 @torch.no_grad()
 def moved(name: str, time: float, steps: int, way: str, particles: int = 600, seed: int = 0) -> Tensor:
-    """Where particles have been from time 0 to a time, at the times of the steps.
+    """Positions of particles from time 0 to a given time, at the times of the steps.
 
     Args:
-        name: of the law, one of :data:`LAWS`.
-        time: from 0, noise, to 1, data.
-        steps: that the whole way is divided into; the last before ``time`` is cut short.
-        way: one of :data:`WAYS`. The jumps are exact, however many; Euler's steps are not.
-        particles: how many.
-        seed: of the noise.
+        name: Name of the law, one of :data:`LAWS`.
+        time: Final time, from 0, noise, to 1, data.
+        steps: Number of steps from 0 to 1; the last one before ``time`` is shortened.
+        way: One of :data:`WAYS`. Jumps are exact for any number of steps; Euler steps are not.
+        particles: Number of particles.
+        seed: Random seed of the noise.
 
     Returns:
         ``(stops, particles, 2)``, the noise first.
 
     Raises:
-        ValueError: for what is out of range.
+        ValueError: For values out of range.
     """
     if not (0 <= time <= 1 and 1 <= steps <= 100 and way in WAYS):
-        raise ValueError(f"time={time} lies in [0, 1], steps={steps} in 1 to 100, and way={way!r} is one of {WAYS}")
+        raise ValueError(f"time={time}, steps={steps}, way={way!r}: pass a time in [0, 1], 1 to 100 steps, "
+                         f"and one of {WAYS}")
     prior = law(name)
     stops = [prior.noise(particles, generator=torch.Generator().manual_seed(seed))]
     for k in range(steps):
@@ -74,7 +75,7 @@ def moved(name: str, time: float, steps: int, way: str, particles: int = 600, se
 
 
 def flow_picture(name: str, time: float, steps: int, way: str) -> Any:
-    """The particles, and the ways of sixty of them, as a picture."""
+    """Image of the particles, and of the paths of sixty of them."""
     import io
 
     import matplotlib

@@ -1,4 +1,4 @@
-"""Serving the app on this machine, and to nobody else unless asked."""
+"""Server of the app, by default only for this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["LIMIT", "launch", "serve"]
 
-#: of an uploaded file
+#: largest size of an uploaded file
 LIMIT = "20mb"
 _MISSING = "invflow app needs gradio 6 or later: pip install 'invflow[app]', or pip install 'gradio>=6'"
 
@@ -19,19 +19,19 @@ _MISSING = "invflow app needs gradio 6 or later: pip install 'invflow[app]', or 
 def launch(host: str = "127.0.0.1", port: int | None = None) -> tuple[Any, str]:
     """Start the app in threads of this process.
 
-    Nothing that it shows comes from elsewhere, and nothing is sent elsewhere: no analytics, no shared link, the fonts
-    of the system. Files of users lie in a temporary folder until they are an hour old.
+    The page loads nothing from other servers and sends nothing to them: no analytics, no shared link, fonts
+    of the system. Uploaded files stay in a temporary folder and are deleted after an hour.
 
     Args:
-        host: the address that is listened on; 127.0.0.1 can be reached from this machine alone.
-        port: None for the first that is free from 7860 on.
+        host: Address to listen on; 127.0.0.1 is reachable only from this machine.
+        port: Port to listen on; None for the first free one from 7860 on.
 
     Returns:
-        The Blocks, whose ``close()`` ends it, and the address of the page.
+        The Blocks, whose ``close()`` stops the app, and the address of the page.
 
     Raises:
-        ValueError: without gradio.
-        OSError: for a port that is taken.
+        ValueError: If gradio is not installed.
+        OSError: If the port is in use.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
     try:
@@ -54,19 +54,19 @@ def launch(host: str = "127.0.0.1", port: int | None = None) -> tuple[Any, str]:
 
 
 def serve(host: str = "127.0.0.1", port: int | None = None, say: Callable[[str], None] = print) -> None:
-    """Serve the app until Ctrl-C; what users uploaded is then removed.
+    """Serve the app until Ctrl-C, then delete uploaded files.
 
     Args:
-        host: the address that is listened on.
-        port: None for the first that is free from 7860 on.
-        say: called with the address once it answers.
+        host: Address to listen on.
+        port: Port to listen on; None for the first free one from 7860 on.
+        say: Function called with the address once the app is ready.
     """
     with tempfile.TemporaryDirectory(prefix="invflow-app-") as cache:
         os.environ["GRADIO_TEMP_DIR"] = cache
         blocks, address = launch(host, port)
-        say(f"the app is at {address} - Ctrl-C ends it")
+        say(f"the app is at {address} - stop it with Ctrl-C")
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does: the folder is removed
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # same as Ctrl-C: the folder is deleted
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Pictures to begin with: those that ship, and a user's own, fitted to what a prior knows."""
+"""Input images: shipped ones, and users' own, converted to the format of a prior."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from invflow.datasets.files import fit_to, read_image
 __all__ = ["DIGITS", "DRAWN", "LONGEST", "MEGAPIXELS", "OWN", "PHOTOGRAPHS", "PRIORS", "drawn_digit", "prior_of",
            "read_own", "sample_picture", "samples_of"]
 
-#: names of the pictures that ship
+#: names of the shipped images
 DIGITS = tuple(f"digit {k}" for k in range(1, 13))
 PHOTOGRAPHS = tuple(f"photograph {k}" for k in range(1, 11))
 OWN, DRAWN = "your own file", "a digit that you draw"
 PRIORS = ("mnist", "photos")
-#: limits of a user's own file: what is decoded, and the longest side in pixels of what is worked on
+#: limits for a user's own file: size when decoding, and longest side in pixels after scaling
 MEGAPIXELS, LONGEST = 40, 320
 
 
@@ -32,50 +32,50 @@ def _shipped(problem: str) -> Tensor:
 
 
 def sample_picture(name: str) -> Tensor:
-    """A picture that ships with the library, ``(C, H, W)`` in [0, 1], in steps of 1/255.
+    """An image that ships with the library, ``(C, H, W)`` in [0, 1], in steps of 1/255.
 
     Args:
-        name: of :data:`DIGITS` (1 x 28 x 28) or :data:`PHOTOGRAPHS` (3 x 256 x 256).
+        name: Name in :data:`DIGITS` (1 x 28 x 28) or :data:`PHOTOGRAPHS` (3 x 256 x 256).
 
     Raises:
-        ValueError: for another name.
+        ValueError: For any other name.
     """
     for names, problem in ((DIGITS, "mnist/denoising"), (PHOTOGRAPHS, "photos/denoising")):
         if name in names:
             return _eight_bits(_shipped(problem)[names.index(name)])
-    raise ValueError(f"there is no picture {name!r}: choose one such as {DIGITS[0]!r} or {PHOTOGRAPHS[0]!r}")
+    raise ValueError(f"image {name!r} is unknown: choose one such as {DIGITS[0]!r} or {PHOTOGRAPHS[0]!r}")
 
 
 def prior_of(name: str) -> str:
-    """The prior that a picture goes with by itself."""
+    """Default prior of an image."""
     return "photos" if name in PHOTOGRAPHS else "mnist"
 
 
 def samples_of(prior: str) -> int:
-    """How many samples are drawn unless somebody asks for others."""
+    """Default number of samples."""
     return 16 if prior == "photos" else 64
 
 
 def read_own(path: str | os.PathLike[str], prior: str, say: Callable[[str], None]) -> Tensor:
-    """Read a user's file as a picture that the prior takes.
+    """Read a user's file as an image for the prior.
 
-    For ``mnist`` it is cropped to a square, scaled to 28 x 28 in grey, and dark strokes on light become light ones on
-    dark; for ``photos`` it is scaled to at most :data:`LONGEST` pixels a side.
+    For ``mnist``, it is cropped to a square, scaled to 28 x 28 in grey, and inverted if it has dark strokes on a light
+    background; for ``photos``, it is scaled to at most :data:`LONGEST` pixels per side.
 
     Args:
-        path: the file.
-        prior: one of :data:`PRIORS`.
-        say: called with a sentence for each change.
+        path: Path of the file.
+        prior: One of :data:`PRIORS`.
+        say: Function called with a sentence for each change.
 
     Returns:
         ``(C, H, W)`` in [0, 1], in steps of 1/255.
 
     Raises:
-        ValueError: for what is no picture, or too large a one.
+        ValueError: If the file is not an image or is too large.
     """
     try:
         return _read_own(path, prior, say)
-    except (ValueError, OSError) as error:  # which name the file by the place that an upload was put
+    except (ValueError, OSError) as error:  # which contain the path of the uploaded file
         raise ValueError(str(error).replace(str(path), Path(path).name)) from error
 
 
@@ -84,7 +84,7 @@ def _read_own(path: str | os.PathLike[str], prior: str, say: Callable[[str], Non
     if prior != "photos":
         image = read_image(path, image_shape=(1, 28, 28), resize=True, say=say)
         if float(image.median()) > 0.5:
-            say("taken as dark strokes on light: dark and light are exchanged")
+            say("assumed dark strokes on a light background: dark and light are swapped")
             image = 1 - image
         return _eight_bits(image)
     image = read_image(path, channels=3, say=say)
@@ -93,18 +93,18 @@ def _read_own(path: str | os.PathLike[str], prior: str, say: Callable[[str], Non
         ratio = LONGEST / max(height, width)
         image = fit_to(image, (max(8, round(ratio * height)), max(8, round(ratio * width))), say=say)
     if min(image.shape[1:]) < 16:
-        raise ValueError(f"this file is {height} x {width} pixels: a photograph of at least 16 a side is needed")
+        raise ValueError(f"this file is {height} x {width} pixels: pass a photograph with sides of at least 16 pixels")
     return _eight_bits(image)
 
 
 def _check_size(path: str | os.PathLike[str]) -> None:
-    """Refuse by the header, before anything of the picture's size is made."""
+    """Reject a file by its header, before allocating memory for the image."""
     from PIL import Image
 
     try:
         with Image.open(path) as file:
             width, height = file.size
-    except Exception:  # whatever it is, reading it says so in words
+    except Exception:  # reading the file gives a clear error
         return
     if width * height > 1_000_000 * MEGAPIXELS:
         raise ValueError(f"this file has {width * height / 1e6:.0f} megapixels: pass one of at most {MEGAPIXELS}, or "
@@ -112,13 +112,13 @@ def _check_size(path: str | os.PathLike[str]) -> None:
 
 
 def drawn_digit(strokes: Tensor) -> Tensor:
-    """A digit from what was painted on a square canvas.
+    """Convert a painting on a square canvas to a digit.
 
     Args:
-        strokes: ``(H, W)``, opacity of the paint in [0, 1].
+        strokes: Opacity of the paint, ``(H, W)`` in [0, 1].
 
     Returns:
-        ``(1, 28, 28)`` as MNIST has them: scaled to fit 20 x 20 and centred by its mass (LeCun et al. 1998).
+        ``(1, 28, 28)`` as in MNIST: scaled to fit 20 x 20 and centred by its mass (LeCun et al. 1998).
 
     Raises:
         ValueError: if nothing was painted.
@@ -139,5 +139,5 @@ def drawn_digit(strokes: Tensor) -> Tensor:
 
 
 def _eight_bits(image: Tensor) -> Tensor:
-    """What a PNG file holds, so that code that reads one has the same numbers."""
+    """Round to the values of a PNG file, so that code that reads one gets the same numbers."""
     return (image.clamp(0, 1) * 255).round() / 255

@@ -1,4 +1,4 @@
-"""What the app computes, without a word of how it is shown: a view becomes a posterior."""
+"""Computation of the app, without display: from a view to a posterior."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
 __all__ = ["MOST_SAMPLES", "SOLVERS", "Restored", "View", "ask", "restore", "solvers_of"]
 
 MOST_SAMPLES = 256
-#: what is offered for each prior, with the settings that keep it to seconds
+#: solvers offered for each prior, with settings that keep them to seconds
 SOLVERS: dict[str, dict[str, dict[str, Any]]] = {
     "mnist": {"vfm": {}, "lmmse": {}, "ddrm": {}, "pigdm": {"steps": 25}, "flower": {"steps": 25},
               "noise-rto": {"max_iterations": 50}},
     "photos": {"vfm": {}, "wiener": {}, "tv": {}, "bicubic": {}},
 }
-#: solvers hold all cores while they run: two at once would only slow each other down
+#: solvers use all cores: two at once would only slow each other down
 _ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
 class View:
-    """What somebody has chosen.
+    """The user's choices.
 
     Attributes:
         image: ``(C, H, W)`` in [0, 1], in steps of 1/255.
         prior: ``"mnist"`` or ``"photos"``.
-        damage: a key of :data:`invflow.app.damage.DAMAGES`.
-        parameter: its setting.
-        hole: ``(H, W)`` bool, True where hidden; None where none is painted.
-        sigma: noise standard deviation, in [0.001, 0.5].
-        seed: of all random numbers.
-        samples: how many, up to :data:`MOST_SAMPLES`.
-        solver: a key of :data:`SOLVERS` of the prior.
+        damage: Key of :data:`invflow.app.damage.DAMAGES`.
+        parameter: Value of its setting.
+        hole: ``(H, W)`` bool, True where hidden; None if none is painted.
+        sigma: Standard deviation of the noise, in [0.001, 0.5].
+        seed: Random seed.
+        samples: Number of samples, up to :data:`MOST_SAMPLES`.
+        solver: Key of :data:`SOLVERS` of the prior.
     """
 
     image: Tensor
@@ -61,7 +61,7 @@ class View:
 
     def __post_init__(self) -> None:
         if self.prior not in SOLVERS or self.damage not in DAMAGES:
-            raise ValueError(f"the app knows the priors {', '.join(SOLVERS)} and the damages {', '.join(DAMAGES)}, not "
+            raise ValueError(f"the app has the priors {', '.join(SOLVERS)} and the damages {', '.join(DAMAGES)}, not "
                              f"{self.prior!r} and {self.damage!r}")
         if self.solver not in SOLVERS[self.prior]:
             raise ValueError(f"the app offers {', '.join(SOLVERS[self.prior])} for the prior {self.prior!r}, not "
@@ -76,11 +76,11 @@ class Restored:
     """A view with its posterior.
 
     Attributes:
-        view: what was asked for.
-        likelihood: of the one observation.
-        posterior: as the solver gave it.
-        draws: ``(N, C, H, W)``, equally weighted: of a weighted posterior resampled.
-        said: what the library warned of, a sentence each.
+        view: The view.
+        likelihood: Likelihood of the one observation.
+        posterior: Posterior from the solver.
+        draws: ``(N, C, H, W)``, equally weighted; resampled from a weighted posterior.
+        said: Warnings of the library, one sentence each.
     """
 
     view: View
@@ -91,17 +91,17 @@ class Restored:
 
 
 def solvers_of(prior: str) -> list[str]:
-    """Names of the solvers that are offered for a prior."""
+    """Names of the solvers offered for a prior."""
     return list(SOLVERS[prior])
 
 
 def restore(view: View) -> Restored:
-    """Damage the picture as the view says, and draw from the posterior of what it was.
+    """Simulate the measurement of a view, and draw from the posterior.
 
-    The same numbers as the code of :func:`invflow.app.words.python_code` and ``invflow solve`` give.
+    The code of :func:`invflow.app.words.python_code` and ``invflow solve`` give the same numbers.
 
     Raises:
-        ValueError: for what does not fit, in one sentence.
+        ValueError: For invalid choices, explained in one sentence.
     """
     with _ONE_AT_A_TIME, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -124,18 +124,18 @@ def _solver(name: str, prior: str) -> Solver:
 
 
 def ask(restored: Restored) -> tuple[dict[str, float], str]:
-    """Which digit, how likely: the posterior probability of each class, as far as samples and classifier go.
+    """Posterior probability of each class, as estimated from samples and a classifier.
 
     p(class | y) is the mean of p(class | x) over posterior samples x, with their weights.
 
     Returns:
-        Probabilities by class, which sum to 1, and a sentence with the standard error of the greatest.
+        Probabilities by class, which sum to 1, and a sentence with the standard error of the largest.
 
     Raises:
-        ValueError: for pictures other than digits.
+        ValueError: For images other than digits.
     """
     if restored.view.prior != "mnist":
-        raise ValueError("only digits have a classifier here: restore a digit, then ask")
+        raise ValueError("only digits have a classifier: restore a digit first")
     posterior, classifier = restored.posterior, _classifier()
     each = classifier.probabilities(posterior.samples[0]).double()
     weights = posterior.weights[0].double()
@@ -144,8 +144,8 @@ def ask(restored: Restored) -> tuple[dict[str, float], str]:
     error = math.sqrt(float((weights.square() * (each[:, best] - chances[best]).square()).sum()))
     found = {name: float(p) for name, p in zip(classifier.classes, chances, strict=True)}
     name = classifier.classes[best]
-    text = (f"Given what is seen, it is a {name} with probability {found[name]:.0%} (standard error {error:.1%}, from "
-            f"{len(each)} samples), if the samples are the posterior's and the classifier is right about each.")
+    text = (f"Given the measurement, it is a {name} with probability {found[name]:.0%} (standard error {error:.1%}, "
+            f"from {len(each)} samples), if the samples follow the posterior and the classifier is correct for each.")
     return found, text
 
 

@@ -1,4 +1,4 @@
-"""The tab where pictures are damaged and restored, and the one with the code of what it shows."""
+"""The tab that measures and restores images, and the tab with the matching code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _picture(label: str) -> gr.Image:
 
 
 def _row(which: str) -> tuple[list[Any], tuple[Any, ...]]:
-    """Pictures of one solver: truth and observation, with the first; column, heading, pictures, scales."""
+    """Image widgets of one solver; the first also shows truth and observation."""
     known: list[Any] = []
     with gr.Column(visible=which == "first") as column:
         said = gr.Markdown(elem_id=f"said-{which}")
@@ -39,7 +39,7 @@ def _row(which: str) -> tuple[list[Any], tuple[Any, ...]]:
 
 
 def restore_tab() -> tuple[Any, Any]:
-    """Everything on the first tab; what was restored, and the event after which it is."""
+    """Build the first tab; returns the restored view and the event after which it is available."""
     own, first, second = gr.State(None), gr.State(None, time_to_live=3600), gr.State(None, time_to_live=3600)
     with gr.Row():
         with gr.Column(min_width=280):
@@ -48,7 +48,7 @@ def restore_tab() -> tuple[Any, Any]:
             prior = gr.Radio(list(sources.PRIORS), value="mnist", label="prior")
             upload = gr.UploadButton("Upload your own", file_types=["image"], size="sm", elem_id="upload")
             editor = gr.ImageEditor(
-                canvas(sources.sample_picture(sources.DIGITS[3])), label="paint over what is to be hidden",
+                canvas(sources.sample_picture(sources.DIGITS[3])), label="paint over the part to hide",
                 type="numpy", sources=[], transforms=[], layers=False, elem_id="editor", buttons=[],
                 format="png", brush=gr.Brush(default_size=26, colors=["#6b87ad"], color_mode="fixed"),
                 canvas_size=(252, 252))
@@ -81,7 +81,7 @@ def restore_tab() -> tuple[Any, Any]:
 
     source.change(friendly(_on_source), [source, own], [prior, editor], show_progress="hidden", **PRIVATE)
     prior.change(friendly(_on_prior), [prior, damage], [samples, solver, other, parameter], **QUIET)
-    # hidden: a bad file is not to cover the canvas with its error
+    # hidden, so that the error for a bad file does not cover the canvas
     upload.upload(friendly(_on_upload), [upload, prior], [own, source, editor], show_progress="hidden", **PRIVATE)
     damage.change(friendly(_on_damage), [damage, prior], parameter, show_progress="hidden", **PRIVATE)
     done = button.click(friendly(_on_restore), [*choice, solver, other, level], everything, api_name="restore",
@@ -149,13 +149,13 @@ def _on_gif(restored: Any) -> Any:
 
 
 def _folder() -> Path:
-    """A new one among the files that gradio removes by itself."""
+    """A new file among those that gradio deletes automatically."""
     return Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
 
 
 def _need(restored: Any) -> Any:
     if restored is None:
-        raise ValueError("restore a picture first")
+        raise ValueError("restore an image first")
     return restored
 
 
@@ -185,8 +185,8 @@ def _on_ask(restored: Any) -> tuple[dict[str, float], str]:
 
 
 def code_tab(restored: Any, done: Any) -> None:
-    """Python, command line and files of what was restored, after the event ``done``."""
-    gr.Markdown("What gives the samples of the first tab once more, with the two files below beside it.")
+    """Python code, command line and files of the restored view, after the event ``done``."""
+    gr.Markdown("This code reproduces the samples of the first tab, with the two files below in the same folder.")
     python = gr.Code(language="python", label="Python", interactive=False)
     command = gr.Code(language="shell", label="command line", interactive=False, wrap_lines=True)
     files = gr.File(label="files", file_count="multiple", interactive=False)

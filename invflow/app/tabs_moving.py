@@ -1,4 +1,4 @@
-"""The tabs where something moves: particles that flow to data, and a certificate that grows."""
+"""The animated tabs: particles that flow to data, and a growing certificate."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["certificate_tab", "flow_tab"]
 
 def flow_tab() -> None:
     """Noise flows to data in the plane."""
-    gr.Markdown("Noise at t = 0 flows to data at t = 1. The flow map jumps there in one step; steps of the velocity "
-                "have to be short. Grey: the ways of sixty particles.")
+    gr.Markdown("Noise at t = 0 flows to data at t = 1. The flow map jumps there in one step; Euler steps of the "
+                "velocity must be short. Grey: the paths of sixty particles.")
     with gr.Row():
         with gr.Column(min_width=280):
             law = gr.Dropdown(list(plane.LAWS), value=plane.LAWS[0], label="data")
@@ -42,10 +42,10 @@ def flow_tab() -> None:
 
 def certificate_tab() -> None:
     """Rank histograms that grow."""
-    gr.Markdown("Truths are drawn from the prior and measured; the solver draws 49 samples for each, and the truth is "
-                "ranked among them. If the solver is calibrated all ranks are equally likely, and nine in ten bars end "
-                "in the grey.")
-    what = gr.Dropdown(list(growth.CERTIFIED), value=next(iter(growth.CERTIFIED)), label="what is tested")
+    gr.Markdown("Truths are drawn from the prior and measured. The solver draws 49 samples for each, and the truth is "
+                "ranked among them. If the solver is calibrated, all ranks are equally likely, and nine in ten bars "
+                "end in the grey band.")
+    what = gr.Dropdown(list(growth.CERTIFIED), value=next(iter(growth.CERTIFIED)), label="solver and problem")
     with gr.Row():
         simulations = gr.Slider(20, 300, value=100, step=10, label="simulations")
         seed = gr.Number(0, precision=0, minimum=0, label="seed")

@@ -1,4 +1,4 @@
-"""A posterior in words, and the code that makes it again."""
+"""Description of a posterior in words, and the code that reproduces it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["command_line", "describe", "python_code", "write_inputs"]
 
 
 def describe(restored: Restored) -> str:
-    """What a solver's answer cost, how good its mean is, and what its own diagnostics say: markdown."""
+    """Cost, accuracy of the mean, and the solver's own diagnostics, as markdown."""
     view, posterior = restored.view, restored.posterior
     seconds = f"{posterior.seconds:.2g} s"
     lines = [f"**{view.solver}**: {posterior.num_samples} samples in {seconds}; network calls for each: "
@@ -37,26 +37,26 @@ def _diagnostics(restored: Restored) -> list[str]:
         said.append(f"Effective sample size {float(ess[0]):.1f} of {posterior.num_samples}.")
     k_hat = found.get("k_hat")
     if isinstance(k_hat, torch.Tensor) and k_hat.numel() and not bool(k_hat.isnan().any()):
-        said.append(f"Pareto k-hat {float(k_hat.max()):.2f}: over 0.7 the weights mislead.")
+        said.append(f"Pareto k-hat {float(k_hat.max()):.2f}: over 0.7 the weights are unreliable.")
     converged = found.get("converged")
     if isinstance(converged, torch.Tensor):
-        said.append("Its own checks found nothing wrong." if bool(converged.all()) else
-                    "Its own checks do not trust these samples.")
+        said.append("The solver's diagnostics found no problem." if bool(converged.all()) else
+                    "The solver's diagnostics reject these samples.")
     if not said:
         residual = float(restored.likelihood.residual(restored.draws[None]).mean().sqrt())
-        said.append(f"It says nothing of its own about its samples; they miss the measurement by {residual:.2f} times "
-                    "the noise, where 1 is right.")
+        said.append(f"The solver has no diagnostics of its own. The residual of the samples is {residual:.2f} times "
+                    "the noise level; 1 is expected.")
     return said + [_as_sentence(text) for text in restored.said if text not in said]
 
 
 def _as_sentence(warning: str) -> str:
-    """A warning of the library, of the one observation that there is."""
+    """A warning of the library, rephrased for a single observation."""
     text = re.sub(r" for 1 of 1 observations?: in observation 0,", ":", warning).rstrip(".")
     return f"{text[:1].upper()}{text[1:]}."
 
 
 def python_code(view: View) -> str:
-    """Python that gives the same samples, beside the files that :func:`write_inputs` writes."""
+    """Python code for the same samples, with the files of :func:`write_inputs` in the same folder."""
     damage = DAMAGES[view.damage]
     reads = "read_image, read_mask" if view.damage == HOLE else "read_image"
     if view.damage == HOLE:
@@ -85,7 +85,7 @@ posterior.plot(image[None], y, observed=operator.observed()).savefig("posterior.
 
 
 def command_line(view: View) -> str:
-    """The same on the command line."""
+    """The same as a command line."""
     damage, settings = DAMAGES[view.damage], SOLVERS[view.prior][view.solver]
     words = ["invflow", "solve", "--image", "image.png", "--operator", damage.command]
     if view.damage == HOLE:
@@ -102,7 +102,7 @@ def command_line(view: View) -> str:
 
 
 def write_inputs(view: View, folder: Path) -> list[Path]:
-    """Write the files that the code reads: ``image.png`` and, of a painted hole, ``mask.png``."""
+    """Write the files that the code reads: ``image.png`` and, for a painted hole, ``mask.png``."""
     files = [folder / "image.png"]
     write_image(view.image, files[0])
     if view.damage == HOLE and view.hole is not None:

@@ -1,4 +1,4 @@
-"""Speed as ratios of two timings in one run: ``invflow bench``."""
+"""Speed benchmarks as ratios of two timings in one run: ``invflow bench``."""
 
 from invflow.bench.runner import format_results, run
 from invflow.bench.timing import Result

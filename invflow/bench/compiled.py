@@ -1,4 +1,4 @@
-"""Benchmark of compiled networks: solvers with them over the same solvers with the networks as they are."""
+"""Benchmark of compiled networks: solvers with compiled networks over the same solvers without."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from invflow.solvers.vfm import VFM
 
 __all__ = ["bench_compiled"]
 
-#: what was compiled should at least not be slower; how much is won is for the machine to say
+#: compiled networks should at least not be slower; the gain depends on the machine
 LIMIT = 1.10
 
 
 def bench_compiled(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """VFM, FMTT and NoiseSMC with compiled networks over themselves without, the compilation apart."""
+    """VFM, FMTT and NoiseSMC with compiled networks over the same without, excluding compilation."""
     vfm = fresh_vfm(device, generator)
     other = copy.deepcopy(vfm)
     for module in (other.prior, other.adapter):
@@ -37,7 +37,7 @@ def bench_compiled(repeats: int, device: torch.device, generator: torch.Generato
     }
     for name, make in makers.items():
         def run(solver: Solver) -> object:
-            with warnings.catch_warnings():  # a network of random weights makes nothing converge
+            with warnings.catch_warnings():  # with random weights nothing converges
                 warnings.simplefilter("ignore")
                 return solver.sample(likelihood, PARTICLES, generator=generator)
 

@@ -1,4 +1,4 @@
-"""Benchmarks of particle solvers: their time over that of the network calls that they make, and their memory."""
+"""Benchmarks of particle solvers: time relative to their network calls, and memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def box_likelihood(device: torch.device, generator: torch.Generator) -> Gaussian
 
 
 def _bare(prior: FlowMap, x: Tensor, with_gradient: int, without: int) -> Callable[[], None]:
-    """Jumps of the map from x, so many with a gradient and so many without; as many rows as a solver has at a time."""
+    """Jumps of the map from x, some with a gradient and some without, with as many rows as a solver."""
 
     def calls() -> None:
         for _ in range(with_gradient):
@@ -46,7 +46,7 @@ def _bare(prior: FlowMap, x: Tensor, with_gradient: int, without: int) -> Callab
 
 
 def bench_particles(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """FMTT and NoiseSMC over the bare forward and backward calls that they make, on box inpainting."""
+    """FMTT and NoiseSMC over their bare forward and backward calls, on box inpainting."""
     prior = fresh_vfm(device, generator).prior
     likelihood = box_likelihood(device, generator)
     solvers: dict[str, Solver] = {
@@ -60,7 +60,7 @@ def bench_particles(repeats: int, device: torch.device, generator: torch.Generat
         def run(solver: Solver = solver) -> object:
             import warnings
 
-            with warnings.catch_warnings():  # a network of random weights makes nothing converge
+            with warnings.catch_warnings():  # with random weights nothing converges
                 warnings.simplefilter("ignore")
                 return solver.sample(likelihood, PARTICLES, generator=generator)
 
@@ -71,7 +71,7 @@ def bench_particles(repeats: int, device: torch.device, generator: torch.Generat
 
 
 def solver_calls(posterior: object) -> tuple[int, int]:
-    """Forward and backward calls for each particle, in whole numbers."""
+    """Forward and backward calls for each particle, as integers."""
     nfe = posterior.nfe  # type: ignore[attr-defined]
     return round(nfe.forward), round(nfe.backward)
 
@@ -110,7 +110,7 @@ def bench_particle_memory(repeats: int, device: torch.device, generator: torch.G
             peaks.append((torch.cuda.max_memory_allocated(device) - before) / 1e9)
         few, many = peaks[1:]
     elif sys.platform == "win32":
-        return  # no peak memory of a process without further packages
+        return  # the peak memory of a process would need further packages
     else:
         out = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT], capture_output=True, text=True, check=True)
         few, many, seconds = json.loads(out.stdout.splitlines()[-1])

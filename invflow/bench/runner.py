@@ -26,7 +26,7 @@ __all__ = ["format_results", "run"]
 
 
 def bench_sampling(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """VFM.sample over the bare calls of its adapter and map, in the same chunks."""
+    """VFM.sample over its bare calls of adapter and map, in the same chunks."""
     vfm = fresh_vfm(device, generator)
     operator = training_problems()[2].operator.randomize(1, generator).to(device)
     images = torch.rand(1, *SHAPE, generator=generator).to(device)
@@ -45,11 +45,11 @@ def bench_sampling(repeats: int, device: torch.device, generator: torch.Generato
                 vfm.prior.jump(chunk, 0.0, 1.0)
 
         def sample(n: int = n) -> None:
-            with warnings.catch_warnings():  # an untrained map misses the measurement, which trained ones do not
+            with warnings.catch_warnings():  # an untrained map does not fit the measurement
                 warnings.simplefilter("ignore")
                 vfm.sample(likelihood, n, generator=generator)
 
-        # single samples take a hundredth of a second, of which few say little
+        # single samples take a hundredth of a second: few repeats are too noisy
         a, b = medians(sample, bare, repeats if n > 1 else 10 * repeats, device)
         yield Result("VFM.sample over its network calls", f"B=1, N={n}, chunks of {rows}", a, b, a / b, 1.10)
 
@@ -101,7 +101,7 @@ def bench_training(repeats: int, device: torch.device, generator: torch.Generato
 
 
 def bench_operators(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """64 random operators as one batch against a loop of 64; the drawing of their parameters is left out."""
+    """64 random operators as one batch against a loop of 64, excluding the draw of their parameters."""
     images = torch.rand(64, *SHAPE, generator=generator).to(device)
     for problem in training_problems():
         batched = problem.operator.randomize(64, generator).to(device)
@@ -122,7 +122,7 @@ def bench_operators(repeats: int, device: torch.device, generator: torch.Generat
 
 
 def peak_memory() -> int:
-    """Most bytes that this process has held, on Linux and macOS."""
+    """Peak memory of this process in bytes, on Linux and macOS."""
     import resource
 
     status = Path("/proc/self/status")
@@ -151,7 +151,7 @@ print(json.dumps([(peak_memory() - before) / 1e9, posterior.seconds]))
 
 
 def bench_memory(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """Peak memory above the loaded network while drawing 10,000 samples, in a process of its own."""
+    """Peak memory above the loaded network while drawing 10,000 samples, in a separate process."""
     sizes = "B=1, N=10,000, ratio in GB"
     if device.type == "cuda":
         vfm = fresh_vfm(device, generator)
@@ -162,9 +162,9 @@ def bench_memory(repeats: int, device: torch.device, generator: torch.Generator)
         seconds = vfm.sample(GaussianLikelihood(operator, y, sigma=0.025), 10_000, generator=generator).seconds
         peak = (torch.cuda.max_memory_allocated(device) - before) / 1e9
     elif sys.platform == "win32":
-        return  # no peak memory of a process without further packages
+        return  # the peak memory of a process would need further packages
     else:
-        # a peak only ever grows, so this needs a process that has done nothing else
+        # a peak never decreases, so this needs a fresh process
         out = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT], capture_output=True, text=True, check=True)
         peak, seconds = json.loads(out.stdout.splitlines()[-1])
     yield Result("memory above the loaded network", sizes, seconds, float("nan"), peak, 1.0)
@@ -179,7 +179,7 @@ def bench_particles(repeats: int, device: torch.device, generator: torch.Generat
 
 
 def bench_throughput(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """Samples a second, share of the device's peak, and memory, in single precision and in bfloat16."""
+    """Samples per second, share of the device's peak, and memory, in single precision and in bfloat16."""
     from invflow.bench import throughput as throughput  # which imports this module
 
     yield from throughput.bench_throughput(repeats, device, generator)
@@ -202,12 +202,12 @@ def run(repeats: int = 20, device: str = "cpu", only: list[str] | None = None, s
     """Run the benchmarks.
 
     Args:
-        repeats: timings of which the median is taken.
-        device: where to run.
-        only: names among :data:`BENCHES`; None runs all, but compiles nothing on a CPU, where that takes minutes and
-            brings little.
-        seed: of all random numbers.
-        progress: show a progress bar.
+        repeats: Number of timings for each median.
+        device: Device to run on.
+        only: Names among :data:`BENCHES`; None runs all. On a CPU it then skips compilation, which takes minutes there
+            and gains little.
+        seed: Random seed.
+        progress: Whether to show a progress bar.
 
     Returns:
         One result for each comparison.
@@ -219,7 +219,7 @@ def run(repeats: int = 20, device: str = "cpu", only: list[str] | None = None, s
 
     unknown = sorted(set(only or ()) - set(BENCHES))
     if unknown:
-        raise ValueError(f"no benchmark named {', '.join(unknown)}: known are {', '.join(BENCHES)}")
+        raise ValueError(f"unknown benchmark {', '.join(unknown)}: choose from {', '.join(BENCHES)}")
     generator = torch.Generator().manual_seed(seed)
     results: list[Result] = []
     names = only or [name for name in BENCHES if name != "compiled" or device.startswith("cuda")]
@@ -231,7 +231,7 @@ def run(repeats: int = 20, device: str = "cpu", only: list[str] | None = None, s
 
 
 def format_results(results: list[Result], device: str = "cpu") -> str:
-    """A table of results, with the machine and the versions that made it."""
+    """Table of results, with the machine and the versions."""
     where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     lines = [f"torch {torch.__version__}, {where}, medians", ""]
     lines.append(f"{'':44s} {'seconds':>9s} {'reference':>9s} {'ratio':>7s} {'limit':>8s}  sizes")

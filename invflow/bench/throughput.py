@@ -1,4 +1,4 @@
-"""Benchmarks of throughput: samples a second, and how much of the device's arithmetic the networks use."""
+"""Benchmarks of throughput: samples per second, and the share of the device's peak used by the networks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["bench_throughput", "flops_of", "matmul_rate"]
 
 SAMPLES = 1024
 LIMIT = 1.10
-#: sides of the matrices whose fastest product is the device's peak: on a CPU the largest do not stay in its caches
+#: sides of the matrices whose fastest product defines the device's peak: on a CPU the largest do not fit its caches
 SIDES = {"cuda": (2048, 4096, 8192), "cpu": (256, 512, 1024, 2048)}
 
 
 def flops_of(function: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products and convolutions in a call, two for each multiply-add.
+    """Floating-point operations of the matrix products and convolutions in a call, counting two for each multiply-add.
 
     Example:
         >>> import torch
@@ -38,18 +38,18 @@ def flops_of(function: Callable[[], object]) -> int:
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device, budget: float = 0.3) -> float:
-    """Operations a second of the fastest matrix product of several sizes: what the device can do, as measured.
+    """Measured peak of the device: operations per second of the fastest matrix product of several sizes.
 
     Args:
-        dtype: of the matrices.
-        device: to measure.
-        budget: seconds for each size; of at least three products the fastest counts.
+        dtype: Dtype of the matrices.
+        device: Device to measure.
+        budget: Seconds for each size; the fastest of at least three products counts.
     """
     rates = []
     for side in SIDES.get(device.type, SIDES["cpu"]):
         a = torch.ones(side, side, dtype=dtype, device=device)
         times: list[float] = []
-        while len(times) < 3 or sum(times) < budget:  # the first chooses a kernel
+        while len(times) < 3 or sum(times) < budget:  # the first one selects a kernel
             _wait(device)
             start = time.perf_counter()
             a @ a
@@ -65,10 +65,10 @@ def _wait(device: torch.device) -> None:
 
 
 def bench_throughput(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """VFM.sample in single precision and in bfloat16 autocast, with samples a second, share of the peak, and memory.
+    """VFM.sample in single precision and in bfloat16 autocast: samples per second, share of the peak, and memory.
 
-    The peak is the fastest of several matrix products of the same type, timed in the same run; what the networks reach
-    counts their matrix products and convolutions alone.
+    The peak is the fastest of several matrix products of the same dtype, timed in the same run; the share counts only
+    the matrix products and convolutions of the networks.
     """
     vfm = fresh_vfm(device, generator)
     operator = training_problems()[2].operator.randomize(1, generator).to(device)

@@ -1,4 +1,4 @@
-"""Timings as medians of alternated runs, and the networks and problems that the benchmarks share."""
+"""Timings as medians of alternated runs, and the shared networks and problems of the benchmarks."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Result:
     """One comparison.
 
     Attributes:
-        name: what is compared.
-        sizes: batch and particle counts.
-        seconds: median time of the thing itself.
-        reference: median time of what it is compared with, in the same run.
-        ratio: of the two; or, for memory, the peak in GB.
-        limit: what the ratio should not exceed (or, where ``at_least``, not fall under).
-        at_least: whether the ratio should be large.
-        details: further numbers by name, such as samples a second.
+        name: What is compared.
+        sizes: Batch and particle counts.
+        seconds: Median time of the measured code.
+        reference: Median time of the reference in the same run.
+        ratio: Ratio of the two times; or, for memory, the peak in GB.
+        limit: Upper limit of the ratio (or lower limit, if ``at_least``).
+        at_least: Whether the ratio should be large.
+        details: Further numbers by name, such as samples per second.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether the ratio keeps its limit."""
+        """Whether the ratio respects its limit."""
         return self.ratio >= self.limit if self.at_least else self.ratio <= self.limit
 
 
 def medians(first: Callable[[], object], second: Callable[[], object], repeats: int,
             device: torch.device) -> tuple[float, float]:
-    """Median seconds of two functions, run in turn so that a noisy machine disturbs both alike."""
+    """Median seconds of two functions, run alternately so that a noisy machine affects both equally."""
     def seconds(function: Callable[[], object]) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -64,7 +64,7 @@ def medians(first: Callable[[], object], second: Callable[[], object], repeats: 
             torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
-    first(), second()  # the first calls choose kernels and fill caches
+    first(), second()  # the first calls select kernels and fill caches
     times = torch.tensor([(seconds(first), seconds(second)) for _ in range(repeats)])
     a, b = times.median(dim=0).values.tolist()
     return a, b

@@ -1,6 +1,6 @@
-"""Doors to the deepinv library: a solver as one of its reconstructors, one of its metrics as a metric here.
+"""Bridge to the deepinv library: a solver as a deepinv reconstructor, and a deepinv metric as a metric of invflow.
 
-The other two are :class:`invflow.operators.DeepinvOperator`, for its physics, and :func:`invflow.from_deepinv`, for its
+See also :class:`invflow.operators.DeepinvOperator`, for its physics, and :func:`invflow.from_deepinv`, for its
 denoisers. deepinv is imported when one of these is used.
 """
 
@@ -26,27 +26,27 @@ def as_reconstructor(solver: Solver, *, sigma: float | Tensor | None = None, num
                      estimate: str = "mean", per_set: Sequence[str] = (),
                      likelihood: Callable[[Operator, Tensor], Reward] | None = None,
                      seed: int = 0) -> SolverReconstructor:
-    """Make a deepinv reconstructor of a solver: ``model(y, physics)`` gives images.
+    """Build a deepinv reconstructor from a solver: ``model(y, physics)`` returns images.
 
-    Works wherever deepinv takes a ``Reconstructor``: in ``deepinv.test``, under its metrics, beside its own models.
+    It works wherever deepinv accepts a ``Reconstructor``: in ``deepinv.test``, with its metrics, next to its models.
 
     Args:
-        solver: any of this library; it runs where its prior is.
-        sigma: noise standard deviation in the units of y; None: that of the physics' Gaussian noise.
+        solver: Any solver of this library; it runs on its prior's device.
+        sigma: Standard deviation of the noise in the units of y; None: that of the physics' Gaussian noise.
         num_samples: N, posterior samples for each measurement.
         estimate: ``"mean"``, the posterior mean, best by squared error; ``"sample"``, one posterior sample.
-        per_set: names of the physics' tensors with one set of parameters for each measurement of a batch, such as
+        per_set: Names of the physics' tensors with one set of parameters for each measurement of a batch, such as
             ("mask",); see :class:`invflow.operators.DeepinvOperator`.
-        likelihood: in place of Gaussian noise, a function of the operator and y ``(B, *measurement_shape)``, such as
-            ``lambda operator, y: PoissonLikelihood(operator, y / gain, 1 / gain)``.
-        seed: of the random numbers, the same in every call: a measurement always gives the same image.
+        likelihood: For noise that is not Gaussian: a function of the operator and y ``(B, *measurement_shape)``, such
+            as ``lambda operator, y: PoissonLikelihood(operator, y / gain, 1 / gain)``.
+        seed: Random seed, the same in every call: a measurement always gives the same image.
 
     Returns:
-        A ``deepinv.models.Reconstructor``; its ``posterior(y, physics)`` gives the whole :class:`~invflow.Posterior`.
+        A ``deepinv.models.Reconstructor``; its ``posterior(y, physics)`` returns the whole :class:`~invflow.Posterior`.
 
     Raises:
-        TypeError: for something that is no solver.
-        ValueError: for an unknown estimate, or under 1 sample; in a call, for noise whose level nobody tells.
+        TypeError: If ``solver`` is not a solver.
+        ValueError: for an unknown estimate, or fewer than 1 sample; in a call, if the noise level is unknown.
 
     Example:
         >>> import deepinv, torch, invflow
@@ -63,17 +63,17 @@ def as_reconstructor(solver: Solver, *, sigma: float | Tensor | None = None, num
     if estimate not in ("mean", "sample"):
         raise ValueError(f"estimate={estimate!r}: pass 'mean' for the posterior mean, or 'sample' for one sample")
     if num_samples < 1:
-        raise ValueError(f"num_samples={num_samples}: draw at least one sample")
+        raise ValueError(f"num_samples={num_samples}: pass at least 1")
     from invflow.deepinv_bridge.reconstructor import SolverReconstructor
 
     return SolverReconstructor(solver, sigma, num_samples, estimate, tuple(per_set), likelihood, seed)
 
 
 def metric_from_deepinv(metric: Callable[..., Any]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Make a metric like those of :mod:`invflow.metrics` of a deepinv metric.
+    """Convert a deepinv metric to a metric as in :mod:`invflow.metrics`.
 
     Args:
-        metric: a ``deepinv.loss.metric.Metric`` without reduction, or any function of images and truths, each
+        metric: A ``deepinv.loss.metric.Metric`` without reduction, or any function of images and truths, each
             ``(n, *image_shape)``, to ``(n,)``.
 
     Returns:
@@ -97,7 +97,7 @@ def metric_from_deepinv(metric: Callable[..., Any]) -> Callable[[Tensor, Tensor]
         rows, truths = (x.flatten(0, 1), truth.repeat_interleave(x.shape[1], 0)) if several else (x, truth)
         values = torch.as_tensor(metric(rows, truths))
         if tuple(values.shape) != (len(rows),):
-            raise ValueError(f"the metric gave shape {tuple(values.shape)} for {len(rows)} images, expected "
+            raise ValueError(f"the metric returned shape {tuple(values.shape)} for {len(rows)} images, expected "
                              f"({len(rows)},): build it without reduction, as in "
                              "deepinv.loss.metric.PSNR(reduction=None)")
         return values.unflatten(0, x.shape[:2]) if several else values

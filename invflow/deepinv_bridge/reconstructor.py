@@ -1,4 +1,4 @@
-"""A solver as a deepinv reconstructor. Imports deepinv, so it is itself imported where it is used."""
+"""A solver as a deepinv reconstructor. This module imports deepinv, so import it only where needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["SolverReconstructor"]
 
 
 class SolverReconstructor(Reconstructor):  # type: ignore[misc]  # deepinv says no types
-    """Images from ``model(y, physics)``; made and documented by :func:`invflow.deepinv_bridge.as_reconstructor`."""
+    """Images from ``model(y, physics)``; built and documented by :func:`invflow.deepinv_bridge.as_reconstructor`."""
 
     def __init__(self, solver: Solver, sigma: float | Tensor | None, num_samples: int, estimate: str,
                  per_set: tuple[str, ...], likelihood: Callable[[Operator, Tensor], Reward] | None, seed: int) -> None:
@@ -31,7 +31,7 @@ class SolverReconstructor(Reconstructor):  # type: ignore[misc]  # deepinv says 
 
     @torch.no_grad()
     def forward(self, y: Any, physics: Physics, **kwargs: Any) -> Tensor:
-        """Images ``(B, *image_shape)`` of the measurements ``(B, ...)`` that the physics made."""
+        """Images ``(B, *image_shape)`` from measurements ``(B, ...)`` of the physics."""
         generator = self._generator()
         posterior = self._draw(y, physics, generator)
         if self.estimate == "mean":
@@ -40,7 +40,7 @@ class SolverReconstructor(Reconstructor):  # type: ignore[misc]  # deepinv says 
 
     @torch.no_grad()
     def posterior(self, y: Any, physics: Physics) -> Posterior:
-        """The whole posterior, of which :meth:`forward` gives the mean or a sample."""
+        """The whole posterior; :meth:`forward` returns its mean or a sample."""
         return self._draw(y, physics, self._generator())
 
     def _generator(self) -> torch.Generator:
@@ -51,7 +51,7 @@ class SolverReconstructor(Reconstructor):  # type: ignore[misc]  # deepinv says 
         prior = getattr(self.solver, "prior", None)
         shape = prior.image_shape if prior is not None else getattr(self.solver, "image_shape", None)
         if shape is None:
-            raise ValueError(f"{type(self.solver).__name__} does not tell the shape of its images: set "
+            raise ValueError(f"{type(self.solver).__name__} has no shape of images: set "
                              "solver.image_shape")
         operator = kind(physics, tuple(shape), per_set=self.per_set)
         measured = kind.as_measurement(y)
@@ -72,6 +72,6 @@ class SolverReconstructor(Reconstructor):  # type: ignore[misc]  # deepinv says 
             raise ValueError(f"{type(physics).__name__} has {type(noise).__name__}, not Gaussian noise of a known "
                              "level: pass as_reconstructor(solver, sigma=...), or likelihood=... for other noise")
         if not bool((torch.as_tensor(level) > 0).all()):
-            raise ValueError("the physics has noise of level 0, and a likelihood needs some: pass "
+            raise ValueError("the physics has noise level 0, but a likelihood needs noise: pass "
                              "as_reconstructor(solver, sigma=...)")
         return torch.as_tensor(level).flatten()

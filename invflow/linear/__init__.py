@@ -1,1 +1,1 @@
-"""What a linear operator's matrix is, and what follows from it in closed form."""
+"""Structure of a linear operator's matrix, and closed forms that follow from it."""

@@ -1,4 +1,4 @@
-"""Samples moved towards the measurement: one linear step, without a network."""
+"""Correction of samples towards the measurement: one linear step, without a network."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from invflow.operator import Operator
 
 __all__ = ["correct", "measurement_noise"]
 
-#: noise taken to be there at least, in the measurement's units: without any, A C A^T alone can be singular
+#: smallest noise level assumed, in the measurement's units: A C A^T alone can be singular
 LEAST_SIGMA = 1e-4
 ITERATIONS, TOLERANCE = 24, 1e-3
-#: values that torch's normal numbers on a CPU come in: the last of a draw depend on its length otherwise
+#: block size of torch's normal numbers on a CPU: otherwise the last values of a draw depend on its length
 BLOCK = 16
 
 
@@ -29,22 +29,22 @@ def correct(operator: Operator, y: Tensor, sigma: Tensor, x: Tensor, variance: T
         C = \operatorname{diag}(\mathrm{variance}), \; e \sim N(0, I)
 
     (Matheron's rule, as in kriging and in ensemble Kalman filters with perturbed observations: Evensen 1994; Burgers,
-    van Leeuwen and Evensen 1998.) If x were drawn from a Gaussian N(m, C) that knows nothing of y, then x' would be
-    drawn from the posterior under that Gaussian. An operator that is not linear is linearised at x.
+    van Leeuwen and Evensen 1998.) If x is a draw from a Gaussian N(m, C) independent of y, then x' is a draw
+    from the posterior under that Gaussian. A nonlinear operator is linearised at x.
 
-    The system is solved by conjugate gradients. A gradient reaches x and the variance through the solution itself
-    (implicit differentiation: one more solve), not through the steps.
+    The system is solved by conjugate gradients. Gradients with respect to x and the variance use implicit
+    differentiation of the solution (one more solve), not the steps of the solver.
 
     Args:
-        operator: with one parameter set, or one for each row.
+        operator: Operator with one parameter set, or one for each row.
         y: ``(n, *measurement_shape)``.
-        sigma: noise levels ``(n,)``, at least 0.
+        sigma: Noise levels ``(n,)``, at least 0.
         x: ``(n, *image_shape)``.
         variance: ``(n, *image_shape)``, at least 0: how far each pixel may move.
         noise: e, ``(n, *measurement_shape)``.
 
     Returns:
-        x', and how often each row's operator was applied or transposed, ``(n,)``.
+        x', and the number of applications of each row's operator or adjoint, ``(n,)``.
     """
     observed = operator.observed()
 
@@ -61,7 +61,7 @@ def correct(operator: Operator, y: Tensor, sigma: Tensor, x: Tensor, variance: T
 
     right, fixed = seen(y + level * noise - clean), system(variance.detach())
     with torch.no_grad():
-        # row sums: the diagonal itself where A C A^T is diagonal (masks, averages over blocks), then one step does
+        # row sums: equal to the diagonal if A C A^T is diagonal (masks, block averages); one step is then enough
         scale = fixed(torch.ones_like(right)).abs().clamp(min=LEAST_SIGMA**2)
 
         def invert(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,13 +69,13 @@ def correct(operator: Operator, y: Tensor, sigma: Tensor, x: Tensor, variance: T
 
         found, steps = invert(right.detach())
     if torch.is_grad_enabled() and (right.requires_grad or variance.requires_grad):
-        # at the solution the error is zero; that its gradient is not says how the solution moves
+        # at the solution the error is zero, but its gradient is not: it gives the derivative of the solution
         found = _Implicit.apply(right - system(variance)(found), found, lambda values: invert(values)[0])
     return x + variance * transposed(seen(found)), 2 * steps + 4
 
 
 class _Implicit(torch.autograd.Function):
-    """The solution w of M w = b for a symmetric M, as a function of its error b - M w, which is zero by value."""
+    """The solution w of M w = b for a symmetric M, with a gradient through its error b - M w, whose value is zero."""
 
     @staticmethod
     def forward(ctx: Any, error: Tensor, found: Tensor, invert: Map) -> Tensor:
@@ -89,7 +89,7 @@ class _Implicit(torch.autograd.Function):
 
 
 def _tangent(operator: Operator, x: Tensor) -> tuple[Map, Map]:
-    """The operator and its adjoint; of one that is not linear, its derivative at x and the transposed of that."""
+    """The operator and its adjoint; for a nonlinear operator, its derivative at x and the transpose."""
     if operator.linear:
         return operator, operator.adjoint
     point = x.detach()
@@ -107,9 +107,9 @@ def _tangent(operator: Operator, x: Tensor) -> tuple[Map, Map]:
 
 
 def measurement_noise(rows: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Noise ``(rows, *shape)`` for :func:`correct`, of which fewer rows are always the first of more.
+    """Noise ``(rows, *shape)`` for :func:`correct`, where fewer rows always equal the first of more.
 
-    The generator is left as it is: the numbers come from another one, seeded by what it would draw next.
+    The generator does not advance: the numbers come from another one, seeded by its next draw.
     """
     fork = torch.Generator(generator.device)
     fork.set_state(generator.get_state())

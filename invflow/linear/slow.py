@@ -1,4 +1,4 @@
-"""How far samples lie from their mean at slow scales: as far as the data allow, and no block by itself."""
+"""Deviation of samples from their mean at low frequencies: as large as the data allow, consistent across blocks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from invflow.operator import Operator
 
 __all__ = ["draw_slow_cosines", "hides_blocks", "slow_cosines", "with_slow_cosines"]
 
-#: cosines of fewer cycles a pixel than 1 / (2 * SIDE) are slow
+#: cosines below 1 / (2 * SIDE) cycles per pixel count as slow
 SIDE = 8
-#: side of the square around a seen pixel in which others count as seen, at slow scales
+#: side of the square around an observed pixel in which others count as observed at low frequencies
 NEAR = 5
 
 

@@ -20,11 +20,11 @@ __all__ = ["BLOCK", "Spectrum", "block_dct", "dct_matrix", "dct2", "gaussian_est
 
 #: side of the blocks of :func:`block_dct`
 BLOCK = 8
-#: longest side whose cosine transform is taken as a product with a matrix
+#: longest side whose cosine transform is computed as a matrix product
 LARGEST_MATRIX = 256
-#: noise levels, of images in [0, 1], by which the best linear estimate under a mask comes down to its own
+#: decreasing noise levels, for images in [0, 1], through which the best linear estimate under a mask is continued
 LEVELS = (3.0, 0.5, 0.1, 0.02, 0.0)
-#: radial frequencies at which a spectrum is kept, in cycles per pixel; between them it is a power law
+#: radial frequencies at which a spectrum is stored, in cycles per pixel; it is a power law in between
 NUM_FREQUENCIES, LOWEST, HIGHEST = 16, 1 / 128, 0.5 * math.sqrt(2)
 
 
@@ -34,8 +34,8 @@ def dct_matrix(n: int, dtype: torch.dtype = torch.float32, device: torch.device 
                rows: int | None = None) -> Tensor:
     """The orthonormal cosine transform of length n (DCT-II; Ahmed, Natarajan and Rao 1974), ``(n, n)``.
 
-    It diagonalises what is stationary in an image that goes on by reflection at its borders. With ``rows`` the first so
-    many, the slow cosines.
+    It diagonalises stationary covariances of images that are extended by reflection at their borders. ``rows`` selects
+    the first rows, the low-frequency cosines.
 
     Example:
         >>> import torch
@@ -56,7 +56,7 @@ def dct2(x: Tensor, inverse: bool = False) -> Tensor:
 
 
 def _dct(x: Tensor, inverse: bool) -> Tensor:
-    """Orthonormal cosine transform of the last axis, by its matrix, or where that would be large by Fourier's."""
+    """Orthonormal cosine transform of the last axis, by its matrix, or by FFT if the matrix would be large."""
     n = x.shape[-1]
     if n <= LARGEST_MATRIX:
         matrix = dct_matrix(n, x.dtype, x.device)
@@ -85,7 +85,7 @@ def _makhoul(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, 
 
 
 def _along(x: Tensor, axis: int, inverse: bool) -> Tensor:
-    """Cosine transform of each block along one axis; the last block is as long as what remains."""
+    """Cosine transform of each block along one axis; the last block may be shorter."""
     x = x.movedim(axis, -1)
     whole = x.shape[-1] // BLOCK * BLOCK
     parts = []
@@ -97,14 +97,14 @@ def _along(x: Tensor, axis: int, inverse: bool) -> Tensor:
 
 
 def block_dct(x: Tensor, inverse: bool = False) -> Tensor:
-    """Cosine transform of each block of 8 x 8 pixels, each coefficient in the place of a pixel of its block.
+    """Cosine transform of each block of 8 x 8 pixels; the coefficients take the place of the pixels.
 
-    White noise stays white; the noise that a blurred or noisy photograph leaves open becomes nearly independent from
-    coefficient to coefficient, which it is not from pixel to pixel.
+    White noise stays white. The posterior uncertainty of a blurred or noisy photograph becomes nearly independent
+    across coefficients, while it is correlated across pixels.
 
     Args:
-        x: ``(..., H, W)``; at the right and bottom border blocks are as large as what is there.
-        inverse: transform back.
+        x: ``(..., H, W)``; blocks at the right and bottom border may be smaller.
+        inverse: Whether to apply the inverse transform.
 
     Returns:
         The same shape.
@@ -115,7 +115,7 @@ def block_dct(x: Tensor, inverse: bool = False) -> Tensor:
 @functools.lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def opponent_matrix(channels: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-    """Orthonormal ``(C, C)``: of three channels brightness, red against blue, green against both; else the identity."""
+    """Orthonormal ``(C, C)``: for three channels brightness, red - blue, green - both; otherwise the identity."""
     if channels != 3:
         return torch.eye(channels, dtype=dtype, device=device)
     rows = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]], dtype=torch.float64)
@@ -131,12 +131,12 @@ def mix_channels(matrix: Tensor, x: Tensor) -> Tensor:
 class Spectrum(nn.Module):
     r"""The covariance S of a stationary Gaussian image, diagonal in cosines and in opponent colours.
 
-    Its standard deviations are kept at 16 radial frequencies for each opponent colour, and follow a power law between
-    and beyond them, as those of photographs nearly do everywhere (Field 1987). So it holds for images of any size.
+    The standard deviations are stored at 16 radial frequencies for each opponent colour. They follow a power law
+    between and beyond them, nearly as in photographs (Field 1987), so the spectrum applies to images of any size.
 
     Args:
         channels: C.
-        log_std: ``(C, 16)``, logarithms of the standard deviations of the orthonormal coefficients; None is white.
+        log_std: ``(C, 16)``, Log standard deviations of the orthonormal coefficients; None means white.
 
     Example:
         >>> import torch
@@ -160,21 +160,21 @@ class Spectrum(nn.Module):
 
     @classmethod
     def estimate(cls, states: Tensor, floor: float = 1e-3) -> Spectrum:
-        """Estimate it from data states ``(n, C, H, W)`` with their mean subtracted.
+        """Estimate the spectrum from data states ``(n, C, H, W)`` with their mean subtracted.
 
         Args:
-            states: crops of photographs, at least as large as the detail of interest.
-            floor: smallest standard deviation, in units of the state.
+            states: Crops of photographs, at least as large as the detail of interest.
+            floor: Smallest standard deviation, in units of the state.
         """
         colours = opponent_matrix(states.shape[1], states.dtype, states.device)
         power = torch.stack([dct2(mix_channels(colours, part)).square().mean(0) for part in states.split(256)]).mean(0)
         radius = _radius(*states.shape[-2:]).flatten().clamp(min=1e-9)
         grid, log_power = cls.frequencies().log(), power.double().cpu().flatten(1).clamp(min=floor**2).log()
-        # a local power law around each frequency, by least squares (Cleveland 1979): means in bins would be noisy where
-        # few coefficients lie, and biased where they lie to one side
+        # a local power law around each frequency, by least squares (Cleveland 1979): bin means would be noisy where
+        # coefficients are few, and biased where they are on one side
         distance = radius.log()[None] - grid[:, None]
         near = torch.exp(-0.5 * (distance / 0.35).square()) + 1e-9
-        near[:, 0] = 0.0  # the mean of a crop is no sample of the frequency zero
+        near[:, 0] = 0.0  # the mean of a crop is not a sample of frequency zero
         total, first, second = near.sum(1), (near * distance).sum(1), (near * distance.square()).sum(1)
         values, slopes = log_power @ near.T, log_power @ (near * distance).T
         smooth = (second * values - first * slopes) / (total * second - first.square())
@@ -189,21 +189,21 @@ class Spectrum(nn.Module):
                 kept.clear()
             grid = self.frequencies().log().to(self.log_std)
             radius = _radius(height, width).to(self.log_std)
-            # the frequency zero stands for all that is slower than the image
+            # frequency zero represents all frequencies below one period per image
             radius[0, 0] = 0.25 / max(height, width)
             place = radius.log()
             index = torch.searchsorted(grid, place.contiguous()).clamp(1, NUM_FREQUENCIES - 1)
-            share = (place - grid[index - 1]) / (grid[1] - grid[0])  # beyond the ends: the last power law goes on
+            share = (place - grid[index - 1]) / (grid[1] - grid[0])  # beyond the ends: extrapolates the last power law
             low, high = self.log_std[:, index - 1], self.log_std[:, index]
             kept[key] = (low + share * (high - low)).exp()
         return kept[key]
 
     def forward_transform(self, x: Tensor) -> Tensor:
-        """Coefficients ``(n, C, H, W)`` of images: cosines of opponent colours."""
+        """Coefficients ``(n, C, H, W)`` of images: cosine transform of opponent colours."""
         return dct2(mix_channels(opponent_matrix(x.shape[1], x.dtype, x.device), x))
 
     def inverse_transform(self, coefficients: Tensor) -> Tensor:
-        """Images of coefficients, the transpose of :meth:`forward_transform`."""
+        """Images from coefficients, the transpose of :meth:`forward_transform`."""
         colours = opponent_matrix(coefficients.shape[1], coefficients.dtype, coefficients.device)
         return mix_channels(colours.mT, dct2(coefficients, inverse=True))
 
@@ -233,23 +233,23 @@ def gaussian_estimate(spectrum: Spectrum, mean: Tensor, affine: tuple[float, flo
     .. math:: (S^{-1} + A^T A / \sigma^2) x = A^T (y - A m) / \sigma^2.
 
     The preconditioner is the inverse of this matrix with A'A replaced by a multiple of the identity, diagonal in
-    cosines: for denoising one step is exact. For masks it is the worse the lower the noise, so that there the levels
-    come down to sigma from above, each from the estimate of the one before: the first fills large holes, the last
-    scratches. At sigma itself as many steps leave both grey. An operator that is not linear is not solved for: its
-    :meth:`~invflow.Operator.embed` is returned.
+    cosines: for denoising, one step is exact. For masks it gets worse as the noise decreases. There the noise level
+    is lowered to sigma in stages, each started from the previous estimate: the first fills large holes, the last
+    scratches. The same number of steps at sigma alone leaves both grey. For a nonlinear operator, the result is
+    :meth:`~invflow.Operator.embed`, without solving.
 
     Args:
         spectrum: S, in units of the state.
-        mean: of the state, ``(C, 1, 1)``.
+        mean: Mean of the state, ``(C, 1, 1)``.
         affine: (scale, shift) of the decoding, image = scale * state + shift.
-        operator: A, with one set or one a row.
+        operator: A, with one parameter set or one for each row.
         y: ``(n, *measurement_shape)``.
         sigma: ``(n,)``, noise levels.
-        iterations: conjugate gradient steps; a third of them at each of the five levels of a mask, and two for
-            denoising.
+        iterations: Number of conjugate gradient steps; a third of them at each of the five levels for a mask, and two
+            for denoising.
 
     Returns:
-        ``(n, C, H, W)``, the state, in the type of ``y``.
+        ``(n, C, H, W)``, the state, in the dtype of ``y``.
     """
     if not operator.linear:
         return (operator.embed(y) - affine[1]) / affine[0]

@@ -1,4 +1,4 @@
-"""What a linear operator is: diagonal, a circular convolution, or a matrix that is small enough; and what follows."""
+"""Structure of a linear operator: diagonal, circular convolution, or small matrix; and closed forms from it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = [
     "transfer_function", "zero_unobserved",
 ]
 
-#: entries of the dense factors of all parameter sets together
+#: total number of entries of the dense factors of all parameter sets
 _MOST_SINGULAR = 50_000_000
-#: the same for the factors of A A^T
+#: same for the factors of A A^T
 _MOST_DENSE = 20_000_000
 _ROWS_AT_A_TIME = 1024
 _ENTRYWISE = ("identity", "diagonal")
 
 
 def _probe(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """One image of noise, always the same."""
+    """A fixed image of noise."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
 
 
@@ -40,20 +40,20 @@ def _agree(found: Tensor, wanted: Tensor) -> bool:
 
 
 def _diagonal_of(apply: Map, shape: tuple[int, ...], like: Tensor, known: bool = False) -> Tensor | None:
-    """What a map ``(1, *shape)`` to ``(S, *shape)`` multiplies each entry by; None where it mixes entries."""
+    """Factor of each entry under a map ``(1, *shape)`` to ``(S, *shape)``; None if it mixes entries."""
     diagonal, probe = apply(torch.ones(1, *shape).to(like)), _probe((1, *shape), like)
     return diagonal if known or _agree(diagonal * probe, apply(probe)) else None
 
 
 @torch.no_grad()
 def diagonal_values(likelihood: GaussianLikelihood) -> Tensor | None:
-    """What an operator that acts entry by entry multiplies each by, 0 where nothing was observed; else None.
+    """Factor of each entry if the operator acts entry by entry, 0 where nothing was observed; else None.
 
-    An operator may say so (``structure`` of ``"identity"`` or ``"diagonal"``); otherwise a measurement of ones says
-    what the values would be, and one of noise confirms it.
+    An operator may declare this (``structure`` of ``"identity"`` or ``"diagonal"``); otherwise a measurement of ones
+    gives the values, and one of noise confirms them.
 
     Args:
-        likelihood: with a linear operator of S parameter sets.
+        likelihood: Likelihood with a linear operator of S parameter sets.
 
     Returns:
         ``(S, *image_shape)``.
@@ -72,13 +72,13 @@ def diagonal_values(likelihood: GaussianLikelihood) -> Tensor | None:
 def transfer_function(likelihood: GaussianLikelihood) -> Tensor | None:
     """The transfer function of an operator that is a circular convolution, channel by channel; else None.
 
-    Found by what the operator does to an impulse, and, unless its ``structure`` is ``"circular"``, confirmed on noise.
+    It is the response to an impulse and, unless ``structure`` is ``"circular"``, is confirmed on noise.
 
     Args:
-        likelihood: with a linear operator of S parameter sets.
+        likelihood: Likelihood with a linear operator of S parameter sets.
 
     Returns:
-        ``(S, C, H, W)``, complex: what :func:`torch.fft.fft2` of an image is multiplied by.
+        ``(S, C, H, W)``, complex: the factor of :func:`torch.fft.fft2` of an image.
     """
     operator, like = likelihood.operator, likelihood.y
     shape, observed = tuple(operator.image_shape), operator.observed()
@@ -100,7 +100,7 @@ def transfer_function(likelihood: GaussianLikelihood) -> Tensor | None:
 
 
 def matrix_shape(operator: Operator) -> tuple[int, int, int]:
-    """Shape of the operator's matrices, (sets, m, d): whether they are small enough is for who makes them to say."""
+    """Shape of the operator's matrices, (sets, m, d): the caller decides whether they are small enough."""
     return operator.num_sets, math.prod(operator.measurement_shape), math.prod(operator.image_shape)
 
 
@@ -127,13 +127,13 @@ def dense_matrix(likelihood: GaussianLikelihood) -> Tensor:
 class SingularSystem(ABC):
     r"""A = U diag(s) V^T with V orthogonal, for S parameter sets; coefficients are vectors ``(n, d)``.
 
-    U^T is padded with zeros, or cut, to d rows, so that singular values, coefficients of images and coefficients of
-    measurements all have d entries. Rows and sets belong together one by one, or all rows share one set.
+    U^T is padded with zeros, or cut, to d rows. Singular values, coefficients of images and coefficients of
+    measurements then all have d entries. Each row has its own set, or all rows share one set.
 
     Attributes:
         values: ``(S, d)``, nonnegative.
-        image_shape: of one image, with d values.
-        measurement_shape: of one measurement.
+        image_shape: Shape of one image, with d values.
+        measurement_shape: Shape of one measurement.
     """
 
     values: Tensor
@@ -157,7 +157,7 @@ class SingularSystem(ABC):
         """U^T y: measurements to coefficients ``(n, d)``; a new tensor."""
 
     def select(self, index: Tensor) -> SingularSystem:
-        """Some of the sets, repeats allowed; itself if one is shared by all."""
+        """Select sets, with repeats allowed; returns itself if all rows share one set."""
         if len(self.values) == 1:
             return self
         rows: dict[str, Any] = {name: value[index.to(value.device)] for name, value in vars(self).items()
@@ -188,9 +188,9 @@ class _Diagonal(SingularSystem):
 class _Circular(SingularSystem):
     r"""Circular convolution, channel by channel.
 
-    Its transfer function T = |T| e^{i phi} makes A = P Z, with P the filter e^{i phi}, which is orthogonal, and Z the
-    filter |T|. Since |T| is even, the Hartley transform H (real, symmetric, its own inverse) diagonalises Z. So
-    A = (P H) diag(|T|) H in real numbers.
+    With its transfer function T = |T| e^{i phi}, A = P Z, where P is the filter e^{i phi}, which is orthogonal, and Z
+    is the filter |T|. Since |T| is even, the Hartley transform H (real, symmetric, its own inverse) diagonalises Z.
+    Therefore A = (P H) diag(|T|) H in real numbers.
     """
 
     phase: Tensor  # (S, C, H, W), complex of modulus 1
@@ -241,17 +241,17 @@ class _Dense(SingularSystem):
 
 
 def _times(rows: Tensor, matrices: Tensor) -> Tensor:
-    """Each row ``(n, a)`` times its matrix, ``(n, a, b)`` or ``(1, a, b)``, to ``(n, b)``."""
+    """Multiply each row ``(n, a)`` by its matrix, ``(n, a, b)`` or ``(1, a, b)``, to ``(n, b)``."""
     return rows @ matrices[0] if len(matrices) == 1 else torch.einsum("na,nab->nb", rows, matrices)
 
 
 @torch.no_grad()
 def find_system(likelihood: GaussianLikelihood, largest: int | None = None) -> SingularSystem | None:
-    """The singular system of a likelihood's operator, without unobserved entries.
+    """Singular system of a likelihood's operator, without unobserved entries.
 
     Args:
-        likelihood: with a linear operator of S parameter sets.
-        largest: number of values in an image up to which a matrix is decomposed, if any fits into memory.
+        likelihood: Likelihood with a linear operator of S parameter sets.
+        largest: Largest number of values in an image for which a matrix is decomposed, if it fits into memory.
 
     Returns:
         The system of S sets; None for a large operator that is neither diagonal nor circular.
@@ -280,16 +280,16 @@ def regularised_solution(likelihood: GaussianLikelihood, system: SingularSystem 
                          variance: float, scale: float = 1.0, iterations: int = 50) -> Tensor:
     r"""Minimiser of |x - target|^2 / (2 variance) + |y - scale A x|^2 / (2 sigma^2), row by row.
 
-    The mean of the posterior of a Gaussian prior N(target, variance I).
+    This is the posterior mean for a Gaussian prior N(target, variance I).
 
     Args:
-        likelihood: of n observations, for their operators and noise levels.
-        system: its singular system; None solves by conjugate gradients.
+        likelihood: Likelihood of n observations, for its operators and noise levels.
+        system: Its singular system; None solves by conjugate gradients.
         target: ``(n, *image_shape)``.
         y: ``(n, *measurement_shape)``.
-        variance: over 0.
-        scale: multiplies the operator.
-        iterations: of conjugate gradients.
+        variance: Prior variance, > 0.
+        scale: Factor of the operator.
+        iterations: Number of conjugate gradient iterations.
 
     Returns:
         ``(n, *image_shape)``.
@@ -305,7 +305,7 @@ def regularised_solution(likelihood: GaussianLikelihood, system: SingularSystem 
     def pull_back(values: Tensor) -> Tensor:
         return weight * operator.adjoint(zero_unobserved(operator, values))
 
-    # as many steps whatever the other rows do
+    # the same number of steps, independent of the other rows
     right = pull_back(y) - scale * pull_back(operator(target))
     return target + solve(lambda x: x + scale * pull_back(operator(x)), right, None, iterations, 0.0)[0]
 
@@ -326,7 +326,7 @@ def normal_operator(likelihood: GaussianLikelihood) -> Map:
 
 
 def passed_share(likelihood: GaussianLikelihood) -> Tensor:
-    """Mean eigenvalue of A' A, estimated with one noise image, ``(B,)``: 1 for denoising, what a mask leaves of it."""
+    """Mean eigenvalue of A' A, estimated with one noise image, ``(B,)``: 1 for denoising, observed share for a mask."""
     noise = _probe(tuple(likelihood.operator.image_shape), likelihood.y)
     noise = noise.expand(len(likelihood.y), *noise.shape)
     return (normal_operator(likelihood)(noise) * noise).flatten(1).sum(1) / noise.square().flatten(1).sum(1)
@@ -339,10 +339,10 @@ def observed_residual(likelihood: GaussianLikelihood, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues and eigenvectors of A A^T of S parameter sets, in the m values of a measurement.
+    """Eigenvalues and eigenvectors of A A^T for S parameter sets and m values of a measurement.
 
     Attributes:
-        values: ``(S, m)``, at least 0; zero for what was not observed.
+        values: ``(S, m)``, at least 0; zero for unobserved entries.
         vectors: ``(S, m, m)``, in columns; None where A A^T is diagonal.
     """
 
@@ -350,7 +350,7 @@ class Spectrum:
     vectors: Tensor | None = None
 
     def select(self, part: slice) -> Spectrum:
-        """Those of some observations; itself if one set is shared by all."""
+        """Select observations; returns itself if all share one set."""
         if len(self.values) == 1:
             return self
         return Spectrum(self.values[part], None if self.vectors is None else self.vectors[part])
@@ -367,11 +367,11 @@ class Spectrum:
 def find_spectrum(likelihood: GaussianLikelihood) -> Spectrum | None:
     """The spectrum of A A^T, over the observed entries.
 
-    Two measurements tell whether it is diagonal, as for masks and for averages over separate blocks; otherwise it is
-    decomposed, where the operator is small enough.
+    Two measurements test whether it is diagonal, as for masks and for averages over separate blocks. Otherwise it is
+    decomposed, if the operator is small enough.
 
     Args:
-        likelihood: with a linear operator.
+        likelihood: Likelihood with a linear operator.
 
     Returns:
         The spectrum; None for a large operator whose A A^T is not diagonal.

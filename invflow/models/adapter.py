@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 __all__ = ["KNEE", "Adapter", "Proposal", "operator_traits"]
 
 
-# the paper's bounds on the log-variance: wide enough for N(0, I) and for noise pinned to less than a percent
+# bounds on the log-variance as in the paper: wide enough for N(0, I) and for noise known to less than a percent
 LOG_VARIANCE = (-10.0, 2.0)
 
-# lower noise levels look alike to the network: rounding to 8 bits is a level of 0.001, and a logarithm needs an end
+# the network cannot tell lower noise levels apart: 8-bit rounding is a level of 0.001, and the logarithm needs a floor
 LEAST_LEVEL = 0.003
 
-# bounds of the logarithm of a pixel's deviation, in image units, and where it starts
+# bounds of the log of a pixel's deviation, in image units, and its initial value
 LOG_DEVIATION, FIRST_LOG_DEVIATION = (math.log(1e-3), 0.0), math.log(0.05)
 class Proposal(NamedTuple):
-    """What an adapter says of B observations.
+    """The output of an adapter for B observations.
 
     Attributes:
-        mean: of the noise, ``(B, *state_shape)``.
-        std: of the noise, the same shape.
-        deviation: how far each pixel of a sample may have to move to meet the measurement, ``(B, *image_shape)`` in
-            image units; None from an adapter that says nothing of it.
+        mean: Mean of the noise, ``(B, *state_shape)``.
+        std: Standard deviation of the noise, ``(B, *state_shape)``.
+        deviation: How far each pixel of a sample may have to move to fit the measurement, ``(B, *image_shape)`` in
+            image units; None from an adapter that does not predict it.
     """
 
     mean: Tensor
@@ -51,33 +51,33 @@ class Proposal(NamedTuple):
 
 
 class Adapter(Countable, TrainedFor):
-    r"""Proposes noise for an observation, q(z | y, c) = N(mean, diag std^2) (VFM, arXiv 2603.07276).
+    r"""A network that proposes noise for an observation, q(z | y, c) = N(mean, diag std^2) (VFM, arXiv 2603.07276).
 
-    The network sees the embedded observation, where the operator observes directly, the problem class, the noise
-    level, and a summary of the operator's kernel, so that one adapter serves all masks, kernels and noise levels
-    of the classes that it was trained for. It starts as q = N(0, I), the prior.
+    The inputs of the network are the embedded observation, a mask of the directly observed pixels, the problem class,
+    the noise level, and a summary of the operator's kernel. One adapter therefore serves all masks, kernels and noise
+    levels of the classes that it was trained for. It is initialised to q = N(0, I), the prior.
 
     Args:
-        state_shape: of the map's states, ``(C, H, W)`` or ``(d,)``.
-        image_shape: of the images, with the same axes; default ``state_shape``.
-        classes: the problem classes, such as ``("box-inpainting", "denoising")``.
+        state_shape: Shape of the map's states, ``(C, H, W)`` or ``(d,)``.
+        image_shape: Shape of the images, with the same axes; default ``state_shape``.
+        classes: Problem classes, such as ``("box-inpainting", "denoising")``.
         network: ``"unet"`` or ``"mlp"``.
-        options: of the network.
-        trained_for: fingerprint of the map that it was trained with; None before training.
+        options: Options of the network.
+        trained_for: Fingerprint of the map that it was trained with; None before training.
         generator: initialises the weights.
-        deviations: whether the network also says how far each pixel of a sample may have to move to meet the
-            measurement, which ``VFM(..., consistency=...)`` corrects by.
-        levels: lowest and highest noise level that it was trained for, by problem class, where that is known. The
-            network is told levels beyond as the nearest of these, with a warning.
-        traits: lowest and highest of two numbers of the operators that it was trained for, by problem class: the share
-            of pixels observed directly, and the share of low frequencies' power that a kernel passes
+        deviations: Whether the network also predicts how far each pixel of a sample may have to move to fit the
+            measurement. ``VFM(..., consistency=...)`` uses these deviations for its correction.
+        levels: Lowest and highest noise level in training, by problem class, where known. A level outside this range
+            is replaced by the nearest end of the range, with a warning.
+        traits: Lowest and highest value of two numbers of the training operators, by problem class: the share
+            of pixels observed directly, and the share of low-frequency power that a kernel passes
             (:func:`operator_traits`).
-        consistency: factors of the deviations, by problem class: pairs (noise level, factor), levels rising, between
-            which is interpolated. The samples of a class that is not named are not corrected unless asked for.
+        consistency: Factors of the deviations, by problem class: pairs (noise level, factor) with increasing levels,
+            interpolated in between. Samples of a class without an entry are corrected only on request.
 
     Raises:
-        ValueError: for deviations of pixels whose states have other places; for levels or factors of an unknown class,
-            or that are none.
+        ValueError: If deviations are requested but states and images differ in their pixel grid; for levels or factors
+            of an unknown class, or invalid ones.
 
     Example:
         >>> import torch
@@ -91,11 +91,11 @@ class Adapter(Countable, TrainedFor):
         torch.Size([3, 2])
     """
 
-    #: whether the Gaussian is diagonal in other coordinates than the state's; :meth:`to_state` turns them
+    #: whether the Gaussian is diagonal in coordinates other than the state's; :meth:`to_state` converts them
     turned = False
-    #: the name by which a saved adapter's ``config.json`` knows its class
+    #: the name of the class in a saved adapter's ``config.json``
     form: ClassVar[str] = "plain"
-    #: classes by their form; a subclass with a form of its own is entered as it is defined
+    #: classes by their form; a subclass that defines a form registers itself
     FORMS: ClassVar[dict[str, type[Adapter]]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -117,16 +117,16 @@ class Adapter(Countable, TrainedFor):
         self.deviations, self.levels, self.consistency = deviations, levels or {}, consistency or {}
         self.traits = traits or {}
         if deviations and self.image_shape[1:] != self.state_shape[1:]:
-            raise ValueError(f"states {self.state_shape} have other places than images {self.image_shape}: an adapter "
-                             "of theirs says no deviations of pixels")
+            raise ValueError(f"states {self.state_shape} and images {self.image_shape} have different pixel grids: "
+                             "this adapter cannot predict deviations of pixels")
         self.network_name, self.options, self.trained_for = network, dict(options or {}), trained_for
         width = int(self.options.get("embedding", 128))
         with torch.random.fork_rng(devices=[]):
             self.noise_level = TimeEmbedding(width, num_scalars=1)
-            # not drawn at random: on the meta device, where files are loaded, that would import torch's compiler
+            # not random: random initialisation on the meta device, used for loading, would import torch's compiler
             self.problem = nn.Embedding.from_pretrained(torch.zeros(len(self.classes), width), freeze=False)
             self.summary = nn.Linear(SUMMARY_SIZE, width)
-        extra = 1 if len(self.image_shape) == 3 else 0  # the map of what is observed directly
+        extra = 1 if len(self.image_shape) == 3 else 0  # the mask of directly observed pixels
         out = 2 * self.state_shape[0] + (self.image_shape[0] if deviations else 0)
         self.network = build_network(network, self.state_shape, self.image_shape[0] + extra, out,
                                      {**self.options, "embedding": width})
@@ -151,7 +151,7 @@ class Adapter(Countable, TrainedFor):
 
     def outputs(self, embedded: Tensor, observed: Tensor, summary: Tensor, classes: Tensor,
                 sigma: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """As :meth:`forward`, and the logarithm of the pixels' deviations, ``(n, *image_shape)``, or None."""
+        """Same as :meth:`forward`, plus the log deviations of the pixels, ``(n, *image_shape)``, or None."""
         embedding = self.noise_level(self.told(sigma)) + self.problem(classes) + self.summary(summary)
         x = embedded
         if embedded.ndim == 4:
@@ -164,8 +164,8 @@ class Adapter(Countable, TrainedFor):
         return mean, 0.5 * log_variance.clamp(*LOG_VARIANCE), log_deviation
 
     def told(self, sigma: Tensor) -> Tensor:
-        """Noise levels ``(n,)``, of 0 too, as the network is told them."""
-        # levels of 0.01 to 1 lie in [-1, 1], where the slow sinusoids tell them apart
+        """Noise levels ``(n,)``, including 0, transformed to the network's input."""
+        # levels from 0.01 to 1 map to [-1, 1], where the slow sinusoids separate them
         return torch.log10(sigma.clamp(min=LEAST_LEVEL)) + 1
 
     def propose(self, reward: Reward) -> tuple[Tensor, Tensor]:
@@ -174,21 +174,21 @@ class Adapter(Countable, TrainedFor):
         return mean, std
 
     def proposal(self, reward: Reward, quiet: bool = False) -> Proposal:
-        """What the adapter says of each observation of a likelihood: of the noise, and of the pixels' deviations.
+        """Propose a Gaussian of the noise, and deviations of the pixels, for each observation of a likelihood.
 
         Args:
-            reward: a likelihood over B observations whose operator has one of :attr:`classes`; or a reward that
+            reward: A likelihood over B observations whose operator has one of :attr:`classes`, or a reward that
                 the adapter was aligned with.
-            quiet: leave the warnings out, which :meth:`warn_of` gives.
+            quiet: Skip the warnings of :meth:`warn_of`.
 
         Returns:
             Mean and standard deviation, each ``(B, *state_shape)``, and the deviations.
 
         Raises:
-            ValueError: for a problem that the adapter was not trained for; names those that it knows.
+            ValueError: If the adapter was not trained for the problem; the message lists the classes it knows.
 
         Warns:
-            UserWarning: for noise beyond :attr:`levels`; for an operator that is taken for one of another class.
+            UserWarning: For noise outside :attr:`levels`; for an operator that is treated as one of another class.
         """
         if not quiet:
             self.warn_of(reward)
@@ -208,7 +208,7 @@ class Adapter(Countable, TrainedFor):
         return Proposal(mean.clone(), log_std.exp(), None if log_deviation is None else log_deviation.exp())
 
     def warn_of(self, reward: Reward) -> None:
-        """Warn, once for all observations, of an operator taken for another, and of noise beyond :attr:`levels`.
+        """Warn once if an operator is treated as one of another class or noise lies outside :attr:`levels`.
 
         Raises:
             ValueError: if the adapter was not trained for the reward.
@@ -220,11 +220,11 @@ class Adapter(Countable, TrainedFor):
         if inside is not None and not bool(inside.all()):
             (low, high), first = self.levels[name], reward.sigma[~inside][:1]
             told = float(self.nearest_level(name, first))
-            warnings.warn(f"sigma={float(first):.4g} is beyond the noise of {low:.4g} to {high:.4g} that the adapter "
-                          f"was trained for: it is told {told:.4g}", stacklevel=3)
+            warnings.warn(f"sigma={float(first):.4g} is outside the noise of {low:.4g} to {high:.4g} that the adapter "
+                          f"was trained for: it uses {told:.4g} instead", stacklevel=3)
 
     def observe(self, operator: Operator, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the network is told of measurements ``(n, *measurement_shape)`` at noise levels ``(n,)``.
+        """Network inputs for measurements ``(n, *measurement_shape)`` at noise levels ``(n,)``.
 
         Returns:
             The first three arguments of :meth:`forward`, and the noise levels.
@@ -233,13 +233,13 @@ class Adapter(Countable, TrainedFor):
         return (operator.embed(y), observed.expand(len(y), *observed.shape[1:]), summary.expand(len(y), -1), sigma)
 
     def slow_cosines(self, reward: Reward, n: int, generator: torch.Generator) -> Tensor | None:
-        """What replaces the slow cosines of n samples of each observation; None: nothing, as here."""
+        """Replacement for the slow cosines of n samples of each observation; None: no replacement, as here."""
         return None
 
     def to_state(self, z: Tensor) -> Tensor:
-        """Noise of the map for noise in the adapter's coordinates, both ``(n, *state_shape)`` and N(0, I) a priori.
+        """Convert noise from the adapter's coordinates to the map's, both ``(n, *state_shape)`` and N(0, I) a priori.
 
-        Here they are the same. An adapter whose Gaussian is diagonal in other orthonormal coordinates turns them.
+        Here they are the same. Adapters with a Gaussian diagonal in other orthonormal coordinates override this.
         """
         return z
 
@@ -250,7 +250,7 @@ class Adapter(Countable, TrainedFor):
                 torch.ones(n))
 
     def class_index(self, reward: Reward, quiet: bool = False) -> int:
-        """Index of a reward's problem class; of an operator's stand-in, with a note unless ``quiet``.
+        """Index of a reward's problem class, or of a substitute class, with a warning unless ``quiet``.
 
         Raises:
             ValueError: if the adapter was not trained for it.
@@ -260,15 +260,15 @@ class Adapter(Countable, TrainedFor):
         instead = [other for other in getattr(operator, "stand_ins", ()) if other in self.classes]
         if name not in self.classes and instead:
             if not quiet:
-                why = "names no class for it" if name is None else f"was trained before {name} was a class"
-                warnings.warn(f"the adapter {why}: it takes this {type(operator).__name__} as one of {instead[0]}",
+                why = "has no class for it" if name is None else f"was trained before {name} was a class"
+                warnings.warn(f"the adapter {why}: it treats this {type(operator).__name__} as {instead[0]}",
                               stacklevel=2)
             name = instead[0]
         what = type(operator).__name__ if operator is not None else type(reward).__name__
         if name is None and operator is None:
-            raise ValueError(f"a {what} has no measurement that this adapter could look at: it was trained for "
+            raise ValueError(f"a {what} has no measurement for this adapter to use: the adapter was trained for "
                              f"{', '.join(self.classes)}. Use a solver that takes any reward, such as "
-                             "invflow.FMTT(prior) or --solver fmtt, or align the map with this one by "
+                             "invflow.FMTT(prior) or --solver fmtt, or align the map with this reward using "
                              "invflow.training.train_alignment")
         if name not in self.classes or (operator is not None and not isinstance(reward, GaussianLikelihood)):
             raise ValueError(
@@ -284,7 +284,7 @@ class Adapter(Countable, TrainedFor):
         return self.classes.index(name)
 
     def check_map(self, prior: Any) -> None:
-        """Refuse a map other than the one that the adapter was trained with.
+        """Raise an error unless the map is the one that the adapter was trained with.
 
         Raises:
             ValueError: if the fingerprints differ.
@@ -293,7 +293,7 @@ class Adapter(Countable, TrainedFor):
         if self.trained_for is not None and own != self.trained_for:
             raise ValueError(
                 f"the adapter was trained with the map {self.trained_for}, not with {own}: an adapter proposes noise "
-                "for its own map only; use the pair that VFM.load gives, vfm.prior and vfm.adapter"
+                "for its own map only; use the pair from VFM.load, vfm.prior and vfm.adapter"
             )
 
     @property
@@ -302,19 +302,19 @@ class Adapter(Countable, TrainedFor):
         return False
 
     def resized(self, image_shape: tuple[int, ...]) -> Adapter:
-        """The same adapter, with the same weights, for images ``(C, H, W)`` of another size.
+        """Same adapter, with shared weights, for images ``(C, H, W)`` of another size.
 
         Raises:
-            ValueError: for another number of channels, or an adapter that is tied to its size.
+            ValueError: For a different number of channels, or an adapter of fixed size.
         """
         return resized_copy(self, image_shape, "adapter")
 
     def settings(self) -> dict[str, Any]:
-        """Settings that are no weights, kept with each posterior; none here."""
+        """Settings that are not weights, stored with each posterior; none here."""
         return {}
 
     def config(self) -> dict[str, Any]:
-        """What :meth:`from_pretrained` needs, beside the weights."""
+        """Everything that :meth:`from_pretrained` needs in addition to the weights."""
         return {
             "kind": "adapter", "state_shape": list(self.state_shape), "image_shape": list(self.image_shape),
             "classes": list(self.classes), "network": self.network_name, "options": self.options,
@@ -322,22 +322,22 @@ class Adapter(Countable, TrainedFor):
         }
 
     def grown(self, classes: Sequence[str], like: Mapping[str, str], deviations: bool = True) -> Adapter:
-        """A copy that knows further classes, and says deviations: what it knew, it answers as before.
+        """Copy that knows further classes and predicts deviations; its output for the old classes is unchanged.
 
         Args:
-            classes: all that the copy is to know, in their order.
-            like: for each new one the class that it begins as.
-            deviations: whether the copy says how far pixels may have to move; they begin all alike.
+            classes: All classes of the copy, in order.
+            like: For each new class, the old class that it is initialised from.
+            deviations: Whether the copy predicts how far pixels may have to move; all start equal.
 
         Raises:
-            ValueError: for deviations of an adapter of another form, or a new class that is like none that is known.
+            ValueError: For deviations of an adapter of another form, or a new class without a known one to start from.
         """
         if deviations and type(self) is not Adapter:
-            raise ValueError(f"a {type(self).__name__} says no deviations: pass deviations=False")
+            raise ValueError(f"a {type(self).__name__} predicts no deviations: pass deviations=False")
         begins = [name if name in self.classes else like.get(name) for name in classes]
         unknown = [name for name, first in zip(classes, begins) if first not in self.classes]
         if unknown:
-            raise ValueError(f"no class to begin {unknown} as: the adapter knows {', '.join(self.classes)}")
+            raise ValueError(f"no class to initialise {unknown} from: the adapter knows {', '.join(self.classes)}")
         if tuple(classes) == self.classes and (self.deviations or not deviations):
             return self
         config = {**self.config(), "classes": list(classes), "deviations": self.deviations or deviations}
@@ -349,7 +349,7 @@ class Adapter(Countable, TrainedFor):
         for key, value in own.items():
             if key == "problem.weight":
                 value = value[[self.classes.index(str(name)) for name in begins]]
-            wanted = tensors[key]  # the last layer has rows for the deviations after those that it had
+            wanted = tensors[key]  # the last layer has the rows for the deviations at its end
             tensors[key] = torch.cat([value, torch.zeros_like(wanted[len(value) :])])
         other.load_state_dict(tensors)
         return other
@@ -360,16 +360,16 @@ class Adapter(Countable, TrainedFor):
 
     @classmethod
     def build(cls, config: Mapping[str, Any], shared: Mapping[str, Any]) -> Adapter:
-        """Build an adapter of this form from a configuration; ``shared`` are the arguments that all forms take."""
+        """Build an adapter of this form from a configuration; ``shared`` holds the arguments common to all forms."""
         return cls(tuple(config["state_shape"]), network=config["network"],
                    deviations=config.get("deviations", False), consistency=config.get("consistency"), **shared)
 
     @staticmethod
     def shared(config: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that all forms take, of a configuration."""
+        """The arguments common to all forms, from a configuration."""
         classes = config["classes"]
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            raise TypeError(f"classes are {classes!r}, no list of names")
+            raise TypeError(f"classes is {classes!r}, expected a list of names")
         return {"image_shape": tuple(config["image_shape"]), "classes": classes, "options": config["options"],
                 "trained_for": config["trained_for"], "levels": config.get("levels"), "traits": config.get("traits")}
 
@@ -378,7 +378,7 @@ class Adapter(Countable, TrainedFor):
         """Load an adapter from a folder.
 
         Raises:
-            ValueError: if it is not there, is no adapter, or its files are damaged or do not fit each other.
+            ValueError: If the folder is missing or holds no adapter, or its files are damaged or inconsistent.
         """
         folder = resolve_folder(name, "adapter")
         config = read_config(folder, "adapter")
@@ -386,7 +386,7 @@ class Adapter(Countable, TrainedFor):
         def build() -> Adapter:
             form = config.get("form", "plain")
             if form not in Adapter.FORMS:
-                raise TypeError(f"the form of the adapter is {form!r}, none of {', '.join(sorted(Adapter.FORMS))}")
+                raise TypeError(f"the form of the adapter is {form!r}, not one of {', '.join(sorted(Adapter.FORMS))}")
             kind = cls if form == cls.form else Adapter.FORMS[form]
             return kind.build(config, Adapter.shared(config))
 

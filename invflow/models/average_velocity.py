@@ -1,4 +1,4 @@
-"""Flow maps made of somebody's average velocity: MeanFlow and its kin, one call a jump."""
+"""Flow maps from an existing average velocity: MeanFlow and related methods, one call per jump."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ SECONDS = ("r", "t-r")
 
 
 class AverageVelocityFlow(DecodedFlow):
-    """A flow map X_{s,t}(x) = x + (t - s) u of somebody's u; made by :func:`from_average_velocity`.
+    """A flow map X_{s,t}(x) = x + (t - s) u with a given u; built by :func:`from_average_velocity`.
 
     Args:
-        network: the average velocity of a state, its time and the second argument.
-        state_shape: see :func:`from_average_velocity`; the same for the rest.
-        second: what the second argument is.
-        convention: where the network's time has the data.
-        image_shape: shape of an image.
+        network: Average velocity, as a function of a state, its time and the second argument.
+        state_shape: Same as in :func:`from_average_velocity`.
+        second: Meaning of the second argument.
+        convention: Which end of the network's time is the data.
+        image_shape: Shape of an image.
         decode: (scale, shift), or a pair of functions.
-        independent_noise: whether the map was trained with noise independent of the data.
+        independent_noise: Whether the map was trained with noise independent of the data.
     """
 
     def __init__(self, network: Network, state_shape: tuple[int, ...], *, second: str, convention: str,
@@ -38,19 +38,19 @@ class AverageVelocityFlow(DecodedFlow):
         self.network = network
 
     def average_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Average velocity on the way from s to t, in this library's time: ``(n, *state_shape)`` to the same."""
+        """Average velocity from s to t, in this library's time: ``(n, *state_shape)`` to the same."""
         start, end = expand_time(s, x).flatten(), expand_time(t, x).flatten()
         reverse = self.convention == "data-at-0"
         now, then = (1 - start, 1 - end) if reverse else (start, end)
         out = self.network(x, now, then if self.second == "r" else end - start)
         if not isinstance(out, Tensor) or out.shape != x.shape:
             made = tuple(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
-            raise ValueError(f"the average velocity made {made} of states {tuple(x.shape)}: it must return a tensor in "
+            raise ValueError(f"the average velocity returned {made} for states {tuple(x.shape)}: return a tensor in "
                              "the shape of the states")
         return -out if reverse else out
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """Velocity b_t(x), the average over no time."""
+        """Velocity b_t(x), the average velocity at s = t."""
         return self.average_velocity(x, t, t)
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
@@ -59,14 +59,14 @@ class AverageVelocityFlow(DecodedFlow):
 
 
 def check_second(second: str) -> str:
-    """The meaning of a second argument as it was passed, once it is one.
+    """Return the meaning of the second argument if it is valid.
 
     Raises:
-        ValueError: for another.
+        ValueError: For any other value.
     """
     if second not in SECONDS:
-        raise ValueError(f"second={second!r}: pass 'r' where the network's second time is the one that the jump ends "
-                         "at, 't-r' where it is the length of the jump")
+        raise ValueError(f"second={second!r}: pass 'r' if the network's second time is the end of the jump, "
+                         "'t-r' if it is the length of the jump")
     return second
 
 
@@ -74,34 +74,34 @@ def from_average_velocity(u: Callable[..., Tensor], state_shape: tuple[int, ...]
                           convention: str = "data-at-1", image_shape: tuple[int, ...] | None = None,
                           decode: Decode = (1.0, 0.0), independent_noise: bool = True, coupling: str | None = None,
                           order: str | None = None, **condition: Any) -> AverageVelocityFlow:
-    """Make a flow map of an average velocity u(x, t, r), which jumps from time t to time r in one call.
+    """Build a flow map from an average velocity u(x, t, r); it jumps from time t to time r in one call.
 
-    MeanFlow (Geng et al. 2025), Decoupled MeanFlow, the map of a VFM, AnyFlow: a network that was trained to give the
-    mean of the velocity between two times. On the diagonal, r = t, it is the velocity, so that the map has a denoiser
+    For MeanFlow (Geng et al. 2025), Decoupled MeanFlow, the map of a VFM, AnyFlow: networks trained to predict the
+    mean of the velocity between two times. On the diagonal, r = t, it is the velocity, so the map has a denoiser
     and, with independent noise, a score. The network is put into evaluation mode and stays there.
 
     Args:
         u: ``(n, *state_shape), (n,), (n,) -> (n, *state_shape)``: the state, its time t, and the second argument.
-        state_shape: shape of one state, without the batch.
-        second: ``"r"`` for the time that the jump ends at, ``"t-r"`` for its length, which is positive towards the data
+        state_shape: Shape of one state, without the batch.
+        second: ``"r"`` for the end time of the jump, ``"t-r"`` for its length, which is positive towards the data
             in either convention.
         convention: ``"data-at-1"``: noise at 0, x_r = x_t + (r - t) u with r > t (VFM's code for images);
             ``"data-at-0"``: noise at 1, x_r = x_t - (t - r) u with r < t (MeanFlow, DMF, VFM's checkerboard).
-        image_shape: shape of one image. Default: the state's.
+        image_shape: Shape of one image. Default: the state's.
         decode: ``(scale, shift)``, image = scale state + shift, or two functions (decode, encode); see
             :func:`~invflow.from_velocity`.
-        independent_noise: whether it was trained with noise independent of the data; False for a map trained jointly
+        independent_noise: Whether it was trained with noise independent of the data; False for a map trained jointly
             with an adapter.
-        coupling: the same by name, see :func:`~invflow.from_velocity`.
-        order: of x, t and r, such as ``"x, r, t"``, where the names of the arguments do not tell.
+        coupling: The same setting by name, see :func:`~invflow.from_velocity`.
+        order: Order of x, t and r, such as ``"x, r, t"``, if the argument names do not make it clear.
         **condition: the network's other arguments, held fixed: ``y=207``, tensors of one row or numbers.
 
     Returns:
         A :class:`~invflow.FlowMap`.
 
     Raises:
-        ValueError: for an unknown convention or second argument.
-        TypeError: for a network whose arguments are not understood.
+        ValueError: For an unknown convention or second argument.
+        TypeError: For a network whose signature is not recognised.
 
     Example:
         >>> import torch, invflow

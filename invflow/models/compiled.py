@@ -1,4 +1,4 @@
-"""Compiled networks: one kernel in place of several, and on a GPU one launch in place of hundreds."""
+"""Compiled networks: one kernel instead of several and, on a GPU, one launch instead of hundreds."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from invflow.nets.unet import UNet
 
 __all__ = ["compile_networks"]
 
-#: graphs of one function, which all networks of a kind share. A VFM takes four, with gradients and without, and each
-#: new number of rows may take another; past its own limit, which is 8, torch falls back to the network as it is
+#: graphs of one function, shared by all networks of a kind. A VFM needs four, with gradients and without, and each
+#: new number of rows may need another; past its own limit of 8, torch falls back to the uncompiled network
 GRAPHS = 64
 
 
 def compile_networks(module: nn.Module, mode: str = "reduce-overhead", **options: Any) -> None:
     """Compile the networks in a module, in place, with :func:`torch.compile`.
 
-    The networks are compiled when they next run, once with a gradient and once without, for tens of seconds each.
-    Inside :mod:`torch.func` and in forward mode they run as they are. Weights are shared with what is compiled, and
-    what is saved or copied does not know of it. Results are those of the network as it is, up to rounding.
+    Each network is compiled when it next runs, once with gradients and once without. Each compilation takes tens of
+    seconds. Inside :mod:`torch.func` and in forward mode, networks run uncompiled. The compiled network shares the
+    weights; saved files and copies do not contain it. Results equal those of the uncompiled network, up to rounding.
 
     Args:
-        module: a prior, an adapter, or what contains some.
-        mode: of ``torch.compile``. The default replays CUDA graphs on a GPU, where a small network's time is that of
-            launching its kernels; ``"default"`` fuses kernels alone.
-        options: further ones of ``torch.compile``.
+        module: A prior, an adapter, or a module that contains them.
+        mode: Mode of ``torch.compile``. The default replays CUDA graphs on a GPU, where kernel launches dominate the
+            time of a small network; ``"default"`` only fuses kernels.
+        options: Further options of ``torch.compile``.
 
     Raises:
-        ValueError: where there is no network in the module: a Gaussian mixture has none.
+        ValueError: If the module contains no network, such as a Gaussian mixture.
 
     Example:
         >>> import torch, invflow
@@ -46,22 +46,22 @@ def compile_networks(module: nn.Module, mode: str = "reduce-overhead", **options
     """
     networks = _networks(module)
     if not networks:
-        raise ValueError(f"there is no network in this {type(module).__name__} to compile: it runs as it is")
-    import torch._dynamo  # which takes seconds
+        raise ValueError(f"this {type(module).__name__} contains no network to compile: use it without compiling")
+    import torch._dynamo  # slow import (seconds)
 
     config: Any = torch._dynamo.config
-    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # its older name
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # older name
     setattr(config, limit, max(getattr(config, limit), GRAPHS))
     for network in networks:
         network.compile(mode=mode, **options)
-        # where torch.nn.Module keeps it, and forgets it in what is copied or saved
+        # torch.nn.Module keeps it here, and drops it from copies and saved files
         compiled: Any = network._compiled_call_impl
         network._compiled_call_impl = partial(_call, network, compiled)
 
 
 @contextlib.contextmanager
 def compiled_networks(module: nn.Module, **options: Any) -> Iterator[None]:
-    """As :func:`compile_networks`, for a while."""
+    """Same as :func:`compile_networks`, within a ``with`` block."""
     compile_networks(module, **options)
     try:
         yield
@@ -75,8 +75,8 @@ def _networks(module: nn.Module) -> list[nn.Module]:
 
 
 def _call(network: nn.Module, compiled: Callable[..., Tensor], *args: Tensor) -> Tensor:
-    """The compiled network, unless it is transformed: torch would then run it as it is, from that time on always."""
+    """Run the compiled network, except under transforms: torch would then fall back to the uncompiled one for good."""
     if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
         out: Tensor = network._call_impl(*args)
         return out
-    return compiled(*args).clone()  # a CUDA graph writes its next result over this one
+    return compiled(*args).clone()  # the next run of a CUDA graph overwrites this result

@@ -1,4 +1,4 @@
-"""Maps that jump to data only: consistency models, one call a sample, or several steps by renoising."""
+"""Maps that jump to data only: consistency models, with one call per sample, or several steps with renoising."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from invflow.models.paths import Jumps, edm_path, make_path, trigonometric_path
 
 __all__ = ["ConsistencyFlow", "Times", "from_consistency"]
 
-#: times at which a draw in so many steps is renoised, the first of them 0
+#: start times of the steps for a given number of steps; the first is 0
 Times: TypeAlias = Callable[[int], Sequence[float]]
 
 
@@ -26,18 +26,18 @@ def equal_times(steps: int) -> Sequence[float]:
 
 
 class ConsistencyFlow(DecodedFlow):
-    """A map X_{s,1} from any time to the data; made by :func:`from_consistency`.
+    """A map X_{s,1} from any time to the data; built by :func:`from_consistency`.
 
     Args:
-        network: of states and its own times.
-        path: what its prediction says; the data it estimates are where the map jumps.
-        state_shape: shape of one state; and so on, as :class:`DecodedFlow` takes it.
-        image_shape: shape of one image.
-        decode: how states become images.
-        times: when a draw in several steps is renoised.
+        network: Function of states and its own times.
+        path: Meaning of its prediction; its data estimate is the end of a jump.
+        state_shape: Shape of one state; same as in :class:`DecodedFlow`, like the arguments below.
+        image_shape: Shape of one image.
+        decode: How states become images.
+        times: Times at which a sample in several steps is renoised.
 
     Attributes:
-        has_velocity: False. A jump says where a state ends, not where it is going.
+        has_velocity: False. A jump gives the end of a path, not its direction.
     """
 
     has_velocity = False
@@ -49,18 +49,18 @@ class ConsistencyFlow(DecodedFlow):
         self.network, self.path, self.times = network, path, times
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """There is none.
+        """Raise an error: this map has no velocity.
 
         Raises:
-            ValueError: always; says what to use.
+            ValueError: Always; the message names the alternatives.
         """
         raise ValueError(self.refusal("velocity", "velocity(x, t)"))
 
     def predict(self, x: Tensor, time: Tensor) -> Tensor:
-        """What the network makes of states and its own times: ``(n, *state_shape), (n,)`` to ``(n, *state_shape)``."""
+        """Output of the network for states and its own times: ``(n, *state_shape), (n,)`` to ``(n, *state_shape)``."""
         out: Tensor = self.network(x, time)
         if out.shape != x.shape:
-            raise ValueError(f"the consistency function made {tuple(out.shape)} of states {tuple(x.shape)}: it must "
+            raise ValueError(f"the function f returned {tuple(out.shape)} for states {tuple(x.shape)}: it must "
                              "return data in the shape of the states")
         return out
 
@@ -72,30 +72,30 @@ class ConsistencyFlow(DecodedFlow):
         """
         start, end = expand_time(s, x), expand_time(t, x)
         if not bool(((end == 1) | (end == start)).all()):
-            raise ValueError(f"this {type(self).__name__} jumps to the data only, jump(x, s, 1.0): no other end is "
-                             "known to it. For samples in several steps use prior.generate(n, steps=4, generator=g), "
+            raise ValueError(f"this {type(self).__name__} only jumps to the data, jump(x, s, 1.0). "
+                             "For samples in several steps use prior.generate(n, steps=4, generator=g), "
                              "which renoises")
         out = self.path.estimate(self.predict, x, start)[0]
         return torch.where(end == start, x, out)
 
     def noises(self, steps: int) -> int:
-        """One for each step."""
+        """One call per step."""
         return steps
 
     def flow(self, z: Tensor, steps: int = 1, *fresh: Tensor) -> Tensor:
-        """Jump to the data, and from each of the later times again, after noise has been added back to that time.
+        """Jump to the data; then, for each later time, add noise back to that time and jump again.
 
         Args:
             z: ``(n, *state_shape)``, noise.
-            steps: jumps.
-            fresh: steps - 1 further noises of that shape.
+            steps: Number of jumps.
+            fresh: ``steps - 1`` further noise tensors of that shape.
 
         Raises:
-            ValueError: without as many noises.
+            ValueError: For any other number of noise tensors.
         """
         if len(fresh) != steps - 1:
-            raise ValueError(f"{steps} steps of a map that jumps to the data renoise {steps - 1} times, and "
-                             f"{len(fresh)} noises were passed: flow(z, steps, *fresh), or "
+            raise ValueError(f"{steps} steps of a map to the data need {steps - 1} further noise tensors, but "
+                             f"{len(fresh)} were passed: call flow(z, steps, *fresh), or "
                              "prior.generate(n, steps, generator=g)")
         x = self.jump(z, 0.0, 1.0)
         for time, noise in zip(list(self.times(steps))[1:], fresh):
@@ -108,29 +108,30 @@ def from_consistency(f: Callable[..., Tensor], state_shape: tuple[int, ...], *,
                      sigma_max: float = 80.0, sigma_min: float = 0.002, image_shape: tuple[int, ...] | None = None,
                      decode: Decode = (1.0, 0.0), times: Sequence[float] | None = None, order: str | None = None,
                      **condition: Any) -> ConsistencyFlow:
-    r"""Make a map of a consistency function f(x, t), which jumps from any time to the data in one call.
+    r"""Build a map from a consistency function f(x, t), which jumps from any time to the data in one call.
 
-    Consistency models (Song et al. 2023), latent consistency models, sCM / TrigFlow (Lu and Song 2025), and a
-    consistency trajectory model asked for its data end alone. ``generate(n)`` costs one call a sample; ``generate(n,
-    steps=4)`` jumps, adds noise back to a later time, and jumps again. There is no velocity, hence no denoiser and no
-    score: NoiseSMC, NoiseRTO and BestOfN take the map, and solvers that follow a path (FMTT, DPS, ...) say so.
+    For consistency models (Song et al. 2023), latent consistency models, sCM / TrigFlow (Lu and Song 2025), and
+    consistency trajectory models restricted to jumps to the data. ``generate(n)`` costs one call per sample;
+    ``generate(n, steps=4)`` jumps, adds noise back to a later time, and jumps again. The map has no velocity, hence no
+    denoiser and no score. NoiseSMC, NoiseRTO and BestOfN accept it; solvers that follow a path (FMTT, DPS, ...) raise
+    an error.
     The network is put into evaluation mode and stays there.
 
     Args:
         f: ``(n, *state_shape), (n,) -> (n, *state_shape)``, from a noisy state and its own time to data.
-        state_shape: shape of one state, without the batch.
-        path: on which f was trained: ``"edm"``, m + sigma z with sigma as its time (consistency models);
-            ``"trigflow"``, cos(t) m + sin(t) z with t from pi / 2; or as :func:`~invflow.from_velocity` has it:
-            ``"linear"``, ``"cosine"``, ``"vp"``, (alpha, sigma). Noise has unit variance: where f takes states of
+        state_shape: Shape of one state, without the batch.
+        path: Path on which f was trained: ``"edm"``, m + sigma z with sigma as its time (consistency models);
+            ``"trigflow"``, cos(t) m + sin(t) z with t from pi / 2; or a path of :func:`~invflow.from_velocity`:
+            ``"linear"``, ``"cosine"``, ``"vp"``, (alpha, sigma). Noise has unit variance: if f takes states of
             another scale c, pass ``lambda x, t: f(c * x, t) / c``.
-        convention: for paths whose time runs in [0, 1], where the data are.
-        sigma_max: of ``"edm"``, where f begins.
-        sigma_min: of ``"edm"``, where f is the identity.
-        image_shape: shape of one image. Default: the state's.
+        convention: For paths whose time runs in [0, 1]: which end is the data.
+        sigma_max: For ``"edm"``: the noise level at which f starts.
+        sigma_min: For ``"edm"``: the noise level at which f is the identity.
+        image_shape: Shape of one image. Default: the state's.
         decode: ``(scale, shift)``, (0.5, 0.5) for states in [-1, 1]; or two functions.
-        times: of this library, 0 for noise to 1 for data, at which a draw in ``len(times) + 1`` steps renoises;
-            (0.55,) is the sigma of 0.8 that consistency models take for two. Default: equal steps.
-        order: ``"x, t"`` or ``"t, x"``, where the names of the arguments do not tell.
+        times: Times of this library, 0 for noise to 1 for data, at which a sample in ``len(times) + 1`` steps is
+            renoised; (0.55,) is the sigma of 0.8 that consistency models use for two steps. Default: equal steps.
+        order: ``"x, t"`` or ``"t, x"``, if the argument names do not make it clear.
         **condition: the network's other arguments, held fixed: tensors of one row or numbers.
 
     Returns:
@@ -138,7 +139,7 @@ def from_consistency(f: Callable[..., Tensor], state_shape: tuple[int, ...], *,
 
     Raises:
         ValueError: for an unknown path, or times out of order.
-        TypeError: for a network whose arguments are not understood.
+        TypeError: For a network whose signature is not recognised.
 
     Example:
         >>> import torch, invflow
@@ -169,7 +170,7 @@ def from_consistency(f: Callable[..., Tensor], state_shape: tuple[int, ...], *,
 
 
 class _Stated:
-    """Times that the caller chose; other numbers of steps are equal."""
+    """The caller's times; for other numbers of steps, equal steps."""
 
     def __init__(self, times: Sequence[float]) -> None:
         self.stated = list(times)

@@ -1,4 +1,4 @@
-"""What all maps made of somebody's network share: their shapes, how states become images, and what the noise is."""
+"""Common base of maps built from existing networks: shapes, decoding of states, and coupling of the noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COUPLINGS = ("independent", "optimal-transport", "joint")
 
 
 def is_independent(coupling: str | None, independent_noise: bool) -> bool:
-    """Whether a coupling of noise and data, by name, leaves the noise independent of the data.
+    """Whether the named coupling leaves the noise independent of the data.
 
     Raises:
         ValueError: for an unknown one.
@@ -28,24 +28,24 @@ def is_independent(coupling: str | None, independent_noise: bool) -> bool:
     if coupling is None:
         return independent_noise
     if coupling not in COUPLINGS:
-        raise ValueError(f"no coupling is called {coupling!r}: 'independent' noise is drawn for each image apart, "
+        raise ValueError(f"no coupling is called {coupling!r}: 'independent' draws noise separately for each image, "
                          "'optimal-transport' pairs noises with images in each batch, and 'joint' noise comes from an "
                          "adapter")
     return coupling == "independent"
 
 
 class DecodedFlow(FlowMap):
-    """A flow map with shapes and a decoding that the caller states.
+    """A flow map with shapes and a decoding given by the caller.
 
     Args:
         state_shape: shape of one state, without the batch.
         image_shape: shape of one image; None: the state's.
         decode: ``(scale, shift)`` of an affine decoding, or two functions (decode, encode).
-        independent_noise: whether it was trained with noise independent of the data.
+        independent_noise: Whether the map was trained with noise independent of the data.
 
     Raises:
-        TypeError: for a decode that is neither.
-        ValueError: for shapes that an affine decoding cannot link.
+        TypeError: For any other decode.
+        ValueError: If the shapes differ and the decoding is affine.
     """
 
     def __init__(self, state_shape: tuple[int, ...], image_shape: tuple[int, ...] | None = None,
@@ -64,13 +64,13 @@ class DecodedFlow(FlowMap):
             self._affine = (float(first), float(second))
             _check_affine(self._affine, self.state_shape, self.image_shape)
         else:
-            raise TypeError("decode is two numbers (scale, shift) or two functions (decode, encode)")
-        # a plain function has no tensors: this one gives the map a device and a type that .to() changes
+            raise TypeError("decode must be two numbers (scale, shift) or two functions (decode, encode)")
+        # a plain function has no tensors: this buffer gives the map a device and a dtype that .to() changes
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
 
     @property
     def decode_affine(self) -> tuple[float, float] | None:
-        """(scale, shift), or None where functions decode."""
+        """(scale, shift), or None if decoding uses functions."""
         return self._affine
 
     def decode(self, state: Tensor) -> Tensor:
@@ -86,13 +86,13 @@ class PathFlow(DecodedFlow):
     """A flow map whose jump solves the ODE of a network's prediction, on the path that the network was trained on.
 
     Args:
-        network: of states and its own times.
-        path: what its prediction says, and where its steps are equal.
-        state_shape: shape of one state; and so on, as :class:`DecodedFlow` takes it.
-        steps: steps of one jump.
+        network: Function of states and its own times.
+        path: Meaning of its prediction, and the grid on which its steps are equal.
+        state_shape: Shape of one state; same as in :class:`DecodedFlow`, like the shapes below.
+        steps: Number of steps of one jump.
         method: Runge-Kutta method.
-        image_shape: shape of one image.
-        decode: how states become images.
+        image_shape: Shape of one image.
+        decode: How states become images.
         independent_noise: whether the network was trained with noise independent of the data.
     """
 
@@ -104,7 +104,7 @@ class PathFlow(DecodedFlow):
         self.network, self.path, self.ode_steps, self.method = network, path, steps, method
 
     def predict(self, x: Tensor, time: Tensor) -> Tensor:
-        """What the network makes of states and its own times: ``(n, *shape), (n,)`` to ``(n, *shape)``."""
+        """Output of the network for states and its own times: ``(n, *shape), (n,)`` to ``(n, *shape)``."""
         out: Tensor = self.network(x, time)
         return out
 
@@ -118,11 +118,11 @@ class PathFlow(DecodedFlow):
 
 
 def check_solver_settings(steps: int, method: str) -> None:
-    """Refuse an unknown Runge-Kutta method, and under one step."""
+    """Raise an error for an unknown Runge-Kutta method or fewer than one step."""
     if method not in TABLEAUS:
         raise ValueError(f"no integration method is called {method!r}: choose one of {', '.join(TABLEAUS)}")
     if steps < 1:
-        raise ValueError(f"a jump takes at least 1 step, not steps={steps}")
+        raise ValueError(f"steps={steps} is too few: a jump takes at least 1 step")
 
 
 def _check_affine(affine: tuple[float, float], state_shape: tuple[int, ...],
@@ -131,6 +131,6 @@ def _check_affine(affine: tuple[float, float], state_shape: tuple[int, ...],
         raise ValueError("decode=(0, shift) makes every image the same: the scale must not be 0")
     if state_shape != image_shape:
         raise ValueError(
-            f"state_shape {state_shape} and image_shape {image_shape} differ, so an affine decode cannot "
-            "link them: pass decode=(decode_function, encode_function)"
+            f"state_shape {state_shape} and image_shape {image_shape} differ, and an affine decode cannot "
+            "convert between them: pass decode=(decode_function, encode_function)"
         )

@@ -21,18 +21,18 @@ _SLACK = 1e-4
 
 @dataclass(frozen=True)
 class Download:
-    """One of them.
+    """One prior whose weights are downloaded.
 
     Attributes:
-        network: the class in ``deepinv.models``.
-        file: what is downloaded, by deepinv itself.
-        megabytes: of the file, about: its numbers, in single precision.
-        licence: of the weights, as their authors state it.
-        image_shape: (C, H, W) of the images that it was trained for.
-        sigma_max: largest noise that it was trained for, on images in [0, 1].
-        sigma_min: smallest.
-        options: of the class.
-        condition: its other arguments that have to be passed, by name.
+        network: Class in ``deepinv.models``.
+        file: File that deepinv downloads.
+        megabytes: Approximate size of the file; its numbers are in single precision.
+        licence: Licence of the weights, as stated by their authors.
+        image_shape: (C, H, W) of the training images.
+        sigma_max: Largest noise level in training, on images in [0, 1].
+        sigma_min: Smallest noise level in training.
+        options: Options of the class.
+        condition: Names of its other required arguments.
     """
 
     network: str
@@ -47,7 +47,7 @@ class Download:
 
     @property
     def whole(self) -> bool:
-        """Whether it knows so much noise that nothing is left of the data: only then can a prior begin at noise."""
+        """Whether its largest noise level hides the data completely: only then can a prior start from noise."""
         return self.sigma_max >= 10
 
     def describe(self) -> str:
@@ -58,17 +58,17 @@ class Download:
                 f"{self.licence}")
 
 
-#: as the pages say that the files lie on, https://huggingface.co/deepinv/drunet and .../diffunet. Others trained the
-#: networks of the latter: that on FFHQ is from https://github.com/jychoi118/ilvr_adm, which states no licence for it;
-#: that on ImageNet is from https://github.com/openai/guided-diffusion, which is MIT
+#: as stated on the pages that host the files, https://huggingface.co/deepinv/drunet and .../diffunet. The networks of
+#: the latter were trained by others: the one on FFHQ is from https://github.com/jychoi118/ilvr_adm, which states no
+#: licence for it; the one on ImageNet is from https://github.com/openai/guided-diffusion, under MIT
 _HOSTED = "BSD-3-Clause as hosted"
 _UNCLEAR = "BSD-3-Clause as hosted, its authors' licence unknown (see github.com/jychoi118/ilvr_adm)"
 _OPENAI = "MIT, and BSD-3-Clause as hosted"
-#: of all that is in https://github.com/NVlabs/edm
+#: of everything in https://github.com/NVlabs/edm
 _EDM = "CC BY-NC-SA 4.0"
-#: noise of DRUNet: 50/255 is what its authors trained for (https://github.com/cszn/DPIR); deepinv states 20/255 of its
-#: own first weights, and nothing of those that it downloads now, fine-tuned further. Of DiffUNet: what its table of
-#: noise levels covers, on images in [0, 1]; of EDM's networks: where their authors' samplers begin and end, 80 and
+#: noise levels. DRUNet: its authors trained up to 50/255 (https://github.com/cszn/DPIR); deepinv states 20/255 for its
+#: own first weights, and nothing for those that it downloads now, which were fine-tuned further. DiffUNet: the range of
+#: its table of noise levels, on images in [0, 1]. EDM: the first and last level of its authors' samplers, 80 and
 #: 0.002 on images in [-1, 1]
 DOWNLOADS = {
     "deepinv/drunet": Download("DRUNet", "drunet_deepinv_color_finetune_22k.pth", 131, _HOSTED, (3, 256, 256),
@@ -87,49 +87,49 @@ DOWNLOADS = {
 
 
 class PartialDenoiserFlow(DenoiserFlow):
-    """A denoiser that knows little noise only: the end of a path, and no prior that begins at pure noise."""
+    """A denoiser for low noise only: it covers the end of a path and cannot start from pure noise."""
 
     def denoise(self, x: Tensor, t: Time) -> Tensor:
-        """The denoiser's estimate, at the levels that it knows.
+        """The denoiser's estimate, at noise levels that it was trained for.
 
         Raises:
-            ValueError: for an earlier time.
+            ValueError: For a time with more noise.
         """
         earliest = float(expand_time(t, x).min())
         if earliest < self.first_time - _SLACK:
             level = (1 - earliest) / (2 * max(earliest, 1e-12))
             known = (1 - self.first_time) / (2 * self.first_time)
-            raise ValueError(f"this denoiser knows noise up to {known:.3g} on images in [0, 1], and was asked at "
-                             f"{level:.3g}: it is for plug-and-play restoration, such as invflow.PlugAndPlay(prior, "
-                             f"first={known:.2g}), and no prior that begins at pure noise: take deepinv/ffhq-diffunet")
+            raise ValueError(f"this denoiser was trained for noise up to {known:.3g} on images in [0, 1], not at "
+                             f"{level:.3g}: use it for plug-and-play restoration, such as invflow.PlugAndPlay(prior, "
+                             f"first={known:.2g}), or use a prior that starts from pure noise: deepinv/ffhq-diffunet")
         return super().denoise(x, t)
 
 
 def load_download(name: str, *, steps: int = 20, image_shape: tuple[int, ...] | None = None,
                   **condition: Any) -> DenoiserFlow:
-    """Load one by name, through deepinv's own ``pretrained="download"``.
+    """Load a prior by name, through deepinv's own ``pretrained="download"``.
 
     Args:
-        name: of :data:`DOWNLOADS`.
-        steps: midpoint steps of one jump.
-        image_shape: (C, H, W) of the images; default what it was trained for.
-        **condition: what its entry asks for, such as ``class_labels``.
+        name: Key of :data:`DOWNLOADS`.
+        steps: Midpoint steps of one jump.
+        image_shape: (C, H, W) of the images; default: that of the training images.
+        **condition: Arguments that its entry requires, such as ``class_labels``.
 
     Raises:
-        ValueError: for an unknown name, with the nearest known one.
+        ValueError: For an unknown name; the message gives the nearest known one.
         ImportError: without deepinv.
-        OSError: where the file can neither be found nor downloaded; says which, and where to put it.
+        OSError: If the file is neither found nor downloadable; the message says where to put it.
     """
     if name not in DOWNLOADS:
         raise ValueError(f"there is no prior {name!r}: {nearest(name, list(DOWNLOADS))}")
     entry = DOWNLOADS[name]
     missing = [key for key in entry.condition if key not in condition]
     if missing:
-        raise TypeError(f"{name} is a prior of one class: pass load_download({name!r}, {missing[0]}=...), one row")
+        raise TypeError(f"{name} generates images of one class: pass load_download({name!r}, {missing[0]}=...)")
     try:
         from deepinv import models
     except ImportError as error:
-        raise ImportError(f"{name} is deepinv's: pip install deepinv") from error
+        raise ImportError(f"{name} needs deepinv: pip install deepinv") from error
     network = _fetched(name, entry, lambda: getattr(models, entry.network)(pretrained="download", **entry.options))
     made = DenoiserFlow if entry.whole else PartialDenoiserFlow
     return made(network, image_shape or entry.image_shape, steps=steps, sigma_max=entry.sigma_max,
@@ -140,10 +140,10 @@ def _fetched(name: str, entry: Download, build: Callable[[], Any]) -> Any:
     state = torch.get_rng_state()
     try:
         return build().eval().requires_grad_(False)
-    except OSError as error:  # urllib's and the file system's alike
+    except OSError as error:  # from urllib or the file system
         folder = f"{torch.hub.get_dir()}/checkpoints"
         raise OSError(f"{name} needs the file {entry.file} ({entry.megabytes} MB), which could not be downloaded "
                       f"({error}): put it into {folder}, or set TORCH_HOME to the folder that has "
                       "hub/checkpoints") from error
     finally:
-        torch.set_rng_state(state)  # its first weights are drawn before the file's replace them
+        torch.set_rng_state(state)  # building the network draws random weights

@@ -1,4 +1,4 @@
-"""Flow maps made of networks that predict the noise of a diffusion, called without a scheduler's library."""
+"""Flow maps from networks that predict the noise of a diffusion, without a scheduler library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}
 
 
 class EpsilonFlow(PathFlow):
-    """A flow map whose jump solves the ODE of a diffusion's network; made by :func:`from_epsilon`."""
+    """A flow map whose jump solves the ODE of a diffusion's network; built by :func:`from_epsilon`."""
 
     def predict(self, x: Tensor, time: Tensor) -> Tensor:
         """The prediction, without a learned variance: ``(n, *state_shape), (n,)`` to ``(n, *state_shape)``."""
@@ -29,14 +29,14 @@ class EpsilonFlow(PathFlow):
         if out.shape[1] == 2 * x.shape[1] and out.shape[2:] == x.shape[2:]:
             out = out[:, :x.shape[1]]  # the other half is a learned variance
         if out.shape != x.shape:
-            raise ValueError(f"the network made {tuple(out.shape)} of states {tuple(x.shape)}: it must keep the shape, "
+            raise ValueError(f"the network returned {tuple(out.shape)} for states {tuple(x.shape)}: it must keep it, "
                              f"or have twice the channels, {2 * x.shape[1]}, the second half a learned variance")
         made: Tensor = out
         return made.to(x.dtype)
 
 
 def alphas_cumprod(betas: str | Tensor, num_steps: int = 1000) -> Tensor:
-    """Share of data, squared, after each step of a diffusion.
+    """Squared share of the data after each step of a diffusion.
 
     Args:
         betas: ``"linear"`` (Ho et al. 2020; guided-diffusion), ``"cosine"`` (Nichol and Dhariwal 2021),
@@ -72,18 +72,20 @@ def from_epsilon(network: Callable[..., Any], state_shape: tuple[int, ...], *, s
                  betas: str | Tensor = "linear", num_steps: int = 1000, prediction: str = "epsilon",
                  image_shape: tuple[int, ...] | None = None, decode: Decode = (0.5, 0.5), method: str = "midpoint",
                  order: str | None = None, **condition: Any) -> EpsilonFlow:
-    r"""Make a flow map of a network that predicts the noise of a diffusion, as guided-diffusion's do.
+    r"""Build a flow map from a network that predicts the noise of a diffusion, as in guided-diffusion.
 
-    ``UNetModel(x, timesteps)`` of Dhariwal and Nichol (2021), the FFHQ and ImageNet priors of most papers on posterior
-    sampling: states in [-1, 1], 1,000 steps, 3 channels out, or 6 with a learned variance, which is left out. Step k of
+    For ``UNetModel(x, timesteps)`` of Dhariwal and Nichol (2021), the FFHQ and ImageNet priors of most papers on
+    posterior sampling: states in [-1, 1], 1,000 steps, 3 output channels, or 6 with a learned variance, which is
+    ignored. Step k of
     the diffusion, alpha_k m + sigma_k z, is (alpha_k + sigma_k) x_t at t = alpha_k / (alpha_k + sigma_k), exactly; an
     Euler step is deterministic DDIM. The network is put into evaluation mode and stays there.
 
     Args:
         network: ``(n, *state_shape), (n,) -> (n, *state_shape)``, from states and steps k in [0, K - 1] to the noise;
-            k need not be whole.
+            k need not be an integer.
         state_shape: (C, H, W) of a state.
-        steps: steps of one jump, equal on the diffusion's grid; each costs 1 (Euler), 2 (midpoint, Heun), 4 (rk4) or 6
+        steps: Number of steps of one jump, equal on the diffusion's grid; each costs 1 (Euler), 2 (midpoint, Heun), 4
+            (rk4) or 6
             (dopri5) calls.
         betas: ``"linear"``, ``"cosine"``, ``"scaled-linear"``, or the betas, ``(K,)``.
         num_steps: K, for a schedule by name.
@@ -91,7 +93,7 @@ def from_epsilon(network: Callable[..., Any], state_shape: tuple[int, ...], *, s
         image_shape: shape of one image. Default: the state's.
         decode: ``(scale, shift)``, image = scale state + shift, or two functions; the default is for states in [-1, 1].
         method: ``"euler"``, ``"midpoint"``, ``"heun"``, ``"rk4"`` or ``"dopri5"``.
-        order: ``"x, t"`` or ``"t, x"``, where the names of the arguments do not tell.
+        order: ``"x, t"`` or ``"t, x"``, if the argument names do not make it clear.
         **condition: the network's other arguments, held fixed: ``y=207``, tensors of one row or numbers.
 
     Returns:
@@ -99,7 +101,7 @@ def from_epsilon(network: Callable[..., Any], state_shape: tuple[int, ...], *, s
 
     Raises:
         ValueError: for an unknown schedule, prediction or method.
-        TypeError: for a network whose arguments are not understood.
+        TypeError: For a network whose signature is not recognised.
 
     Example:
         >>> import torch, invflow

@@ -1,4 +1,4 @@
-"""Flow maps in a latent space: a flow, and the decoder through which rewards see its states."""
+"""Flow maps in a latent space: a flow of codes, and a decoder from codes to images."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ Transform = Callable[[Tensor], Tensor]
 class LatentFlowMap(FlowMap):
     r"""A flow map whose states are latent codes: decode(m) is a decoder's image, and gradients pass through it.
 
-    Velocity, jump, noise and score are those of ``latent``; only :meth:`decode` and :meth:`encode` differ, and with
-    them ``image_shape``. Decoding is not affine (:attr:`decode_affine` is None), so that solvers that need an affine
-    decoding refuse the map with a message, and all others (NoiseSMC, NoiseRTO, FMTT, search) use it as it is.
+    Velocity, jump, noise and score are those of ``latent``; only :meth:`decode`, :meth:`encode` and
+    ``image_shape`` differ. Decoding is not affine (:attr:`decode_affine` is None). Solvers that need an affine
+    decoding raise an error; all others (NoiseSMC, NoiseRTO, FMTT, search) work with the map.
 
-    Calls are counted for the latent flow alone: the rows that go through the decoder, one for each reward, are not.
-    Decoder and encoder are put into evaluation mode and stay there, whatever ``train()`` says to the map.
+    Only calls of the latent flow are counted. Rows that pass through the decoder, one for each reward, are not.
+    Decoder and encoder are put into evaluation mode and stay there, even after ``train()``.
 
     Args:
         latent: the flow of the codes. Its own ``decode`` is not used.
-        decoder: from codes ``(n, *latent.state_shape)`` to images ``(n, *image_shape)`` in [0, 1]: a module, which
-            moves with the map, or a function, or a method of a module. Differentiable where the reward is.
-        encoder: from images to codes, the decoder's inverse as far as it has one; None: the map cannot encode.
-        image_shape: shape of one image; None decodes one code of zeros to see.
+        decoder: Map from codes ``(n, *latent.state_shape)`` to images ``(n, *image_shape)`` in [0, 1]: a module, which
+            moves with the map, a function, or a method of a module. Differentiable wherever the reward is.
+        encoder: Map from images to codes, an approximate inverse of the decoder; None: the map cannot encode.
+        image_shape: Shape of one image; None determines it by decoding one code of zeros.
 
     Raises:
-        TypeError: for a latent flow that is no FlowMap, or a decoder or encoder that cannot be called.
-        ValueError: if ``image_shape`` is not what the decoder makes, once it is used.
+        TypeError: If the latent flow is not a FlowMap, or the decoder or encoder is not callable.
+        ValueError: If the decoder's images do not have ``image_shape``; raised on first use.
 
     Example:
         >>> import torch, invflow
@@ -50,7 +50,7 @@ class LatentFlowMap(FlowMap):
                  image_shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
         if not isinstance(latent, FlowMap):
-            raise TypeError(f"latent is a {type(latent).__name__}: pass a FlowMap, such as from_velocity(...) makes")
+            raise TypeError(f"latent is a {type(latent).__name__}: pass a FlowMap, such as one from from_velocity(...)")
         for name, function in (("decoder", decoder), ("encoder", encoder)):
             if not callable(function) and not (name == "encoder" and function is None):
                 raise TypeError(f"{name} is a {type(function).__name__}: pass a module or a function")
@@ -60,7 +60,7 @@ class LatentFlowMap(FlowMap):
         self.has_velocity = latent.has_velocity
         self.decoder, self.encoder = decoder, encoder
         self._settle()
-        # a method is no module, but what it belongs to is one, and has to move with the map
+        # a method is not a module, but it may belong to one, which has to move with the map
         owners = {id(owner): owner for owner in (getattr(f, "__self__", None) for f in (decoder, encoder))
                   if isinstance(owner, nn.Module)}
         self.owners = nn.ModuleList(owners.values())
@@ -88,12 +88,12 @@ class LatentFlowMap(FlowMap):
 
     @property
     def device(self) -> torch.device:
-        """Where the latent flow is."""
+        """Device of the latent flow."""
         return self.latent.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating-point type of the codes: the latent flow's, whatever the decoder's."""
+        """Floating-point type of the codes: that of the latent flow, not of the decoder."""
         return self.latent.dtype
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
@@ -101,28 +101,28 @@ class LatentFlowMap(FlowMap):
         return self._counting(lambda: self.latent.velocity(x, t))
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Flow map of the codes, in one call or along the ODE as the latent flow has it."""
+        """Flow map of the codes, in one call or along an ODE, as in the latent flow."""
         return self._counting(lambda: self.latent.jump(x, s, t))
 
     def noises(self, steps: int) -> int:
-        """As many as the latent flow takes."""
+        """Same as in the latent flow."""
         return self.latent.noises(steps)
 
     def flow(self, z: Tensor, steps: int = 1, *fresh: Tensor) -> Tensor:
-        """Noise carried to codes as the latent flow does it."""
+        """Transport noise to codes with the latent flow."""
         return self._counting(lambda: self.latent.flow(z, steps, *fresh))
 
     def decode(self, state: Tensor) -> Tensor:
         """Image of a code: ``(n, *state_shape)`` to ``(n, *image_shape)``.
 
         Raises:
-            ValueError: if the decoder makes another shape.
+            ValueError: If the decoder returns another shape.
         """
         _hold(self.decoder)
         image = self.decoder(state).to(state.dtype)
         if tuple(image.shape) != (state.shape[0], *self.image_shape):
             raise ValueError(
-                f"the decoder made {tuple(image.shape)} of codes {tuple(state.shape)}, but image_shape is "
+                f"the decoder returned {tuple(image.shape)} for codes {tuple(state.shape)}, but image_shape is "
                 f"{self.image_shape}: pass image_shape={tuple(image.shape[1:])}, or leave it out"
             )
         return image
@@ -132,32 +132,32 @@ class LatentFlowMap(FlowMap):
 
         Raises:
             TypeError: for a map without an encoder.
-            ValueError: if the encoder makes another shape.
+            ValueError: If the encoder returns another shape.
         """
         if self.encoder is None:
-            raise TypeError("this LatentFlowMap was made without an encoder: LatentFlowMap(latent, decoder, encoder)")
+            raise TypeError("this LatentFlowMap has no encoder: build it as LatentFlowMap(latent, decoder, encoder)")
         _hold(self.encoder)
         code = self.encoder(image).to(image.dtype)
         if tuple(code.shape) != (image.shape[0], *self.state_shape):
             raise ValueError(
-                f"the encoder made {tuple(code.shape)} of images {tuple(image.shape)}, but codes have shape "
+                f"the encoder returned {tuple(code.shape)} for images {tuple(image.shape)}, but codes have shape "
                 f"{self.state_shape}: the decoder, the encoder and the latent flow must belong together"
             )
         return code
 
     def with_latent(self, latent: FlowMap) -> LatentFlowMap:
-        """The same decoder and encoder for another flow of the same codes, such as a distilled one.
+        """Map with the same decoder and encoder and another flow of the same codes, such as a distilled one.
 
         Raises:
             ValueError: if its states have another shape.
         """
         if tuple(latent.state_shape) != self.state_shape:
-            raise ValueError(f"states of the new flow have shape {tuple(latent.state_shape)}, those of this one "
-                             f"{self.state_shape}: the decoder reads the latter")
+            raise ValueError(f"states of the new flow have shape {tuple(latent.state_shape)}, but this decoder takes "
+                             f"{self.state_shape}: pass a flow with states of that shape")
         return LatentFlowMap(latent, self.decoder, self.encoder, image_shape=self.image_shape)
 
     def _counting(self, evaluate: Callable[[], Tensor]) -> Tensor:
-        """Let this map's scopes see what the latent flow's own counting saw: every velocity of an ODE."""
+        """Count the latent flow's calls in this map's scopes, including every velocity of an ODE."""
         if not self.call_scopes():
             return evaluate()
         with self.latent.count() as calls:
@@ -166,7 +166,7 @@ class LatentFlowMap(FlowMap):
 
 
 def _hold(function: Transform) -> None:
-    """Back into evaluation mode, where somebody has put a decoder into training mode since."""
+    """Restore evaluation mode in case a decoder was put into training mode."""
     owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
     if isinstance(owner, nn.Module) and owner.training:
         owner.eval()

@@ -1,4 +1,4 @@
-"""The exact flow of a Gaussian mixture: a prior with nothing learned, to test everything else against."""
+"""The exact flow of a Gaussian mixture: a prior without learning, as the reference for tests."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ _TABLEAU = TABLEAUS["dopri5"]
 class GaussianMixtureFlow(FlowMap):
     r"""The exact flow of a mixture of isotropic Gaussians, :math:`m \sim \sum_k w_k N(\mu_k, s_k^2 I)`.
 
-    Everything but the jump is in closed form. The jump is an ODE that lives in the span of the means. Let s
-    be the least of the s_k, :math:`\gamma_t^2 = (1-t)^2 + t^2 s^2`, :math:`a = t / \gamma_t` and :math:`y =
+    Everything but the jump is in closed form. The jump is an ODE in the span of the means. Let s
+    be the smallest of the s_k, :math:`\gamma_t^2 = (1-t)^2 + t^2 s^2`, :math:`a = t / \gamma_t` and :math:`y =
     x_t / \gamma_t`. Then :math:`y = a m' + n` with n ~ N(0, I) and m' from the mixture of :math:`N(\mu_k,
     \delta_k I)`, :math:`\delta_k = s_k^2 - s^2`, and the flow becomes
 
     .. math:: \frac{dy}{da} = E[m' \mid y]
         = \sum_k r_k(y) \left(\mu_k + \frac{a \delta_k}{1 + a^2 \delta_k} (y - a \mu_k)\right),
 
-    so that with one common std only the responsibilities r_k drive it: y stays as it is outside the span of
+    With one common std, the flow depends only on the responsibilities r_k: y is constant outside the span of
     the means, and moves in a straight line once a single component is left, where any step is exact. The
-    steps are Dormand and Prince's (1980), of fifth order, on a fixed grid that is even in asinh(0.3 a L), L
-    the largest distance between two means: this resolves the commitment to a mode wherever it happens (in
+    steps are Dormand and Prince's (1980), of fifth order, on a fixed grid that is uniform in asinh(0.3 a L), with L
+    the largest distance between two means. This grid resolves the commitment to a mode wherever it happens (in
     800 dimensions with well-separated modes, near t = 1/160).
 
-    Cost and accuracy: a jump from 0 to 1 takes ``steps`` steps of six velocities (96 rows forward for each
-    state at the default of 16), a shorter jump those steps that lie inside it. Measured against a very fine
-    solution, the root-mean-square error relative to the data's is below 5e-5 with one common std, over two
-    to 300 components in 1 to 800 dimensions (25 separated modes in 800 dimensions: 1e-6), the worst of
-    thousands of states near 1e-3; with several stds it is below 1e-4.
+    Cost and accuracy: a jump from 0 to 1 takes ``steps`` steps of six velocities each (96 rows forward for each
+    state at the default of 16); a shorter jump takes the steps that lie inside it. Compared with a very fine
+    solution, the root-mean-square error relative to that of the data is below 5e-5 with one common std, for two
+    to 300 components in 1 to 800 dimensions (25 separated modes in 800 dimensions: 1e-6); the worst of
+    thousands of states is near 1e-3. With several stds it is below 1e-4.
 
-    The states are the images: ``decode`` only reshapes, and only where ``image_shape`` differs.
+    The states are the images: ``decode`` only reshapes, if ``image_shape`` differs.
 
     Args:
-        means: ``(K, *state_shape)``, at least one component. Their floating-point type is the map's: where
+        means: ``(K, *state_shape)``, at least one component. The map has their floating-point type: if
             rounding matters, pass float64 means instead of converting the map afterwards.
-        std: one standard deviation > 0, or ``(K,)``, one for each component.
-        weights: ``(K,)``, nonnegative; divided by their sum. Default: equal.
-        image_shape: the shape of an image, with as many values as a state. Default: the state's.
-        steps: steps of a jump from noise to data, at least 2.
+        std: Standard deviation > 0, common or ``(K,)``, one for each component.
+        weights: ``(K,)``, nonnegative; normalised to sum to 1. Default: equal.
+        image_shape: Shape of an image, with the same number of values as a state. Default: the state's.
+        steps: Number of steps of a jump from noise to data, at least 2.
 
     Raises:
-        ValueError: for means that are no batch, other shapes, a std that is not positive, weights that are
-            negative or all zero, or anything that is not finite.
+        ValueError: For means that are not a batch, wrong shapes, a std that is not positive, weights that are
+            negative or all zero, or values that are not finite.
 
     Example:
         >>> import torch, invflow
@@ -84,11 +84,11 @@ class GaussianMixtureFlow(FlowMap):
                 "size: pass means of shape (K, *image_shape), or no image_shape"
             )
         if steps < 2:
-            raise ValueError(f"the jump is solved in at least 2 steps, not steps={steps}")
+            raise ValueError(f"steps={steps} is too few: the jump takes at least 2 steps")
         self.ode_steps = steps
         self.common_std = bool((std == std[0]).all())
 
-        # the geometry is worked out in float64, whatever the map's type: the rank of the means depends on it
+        # the geometry is computed in float64 for every type of the map: the rank of the means depends on it
         flat = means.double().flatten(1)
         center = (log_weights.exp()[:, None] * flat).sum(0)
         centered = flat - center
@@ -104,12 +104,12 @@ class GaussianMixtureFlow(FlowMap):
 
     @property
     def weights(self) -> Tensor:
-        """``(K,)``, the components' weights; they sum to 1."""
+        """Weights of the components, ``(K,)``, with sum 1."""
         return self.log_weights.exp()
 
     @property
     def decode_affine(self) -> tuple[float, float] | None:
-        """(1, 0), the identity; None where images have another shape than states."""
+        """(1, 0), the identity; None if images and states differ in shape."""
         return (1.0, 0.0) if self.image_shape == self.state_shape else None
 
     def decode(self, state: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class GaussianMixtureFlow(FlowMap):
         """Draw data states from the mixture itself, without the flow.
 
         Args:
-            n: how many, at least 1.
+            n: Number of states, at least 1.
             generator: source of randomness.
 
         Returns:
@@ -183,7 +183,7 @@ class GaussianMixtureFlow(FlowMap):
     # -- the jump -------------------------------------------------------------------------------------------
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Flow map X_{s,t}(x), in either direction; differentiable in x, s and t, and x itself where s = t.
+        """Flow map X_{s,t}(x), in either direction; differentiable in x, s and t; equal to x where s = t.
 
         Args:
             x: ``(n, *state_shape)``, states at time s.
@@ -210,11 +210,11 @@ class GaussianMixtureFlow(FlowMap):
 
     def _solve(self, inside: Tensor, square: Tensor, start: Tensor,
                end: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Whitened coordinates carried from a = start to end, the log growth outside the span, velocities."""
+        """Whitened coordinates transported from a = start to end, log growth outside the span, and velocities."""
         low, high = torch.minimum(start, end), torch.maximum(start, end)
-        # a GPU is waited for, once a jump: how many knots lie between the ends decides the steps
+        # synchronises with a GPU once per jump: the number of knots between the ends decides the steps
         knots = self.knots[(self.knots > low.min()) & (self.knots < high.max())]
-        # each row stops at the knots between its own ends; at the others it makes a step of length zero
+        # each row steps to the knots between its own ends; at other knots its step has length zero
         stops = torch.where(end >= start, knots, knots.flip(0)).clamp(low, high)
         own_steps = 1 + ((knots > low) & (knots < high)).sum(1)
         state = torch.cat([inside, torch.zeros_like(square)], dim=1)
@@ -235,14 +235,14 @@ class GaussianMixtureFlow(FlowMap):
         """Time and gamma_t, each ``(n, 1)``; checks the shape of ``x`` and the range of ``t``."""
         if tuple(x.shape[1:]) != self.state_shape:
             raise ValueError(
-                f"states have shape {tuple(x.shape)}, but this mixture takes (n, *{self.state_shape}): "
+                f"states have shape {tuple(x.shape)}, expected (n, *{self.state_shape}): "
                 "reshape them, or use encode(image) for images"
             )
-        inside = not isinstance(t, Tensor) and 0 <= t <= 1  # seen without waiting for a GPU
+        inside = not isinstance(t, Tensor) and 0 <= t <= 1  # known without synchronising with a GPU
         t = expand_time(t, x.flatten(1))
         if not inside and bool(((t < 0) | (t > 1)).any()):
             low, high = float(t.min()), float(t.max())
-            raise ValueError(f"times lie between 0 (noise) and 1 (data), these between {low} and {high}")
+            raise ValueError(f"times must lie between 0 (noise) and 1 (data); these lie between {low} and {high}")
         return t, ((1 - t) ** 2 + (t * self.std.min()) ** 2).sqrt()
 
     def _whiten(self, flat: Tensor, a: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,7 +252,7 @@ class GaussianMixtureFlow(FlowMap):
         return inside, y - inside @ self.basis
 
     def _log_joint(self, inside: Tensor, square: Tensor, a: Tensor) -> Tensor:
-        """``(n, K)``, log w_k N(y; a mu_k, (1 + a^2 delta_k) I), but for d log(2 pi) / 2 and, with a common
+        """``(n, K)``, log w_k N(y; a mu_k, (1 + a^2 delta_k) I), up to d log(2 pi) / 2 and, with a common
         std, |y|^2 / 2, which cancel in the responsibilities.
         """
         distance = a**2 * self.coordinates.square().sum(1) - 2 * a * (inside @ self.coordinates.T)
@@ -266,7 +266,7 @@ class GaussianMixtureFlow(FlowMap):
         return self.std**2 - self.std.min() ** 2
 
     def _drift(self, inside: Tensor, square: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        """E[m' - center | y]: inside the span, ``(n, rank)``; the rest is y times a factor, ``(n, 1)``."""
+        """E[m' - center | y]: inside the span, ``(n, rank)``; outside, the factor of y, ``(n, 1)``."""
         responsibility = self._log_joint(inside, square, a).softmax(1)
         drift = responsibility @ self.coordinates
         if self.common_std:
@@ -277,7 +277,7 @@ class GaussianMixtureFlow(FlowMap):
         return drift + growth * inside - a * (pull @ self.coordinates), growth
 
     def _center_of_mass(self, flat: Tensor, t: Tensor, gamma: Tensor) -> Tensor:
-        """E[m' | x_t], ``(n, d)``: the expected mean, plus what a wider component adds."""
+        """E[m' | x_t], ``(n, d)``: the expected mean plus the contribution of wider components."""
         inside, outside = self._whiten(flat, t / gamma, gamma)
         drift, growth = self._drift(inside, outside.square().sum(1, keepdim=True), t / gamma)
         return self.center + drift @ self.basis + growth * outside
@@ -292,7 +292,7 @@ def draw_components(log_weights: Tensor, n: int, generator: torch.Generator | in
 
 
 def pick_components(log_weights: Tensor, uniform: Tensor) -> Tensor:
-    """Components ``(B, n)`` where uniform numbers ``(B, n)`` fall: ``(B, K)`` normalised log weights, in float64."""
+    """Components ``(B, n)`` for uniform numbers ``(B, n)``, by ``(B, K)`` normalised log weights in float64."""
     cumulative = log_weights.double().exp().cumsum(1)
     cumulative = cumulative / cumulative[:, -1:]
     index = torch.searchsorted(cumulative, uniform, right=True)
@@ -300,7 +300,7 @@ def pick_components(log_weights: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _validated(means: Tensor, std: float | Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Means, and in float64 standard deviations and normalised log weights, ``(K,)``; or a clear error."""
+    """Check the arguments; return means, and in float64 standard deviations and normalised log weights, ``(K,)``."""
     means = torch.as_tensor(means)
     if not means.is_floating_point():
         means = means.to(torch.get_default_dtype())
@@ -318,7 +318,7 @@ def _validated(means: Tensor, std: float | Tensor, weights: Tensor | None) -> tu
         raise ValueError("means, std and weights must be finite")
     if bool((stds <= 0).any()) or bool((shares < 0).any()) or float(shares.sum()) <= 0:
         raise ValueError(
-            f"std must be positive (least: {float(stds.min())}), weights nonnegative with a positive sum "
+            f"std must be positive (smallest: {float(stds.min())}), weights nonnegative with a positive sum "
             f"(least: {float(shares.min())})"
         )
     return means, stds.expand(count).clone(), (shares / shares.sum()).log()
@@ -329,7 +329,7 @@ def _knots(coordinates: Tensor, std: Tensor, dimension: int, steps: int) -> Tens
     last = 1 / float(std.min())
     distances = torch.pdist(coordinates)
     spread = float((std**2 - std.min() ** 2).max())
-    # what happens first: the farthest means separate, or the norm tells wide components from narrow ones
+    # the earlier event: the farthest means separate, or the norm separates wide components from narrow ones
     farthest = float(distances.max()) if len(distances) else 0.0
     length = max(farthest, math.sqrt(dimension * spread))
     if length == 0:
@@ -337,7 +337,7 @@ def _knots(coordinates: Tensor, std: Tensor, dimension: int, steps: int) -> Tens
     settled = last
     apart = distances[distances > 1e-9 * length]
     if spread == 0 and len(apart):
-        # beyond 12 standard deviations all but one in 10^8 have a single component left: a straight path
+        # beyond 12 standard deviations all but one in 10^8 states have a single component left: a straight path
         settled = min(last, 12 / float(apart.min()))
     count = steps if settled == last else steps - 1
     fractions = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=coordinates.device)[1:]

@@ -1,4 +1,4 @@
-"""Paths that are known by name, their parts as functions of the distance from the data."""
+"""Named paths, as functions of the distance from the data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Schedule: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def _log_mean(gap: Tensor) -> Tensor:
-    """Log alpha of the variance-preserving diffusion of Song et al. (2021), ``gap`` from the data, beta 0.1 to 20."""
+    """Log alpha of the variance-preserving diffusion of Song et al. (2021), beta 0.1 to 20, ``gap`` from the data."""
     return -0.25 * 19.9 * gap.square() - 0.5 * 0.1 * gap
 
 
@@ -34,7 +34,7 @@ def _gap_of(t: Tensor) -> Tensor:
 
 
 class Named(NamedTuple):
-    """A path that is known by name, its parts as functions of the distance from the data."""
+    """A named path, as functions of the distance from the data."""
 
     alpha: Schedule
     sigma: Schedule
@@ -43,7 +43,7 @@ class Named(NamedTuple):
 
 
 _TURN = math.pi / 2
-#: shares of data and of noise by their distance from the data, in [0, 1]
+#: shares of data and of noise as functions of the distance from the data, in [0, 1]
 PATHS = {
     "cosine": Named(lambda gap: (_TURN * gap).cos(), lambda gap: (_TURN * gap).sin(),
                     (lambda gap: -_TURN * (_TURN * gap).sin(), lambda gap: _TURN * (_TURN * gap).cos()),

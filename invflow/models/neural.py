@@ -25,8 +25,8 @@ __all__ = ["NeuralFlowMap", "load_prior", "load_trainable"]
 
 NETWORKS = ("unet", "mlp", "none")
 SKIPS = ("flow", "denoiser", "spectral")
-#: what a spectral map's network adds is small against the data's spread. At full scale the first hundred steps of a
-#: training add errors of the low frequencies, which an adapter then learns to undo
+#: scale of the network's output in a spectral map, small against the spread of the data. At full scale the first
+#: hundred steps of training add low-frequency errors, which an adapter then learns to undo
 RESIDUAL = 0.2
 MOST_LAYERS = 200
 
@@ -34,32 +34,32 @@ MOST_LAYERS = 200
 class NeuralFlowMap(FlowMap):
     r"""A flow map X_{s,t}(x) = x + (t - s) u(x, s, t), with a network for the average velocity u.
 
-    On the diagonal, u(x, t, t) = b_t(x) is the velocity (Geng et al. 2025, "Mean flows"; time there runs from data
-    to noise, here from noise to data). The network learns only what a Gaussian would not explain: u is what the flow
-    of N(mean, diag std^2) would have, in closed form, plus the network's output at the scale that keeps it of unit
+    On the diagonal, u(x, t, t) = b_t(x) is the velocity (Geng et al. 2025, "Mean flows"; their time runs from data
+    to noise, time here from noise to data). The network only learns the deviation from a Gaussian: u is the average
+    velocity of the flow of N(mean, diag std^2), in closed form, plus the network's output, scaled to unit
     size (the preconditioning of Karras et al. 2022, for average velocities). There are two such forms, which agree
-    on the diagonal. ``skip="flow"`` takes the Gaussian's average velocity from s to t: right in few dimensions, where
-    the first guess has the data's spread. ``skip="denoiser"`` takes its velocity at s: a jump from pure noise is then
-    mean + std * network, which carries no noise over, and pixels that never change cost nothing. For images this
-    turned noisy one-step samples into clean ones. ``skip="spectral"`` is the first form for a stationary Gaussian with
-    the data's spectrum in place of independent pixels: noise is coloured as photographs are, and a linear problem's
-    posterior begins at the best linear estimate. With it, a U-Net without attention, and a mean and a std for each
-    channel alone, the map takes images of any size (:meth:`resized`).
+    on the diagonal. ``skip="flow"`` uses the Gaussian's average velocity from s to t. It suits few dimensions, where
+    the first guess has the data's spread. ``skip="denoiser"`` uses its velocity at s. A jump from pure noise is then
+    mean + std * network: it carries over no noise, and constant pixels cost nothing. For images this
+    turned noisy one-step samples into clean ones. ``skip="spectral"`` is the first form with a stationary Gaussian that
+    has the data's spectrum, instead of independent pixels: the noise has the colour of photographs, and the posterior
+    of a linear problem starts from the best linear estimate. With this form, a U-Net without attention, and one mean
+    and std for each channel, the map takes images of any size (:meth:`resized`).
 
     Args:
         state_shape: ``(C, H, W)`` for a U-Net, ``(d,)`` for a perceptron.
-        network: ``"unet"``, ``"mlp"``, or ``"none"`` for what the skip alone makes, the exact flow of a Gaussian.
-        options: settings of the network, such as ``{"channels": [32, 128], "blocks": 2}``.
+        network: ``"unet"``, ``"mlp"``, or ``"none"`` for the skip alone, the exact flow of a Gaussian.
+        options: Settings of the network, such as ``{"channels": [32, 128], "blocks": 2}``.
         decode_affine: (scale, shift) with image = scale * state + shift; ``(0.5, 0.5)`` for states in [-1, 1].
-        mean: mean of the data states, broadcastable to ``state_shape``; default 0.
-        std: standard deviation of the data states, likewise; default 1.
-        skip: ``"flow"``, ``"denoiser"`` or ``"spectral"``; None takes the first for vectors, the second for images.
-        spectrum: for ``"spectral"``: of the data states; default white.
+        mean: Mean of the data states, broadcastable to ``state_shape``; default 0.
+        std: Standard deviation of the data states, also broadcastable; default 1.
+        skip: ``"flow"``, ``"denoiser"`` or ``"spectral"``; None means the first for vectors, the second for images.
+        spectrum: For ``"spectral"``: spectrum of the data states; default white.
         independent_noise: False for a map trained jointly with an adapter.
-        generator: initialises the weights; none draws them from the operating system's randomness.
+        generator: Source of the initial weights; None draws them from the operating system's randomness.
 
     Raises:
-        ValueError: for an unknown network, or a mean or std that does not fit the state.
+        ValueError: For an unknown network, or a mean or std that does not broadcast to the state.
 
     Example:
         >>> import torch, invflow
@@ -78,13 +78,13 @@ class NeuralFlowMap(FlowMap):
                  generator: torch.Generator | None = None) -> None:
         super().__init__()
         if network not in NETWORKS:
-            raise ValueError(f"the network is {network!r}, but only {NETWORKS} are known")
+            raise ValueError(f"network={network!r} is unknown: choose one of {NETWORKS}")
         self.state_shape = self.image_shape = tuple(state_shape)
         self.network_name, self.options = network, dict(options or {})
         self.skip = skip or ("denoiser" if len(state_shape) == 3 else "flow")
         if self.skip not in SKIPS or (self.skip == "spectral" and len(state_shape) != 3):
-            raise ValueError(f"skip is {skip!r} for states {tuple(state_shape)}, but only {SKIPS} are known, the last "
-                             "for images alone")
+            raise ValueError(f"skip={skip!r} for states {tuple(state_shape)}: choose one of {SKIPS}, the last "
+                             "for images only")
         self.independent_noise = independent_noise
         self._decode_affine = (float(decode_affine[0]), float(decode_affine[1]))
         if not (all(map(math.isfinite, self._decode_affine)) and self._decode_affine[0] != 0):
@@ -101,7 +101,7 @@ class NeuralFlowMap(FlowMap):
             self.times = TimeEmbedding(width)
             self.gate = nn.Linear(width, 1) if self.skip == "denoiser" else None
         self.spectrum = (spectrum or Spectrum(state_shape[0])) if self.skip == "spectral" else None
-        # beside the state a spectral map's network sees the state that the Gaussian's flow would bring it to
+        # the network of a spectral map also sees the end of the Gaussian's flow from the state
         seen = state_shape[0] * (2 if self.spectrum is not None else 1)
         self.network = None if network == "none" else build_network(
             network, self.state_shape, seen, self.state_shape[0], {**self.options, "embedding": width})
@@ -116,7 +116,7 @@ class NeuralFlowMap(FlowMap):
         return self._decode_affine
 
     def average_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Average velocity u(x, s, t) on the way from s to t: ``(n, *state_shape)`` to the same."""
+        """Average velocity u(x, s, t) from s to t: ``(n, *state_shape)`` to the same."""
         s_column, t_column = expand_time(s, x), expand_time(t, x)
         embedding = self.times(s_column.flatten(), t_column.flatten() - s_column.flatten())
         g_s = ((1 - s_column) ** 2 + (s_column * self.std) ** 2).sqrt()
@@ -124,20 +124,20 @@ class NeuralFlowMap(FlowMap):
             return self._spectral_velocity(self.spectrum, x, s_column, t_column, g_s, embedding)
         out = 0.0 if self.network is None else self.network(x, embedding).to(x.dtype)
         if self.gate is None:
-            # X_{s,t}(x) = t mean + (g_t / g_s)(x - s mean); dividing X - x by t - s by hand leaves an expression
-            # without a zero over zero at s = t
+            # X_{s,t}(x) = t mean + (g_t / g_s)(x - s mean); dividing X - x by t - s analytically gives an expression
+            # that is not 0 / 0 at s = t
             g_t = ((1 - t_column) ** 2 + (t_column * self.std) ** 2).sqrt()
             slope = (self.std**2 * (s_column + t_column) - (2 - s_column - t_column)) / (g_s * (g_s + g_t))
         else:
-            # the Gaussian's denoiser keeps a share of the noisy state. A small network cannot see the noise of every
-            # value well enough to take it out again: a learned gate, of the times alone, does that for it
+            # the Gaussian's denoiser keeps a share of the noisy state. A small network cannot estimate the noise of
+            # every value well enough to remove it: a learned gate, which depends only on the times, does
             gate = self.gate(embedding).to(x.dtype).view_as(s_column) / (1.1 - s_column)
             slope = (s_column * self.std**2 * (1 - gate) - (1 - s_column)) / g_s**2
         return self.mean + slope * (x - s_column * self.mean) + self.std / g_s * out
 
     def _spectral_velocity(self, spectrum: Spectrum, x: Tensor, s: Tensor, t: Tensor, g: Tensor,
                            embedding: Tensor) -> Tensor:
-        """The same formula as for independent pixels, for each coefficient of a stationary Gaussian."""
+        """Average velocity of a stationary Gaussian: the formula for independent pixels, for each coefficient."""
         with torch.autocast(x.device.type, enabled=False):  # bf16 would round the transforms to three digits
             scale = spectrum.scales(*x.shape[-2:]).to(x.dtype)
             coefficients = spectrum.forward_transform(x - s * self.mean)
@@ -154,18 +154,18 @@ class NeuralFlowMap(FlowMap):
 
     @property
     def resizable(self) -> bool:
-        """Whether the map takes images of any size: nothing in it is tied to a place or a number of pixels."""
+        """Whether the map takes images of any size: no part of it depends on the position or number of pixels."""
         local = self.network is None or (self.network_name == "unet" and not self.options.get("attention", True))
         return len(self.state_shape) == 3 and local and self.mean.shape[1:] == self.std.shape[1:] == (1, 1)
 
     def resized(self, image_shape: tuple[int, ...]) -> NeuralFlowMap:
-        """The same map, with the same weights, for images of another size.
+        """Same map, with shared weights, for images of another size.
 
         Args:
-            image_shape: ``(C, H, W)``, with the map's own C.
+            image_shape: ``(C, H, W)``, with the C of the map.
 
         Raises:
-            ValueError: for another number of channels, or a map that is tied to its size.
+            ValueError: For a different number of channels, or a map of fixed size.
 
         Example:
             >>> import invflow
@@ -185,15 +185,15 @@ class NeuralFlowMap(FlowMap):
         return x + (expand_time(t, x) - expand_time(s, x)) * self.average_velocity(x, s, t)
 
     def forward(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """The same as :meth:`jump`, so that ``torch.func.functional_call`` can run the map with other weights."""
+        """Same as :meth:`jump`, for use with ``torch.func.functional_call`` and other weights."""
         return self.jump(x, s, t)
 
     def fingerprint(self) -> str:
-        """Digest of the weights, by which an adapter knows its map."""
+        """Digest of the weights, by which an adapter recognises its map."""
         return fingerprint(self)
 
     def config(self) -> dict[str, Any]:
-        """What :meth:`from_pretrained` needs, beside the weights, to build the map again."""
+        """Everything that :meth:`from_pretrained` needs to rebuild the map, in addition to the weights."""
         return {
             "kind": "flow-map", "state_shape": list(self.state_shape), "network": self.network_name,
             "options": self.options, "decode_affine": list(self._decode_affine),
@@ -205,24 +205,24 @@ class NeuralFlowMap(FlowMap):
         """Write ``config.json`` and ``model.safetensors`` into a folder, atomically.
 
         Args:
-            folder: made if it does not exist.
-            dtype: type to store, such as ``torch.float16``; None keeps the weights' own.
+            folder: Folder; created if it does not exist.
+            dtype: Type to store, such as ``torch.float16``; None keeps the type of the weights.
         """
         save_module(self, folder, self.config(), dtype)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str]) -> NeuralFlowMap:
-        """Load a map from a folder, by the name of a shipped model, or from a Hub repository ``owner/name``.
+        """Load a map from a folder, a shipped model's name, or a Hub repository ``owner/name``.
 
         Raises:
-            ValueError: if it is not there, is no flow map, or its files are damaged or do not fit each other.
+            ValueError: If it is missing or not a flow map, or its files are damaged or inconsistent.
         """
         folder = resolve_folder(name, "flow-map")
         config = read_config(folder, "flow-map")
 
         def build() -> NeuralFlowMap:
             if not isinstance(config["independent_noise"], bool):
-                raise TypeError(f"independent_noise is {config['independent_noise']!r}, neither true nor false")
+                raise TypeError(f"independent_noise is {config['independent_noise']!r}: expected true or false")
             return cls(tuple(config["state_shape"]), network=config["network"], options=config["options"],
                        decode_affine=config["decode_affine"], mean=torch.zeros(config["mean_shape"]),
                        std=torch.ones(config["std_shape"]), skip=config["skip"],
@@ -248,12 +248,12 @@ class _Resizable(Protocol):
 
 
 def resized_copy(module: R, image_shape: tuple[int, ...], what: str) -> R:
-    """A map or an adapter for images of another size, which shares all its weights with the one given."""
+    """A map or an adapter for images of another size, with the same weights, shared."""
     shape = tuple(image_shape)
     if shape == module.image_shape:
         return module
     if not module.resizable or len(shape) != 3 or shape[0] != module.image_shape[0]:
-        why = "" if module.resizable else ", and it is tied to that size"
+        why = "" if module.resizable else " and has a fixed size"
         raise ValueError(f"the {what} takes images {module.image_shape}{why}: it cannot take {shape}")
     other = copy.copy(module)
     other.state_shape = other.image_shape = shape
@@ -262,15 +262,15 @@ def resized_copy(module: R, image_shape: tuple[int, ...], what: str) -> R:
 
 def build_network(name: str, shape: tuple[int, ...], in_channels: int, out_channels: int,
                   options: dict[str, Any]) -> nn.Module:
-    """Build a U-Net for ``(C, H, W)`` shapes or a perceptron for ``(d,)`` shapes, with a message where they clash."""
+    """Build a U-Net for ``(C, H, W)`` shapes or a perceptron for ``(d,)`` shapes; raise an error for a mismatch."""
     if name == "unet" and len(shape) != 3:
         raise ValueError(f"a U-Net takes states (C, H, W), not {shape}: use network='mlp' for vectors")
     if name == "mlp" and len(shape) != 1:
         raise ValueError(f"a perceptron takes states (d,), not {shape}: use network='unet' for images")
     for count in (*(options.get(key, 1) for key in ("blocks", "depth")), len(options.get("channels", ()))):
-        if count > MOST_LAYERS:  # from a damaged file: to build them would never end
+        if count > MOST_LAYERS:  # a damaged file could ask for so many that building never ends
             raise ValueError(f"the network's options ask for {count} layers or levels, more than {MOST_LAYERS}")
-    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator: put it back
+    with torch.random.fork_rng(devices=[]):  # layers draw initial weights from the global generator: restore it
         build = UNet if name == "unet" else MLP
         network: nn.Module = build(in_channels, out_channels, **options)
     stride = getattr(network, "stride", 1) if options.get("attention", True) else 1
@@ -280,7 +280,7 @@ def build_network(name: str, shape: tuple[int, ...], in_channels: int, out_chann
 
 
 def initialise(module: nn.Module, generator: torch.Generator | None) -> None:
-    """Draw all weights that are not zero afresh, from an explicit generator: nothing depends on the global seed."""
+    """Redraw all nonzero weights from an explicit generator, independent of the global seed."""
     from invflow._core.random import as_generator
 
     generator = as_generator(generator)
@@ -296,21 +296,21 @@ def initialise(module: nn.Module, generator: torch.Generator | None) -> None:
 
 @explained(like="invflow.load_prior('mnist')")
 def load_prior(name: str | os.PathLike[str]) -> FlowMap:
-    """Load a prior: one that ships or was saved, one of a plug-in, or one that a function builds.
+    """Load a prior: shipped, saved, from a plug-in, or built by a function.
 
-    Names of the list of ``invflow list priors`` that begin with ``deepinv/`` are denoisers of that library, which
-    downloads their weights on first use.
+    In the list of ``invflow list priors``, names that begin with ``deepinv/`` are denoisers of the deepinv library,
+    which downloads their weights on first use.
 
     Args:
-        name: of a shipped prior or of a plug-in's, such as ``"mnist"``; a folder that ``save_pretrained`` wrote; a Hub
-            repository id ``"owner/name"``; or a function without arguments, ``"package.module:function"``.
+        name: Name of a shipped prior or of a plug-in's, such as ``"mnist"``; a folder written by ``save_pretrained``; a
+            Hub repository id ``"owner/name"``; or a function without arguments, ``"package.module:function"``.
 
     Returns:
-        The flow map, in evaluation mode; a :class:`NeuralFlowMap` that was loaded is on the CPU, without gradients to
-        its weights.
+        The flow map, in evaluation mode; a loaded :class:`NeuralFlowMap` is on the CPU, and its weights need no
+        gradients.
 
     Raises:
-        ValueError: for an unknown name (with the nearest known one) or damaged files.
+        ValueError: For an unknown name (the message gives the nearest known one) or damaged files.
 
     Example:
         >>> import invflow
@@ -329,14 +329,14 @@ def load_prior(name: str | os.PathLike[str]) -> FlowMap:
 
 
 def load_trainable(name: str | os.PathLike[str]) -> NeuralFlowMap:
-    """A prior that a training can start from, named as for :func:`load_prior`.
+    """Load a prior that training can start from; names as in :func:`load_prior`.
 
     Raises:
-        ValueError: also for a flow map without a network of this library.
+        ValueError: For a flow map without a network of this library, and as in :func:`load_prior`.
     """
     prior = load_prior(name)
     if not isinstance(prior, NeuralFlowMap):
-        raise ValueError(f"the prior {str(name)!r} is a {type(prior).__name__}, but a training starts from a "
+        raise ValueError(f"the prior {str(name)!r} is a {type(prior).__name__}, but training starts from a "
                          "NeuralFlowMap: name one, or a function that returns one; invflow train distil --prior "
-                         f"{name} makes one of it")
+                         f"{name} distils this prior into one")
     return prior

@@ -1,11 +1,12 @@
-"""Paths between noise and data that networks are trained on, each changed exactly into the library's own.
+"""Paths between noise and data used in training, converted exactly to the library's own path.
 
-Where a network saw alpha(tau) m + sigma(tau) z, in its own time tau, the library has x_t = (1 - t) z + t m. The two are
-one state up to its scale where alpha / sigma = t / (1 - t):
+A network was trained on alpha(tau) m + sigma(tau) z, in its own time tau; the library uses x_t = (1 - t) z + t m. The
+two are the same state up to scale where alpha / sigma = t / (1 - t):
 
     alpha m + sigma z = (alpha + sigma) x_t,     t = alpha / (alpha + sigma).
 
-So what a network says of its state is said of x_t, and m and z follow from it: time and scale change, the law does not.
+A prediction for the network's state is therefore a prediction for x_t, from which m and z follow. Time and scale
+change, the law does not.
 """
 
 from __future__ import annotations
@@ -28,26 +29,26 @@ Predict: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 PREDICTIONS = ("velocity", "epsilon", "v_prediction", "sample")
 CONVENTIONS = ("data-at-1", "data-at-0")
-#: how near to an end where derivatives are infinite or none a network is asked, as a share of its time
+#: distance from an end with infinite or missing derivatives at which a network is evaluated, as a share of its time
 MARGIN = 1e-5
 _KNOTS, _NEWTON_STEPS = 2049, 4
 
 
 class Jumps(Protocol):
-    """What a prediction of a network says of data and noise."""
+    """Conversion of a network's prediction to data and noise."""
 
     def estimate(self, predict: Predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Data m and noise z: states ``(n, *shape)`` and times ``(n, 1, ..., 1)`` to twice ``(n, *shape)``."""
 
 
 class Path(Jumps, Protocol):
-    """What a prediction says, the velocity that follows from it, and a grid of times."""
+    """Conversion of predictions to data, noise and velocity, with a grid of times."""
 
     def velocity(self, predict: Predict, x: Tensor, t: Tensor) -> Tensor:
         """Velocity b_t(x) = E[m - z | x_t = x]: states ``(n, *shape)``, times ``(n, 1, ..., 1)`` to ``(n, *shape)``."""
 
     def to_time(self, u: Tensor) -> Tensor:
-        """Time of a position u in [0, 1], in which the network's own steps are equal; 0 to 0 and 1 to 1."""
+        """Time of a position u in [0, 1], on whose grid the network's steps are equal; maps 0 to 0 and 1 to 1."""
 
     def to_position(self, t: Tensor) -> Tensor:
         """The inverse of :meth:`to_time`."""
@@ -55,21 +56,21 @@ class Path(Jumps, Protocol):
 
 def integrate_on_path(path: Path, velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, s: Time, t: Time, steps: int,
                       method: str) -> Tensor:
-    """The ODE of a velocity from s to t, in steps that are equal on the path's grid: ``(n, *shape)`` to the same."""
+    """Solve the ODE of a velocity from s to t, in equal steps on the path's grid: ``(n, *shape)`` to the same."""
     start, end = expand_time(s, x), expand_time(t, x)
     first, last = path.to_position(start), path.to_position(end)
     inner = [path.to_time(torch.lerp(first, last, i / steps)) for i in range(1, steps)]
-    # the ends as they were given: to a position and back would round them
+    # keep the ends as given: converting to a position and back would round them
     for now, then in pairwise([start, *inner, end]):
         x = runge_kutta_step(lambda state, at: velocity(state, at.flatten()), x, now, then, TABLEAUS[method])
     return x
 
 
 def check_convention(convention: str) -> str:
-    """A convention of time as it was passed, once it is one.
+    """Return the time convention if it is valid.
 
     Raises:
-        ValueError: for another.
+        ValueError: For any other value.
     """
     if convention not in CONVENTIONS:
         raise ValueError(
@@ -95,7 +96,7 @@ class LinearPath:
         return x + (1 - t) * b, x - t * b
 
     def velocity(self, predict: Predict, x: Tensor, t: Tensor) -> Tensor:
-        """The prediction, or minus the one at 1 - t."""
+        """The prediction, or its negative at 1 - t."""
         return -predict(x, (1 - t).flatten()) if self.reverse else predict(x, t.flatten())
 
     def to_time(self, u: Tensor) -> Tensor:
@@ -110,26 +111,26 @@ class LinearPath:
 class SchedulePath:
     r"""Any path alpha(tau) m + sigma(tau) z, in the library's time and scale.
 
-    A velocity there is :math:`v = \alpha' m + \sigma' z` (its mean given the state y), with y = alpha m + sigma z. Both
-    are solved for m and z:
+    The velocity is :math:`v = \alpha' m + \sigma' z` (its mean given the state y), with y = alpha m + sigma z. Both
+    equations are solved for m and z:
 
     .. math:: m = (\sigma v - \sigma' y) / D, \qquad z = (\alpha' y - \alpha v) / D, \qquad
               D = \alpha' \sigma - \alpha \sigma'.
 
-    The network's time at the library's t is the root of alpha / (alpha + sigma) = t, by Newton's method from a table;
-    its last step is differentiable, so that derivatives in time are right too. Where the path has a little data left at
-    its noisy end, earlier states are rescaled to the noise that is there; past its last time, the network is asked at
-    the last.
+    The network's time at the library's t is the root of alpha / (alpha + sigma) = t, found by Newton's method from a
+    table. The last step is differentiable, so derivatives in time are correct too. If the path has a little signal
+    left at its noisy end, earlier states are rescaled to the noise level of that end. After its last time, the network
+    is evaluated at the last time.
 
     Args:
-        alpha: share of data, of tensors of the network's time; :math:`\alpha / (\alpha + \sigma)` increases from the
-            noisy end to the data.
-        sigma: share of noise.
-        noise_time: the network's time where there is (almost) noise alone.
-        data_time: where there are data alone.
-        prediction: what the network makes of y and tau: ``"velocity"``, ``"sample"`` (m), or ``"epsilon"`` (z).
-        slopes: derivatives of alpha and sigma; None: by automatic differentiation.
-        inverse: from the library's t to the network's time; None: by Newton's method.
+        alpha: Share of data, a function of tensors of the network's time; :math:`\alpha / (\alpha + \sigma)` increases
+            from the noisy end to the data.
+        sigma: Share of noise.
+        noise_time: The network's time of (almost) pure noise.
+        data_time: The network's time of pure data.
+        prediction: Prediction of the network at y and tau: ``"velocity"``, ``"sample"`` (m), or ``"epsilon"`` (z).
+        slopes: Derivatives of alpha and sigma; None: by automatic differentiation.
+        inverse: Map from the library's t to the network's time; None: by Newton's method.
 
     Raises:
         ValueError: for a path that does not go from noise to data.
@@ -142,7 +143,7 @@ class SchedulePath:
         self.slopes, self.inverse = slopes, inverse
         self.noise_time, self.data_time = noise_time, data_time
         u = torch.linspace(0, 1, _KNOTS, dtype=torch.float64)
-        if prediction == "velocity":  # at an end a root may begin, or a velocity say nothing of the data
+        if prediction == "velocity":  # at an end a square root may be singular, or the velocity independent of the data
             a, s, da, ds = self._shares(self._own_time(torch.tensor([0.0, 1.0], dtype=torch.float64)), True)
             det = da * s - a * ds
             told = det.isfinite() & (det != 0)
@@ -154,7 +155,7 @@ class SchedulePath:
                 f"the path has alpha / (alpha + sigma) from {float(times[0]):.3g} at the network's time {noise_time:g} "
                 f"to {float(times[-1]):.3g} at {data_time:g}, expected to increase from about 0 (noise) to about 1 "
                 "(data): pass alpha, the share of data, then sigma, that of noise, both of the network's own time, and "
-                "convention='data-at-0' where its data are at 0"
+                "convention='data-at-0' if its data are at 0"
             )
         self.positions, self.times = u, times
         self.first, self.last = float(times[0]), float(times[-1])
@@ -163,7 +164,7 @@ class SchedulePath:
         return self.noise_time + (self.data_time - self.noise_time) * u
 
     def _shares(self, tau: Tensor, derivatives: bool) -> tuple[Tensor, ...]:
-        """alpha and sigma, and their derivatives."""
+        """Alpha and sigma, and their derivatives."""
         if not derivatives:
             return torch.as_tensor(self.alpha(tau)).to(tau).expand_as(tau), torch.as_tensor(
                 self.sigma(tau)).to(tau).expand_as(tau)
@@ -192,7 +193,7 @@ class SchedulePath:
             u = torch.where(u_next.isfinite(), u_next, u).clamp(low, high)
         a, s, da, ds = self._shares(self._own_time(u), True)
         slope = (da * s - a * ds) * length / (a + s).square()
-        # t once more: the step is of no length, and carries the derivative
+        # one more step of length zero, which carries the derivative in t
         step = torch.where(slope.isfinite() & (slope != 0), (t.to(u) - target) / slope, 0.0)
         return self._own_time(u + step)
 
@@ -214,7 +215,7 @@ class SchedulePath:
         else:
             z = out
             m = (seen - s * z) / a.clamp(min=1e-12)
-        # the state that the network saw lacks the signal in x: x itself says what its noise is
+        # the network's input lacks the signal in x: compute the noise from x itself
         return m, torch.where(early, (x - t * m) / (1 - t).clamp(min=1e-12), z)
 
     def velocity(self, predict: Predict, x: Tensor, t: Tensor) -> Tensor:
@@ -223,7 +224,7 @@ class SchedulePath:
         return m - z
 
     def to_time(self, u: Tensor) -> Tensor:
-        """Time of a share u of the network's own time; the ends of the path become 0 and 1."""
+        """Time at a share u of the network's own time; the ends of the path map to 0 and 1."""
         return (_interpolate(u, self.positions, self.times) - self.first) / (self.last - self.first)
 
     def to_position(self, t: Tensor) -> Tensor:
@@ -234,25 +235,25 @@ class SchedulePath:
 class VariancePreservingPath:
     r"""Variance-preserving diffusion, alpha_k m + sigma_k z with alpha_k^2 + sigma_k^2 = 1, as a linear path.
 
-    The signal-to-noise ratio of x_t = (1 - t) z + t m is t / (1 - t). The step k at which the diffusion has the same,
-    alpha_k / sigma_k = t / (1 - t), holds the same state up to a scale:
+    The signal-to-noise ratio of x_t = (1 - t) z + t m is t / (1 - t). The step k of the diffusion with the same ratio,
+    alpha_k / sigma_k = t / (1 - t), has the same state up to a scale:
 
     .. math:: \alpha_k m + \sigma_k z = (\alpha_k + \sigma_k)\, x_t, \qquad t = \alpha_k / (\alpha_k + \sigma_k).
 
-    So the prediction at step k for :math:`(\alpha_k + \sigma_k) x_t` is one about x_t, and any of noise, data or v
-    gives E[m - z | x_t]. k is not whole: it is interpolated between the training steps, linearly in the angle
+    The prediction at step k for :math:`(\alpha_k + \sigma_k) x_t` is therefore one for x_t, and noise, data or v each
+    give E[m - z | x_t]. k is not an integer: it is interpolated between the training steps, linearly in the angle
     arctan(alpha_k / sigma_k). An Euler step of this velocity is a deterministic DDIM step (Song, Meng, Ermon 2021).
 
-    Before the first time known to the model (its training ends with a little signal left) it is asked for the state
-    rescaled to the noise that is there at that time; after the last, the velocity is the one of the last.
+    Training of the model ends with a little signal left. Before that first time, the model is evaluated at the first
+    time, for the state rescaled to its noise level; after the last time, the velocity is that of the last.
 
     Args:
         alphas_cumprod: ``(K,)``, alpha_k^2, decreasing.
         prediction: ``"epsilon"``, ``"v_prediction"`` or ``"sample"``.
-        boundary: of a consistency model, from steps k to (c_skip, c_out): its jump to data is c_skip times the state
-            alpha_k m + sigma_k z plus c_out times the data that it predicts.
-        unit_noise: whether states before the first time known to the model are given the variance 1 that its samplers
-            begin with, as models that jump to data are trained to; else that of the noise there, a little less.
+        boundary: For a consistency model: map from steps k to (c_skip, c_out). Its jump to data is c_skip times the
+            state alpha_k m + sigma_k z plus c_out times the data that it predicts.
+        unit_noise: Whether states before the model's first time are rescaled to variance 1, the initial variance of
+            its samplers, as in training of models that jump to data; else to the noise at that time, a little less.
     """
 
     def __init__(self, alphas_cumprod: Tensor, prediction: str,
@@ -261,7 +262,7 @@ class VariancePreservingPath:
         square = alphas_cumprod.detach().to("cpu", torch.float64).flip(0)
         alpha, sigma = square.sqrt(), (1 - square).clamp(min=0).sqrt()
         steps = torch.arange(len(square) - 1, -1, -1, dtype=torch.float64)
-        # with no signal left a noise prediction says nothing about the data: it is not asked there
+        # without signal, a noise prediction does not determine the data: skip such steps
         known = (alpha > (1e-3 if prediction == "epsilon" else -1.0)) & (sigma > 0)
         self.prediction, self.boundary = prediction, boundary
         self.angles, self.steps = torch.atan2(alpha, sigma)[known], steps[known]
@@ -273,12 +274,12 @@ class VariancePreservingPath:
 
     def estimate(self, predict: Predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Data and noise, from one prediction."""
-        # a rounded end of the table must not lie outside it
+        # rounding must not move an end of the table outside it
         angle = _angle(t).clamp(float(self.angles[0]), float(self.angles[-1]))
         alpha, sigma = angle.sin(), angle.cos()
         scale = alpha + sigma
         time, noise_share = alpha / scale, sigma / scale
-        early = _angle(t) < float(self.angles[0])  # and not t < time, which rounding may make true of any time
+        early = _angle(t) < float(self.angles[0])  # not t < time: rounding could make that true for any time
         start = 1 / scale if self.unit_noise else noise_share
         y = torch.where(early, x * start / (1 - t).clamp(min=1e-12), x)
         k = _interpolate(angle, self.angles, self.steps)
@@ -294,7 +295,7 @@ class VariancePreservingPath:
         if self.boundary is not None:
             skip, share = self.boundary(k)
             m = share * m + skip * scale * y
-        # the state that the model saw lacks the signal in x: x itself says what its noise is
+        # the model's input lacks the signal in x: compute the noise from x itself
         return m, torch.where(early, (x - t * m) / (1 - t).clamp(min=1e-12), z)
 
     def velocity(self, predict: Predict, x: Tensor, t: Tensor) -> Tensor:
@@ -308,12 +309,12 @@ class VariancePreservingPath:
         return angle.sin() / (angle.sin() + angle.cos())
 
     def to_time(self, u: Tensor) -> Tensor:
-        """Time at which the grid of steps, which is uniform in u, has got."""
+        """Time at position u of the grid of steps."""
         angle = _interpolate(u, self.positions, self.grid)
         return angle.sin() / (angle.sin() + angle.cos())
 
     def to_position(self, t: Tensor) -> Tensor:
-        """Where on the grid of steps a time is."""
+        """Position of a time on the grid of steps."""
         return _interpolate(_angle(t), self.grid, self.positions)
 
 
@@ -322,7 +323,7 @@ def _angle(t: Tensor) -> Tensor:
 
 
 def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Piecewise linear, differentiable in x; beyond the ends the last piece goes on."""
+    """Piecewise linear, differentiable in x; extrapolated linearly beyond the ends."""
     knots, values = knots.to(x), values.to(x)
     right = torch.searchsorted(knots, x.detach().contiguous()).clamp(1, len(knots) - 1)
     left = right - 1
@@ -331,35 +332,35 @@ def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 
 def edm_path(sigma_min: float, sigma_max: float) -> SchedulePath:
-    """m + sigma z, with sigma as its time; of a network that gives data."""
+    """m + sigma z, with sigma as its time, for a network that predicts data."""
     return SchedulePath(torch.ones_like, lambda sigma: sigma, sigma_max, sigma_min, "sample",
                         (torch.zeros_like, torch.ones_like), lambda t: (1 - t) / t)
 
 
 def trigonometric_path() -> SchedulePath:
-    """cos(t) m + sin(t) z (TrigFlow); of a network that gives data."""
+    """cos(t) m + sin(t) z (TrigFlow), for a network that predicts data."""
     return SchedulePath(torch.cos, torch.sin, math.pi / 2, 0.0, "sample", (lambda t: -t.sin(), torch.cos),
                         lambda t: torch.atan2(1 - t, t))
 
 
 def make_path(path: str | tuple[Schedule, Schedule], convention: str, prediction: str = "velocity") -> Path:
-    """The path of a network whose time runs from 0 to 1.
+    """Build the path of a network whose time runs from 0 to 1.
 
     Args:
         path: ``"linear"``, ``"cosine"``, ``"vp"``, or (alpha, sigma), two functions of the network's own time.
         convention: ``"data-at-1"`` or ``"data-at-0"``.
-        prediction: what the network makes: ``"velocity"``, or ``"sample"`` for data.
+        prediction: Prediction of the network: ``"velocity"``, or ``"sample"`` for data.
 
     Raises:
         ValueError: for an unknown path or convention.
-        TypeError: for what is neither a name nor two functions.
+        TypeError: For a path that is neither a name nor two functions.
     """
     noise_time, data_time = (0.0, 1.0) if check_convention(convention) == "data-at-1" else (1.0, 0.0)
     if path == "linear" and prediction == "velocity":
         return LinearPath(convention)
     if isinstance(path, str):
         if path not in PATHS:
-            raise ValueError(f"no path is called {path!r}: choose one of {', '.join(map(repr, PATHS))}, or pass "
+            raise ValueError(f"path {path!r} is unknown: choose one of {', '.join(map(repr, PATHS))}, or pass "
                              "(alpha, sigma), the shares of data and noise as functions of the network's time")
         a, s, (da, ds), inverse = PATHS[path]
         if convention == "data-at-0":

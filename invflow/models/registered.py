@@ -1,4 +1,4 @@
-"""Priors of other packages: by the entry points ``invflow.priors``, or by their place in Python."""
+"""Priors of other packages: by the entry point group ``invflow.priors``, or by their Python path."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ GROUP = "invflow.priors"
 def list_priors() -> dict[str, Any]:
     """The priors of plug-ins by name: flow maps, or functions and classes that build one without arguments.
 
-    A plug-in registers a module under the entry-point group ``invflow.priors``; its ``__all__`` is the list, and the
-    names are typed in lower case with hyphens. What is broken, or has a name that is taken, is left out with a warning.
+    A plug-in registers a module under the entry-point group ``invflow.priors``; its ``__all__`` is the list. Names
+    are typed in lower case with hyphens. Broken entries and names that are already used are skipped with a warning.
     """
     return plugins.named(GROUP, object, lambda name, made: plugins.kebab(name) if _is_door(made) else None,
                          what="a FlowMap, or a function that builds one")
 
 
 def build_prior(name: str | os.PathLike[str]) -> FlowMap | None:
-    """The prior that a plug-in registered under a name, or that is at ``package.module:function``; else None.
+    """Return the prior registered under a name, or at ``package.module:function``; else None.
 
     Raises:
-        ValueError: for a module that cannot be imported, or has no such name.
-        TypeError: for what is no flow map and builds none.
+        ValueError: If the module cannot be imported or has no such name.
+        TypeError: For an object that is not a flow map and builds none.
     """
     made: Any
     if plugins.is_reference(name):
@@ -40,7 +40,7 @@ def build_prior(name: str | os.PathLike[str]) -> FlowMap | None:
     if not isinstance(made, FlowMap) and callable(made):
         made = made()
     if not isinstance(made, FlowMap):
-        raise TypeError(f"the prior {str(name)!r} is a {type(made).__name__}, no FlowMap: name a function without "
+        raise TypeError(f"the prior {str(name)!r} is a {type(made).__name__}, not a FlowMap: name a function without "
                         "arguments that returns one")
     return made.eval()
 

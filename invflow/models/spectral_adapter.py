@@ -1,4 +1,4 @@
-"""The adapter for photographs: begins at the best linear estimate, and is diagonal in cosines of small blocks."""
+"""The adapter for photographs: starts from the best linear estimate; diagonal in block cosines."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 __all__ = ["SpectralAdapter"]
 
-#: the scale of the correction in units of the state; at full scale the first steps of a training are all error
+#: scale of the correction in units of the state; at full scale the first training steps only add errors
 CORRECTION = 0.1
 FEATURES = 4  # values a pixel that the network hands to the layer that makes the standard deviations
-#: of the square, as (quarter turns, whether mirrored then); one, two, four or all eight of them are averaged over
+#: symmetries of the square, as (quarter turns, whether mirrored afterwards); the correction averages 1, 2, 4 or 8
 SYMMETRIES = ((0, False), (2, False), (0, True), (2, True), (1, False), (3, False), (1, True), (3, True))
 
 
 def turned_summary(summary: Tensor, turns: int, mirrored: bool) -> Tensor:
-    """The summary of a kernel's transfer function, ``(n, 32)``, after the kernel is turned, and then mirrored.
+    """Summary of a kernel's transfer function, ``(n, 32)``, after rotating and then mirroring the kernel.
 
     Args:
-        summary: as :meth:`invflow.Operator.context` gives it.
-        turns: quarter turns, those of :func:`torch.rot90` of rows and columns.
-        mirrored: whether the columns then change their order.
+        summary: Summary from :meth:`invflow.Operator.context`.
+        turns: Number of quarter turns, as in :func:`torch.rot90` of rows and columns.
+        mirrored: Whether the columns are then reversed.
     """
     places, signs = [], []
     for u, v in SUMMARY_LATTICE:
@@ -45,7 +45,7 @@ def turned_summary(summary: Tensor, turns: int, mirrored: bool) -> Tensor:
             v = -v
         for _ in range(turns % 4):
             u, v = v, -u
-        own = (u, v) in SUMMARY_LATTICE  # else its negative is, where a real kernel has the complex conjugate
+        own = (u, v) in SUMMARY_LATTICE  # otherwise its negative is, where a real kernel has the complex conjugate
         places.append(SUMMARY_LATTICE.index((u, v) if own else (-u, -v)))
         signs.append(1.0 if own else -1.0)
     real, imaginary = summary.chunk(2, dim=1)
@@ -55,39 +55,40 @@ def turned_summary(summary: Tensor, turns: int, mirrored: bool) -> Tensor:
 class SpectralAdapter(Adapter):
     r"""Noise adapter for maps with ``skip="spectral"``: q(z | y, c), diagonal in the cosines of 8 x 8 blocks.
 
-    The map's Gaussian part turns noise z into the state mean + S^{1/2} z, so what is known of the image is known of
-    the noise. The adapter first takes the best linear estimate under that Gaussian
-    (:func:`~invflow.linear.spectral.gaussian_estimate`); its network, which sees that estimate and the measurement,
-    *restores* it, x = estimate + correction, as a residual denoiser does (Zhang et al. 2017); and the mean of the noise
-    is S^{-1/2} (x - mean). The standard deviations are those of coefficients of cosines in blocks, of brightness and of
-    two colour differences: what noise or blur leaves open differs much between slow and fast cosines, and a Gaussian
-    that is diagonal in pixels cannot say so. They begin at what observing each coefficient directly would leave.
+    The map's Gaussian part turns noise z into the state mean + S^{1/2} z, so knowledge of the image translates to
+    knowledge of the noise. The adapter first computes the best linear estimate under that Gaussian
+    (:func:`~invflow.linear.spectral.gaussian_estimate`). Its network, which sees that estimate and the measurement,
+    *restores* it, x = estimate + correction, like a residual denoiser (Zhang et al. 2017). The mean of the noise
+    is S^{-1/2} (x - mean). The standard deviations are those of cosine coefficients in blocks, of brightness and of
+    two colour differences. After noise or blur, the uncertainty differs strongly between low and high frequencies,
+    which a Gaussian that is diagonal in pixels cannot represent. They are initialised to the values that follow from
+    observing each coefficient directly.
 
-    It is fully convolutional: measurements of images of any size are taken (:meth:`resized`).
+    It is fully convolutional and takes measurements of images of any size (:meth:`resized`).
 
-    What is learned from crops that are turned and mirrored at random is close to what commutes with turns, but not
-    there. With ``symmetries`` the correction is averaged over so many turned and mirrored inputs (the self-ensemble of
-    Lim et al. 2017), so many calls of the network in place of one, and none more for each sample. While training there
-    is one.
+    Training on randomly rotated and mirrored crops makes the correction nearly equivariant under these symmetries, but
+    not exactly. With ``symmetries``, the correction is averaged over that many rotated and mirrored inputs (the
+    self-ensemble of Lim et al. 2017). This multiplies the calls of the adapter by that number and adds none per sample.
+    Training uses one.
 
     Args:
-        state_shape: ``(C, H, W)`` of the images trained on.
-        classes: the problem classes.
-        image_shape: of the images; default ``state_shape``.
-        options: of the U-Net, which has no attention.
+        state_shape: ``(C, H, W)`` of the training images.
+        classes: Problem classes.
+        image_shape: Shape of the images; default ``state_shape``.
+        options: Options of the U-Net, which has no attention.
         decode_affine: (scale, shift) with image = scale * state + shift.
-        spectrum: of the map.
-        mean: of the map, ``(C, 1, 1)``.
-        trained_for: fingerprint of the map; None before training.
-        generator: initialises the weights.
+        spectrum: Spectrum of the map.
+        mean: Mean of the map, ``(C, 1, 1)``.
+        trained_for: Fingerprint of the map; None before training.
+        generator: Source of the initial weights.
         symmetries: 1, 2, 4 or 8.
-        spread: factors of the standard deviations, by problem class, such as validation images ask for; classes that
-            are not named have 1.
-        levels: lowest and highest noise level trained for, by problem class; see :class:`Adapter`.
-        traits: of the operators trained for; see :class:`Adapter`.
+        spread: Factors of the standard deviations, by problem class, for example fitted to validation images; 1 for
+            classes without an entry.
+        levels: Lowest and highest noise level in training, by problem class; see :class:`Adapter`.
+        traits: Traits of the training operators; see :class:`Adapter`.
 
     Raises:
-        ValueError: for another number of symmetries, a factor that is not positive, or one of an unknown class.
+        ValueError: For an invalid number of symmetries, a factor that is not positive, or an unknown class.
 
     Example:
         >>> import torch
@@ -129,22 +130,22 @@ class SpectralAdapter(Adapter):
             self.widths = nn.Conv2d(FEATURES * BLOCK**2, channels * BLOCK**2, 1)
         initialise(self, generator)
         nn.init.zeros_(self.problem.weight)
-        # widths stays as drawn: what it is given starts at zero, and two zeros after each other would stay zeros
+        # widths keeps its random weights: its input starts at zero, and two zero layers in sequence would never train
 
     @property
     def symmetries(self) -> int:
-        """Over how many symmetries of the square the correction is averaged: 1, 2, 4 or 8."""
+        """Number of symmetries of the square over which the correction is averaged: 1, 2, 4 or 8."""
         return self._symmetries
 
     @symmetries.setter
     def symmetries(self, number: int) -> None:
         if number not in (1, 2, 4, 8) or isinstance(number, bool):
-            raise ValueError(f"symmetries={number!r}: the square has eight; pass 1, 2, 4 or 8")
+            raise ValueError(f"symmetries={number!r}: pass 1, 2, 4 or 8")
         self._symmetries = number
 
     @property
     def spread(self) -> dict[str, float]:
-        """Factors of the standard deviations, by problem class; 1 for those that are not named."""
+        """Factors of the standard deviations, by problem class; 1 for classes without an entry."""
         return dict(self._spread)
 
     @spread.setter
@@ -153,29 +154,29 @@ class SpectralAdapter(Adapter):
             if name not in self.classes:
                 raise ValueError(f"spread names the class {name!r}, but the adapter knows {', '.join(self.classes)}")
             if not isinstance(factor, int | float) or not 0 < factor < math.inf:
-                raise ValueError(f"spread[{name!r}]={factor!r} must be a positive number, such as 1.1 for samples that "
-                                 "spread a tenth more")
+                raise ValueError(f"spread[{name!r}]={factor!r} must be a positive number, such as 1.1 for samples with "
+                                 "10% more spread")
         self._spread = {name: float(factor) for name, factor in factors.items()}
 
     def settings(self) -> dict[str, Any]:
-        """Settings that are no weights, kept with each posterior."""
+        """Settings that are not weights, stored with each posterior."""
         return {"symmetries": self.symmetries, "spread": self.spread}
 
     @classmethod
     def for_map(cls, prior: NeuralFlowMap, classes: Sequence[str], options: dict[str, Any] | None = None,
                 generator: torch.Generator | None = None) -> SpectralAdapter:
-        """A fresh adapter for a map with ``skip="spectral"``.
+        """Build an untrained adapter for a map with ``skip="spectral"``.
 
         Raises:
-            ValueError: for another map.
+            ValueError: For any other map.
         """
         if prior.spectrum is None:
-            raise ValueError(f"the map has skip={prior.skip!r}: a SpectralAdapter goes with skip='spectral'")
+            raise ValueError(f"the map has skip={prior.skip!r}: a SpectralAdapter needs a map with skip='spectral'")
         return cls(prior.state_shape, classes=classes, options=prior.options if options is None else options,
                    decode_affine=prior.decode_affine, spectrum=prior.spectrum, mean=prior.mean, generator=generator)
 
     def observe(self, operator: Operator, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As for every adapter; the embedded measurement comes after the best linear estimate, ``(n, 2C, H, W)``."""
+        """Same as in every adapter; the best linear estimate precedes the embedded measurement, ``(n, 2C, H, W)``."""
         embedded, observed, summary, sigma = super().observe(operator, y, sigma)
         scale, shift = self.decode_affine
         estimate = gaussian_estimate(self.spectrum, self.mean, self.decode_affine, operator, y,
@@ -194,7 +195,7 @@ class SpectralAdapter(Adapter):
             sigma: ``(n,)``, noise levels in the measurement's units.
 
         Returns:
-            Mean and log standard deviation, each ``(n, C, H, W)``; and no deviations.
+            Mean and log standard deviation, each ``(n, C, H, W)``; deviations are None.
         """
         scale, shift = self.decode_affine
         told = self.noise_level(self.told(sigma)) + self.problem(classes)
@@ -214,7 +215,7 @@ class SpectralAdapter(Adapter):
         return mean, 0.5 * log_variance.clamp(*LOG_VARIANCE) + self._log_spread(classes).to(mean), None
 
     def _average(self, x: Tensor, told: Tensor, summary: Tensor, first: Tensor) -> Tensor:
-        """The correction, averaged over symmetries; one after the other, for large images are most of the memory."""
+        """The correction averaged over symmetries, computed one by one to save memory on large images."""
         total = first.clone()
         for turns, mirrored in SYMMETRIES[1 : self.symmetries]:
             turned, kernel = x.rot90(turns, (2, 3)), turned_summary(summary, turns, mirrored)
@@ -225,12 +226,12 @@ class SpectralAdapter(Adapter):
         return total / self.symmetries
 
     def _log_spread(self, classes: Tensor) -> Tensor:
-        """Logarithms of the factors of rows of these classes, ``(n, 1, 1, 1)``."""
+        """Log factors of rows with these classes, ``(n, 1, 1, 1)``."""
         factors = torch.tensor([math.log(self.spread.get(name, 1.0)) for name in self.classes], device=classes.device)
         return factors[classes].view(-1, 1, 1, 1)
 
     def _information(self, observed: Tensor, sigma: Tensor, below: tuple[int, int]) -> Tensor:
-        """Prior variance over noise variance of each block's coefficients, were they observed: ``(n, C, H', W')``."""
+        """Prior variance over noise variance of each block coefficient, as if observed directly: ``(n, C, H', W')``."""
         share = avg_pool2d(pad(observed, (0, below[1], 0, below[0])), BLOCK)[:, :, :, None, :, None]
         power = (self.spectrum.scales(BLOCK, BLOCK) * self.decode_affine[0]).square()[:, None, :, None, :]
         return (share * power / sigma.clamp(min=LEAST_LEVEL).view(-1, 1, 1, 1, 1, 1).square()).flatten(4).flatten(2, 3)
@@ -254,7 +255,7 @@ class SpectralAdapter(Adapter):
         return None if drawn[0] is None else torch.cat([part for part in drawn if part is not None])
 
     def to_state(self, z: Tensor) -> Tensor:
-        """Noise of the map for coefficients of cosines in blocks, in opponent colours."""
+        """Convert block-cosine coefficients in opponent colours to noise of the map."""
         colours = opponent_matrix(z.shape[1], z.dtype, z.device)
         return mix_channels(colours.mT, block_dct(z, inverse=True))
 
@@ -265,15 +266,15 @@ class SpectralAdapter(Adapter):
 
     @property
     def resizable(self) -> bool:
-        """True: nothing is tied to a place or a number of pixels."""
+        """True: no part depends on the position or number of pixels."""
         return True
 
     @classmethod
     def build(cls, config: Mapping[str, Any], shared: Mapping[str, Any]) -> SpectralAdapter:
-        """Build a spectral adapter from a configuration; ``shared`` are the arguments that all forms take."""
+        """Build a spectral adapter from a configuration; ``shared`` holds the arguments common to all forms."""
         return cls(tuple(config["state_shape"]), decode_affine=config["decode_affine"],
                    symmetries=config.get("symmetries", 1), spread=config.get("spread"), **shared)
 
     def config(self) -> dict[str, Any]:
-        """What :meth:`from_pretrained` needs, beside the weights."""
+        """Everything that :meth:`from_pretrained` needs in addition to the weights."""
         return {**super().config(), "form": self.form, "decode_affine": list(self.decode_affine), **self.settings()}

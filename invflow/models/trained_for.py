@@ -1,4 +1,4 @@
-"""What an adapter was trained for: noise levels and operators of each problem class, and the correction's factors."""
+"""Training ranges of an adapter by problem class (noise levels, operators), and factors of the correction."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ if TYPE_CHECKING:
 
 __all__ = ["KNEE", "TrainedFor", "operator_traits"]
 
-# noise levels are interpolated between by the logarithm of what they exceed minus this by
+# noise levels are interpolated in the logarithm of (level + this offset)
 KNEE = 0.01
 
 
-# numbers of an operator that tell whether it is like those of a training, and by how much they may lie outside
+# numbers of an operator that show whether it resembles the training operators, and the tolerance outside their range
 NUM_TRAITS, TRAIT_MARGIN = 2, 0.02
 
 
 def operator_traits(operator: Operator) -> Tensor:
-    """Two numbers of each set of an operator's parameters, ``(num_sets, 2)``, that tell how much it hides.
+    """Two numbers of each set of an operator's parameters, ``(num_sets, 2)``, that measure how much it observes.
 
-    The share of pixels that are observed directly, and the mean power that a kernel passes at low frequencies, where it
-    has one; both of :meth:`invflow.Operator.context`.
+    The share of pixels observed directly, and the mean power that a kernel passes at low frequencies, if it
+    has a kernel; both from :meth:`invflow.Operator.context`.
     """
     maps, summary = operator.context()
     return torch.stack([maps.flatten(1).mean(1), 2 * summary.square().mean(1)], dim=1)
 
 
 class TrainedFor:
-    """Ranges by problem class that an adapter's training has seen, and what was fitted to its samples.
+    """Training ranges of an adapter by problem class, and factors fitted to its samples.
 
     Attributes:
-        classes: the problem classes.
-        deviations: whether the adapter says how far each pixel of a sample may have to move.
+        classes: Problem classes.
+        deviations: Whether the adapter predicts how far each pixel of a sample may have to move.
     """
 
     classes: tuple[str, ...]
     deviations: bool
 
     def inside_levels(self, name: str, sigma: Tensor) -> Tensor | None:
-        """Whether noise levels ``(n,)`` are among those that the adapter was trained for; None: unknown."""
+        """Whether noise levels ``(n,)`` are inside the training range; None: unknown."""
         if name not in self.levels:
             return None
         low, high = self.levels[name]
         return (sigma >= low * (1 - 1e-3)) & (sigma <= high * (1 + 1e-3))
 
     def nearest_level(self, name: str, sigma: Tensor) -> Tensor:
-        """Noise levels ``(n,)``, or the nearest that the adapter was trained for, where that is known."""
+        """Noise levels ``(n,)``, clamped to the training range where it is known."""
         return sigma.clamp(*self.levels[name]) if name in self.levels else sigma
 
     def inside_traits(self, name: str, operator: Operator) -> Tensor | None:
-        """Whether each set of an operator's parameters is like those trained for, ``(num_sets,)``; None: unknown."""
+        """Whether each set of an operator's parameters resembles training operators, ``(num_sets,)``; None: unknown."""
         if name not in self.traits:
             return None
         found = operator_traits(operator)
@@ -76,7 +76,7 @@ class TrainedFor:
         return torch.lerp(factors[before], factors[after], share)
 
     def _known(self) -> dict[str, Any]:
-        """What was added to the configuration since the first adapters were saved, where there is something to say."""
+        """Entries added to the configuration since the first adapters were saved, if not empty."""
         found = {"deviations": self.deviations, "levels": {k: list(v) for k, v in self.levels.items()},
                  "traits": {k: [list(pair) for pair in v] for k, v in self.traits.items()},
                  "consistency": {k: [list(pair) for pair in v] for k, v in self.consistency.items()}}
@@ -84,7 +84,7 @@ class TrainedFor:
 
     @property
     def levels(self) -> dict[str, tuple[float, float]]:
-        """Lowest and highest noise level that it was trained for, by problem class."""
+        """Lowest and highest noise level in training, by problem class."""
         return dict(self._levels)
 
     @levels.setter
@@ -94,12 +94,12 @@ class TrainedFor:
             self._check_class("levels", name)
             low, high = (float(level) for level in pair)
             if not 0 <= low <= high < math.inf:
-                raise ValueError(f"levels[{name!r}] are {low} to {high}: pass noise levels, 0 <= low <= high")
+                raise ValueError(f"levels[{name!r}] is {low} to {high}: pass noise levels, 0 <= low <= high")
             self._levels[name] = (low, high)
 
     @property
     def traits(self) -> dict[str, tuple[tuple[float, float], ...]]:
-        """Lowest and highest of :func:`operator_traits` that it was trained for, by problem class."""
+        """Lowest and highest :func:`operator_traits` in training, by problem class."""
         return dict(self._traits)
 
     @traits.setter
@@ -109,7 +109,7 @@ class TrainedFor:
             self._check_class("traits", name)
             table = tuple((float(low), float(high)) for low, high in pairs)
             if len(table) != NUM_TRAITS or not all(low <= high for low, high in table):
-                raise ValueError(f"traits[{name!r}] are {table}: pass {NUM_TRAITS} pairs (low, high)")
+                raise ValueError(f"traits[{name!r}] is {table}: pass {NUM_TRAITS} pairs (low, high)")
             self._traits[name] = table
 
     @property
@@ -126,7 +126,7 @@ class TrainedFor:
             rising = all(a[0] < b[0] for a, b in pairwise(table))
             if not table or not rising or not all(0 <= v < math.inf for pair in table for v in pair):
                 raise ValueError(f"consistency[{name!r}] is {table}: pass pairs (noise level, factor), levels rising, "
-                                 "none below 0")
+                                 "no number below 0")
             self._consistency[name] = table
 
     def _check_class(self, what: str, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Flow maps made of what others have trained: a velocity function, or a denoiser of the deepinv library."""
+"""Flow maps from existing models: a velocity function, or a denoiser of the deepinv library."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _Velocity: TypeAlias = Callable[..., Tensor]
 
 
 class VelocityFlow(PathFlow):
-    """A flow map whose jump solves the ODE of somebody's velocity; made by :func:`from_velocity`.
+    """A flow map whose jump solves the ODE of a given velocity; built by :func:`from_velocity`.
 
     Args:
-        velocity: see :func:`from_velocity`. A torch module becomes a submodule and moves with the map.
-        state_shape: see :func:`from_velocity`; the same for the rest.
-        steps: steps of one jump.
-        image_shape: shape of an image.
+        velocity: Same as in :func:`from_velocity`. A torch module becomes a submodule and moves with the map.
+        state_shape: Same as in :func:`from_velocity`, like the arguments below.
+        steps: Number of steps of one jump.
+        image_shape: Shape of an image.
         decode: (scale, shift), or a pair of functions.
-        independent_noise: whether the velocity was trained with noise independent of the data.
-        convention: where the velocity's own time has the data.
-        path: on which the velocity was trained.
+        independent_noise: Whether the velocity was trained with noise independent of the data.
+        convention: Which end of the velocity's own time is the data.
+        path: Path on which the velocity was trained.
         method: Runge-Kutta method.
-        order: of the network's arguments.
-        condition: its other arguments.
+        order: Order of the network's arguments.
+        condition: Other arguments of the network.
     """
 
     def __init__(self, velocity: _Velocity, state_shape: tuple[int, ...], *, steps: int,
@@ -50,29 +50,29 @@ class VelocityFlow(PathFlow):
         self.convention, self.path_name = convention, path if isinstance(path, str) else "custom"
 
     def predict(self, x: Tensor, time: Tensor) -> Tensor:
-        """dx/dt as the network has it, in its own time: ``(n, *state_shape), (n,)`` to ``(n, *state_shape)``."""
+        """dx/dt from the network, in its own time: ``(n, *state_shape), (n,)`` to ``(n, *state_shape)``."""
         out = self.network(x, time)
         if not isinstance(out, Tensor) or out.shape != x.shape:
             made = tuple(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
             raise ValueError(
-                f"the velocity function made {made} of states {tuple(x.shape)} and times "
+                f"the velocity function returned {made} for states {tuple(x.shape)} and times "
                 f"{tuple(time.shape)}: it must return dx/dt in the shape of the states"
             )
         return out
 
 
 class DenoiserFlow(FlowMap):
-    """A flow map whose jump solves the ODE of a denoiser; made by :func:`from_deepinv`.
+    """A flow map whose jump solves the ODE of a denoiser; built by :func:`from_deepinv`.
 
     Args:
-        denoiser: see :func:`from_deepinv`; the same for the rest.
-        image_shape: shape of an image and of a state.
-        steps: steps of one jump.
-        sigma_max: largest noise level that the denoiser is asked for.
-        sigma_min: smallest noise level that the denoiser is asked for.
+        denoiser: Same as in :func:`from_deepinv`, like the arguments below.
+        image_shape: Shape of an image and of a state.
+        steps: Number of steps of one jump.
+        sigma_max: Largest noise level at which the denoiser is called.
+        sigma_min: Smallest noise level at which the denoiser is called.
         method: Runge-Kutta method.
-        order: of the denoiser's arguments.
-        condition: its other arguments.
+        order: Order of the denoiser's arguments.
+        condition: Other arguments of the denoiser.
     """
 
     def __init__(self, denoiser: _Velocity, image_shape: tuple[int, ...], *, steps: int, sigma_max: float,
@@ -100,7 +100,7 @@ class DenoiserFlow(FlowMap):
         return (0.5, 0.5)
 
     def denoise(self, x: Tensor, t: Time) -> Tensor:
-        """The denoiser's estimate of the data state, at a level that it knows; one call.
+        """The denoiser's estimate of the data state, within its range of noise levels; one call.
 
         Args:
             x: ``(n, *state_shape)``.
@@ -111,24 +111,24 @@ class DenoiserFlow(FlowMap):
         """
         time = expand_time(t, x)
         known = time.clamp(self.first_time, self.last_time)
-        # before the first time known to the denoiser, give the noise in x the standard deviation it has then
+        # before the denoiser's first time, rescale the noise in x to its standard deviation at that time
         noisy = torch.where(time < known, x * (1 - known) / (1 - time).clamp(min=1e-12), x) / known
         level = (1 - known) / (2 * known)
         clean = 2 * self.network((noisy + 1) / 2, level.flatten()) - 1
         if clean.shape != x.shape:
             raise ValueError(
-                f"the denoiser made {tuple(clean.shape)} of images {tuple(x.shape)}: it must keep the shape"
+                f"the denoiser returned {tuple(clean.shape)} for images {tuple(x.shape)}: it must keep the shape"
             )
         return self.record_output(clean, x.shape[0])
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """Velocity (D_t(x) - x) / (1 - t), with t held at the last level that the denoiser knows."""
-        # so close to the data the velocity no longer changes, while the quotient turns to 0 / 0
+        """Velocity (D_t(x) - x) / (1 - t), with t clamped to the denoiser's last level."""
+        # this close to the data the velocity is constant, but the quotient would become 0 / 0
         time = expand_time(t, x).clamp(max=self.last_time)
         return (self.denoise(x, time.flatten()) - x) / (1 - time)
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """The ODE from s to t in ``ode_steps`` steps of ``method``: ``(n, *state_shape)`` to the same."""
+        """Solve the ODE from s to t in ``ode_steps`` steps of ``method``: ``(n, *state_shape)`` to the same."""
         return integrate(self.velocity, x, s, t, self.ode_steps, self.method)
 
 
@@ -137,44 +137,44 @@ def from_velocity(velocity: _Velocity, state_shape: tuple[int, ...], *, steps: i
                   independent_noise: bool = True, coupling: str | None = None, convention: str = "data-at-1",
                   path: str | tuple[Schedule, Schedule] = "linear", method: str = "midpoint", order: str | None = None,
                   **condition: Any) -> VelocityFlow:
-    r"""Make a flow map of a velocity function; its jump solves the ODE.
+    r"""Build a flow map from a velocity function; its jump solves the ODE.
 
-    The network, where there is one, is put into evaluation mode and stays there.
+    A network is put into evaluation mode and stays there.
 
     Args:
         velocity: ``(n, *state_shape), (n,) -> (n, *state_shape)``, a function or a module.
         state_shape: shape of one state, without the batch.
-        steps: equal steps of one jump, whatever its length; each costs 1 (Euler), 2 (midpoint, Heun), 4
+        steps: Number of equal steps of one jump of any length; each costs 1 (Euler), 2 (midpoint, Heun), 4
             (rk4) or 6 (dopri5) velocities.
         image_shape: shape of one image. Default: the state's.
         decode: ``(scale, shift)`` of an affine decoding, image = scale state + shift: (0.5, 0.5) for states
-            in [-1, 1]; or two functions (decode, encode), for a latent model, as
-            :class:`~invflow.LatentFlowMap` takes them for any flow.
-        independent_noise: whether the velocity was trained with noise independent of the data. Else there is
-            no score, and samplers that follow one refuse the map; its denoiser, and what is made of that, remains.
-        coupling: the same by name: ``"independent"``, ``"optimal-transport"`` (noises and images paired in each batch,
-            OT-CFM), or ``"joint"`` (noise from an adapter).
+            in [-1, 1]; or two functions (decode, encode), for a latent model; see also
+            :class:`~invflow.LatentFlowMap`.
+        independent_noise: Whether the velocity was trained with noise independent of the data. If not, the map has
+            no score, and samplers that need one refuse it; the denoiser and everything built on it remain.
+        coupling: The same setting by name: ``"independent"``, ``"optimal-transport"`` (noise and images paired in each
+            batch, OT-CFM), or ``"joint"`` (noise from an adapter).
         convention: ``"data-at-1"`` for this library's time, x_t = (1 - t) z + t m and velocity m - z;
             ``"data-at-0"`` for the reverse, x_t = (1 - t) m + t z and velocity z - m (MeanFlow; flow matching
-            in diffusers, whose own timesteps are 1000 t: :func:`~invflow.from_diffusers` knows them).
-        path: on which the network was trained, with velocity :math:`\alpha' m + \sigma' z`: ``"linear"``; ``"cosine"``,
-            with shares sin and cos of a quarter turn (stochastic interpolants, "GVP"); ``"vp"``, the diffusion of Song
-            et al. (2021) with beta from 0.1 to 20; or (alpha, sigma), the shares of data and noise as functions of
-            tensors of the network's own time, smooth. Time and scale are changed into this library's, exactly; the
-            steps are equal in the network's time.
+            in diffusers, whose own timesteps are 1000 t: :func:`~invflow.from_diffusers` handles them).
+        path: Path on which the network was trained, with velocity :math:`\alpha' m + \sigma' z`: ``"linear"``;
+            ``"cosine"``, with shares sin and cos of a quarter turn (stochastic interpolants, "GVP"); ``"vp"``, the
+            diffusion of Song et al. (2021) with beta from 0.1 to 20; or (alpha, sigma), the shares of data and noise
+            as smooth functions of tensors of the network's own time. Time and scale are converted to this library's,
+            exactly; the steps are equal in the network's time.
         method: ``"euler"``, ``"midpoint"``, ``"heun"``, ``"rk4"`` or ``"dopri5"``.
-        order: ``"x, t"`` or ``"t, x"``, where the names of the arguments do not tell.
-        **condition: the network's other arguments, held fixed: tensors of one row, (1, ...), or numbers.
+        order: ``"x, t"`` or ``"t, x"``, if the argument names do not make it clear.
+        **condition: Other arguments of the network, held fixed: tensors of one row, (1, ...), or numbers.
 
     Returns:
-        A :class:`~invflow.FlowMap` on the device and in the type of the velocity's own parameters; for a
-        plain function on the CPU, in torch's default type, until moved with ``.to()``.
+        A :class:`~invflow.FlowMap` with the device and dtype of the velocity's own parameters; for a
+        plain function on the CPU, in torch's default dtype, until moved with ``.to()``.
 
     Raises:
-        ValueError: for an unknown convention, path, coupling or method, under 1 step, or shapes that an affine decoding
-            cannot link.
-        TypeError: for a velocity that is not callable or whose arguments are not understood, or a decode that is
-            neither.
+        ValueError: For an unknown convention, path, coupling or method, fewer than 1 step, or different shapes with an
+            affine decoding.
+        TypeError: If the velocity is not callable or its signature is not recognised, or for any other kind of
+            decode.
 
     Example:
         >>> import torch, invflow
@@ -190,36 +190,36 @@ def from_velocity(velocity: _Velocity, state_shape: tuple[int, ...], *, steps: i
 def from_deepinv(denoiser: _Velocity, image_shape: tuple[int, ...], *, steps: int, sigma_max: float,
                  sigma_min: float = 1e-3, method: str = "midpoint", order: str | None = None,
                  **condition: Any) -> DenoiserFlow:
-    """Make a flow map of a denoiser D(x, sigma) of images in [0, 1], as in the deepinv library.
+    """Build a flow map from a denoiser D(x, sigma) of images in [0, 1], as in the deepinv library.
 
     States lie in [-1, 1], ``decode`` is (m + 1) / 2. Since x_t / t = m + ((1 - t) / t) z, the state at time t
     is an image at noise level (1 - t) / (2 t) (on images in [0, 1]), and the velocity is (D - x) / (1 - t).
 
     The level is infinite at t = 0. Where it exceeds ``sigma_max``, before t = 1 / (1 + 2 sigma_max), the
-    denoiser is asked at ``sigma_max`` instead, for the state rescaled to that much noise. This is harmless
-    where the data are invisible at ``sigma_max`` (10 or more, as for denoisers trained for diffusion). A
-    denoiser trained for small noise only (DRUNet: up to 0.2) says nothing about the first part of the path,
-    up to t = 0.71 at 0.2, and what it makes of pure noise is then no sample of any image distribution; it
-    still serves from its own noise level on. Near t = 1, below ``sigma_min``, the velocity is that at
+    denoiser is called at ``sigma_max`` instead, for the state rescaled to that noise level. This is harmless
+    if the data are invisible at ``sigma_max`` (10 or more, as for denoisers trained for diffusion). A
+    denoiser trained only for low noise (DRUNet: up to 0.2) has no information about the first part of the path,
+    up to t = 0.71 at 0.2. Its output from pure noise is then not a sample of any image distribution, but it
+    is still useful from its own noise level on. Near t = 1, below ``sigma_min``, the velocity is that at
     ``sigma_min``.
 
     Args:
-        denoiser: ``D(x, sigma)``, x ``(n, *image_shape)`` in [0, 1] plus noise, sigma ``(n,)``. Only one that
+        denoiser: ``D(x, sigma)``, x ``(n, *image_shape)`` in [0, 1] plus noise, sigma ``(n,)``. Only a denoiser that
             estimates the mean E[image | x] gives the flow of a distribution.
         image_shape: (C, H, W).
-        steps: equal steps of one jump, each of 1, 2, 2, 4 or 6 denoiser calls by ``method``.
+        steps: Number of equal steps of one jump, each with 1, 2, 2, 4 or 6 denoiser calls, depending on ``method``.
         sigma_max: largest noise level that the denoiser was trained for, on images in [0, 1].
-        sigma_min: smallest noise level that it is asked for, > 0.
+        sigma_min: Smallest noise level at which it is called, > 0.
         method: ``"euler"``, ``"midpoint"``, ``"heun"``, ``"rk4"`` or ``"dopri5"``.
-        order: ``"x, t"`` or ``"t, x"``, t the noise level, where the names of the arguments do not tell.
-        **condition: the denoiser's other arguments, held fixed: ``class_labels=...``, tensors of one row or numbers.
+        order: ``"x, t"`` or ``"t, x"``, t the noise level, if the argument names do not make it clear.
+        **condition: Other arguments of the denoiser, held fixed: ``class_labels=...``, tensors of one row or numbers.
 
     Returns:
         A :class:`~invflow.FlowMap`.
 
     Raises:
-        ValueError: for levels out of order, an unknown method or under 1 step.
-        TypeError: for a denoiser that is not callable or whose arguments are not understood.
+        ValueError: For invalid noise levels, an unknown method or fewer than 1 step.
+        TypeError: If the denoiser is not callable or its signature is not recognised.
 
     Example:
         >>> import torch, invflow

@@ -1,1 +1,1 @@
-"""Networks that flow maps and adapters are made of."""
+"""Networks for flow maps and adapters."""

@@ -1,4 +1,4 @@
-"""A small convolutional classifier, which judges from outside how many generated images show something."""
+"""A small convolutional classifier, for an independent check of generated images."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Classifier(nn.Module):
 
     Args:
         image_shape: (C, H, W), H and W at least 12.
-        classes: names of the classes, in the order of the labels.
-        width: channels after the first convolution; twice as many after the second.
-        generator: source of the first weights.
+        classes: Names of the classes, in the order of the labels.
+        width: Number of channels after the first convolution; twice as many after the second.
+        generator: Source of the initial weights.
 
     Raises:
         ValueError: for images that are too small, or fewer than two classes.
@@ -37,12 +37,12 @@ class Classifier(nn.Module):
         super().__init__()
         if len(image_shape) != 3 or min(image_shape[1:]) < 12 or len(classes) < 2:
             raise ValueError(
-                f"a classifier takes images (C, H, W) of at least 12 x 12 pixels and two classes, not "
+                f"a classifier needs images (C, H, W) of at least 12 x 12 pixels and two classes, not "
                 f"{image_shape} and {len(classes)}"
             )
         self.image_shape, self.classes, self.width = tuple(image_shape), tuple(classes), width
         sides = [((side + 1) // 2 + 1) // 2 // 2 for side in image_shape[1:]]
-        with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
+        with torch.random.fork_rng(devices=[]):  # layers draw initial weights from the global generator
             self.layers = nn.Sequential(
                 nn.Conv2d(image_shape[0], width, 5, stride=2, padding=2), nn.ReLU(),
                 nn.Conv2d(width, 2 * width, 5, stride=2, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
@@ -56,7 +56,7 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits: images ``(n, *image_shape)`` in [0, 1] to ``(n, number of classes)``."""
         if tuple(x.shape[1:]) != self.image_shape:
-            raise ValueError(f"images {tuple(x.shape)}, but this classifier takes (n, *{self.image_shape})")
+            raise ValueError(f"images have shape {tuple(x.shape)}, but this classifier takes (n, *{self.image_shape})")
         result: Tensor = self.layers(2 * x - 1)
         return result
 
@@ -78,11 +78,11 @@ class Classifier(nn.Module):
         """Load a trained classifier.
 
         Args:
-            name: of a shipped one, ``"mnist"``, ``"fashion-mnist"`` or ``"cifar10"``; a folder that
-                :meth:`save_pretrained` wrote; or a Hub repository id ``owner/name``.
+            name: Name of a shipped classifier, ``"mnist"``, ``"fashion-mnist"`` or ``"cifar10"``; a folder written by
+                :meth:`save_pretrained`; or a Hub repository id ``owner/name``.
 
         Raises:
-            ValueError: if it is not there, is no classifier, or its files are damaged.
+            ValueError: If it is missing or not a classifier, or its files are damaged.
         """
         shipped = SHIPPED / f"{name}-classifier"
         folder = shipped if shipped.is_dir() else resolve_folder(name, "classifier")
@@ -98,21 +98,21 @@ def _load_once(name: str) -> Classifier:
 
 
 def confident_share(images: Tensor, name: str = "mnist", threshold: float = 0.9) -> float:
-    """Share of images of which a shipped classifier is sure: its largest probability is over a threshold.
+    """Share of images that a shipped classifier assigns with confidence: largest probability over a threshold.
 
-    Compare it with the share of real test images, which the classifier's card states. It sees images that
-    show nothing, not a lack of variety.
+    Compare it with the share for real test images, given in the classifier's card. It detects images that
+    show no object, but not a lack of variety.
 
     Args:
         images: ``(n, *image_shape)``, nominally in [0, 1]; clipped.
-        name: what :meth:`Classifier.load` takes.
-        threshold: in (0, 1).
+        name: Name or folder, as in :meth:`Classifier.load`.
+        threshold: Threshold in (0, 1).
 
     Returns:
         A number in [0, 1].
 
     Raises:
-        ValueError: if the images do not fit, or there are none.
+        ValueError: If the images have the wrong shape, or there are none.
     """
     if images.ndim < 1 or len(images) == 0 or not 0 < threshold < 1:
         shape = tuple(images.shape)

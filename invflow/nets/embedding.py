@@ -9,17 +9,17 @@ __all__ = ["TimeEmbedding"]
 
 
 class TimeEmbedding(nn.Module):
-    """Embeds both times (s, t) of a flow map, or any other scalars, by a few *slow* sinusoids and a small MLP.
+    """Embedding of both times (s, t) of a flow map, or other scalars, by a few *slow* sinusoids and a small MLP.
 
     The Jacobian-vector product of the MeanFlow loss differentiates these features, and its size grows with their
-    frequency: fast sinusoids, as diffusion models use, make the one-step target too noisy to learn. The angular
-    frequencies here stay at 6 and under.
+    frequency. Fast sinusoids, as in diffusion models, make the one-step target too noisy to learn. The angular
+    frequencies here are at most 6.
 
     Args:
-        width: size of the embedding.
-        num_scalars: how many scalars are embedded together.
-        num_frequencies: sinusoids for each scalar.
-        max_frequency: the largest angular frequency.
+        width: Size of the embedding.
+        num_scalars: Number of scalars embedded together.
+        num_frequencies: Number of sinusoids for each scalar.
+        max_frequency: Largest angular frequency.
     """
 
     frequencies: Tensor

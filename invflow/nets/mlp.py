@@ -27,10 +27,10 @@ class MLP(nn.Module):
         out_features: output size.
         width: hidden size.
         depth: hidden layers.
-        embedding: size of a conditioning vector that is added after every hidden layer; 0 for none.
-        num_frequencies: sinusoids of each input that the first layer sees beside it (Tancik et al. 2020), which sharp
-            edges need; 0 for none.
-        max_frequency: the largest of their angular frequencies, which are evenly spaced.
+        embedding: Size of a conditioning vector, added after every hidden layer; 0 for none.
+        num_frequencies: Number of sinusoids of each input as additional inputs (Tancik et al. 2020), needed for sharp
+            edges; 0 for none.
+        max_frequency: Largest of their angular frequencies, which are evenly spaced.
     """
 
     frequencies: Tensor

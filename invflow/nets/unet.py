@@ -14,10 +14,10 @@ __all__ = ["UNet", "can_tile", "tiles"]
 
 
 class PixelNorm(nn.Module):
-    """Divides each pixel by the root mean square of its channels, with a learned gain.
+    """Normalisation that divides each pixel by the root mean square of its channels, with a learned gain.
 
-    No statistics are shared between pixels, so a tiled image gives what the whole image gives; and its
-    forward-mode derivative costs little, unlike that of group normalisation.
+    Pixels share no statistics, so a tiled image gives the same result as the whole image. Its
+    forward-mode derivative is cheap, unlike that of group normalisation.
     """
 
     def __init__(self, channels: int) -> None:
@@ -29,7 +29,7 @@ class PixelNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block: two 3 x 3 convolutions, a scale and a shift for each channel between them."""
+    """Residual block: two 3 x 3 convolutions, with a scale and a shift for each channel in between."""
 
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Single-head self-attention over positions, written out: the fused kernels have no forward-mode derivative."""
+    """Single-head self-attention over positions, written explicitly: fused kernels have no forward-mode derivative."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -69,28 +69,28 @@ class Attention(nn.Module):
 class UNet(nn.Module):
     """U-Net ``(n, in_channels, H, W), (n, embedding) -> (n, out_channels, H, W)``; its last layer starts at zero.
 
-    The stem folds ``patch`` x ``patch`` pixels into channels, so that no convolution runs at full resolution: on a
-    CPU that is most of the cost.
+    The stem folds ``patch`` x ``patch`` pixels into channels, so no convolution runs at full resolution, which would
+    be most of the cost on a CPU.
 
-    Without attention an image may have any size. One whose sides are no multiples of ``patch * 2 ** (levels - 1)``
-    (:attr:`stride`) is continued at the right and at the bottom by its last pixels, and what comes out is cropped.
-    An output pixel then depends on no input further than :attr:`halo` pixels away, so that a large image can be worked
-    on in overlapping tiles, with the same result up to rounding. With attention the stride must divide H and W.
+    Without attention, an image may have any size. If its sides are not multiples of ``patch * 2 ** (levels - 1)``
+    (:attr:`stride`), it is padded on the right and at the bottom with its last pixels, and the output is cropped.
+    An output pixel then depends on no input further than :attr:`halo` pixels away, so a large image can be processed
+    in overlapping tiles, with the same result up to rounding. With attention, the stride must divide H and W.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        channels: width of each level, finest first.
-        blocks: residual blocks for each level, on the way down and again on the way up.
-        embedding: size of the conditioning vector.
-        patch: side of the folded patches.
-        attention: self-attention at the coarsest level. Without it the network is fully convolutional.
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
+        channels: Width of each level, finest first.
+        blocks: Residual blocks for each level, on the way down and again on the way up.
+        embedding: Size of the conditioning vector.
+        patch: Side of the folded patches.
+        attention: Whether to use self-attention at the coarsest level. Without it the network is fully convolutional.
 
     Attributes:
-        stride: of which the padded sides are multiples.
-        tile: where an image is worked on in tiles, their side in pixels without the overlap, rounded up to the stride;
-            None, as at the start: never. Sides up to ``tile + 2 * halo`` are not cut; nor is anything while a gradient
-            is recorded. :func:`tiles` sets it for a while.
+        stride: The padded sides are multiples of this number.
+        tile: Side of the tiles in pixels, without the overlap, rounded up to the stride; None, the default: no
+            tiles. Images with sides up to ``tile + 2 * halo`` are not cut, nor is any image while a gradient
+            is recorded. :func:`tiles` sets it temporarily.
 
     Example:
         >>> import torch
@@ -120,20 +120,20 @@ class UNet(nn.Module):
 
     @property
     def halo(self) -> int:
-        """Pixels that an output pixel may depend on beyond itself, to each side, rounded up to the stride.
+        """Distance in pixels of the inputs that an output pixel may depend on, rounded up to the stride.
 
         Raises:
-            ValueError: with attention, which sees the whole image.
+            ValueError: With attention, which depends on the whole image.
         """
         if not isinstance(self.attention, nn.Identity):
             raise ValueError("a U-Net with attention depends on the whole image: build it with attention=False")
         levels, reach = len(self.down), 0
-        for cell in range(2 ** (levels - 1)):  # where a cell lies in its coarsest one decides how far it sees
+        for cell in range(2 ** (levels - 1)):  # the position of a cell in its coarsest one decides its reach
             radius = 2 * len(self.up[0])  # type: ignore[arg-type]
-            low, high = cell - 1 - radius, cell + 1 + radius  # from the head through the finest blocks on the way up
+            low, high = cell - 1 - radius, cell + 1 + radius  # from the head through the finest blocks of the way up
             for _ in range(levels - 1):
                 low, high = low // 2 - radius, high // 2 + radius
-            for level in range(levels):  # the same way back, from the coarsest blocks on the way down
+            for level in range(levels):  # backwards, from the coarsest blocks of the way down
                 low, high = (2 * low, 2 * high + 1) if level else (low, high)
                 low, high = low - radius, high + radius
             low, high = low - 1, high + 1  # the stem
@@ -152,14 +152,14 @@ class UNet(nn.Module):
             ``(n, out_channels, H, W)``.
 
         Raises:
-            ValueError: with attention, for sides that are no multiples of the stride.
+            ValueError: With attention, if the sides are not multiples of the stride.
         """
         height, width = x.shape[-2:]
         bottom, right = -height % self.stride, -width % self.stride
         if bottom or right:
             if not isinstance(self.attention, nn.Identity):
                 raise ValueError(
-                    f"the image is {height} x {width}, but the U-Net takes sides that are multiples of "
+                    f"the image is {height} x {width}, but this U-Net needs sides that are multiples of "
                     f"{self.stride}: crop or pad it"
                 )
             x = pad(x, (0, right, 0, bottom), mode="replicate")
@@ -173,9 +173,9 @@ class UNet(nn.Module):
         return any(x.requires_grad for x in inputs) or any(p.requires_grad for p in self.parameters())
 
     def _tiled(self, x: Tensor, embedding: Tensor, tile: int) -> Tensor:
-        """The network on overlapping tiles of a padded image, the cores of their outputs put together."""
+        """Apply the network to overlapping tiles of a padded image and join the cores of their outputs."""
         if tile < 1:
-            raise ValueError(f"tile is {tile}: pass the side of a tile in pixels, at least 1, or None")
+            raise ValueError(f"tile={tile}: pass the side of a tile in pixels, at least 1, or None")
         core, halo = -(-tile // self.stride) * self.stride, self.halo
         pieces = [_pieces(side, core, halo) for side in x.shape[-2:]]
         if all(len(along) == 1 for along in pieces):
@@ -208,7 +208,7 @@ class UNet(nn.Module):
 
 
 def _pieces(side: int, core: int, halo: int) -> list[tuple[int, int, int, int]]:
-    """Cuts along one axis: where each piece begins and ends in the image, and where its core does in the piece."""
+    """Cuts along one axis: start and end of each piece in the image, and of its core in the piece."""
     if side <= core + 2 * halo:
         return [(0, side, 0, side)]
     cuts = []
@@ -221,11 +221,11 @@ def _pieces(side: int, core: int, halo: int) -> list[tuple[int, int, int, int]]:
 
 @contextmanager
 def tiles(module: nn.Module, tile: int | None) -> Iterator[None]:
-    """Work in tiles, in all U-Nets of a module that have no attention, while the context lasts.
+    """Context in which all U-Nets without attention in a module work in tiles.
 
     Args:
-        module: a U-Net, or what contains some.
-        tile: side of the tiles in pixels, without the overlap; None: whole images.
+        module: A U-Net, or a module that contains some.
+        tile: Side of the tiles in pixels, without the overlap; None: whole images.
 
     Example:
         >>> import torch

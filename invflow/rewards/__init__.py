@@ -1,1 +1,1 @@
-"""Rewards beyond likelihoods: of images, and of vision models."""
+"""Rewards other than likelihoods: of images, and from vision models."""

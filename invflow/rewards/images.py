@@ -1,4 +1,4 @@
-"""Rewards of images: the class that a classifier sees, agreement inside a mask, symmetries."""
+"""Rewards of images: the class given by a classifier, agreement inside a mask, symmetries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ClassReward", "MaskMatchReward", "MirrorReward", "RotationReward"]
 
 
 class _ImageReward(Reward):
-    """Base of rewards that score images one by one: checks shapes, goes from ``(B, N, C, H, W)`` to rows and back."""
+    """Base of rewards that score images one by one: checks shapes and flattens ``(B, N, C, H, W)`` to rows."""
 
     def score(self, x: Tensor) -> Tensor:
         """Images ``(n, *image_shape)`` to ``(n,)``."""
@@ -28,7 +28,7 @@ class _ImageReward(Reward):
         """Score images: ``(B, N, C, H, W)`` to ``(B, N)``.
 
         Raises:
-            ValueError: for other shapes.
+            ValueError: For other shapes.
         """
         if x.ndim != 5:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected images (B, N, C, H, W): pass x[None] for n "
@@ -40,11 +40,12 @@ class _ImageReward(Reward):
 class ClassReward(_ImageReward):
     r"""Log probability that a classifier gives to one class, :math:`r(x) = \log p(\text{label} \mid x)`.
 
-    At most 0; tilting a prior by it gives the prior's images of that class, as far as the classifier can tell.
+    At most 0. Tilting a prior by it gives the prior's images of that class, according to the classifier.
 
     Args:
-        classifier: from images in [0, 1] to logits; or what :meth:`Classifier.load` takes, such as ``"mnist"``.
-        label: of the class, its index.
+        classifier: Classifier from images in [0, 1] to logits; or a name for :meth:`Classifier.load`, such as
+            ``"mnist"``.
+        label: Index of the class.
 
     Raises:
         ValueError: for a label that the classifier does not have.
@@ -60,13 +61,13 @@ class ClassReward(_ImageReward):
         self.classifier = classifier if isinstance(classifier, Classifier) else Classifier.load(classifier)
         count = len(self.classifier.classes)
         if not 0 <= label < count:
-            raise ValueError(f"label={label}: this classifier knows the labels 0 to {count - 1}, which are "
+            raise ValueError(f"label={label}: this classifier has the labels 0 to {count - 1}, which are "
                              f"{', '.join(self.classifier.classes)}")
         self.label = label
         settle(self.classifier)
 
     def score(self, x: Tensor) -> Tensor:
-        """Log probability of the class, ``(n,)``, in the type of the images."""
+        """Log probability of the class, ``(n,)``, in the dtype of the images."""
         weight = next(self.classifier.parameters())
         if self.classifier.training:
             self.classifier.eval()
@@ -74,11 +75,11 @@ class ClassReward(_ImageReward):
         return result
 
     def predicted(self, x: Tensor) -> Tensor:
-        """The classifier's own label: ``(n, C, H, W)`` to ``(n,)`` int64."""
+        """Label predicted by the classifier: ``(n, C, H, W)`` to ``(n,)`` int64."""
         return self.classifier.probabilities(x).argmax(1)
 
     def to(self, *args: Any, **kwargs: Any) -> Reward:
-        """The reward on another device or in another floating-point type; a copy."""
+        """Copy on another device or with another dtype."""
         other = copy.copy(self)
         other.classifier = copy.deepcopy(self.classifier).to(*args, **kwargs)
         return other
@@ -88,15 +89,15 @@ class ClassReward(_ImageReward):
 
 
 class MaskMatchReward(_ImageReward):
-    r"""Agreement with a target inside a mask, :math:`r(x) = -\|M (x - t)\|^2 / (2 s^2)`; outside everything is free.
+    r"""Agreement with a target inside a mask, :math:`r(x) = -\|M (x - t)\|^2 / (2 s^2)`; no constraint outside.
 
     Args:
         target: t, ``(C, H, W)``, or a number for a plain area.
-        mask: M, ``(H, W)`` or ``(C, H, W)``, 1 or True where the target is to be met; at least one pixel.
-        scale: s, over 0: the deviation of one pixel that costs half a unit.
+        mask: M, ``(H, W)`` or ``(C, H, W)``, 1 or True where the image should match the target; at least one pixel.
+        scale: s > 0: a deviation of one pixel by s costs half a unit.
 
     Raises:
-        ValueError: for an empty mask, a scale that is not positive, or shapes that do not fit.
+        ValueError: for an empty mask, a scale that is not positive, or shapes that do not match.
 
     Example:
         >>> import torch
@@ -115,12 +116,12 @@ class MaskMatchReward(_ImageReward):
             raise ValueError(f"mask has shape {tuple(mask.shape)} and {int((mask != 0).sum())} pixels: pass (H, W) or "
                              "(C, H, W) with at least one pixel")
         if target.ndim not in (0, 3) or (target.ndim == 3 and target.shape[1:] != mask.shape[1:]):
-            raise ValueError(f"target {tuple(target.shape)} and mask {tuple(mask.shape)} do not fit: pass a target "
-                             "(C, H, W) as large as the mask, or a number")
+            raise ValueError(f"target {tuple(target.shape)} and mask {tuple(mask.shape)} do not match: pass a target "
+                             "(C, H, W) of the mask's size, or a number")
         self.target, self.mask, self.scale = target, mask, _positive(scale)
 
     def score(self, x: Tensor) -> Tensor:
-        """Squared distance inside the mask, over -2 s^2: ``(n,)``."""
+        """Squared distance inside the mask, divided by -2 s^2: ``(n,)``."""
         if x.shape[2:] != self.mask.shape[1:]:
             raise ValueError(f"images {tuple(x.shape)} and mask {tuple(self.mask.shape)} differ in size")
         difference = self.mask.to(x) * (x - self.target.to(x))
@@ -131,7 +132,7 @@ class MaskMatchReward(_ImageReward):
 
 
 class _InvarianceReward(_ImageReward):
-    r"""Closeness to the images that a finite group leaves as they are, :math:`r(x) = -\|x - P x\|^2 / (2 s^2)`.
+    r"""Closeness to the images that are invariant under a finite group, :math:`r(x) = -\|x - P x\|^2 / (2 s^2)`.
 
     P x, the mean of x over the group, is the nearest invariant image: P is the orthogonal projection.
     """
@@ -140,7 +141,7 @@ class _InvarianceReward(_ImageReward):
         self.scale = _positive(scale)
 
     def orbit(self, x: Tensor) -> Sequence[Tensor]:
-        """Images ``(n, C, H, W)`` under each element of the group but the identity."""
+        """Images ``(n, C, H, W)`` under each element of the group except the identity."""
         raise NotImplementedError
 
     def project(self, x: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ class _InvarianceReward(_ImageReward):
         return (x + sum(moved)) / (1 + len(moved))
 
     def score(self, x: Tensor) -> Tensor:
-        """Squared distance from the nearest invariant image, over -2 s^2: ``(n,)``."""
+        """Squared distance from the nearest invariant image, divided by -2 s^2: ``(n,)``."""
         return -(x - self.project(x)).square().flatten(1).sum(1) / (2 * self.scale**2)
 
     def __repr__(self) -> str:
@@ -157,7 +158,7 @@ class _InvarianceReward(_ImageReward):
 
 
 class MirrorReward(_InvarianceReward):
-    r"""Left-right symmetry, :math:`r(x) = -\|x - P x\|^2 / (2 s^2)`, P x being the mean of x and its mirror image.
+    r"""Left-right symmetry, :math:`r(x) = -\|x - P x\|^2 / (2 s^2)`, with P x the mean of x and its mirror image.
 
     Args:
         scale: s, over 0.
@@ -176,10 +177,10 @@ class MirrorReward(_InvarianceReward):
 
 
 class RotationReward(_InvarianceReward):
-    r"""Invariance under quarter turns, :math:`r(x) = -\|x - P x\|^2 / (2 s^2)`, P x being the mean over the four turns.
+    r"""Invariance under quarter turns, :math:`r(x) = -\|x - P x\|^2 / (2 s^2)`, with P x the mean over the four turns.
 
     Args:
-        scale: s, over 0. Images are square.
+        scale: s, > 0. Images must be square.
 
     Example:
         >>> import torch
@@ -191,7 +192,7 @@ class RotationReward(_InvarianceReward):
     def orbit(self, x: Tensor) -> Sequence[Tensor]:
         """The images after one, two and three quarter turns."""
         if x.shape[-1] != x.shape[-2]:
-            raise ValueError(f"images {tuple(x.shape)} are not square: quarter turns change their shape")
+            raise ValueError(f"images {tuple(x.shape)} are not square: quarter turns need square images")
         return [x.rot90(k, (-2, -1)) for k in (1, 2, 3)]
 
 

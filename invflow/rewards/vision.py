@@ -1,6 +1,6 @@
-"""Rewards from vision models of the transformers library: an image-text score, the answer to a yes-or-no question.
+"""Rewards from vision models of the transformers library: image-text scores and yes-or-no questions.
 
-Images go from [0, 1] to what the model takes by operations of torch alone (resize, crop, normalise), so that gradients
+Images in [0, 1] are converted to the model's input by operations of torch only (resize, crop, normalise), so gradients
 reach them. transformers is imported when a model is loaded by name; it comes with ``pip install 'invflow[diffusers]'``.
 """
 
@@ -21,31 +21,31 @@ from invflow.rewards.images import _ImageReward
 
 __all__ = ["ImageTextReward", "YesNoReward", "preprocess"]
 
-# of CLIP's training images (Radford et al. 2021), for processors that name no other
+# mean and std of CLIP's training images (Radford et al. 2021), for processors that state none
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def preprocess(x: Tensor, size: tuple[int, int], mean: Sequence[float] = MEAN, std: Sequence[float] = STD, *,
                shortest_edge: int | None = None, mode: str = "bicubic") -> Tensor:
-    """What a vision model takes, of images in [0, 1]; differentiable.
+    """Convert images in [0, 1] to the input of a vision model; differentiable.
 
-    As the image processors of transformers do it, but in one type throughout and without rounding to bytes: the
-    shorter side is resized (bicubic, antialiased), the middle cut out, the channels normalised. Grey is repeated to
-    three channels. Values outside [0, 1] are kept, so that their gradient is too.
+    Same as the image processors of transformers, but in one dtype throughout and without rounding to bytes: the
+    shorter side is resized (bicubic, antialiased), the centre is cropped, and the channels are normalised. Grey images
+    are repeated to three channels. Values outside [0, 1] are kept, and so are their gradients.
 
     Args:
         x: ``(n, 1 or 3, H, W)``.
-        size: height and width wanted.
-        mean: of each channel.
-        std: of each channel.
-        shortest_edge: length that the shorter side is resized to before the cut; None stretches the image to ``size``.
+        size: Height and width of the result.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+        shortest_edge: Length of the shorter side before cropping; None stretches the image to ``size``.
         mode: ``"bicubic"`` or ``"bilinear"``.
 
     Returns:
         ``(n, 3, *size)``.
 
     Raises:
-        ValueError: for other numbers of channels, or a shorter side that is smaller than the cut.
+        ValueError: For other numbers of channels, or a shorter side that is smaller than the crop.
     """
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"images have shape {tuple(x.shape)}, expected (n, 1, H, W) or (n, 3, H, W)")
@@ -53,7 +53,7 @@ def preprocess(x: Tensor, size: tuple[int, int], mean: Sequence[float] = MEAN, s
     resized = size
     if shortest_edge is not None:
         if shortest_edge < max(size):
-            raise ValueError(f"a shorter side of {shortest_edge} does not hold a cut of {size}: pass at least "
+            raise ValueError(f"a shorter side of {shortest_edge} is smaller than the crop of {size}: pass at least "
                              f"{max(size)}, or shortest_edge=None to stretch the image")
         short = min(x.shape[2:])
         resized = (shortest_edge * x.shape[2] // short, shortest_edge * x.shape[3] // short)
@@ -65,7 +65,7 @@ def preprocess(x: Tensor, size: tuple[int, int], mean: Sequence[float] = MEAN, s
 
 
 class _VisionReward(_ImageReward):
-    """Holds a frozen model and its preprocessing."""
+    """A frozen model with its preprocessing."""
 
     def __init__(self, model: nn.Module, image_processor: Any, size: tuple[int, int]) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -73,19 +73,19 @@ class _VisionReward(_ImageReward):
         self.mean = tuple(getattr(image_processor, "image_mean", None) or MEAN)
         self.std = tuple(getattr(image_processor, "image_std", None) or STD)
         wanted: Any = getattr(image_processor, "size", None)
-        # a dictionary, or an object that reads like one
+        # a dictionary, or an object that behaves like one
         edge = wanted.get("shortest_edge") if hasattr(wanted, "get") else getattr(wanted, "shortest_edge", None)
         self.shortest_edge = None if wanted is not None and edge is None else max(edge or 0, *size)
-        # 2 is bilinear in PIL's numbering; all else is bicubic, or close to it
+        # 2 means bilinear in PIL; everything else is bicubic, or close to it
         self.mode = "bilinear" if getattr(image_processor, "resample", 3) == 2 else "bicubic"
 
     def pixel_values(self, x: Tensor) -> Tensor:
-        """Images ``(n, C, H, W)`` in [0, 1] as the model takes them, in its type."""
+        """Convert images ``(n, C, H, W)`` in [0, 1] to the model's input, in its dtype."""
         values = preprocess(x, self.size, self.mean, self.std, shortest_edge=self.shortest_edge, mode=self.mode)
         return values.to(next(self.model.parameters()).dtype)
 
     def to(self, *args: Any, **kwargs: Any) -> Reward:
-        """The reward on another device or in another floating-point type; a copy."""
+        """Copy on another device or with another dtype."""
         other = copy.copy(self)
         other.model = copy.deepcopy(self.model).to(*args, **kwargs)
         other._move(next(other.model.parameters()).device)
@@ -100,19 +100,20 @@ class _VisionReward(_ImageReward):
 
 
 class ImageTextReward(_VisionReward):
-    r"""How well an image fits a text, by a model with one embedding for both (CLIP; Radford et al. 2021).
+    r"""Match of an image to a text, by a model with a joint embedding (CLIP; Radford et al. 2021).
 
-    r(x) = scale cos(image(x), text). With texts ``against`` which it is weighed, the log probability of the text among
-    all of them, r(x) = log softmax(logit_scale cos)[0], times scale; that is bounded by 0 and needs no choice of scale.
+    r(x) = scale cos(image(x), text). With competing texts ``against``, it is the log probability of the text among
+    all of them, r(x) = scale log softmax(logit_scale cos)[0]; this is bounded by 0 and needs no choice of scale.
 
     Args:
-        model: a CLIPModel, or one with its ``get_image_features``, ``get_text_features`` and ``config.vision_config``,
-            which is put into evaluation mode; or a folder or Hub repository of one (safetensors only).
-        text: what images should show.
-        processor: turns texts into tokens, and says how images are prepared; None loads the model's own by name.
-        against: texts that it competes with; none takes the cosine.
-        scale: factor of the reward. A cosine moves by a few hundredths between images: 100 is what CLIP was trained
-            with.
+        model: A CLIPModel, or a model with its ``get_image_features``, ``get_text_features`` and
+            ``config.vision_config``, which is put into evaluation mode; or a folder or Hub repository of one
+            (safetensors only).
+        text: Description of the wanted images.
+        processor: Processor that tokenises texts and defines the preprocessing of images; None loads the model's own
+            by name.
+        against: Competing texts; none uses the cosine.
+        scale: Factor of the reward. Cosines differ by a few hundredths between images: CLIP was trained with 100.
 
     Raises:
         ImportError: if a model is to be loaded and transformers is not installed.
@@ -150,7 +151,7 @@ class ImageTextReward(_VisionReward):
         return self.scale * (temperature * cosines).log_softmax(1)[:, 0]
 
     def to(self, *args: Any, **kwargs: Any) -> Reward:
-        """The reward on another device or in another floating-point type; a copy."""
+        """Copy on another device or with another dtype."""
         other: Any = super().to(*args, **kwargs)
         other.text_features = other._text()
         result: Reward = other
@@ -166,26 +167,26 @@ class ImageTextReward(_VisionReward):
 
 
 class YesNoReward(_VisionReward):
-    r"""Log odds that a vision-language model answers a question about the image with yes.
+    r"""Log odds that a vision-language model answers yes to a question about the image.
 
-    r(x) = scale (log p("Yes" | x, question) - log p("No" | x, question)), both of the first token of the answer.
+    r(x) = scale (log p("Yes" | x, question) - log p("No" | x, question)), both for the first token of the answer.
 
     Args:
-        model: a model that takes ``input_ids`` and ``pixel_values`` (n, 3, H, W) and gives logits over tokens, such as
-            LlavaForConditionalGeneration, which is put into evaluation mode; or a folder or Hub repository of one.
-        question: about the image.
-        processor: makes the tokens of a text with an image in it; None loads the model's own by name.
-        prompt: what the model reads, with ``{question}`` in it and the processor's token for the image; None takes the
-            processor's chat template, or, without one, the image token, the question and "Answer:".
-        yes: the answer that counts for the image; its first token is taken.
-        no: the answer that counts against it.
-        scale: factor of the reward.
+        model: A model that takes ``input_ids`` and ``pixel_values`` (n, 3, H, W) and returns logits over tokens, such
+            as LlavaForConditionalGeneration, which is put into evaluation mode; or a folder or Hub repository of one.
+        question: Question about the image.
+        processor: Processor that tokenises a text with an image; None loads the model's own by name.
+        prompt: Prompt of the model, with ``{question}`` and the processor's image token in it; None uses the
+            processor's chat template or, without one, the image token, the question and "Answer:".
+        yes: Answer that counts for the image; its first token is used.
+        no: Answer that counts against it.
+        scale: Factor of the reward.
 
     Raises:
         ImportError: if a model is to be loaded and transformers is not installed.
         TypeError: without a processor.
-        ValueError: if both answers start with the same token, or the model's images are not plain (Qwen-VL and others
-            cut them into patches before the model sees them).
+        ValueError: If both answers start with the same token, or the model does not take plain images (Qwen-VL and
+            others cut them into patches before the model)
 
     Example:
         >>> from invflow.rewards.vision import YesNoReward
@@ -200,14 +201,14 @@ class YesNoReward(_VisionReward):
                                 return_tensors="pt"))
         values = inputs.pop("pixel_values")
         if values.ndim != 4 or values.shape[:2] != (1, 3):
-            raise ValueError(f"{type(processor).__name__} makes pixel_values {tuple(values.shape)}, but plain images "
-                             "(1, 3, H, W) are needed, so that gradients reach them: take a model such as Llava")
+            raise ValueError(f"{type(processor).__name__} returns pixel_values {tuple(values.shape)}, but plain images "
+                             "(1, 3, H, W) are needed, so that gradients reach them: use a model such as Llava")
         super().__init__(network, processor.image_processor, (int(values.shape[2]), int(values.shape[3])))
         self.question, self.scale = question, float(scale)
         self.inputs = {k: v for k, v in inputs.items() if isinstance(v, Tensor)}
         self.yes, self.no = (_first_token(processor.tokenizer, answer) for answer in (yes, no))
         if self.yes == self.no:
-            raise ValueError(f"{yes!r} and {no!r} start with the same token: pass answers that differ at once")
+            raise ValueError(f"{yes!r} and {no!r} start with the same token: pass answers whose first tokens differ")
         self._move(next(network.parameters()).device)
 
     def score(self, x: Tensor) -> Tensor:
@@ -231,13 +232,13 @@ def _load(model: nn.Module | str | os.PathLike[str], processor: Any, kind: str) 
         model = auto.from_pretrained(name, use_safetensors=True)
         processor = processor or transformers.AutoProcessor.from_pretrained(name)
     if processor is None:
-        raise TypeError(f"{type(model).__name__} does not come with a tokenizer: pass processor=, such as "
+        raise TypeError(f"{type(model).__name__} has no tokenizer: pass processor=, such as "
                         "transformers.AutoProcessor.from_pretrained(name)")
     return model, processor
 
 
 def _features(out: Any) -> Tensor:
-    """The embedding, which some versions of transformers return alone and others in an output object."""
+    """The embedding; some versions of transformers return it directly, others in an output object."""
     return out if isinstance(out, Tensor) else out.pooler_output
 
 
@@ -256,5 +257,5 @@ def _prompt(processor: Any, question: str, prompt: str | None) -> str:
 
 
 def _first_token(tokenizer: Any, answer: str) -> int:
-    """The token that an answer starts with, as it follows a prompt."""
+    """First token of an answer, as it follows a prompt."""
     return int(tokenizer(answer, add_special_tokens=False)["input_ids"][0])

@@ -1,4 +1,4 @@
-"""What the lessons draw with: one style, images, points of the plane, animations, and sliders or a row of pictures."""
+"""Drawing tools of the lessons: one style, images, points in the plane, animations, and sliders or rows of figures."""
 
 from invflow.teaching.pictures import (
     BLUE,

@@ -1,4 +1,4 @@
-"""Figures of the lessons: one style, and the few things that lesson after lesson draws."""
+"""Figures of the lessons: one style, and the elements that many lessons draw."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["BLUE", "COLORS", "GREEN", "GREY", "ORANGE", "RED", "animate", "show_
            "use_style"]
 
 BLUE, RED, GREY, ORANGE, GREEN = "#3b4cc0", "#c0392b", "#b8b8b8", "#d97706", "#2a9d6f"
-COLORS = (BLUE, ORANGE, GREEN)  #: one for each of three groups
-_HIDDEN = (0.42, 0.53, 0.68)  # blue of a pixel that nobody measured
+COLORS = (BLUE, ORANGE, GREEN)  #: one colour for each of three groups
+_HIDDEN = (0.42, 0.53, 0.68)  # blue for unobserved pixels
 
 
 def use_style(font_size: float = 9.0) -> None:
-    """Draw figures as the lessons do: 110 dots an inch, no box around the axes, a layout without overlaps.
+    """Set the figure style of the lessons: 110 dots per inch, no box around the axes, a layout without overlaps.
 
     Args:
-        font_size: in points.
+        font_size: Font size in points.
     """
     import matplotlib.pyplot as plt
 
@@ -34,16 +34,16 @@ def show_image(axes: Any, image: Tensor, title: str = "", below: str = "", *, hi
     """Draw one image of one channel, without ticks.
 
     Args:
-        axes: of matplotlib.
-        image: of two dimensions, others having length 1; from 0, black, to ``vmax``, white.
-        title: above the image.
-        below: under the image.
-        hidden: of the same shape, True where nothing was measured: those pixels are painted blue.
-        cmap: matplotlib's name of the colours.
-        vmax: the value of the last colour.
+        axes: Axes of matplotlib.
+        image: Two-dimensional image, up to axes of length 1; from 0, black, to ``vmax``, white.
+        title: Title above the image.
+        below: Text under the image.
+        hidden: Mask of the same shape, True for unobserved pixels, which are painted blue.
+        cmap: Matplotlib's name of the colour map.
+        vmax: Value of the last colour.
 
     Returns:
-        matplotlib's picture, from which ``figure.colorbar`` makes a scale.
+        Matplotlib's image, for use with ``figure.colorbar``.
     """
     drawn = axes.imshow(image.detach().squeeze().cpu(), cmap=cmap, vmin=0, vmax=vmax, interpolation="nearest")
     if hidden is not None:
@@ -56,33 +56,33 @@ def show_image(axes: Any, image: Tensor, title: str = "", below: str = "", *, hi
 
 
 def show_points(axes: Any, x: Tensor, color: Any = BLUE, size: float = 5.0, **options: Any) -> Any:
-    """Draw points of the plane.
+    """Draw points in the plane.
 
     Args:
-        axes: of matplotlib.
+        axes: Axes of matplotlib.
         x: ``(n, 2)``.
-        color: one colour, or one for each point.
-        size: area of a point, in square points.
-        **options: of matplotlib's ``scatter``.
+        color: One colour, or one for each point.
+        size: Area of a point, in square points.
+        **options: Options of matplotlib's ``scatter``.
 
     Raises:
-        ValueError: for points that are not in a plane.
+        ValueError: If the points are not two-dimensional.
     """
     if x.ndim != 2 or x.shape[1] != 2:
-        raise ValueError(f"points of a plane have shape (n, 2), not {tuple(x.shape)}: choose two coordinates, "
+        raise ValueError(f"points have shape {tuple(x.shape)}, expected (n, 2): choose two coordinates, "
                          "x[:, [0, 1]]")
     return axes.scatter(*x.detach().cpu().T, s=size, c=color, linewidths=0, **options)
 
 
 def show_plane(axes: Any, title: str = "", reach: float = 4.0, tick: float = 3.0, space: str = "") -> None:
-    """Make the axes a square of the plane around 0.
+    """Set the axes to a square around 0.
 
     Args:
-        axes: of matplotlib.
-        title: above it.
-        reach: of each coordinate, to both sides.
-        tick: where the marks stand beside 0.
-        space: letter of the points, such as ``"z"``, for the label of the first coordinate; empty for none.
+        axes: Axes of matplotlib.
+        title: Title above the axes.
+        reach: Largest absolute value of each coordinate.
+        tick: Position of the tick marks on both sides of 0.
+        space: Letter of the points, such as ``"z"``, for the label of the first coordinate; empty for none.
     """
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title, xticks=[-tick, 0, tick],
              yticks=[-tick, 0, tick], xlabel=f"${space}_0$" if space else "")
@@ -90,19 +90,19 @@ def show_plane(axes: Any, title: str = "", reach: float = 4.0, tick: float = 3.0
 
 def animate(figure: Any, update: Callable[[int], Any], frames: int, *, milliseconds: int = 150,
             last: int | None = None, dpi: int = 80, colors: int = 32) -> Any:
-    """Make a GIF of a figure that changes.
+    """Make a GIF from an animated figure.
 
     Args:
-        figure: of matplotlib, with ``layout="none"`` so that nothing moves but what shall; it is closed.
-        update: called with the number of each frame, from 0; changes the figure.
-        frames: how many.
-        milliseconds: that each is shown.
-        last: milliseconds for the last one; default ``milliseconds``.
-        dpi: dots an inch: fewer than in a picture, since every frame is stored.
-        colors: of the palette, which the first and the last frame decide, 2 to 256.
+        figure: Figure of matplotlib, with ``layout="none"`` so that only the intended parts move; it is closed.
+        update: Function that changes the figure; called with the number of each frame, from 0.
+        frames: Number of frames.
+        milliseconds: Duration of each frame.
+        last: Duration of the last frame in milliseconds; default ``milliseconds``.
+        dpi: Dots per inch; lower than in a still figure, since every frame is stored.
+        colors: Number of colours in the palette, taken from the first and the last frame, 2 to 256.
 
     Returns:
-        An image that a notebook shows.
+        An image for display in a notebook.
     """
     import matplotlib.pyplot as plt
     from IPython.display import Image
@@ -116,7 +116,7 @@ def animate(figure: Any, update: Callable[[int], Any], frames: int, *, milliseco
         size, pixels = figure.canvas.get_width_height(), bytes(figure.canvas.buffer_rgba())
         pictures.append(Picture.frombuffer("RGBA", size, pixels).convert("RGB"))
     plt.close(figure)
-    both = Picture.new("RGB", (size[0], 2 * size[1]))  # one palette for all: without it each frame stores its own
+    both = Picture.new("RGB", (size[0], 2 * size[1]))  # one palette for all frames: otherwise each frame stores its own
     both.paste(pictures[0], (0, 0))
     both.paste(pictures[-1], (0, size[1]))
     palette = both.quantize(colors)

@@ -1,4 +1,4 @@
-"""A slider where a notebook can show one, and a row of pictures where it cannot."""
+"""A slider in notebooks that support it, otherwise a row of figures."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ __all__ = ["explore"]
 
 def explore(draw: Callable[[Any, Any], Any], values: Sequence[Any], *, name: str, shown: Sequence[Any] | None = None,
             size: tuple[float, float] = (3.0, 3.0), title: str = "", static: bool | None = None) -> Any:
-    """Let a reader move through a picture: with a slider, or as a row of pictures where there is none.
+    """Show a figure for several values: with a slider, or as a row of figures if sliders are not available.
 
-    The slider is ipywidgets'. The row is drawn where ipywidgets is missing, where Python is not run by a notebook, and
-    where the environment says ``INVFLOW_STATIC=1``, as the runner of the lessons does so that pictures are saved.
+    The slider is from ipywidgets. The row is drawn if ipywidgets is missing, if Python does not run in a notebook, or
+    if ``INVFLOW_STATIC=1`` is set in the environment, as in the lesson runner, which saves the figures.
 
     Args:
-        draw: called with axes of matplotlib and a value; draws the picture of that value.
-        values: of the slider, in order.
-        name: of what is moved; shown beside the slider and above each picture of the row.
-        shown: values of the row. Default: the first, the middle and the last.
-        size: of one picture, width and height in inches.
-        title: above the row.
-        static: True for the row whatever there is, False for the slider.
+        draw: Function of axes of matplotlib and a value; draws the figure for that value.
+        values: Values of the slider, in order.
+        name: Name of the value; shown next to the slider and above each figure of the row.
+        shown: Values of the row. Default: the first, the middle and the last.
+        size: Size of one figure, width and height in inches.
+        title: Title above the row.
+        static: True forces the row, False the slider.
 
     Returns:
-        The slider with its picture, for the notebook to show; None where the row was drawn.
+        The slider with its figure, for display in the notebook; None if the row was drawn.
 
     Raises:
         ValueError: without values.
@@ -35,7 +35,7 @@ def explore(draw: Callable[[Any, Any], Any], values: Sequence[Any], *, name: str
 
     values = list(values)
     if not values:
-        raise ValueError("explore takes at least one value: explore(draw, [1, 2, 3], name='steps')")
+        raise ValueError("explore needs at least one value: explore(draw, [1, 2, 3], name='steps')")
     if static is None:
         static = os.environ.get("INVFLOW_STATIC", "") == "1" or not _has_widgets()
     if not static:
@@ -60,7 +60,7 @@ def explore(draw: Callable[[Any, Any], Any], values: Sequence[Any], *, name: str
 
 
 def _has_widgets() -> bool:
-    """Whether a notebook runs this, and has ipywidgets."""
+    """Whether this runs in a notebook with ipywidgets."""
     try:
         import ipywidgets  # noqa: F401
         from IPython import get_ipython

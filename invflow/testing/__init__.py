@@ -1,4 +1,4 @@
-"""Checks of the contracts that plug-ins keep, for the tests of whoever writes one."""
+"""Checks of the contracts of plug-ins, for the tests of their authors."""
 
 from __future__ import annotations
 

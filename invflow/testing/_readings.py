@@ -1,4 +1,4 @@
-"""Other readings of a network than the one that its map states: time, sign, path, clock, prediction, range."""
+"""Alternative conventions of a network: time, sign, path, time scale, prediction, range."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ OTHER = {"data-at-1": "data-at-0", "data-at-0": "data-at-1"}
 
 @dataclass
 class Reading:
-    """One way to take a network.
+    """One set of conventions for a network.
 
     Attributes:
-        what: how it reads the network, to end "predicts best ...".
-        fix: what to pass, or to do.
-        evaluate: states ``(n, *shape)`` and times ``(n, 1, ..., 1)`` to b_t(x), or, of a map that jumps to data, to m.
+        what: The conventions, to complete "predicts best ...".
+        fix: What to pass, or to do.
+        evaluate: Map from states ``(n, *shape)`` and times ``(n, 1, ..., 1)`` to b_t(x) or, for jumps to data, to m.
     """
 
     what: str
@@ -37,13 +37,13 @@ class Reading:
 
 
 def inner(prior: FlowMap) -> FlowMap:
-    """The map whose network is asked: of a latent map, the flow of its codes."""
+    """The map whose network is tested: for a latent map, the flow of its codes."""
     latent = getattr(prior, "latent", None)
     return inner(latent) if isinstance(latent, FlowMap) else prior
 
 
 def network_readings(prior: FlowMap) -> Iterator[Reading]:
-    """Readings on the same states and the same target as the stated one."""
+    """Alternatives with the same states and the same target."""
     own = inner(prior)
     raw, path, convention = _raw(own)
     kind = "velocity" if prior.has_velocity else "sample"
@@ -65,11 +65,11 @@ def network_readings(prior: FlowMap) -> Iterator[Reading]:
     if prior.has_velocity:
         yield Reading("with the sign reversed, -v(x, t)", "pass lambda x, t: -network(x, t)",
                       lambda x, t: -stated(raw)(x, t))
-        yield Reading("with the clock alone reversed, v(x, 1 - t)", "pass lambda x, t: network(x, 1 - t)",
+        yield Reading("with only the time argument reversed, v(x, 1 - t)", "pass lambda x, t: network(x, 1 - t)",
                       stated(lambda x, t: raw(x, 1 - t)))
-    yield Reading("with a clock that runs to 1,000", "pass lambda x, t: network(x, 1000 * t)",
+    yield Reading("with times that run to 1,000", "pass lambda x, t: network(x, 1000 * t)",
                   stated(lambda x, t: raw(x, 1000 * t)))
-    yield Reading("with a clock that runs to 1, not to 1,000", "pass lambda x, t: network(x, t / 1000)",
+    yield Reading("with times that run to 1, not to 1,000", "pass lambda x, t: network(x, t / 1000)",
                   stated(lambda x, t: raw(x, t / 1000)))
     for name in PATHS:
         for there in (convention, other):
@@ -83,11 +83,11 @@ def network_readings(prior: FlowMap) -> Iterator[Reading]:
         return
     for there in ("data-at-1", "data-at-0"):
         clock: Callable[[Tensor], Tensor] = (lambda t: t) if there == "data-at-1" else (lambda t: 1 - t)
-        yield Reading("as a prediction of the noise", "a diffusion's network is for invflow.from_epsilon; of the "
+        yield Reading("as a prediction of the noise", "for a diffusion network use invflow.from_epsilon; for the "
                       "linear path pass lambda x, t: (x - network(x, t)) / t, with t in (0, 1] and axes to broadcast",
                       lambda x, t, clock=clock: (x - raw(x, clock(t).flatten())) / t)  # type: ignore[misc]
         yield Reading("as a prediction of the data, a denoiser", "pass lambda x, t: (network(x, t) - x) / (1 - t), "
-                      "with axes to broadcast, or take invflow.from_deepinv",
+                      "with axes to broadcast, or use invflow.from_deepinv",
                       lambda x, t, clock=clock: (raw(x, clock(t).flatten()) - x) / (1 - t))  # type: ignore[misc]
     if isinstance(own, AverageVelocityFlow):
         second = "t-r" if own.second == "r" else "r"
@@ -97,7 +97,7 @@ def network_readings(prior: FlowMap) -> Iterator[Reading]:
 
 
 def data_readings(prior: FlowMap, images: Tensor) -> Iterator[tuple[str, str, Tensor]]:
-    """Data states that the network may have been trained on in place of the stated ones: (what, fix, states)."""
+    """Alternative data states that the network may have been trained on: (what, fix, states)."""
     if tuple(prior.image_shape) != tuple(prior.state_shape):
         return
     stated = prior.encode(images)
@@ -109,12 +109,12 @@ def data_readings(prior: FlowMap, images: Tensor) -> Iterator[tuple[str, str, Te
         if not torch.allclose(states, stated, rtol=1e-3, atol=1e-3):
             yield what, fix, states
     if len(prior.state_shape) == 3 and prior.state_shape[0] == 3:
-        yield ("with its colours in the reverse order", "pass lambda x, t: network(x.flip(1), t).flip(1)",
+        yield ("with its colours in reverse order", "pass lambda x, t: network(x.flip(1), t).flip(1)",
                stated.flip(1))
 
 
 def _raw(own: FlowMap) -> tuple[Evaluate, str, str]:
-    """The network as it is, of states and its own times ``(n,)``, with the path and the convention that are stated."""
+    """The bare network, as a function of states and its own times ``(n,)``, with the stated path and convention."""
     if isinstance(own, VelocityFlow):
         return own.predict, own.path_name, own.convention
     if isinstance(own, AverageVelocityFlow):

@@ -1,4 +1,4 @@
-"""What the contract checks share: expectations with a message, distances, a watch on the global seeds."""
+"""Tools of the contract checks: expectations with a message, distances, and a check of the global random state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 __all__ = ["attempt", "expect", "expect_close", "relative_error", "root_mean_square", "rounding", "watch_global_seed"]
 
 _T = TypeVar("_T")
-#: what the global generators are set to during a check: no plug-in that seeds them will guess it
+#: seed of the global generators during a check; no plug-in will use the same one
 _UNLIKELY_SEED = 1_734_806_219
 
 
@@ -25,7 +25,7 @@ def expect(condition: bool, message: str) -> None:
 
 
 def attempt(call: Callable[[], _T], what: str, advice: str) -> _T:
-    """The result of a call into a plug-in; whatever it raises becomes an AssertionError that says what was tried."""
+    """Call a plug-in; turn any exception into an AssertionError that says what was tried."""
     try:
         return call()
     except AssertionError:
@@ -36,19 +36,19 @@ def attempt(call: Callable[[], _T], what: str, advice: str) -> _T:
 
 
 def root_mean_square(value: Tensor) -> float:
-    """Of all entries, in float64."""
+    """Root mean square of all entries, in float64."""
     return float(value.detach().double().square().mean().sqrt())
 
 
 def relative_error(value: Tensor, reference: Tensor, floor: float = 1e-3) -> float:
-    """Root-mean-square difference over that of the reference, or ``floor`` if that is more; in float64."""
+    """Root-mean-square difference divided by that of the reference, or by ``floor`` if larger; in float64."""
     scale = reference.double().square().mean().sqrt().clamp(min=floor)
     return float((value.double() - reference.double()).square().mean().sqrt() / scale)
 
 
 def expect_close(value: Tensor, reference: Tensor, tolerance: float, what: str, advice: str,
                  floor: float = 1e-3) -> None:
-    """Expect the same shape, finite values and a relative error within ``tolerance``; say by how much not."""
+    """Check for equal shapes, finite values and a relative error within ``tolerance``."""
     expect(value.shape == reference.shape,
            f"{what}: shape {tuple(value.shape)}, expected {tuple(reference.shape)}. {advice}")
     error = relative_error(value, reference, floor)
@@ -57,16 +57,16 @@ def expect_close(value: Tensor, reference: Tensor, tolerance: float, what: str, 
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """Relative difference that a change of batch size may make: a few hundred units in the last place."""
+    """Relative difference allowed for a change of batch size: a few hundred units in the last place."""
     return 1e-10 if dtype == torch.float64 else 1e-4
 
 
 @contextmanager
 def watch_global_seed(what: str) -> Iterator[None]:
-    """Expect that the block neither draws from nor seeds a global random generator: torch's, numpy's or Python's.
+    """Check that the block neither draws from nor seeds a global random generator of torch, numpy or Python.
 
-    The generators are first set to a state that no plug-in seeds them to, lest one that calls ``manual_seed(0)`` go
-    unnoticed where a test has just done the same; afterwards they are as they were.
+    The generators are first set to a state that no plug-in seeds them to. Otherwise ``manual_seed(0)`` would go
+    unnoticed if a test has just called it too. Afterwards, their state is restored.
     """
     kept = _global_states()
     torch.default_generator.manual_seed(_UNLIKELY_SEED)
@@ -82,8 +82,8 @@ def watch_global_seed(what: str) -> Iterator[None]:
         random.setstate(kept["Python's"])
     changed = [name for name in before if not _same(before[name], after[name])]
     expect(not changed,
-           f"{what} changed the global random state, {' and '.join(changed)}: draw from the generator that is passed "
-           "as generator=, and neither draw from nor seed a global one")
+           f"{what} changed the global random state, {' and '.join(changed)}: draw from the generator passed "
+           "as generator=, and do not use or seed a global one")
 
 
 def _global_states() -> dict[str, Any]:

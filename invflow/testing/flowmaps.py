@@ -1,4 +1,4 @@
-"""The contract of a flow map, as one check that anybody can run on theirs."""
+"""The contract of a flow map, as one check for any flow map."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ _ROWS = 6
 
 def check_flow_map(flow_map: FlowMap | Callable[[], FlowMap], *, exact: bool = True, tolerance: float = 1e-3,
                    images: Tensor | None = None, seed: int = 0) -> None:
-    """Check that a flow map keeps the contract that solvers rely on.
+    """Check that a flow map satisfies the contract that solvers rely on.
 
-    Checked: shapes and types; rows that do not depend on each other; times as floats or one for each row;
-    X_{s,s} the identity; the velocity as the derivative of the jump at t = s; the semigroup
+    Checked: shapes and dtypes; independence of rows; times as floats or one for each row;
+    X_{s,s} as the identity; the velocity as the derivative of the jump at t = s; the semigroup
     X_{s,t} = X_{u,t} o X_{s,u}; decoding and its inverse; denoiser and score; the count of calls, forward and
-    backward; ``generate`` reproducible, independent of the chunks, and without the global seeds.
+    backward; ``generate`` reproducible, independent of chunks and of global random state.
 
-    The direction of time is checked in two ways. Of an exact map trained with independent noise, the score must be
-    that of the law that the map itself makes of noise: E[s_t(x)] = 0 and E[x . s_t(x)] = -d (Stein 1981), within five
-    standard errors and a tenth; of a million seeds, about one would raise a false alarm, and a seed that passes always
-    passes. (A reversed flow of a Gaussian centred at zero is a flow of another Gaussian, and is not found so.) Given
-    ``images``, the velocity must predict m - z better than its network would in any other reading, and the message
-    names the reading that does better: time or sign reversed, the clock alone reversed, a clock in thousands or not, a
-    linear, cosine or variance-preserving path, noise or data predicted in place of a velocity, the other second
-    argument of an average velocity, states in [0, 1], [-1, 1] or [0, 255], colours in the reverse order.
+    The direction of time is checked in two ways. For an exact map trained with independent noise, the score must be
+    that of the map's own samples: E[s_t(x)] = 0 and E[x . s_t(x)] = -d (Stein 1981), within five
+    standard errors and a tenth. About one in a million seeds would raise a false alarm; a seed that passes always
+    passes. (A reversed flow of a Gaussian centred at zero is a flow of another Gaussian, and this check does not detect
+    it.) With ``images``, the velocity must predict m - z better than its network would with any other conventions, and
+    the message names the conventions that do better: time or sign reversed, only the time argument reversed, times
+    in thousands or not, a linear, cosine or variance-preserving path, noise or data predicted instead of a velocity,
+    the other second argument of an average velocity, states in [0, 1], [-1, 1] or [0, 255], colours in reverse order.
 
-    A map without a velocity, which jumps to data only, is checked for what it has.
+    A map without a velocity, which only jumps to data, skips the checks that do not apply.
 
     Args:
-        flow_map: the map, or a function of no arguments that makes it.
-        exact: whether the jump solves the ODE of the velocity, and that is the one of a law. False, for a learned map,
-            leaves the semigroup, Stein's identities and the inverse of a decoder that is not affine out.
-        tolerance: relative root-mean-square error allowed in the semigroup and in the velocity as a
+        flow_map: The map, or a function without arguments that builds it.
+        exact: Whether the jump solves the ODE of the velocity, and the velocity is that of a law. False, for a learned
+            map, skips the semigroup, Stein's identities and the inverse of a decoder that is not affine.
+        tolerance: Relative root-mean-square error allowed in the semigroup and in the velocity as a
             derivative (by finite differences: at best about 1e-4 in float32, 1e-7 in float64).
-        images: ``(n, *image_shape)``, at least 16 of those that the map was trained for: the surest test of a
+        images: ``(n, *image_shape)``, at least 16 images of the kind that the map was trained on: the best test of a
             learned map's conventions.
-        seed: of the states that it is tried on.
+        seed: Random seed of the test states.
 
     Raises:
-        AssertionError: at the first failure; says what failed, by how much, and what to look at.
+        AssertionError: At the first failure; the message says what failed, by how much, and what to check.
 
     Example:
         >>> import torch, invflow
@@ -56,7 +56,7 @@ def check_flow_map(flow_map: FlowMap | Callable[[], FlowMap], *, exact: bool = T
     """
     prior = flow_map if isinstance(flow_map, FlowMap) else flow_map()
     expect(isinstance(prior, FlowMap),
-           f"a {type(prior).__name__} is no FlowMap: derive it from invflow.FlowMap, and pass an instance")
+           f"a {type(prior).__name__} is not a FlowMap: derive it from invflow.FlowMap, and pass an instance")
     _check_attributes(prior)
     generator = torch.Generator().manual_seed(seed)
     with watch_global_seed(f"{type(prior).__name__}.noise"):
@@ -65,7 +65,7 @@ def check_flow_map(flow_map: FlowMap | Callable[[], FlowMap], *, exact: bool = T
         # states as they occur at t = 1/4: not noise, so that the later times are not tried far off the data
         end = 0.25 if prior.has_velocity else 1.0
         x = attempt(lambda: prior.jump(noise, 0.0, end), f"{type(prior).__name__}: jump(x, 0.0, {end}) of states "
-                    f"{tuple(noise.shape)}", "It gets (n, *state_shape), and times as floats or tensors (n,)")
+                    f"{tuple(noise.shape)}", "It must accept (n, *state_shape), and times as floats or tensors (n,)")
         x = x if prior.has_velocity else 0.75 * noise + 0.25 * x
         _check_evaluation(prior, x)
         _check_rows(prior, x)
@@ -108,36 +108,36 @@ def _check_evaluation(prior: FlowMap, x: Tensor) -> None:
                  "jump(x, s, 1.0) with s of shape (n,)": lambda: prior.jump(x, times, 1.0)}
     for what, call in calls.items():
         out = attempt(call, what,
-                      "It takes times as floats, 0-d tensors or tensors (n,): see invflow.flowmap.expand_time")
+                      "It must accept times as floats, 0-d tensors or tensors (n,): see invflow.flowmap.expand_time")
         expect(out.shape == x.shape and out.dtype == x.dtype,
-               f"{what} made {tuple(out.shape)} {out.dtype} of states {tuple(x.shape)} {x.dtype}: both must "
+               f"{what} returned {tuple(out.shape)} {out.dtype} for states {tuple(x.shape)} {x.dtype}: both must "
                "be kept")
         expect(bool(out.isfinite().all()),
                f"{what} is not finite: a formula that divides by t or 1 - t needs its limit at the ends")
 
 
 def _check_rows(prior: FlowMap, x: Tensor) -> None:
-    """Each row as if it were alone, and times for each row as if each were a float."""
-    advice = ("Something mixes the rows of a batch: batch normalisation, a mean over the first axis, a step "
-              "size chosen for all rows together; or times of shape (n,) broadcast wrongly (expand_time).")
+    """Check that rows are independent, and that per-row times agree with floats."""
+    advice = ("Rows of a batch are not independent: look for batch normalisation, a mean over the first axis, a step "
+              "size chosen for all rows together; or wrong broadcasting of times (n,) (expand_time).")
     starts = torch.linspace(0.1, 0.5, len(x), dtype=x.dtype, device=x.device)
     ends = starts.flip(0) + 0.4
     limit = rounding(x.dtype)
     if prior.has_velocity:
         alone = [prior.velocity(x[i:i + 1], float(starts[i])) for i in range(len(x))]
         expect_close(prior.velocity(x, starts), torch.cat(alone), limit,
-                     "velocity: a batch against its rows alone", advice)
+                     "velocity: a batch against its single rows", advice)
     else:
         ends = torch.ones_like(starts)
     alone = [prior.jump(x[i:i + 1], float(starts[i]), float(ends[i])) for i in range(len(x))]
     expect_close(prior.jump(x, starts, ends), torch.cat(alone), limit,
-                 "jump: a batch against its rows alone", advice)
+                 "jump: a batch against its single rows", advice)
 
 
 def _check_jump(prior: FlowMap, x: Tensor, exact: bool, tolerance: float) -> None:
     for s in (0.0, 0.25, 1.0):
         expect_close(prior.jump(x, s, s), x, rounding(x.dtype), f"jump(x, s, s) against x, at s = {s}",
-                     "A jump of no length must be the identity: write it as x + (t - s) u(x, s, t).")
+                     "A jump of length zero must be the identity: write it as x + (t - s) u(x, s, t).")
     if not prior.has_velocity:
         return
     h = 1e-4 if x.dtype == torch.float64 else 5e-3
@@ -146,7 +146,7 @@ def _check_jump(prior: FlowMap, x: Tensor, exact: bool, tolerance: float) -> Non
         slope = (4 * prior.jump(state, s, s + h) - 3 * state - prior.jump(state, s, s + 2 * h)) / (2 * h)
         expect_close(slope, prior.velocity(state, s), tolerance,
                      f"(d/dt) jump(x, s, t) at t = s = {s} against velocity(x, s)",
-                     "The jump starts in another direction than the velocity: look at the sign and the "
+                     "The jump does not start in the direction of the velocity: check the sign and the "
                      "direction of time (data at t = 1), or at u(x, t, t) = b_t(x).", floor=0.1)
     if not exact:
         return
@@ -165,31 +165,31 @@ def _check_denoiser_and_score(prior: FlowMap, x: Tensor) -> None:
                 call(x, t)
             except ValueError:
                 continue
-            expect(False, f"{type(prior).__name__}.has_velocity is False, yet {call.__name__}(x, t) answers: it must "
-                          "raise ValueError, as invflow.FlowMap.refusal words it")
+            expect(False, f"{type(prior).__name__}.has_velocity is False, but {call.__name__}(x, t) returns a value: "
+                          "it must raise ValueError, with the message of invflow.FlowMap.refusal")
         return
     velocity = prior.velocity(x, t)
     expect_close(prior.denoise(x, t), x + (1 - t) * velocity, limit,
                  "denoise(x, t) against x + (1 - t) velocity",
-                 "The two are linked by that identity on the linear path x_t = (1 - t) z + t m. Both are states: a "
-                 "denoiser of images in [0, 1] gets decode(x), and its answer is encoded (as by invflow.from_deepinv).")
+                 "This identity holds on the linear path x_t = (1 - t) z + t m. Both sides are states: a "
+                 "denoiser of images in [0, 1] needs decode(x), and its output encode (as in invflow.from_deepinv).")
     if prior.independent_noise:
         expect_close(prior.score(x, t), (t * velocity - x) / (1 - t), limit,
                      "score(x, t) against (t velocity - x) / (1 - t)",
-                     "The two are linked by that identity where the noise is independent of the data.")
+                     "This identity holds if the noise is independent of the data.")
         return
     try:
         prior.score(x, t)
     except ValueError:
         return
-    expect(False, f"{type(prior).__name__}.independent_noise is False, yet score(x, t) answers: it must "
-                  "raise ValueError, since the velocity of a jointly trained map gives no score")
+    expect(False, f"{type(prior).__name__}.independent_noise is False, but score(x, t) returns a value: it must "
+                  "raise ValueError, since the velocity of a jointly trained map does not define a score")
 
 
 def _check_decoding(prior: FlowMap, state: Tensor, exact: bool) -> None:
     image = prior.decode(state)
     expect(tuple(image.shape) == (len(state), *prior.image_shape),
-           f"decode made {tuple(image.shape)} of states {tuple(state.shape)}, expected (n, *image_shape) = "
+           f"decode returned {tuple(image.shape)} for states {tuple(state.shape)}, expected (n, *image_shape) = "
            f"{(len(state), *prior.image_shape)}")
     back = prior.encode(image)
     affine = prior.decode_affine
@@ -197,20 +197,20 @@ def _check_decoding(prior: FlowMap, state: Tensor, exact: bool) -> None:
         scale, shift = affine
         expect(tuple(prior.image_shape) == tuple(prior.state_shape),
                f"decode_affine is {affine}, but states {prior.state_shape} and images "
-               f"{prior.image_shape} differ in shape: make it None, or the shapes equal")
+               f"{prior.image_shape} differ in shape: set it to None, or make the shapes equal")
         expect_close(image, scale * state + shift, rounding(state.dtype),
                      f"decode(x) against {scale} x + {shift}, its decode_affine",
                      "Solvers for linear-Gaussian problems rely on decode_affine: correct it, or use None.")
     if affine is not None or exact:
         expect_close(back, state, 10 * rounding(state.dtype), "encode(decode(x)) against x",
-                     "encode must invert decode: images are in [0, 1], states in the range of the map's training.")
+                     "encode must invert decode: images lie in [0, 1], states in the range of the map's training.")
     expect(tuple(back.shape) == tuple(state.shape),
-           f"encode made {tuple(back.shape)} of images {tuple(image.shape)}, expected {tuple(state.shape)}")
+           f"encode returned {tuple(back.shape)} for images {tuple(image.shape)}, expected {tuple(state.shape)}")
 
 
 def _check_counting(prior: FlowMap, x: Tensor) -> None:
-    advice = ("velocity and jump of a FlowMap are counted by themselves; a method that evaluates a network "
-              "otherwise calls self.record_output(output, rows).")
+    advice = ("velocity and jump of a FlowMap are counted automatically; a method that evaluates a network "
+              "in another way must call self.record_output(output, rows).")
     calls: dict[str, Callable[[Tensor], Tensor]] = {"velocity": lambda x: prior.velocity(x, 0.5),
                                                     "jump": lambda x: prior.jump(x, 0.25, 0.75)}
     if not prior.has_velocity:
@@ -227,7 +227,7 @@ def _check_counting(prior: FlowMap, x: Tensor) -> None:
             expect(forward == inner.forward == outer.forward, f"{name}: nested scopes disagree. {advice}")
             expect(inner.backward == forward,
                    f"{name}, differentiated, counted {forward} rows forward and {inner.backward} backward: "
-                   f"as many are expected. {advice}")
+                   f"expected equal numbers. {advice}")
             counts.append(forward)
         expect(counts[0] > 0 and counts[1] == 2 * counts[0],
                f"{name} counted {counts[0]} rows forward for 2 states and {counts[1]} for 4. {advice}")
@@ -243,11 +243,11 @@ def _check_generate(prior: FlowMap, seed: int) -> None:
     with watch_global_seed("generate"):
         first = draw(seed)
     expect(tuple(first.shape) == (_ROWS, *prior.image_shape) and bool(first.isfinite().all()),
-           f"generate made {tuple(first.shape)}, expected finite images {(_ROWS, *prior.image_shape)}")
+           f"generate returned {tuple(first.shape)}, expected finite images {(_ROWS, *prior.image_shape)}")
     expect(torch.equal(first, draw(seed)),
-           "generate with the same seed gave other images: a source of randomness is not the generator")
-    expect(not torch.equal(first, draw(seed + 1)), "generate with another seed gave the same images")
+           "generate with the same seed returned other images: draw all random numbers from the generator")
+    expect(not torch.equal(first, draw(seed + 1)), "generate with another seed returned the same images")
     expect_close(draw(seed, chunk_size=4), first, rounding(first.dtype),
                  "generate: chunks of 4 against all at once",
-                 "Draw all noise before the first chunk; see also batch normalisation.")
+                 "Draw all noise before the first chunk; also look for batch normalisation.")
     expect(draw(seed, steps=2).shape == first.shape, "generate with two steps changed the shape")

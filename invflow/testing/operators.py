@@ -1,4 +1,4 @@
-"""The contract of an operator, as one check that anybody can run on theirs."""
+"""The contract of an operator, as one check for any operator."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from invflow.testing._tools import attempt, expect, expect_close, root_mean_squa
 __all__ = ["check_operator"]
 
 _SETS = 4
-#: relative error that an adjoint may have
+#: largest relative error of an adjoint
 _ADJOINT = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 def check_operator(operator: Operator | Callable[[], Operator], *, pseudo_inverse_tolerance: float = 0.02,
                    device: str | torch.device = "cpu", seed: int = 0) -> None:
-    """Check that an operator keeps the contract that likelihoods, training and solvers rely on.
+    """Check that an operator satisfies the contract that likelihoods, training and solvers rely on.
 
-    Checked, in float32 and float64, for the operator and for one that it randomises: attributes; shapes,
-    types and finite values; rows that do not depend on each other; inputs of a wrong shape refused; the gradient;
+    Checked, in float32 and float64, for the operator and for a randomised one: attributes; shapes,
+    dtypes and finite values; independence of rows; errors for inputs of a wrong shape; the gradient;
     for a linear operator linearity, the adjoint (1e-5 relative in float32, 1e-10 in float64), its gradient, the
-    pseudo-inverse, and the structure that it claims; ``embed``, ``context`` and ``observed``; the noise of
+    pseudo-inverse, and the declared structure; ``embed``, ``context`` and ``observed``; the noise of
     ``measure``; the order of ``expand`` and ``select``; ``randomize`` reproducible and different from set to set;
-    nothing changed in use, neither operator nor input; the global seeds (torch's, numpy's, Python's) left alone.
+    no change of operator or input in use; no use of global seeds (torch's, numpy's, Python's).
 
-    The one statistical check, the noise of ``measure``, allows five standard errors: of 200,000 seeds, about one would
+    The one statistical check, the noise of ``measure``, allows five standard errors: about one in 200,000 seeds would
     raise a false alarm. A seed that passes always passes.
 
     Args:
-        operator: the operator, or a function of no arguments that makes it.
-        pseudo_inverse_tolerance: relative error allowed in A A^+ A x = A x; conjugate gradients stop early.
-        device: where to run.
-        seed: of the images that it is tried on.
+        operator: The operator, or a function without arguments that builds it.
+        pseudo_inverse_tolerance: Relative error allowed in A A^+ A x = A x; conjugate gradients stop early.
+        device: Device to run on.
+        seed: Random seed of the test images.
 
     Raises:
-        AssertionError: at the first failure; says what failed, by how much, and what to look at.
+        AssertionError: At the first failure; the message says what failed, by how much, and what to check.
 
     Example:
         >>> from invflow.operators import GaussianBlur
@@ -53,7 +53,7 @@ def check_operator(operator: Operator | Callable[[], Operator], *, pseudo_invers
     """
     original = operator if isinstance(operator, Operator) else operator()
     expect(isinstance(original, Operator),
-           f"a {type(original).__name__} is no Operator: derive it from invflow.Operator, and pass an instance")
+           f"a {type(original).__name__} is not an Operator: derive it from invflow.Operator, and pass an instance")
     _check_attributes(original)
     name = type(original).__name__
     before = _snapshot(original)
@@ -73,7 +73,7 @@ def check_operator(operator: Operator | Callable[[], Operator], *, pseudo_invers
 
 def _check_moved(operator: Operator, dtype: torch.dtype, device: torch.device, seed: int,
                  pseudo_inverse_tolerance: float) -> None:
-    """All checks of one operator, in one floating-point type on one device."""
+    """All checks of one operator, for one dtype and one device."""
     generator = torch.Generator().manual_seed(seed + 1)
     n = operator.num_sets if operator.num_sets > 1 else 3
     x = torch.rand(n, *operator.image_shape, generator=generator, dtype=torch.float64).to(device, dtype)
@@ -100,14 +100,14 @@ def _name(operator: Operator) -> str:
 
 
 def _measured(operator: Operator, x: Tensor) -> Tensor:
-    """Forward of a copy of the images, with what it raises put into words."""
+    """Apply the operator to a copy of the images, with a clear message for exceptions."""
     return attempt(lambda: operator(x.clone()), f"{_name(operator)}: forward of images {tuple(x.shape)}, {x.dtype},",
-                   "It gets (n, *image_shape) for any n, in float32 or float64: register parameters as buffers, and "
-                   "convert them with value.to(x)")
+                   "It must accept (n, *image_shape) for any n, in float32 or float64: register parameters as buffers, "
+                   "and convert them with value.to(x)")
 
 
 def _floor(reference: Tensor) -> float:
-    """The scale under which a relative error counts as absolute, in the units of the measurement."""
+    """Scale below which errors are absolute instead of relative, in units of the measurement."""
     return max(1e-3 * root_mean_square(reference), 1e-30)
 
 
@@ -122,19 +122,19 @@ def _check_attributes(operator: Operator) -> None:
     expect(operator.problem_class is None or isinstance(operator.problem_class, str),
            f"{name}.problem_class is {operator.problem_class!r}: set a string, or None")
     expect(isinstance(operator.num_sets, int) and operator.num_sets >= 1,
-           f"{name}.num_sets is {operator.num_sets!r}: parameters given to register_sets set it")
+           f"{name}.num_sets is {operator.num_sets!r}: register_sets sets it from the parameters")
 
 
 def _check_forward(operator: Operator, x: Tensor) -> None:
     kept, name = x.clone(), _name(operator)
     y = operator(x)
-    expect(torch.equal(x, kept), f"{name}: forward wrote into its images: copy before writing in place")
+    expect(torch.equal(x, kept), f"{name}: forward modified its images: copy before writing in place")
     expected = (len(x), *operator.measurement_shape)
     expect(tuple(y.shape) == expected,
            f"{name}: forward of images {tuple(x.shape)} has shape {tuple(y.shape)}, expected "
-           f"(n, *measurement_shape) = {expected}. Look at measurement_shape and at the batch axis")
+           f"(n, *measurement_shape) = {expected}. Check measurement_shape and the batch axis")
     expect(y.dtype == x.dtype and y.device == x.device,
-           f"{name}: forward of {x.dtype} on {x.device} gives {y.dtype} on {y.device}. Register parameters "
+           f"{name}: forward of {x.dtype} on {x.device} returns {y.dtype} on {y.device}. Register parameters "
            "as buffers, and convert them with value.to(x)")
     expect(bool(torch.isfinite(y).all()), f"{name}: forward of images in [0, 1] is not finite")
     expect_close(operator(x), y, rounding(x.dtype), f"{name}: forward of the same images again",
@@ -146,8 +146,8 @@ def _check_rows(operator: Operator, x: Tensor) -> None:
     for i in (0, len(x) - 1):
         alone = operator.select([i])(x[i:i + 1])
         expect_close(alone, y[i:i + 1], rounding(x.dtype),
-                     f"{_name(operator)}: row {i} by itself, against that row of a batch",
-                     "A row must not depend on the others: look for sums or normalisations over the batch "
+                     f"{_name(operator)}: row {i} alone, against that row of a batch",
+                     "A row must not depend on the others: look for sums or normalisation over the batch "
                      "axis, and at select", _floor(y))
 
 
@@ -160,7 +160,7 @@ def _check_refusals(operator: Operator, x: Tensor) -> None:
         except (ValueError, TypeError):
             continue
         raise AssertionError(
-            f"{_name(operator)} took {what}, {value.dtype} {tuple(value.shape)}, without an error: keep the "
+            f"{_name(operator)} accepted {what}, {value.dtype} {tuple(value.shape)}, without an error: keep the "
             "checks of Operator.__call__, or call self.check_images(x) yourself"
         )
 
@@ -175,28 +175,28 @@ def _check_observed(operator: Operator, x: Tensor, other: Tensor) -> None:
     first, second = operator(x), operator(other)
     difference = float(torch.where(observed, 0.0, first - second).abs().max())
     expect(difference <= 1e-6 * float(first.abs().max()),
-           f"{name}: an entry that is not observed changes with the image by up to {difference:.2e}. What is "
-           "not observed must be constant, zero say, for it counts for nothing")
+           f"{name}: an unobserved entry changes with the image by up to {difference:.2e}. Unobserved "
+           "entries must be constant, such as zero, because likelihoods ignore them")
 
 
 def _check_linear(operator: Operator, x: Tensor, other: Tensor) -> None:
     y = operator(x)
     black, scale = root_mean_square(operator(torch.zeros_like(x))), root_mean_square(y)
-    advice = "It says that it is linear: look for clipping and for scalings by the image, or set linear = False"
+    advice = "It declares that it is linear: look for clipping and for scaling by the image, or set linear = False"
     if black > rounding(x.dtype) * scale:
-        advice = (f"It is affine: a black image measures {black:.2e}, not 0 (root mean square; a random one "
-                  f"{scale:.2e}). Leave the offset out, or set linear = False")
+        advice = (f"It is affine: a black image gives {black:.2e}, not 0 (root mean square; a random one "
+                  f"{scale:.2e}). Remove the offset, or set linear = False")
     expect_close(operator(2 * x - 3 * other), 2 * y - 3 * operator(other), 10 * rounding(x.dtype),
                  f"{_name(operator)}: A(2x - 3x') against 2 A(x) - 3 A(x')", advice, _floor(y))
 
 
 _DIFFERENTIABLE = ("Solvers differentiate forward: write it in torch, without torch.no_grad, detach, numpy() or "
-                   "in-place writes; of a linear map in another library, build the matrix once and multiply with it, "
+                   "in-place writes; for a linear map in another library, build the matrix once and multiply by it, "
                    "or wrap map and adjoint in a torch.autograd.Function")
 
 
 def _check_adjoint(operator: Operator, x: Tensor, generator: torch.Generator) -> None:
-    """<A x, y> = <x, A' y>, for y = A x too, where nothing cancels; and the gradient of A' in y."""
+    """Check <A x, y> = <x, A' y>, also for y = A x, where nothing cancels; and the gradient of A' in y."""
     name, limit = _name(operator), _ADJOINT[x.dtype]
     clean = operator(x)
     noise = torch.randn(clean.shape, generator=generator, dtype=torch.float64).to(clean)
@@ -213,8 +213,8 @@ def _check_adjoint(operator: Operator, x: Tensor, generator: torch.Generator) ->
     for what, (left, right, error) in found.items():
         expect(error <= limit,
                f"{name}: <A x, y> = {left:.6g} but <x, A' y> = {right:.6g} for {what}, relative error "
-               f"{error:.1e}, allowed {limit:.0e}. The adjoint is not the transposed of forward{_factor(found)}: leave "
-               "it out, and the vector-Jacobian product, which is, takes its place")
+               f"{error:.1e}, allowed {limit:.0e}. The adjoint is not the transpose of forward{_factor(found)}: remove "
+               "it to use the default, the vector-Jacobian product, which is exact")
     y = noise.clone().requires_grad_()
     back = operator.adjoint(y)
     advice = "The adjoint must be differentiable: avoid torch.no_grad, detach and in-place writes"
@@ -225,14 +225,14 @@ def _check_adjoint(operator: Operator, x: Tensor, generator: torch.Generator) ->
 
 
 def _factor(found: dict[str, tuple[float, float, float]]) -> str:
-    """Whether both pairs of products differ by one factor: a scale is missing, the rest is right."""
+    """Note if both pairs of products differ by the same factor, that is, only a scale is missing."""
     ratios = [right / left if left else math.nan for left, right, _ in found.values()]
     agree = abs(ratios[0] - ratios[1]) <= 1e-3 * abs(ratios[1])  # also false for NaN
     return f" but {ratios[1]:.6g} times it: a factor is missing" if agree else ""
 
 
 def _check_gradient(operator: Operator, x: Tensor, generator: torch.Generator) -> None:
-    """Of <A x, w> in x: A' w for a linear operator, else by finite differences, in float64."""
+    """Check the gradient of <A x, w> in x: against A' w for a linear operator, else against finite differences."""
     name, images = _name(operator), x.clone().requires_grad_()
     y = attempt(lambda: operator(images), f"{name}: forward of images that require a gradient", _DIFFERENTIABLE)
     expect(y.requires_grad, f"{name}: forward carries no gradient in x. {_DIFFERENTIABLE}")
@@ -254,16 +254,16 @@ def _check_gradient(operator: Operator, x: Tensor, generator: torch.Generator) -
 def _check_pseudo_inverse(operator: Operator, x: Tensor, tolerance: float) -> None:
     y = operator(x)
     back = attempt(lambda: operator.pseudo_inverse(y), f"{_name(operator)}: pseudo_inverse",
-                   "Leave it out, and conjugate gradients take its place")
+                   "Remove it to use the default, conjugate gradients")
     expect(back.shape == x.shape,
            f"{_name(operator)}: pseudo_inverse has shape {tuple(back.shape)}, expected {tuple(x.shape)}")
     expect_close(operator(back), y, tolerance, f"{_name(operator)}: A A^+ A x against A x",
-                 "pseudo_inverse must give a least-squares image; pass pseudo_inverse_tolerance=... where it "
-                 "is meant to regularise", _floor(y))
+                 "pseudo_inverse must return a least-squares image; pass pseudo_inverse_tolerance=... if it "
+                 "regularises on purpose", _floor(y))
 
 
 def _check_structure(operator: Operator, x: Tensor) -> None:
-    """What it says that it is, against what is found out of one that says nothing."""
+    """Check the declared structure against the one found without the declaration."""
     said, silent = operator.structure, copy.copy(operator)
     kinds = ("identity", "diagonal", "circular", "dense", None)
     expect(said in kinds, f"{_name(operator)}: structure is {said!r}, expected one of {kinds}")
@@ -273,13 +273,13 @@ def _check_structure(operator: Operator, x: Tensor) -> None:
     right = {"diagonal": values is not None, "circular": transfer_function(likelihood) is not None,
              "identity": values is not None and bool((values == 1).all())}
     expect(right.get(str(said), True),
-           f"{_name(operator)}: structure is {said!r}, and what it measures of noise does not follow from what it "
-           f"measures of {'an impulse' if said == 'circular' else 'ones'}: solvers would take it for another "
-           "operator. Leave structure out, and it is found out")
+           f"{_name(operator)}: structure is {said!r}, but its measurement of noise does not follow from its "
+           f"measurement of {'an impulse' if said == 'circular' else 'ones'}: solvers would use a wrong "
+           "operator. Leave structure out to have it determined automatically")
 
 
 def _check_sets(operator: Operator, x: Tensor) -> None:
-    """The order of expand and select, with images that differ from row to row."""
+    """Check the order of expand and select, with different images in each row."""
     y, name = operator(x), _name(operator)
     doubled = operator.expand(2)
     expected = 2 * operator.num_sets if operator.num_sets > 1 else 1
@@ -287,25 +287,25 @@ def _check_sets(operator: Operator, x: Tensor) -> None:
            f"{name}: expand(2) has {doubled.num_sets} sets, expected {expected}")
     expect_close(doubled(x.repeat_interleave(2, 0)), y.repeat_interleave(2, 0), rounding(x.dtype),
                  f"{name}: expand(2) on each image twice, against forward with each row twice",
-                 "The order is that of repeat_interleave, a a b b, not a b a b (repeat)", _floor(y))
+                 "The order must be that of repeat_interleave, a a b b, not a b a b (repeat)", _floor(y))
     last = len(x) - 1
     for index in ([last, 0, last], torch.tensor([1, 0]), slice(1, None)):
         rows = torch.arange(len(x), device=x.device)[index]
         expect_close(operator.select(index)(x[rows]), y[rows], rounding(x.dtype),
                      f"{name}: select({index}) on those images, against those rows of forward",
-                     "select keeps the order of its index, and its repeats", _floor(y))
+                     "select must keep the order of its index, and repeats", _floor(y))
 
 
 def _check_views(operator: Operator, x: Tensor) -> None:
-    """What a neural adapter sees: embed and context."""
+    """Check the inputs of a neural adapter: embed and context."""
     name, y = _name(operator), operator(x)
     kept = y.clone()
     embedded = operator.embed(y)
     expect(embedded.shape == x.shape and bool(torch.isfinite(embedded).all()),
            f"{name}: embed has shape {tuple(embedded.shape)}, expected {tuple(x.shape)}, with finite values")
     expect_close(operator.embed(y), embedded, rounding(x.dtype), f"{name}: embed of the same y again",
-                 "embed is deterministic")
-    expect(torch.equal(y, kept), f"{name}: embed wrote into the measurement: copy before writing in place")
+                 "embed must be deterministic")
+    expect(torch.equal(y, kept), f"{name}: embed modified the measurement: copy before writing in place")
     maps, vector = operator.context()
     spatial = operator.image_shape[1:] or operator.image_shape
     for what, value, shape in (("maps", maps, (operator.num_sets, 1, *spatial)),
@@ -316,9 +316,9 @@ def _check_views(operator: Operator, x: Tensor) -> None:
         expect(not value.requires_grad, f"{name}: context's {what} requires a gradient: detach it")
     some = operator.select([len(x) - 1])
     expect_close(some.embed(y[-1:]), embedded[-1:], 10 * rounding(x.dtype),
-                 f"{name}: embed of the last row alone", "embed must treat rows apart")
+                 f"{name}: embed of the last row alone", "embed must treat rows independently")
     expect_close(some.context()[0], maps[-1:], rounding(x.dtype), f"{name}: context of the last set alone",
-                 "context must treat sets apart")
+                 "context must treat sets independently")
 
 
 def _check_noise(operator: Operator, x: Tensor, seed: int) -> None:
@@ -333,11 +333,11 @@ def _check_noise(operator: Operator, x: Tensor, seed: int) -> None:
         return torch.stack(draws) / level
 
     expect(torch.equal(scaled_noise(seed), scaled_noise(seed)),
-           f"{name}: measure drew other noise for the same generator seed: draw from the generator that it is passed")
+           f"{name}: measure drew other noise for the same generator seed: draw from the generator passed to it")
     expect(not torch.equal(scaled_noise(seed), scaled_noise(seed + 1)),
-           f"{name}: measure drew the same noise for two generator seeds: draw from the generator that it is passed")
+           f"{name}: measure drew the same noise for two generator seeds: draw from the generator passed to it")
     noise = scaled_noise(seed, min(200, math.ceil(2000 / max(1, int(seen.sum())))))
-    expect(bool((noise[:, ~seen] == 0).all()), f"{name}: measure adds noise to entries that are not observed")
+    expect(bool((noise[:, ~seen] == 0).all()), f"{name}: measure adds noise to unobserved entries")
     values = noise[:, seen].double()
     mean, std, count = float(values.mean()), float(values.std()), values.numel()
     expect(abs(mean) <= 5 / math.sqrt(count) and abs(std - 1) <= 5 / math.sqrt(2 * count),
@@ -364,16 +364,16 @@ def _check_randomize(operator: Operator, seed: int) -> None:
     image = torch.rand(1, *operator.image_shape, generator=generator).to(operator.device, operator.dtype)
     x = image.repeat_interleave(_SETS, 0)
     y = first(x)
-    expect_close(again(x), y, 0.0, f"{name}: randomize with the same generator seed twice",
-                 "Draw from the generator that is passed, and from nothing else")
+    expect_close(again(x), y, 0.0, f"{name}: randomize twice with the same generator seed",
+                 "Draw only from the generator passed to it")
     expect(bool((y[1:] != y[:1]).any()),
-           f"{name}: randomize({_SETS}) drew the same parameters for every image: draw one set for each")
+           f"{name}: randomize({_SETS}) drew the same parameters for every image: draw one set for each image")
     expect(bool((other(x) != y).any()),
-           f"{name}: randomize drew the same parameters for two generator seeds: draw from the one passed")
+           f"{name}: randomize drew the same parameters for two generator seeds: draw from the generator passed to it")
 
 
 def _snapshot(operator: Operator) -> dict[str, Any]:
-    """Tensors of the operator, and its plain attributes; what it computes on first use and keeps is not counted."""
+    """Tensors and plain attributes of the operator, excluding values computed and cached on first use."""
     tensors = {**dict(operator.named_buffers()), **dict(operator.named_parameters())}
     plain = {name: value for name, value in vars(operator).items() if name != "training"
              and all(isinstance(part, bool | int | float | str | Tensor)
@@ -383,13 +383,13 @@ def _snapshot(operator: Operator) -> dict[str, Any]:
 
 
 def _expect_unchanged(operator: Operator, before: dict[str, Any], x: Tensor, measured: Tensor, what: str) -> None:
-    now, advice = _snapshot(operator), "an operator never changes in use, so return a new one"
+    now, advice = _snapshot(operator), "an operator must not change in use, so return a new one"
     changed = [name for name in before if name not in now or not _same(now[name], before[name])]
     expect(not changed,
            f"{_name(operator)}: {changed} changed in {what}: {advice}, as Operator.register_sets provides for")
     expect_close(operator(x.clone()), measured, rounding(x.dtype),
                  f"{_name(operator)}: forward of the same images before and after {what}",
-                 f"It keeps something that these calls change: {advice}", _floor(measured))
+                 f"It stores something that these calls change: {advice}", _floor(measured))
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The contract of a problem, as one check that anybody can run on theirs."""
+"""The contract of a problem, as one check for any problem."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from invflow.testing._tools import expect, watch_global_seed
 
 __all__ = ["check_problem"]
 
-#: observations and draws that the exact posterior is checked on
+#: numbers of observations and draws for the check of the exact posterior
 _OBSERVATIONS, _DRAWS = 400, 39
-#: draws of a tilted law, and of the prior that is weighted to it
+#: numbers of draws of a tilted law, and of the prior weighted to it
 _TILTED, _WEIGHTED = 2000, 40_000
 
 
 def check_problem(problem: Problem, *, seed: int = 0) -> None:
-    """Check that a problem keeps the contract that comparisons rely on.
+    """Check that a problem satisfies the contract that comparisons rely on.
 
     Checked: name, operator and noise level; shapes and values of simulated truths and measurements; residuals
-    of the truth with mean 1 in units of sigma^2; the same draws from the same generator, others from another,
-    and no use of the global seed; fresh operator parameters for each observation where they are random;
+    of the truth with mean 1 in units of sigma^2; the same draws from the same generator, other draws from another,
+    and no use of the global seed; new operator parameters for each observation if they are random;
     splits that do not overlap, draws without replacement, images in order on request, and an error for more
-    images than there are; where truths are drawn from a law with an exact posterior, the coverage of its
+    images than available; if truths are drawn from a law with an exact posterior, the coverage of its
     intervals.
 
-    Of a problem with a reward: that prior and reward fit each other; shapes, repeats and reproducibility of what it
-    simulates; that each quantity gives a number for each image; draws of the tilted law against the known expectations,
-    and, where the prior is a Gaussian mixture, both against draws of the prior weighted by e^r.
+    For a problem with a reward: that prior and reward match; shapes, repeats and reproducibility of its
+    simulations; that each quantity gives a number for each image; draws of the tilted law against the known
+    expectations and, if the prior is a Gaussian mixture, both against draws of the prior weighted by e^r.
 
     Args:
-        problem: the problem. Its prior is not loaded, unless its exact posterior or its reward needs it.
-        seed: of the simulations.
+        problem: The problem. Its prior is loaded only if its exact posterior or its reward needs it.
+        seed: Random seed of the simulations.
 
-    The statistical checks allow five standard errors and more; of 100,000 seeds, about one would raise a false alarm.
+    The statistical checks allow at least five standard errors; about one in 100,000 seeds would raise a false alarm.
     A seed that passes always passes.
 
     Raises:
-        AssertionError: at the first failure; says what failed, by how much, and what to look at.
+        AssertionError: At the first failure; the message says what failed, by how much, and what to check.
 
     Example:
         >>> import invflow
         >>> from invflow.testing import check_problem
         >>> check_problem(invflow.load_problem("gaussian/linear"))
     """
-    expect(isinstance(problem, Problem), f"a {type(problem).__name__} is no Problem: derive it from invflow.Problem")
+    expect(isinstance(problem, Problem), f"a {type(problem).__name__} is not a Problem: derive it from invflow.Problem")
     expect(bool(problem.name.strip()), "the problem has no name")
     if problem.tilts:
         _check_tilt(f"problem {problem.name!r}", problem, seed)
@@ -71,8 +71,8 @@ def check_problem(problem: Problem, *, seed: int = 0) -> None:
         else:
             _check_exact_posterior(what, problem, seed)
     off = float((_measure_grey(problem.operator) - before).abs().max())
-    expect(off == 0, f"{what}: its operator measures a grey image otherwise than before simulate, by up to {off:.2g}: "
-                     "an operator never changes in use, see check_operator")
+    expect(off == 0, f"{what}: its operator's measurement of a grey image changes after simulate, by up to {off:.2g}: "
+                     "an operator must not change in use, see check_operator")
 
 
 def _measure_grey(operator: Operator) -> Tensor:
@@ -89,14 +89,14 @@ def _check_simulation(what: str, problem: Problem, truth: Tensor, likelihood: Ga
     shape = (count, *problem.image_shape)
     expect(tuple(truth.shape) == shape, f"{what}: truths have shape {tuple(truth.shape)}, expected {shape}")
     expect(truth.is_floating_point() and bool(torch.isfinite(truth).all()),
-           f"{what}: truths must be finite floating-point numbers, these are {truth.dtype}")
+           f"{what}: truths must be finite floating-point numbers, not {truth.dtype}")
     if looks_like_image(problem.image_shape):
         low, high = float(truth.min()), float(truth.max())
-        slack = 0.01 if problem.has_images else 1.0  # draws of a law may overshoot, not by a whole range
-        expect(low >= -slack and high <= 1 + slack, f"{what}: images in [{low:.3g}, {high:.3g}], not in [0, 1]")
+        slack = 0.01 if problem.has_images else 1.0  # draws of a law may overshoot, but not by a whole range
+        expect(low >= -slack and high <= 1 + slack, f"{what}: images lie in [{low:.3g}, {high:.3g}], not in [0, 1]")
     expect(likelihood.num_observations == count,
            f"{what}: the likelihood has {likelihood.num_observations} observations, expected {count}")
-    if problem.sigma is None:  # noise of another kind
+    if problem.sigma is None:  # another kind of noise
         return
     low, high = problem.sigma if isinstance(problem.sigma, tuple) else (problem.sigma, problem.sigma)
     level = likelihood.sigma
@@ -109,12 +109,12 @@ def _check_draws(what: str, problem: Problem, seed: int) -> None:
     truth, likelihood = problem.simulate(count, generator=_generator(seed))
     again, same = problem.simulate(count, generator=_generator(seed))
     expect(torch.equal(truth, again) and torch.equal(likelihood.y, same.y),
-           f"{what}: the same generator gave other draws: draw everything with it, and keep nothing between calls")
+           f"{what}: the same generator gave other draws: draw everything with it, and keep no state between calls")
     _, other = problem.simulate(count, generator=_generator(seed + 1))
     expect(not torch.equal(likelihood.y, other.y), f"{what}: two generators gave the same measurements")
     if problem.random:
         sets = likelihood.operator.num_sets
-        expect(sets == count, f"{what}: random, but {sets} parameter sets for {count} observations")
+        expect(sets == count, f"{what}: the operator is random, but has {sets} parameter sets for {count} observations")
     if not isinstance(likelihood, GaussianLikelihood):
         return
     # the residual of the truth is chi-squared over the entries observed, with standard deviation sqrt(2 /
@@ -134,19 +134,19 @@ def _check_images(what: str, problem: Problem, seed: int) -> None:
         truth, _ = problem.simulate(len(images), generator=_generator(seed), split=split)
         drawn, every = (len({row.numpy().tobytes() for row in rows.cpu()}) for rows in (truth, images))
         expect(drawn == every,
-               f"{what}: {len(images)} draws of {split} images hold {drawn} different ones of {every}: draw "
+               f"{what}: {len(images)} draws of {split} images contain {drawn} different ones of {every}: draw "
                "without replacement")
         few = min(3, len(images))
         first, _ = problem.simulate(few, generator=_generator(seed), split=split, shuffle=False)
-        expect(torch.equal(first, images[:few]), f"{what}: shuffle=False must give the first {split} images")
+        expect(torch.equal(first, images[:few]), f"{what}: shuffle=False must return the first {split} images")
         try:
             problem.simulate(len(images) + 1, split=split)
         except ValueError:
             continue
-        expect(False, f"{what}: gave more {split} images than the {len(images)} there are, without an error")
+        expect(False, f"{what}: returned more {split} images than the {len(images)} available, without an error")
     shared = {row.numpy().tobytes() for row in splits["test"].cpu()}
     overlap = sum(row.numpy().tobytes() in shared for row in splits["validation"].cpu())
-    expect(overlap == 0, f"{what}: {overlap} validation images are test images too")
+    expect(overlap == 0, f"{what}: {overlap} validation images are also test images")
 
 
 def _check_exact_posterior(what: str, problem: Problem, seed: int) -> None:
@@ -164,7 +164,7 @@ def _check_exact_posterior(what: str, problem: Problem, seed: int) -> None:
         worst = float(share[(share - level).abs().argmax()])
         allowed = 5 * (level * (1 - level) / _OBSERVATIONS) ** 0.5
         expect(abs(worst - level) < allowed,
-               f"{what}: intervals of its exact posterior at level {level} hold the truth in {worst:.3f} of "
+               f"{what}: intervals of its exact posterior at level {level} contain the truth in {worst:.3f} of "
                "cases: it is not the posterior of these truths")
 
 
@@ -172,8 +172,8 @@ def _check_exact_posterior(what: str, problem: Problem, seed: int) -> None:
 
 
 def _check_tilt(what: str, problem: Problem, seed: int) -> None:
-    expect(isinstance(problem.prior, FlowMap), f"{what}: its prior is a {type(problem.prior).__name__}, no FlowMap")
-    expect(isinstance(problem.reward, Reward), f"{what}: its reward is a {type(problem.reward).__name__}, no Reward")
+    expect(isinstance(problem.prior, FlowMap), f"{what}: its prior is a {type(problem.prior).__name__}, not a FlowMap")
+    expect(isinstance(problem.reward, Reward), f"{what}: its reward is a {type(problem.reward).__name__}, not a Reward")
     expect(problem.reward.num_observations is None,
            f"{what}: its reward has observations of its own: a measurement belongs to an operator and sigma")
     with watch_global_seed(f"{what}.simulate"):
@@ -184,7 +184,7 @@ def _check_tilt(what: str, problem: Problem, seed: int) -> None:
         truth, reward = problem.simulate(3, generator=_generator(seed))
         expect(reward.num_observations == 3, f"{what}: 3 repeats, but a reward of {reward.num_observations}")
         unknown = set(problem.expectations) - {"reward", *problem.quantities}
-        expect(not unknown, f"{what}: expectations of {sorted(unknown)}, which are no quantities")
+        expect(not unknown, f"{what}: expectations of {sorted(unknown)}, which are not among its quantities")
         if truth is None:
             return
         again, _ = problem.simulate(3, generator=_generator(seed))
@@ -192,7 +192,7 @@ def _check_tilt(what: str, problem: Problem, seed: int) -> None:
         expect(tuple(truth.shape) == (3, *problem.image_shape),
                f"{what}: truths have shape {tuple(truth.shape)}, expected {(3, *problem.image_shape)}")
         expect(torch.equal(truth, again) and not torch.equal(truth, other),
-               f"{what}: truths are not decided by the generator: draw everything with it")
+               f"{what}: truths are not determined by the generator: draw everything with it")
     _check_tilted_law(what, problem, seed)
 
 
@@ -201,7 +201,7 @@ def _quantities(problem: Problem, x: Tensor) -> dict[str, Tensor]:
 
 
 def _check_tilted_law(what: str, problem: Problem, seed: int) -> None:
-    """Known expectations, draws of the tilted law, and weighted draws of the prior: each pair within five errors."""
+    """Compare known expectations, draws of the tilted law and weighted prior draws pairwise, within five errors."""
     mixture, known = isinstance(problem.prior, GaussianMixtureFlow), problem.expectations
     if not (mixture or known):
         return
@@ -220,7 +220,7 @@ def _check_tilted_law(what: str, problem: Problem, seed: int) -> None:
                 (a, error), (b, other) = means[first][name], means[second][name]
                 expect(abs(a - b) <= 5 * (error**2 + other**2) ** 0.5 + 1e-4 * abs(b),
                        f"{what}: the mean {name} is {a:.4f} by {first} and {b:.4f} by {second}, with standard errors "
-                       f"{error:.4f} and {other:.4f}: these are not one law")
+                       f"{error:.4f} and {other:.4f}: these are not the same law")
 
 
 def _means(problem: Problem, x: Tensor, log_weights: Tensor) -> dict[str, tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""The contract of a reward, as one check that anybody can run on theirs."""
+"""The contract of a reward, as one check for any reward."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ _PARTICLES = 4
 
 def check_reward(reward: Reward | Callable[[], Reward], image_shape: Sequence[int] | None = None, *,
                  gradient_tolerance: float = 1e-4, seed: int = 0) -> None:
-    """Check that a reward keeps the contract that solvers rely on.
+    """Check that a reward satisfies the contract that solvers rely on.
 
-    Checked in float64: the shape (B, N); scores that depend neither on other particles nor on other observations;
-    the order of ``select``, with repeats; sums and scalings; gradients, against finite differences, where it
-    is differentiable. The input is not written to, and the global seeds are left alone.
+    Checked in float64: the shape (B, N); scores that are independent of other particles and other observations;
+    the order of ``select``, with repeats; sums and scalings; gradients, against finite differences, if it
+    is differentiable; that the input is not modified, and global seeds are not used.
 
-    Of a likelihood, ``simulate``: shape, reproducible, and entries not observed left at zero; ``log_density``: its sum
-    over the observed entries is the score, and it integrates to one over the measurement (over counts, it sums to one);
-    and ``simulate`` draws from it: for y drawn at c, the ratio p(y | c') / p(y | c) averages one. This finds a mean in
-    place of a sum, a missing factor, and noise of another level (on 128 pixels, by 3% and more). It allows five
-    standard errors: of a million seeds, about one would raise a false alarm. A seed that passes always passes.
+    For a likelihood, ``simulate``: shape, reproducible, and unobserved entries zero; ``log_density``: its sum
+    over the observed entries is the score, and it integrates to one over the measurement (for counts, sums to one);
+    and ``simulate`` draws from it: for y drawn at c, the ratio p(y | c') / p(y | c) averages one. This detects a mean
+    instead of a sum, a missing factor, and a wrong noise level (on 128 pixels, by 3% and more). It allows five
+    standard errors: about one in a million seeds would raise a false alarm. A seed that passes always passes.
 
     Args:
-        reward: the reward, or a function of no arguments that makes it.
-        image_shape: of the images; default: that of the reward's operator.
-        gradient_tolerance: relative error allowed between a gradient and finite differences.
-        seed: of the images that it is tried on.
+        reward: The reward, or a function without arguments that builds it.
+        image_shape: Shape of the images; default: that of the reward's operator.
+        gradient_tolerance: Relative error allowed between a gradient and finite differences.
+        seed: Random seed of the test images.
 
     Raises:
-        AssertionError: at the first failure; says what failed, by how much, and what to look at.
+        AssertionError: At the first failure; the message says what failed, by how much, and what to check.
 
     Example:
         >>> import invflow
@@ -47,14 +47,14 @@ def check_reward(reward: Reward | Callable[[], Reward], image_shape: Sequence[in
     """
     subject = reward if isinstance(reward, Reward) else reward()
     expect(isinstance(subject, Reward),
-           f"a {type(subject).__name__} is no Reward: derive it from invflow.Reward, and pass an instance")
+           f"a {type(subject).__name__} is not a Reward: derive it from invflow.Reward, and pass an instance")
     name, count = type(subject).__name__, subject.num_observations
     expect(count is None or (isinstance(count, int) and count >= 1),
            f"{name}.num_observations is {count!r}: set the number of observations, or None for any")
     expect(isinstance(subject.differentiable, bool), f"{name}.differentiable is {subject.differentiable!r}")
     shape = image_shape or getattr(getattr(subject, "operator", None), "image_shape", None)
     if shape is None:
-        raise ValueError(f"{name} has no operator to tell the images' shape: pass image_shape=(C, H, W)")
+        raise ValueError(f"{name} has no operator that defines the images' shape: pass image_shape=(C, H, W)")
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(count or 3, _PARTICLES, *shape, generator=generator, dtype=torch.float64)
     subject = subject.to(torch.float64)
@@ -72,21 +72,21 @@ def check_reward(reward: Reward | Callable[[], Reward], image_shape: Sequence[in
 def _check_values(reward: Reward, x: Tensor) -> None:
     kept, name = x.clone(), type(reward).__name__
     values = attempt(lambda: reward(x), f"{name}: scoring images {tuple(x.shape)}, (B, N, *image_shape),",
-                     "It gets N images for each of B observations, in float64 here")
-    expect(torch.equal(x, kept), f"{name} wrote into the images: copy before writing in place")
+                     "It must accept N images for each of B observations, here in float64")
+    expect(torch.equal(x, kept), f"{name} modified the images: copy before writing in place")
     expect(tuple(values.shape) == tuple(x.shape[:2]) and values.is_floating_point(),
            f"{name}: images {tuple(x.shape)} score {values.dtype} {tuple(values.shape)}, expected floats "
            f"(B, N) = {tuple(x.shape[:2])}")
     expect(not bool(torch.isnan(values).any()), f"{name}: images in [0, 1] score NaN")
     expect_close(reward(x), values, rounding(x.dtype), f"{name}: the same images again",
-                 "A reward is deterministic: fix its random numbers when it is made")
+                 "A reward must be deterministic: fix its random numbers when it is built")
     tolerance, advice = 10 * rounding(x.dtype), "A score must not depend on the other images of the batch"
     expect_close(reward(x[:, 1:2]), values[:, 1:2], tolerance, f"{name}: particle 1 alone", advice)
     expect_close(reward(x.flip(1)), values.flip(1), tolerance, f"{name}: particles in reverse order", advice)
 
 
 def _check_observations(reward: Reward, x: Tensor) -> None:
-    """Scores of one observation while the images of the others change."""
+    """Check that scores of one observation do not depend on the images of others."""
     if len(x) < 2:
         return
     name, values = type(reward).__name__, reward(x)
@@ -95,7 +95,7 @@ def _check_observations(reward: Reward, x: Tensor) -> None:
         others[b] = x[b]
         expect_close(reward(others)[b], values[b], 10 * rounding(x.dtype),
                      f"{name}: scores of observation {b} before and after the images of the other observations changed",
-                     "It mixes observations: reduce over the axes of the image only, never over B or N, as in "
+                     "It mixes observations: reduce only over the axes of the image, never over B or N, as in "
                      "x.flatten(2).sum(2)")
 
 
@@ -108,7 +108,7 @@ def _check_select(reward: Reward, x: Tensor) -> None:
                f"{name}: select({index}).num_observations is {some.num_observations}, expected {len(rows)}")
         expect_close(some(x[rows]), values[rows], 10 * rounding(x.dtype),
                      f"{name}: select({index}), against those rows of all",
-                     "select keeps the order of its index and its repeats, for data and parameters alike")
+                     "select must keep the order of its index, with repeats, for both data and parameters")
 
 
 def _check_algebra(reward: Reward, x: Tensor) -> None:
@@ -126,10 +126,10 @@ def _check_gradient(reward: Reward, x: Tensor, tolerance: float, generator: torc
     values = reward(images)
     if not reward.differentiable:
         expect(not values.requires_grad,
-               f"{name} says that it is not differentiable, but gives a gradient: detach its score")
+               f"{name} has differentiable=False, but its score has a gradient: detach the score")
         return
     expect(values.requires_grad,
-           f"{name} says that it is differentiable, but its score carries no gradient: set "
+           f"{name} has differentiable=True, but its score has no gradient: set "
            "differentiable=False, or avoid torch.no_grad and detach")
     (gradient,) = torch.autograd.grad(values.sum(), images)
     direction = torch.randn(x.shape, generator=generator, dtype=x.dtype)
@@ -138,7 +138,7 @@ def _check_gradient(reward: Reward, x: Tensor, tolerance: float, generator: torc
     difference = (reward(x + step * direction) - reward(x - step * direction)) / (2 * step)
     expect_close(along, difference, tolerance,
                  f"{name}: the gradient along a random direction, against finite differences",
-                 "Look at custom backward passes, detach, and kinks")
+                 "Check custom backward passes, detach, and kinks")
 
 
 def _check_simulate(reward: Likelihood, x: Tensor, seed: int) -> None:
@@ -149,9 +149,9 @@ def _check_simulate(reward: Likelihood, x: Tensor, seed: int) -> None:
            f"{name}: simulate of {tuple(x.shape)} has shape {tuple(first.shape)}, expected "
            f"{(*x.shape[:2], *measured)}")
     expect(torch.equal(first, again),
-           f"{name}: simulate gave other draws for the same generator seed: draw from the generator that it is passed")
+           f"{name}: simulate gave other draws for the same generator seed: draw from the generator passed to it")
     expect(not torch.equal(first, other),
-           f"{name}: simulate gave the same draws for two generator seeds: draw from the generator that it is passed")
+           f"{name}: simulate gave the same draws for two generator seeds: draw from the generator passed to it")
     single = reward.simulate(x[:, 0], torch.Generator().manual_seed(seed))
     expect(tuple(single.shape) == (len(x), *measured),
            f"{name}: simulate of {tuple(x[:, 0].shape)} has shape {tuple(single.shape)}, expected "
@@ -159,4 +159,4 @@ def _check_simulate(reward: Likelihood, x: Tensor, seed: int) -> None:
     observed = reward.operator.observed()
     if observed is not None:
         expect(bool((first * ~observed[:, None] == 0).all()),
-               f"{name}: simulate fills entries that are not observed")
+               f"{name}: simulate fills unobserved entries")

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: everything that it needs to go on, and what it was made with."""
+"""Training checkpoints: everything needed to resume, and digests of the inputs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from invflow._core.records import digest, parse_json, write_atomically
 __all__ = ["CHECKPOINT", "PREVIOUS", "known", "load", "save"]
 
 CHECKPOINT = "checkpoint.safetensors"
-#: the checkpoint before the last one
+#: the previous checkpoint
 PREVIOUS = "checkpoint.previous.safetensors"
 
 
 def known(value: object) -> str | None:
-    """Digest of what a training starts from; None where it cannot be read."""
+    """Digest of the inputs of a training; None if they cannot be read."""
     try:
         return identity(value)
     except UnidentifiedError:
@@ -32,15 +32,16 @@ def known(value: object) -> str | None:
 def save(folder: Path, step: int, parameters: dict[str, Tensor], average: dict[str, Tensor],
          buffers: dict[str, Tensor], optimizer: torch.optim.Optimizer, settings: Mapping[str, Any],
          made_with: dict[str, str | None]) -> None:
-    """Write a checkpoint, whole or not at all, and keep the one before it.
+    """Write a checkpoint atomically, and keep the previous one.
 
     Args:
-        folder: of the training.
-        step: steps done.
-        parameters, average, buffers: what is trained, its moving average, and the objective's own buffers, by name.
-        optimizer: whose state belongs to the parameters.
-        settings: of the loop, those that the numbers depend on.
-        made_with: digests of what the training began with; None for what cannot be identified.
+        folder: Folder of the training.
+        step: Number of steps done.
+        parameters, average, buffers: Trained parameters, their moving average, and the objective's own buffers, by
+            name.
+        optimizer: Optimiser of the parameters.
+        settings: Settings of the loop that affect the numbers.
+        made_with: Digests of the training's inputs; None for inputs that cannot be identified.
     """
     from safetensors.torch import save_file
 
@@ -63,7 +64,7 @@ def save(folder: Path, step: int, parameters: dict[str, Tensor], average: dict[s
 
 def load(folder: Path, parameters: dict[str, Tensor], average: dict[str, Tensor], buffers: dict[str, Tensor],
          optimizer: torch.optim.Optimizer, settings: Mapping[str, Any], made_with: dict[str, str | None]) -> int:
-    """Fill everything that a checkpoint holds from the folder's; returns the step, 0 without one."""
+    """Restore everything from the folder's checkpoint; return the step, 0 without a checkpoint."""
     from safetensors import safe_open
 
     path = folder / CHECKPOINT
@@ -77,7 +78,7 @@ def load(folder: Path, parameters: dict[str, Tensor], average: dict[str, Tensor]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         known = metadata.pop("digest", None)
         if known is not None and known != digest(tensors, metadata):
-            raise ValueError("it is not as it was saved")
+            raise ValueError("its content differs from what was saved")
         theirs, ours, step = parse_json(metadata["settings"]), settings, int(metadata["step"])
         changed = [k for k in ours if theirs.get(k) != ours[k]]
         targets = {"model": parameters, "average": average, "objective": buffers}
@@ -90,10 +91,10 @@ def load(folder: Path, parameters: dict[str, Tensor], average: dict[str, Tensor]
                   and not k.startswith("optimizer.step.") and v.shape != parameters[k.split(".", 2)[2]].shape]
         if not changed and (wrong or not 0 <= step <= settings["steps"]):
             raise ValueError(f"step {step}; tensors that are missing or do not fit: {wrong[:3]}")
-    except Exception as error:  # safetensors and JSON fail on damaged files with errors of many kinds
-        older = f"; the one before it is {folder / PREVIOUS}" if path.name == CHECKPOINT and (
+    except Exception as error:  # safetensors and JSON raise many kinds of errors on damaged files
+        older = f"; the previous one is {folder / PREVIOUS}" if path.name == CHECKPOINT and (
             folder / PREVIOUS).exists() else ""
-        raise ValueError(f"{path} is damaged, or a checkpoint of something else ({error}): delete it to begin anew"
+        raise ValueError(f"{path} is damaged, or a checkpoint of something else ({error}): delete it to start again"
                          f"{older}") from error
     if changed:
         raise ValueError(
@@ -116,19 +117,19 @@ def load(folder: Path, parameters: dict[str, Tensor], average: dict[str, Tensor]
 
 
 def _check_same(path: Path, theirs: dict[str, str | None] | None, ours: dict[str, str | None]) -> None:
-    """Refuse a checkpoint of other data, modules or code, and where it cannot be known whether it is one.
+    """Raise an error if a checkpoint has other data, modules or code, or if that cannot be determined.
 
-    Checkpoints of earlier versions, which say nothing of them, are taken.
+    Checkpoints of earlier versions, without this information, are accepted.
     """
     words = {"objective": "another prior, network or objective", "data": "other data"}
     if theirs is None:
         return
     for key, word in words.items():
         if theirs.get(key) is None or ours[key] is None:
-            raise ValueError(f"whether {path} was made with {word} cannot be known, since it holds what has no content "
-                             "to compare (a lock, say): train into another folder")
+            raise ValueError(f"cannot determine whether {path} was made with {word}: it holds objects without content "
+                             "to compare (such as a lock): train into another folder")
         if theirs[key] != ours[key]:
-            raise ValueError(f"{path} was made with {word}: train into another folder, or repeat what was passed then")
+            raise ValueError(f"{path} was made with {word}: train into another folder, or pass the same as before")
     if theirs.get("code", ours["code"]) != ours["code"]:
-        raise ValueError(f"{path} was made with other code of invflow, with which it would not end as it began: train "
-                         "into another folder, or go on with the version that began it")
+        raise ValueError(f"{path} was made with other code of invflow, so results would differ: train "
+                         "into another folder, or resume with the version that started it")

@@ -1,4 +1,4 @@
-"""The last stage of a VFM's training: its map in several steps teaches the same map in one."""
+"""The last stage of VFM training: the map in several steps teaches itself one step."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ __all__ = ["ConsolidationObjective", "consolidate_vfm"]
 
 
 class ConsolidationObjective(VFMObjective):
-    r"""Regression of a map's jumps on the path that a fixed copy of it takes in several steps.
+    r"""Regression of a map's jumps on the multi-step path of a fixed copy.
 
-    In joint training the target of a long jump moves with the map, and beside the noise of the velocity's target its
-    gradient is faint: a map with sharp edges is left behind by its own short jumps. Here the target stands still and
-    has no noise. From the adapter's z with probability alpha, else from fresh noise, a fixed copy of the map goes from
-    0 to 1 in ``jumps`` equal steps through :math:`x_0, \ldots, x_K`; a share ``one_step`` of the rows then regresses
-    on the whole way, (a, b) = (0, K), the others on a random part of it:
+    In joint training, the target of a long jump moves with the map, and its gradient is weak compared with the noise of
+    the velocity's target. For a map with sharp edges, long jumps then lag behind short ones. Here the target is fixed
+    and has no noise. A fixed copy of the map goes from 0 to 1 in ``jumps`` equal steps through
+    :math:`x_0, \ldots, x_K`, started from the adapter's z with probability alpha, otherwise from fresh noise. A share
+    ``one_step`` of the rows then regresses on the whole path, (a, b) = (0, K), the others on a random part of it:
 
     .. math:: |u(x_a, s_a, s_b) - (x_b - x_a) / (s_b - s_a)|^2
 
-    The law of the samples becomes that of the copy in K steps, no better; the adapter stays as it is.
+    The samples approach the law of the copy in K steps, no better; the adapter does not change.
 
     Args:
-        teacher: the jointly trained map; its weights are not changed.
-        prior: the map that is trained.
-        adapter: its weights are not changed.
-        problems: what to observe.
-        jumps: steps of the copy, K >= 2.
-        alpha: share of rows that start from the adapter's noise.
-        one_step: share of rows with (0, K).
+        teacher: The jointly trained map; its weights are not changed.
+        prior: The map to train.
+        adapter: The adapter; its weights are not changed.
+        problems: Problem classes of the observations.
+        jumps: Number of steps of the copy, K >= 2.
+        alpha: Share of rows that start from the adapter's noise.
+        one_step: Share of rows with (0, K).
     """
 
     def __init__(self, teacher: NeuralFlowMap, prior: NeuralFlowMap, adapter: Adapter,
@@ -50,7 +50,7 @@ class ConsolidationObjective(VFMObjective):
                  one_step: float = 0.5) -> None:
         super().__init__(prior, adapter, problems, alpha=alpha, one_step=one_step)
         if jumps < 2:
-            raise ValueError(f"jumps={jumps}: a map learns from at least 2 jumps of its copy")
+            raise ValueError(f"jumps={jumps}: pass at least 2")
         self.adapter = adapter.requires_grad_(False)
         self.teacher = teacher.requires_grad_(False)
         self.jumps = jumps
@@ -78,7 +78,7 @@ class ConsolidationObjective(VFMObjective):
         return torch.stack(states)
 
     def forward(self, data: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch of images ``(n, *image_shape)``, of which only the measurements are used; and its parts."""
+        """Loss of a batch of images ``(n, *image_shape)``, used only for their measurements; and its parts."""
         path = self._path(self._noise(data, generator))
         n, device = len(data), data.device
         # two different nodes of the path, in order
@@ -87,7 +87,7 @@ class ConsolidationObjective(VFMObjective):
         second = second + (second >= first)
         a, b = torch.minimum(first, second), torch.maximum(first, second)
         whole = round(n * self.settings.one_step)
-        order = torch.randperm(n, generator=generator, device=generator.device)  # rows come ordered by problem class
+        order = torch.randperm(n, generator=generator, device=generator.device)  # rows are ordered by problem class
         a[order[:whole]], b[order[:whole]] = 0, self.jumps
         a, b, rows = a.to(device), b.to(device), torch.arange(n, device=device)
         start, end = path[a, rows], path[b, rows]
@@ -103,19 +103,19 @@ class ConsolidationObjective(VFMObjective):
 def consolidate_vfm(vfm: VFM, data: Tensor | Sampler, problems: Sequence[TrainingProblem], settings: LoopSettings,
                     folder: str | os.PathLike[str], *, jumps: int = 8, alpha: float = 0.5, one_step: float = 0.5,
                     progress: bool = True, stop_at: int | None = None) -> VFM:
-    """Teach a VFM's map to do in one step what it does in several, resuming if the folder holds a checkpoint.
+    """Teach a VFM's map to do its several steps in one; resumes if the folder holds a checkpoint.
 
     Args:
-        vfm: from :func:`~invflow.training.train_vfm`; it stays as it is.
-        data: images ``(n, *image_shape)``, floats in [0, 1] or bytes; or a function ``(n, generator)`` that makes them.
-        problems: those that the adapter was trained for.
-        settings: of the loop. The targets have no noise: a decay of the average of 0.99 is slow enough.
-        folder: for the checkpoint, the metrics and, when done, the VFM (``folder/vfm``).
-        jumps: steps of the path that the map learns from; more are better as long as its own samples get better.
-        alpha: share of rows that start from the adapter's noise, the others from fresh noise.
-        one_step: share of rows that learn the whole way; the others keep the shorter jumps.
-        progress: show a progress bar.
-        stop_at: stop at this step, with a checkpoint.
+        vfm: Solver from :func:`~invflow.training.train_vfm`; it is not changed.
+        data: Images ``(n, *image_shape)``, floats in [0, 1] or bytes; or a function ``(n, generator)`` that makes them.
+        problems: Problem classes that the adapter was trained for.
+        settings: Settings of the loop. The targets have no noise: an averaging decay of 0.99 is slow enough.
+        folder: Folder for the checkpoint, the metrics and, when done, the VFM (``folder/vfm``).
+        jumps: Number of steps of the path that the map learns from; more help as long as the map's own samples improve.
+        alpha: Share of rows that start from the adapter's noise, the others from fresh noise.
+        one_step: Share of rows that learn the whole path; the others preserve the shorter jumps.
+        progress: Whether to show a progress bar.
+        stop_at: Stop at this step, with a checkpoint.
 
     Returns:
         The solver, with averaged weights.

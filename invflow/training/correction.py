@@ -1,4 +1,4 @@
-"""How strongly a VFM's samples should be moved towards the data: factors of the deviations, fitted by the score."""
+"""Strength of the correction of a VFM's samples: factors of the deviations, fitted by the score."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from invflow.training.settings import TrainingProblem
 
 __all__ = ["FACTORS", "Fit", "fit_consistency", "move_samples", "noise_in_the_mean"]
 
-#: of the noise that the samples' mean may have taken in, at most, for a class to be corrected by default
+#: largest share of the noise that the samples' mean may contain for a class to be corrected by default
 MOST_LEAK = 0.15
-#: share of the best factor's gain with which another is as good
+#: share of the best gain from which another factor counts as equally good
 ENOUGH = 0.95
-#: factors that are tried; 0 leaves the samples as they are
+#: candidate factors; 0 means no correction
 FACTORS = (0.0, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What was found for one problem class at one noise level.
+    """Result for one problem class at one noise level.
 
     Attributes:
-        problem_class: of the operators.
-        sigma: the noise level.
-        factor: with the lowest energy score over patches; of those with 95% of its gain, the nearest to that of the
-            next higher noise level.
-        gain: by how much of it the score is lower than without correction, at that factor.
-        gain_error: standard error of the gain, over images.
-        leak: how much of the measurement's noise the mean of the samples has taken in, <n, A(mean - truth)> / |n|^2;
-            NaN without noise. Corrected samples can be calibrated only where it is near 0.
+        problem_class: Problem class of the operators.
+        sigma: Noise level.
+        factor: Factor with the lowest energy score over patches; among those with 95% of its gain, the nearest to that
+            of the next higher noise level.
+        gain: Decrease of the score relative to no correction, at that factor.
+        gain_error: Standard error of the gain, over images.
+        leak: Share of the measurement's noise contained in the mean of the samples, <n, A(mean - truth)> / |n|^2;
+            NaN without noise. Corrected samples can be calibrated only if it is near 0.
     """
 
     problem_class: str
@@ -53,26 +53,27 @@ def fit_consistency(vfm: VFM, images: Tensor, problems: Sequence[TrainingProblem
                     num_samples: int = 8, factors: Sequence[float] = FACTORS, seed: int = 0) -> list[Fit]:
     """Fit the factors of ``adapter.consistency`` and store them there.
 
-    A class is stored if the correction lowers the score by more than two standard errors at one of its levels at least,
-    and the mean of its samples has taken in no more than :data:`MOST_LEAK` of the noise at any, for beyond it too much
-    is counted twice; with the best factor at each level, which may be 0.
+    A class is stored if the correction lowers the score by more than two standard errors at one or more of its levels,
+    and the mean of its samples contains at most :data:`MOST_LEAK` of the noise at every level; above that, too much
+    is counted twice. The best factor at each level is stored, which may be 0.
 
     Args:
-        vfm: with an adapter that says deviations.
+        vfm: Solver whose adapter predicts deviations.
         images: ``(n, *image_shape)``, each observed once in each class at each level.
-        problems: the classes, with their ranges.
-        levels: how many noise levels of each range, from its lowest to its highest, even in the logarithm of 0.01 more.
-        num_samples: of each posterior, an even number.
-        factors: to try; the first is 0, which the others are compared with.
-        seed: of all random numbers.
+        problems: Problem classes, with their ranges.
+        levels: Number of noise levels in each range, including both ends, evenly spaced in the logarithm of
+            (level + 0.01).
+        num_samples: Samples of each posterior, an even number.
+        factors: Candidates; the first is 0, the reference for the others.
+        seed: Random seed.
 
     Raises:
-        ValueError: for an adapter that says no deviations, or too few samples.
+        ValueError: For an adapter that predicts no deviations, or too few samples.
     """
     if not vfm.adapter.deviations:
-        raise ValueError("this adapter says no deviations to fit factors of: train it with consistency=True")
+        raise ValueError("this adapter predicts no deviations to fit factors for: train it with consistency=True")
     if not factors or factors[0] != 0:
-        raise ValueError(f"factors={factors}: the first is 0, which the others are compared with")
+        raise ValueError(f"factors={factors}: the first must be 0, the reference for the others")
     if num_samples < 2 or num_samples % 2:
         raise ValueError(f"num_samples={num_samples}: samples are scored in pairs, so pass an even number")
     plain = VFM(vfm.prior, vfm.adapter, steps=vfm.steps, chunk_size=vfm.chunk_size, consistency=False)
@@ -114,7 +115,7 @@ def _fit(vfm: VFM, images: Tensor, problem: TrainingProblem, sigma: float, num_s
         scores.append(pairs.view(n, -1).mean(1))
     table = torch.stack(scores)
     best = int(table.mean(1).argmin())
-    if near is not None:  # without noise a mask is met by any factor: the levels between are not to feel which
+    if near is not None:  # without noise, any factor fits a mask: its choice should not affect the levels in between
         gains = table[0].mean() - table.mean(1)
         as_good = (gains >= ENOUGH * gains[best]).nonzero().flatten().tolist()
         best = min(as_good, key=lambda k: abs(factors[k] - near))
@@ -124,13 +125,13 @@ def _fit(vfm: VFM, images: Tensor, problem: TrainingProblem, sigma: float, num_s
 
 
 def move_samples(likelihood: GaussianLikelihood, samples: Tensor, deviation: Tensor, noise: Tensor) -> Tensor:
-    """Samples of B posteriors as :func:`~invflow.linear.correction.correct` moves them, ``(B, N, *image_shape)``.
+    """Correct samples of B posteriors with :func:`~invflow.linear.correction.correct`, ``(B, N, *image_shape)``.
 
     Args:
-        likelihood: of B observations.
+        likelihood: Likelihood of B observations.
         samples: ``(B, N, *image_shape)``.
         deviation: ``(B, *image_shape)``, how far each pixel may move.
-        noise: ``(B * N, *measurement_shape)``, of standard deviation 1.
+        noise: ``(B * N, *measurement_shape)``, with standard deviation 1.
     """
     rows = torch.arange(len(samples)).repeat_interleave(samples.shape[1])
     own = likelihood.select(rows)
@@ -140,12 +141,12 @@ def move_samples(likelihood: GaussianLikelihood, samples: Tensor, deviation: Ten
 
 
 def noise_in_the_mean(likelihood: GaussianLikelihood, mean: Tensor, truth: Tensor) -> float:
-    """<n, A mean - A truth> / |n|^2 with the noise n = y - A truth, over all observations; NaN without noise.
+    """<n, A mean - A truth> / |n|^2 with noise n = y - A truth, over all observations; NaN without noise.
 
-    0 for an estimate whose error has nothing to do with the noise, 1 for one that copies the measurement.
+    0 for an estimate whose error is independent of the noise, 1 for one that copies the measurement.
 
     Args:
-        likelihood: of B observations.
+        likelihood: Likelihood of B observations.
         mean: ``(B, *image_shape)``.
         truth: ``(B, *image_shape)``.
     """

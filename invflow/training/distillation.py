@@ -1,7 +1,7 @@
-"""Distilling a velocity into a flow map, so that one call makes the jump that took an ODE.
+"""Distillation of a velocity into a flow map: one call replaces the solution of an ODE.
 
 Time runs from noise (t = 0) to data (t = 1). The teacher is a deterministic velocity b, not a noisy v = m - z: both
-losses are zero for the exact map, whatever the states they are evaluated at.
+losses are zero for the exact map at any states.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ LOSSES = ("lagrangian", "meanflow", "semigroup")
 
 def meanflow_distillation_loss(u: AverageVelocity, teacher: Velocity, x: Tensor, s: Tensor, t: Tensor,
                                num_distinct: int | None = None) -> Tensor:
-    r"""MeanFlow loss of each row with the teacher's velocity in place of the data's (Geng et al. 2025).
+    r"""MeanFlow loss of each row with the teacher's velocity instead of the data's (Geng et al. 2025).
 
-    u(x, s, t) regresses on b_s(x) + (t - s) sg[du/ds], du/ds along the teacher's path, dx = b ds; where s = t that
-    is b itself. It is the Eulerian equation (d/ds + b . grad) X_{s,t} = 0 of Boffi, Albergo, Vanden-Eijnden (2024),
-    with the derivative held fixed. The teacher is called once for each row, at x.
+    u(x, s, t) regresses on b_s(x) + (t - s) sg[du/ds], with du/ds along the teacher's path, dx = b ds; for s = t the
+    target is b itself. It is the Eulerian equation (d/ds + b . grad) X_{s,t} = 0 of Boffi, Albergo, Vanden-Eijnden
+    (2024), with the derivative held fixed. The teacher is called once for each row, at x.
 
     Args:
         u: average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
         teacher: b, ``(n, *shape), (n,) -> (n, *shape)``.
         x: ``(n, *shape)``, states at time s.
         s: ``(n,)``.
-        t: ``(n,)``, not below s.
-        num_distinct: how many rows have s < t, if those come first; None looks.
+        t: ``(n,)``, t >= s.
+        num_distinct: Number of rows with s < t, if those come first; None counts them.
 
     Returns:
         ``(n,)``, summed over the state.
@@ -72,19 +72,19 @@ def lagrangian_distillation_loss(u: AverageVelocity, teacher: Velocity, x: Tenso
                                  num_distinct: int | None = None, *, through_teacher: bool = False) -> Tensor:
     r"""Lagrangian map distillation of each row (Boffi, Albergo, Vanden-Eijnden 2024, "Flow map matching").
 
-    The map's end moves with the teacher's velocity: with X = x + (t - s) u(x, s, t), the loss is the squared norm of
-    dX/dt - b_t(X), dX/dt = u + (t - s) du/dt. The gradient passes through the derivative in t; where s = t the loss
-    is flow matching to b. The teacher is called once for each row, at X.
+    The end of the jump moves with the teacher's velocity: with X = x + (t - s) u(x, s, t), the loss is the squared norm
+    of dX/dt - b_t(X), with dX/dt = u + (t - s) du/dt. The gradient passes through the derivative in t; for s = t the
+    loss is flow matching to b. The teacher is called once for each row, at X.
 
     Args:
         u: average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
         teacher: b, ``(n, *shape), (n,) -> (n, *shape)``.
         x: ``(n, *shape)``, states at time s.
         s: ``(n,)``.
-        t: ``(n,)``, not below s.
-        num_distinct: how many rows have s < t, if those come first; None looks.
-        through_teacher: differentiate b_t(X) in X too, as the loss is written; False holds b_t(X) fixed, which has
-            the same minimum and needs no backward pass through the teacher.
+        t: ``(n,)``, t >= s.
+        num_distinct: Number of rows with s < t, if those come first; None counts them.
+        through_teacher: Whether to differentiate b_t(X) in X too, as in the definition; False holds b_t(X) fixed,
+            which has the same minimum and needs no backward pass through the teacher.
 
     Returns:
         ``(n,)``, summed over the state.
@@ -114,19 +114,19 @@ def lagrangian_distillation_loss(u: AverageVelocity, teacher: Velocity, x: Tenso
 
 def semigroup_distillation_loss(u: AverageVelocity, teacher: Velocity, x: Tensor, s: Tensor, t: Tensor, middle: Tensor,
                                 num_distinct: int) -> Tensor:
-    """Two jumps for one (Frans et al. 2024) of each row with s < t; where s = t, flow matching to the teacher.
+    """One jump against two (Frans et al. 2024) for rows with s < t; flow matching to the teacher for s = t.
 
-    No derivative is taken: where a map is steep at small scales, as one with a spectrum is, derivatives amplify what
-    the network adds. The teacher is called once for each row with s = t, at x.
+    It takes no derivative. If a map is steep at small scales, such as one with a spectrum, derivatives amplify the
+    contribution of the network. The teacher is called once for each row with s = t, at x.
 
     Args:
         u: average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
         teacher: b, ``(n, *shape), (n,) -> (n, *shape)``.
         x: ``(n, *shape)``, states at time s.
         s: ``(n,)``.
-        t: ``(n,)``, not below s.
+        t: ``(n,)``, t >= s.
         middle: ``(n,)``, between s and t.
-        num_distinct: how many rows have s < t; those come first.
+        num_distinct: Number of rows with s < t; those come first.
 
     Returns:
         ``(n,)``, summed over the state.
@@ -138,17 +138,17 @@ def semigroup_distillation_loss(u: AverageVelocity, teacher: Velocity, x: Tensor
 
 
 class DistillationObjective(Objective):
-    """A flow map learns to jump where the teacher's ODE goes.
+    """Objective that teaches a flow map to jump to the end of the teacher's ODE.
 
     Args:
-        student: the map that is trained.
-        teacher: any flow map with states of the same shape; its jump is used for the states of its path only.
+        student: The map to train.
+        teacher: Any flow map with states of the same shape; its jump is only used for the states of its path.
         loss: ``"lagrangian"``, ``"meanflow"`` or ``"semigroup"``.
-        from_data: whether batches are images, whose codes are noised to time s; False: they are noise, and the
-            teacher's own path carries it to time s.
-        distinct: share of rows with s < t.
-        one_step: share of those with (s, t) = (0, 1).
-        through_teacher: of the Lagrangian loss; see :func:`lagrangian_distillation_loss`.
+        from_data: Whether batches are images, whose codes are noised to time s. If False, they are noise, and the
+            teacher's own path transports it to time s.
+        distinct: Share of rows with s < t.
+        one_step: Share of those with (s, t) = (0, 1).
+        through_teacher: For the Lagrangian loss; see :func:`lagrangian_distillation_loss`.
 
     Raises:
         ValueError: for an unknown loss, or states of different shapes.
@@ -158,10 +158,10 @@ class DistillationObjective(Objective):
                  distinct: float = 0.75, one_step: float = 1 / 3, through_teacher: bool = False) -> None:
         super().__init__()
         if loss not in LOSSES:
-            raise ValueError(f"there is no distillation loss {loss!r}: pass one of {', '.join(LOSSES)}")
+            raise ValueError(f"distillation loss {loss!r} is unknown: pass one of {', '.join(LOSSES)}")
         if student.state_shape != tuple(teacher.state_shape):
             raise ValueError(f"the student's states have shape {student.state_shape}, the teacher's "
-                             f"{tuple(teacher.state_shape)}: they must agree")
+                             f"{tuple(teacher.state_shape)}: pass a student and a teacher with the same state_shape")
         self.student, self.teacher, self.loss, self.from_data = student, teacher, loss, from_data
         self.distinct, self.one_step, self.through_teacher = distinct, one_step, through_teacher
 
@@ -170,11 +170,11 @@ class DistillationObjective(Objective):
         return {"map": self.student}
 
     def forward(self, data: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch of images or of noise, and its two parts for each value of the state."""
+        """Loss of a batch of images or noise, and its two parts per value of the state."""
         device = data.device
         s, t, k = sample_times(len(data), distinct=self.distinct, one_step=self.one_step, generator=generator,
                                device=device)
-        # the student computes in lower precision where it was asked to; the teacher's velocity is the truth
+        # only the student may compute in lower precision; the teacher's velocity is the target
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             if self.from_data:
                 states = self.teacher.encode(data)
@@ -206,36 +206,37 @@ def distill(teacher: FlowMap, settings: LoopSettings, folder: str | os.PathLike[
             distinct: float = 0.75, one_step: float = 1 / 3,
             through_teacher: bool = False, progress: bool = True,
             stop_at: int | None = None) -> NeuralFlowMap | LatentFlowMap:
-    """Train a flow map that makes a teacher's jumps in one call, resuming if the folder holds a checkpoint.
+    """Train a flow map that makes a teacher's jumps in one call; resumes if the folder holds a checkpoint.
 
-    The teacher is any :class:`~invflow.FlowMap`: what ``from_velocity``, ``from_deepinv`` and ``from_diffusers`` make,
-    a mixture, a latent map. Solvers that run the one-step map many times (NoiseSMC, NoiseRTO, FMTT's look-ahead) then
-    pay one call for each jump.
+    The teacher is any :class:`~invflow.FlowMap`: from ``from_velocity``, ``from_deepinv`` or ``from_diffusers``,
+    a mixture, or a latent map. Solvers that run the one-step map many times (NoiseSMC, NoiseRTO, FMTT's look-ahead)
+    then need one call for each jump.
 
     Args:
-        teacher: stays as it is; where it runs through an ODE, ``ode_steps`` says how finely.
-        settings: of the loop.
-        folder: for the checkpoint, the metrics and, when done, the map (``folder/prior``).
-        data: images ``(n, *image_shape)``, floats in [0, 1] or bytes, or a function ``(n, generator)`` that makes
-            them: the teacher is then asked at their noised states, one velocity a row. None asks it along its own
-            path: no data, but an ODE to time s for each row. Between the two lies ``data=teacher.generate(n)``.
+        teacher: The teacher; it is not changed. For a map that solves an ODE, ``ode_steps`` sets the accuracy.
+        settings: Settings of the loop.
+        folder: Folder for the checkpoint, the metrics and, when done, the map (``folder/prior``).
+        data: Images ``(n, *image_shape)``, floats in [0, 1] or bytes, or a function ``(n, generator)`` that makes
+            them: the teacher is then evaluated at their noised states, one velocity per row. None evaluates it along
+            its own path: this needs no data, but an ODE to time s for each row. ``data=teacher.generate(n)`` is a
+            compromise.
         loss: ``"lagrangian"``, ``"meanflow"`` or ``"semigroup"``.
-        network: ``"unet"`` or ``"mlp"``; None takes the first for states (C, H, W), the second for vectors.
-        options: of the network.
-        start: a map to go on from, which stays as it is; None starts afresh.
-        skip: form of a fresh map; see :class:`~invflow.NeuralFlowMap`.
-        distinct: share of rows with s < t; the others learn the velocity.
-        one_step: share of those with (s, t) = (0, 1).
-        through_teacher: of the Lagrangian loss; see :func:`lagrangian_distillation_loss`.
-        progress: show a progress bar.
-        stop_at: stop at this step, with a checkpoint.
+        network: ``"unet"`` or ``"mlp"``; None means the first for states (C, H, W), the second for vectors.
+        options: Options of the network.
+        start: Map to start from, which is not changed; None starts from random weights.
+        skip: Form of a new map; see :class:`~invflow.NeuralFlowMap`.
+        distinct: Share of rows with s < t; the others learn the velocity.
+        one_step: Share of those with (s, t) = (0, 1).
+        through_teacher: For the Lagrangian loss; see :func:`lagrangian_distillation_loss`.
+        progress: Whether to show a progress bar.
+        stop_at: Stop at this step, with a checkpoint.
 
     Returns:
-        The map with averaged weights, in evaluation mode; for a teacher whose decoding is not affine, a
-        :class:`~invflow.LatentFlowMap` of it and the teacher's decoder.
+        The map with averaged weights, in evaluation mode; for a teacher with a decoding that is not affine, a
+        :class:`~invflow.LatentFlowMap` of this map and the teacher's decoder.
 
     Raises:
-        ValueError: for an unknown loss, or a map to go on from with states of another shape.
+        ValueError: For an unknown loss, or a ``start`` with states of another shape.
 
     Example:
         >>> import tempfile, torch, invflow
@@ -283,12 +284,12 @@ def distill(teacher: FlowMap, settings: LoopSettings, folder: str | os.PathLike[
 
 @torch.no_grad()
 def _states(teacher: FlowMap, data: Tensor | Sampler | None, seed: int, count: int = 1024) -> Tensor:
-    """States to take the mean and the standard deviation of, on the CPU."""
+    """States for the estimate of mean and standard deviation, on the CPU."""
     if data is None:
         noise = teacher.noise(count, generator=seeded(seed, 0, -3))
         return torch.cat([teacher.flow(z).cpu() for z in noise.split(256)])
     images = data if isinstance(data, Tensor) else data(count, seeded(seed, 0, -3))
-    # a data set may be in an order: take rows from all of it
+    # a data set may be sorted: take rows from all of it
     images = images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
     images = images.float() / 255 if images.dtype == torch.uint8 else images
     return torch.cat([teacher.encode(part.to(teacher.device, teacher.dtype)).cpu() for part in images.split(256)])

@@ -1,4 +1,4 @@
-"""One training loop for everything: Hugging Face accelerate, moving averages, checkpoints that survive a kill."""
+"""The training loop: Hugging Face accelerate, moving averages, and checkpoints that survive a killed process."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from invflow.training.checkpoint import save as save_checkpoint
 
 __all__ = ["LoopSettings", "Objective", "fit"]
 
-#: steps between which several processes ask each other whether one is to stop; a launcher waits half a minute for that
+#: steps between synchronised checks whether a process should stop; a launcher waits half a minute for that
 ASK_EVERY = 10
-#: rooms whose code no training runs, so that one goes on when they change
+#: subpackages that training does not run: a change in them does not prevent resuming
 _UNUSED = ("app", "deepinv_bridge", "evaluation", "metrics", "restore", "teaching")
 Batches = Callable[[int, int, int], Tensor]
 Sampler = Callable[[int, torch.Generator], Tensor]
 
 
 class Objective(nn.Module):
-    """What is trained: a module whose forward turns a batch of data into a loss and numbers to report."""
+    """Training objective: a module whose forward returns the loss of a batch and numbers to report."""
 
     def trained(self) -> dict[str, nn.Module]:
-        """The modules that are optimised, by name; each has its own gradient clipping."""
-        raise TypeError(f"{type(self).__name__} names no modules to train")
+        """Modules to optimise, by name; gradients are clipped for each separately."""
+        raise TypeError(f"{type(self).__name__} defines no modules to train: override trained()")
 
     def forward(self, data: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (0-d) of a batch, and detached 0-d numbers to report."""
-        raise TypeError(f"{type(self).__name__} writes no loss")
+        raise TypeError(f"{type(self).__name__} defines no loss: override forward()")
 
 
 @dataclass(frozen=True)
@@ -52,23 +52,23 @@ class LoopSettings:
     """Settings of :func:`fit`.
 
     Attributes:
-        steps: optimiser steps in all.
-        batch_size: rows of one step, over all processes.
-        learning_rate: peak of AdamW's, after ``warmup`` steps and before a cosine to a hundredth of it.
-        warmup: steps of linear warm-up.
-        weight_decay: AdamW's.
-        betas: AdamW's.
-        ema: decay of the moving average of the weights, which is what is kept in the end.
-        clip: largest norm of the gradient, for each trained module on its own.
-        seed: of everything random; numbers depend on (seed, step, process) alone, so a resumed run repeats them.
+        steps: Total number of optimiser steps.
+        batch_size: Rows of one step, over all processes.
+        learning_rate: Peak learning rate of AdamW, after ``warmup`` steps and before a cosine decay to a hundredth.
+        warmup: Number of steps of linear warm-up.
+        weight_decay: Weight decay of AdamW.
+        betas: Betas of AdamW.
+        ema: Decay of the moving average of the weights, which becomes the final model.
+        clip: Largest norm of the gradient, for each trained module separately.
+        seed: Random seed. Numbers depend only on (seed, step, process), so a resumed run repeats them.
         precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
-        checkpoint_seconds: time between checkpoints.
-        log_every: steps between rows of the CSV.
-        compile: train with compiled networks (:func:`invflow.compile_networks`), which pays for long trainings: the
-            first steps take minutes.
+        checkpoint_seconds: Time between checkpoints.
+        log_every: Number of steps between rows of the CSV.
+        compile: Whether to train with compiled networks (:func:`invflow.compile_networks`). This pays off in long
+            runs: the first steps take minutes.
 
     Raises:
-        ValueError: for what is no number where one is needed, numbers out of range, or an unknown precision.
+        ValueError: For a setting of the wrong type or out of range, or an unknown precision.
     """
 
     steps: int
@@ -115,12 +115,12 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class _Shuffled:
-    """Rows of a data set in memory, in a new order each epoch, given by the seed."""
+    """Rows of a data set in memory, shuffled for each epoch by the seed."""
 
     data: Tensor
     batch_size: int
     seed: int
-    orders: dict[int, Tensor] = field(default_factory=dict)  # of the present epoch
+    orders: dict[int, Tensor] = field(default_factory=dict)  # of the current epoch
     _derived = ("orders",)
 
     def __call__(self, step: int, process: int, processes: int) -> Tensor:
@@ -134,11 +134,11 @@ class _Shuffled:
 
 
 def shuffled(data: Tensor, settings: LoopSettings) -> Batches:
-    """Batches of a data set in memory: each epoch a new order, given by the seed; every process has its own rows.
+    """Batches of a data set in memory: shuffled for each epoch by the seed; every process has its own rows.
 
     Args:
         data: ``(n, ...)``; bytes become floats in [0, 1].
-        settings: whose batch size and seed are used.
+        settings: Settings with the batch size and the seed.
 
     Returns:
         A function of (step, process, number of processes).
@@ -153,7 +153,7 @@ def batches_of(data: Tensor | Sampler, settings: LoopSettings) -> Batches:
     """Batches of a data set in memory, or of a function ``(n, generator) -> (n, ...)`` that makes new data."""
     if isinstance(data, Tensor):
         return shuffled(data, settings)
-    sampler, size, seed = data, settings.batch_size, settings.seed  # the settings that are free to change stay outside
+    sampler, size, seed = data, settings.batch_size, settings.seed  # no other setting, as those may change
 
     def batch(step: int, process: int, processes: int) -> Tensor:
         return sampler(len(range(process, size, processes)), seeded(seed + 1, step, process))
@@ -168,29 +168,29 @@ def seeded(seed: int, step: int, process: int) -> torch.Generator:
 
 def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: str | os.PathLike[str], *,
         progress: bool = True, stop_at: int | None = None) -> bool:
-    """Train until ``settings.steps``, from the folder's checkpoint if there is one.
+    """Train until ``settings.steps``; resumes from the folder's checkpoint if there is one.
 
-    The trained modules end with the moving average of their weights. Ctrl-C and a termination signal save a
-    checkpoint first; a run that is killed resumes from the last one, on the CPU to the same bits (same threads,
+    At the end, the trained modules hold the moving average of their weights. Ctrl-C and a termination signal save a
+    checkpoint first. A killed run resumes from the last checkpoint, on the CPU bit for bit (same threads,
     same processes).
 
     Args:
-        objective: what is trained.
-        batches: function of (step, process, number of processes) to this process's rows.
-        settings: of the loop.
-        folder: where ``checkpoint.safetensors``, the one before it and ``metrics.csv`` are written.
-        progress: show a progress bar.
-        stop_at: stop at this step with a checkpoint, as if interrupted; for tests and time-boxed runs.
+        objective: Objective to minimise.
+        batches: Function of (step, process, number of processes) to this process's rows.
+        settings: Settings of the loop.
+        folder: Folder for ``checkpoint.safetensors``, the previous checkpoint and ``metrics.csv``.
+        progress: Whether to show a progress bar.
+        stop_at: Stop at this step with a checkpoint, as if interrupted; for tests and time-limited runs.
 
     Returns:
         Whether training is complete.
 
     Raises:
-        ValueError: if the folder's checkpoint belongs to other settings, data or modules (what they began as counts,
-            so that a prior, its statistics and an objective's settings do too) or to other code of the library, or
-            another run is at work in it.
-        FloatingPointError: if the loss, a weight or its average is not finite; names the step. The last good
-            checkpoint stays.
+        ValueError: If the folder's checkpoint belongs to other settings, data, modules (including their initial state,
+            and hence a prior, its statistics and the settings of an objective) or other code of the library, or
+            another run uses the folder.
+        FloatingPointError: If the loss, a weight or its average is not finite; the message gives the step. The last
+            good checkpoint is kept.
     """
     with alone_in(Path(folder)) if _speaks_for_all() else contextlib.nullcontext():
         return _fit(objective, batches, settings, Path(folder), progress, stop_at)
@@ -206,7 +206,7 @@ def _fit(objective: Objective, batches: Batches, settings: LoopSettings, folder:
     from accelerate.state import AcceleratorState
     from tqdm import tqdm
 
-    # accelerate keeps the precision of the process's first training, and refuses another: each training has its own
+    # accelerate keeps the precision of a process's first training and rejects any other: reset it for each training
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
     run = _Run(objective, batches, settings, folder, accelerator)
@@ -216,7 +216,7 @@ def _fit(objective: Objective, batches: Batches, settings: LoopSettings, folder:
     bar = tqdm(total=settings.steps, initial=step, disable=not (progress and accelerator.is_main_process),
                unit="step", dynamic_ncols=True, mininterval=0.5)
     saved = time.monotonic()
-    # not as CUDA graphs: the weights change, and the map is called with them fixed in one place and moving in another
+    # without CUDA graphs: weights change, and the map is called both with fixed and with trained weights
     compiled = compiled_networks(objective, mode="default") if settings.compile else contextlib.nullcontext()
     with bar, compiled, stop_requests() as stop:
         while run.step < end:
@@ -239,14 +239,14 @@ def _fit(objective: Objective, batches: Batches, settings: LoopSettings, folder:
         run.save()
     accelerator.wait_for_everyone()
     if step < end or stop():
-        raise KeyboardInterrupt(f"stopped at step {step} of {settings.steps} and saved {folder / CHECKPOINT}: the same "
-                                "command goes on from there")
+        raise KeyboardInterrupt(f"stopped at step {step} of {settings.steps} and saved {folder / CHECKPOINT}: run "
+                                "the same command again to resume")
     run.finish()
     return step >= settings.steps
 
 
 class _Run:
-    """A training as it stands: parameters, their moving average, optimiser and step, from the folder's checkpoint."""
+    """State of a training: parameters, their moving average, optimiser and step, from the folder's checkpoint."""
 
     def __init__(self, objective: Objective, batches: Batches, settings: LoopSettings, folder: Path,
                  accelerator: Any) -> None:
@@ -256,7 +256,7 @@ class _Run:
             f"{name}.{key}": p for name, module in objective.trained().items()
             for key, p in module.named_parameters() if p.requires_grad
         }
-        # before anything is loaded or moved
+        # compute digests before anything is loaded or moved
         self.made_with = {"objective": known(objective), "data": known(batches), "code": code_digest(*_UNUSED)}
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=settings.learning_rate, betas=settings.betas,
                                            weight_decay=settings.weight_decay)
@@ -268,14 +268,14 @@ class _Run:
         self._wrapped, self._prepared = accelerator.prepare(objective, self.optimizer)
 
     def advance(self) -> dict[str, Tensor]:
-        """Take a step: its loss, what the objective reports, and the norms of the gradients."""
+        """Take a step; return its loss, the numbers reported by the objective, and the gradient norms."""
         accelerator, settings, step = self.accelerator, self.settings, self.step
         for group in self._prepared.param_groups:
             group["lr"] = settings.rate(step)
         process = accelerator.process_index
         data = self.batches(step, process, accelerator.num_processes)
         if accelerator.device.type == "cuda" and data.device.type == "cpu":
-            data = data.pin_memory()  # from where the GPU fetches it by itself
+            data = data.pin_memory()  # for an asynchronous copy to the GPU
         data = data.to(accelerator.device, non_blocking=True)
         loss, metrics = self._wrapped(data, seeded(settings.seed, step, process))
         accelerator.backward(loss)
@@ -290,11 +290,11 @@ class _Run:
         return {"loss": loss.detach(), **metrics, **norms}
 
     def save(self) -> None:
-        """Write a checkpoint; a weight that is not finite leaves the last one."""
+        """Write a checkpoint; raise an error and keep the last one if a weight is not finite."""
         wrong = [key for key, p in self.parameters.items()
                  if not bool(p.isfinite().all() & self.average[key].isfinite().all())]
         if wrong:
-            kept_here = f"{self.folder / CHECKPOINT} is of step {self.kept}" if self.kept else "nothing was saved yet"
+            kept_here = f"{self.folder / CHECKPOINT} holds step {self.kept}" if self.kept else "nothing was saved yet"
             raise FloatingPointError(f"weights are not finite at step {self.step}, in {wrong[0]} and {len(wrong) - 1} "
                                      f"more: lower the learning rate ({self.settings.learning_rate}) or the clipping "
                                      f"norm ({self.settings.clip}); {kept_here}")
@@ -305,14 +305,14 @@ class _Run:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Leave the average in the modules."""
+        """Copy the moving average into the modules."""
         for key, p in self.parameters.items():
             p.copy_(self.average[key])
         self.accelerator.free_memory()
 
 
 def _all_stop(accelerator: Any, stop: Callable[[], bool], step: int) -> bool:
-    """Whether to stop after this step: the same answer in all processes, none of which waits for one that has gone."""
+    """Whether to stop after this step; all processes agree, so that none waits for a process that has exited."""
     if accelerator.num_processes == 1:
         return stop()
     if step % ASK_EVERY:
@@ -322,7 +322,7 @@ def _all_stop(accelerator: Any, stop: Callable[[], bool], step: int) -> bool:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a flag that the loop looks at, so that no step is cut in half."""
+    """Turn Ctrl-C and SIGTERM into a flag for the loop, so that no step is interrupted."""
     asked = False
 
     def ask(number: int, frame: Any) -> None:
@@ -332,7 +332,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     numbers = (signal.SIGINT, signal.SIGTERM)
     try:
         previous = {number: signal.signal(number, ask) for number in numbers}
-    except ValueError:  # signals can be handled in the main thread only; elsewhere they keep their meaning
+    except ValueError:  # signals can be handled only in the main thread; elsewhere leave them unchanged
         previous = {}
     try:
         yield lambda: asked
@@ -342,7 +342,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 class MetricsFile:
-    """A CSV that grows by a row at a time, and on resuming drops the rows that the checkpoint does not know."""
+    """A CSV file that grows row by row; resuming drops the rows after the checkpoint."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
@@ -356,8 +356,8 @@ class MetricsFile:
                 whole = found if text.endswith("\n") else found[:-1]  # of a kill within a row its beginning is left
                 rows = [row for row in whole if int(row["step"]) <= step]
             except (KeyError, TypeError, ValueError, csv.Error) as error:
-                raise ValueError(f"{path} is no table of a training ({error!r}): move it away, train again") from error
-            if len(rows) < len(found):  # written whole: a kill in between must not lose the others
+                raise ValueError(f"{path} is no table of metrics ({error!r}): move it away, train again") from error
+            if len(rows) < len(found):  # written atomically: a kill must not lose the other rows
                 self._rewrite(rows)
             if not rows:
                 self.columns = []
@@ -386,7 +386,7 @@ class MetricsFile:
 
 
 def _identity(settings: LoopSettings) -> dict[str, Any]:
-    """The settings that a checkpoint must share with the run that resumes from it."""
+    """Settings that must agree between a checkpoint and the run that resumes from it."""
     loose = ("checkpoint_seconds", "log_every", "compile")
     result: dict[str, Any] = json.loads(json.dumps({k: v for k, v in asdict(settings).items() if k not in loose}))
     return result

@@ -1,6 +1,6 @@
-"""Training objectives as pure functions: MeanFlow, flow matching, and what an adapter adds to them.
+"""Training losses as pure functions: MeanFlow, flow matching, and the terms of an adapter.
 
-Time runs from noise (t = 0) to data (t = 1); the papers run it the other way.
+Time runs from noise (t = 0) to data (t = 1); the papers use the opposite direction.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = [
     "patch_score", "sample_between", "sample_times", "scale_gradient", "semigroup_average",
 ]
 
-#: what the loss compares an average velocity with, where s < t; see :func:`meanflow_loss`
+#: kinds of target for an average velocity with s < t; see :func:`meanflow_loss`
 TANGENTS = ("map", "path", "semigroup")
 
-#: side of the patches that samples are scored by, and the factors that images are averaged down by before
+#: side of the patches of the score, and factors by which images are averaged down before it
 PATCH, SCALES = 7, (1, 2, 4)
 
 AverageVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -33,14 +33,14 @@ def sample_times(n: int, *, distinct: float = 0.5, one_step: float = 1 / 3, gene
     """Draw pairs of times s <= t for the MeanFlow loss.
 
     Args:
-        n: rows.
-        distinct: share of rows with s < t; the others have s = t, plain flow matching.
-        one_step: share of the distinct rows with (s, t) = (0, 1), the jump that one-step samplers make.
-        generator: source of randomness.
-        device: where the times are wanted.
+        n: Number of rows.
+        distinct: Share of rows with s < t; the others have s = t, plain flow matching.
+        one_step: Share of the distinct rows with (s, t) = (0, 1), the jump of one-step samplers.
+        generator: Source of randomness.
+        device: Device of the times.
 
     Returns:
-        s and t, each ``(n,)``, and how many rows are distinct: those come first.
+        s and t, each ``(n,)``, and the number of distinct rows, which come first.
 
     Raises:
         ValueError: for shares outside [0, 1].
@@ -57,7 +57,7 @@ def sample_times(n: int, *, distinct: float = 0.5, one_step: float = 1 / 3, gene
 
 
 def sample_between(s: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
-    """Times drawn uniformly between s and t, each ``(n,)``, on their device."""
+    """Times drawn uniformly between s and t, each ``(n,)``, on the same device."""
     return torch.lerp(s, t, torch.rand(len(s), generator=generator, device=generator.device).to(s))
 
 
@@ -80,16 +80,16 @@ def average_velocity_jvp(u: AverageVelocity, x: Tensor, s: Tensor, t: Tensor, v:
 
 
 def semigroup_average(u: AverageVelocity, x: Tensor, s: Tensor, t: Tensor, middle: Tensor) -> Tensor:
-    """Average velocity from s to t of two jumps, s to r and r to t: for an exact flow map, u(x, s, t) itself.
+    """Average velocity from s to t of two jumps, s to r and r to t; equals u(x, s, t) for an exact flow map.
 
-    That is the semigroup identity X_{s,t} = X_{r,t} o X_{s,r} (Frans et al. 2024 train on it with r half-way; Boffi et
+    This is the semigroup identity X_{s,t} = X_{r,t} o X_{s,r} (Frans et al. 2024 train on it with r half-way; Boffi et
     al. 2025 compare it with the derivatives).
 
     Args:
         u: average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
         x: ``(n, *shape)``, states at time s.
         s: ``(n,)``.
-        t: ``(n,)``, above s.
+        t: ``(n,)``, t > s.
         middle: r, ``(n,)``, between s and t.
 
     Returns:
@@ -98,7 +98,7 @@ def semigroup_average(u: AverageVelocity, x: Tensor, s: Tensor, t: Tensor, middl
     with torch.no_grad():
         first = u(x, s, middle)
         second = u(x + expand_time(middle - s, x) * first, middle, t)
-        # in single precision one pair of draws in sixteen million is the same time twice, where both averages agree
+        # in single precision one pair of draws in sixteen million has equal times, where both averages agree
         share = torch.where(t > s, (middle - s) / (t - s), 0.5)
         return torch.lerp(second, first, expand_time(share, x).to(first.dtype))
 
@@ -108,39 +108,39 @@ def meanflow_loss(u: AverageVelocity, noise: Tensor, data: Tensor, s: Tensor, t:
                   tangent: str = "path") -> Tensor:
     r"""MeanFlow loss of each row, summed over the state (Geng et al. 2025).
 
-    With v = m - z and :math:`x_s = (1 - s) z + s m`, u(x_s, s, t) regresses on v + (t - s) sg[du/ds]; where s = t
-    that is conditional flow matching. The Jacobian-vector product is computed for the rows with s < t alone.
-    Gradients reach ``noise`` through x_s and v, which is how the loss shapes an adapter.
+    With v = m - z and :math:`x_s = (1 - s) z + s m`, u(x_s, s, t) regresses on v + (t - s) sg[du/ds]; for s = t
+    this is conditional flow matching. The Jacobian-vector product is computed only for the rows with s < t.
+    Gradients reach ``noise`` through x_s and v, and this is how the loss trains an adapter.
 
-    The derivative along the path is linear in its direction, so that v and its mean b_s(x_s) lead to the same
-    regression. With the map's own velocity u(x_s, s, s) for b, one more call, the target's noise is v - b; with v it is
-    that times the Jacobian of the jump, which an exact map contracts but a network still in training roughens: on MNIST
-    the loss was several times larger.
+    The derivative along the path is linear in its direction, so v and its mean b_s(x_s) lead to the same
+    regression. With the map's own velocity u(x_s, s, s) for b, at the cost of one more call, the target's noise is
+    v - b. With v it is v - b times the Jacobian of the jump, which is a contraction for an exact map but not
+    for a network in training: on MNIST the loss was several times larger.
 
-    ``tangent="semigroup"`` takes no derivative: where s < t, u(x_s, s, t) regresses on sg[the average velocity of two
-    jumps through a time between], and where s = t on v as before. That target has no noise at all, and averaging
-    damps errors where a derivative amplifies the fast ones: on the checkerboard, whose map has sharp edges, it reached
-    in a fifth of the steps what the path's tangent did. Its price is that errors at small gaps are carried on to large
-    ones. The rows with s < t then say nothing about the noise, which the others alone shape.
+    ``tangent="semigroup"`` takes no derivative: for s < t, u(x_s, s, t) regresses on sg[the average velocity of two
+    jumps through a time in between], and for s = t on v as before. This target has no noise, and averaging
+    damps errors, while a derivative amplifies the fast ones. On the checkerboard, whose map has sharp edges, it needed
+    a fifth of the steps of the path's tangent. The price is that errors at small gaps propagate to large
+    ones. Rows with s < t then have no gradient for the noise; only the others train it.
 
     Args:
-        u: average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
+        u: Average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
         noise: z, ``(n, *shape)``, the end of the path at time 0.
         data: m, ``(n, *shape)``, the end of the path at time 1.
         s: ``(n,)``.
-        t: ``(n,)``, not below s.
-        num_distinct: how many rows have s < t, if those come first; None looks.
-        middle: ``(n,)``, times between s and t, such as :func:`sample_between` draws; for ``"semigroup"`` alone.
-        tangent: direction of the derivative, ``"path"`` for v, ``"map"`` for u(x_s, s, s); or ``"semigroup"``.
+        t: ``(n,)``, t >= s.
+        num_distinct: Number of rows with s < t, if those come first; None counts them.
+        middle: ``(n,)``, times between s and t, as from :func:`sample_between`; only for ``"semigroup"``.
+        tangent: Direction of the derivative, ``"path"`` for v, ``"map"`` for u(x_s, s, s); or ``"semigroup"``.
 
     Returns:
         ``(n,)``.
 
     Raises:
-        ValueError: for an unknown tangent, or the semigroup without its times.
+        ValueError: for an unknown tangent, or ``"semigroup"`` without ``middle``.
     """
     if tangent not in TANGENTS:
-        raise ValueError(f"there is no tangent {tangent!r}: pass one of {', '.join(TANGENTS)}")
+        raise ValueError(f"tangent={tangent!r} is unknown: pass one of {', '.join(TANGENTS)}")
     if tangent == "semigroup" and middle is None:
         raise ValueError("tangent='semigroup' jumps through times between s and t: pass middle=sample_between(s, t, g)")
     column = expand_time(s, data)
@@ -176,11 +176,11 @@ def gaussian_kl(mean: Tensor, log_std: Tensor) -> Tensor:
 
 
 def pair_score(first: Tensor, second: Tensor, truth: Tensor) -> Tensor:
-    """Fair CRPS of two independent samples, summed over pixels, ``(n,)``: least for the margins of the posterior.
+    """Fair CRPS of two independent samples, summed over pixels, ``(n,)``; minimal for the posterior's marginals.
 
-    (|a - x| + |b - x| - |a - b|) / 2 has the mean of the CRPS of the law that a and b are drawn from (Ferro 2014), a
-    proper score (Gneiting and Raftery 2007): a generator trained by it meets each pixel's whole law, not its mean alone
-    (engression, Shen and Meinshausen 2024).
+    (|a - x| + |b - x| - |a - b|) / 2 has the same mean as the CRPS of the law of a and b (Ferro 2014), a
+    proper score (Gneiting and Raftery 2007). A generator trained with it learns the law of each pixel, not only its
+    mean (engression, Shen and Meinshausen 2024).
 
     Args:
         first: ``(n, *shape)``.
@@ -191,18 +191,18 @@ def pair_score(first: Tensor, second: Tensor, truth: Tensor) -> Tensor:
 
 
 def patch_score(first: Tensor, second: Tensor, truth: Tensor) -> Tensor:
-    """Fair energy score of two independent samples over patches and scales, ``(n,)``, of the size of a CRPS's sum.
+    """Fair energy score of two independent samples over patches and scales, ``(n,)``, scaled like a summed CRPS.
 
-    The CRPS of :func:`pair_score` knows each pixel's law by itself: a sample that is right in all of them, with pixels
-    that go together where they should not, costs nothing. Here the absolute value is the Euclidean norm of patches of
-    7 x 7 pixels, all channels together (Gneiting and Raftery 2007; over patches, Pacchiardi et al. 2024), which tells
-    laws of patches apart. The same of images averaged over 2 x 2 and 4 x 4 pixels reaches further. Patches are right
-    in law where the score is least; what goes beyond a patch is not looked at.
+    The CRPS of :func:`pair_score` only sees the law of each pixel: it does not penalise samples with correct marginals
+    but wrong correlations between pixels. Here the absolute value is replaced by the Euclidean norm of patches of
+    7 x 7 pixels, all channels together (Gneiting and Raftery 2007; over patches, Pacchiardi et al. 2024), so the score
+    depends on the law of patches. The same score for images averaged over 2 x 2 and 4 x 4 pixels has a longer range.
+    The score is minimal if patches have the right law; it ignores dependence beyond a patch.
 
     Args:
         first: ``(n, C, H, W)``; vectors ``(n, d)`` are one patch.
-        second: the same shape, independent of the first given the observation.
-        truth: the same shape.
+        second: Sample of the same shape, independent of the first given the observation.
+        truth: Truth, of the same shape.
     """
     if first.ndim != 4:
         first, second, truth = (x.flatten(1)[:, None, None] for x in (first, second, truth))
@@ -214,22 +214,22 @@ def patch_score(first: Tensor, second: Tensor, truth: Tensor) -> Tensor:
 
         def norms(difference: Tensor) -> Tensor:
             patches = avg_pool2d(difference.square().mean(1, keepdim=True), sides, 1)  # noqa: B023
-            return (patches + 1e-8).sqrt().flatten(1).mean(1)  # a root has no gradient at 0
+            return (patches + 1e-8).sqrt().flatten(1).mean(1)  # a square root has no gradient at 0
 
         total = total + norms(a - x) + norms(b - x) - norms(a - b)
     return 0.5 * size / len(scales) * total
 
 
 def normalise(loss: Tensor, power: float = 1.0, offset: float = 0.01) -> Tensor:
-    """Divide a batch's loss by its own detached size, L / sg(L + c)^p: one scalar for the batch.
+    """Divide a batch's loss by a power of its own detached value, L / sg(L + c)^p: one scalar for the batch.
 
-    Applied to each image it would move the regression off the velocity; applied to the batch it sets the size of the
-    step. Not quite alone: the size is the batch's own, so that batches of small loss weigh more, and what a small batch
-    is pulled towards lies a little off the mean's optimum. The bias falls as 1 / batch.
+    Applied to each image, this would bias the regression away from the velocity. Applied to the batch, it mainly sets
+    the size of the step. A small bias remains: batches with a small loss weigh more, so a small batch is pulled
+    slightly away from the optimum of the mean. The bias falls as 1 / batch.
     """
     return loss / (loss.detach().abs() + offset) ** power
 
 
 def scale_gradient(x: Tensor, factor: Tensor) -> Tensor:
-    """``x`` itself, whose gradient is multiplied by ``factor`` (broadcast against x) on the way back."""
+    """Return ``x``, with its gradient multiplied by ``factor`` (broadcast against x) in the backward pass."""
     return x * factor + (x * (1 - factor)).detach()

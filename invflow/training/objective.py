@@ -1,4 +1,4 @@
-"""What training a Variational Flow Map minimises: the joint objective of map and adapter."""
+"""Objective of a Variational Flow Map: the joint loss of map and adapter."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from invflow.training.settings import ObjectiveSettings, TrainingProblem
 
 __all__ = ["VFMObjective"]
 
-#: share of a new batch in the running estimate of the map's own error
+#: weight of a new batch in the running estimate of the map's own error
 MODEL_ERROR_RATE = 0.05
-#: of a row of the adapter's, before its power is taken: rows without noise count too
+#: smallest noise level of a row before ``level_power``: rows without noise count too
 LEAST_WEIGHT = 0.01
-#: of the deviations' likelihood, which only has to keep them near the samples' spread
+#: weight of the deviations' likelihood, which only keeps them near the samples' spread
 DEVIATION_WEIGHT = 0.1
 
 
@@ -46,25 +46,25 @@ class VFMObjective(Objective):
     .. math:: \tfrac{1}{2 \tau^2} L_{MF} + \tfrac{1}{2 \sigma^2} \|y - A f(z)\|^2 + KL(q(z \mid y, c) \| N(0, I))
 
     z is drawn from the adapter by reparametrisation. The noise end of the MeanFlow path is that z with probability
-    alpha, else fresh noise, so that the map keeps its unconditional samples. The map is shaped by L_MF alone: in
-    the observation term its weights are held fixed. With a reward r in place of problems, the observation term is
+    alpha, otherwise fresh noise, so that the map keeps its unconditional samples. Only L_MF trains the map: the
+    observation term holds its weights fixed. With a reward r instead of problems, the observation term is
     -r(f(z)), and paths from the adapter's noise end in images drawn from the batch with weights e^r: pairing them with
-    the batch as it is would teach the map to undo the tilt. Batches must be large against the spread of e^r.
+    the unweighted batch would teach the map to undo the tilt. Batches must be large compared with the spread of e^r.
 
-    A learned map does not reach every image. With ``model_error`` its own error, of variance delta^2 for each problem
-    class, comes on top of the noise, and the observation term divides by sigma^2 + delta^2 (the approximation error of
-    Kaipio and Somersalo 2007). delta^2 is estimated while training, by maximum likelihood; at the exact posterior it is
-    zero, since there (x, y) is a joint draw and the mean squared residual sigma^2. With sigma^2 alone a map that is
-    still rough is fitted by noise pinned down everywhere: residuals shrink, and so does the spread where y says
-    nothing. The price: delta^2 also counts what a diagonal Gaussian cannot do, which biases the mean towards the
-    prior where the map itself is exact; hence off unless asked for.
+    A learned map does not reach every image. With ``model_error``, its own error, of variance delta^2 for each problem
+    class, is added to the noise, and the observation term divides by sigma^2 + delta^2 (the approximation error of
+    Kaipio and Somersalo 2007). delta^2 is estimated during training, by maximum likelihood. At the exact posterior it
+    is zero, since (x, y) is then a joint draw and the mean squared residual is sigma^2. With sigma^2 alone, fitting a
+    map that is still rough pins down the noise everywhere: residuals shrink, and so does the spread where y has no
+    information. The drawback: delta^2 also includes the misfit of a diagonal Gaussian, which biases the mean towards
+    the prior if the map itself is exact; it is therefore off by default.
 
     Args:
-        prior: the map.
-        adapter: the adapter.
-        problems: what to observe; each batch is split among them by their shares.
-        reward: in place of problems, a differentiable reward for any number of observations.
-        settings: how the terms are weighed; or its fields by name.
+        prior: The map.
+        adapter: The adapter.
+        problems: Problem classes of the observations; each batch is split among them by their shares.
+        reward: Instead of problems, a differentiable reward for any number of observations.
+        settings: Weights of the terms; or its fields by name.
     """
 
     problems: tuple[TrainingProblem, ...]
@@ -76,20 +76,20 @@ class VFMObjective(Objective):
         super().__init__()
         own = dataclasses.replace(settings or ObjectiveSettings(), **changes)
         if own.score and reward is not None:
-            raise ValueError("score compares samples with the truth that was observed: a reward has none")
+            raise ValueError("score compares samples with the observed truth, but a reward has none: pass problems")
         if bool(problems) == (reward is not None):
             raise ValueError("pass either problems to observe or one reward to align with")
         if own.consistency and not adapter.deviations:
-            raise ValueError("consistency=True corrects samples by the adapter's deviations, but this one says none: "
+            raise ValueError("consistency=True corrects samples by the adapter's deviations, but it has none: "
                              "train one with deviations=True, or adapter.grown(adapter.classes, {})")
         self.prior, self.adapter = prior.requires_grad_(not own.frozen), adapter.requires_grad_(True)
-        # kept out of the module: their parameters are not trained, and moving them is this class's business
+        # kept out of the module: their parameters are not trained, and this class moves them
         self.__dict__["problems"] = tuple(problems)
         self.__dict__["reward"] = reward
         self.settings = own
         if own.deviations_alone:
             _free_deviations(adapter)
-        # of each problem class, NaN before the first batch; a buffer, so that checkpoints keep it
+        # for each problem class, NaN before the first batch; a buffer, so that checkpoints store it
         self.register_buffer("model_variance", torch.full((len(self.problems) if own.model_error else 0,), torch.nan))
         self.highest = max((p.levels[1] for p in problems), default=1.0) or LEAST_LEVEL
 
@@ -102,8 +102,8 @@ class VFMObjective(Objective):
         n, device, own = len(data), data.device, self.settings
         groups = self._observe(data, generator)
         mean, log_std, log_deviation, sigma = self._propose(groups, n, device)
-        # an observation's weight may depend on what the adapter is given, such as its noise level, without moving
-        # the optimum; without it the gradients of the lowest levels, of size 1 / sigma, drown all others
+        # an observation's weight may depend on the adapter's inputs, such as the noise level, without changing
+        # the optimum; otherwise the gradients of the lowest levels, of size 1 / sigma, dominate all others
         if own.deviations_alone:
             return self._alone(mean.detach(), log_std.detach(), log_deviation, data, groups, generator)
         weight = with_axes((sigma / self.highest).clamp(min=LEAST_WEIGHT) ** own.level_power, mean.ndim)
@@ -140,7 +140,7 @@ class VFMObjective(Objective):
     def _alone(self, mean: Tensor, log_std: Tensor, log_deviation: Tensor | None, data: Tensor,
                groups: list[tuple[Operator, Tensor, Tensor]],
                generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The score of corrected samples as a function of the deviations."""
+        """Score of corrected samples as a function of the deviations."""
         with torch.no_grad():
             noise = draw_noise((2, *mean.shape), generator).to(mean)
             z = self.adapter.to_state((mean + log_std.exp() * noise).flatten(0, 1))
@@ -150,12 +150,12 @@ class VFMObjective(Objective):
 
     def _score(self, pair: Tensor, data: Tensor, groups: list[tuple[Operator, Tensor, Tensor]],
                log_deviation: Tensor | None, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted score of two samples ``(2, n, *image_shape)`` of each row, corrected first if asked; and reports."""
+        """Weighted score of two samples ``(2, n, *image_shape)`` of each row, corrected on request; and reports."""
         own, extra, reports = self.settings, torch.zeros((), device=data.device), {}
         if own.consistency:
             assert log_deviation is not None
             apart = (pair[0] - pair[1]).detach()
-            # of two samples the difference has twice their variance; from the lower bound on, so as to be positive
+            # the difference of two samples has twice their variance; bounded below to stay positive
             density = log_deviation - LOG_DEVIATION[0] + 0.25 * (apart * (-log_deviation).exp()).square()
             extra = DEVIATION_WEIGHT * density.flatten(1).sum(1)
             corrected = self._correct(pair, groups, log_deviation, generator)
@@ -168,7 +168,7 @@ class VFMObjective(Objective):
 
     def _correct(self, pair: Tensor, groups: list[tuple[Operator, Tensor, Tensor]], log_deviation: Tensor,
                  generator: torch.Generator) -> Tensor:
-        """Both samples of each row as the solver corrects them."""
+        """Both samples of each row, corrected as in the solver."""
         counts, done = [len(y) for _, y, _ in groups], []
         variance = (2 * log_deviation.float()).exp()
         for (operator, y, sigma), x, spread in zip(groups, pair.split(counts, 1), variance.split(counts)):
@@ -181,14 +181,14 @@ class VFMObjective(Objective):
         return torch.cat(done, dim=1)
 
     def _factors(self, operator: Operator, sigma: Tensor) -> Tensor:
-        """Of the deviations, ``(n,)``: those that the adapter has; 0 for a class that it leaves as it is."""
+        """Factors of the deviations, ``(n,)``: the adapter's; 0 for a class without correction."""
         if self.settings.deviations_alone or not self.adapter.consistency:
             return torch.ones_like(sigma)
         known = self.adapter.correction(str(operator.problem_class), sigma)
         return torch.zeros_like(sigma) if known is None else known
 
     def _observe(self, data: Tensor, generator: torch.Generator) -> list[tuple[Operator, Tensor, Tensor]]:
-        """For each problem class a share of the rows: fresh operators, noise levels, measurements."""
+        """Assign rows to problem classes and draw operators, noise levels and measurements."""
         groups = []
         for problem, images in zip(self.problems, data.split(self._rows(len(data)))):
             operator = problem.operator.randomize(len(images), generator).to(data.device)
@@ -197,7 +197,7 @@ class VFMObjective(Objective):
         return groups
 
     def _rows(self, n: int) -> list[int]:
-        """How many of n rows each problem gets: by their shares, and at least one."""
+        """Number of rows of each problem out of n: by their shares, at least one."""
         if not self.problems:
             return [n]
         if n < len(self.problems):
@@ -236,10 +236,10 @@ class VFMObjective(Objective):
             return -self.reward(images[None])[0], {}
         misfit, misfit_in_sigma = [], []
         for c, ((operator, y, sigma), x) in enumerate(zip(groups, images.split([len(y) for _, y, _ in groups]))):
-            # entries that are not observed are zero on both sides
+            # unobserved entries are zero on both sides
             square = (y - operator(x)).flatten(1).square().sum(dim=1)
             count = num_values(operator, y)
-            # without noise an error would weigh without bound
+            # without noise the weight of an error would be unbounded
             variance = sigma.clamp(min=LEAST_LEVEL if self.problems[c].levels[0] == 0 else 0.0) ** 2
             misfit_in_sigma.append(square.detach() / count / variance)
             if self.settings.model_error:
@@ -252,7 +252,7 @@ class VFMObjective(Objective):
 
     @torch.no_grad()
     def _model_variance(self, c: int, square: Tensor, count: Tensor, noise_variance: Tensor) -> Tensor:
-        """delta^2 of a problem class, after a step of Fisher scoring towards what this batch says (0-d)."""
+        """Delta^2 of a problem class after a step of Fisher scoring on this batch (0-d)."""
         old = self.model_variance[c]
         start = torch.isnan(old)
         weight = count / (noise_variance + torch.where(start, 1.0, old)) ** 2
@@ -267,14 +267,14 @@ class VFMObjective(Objective):
         joint = joint.to(states.device)
         joint = with_axes(joint, states.ndim)
         if self.reward is not None:
-            # an observation pairs its noise with the image it came from; a reward comes from no image, and its noise
-            # belongs to images of the tilted law, drawn from the batch with weights e^r
+            # an observation pairs its noise with its own image; a reward has no such image, and its noise is paired
+            # with images of the tilted law, drawn from the batch with weights e^r
             with torch.no_grad():
                 weights = self.reward(data[None])[0].float().softmax(dim=0)
             rows = torch.multinomial(weights.to(generator.device), len(states), replacement=True, generator=generator)
             states = torch.where(joint, states[rows.to(states.device)], states)
         noise = torch.where(joint, z, fresh)
-        # rows come ordered by problem class and times by kind: mix them
+        # rows are ordered by problem class and times by kind: shuffle them
         order = torch.randperm(len(states), generator=generator, device=generator.device).to(states.device)
         s, t, k = sample_times(len(states), distinct=self.settings.distinct, one_step=self.settings.one_step,
                                generator=generator, device=states.device)
@@ -284,7 +284,7 @@ class VFMObjective(Objective):
 
 
 def _free_deviations(adapter: Adapter) -> None:
-    """Leave the rows of the last layer that make the deviations to be trained, and nothing else."""
+    """Train only the rows of the last layer that produce the deviations."""
     adapter.requires_grad_(False)
     last = [layer for layer in adapter.network.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))][-1]
     channels = 2 * adapter.state_shape[0] + adapter.image_shape[0]
@@ -295,7 +295,7 @@ def _free_deviations(adapter: Adapter) -> None:
 
 
 def num_values(operator: Operator, y: Tensor) -> Tensor:
-    """How many values of each measurement are observed, ``(n,)``."""
+    """Number of observed values in each measurement, ``(n,)``."""
     observed = operator.observed()
     if observed is None:
         return torch.full((len(y),), float(math.prod(y.shape[1:])), device=y.device)

@@ -1,4 +1,4 @@
-"""Training a prior: MeanFlow and flow matching with noise that is independent of the data."""
+"""Training of a prior: MeanFlow and flow matching with noise that is independent of the data."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from invflow.models.neural import NeuralFlowMap
 from invflow.training.loop import LoopSettings, Objective, Sampler, batches_of, fit, seeded
 from invflow.training.losses import meanflow_loss, normalise, sample_between, sample_times
 
-SAMPLE = 16384  # data drawn from a function for its statistics
+SAMPLE = 16384  # number of draws from a data function for its statistics
 
 __all__ = ["MeanFlowObjective", "data_statistics", "train_prior"]
 
 
 class MeanFlowObjective(Objective):
-    """MeanFlow loss on a share of the rows, flow matching on the others; noise independent of the data.
+    """MeanFlow loss on a share of the rows, flow matching on the others; with noise independent of the data.
 
     Args:
-        prior: the map that is trained.
-        distinct: share of rows with s < t.
-        one_step: share of those with (s, t) = (0, 1).
-        tangent: of the MeanFlow loss, ``"path"``, ``"map"`` or ``"semigroup"``; see
+        prior: The map to train.
+        distinct: Share of rows with s < t.
+        one_step: Share of those with (s, t) = (0, 1).
+        tangent: Tangent of the MeanFlow loss, ``"path"``, ``"map"`` or ``"semigroup"``; see
             :func:`~invflow.training.losses.meanflow_loss`.
     """
 
@@ -43,7 +43,7 @@ class MeanFlowObjective(Objective):
         return {"map": self.prior}
 
     def forward(self, data: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch of images ``(n, *image_shape)``, and its two parts for each value of the state."""
+        """Loss of a batch of images ``(n, *image_shape)``, and its two parts per value of the state."""
         states = self.prior.encode(data)
         noise = draw_noise(tuple(states.shape), generator).to(states)
         s, t, k = sample_times(len(states), distinct=self.distinct, one_step=self.one_step, generator=generator,
@@ -61,10 +61,10 @@ def data_statistics(images: Tensor, decode_affine: tuple[float, float], floor: f
     Args:
         images: ``(n, *image_shape)``, floats in [0, 1] or bytes.
         decode_affine: (scale, shift) of the decoding.
-        floor: smallest standard deviation, in units of the state: a pixel that never changes needs a positive one.
+        floor: smallest standard deviation, in units of the state: constant pixels need a positive one.
 
     Returns:
-        Mean and standard deviation, each of the image's shape.
+        Mean and standard deviation, each with the shape of an image.
     """
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
     total = images.sum(dim=0, dtype=torch.float64)
@@ -95,7 +95,7 @@ def gaussian_map(images: Tensor, decode_affine: tuple[float, float] = (0.5, 0.5)
     Args:
         images: floats in [0, 1] or bytes.
         decode_affine: (scale, shift) of the decoding.
-        generator: of weights that play no part, but belong to the map's fingerprint.
+        generator: Source of the unused weights, which enter the map's fingerprint.
     """
     mean, std, spectrum = stationary_statistics(images, decode_affine)
     return NeuralFlowMap(tuple(images.shape[1:]), network="none", skip="spectral", decode_affine=decode_affine,
@@ -107,30 +107,30 @@ def train_prior(data: Tensor | Sampler, settings: LoopSettings, folder: str | os
                 decode_affine: tuple[float, float] = (0.5, 0.5), start: NeuralFlowMap | None = None,
                 skip: str | None = None, distinct: float = 0.5, one_step: float = 1 / 3, tangent: str = "path",
                 progress: bool = True, stop_at: int | None = None) -> NeuralFlowMap:
-    """Train a prior, resuming if the folder holds a checkpoint.
+    """Train a prior; resumes if the folder holds a checkpoint.
 
     Args:
         data: images ``(n, *image_shape)``, floats in [0, 1] or bytes; or a function ``(n, generator)`` that makes them.
-        settings: of the loop.
-        folder: for the checkpoint, the metrics and, when done, the map (``folder/prior``).
+        settings: Settings of the loop.
+        folder: Folder for the checkpoint, the metrics and, when done, the map (``folder/prior``).
         network: ``"unet"`` or ``"mlp"``.
-        options: of the network.
+        options: Options of the network.
         decode_affine: (scale, shift) of the decoding; ``(0.5, 0.5)`` for states in [-1, 1].
-        start: a map to go on from, which stays as it is (a copy is trained); its network, decoding, mean and standard
-            deviation are kept. None starts afresh.
-        skip: form of the map; see :class:`~invflow.NeuralFlowMap`. For ``"spectral"`` mean and standard deviation are
+        start: Map to start from, which is not changed (a copy is trained); its network, decoding, mean and standard
+            deviation are kept. None starts from random weights.
+        skip: Form of the map; see :class:`~invflow.NeuralFlowMap`. For ``"spectral"``, mean and standard deviation are
             those of each channel, and the spectrum is estimated too.
-        distinct: share of rows with s < t.
-        one_step: share of those with (s, t) = (0, 1).
+        distinct: Share of rows with s < t.
+        one_step: Share of those with (s, t) = (0, 1).
         tangent: ``"path"``, ``"map"`` or ``"semigroup"``; see :func:`~invflow.training.losses.meanflow_loss`.
-        progress: show a progress bar.
-        stop_at: stop at this step, with a checkpoint.
+        progress: Whether to show a progress bar.
+        stop_at: Stop at this step, with a checkpoint.
 
     Returns:
         The map with averaged weights, in evaluation mode.
 
     Raises:
-        ValueError: if the map to go on from takes images of another shape, or was trained jointly with an adapter.
+        ValueError: If ``start`` takes images of another shape, or was trained jointly with an adapter.
     """
     sample = data if isinstance(data, Tensor) else data(SAMPLE, seeded(settings.seed, 0, -3))
     if start is None:
@@ -141,11 +141,11 @@ def train_prior(data: Tensor | Sampler, settings: LoopSettings, folder: str | os
         prior = NeuralFlowMap(tuple(sample.shape[1:]), network=network, options=options, decode_affine=decode_affine,
                               mean=mean, std=std, skip=skip, spectrum=spectrum, generator=seeded(settings.seed, 0, -2))
     elif start.image_shape != tuple(sample.shape[1:]):
-        raise ValueError(f"the map to go on from takes images {start.image_shape}, but the data are "
+        raise ValueError(f"the map to start from takes images {start.image_shape}, but the data are "
                          f"{tuple(sample.shape[1:])}: leave out start to train a new one")
     elif not start.independent_noise:
-        raise ValueError("the map to go on from was trained jointly with an adapter, and its noise is not independent "
-                         "of the data: pass a prior, or go on with train_vfm")
+        raise ValueError("the map to start from was trained jointly with an adapter, and its noise is not independent "
+                         "of the data: pass a prior, or continue with train_vfm")
     else:
         prior = copy.deepcopy(start).requires_grad_(True)
     prior.train()

@@ -1,4 +1,4 @@
-"""Named trainings: everything that ``invflow train NAME`` needs to repeat what made the shipped weights."""
+"""Training recipes: everything that ``invflow train NAME`` needs to reproduce the shipped weights."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Run:
     """One execution of a recipe.
 
     Attributes:
-        settings: of the loop, after the user's changes.
-        folder: where everything is written.
-        data: the user's data folder, or a name to download; None where the recipe makes its own.
-        prior: name or folder of the prior to start from; None takes the recipe's.
-        progress: show progress bars.
-        stop_at: stop at this step, with a checkpoint.
-        size: side to which the user's images are brought; None takes the recipe's.
-        operators: names of those to train for; none takes the recipe's.
-        say: called with a sentence for each thing assumed or changed.
+        settings: Settings of the loop, with the user's changes.
+        folder: Folder for all output.
+        data: The user's data folder, or a name to download; None if the recipe generates its own data.
+        prior: Name or folder of the prior to start from; None uses the recipe's.
+        progress: Whether to show progress bars.
+        stop_at: Stop at this step, with a checkpoint.
+        size: Side to which the user's images are resized; None uses the recipe's.
+        operators: Names of the operators to train for; none uses the recipe's.
+        say: Function called with a sentence for each assumption or change.
     """
 
     settings: LoopSettings
@@ -45,15 +45,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named training.
+    """A named training recipe.
 
     Attributes:
-        name: what the user types.
-        description: one line.
-        settings: of the loop.
-        run: does it, and returns what was trained.
-        data: default data, a name that can be downloaded, or None.
-        takes: which of ``"data"``, ``"prior"``, ``"size"`` and ``"operators"`` it looks at; others are refused.
+        name: Name that the user types.
+        description: Description in one line.
+        settings: Settings of the loop.
+        run: Function that runs the training and returns the trained object.
+        data: Default data, a name that can be downloaded, or None.
+        takes: Which of ``"data"``, ``"prior"``, ``"size"`` and ``"operators"`` it uses; others are rejected.
     """
 
     name: str
@@ -69,26 +69,26 @@ class Recipe:
         """Train.
 
         Args:
-            folder: where checkpoint, metrics and result are written; a folder with a checkpoint is resumed.
-            data: folder of the data set; default :attr:`data`.
-            prior: the prior to start from, where the recipe starts from one.
-            progress: show progress bars.
-            stop_at: stop at this step, with a checkpoint.
-            size: side to which images are brought, where the recipe takes images of any size.
-            operators: names of those to train for, where the recipe takes any.
-            say: called with a sentence for each thing assumed or changed.
-            **changes: fields of :class:`LoopSettings` to change, such as ``steps`` or ``seed``.
+            folder: Folder for checkpoint, metrics and result; a folder with a checkpoint is resumed.
+            data: Folder of the data set; default :attr:`data`.
+            prior: Prior to start from, if the recipe starts from one.
+            progress: Whether to show progress bars.
+            stop_at: Stop at this step, with a checkpoint.
+            size: Side to which images are resized, if the recipe supports any size.
+            operators: Names of operators to train for, if the recipe supports any.
+            say: Function called with a sentence for each assumption or change.
+            **changes: Fields of :class:`LoopSettings` to change, such as ``steps`` or ``seed``.
 
         Returns:
             The trained prior or solver.
 
         Raises:
-            TypeError: for a change that is no field of the settings.
-            ValueError: for a size or operators that the recipe does not look at.
+            TypeError: For a change that is not a field of the settings.
+            ValueError: For a size or operators that the recipe does not use.
         """
         for option, value in (("size", size), ("operators", operators)):
             if value and option not in self.takes:
-                raise ValueError(f"the training {self.name!r} has its own {option}: leave out --{option}; "
+                raise ValueError(f"the training {self.name!r} has a fixed {option}: leave out --{option}; "
                                  f"{'invflow train prior' if option == 'size' else 'invflow train vfm'} takes any")
         known = {f.name for f in dataclasses.fields(LoopSettings)}
         unknown = sorted(set(changes) - known)
@@ -100,9 +100,9 @@ class Recipe:
 
 
 def list_recipes() -> dict[str, Recipe]:
-    """All recipes by name, from the entry points ``invflow.recipes``; each entry is a module, ``__all__`` its list.
+    """All recipes by name, from the entry points ``invflow.recipes``; each is a module whose ``__all__`` lists them.
 
-    What is broken, or has a name that is taken, is left out with a warning.
+    Broken entries and names that are already used are skipped with a warning.
     """
     found = plugins.named(GROUP, Recipe, lambda _, recipe: recipe.name, what="a Recipe")
     return dict(sorted(found.items()))
@@ -112,7 +112,7 @@ def load_recipe(name: str) -> Recipe:
     """Find a recipe by name.
 
     Raises:
-        ValueError: for an unknown name, with the nearest known one.
+        ValueError: For an unknown name; the message gives the nearest known one.
     """
     known = list_recipes()
     if name not in known:

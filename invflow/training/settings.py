@@ -1,4 +1,4 @@
-"""What a Variational Flow Map is trained for: the problems that it is to solve, and how the terms are weighed."""
+"""Settings of VFM training: the problem classes, and the weights of the terms."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ class TrainingProblem:
     """One problem class that an adapter learns.
 
     Attributes:
-        operator: its ``randomize`` draws fresh parameters for each image; its ``problem_class`` names the class.
-        sigma: noise level, or a range (low, high) to draw from uniformly in the logarithm; from low = 0 on, in the
-            logarithm of 0.01 more.
-        share: rows of a batch, relative to those of the other problems: harder classes can be given more.
+        operator: Operator whose ``randomize`` draws new parameters for each image; its ``problem_class`` names the
+            class.
+        sigma: Noise level, or a range (low, high) to draw from uniformly in the logarithm; for low = 0, uniformly in
+            the logarithm of (level + 0.01).
+        share: Number of rows in a batch, relative to the other problems: harder classes can get more.
     """
 
     operator: Operator
@@ -38,7 +39,7 @@ class TrainingProblem:
     def draw_sigma(self, n: int, generator: torch.Generator) -> Tensor:
         """``(n,)`` noise levels."""
         low, high = self.levels
-        knee = KNEE if low == 0 else 0.0  # a logarithm has no 0
+        knee = KNEE if low == 0 else 0.0  # the logarithm of 0 is undefined
         ratio = (high + knee) / (low + knee)
         return (low + knee) * ratio ** torch.rand(n, generator=generator, device=generator.device) - knee
 
@@ -48,50 +49,50 @@ class TrainingProblem:
         return self.sigma if isinstance(self.sigma, tuple) else (self.sigma, self.sigma)
 
     def traits(self, generator: torch.Generator, draws: int = 256) -> list[tuple[float, float]]:
-        """Lowest and highest of each of :func:`~invflow.models.adapter.operator_traits` among fresh operators."""
+        """Lowest and highest of each of :func:`~invflow.models.adapter.operator_traits` among random operators."""
         found = operator_traits(self.operator.randomize(draws, generator))
         return [(round(float(column.min()), 4), round(float(column.max()), 4)) for column in found.unbind(1)]
 
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """What is weighed how in a VFM's training: settings of :class:`VFMObjective`.
+    """Weights of the terms in VFM training: settings of :class:`VFMObjective`.
 
     Attributes:
-        tau: scale of the MeanFlow term, of the order of the data's standard deviation. Where it is too small, noise
-            that pins the data down is rewarded and the adapter collapses.
-        alpha: share of rows whose path starts from the adapter's noise. The others keep the unconditional samples, and
-            hold the map to the pairing of data with independent noise, from which it has to turn away to meet an
-            adapter of diagonal covariance. On the checkerboard the posterior at 0.9 is much better than at 0.5.
-        frozen: train the adapter alone, on a fixed map and without the MeanFlow term.
-        level_power: rows weigh on the adapter by sigma to this power, relative to the highest level.
-        model_error: whether to count on the map's own error, as a large network on images needs.
-        distinct: share of rows with s < t.
-        one_step: share of those with (s, t) = (0, 1).
-        tangent: of the MeanFlow loss, ``"path"``, ``"map"`` or ``"semigroup"``; see
+        tau: Scale of the MeanFlow term, of the order of the data's standard deviation. If it is too small, the
+            objective rewards noise that determines the data, and the adapter collapses.
+        alpha: Share of rows whose path starts from the adapter's noise. The others preserve the unconditional samples,
+            and hold the map to the pairing of data with independent noise. The map has to give up this pairing to fit
+            an adapter with diagonal covariance. On the checkerboard the posterior at 0.9 is much better than at 0.5.
+        frozen: Whether to train only the adapter, with a fixed map and without the MeanFlow term.
+        level_power: Rows are weighted by sigma to this power, relative to the highest level, in the adapter's loss.
+        model_error: Whether to include the map's own error, as a large network on images needs.
+        distinct: Share of rows with s < t.
+        one_step: Share of those with (s, t) = (0, 1).
+        tangent: Tangent of the MeanFlow loss, ``"path"``, ``"map"`` or ``"semigroup"``; see
             :func:`~invflow.training.losses.meanflow_loss`.
-        misfit: weight of the observation term. With 0 a score alone leads to the data, which costs one call of the map
-            less for each row where ``joint``.
-        score: weight of a proper score of the samples against the truth, the fair CRPS of two samples summed over
-            pixels. The other terms lead to the posterior of the prior that the map holds; where a small map holds a
-            poor one (photographs), the score leads to margins that are right for the images trained on. It costs a
-            second call of the map for each row. Of the order of one over the posterior's standard deviation in image
-            units.
-        patches: whether the score is the energy score over patches and scales
-            (:func:`~invflow.training.losses.patch_score`) in place of the CRPS, which leaves it open what pixels go
-            together.
-        joint: whether the score's gradient reaches the map as well as the adapter. The MeanFlow term beside it keeps
+        misfit: Weight of the observation term. With 0, only a score leads to the data, which saves one call of the map
+            for each row if ``joint``.
+        score: Weight of a proper score of the samples against the truth, the fair CRPS of two samples summed over
+            pixels. The other terms lead to the posterior of the prior represented by the map. If a small map represents
+            a poor prior (photographs), the score leads to marginals that are right for the training images. It costs a
+            second call of the map for each row. Choose it of the order of one over the posterior's standard deviation
+            in image units.
+        patches: Whether the score is the energy score over patches and scales
+            (:func:`~invflow.training.losses.patch_score`) instead of the CRPS, which ignores dependence between
+            pixels.
+        joint: Whether the score's gradient reaches the map as well as the adapter. The MeanFlow term keeps
             the map a flow map.
-        consistency: whether the score is of samples as ``VFM(..., consistency=...)`` corrects them, so that map,
-            adapter and the deviations of the correction are trained for what is used; for an adapter that says
-            deviations (``Adapter.grown``). An adapter that has fitted factors already is corrected by them, the classes
-            without any not at all: a class that was trained for a correction which it does not get in the end becomes
-            worse. The deviations are also drawn towards the spread of the samples, by the
-            likelihood of the difference of two: where the score asks for no correction at all, they stay something to
-            go on from.
-        deviations_alone: train nothing but the adapter's deviations, by the score of corrected samples: map, and what
-            the adapter says of the noise, stay as they are (with a ``weight_decay`` of 0), and so do uncorrected
-            samples.
+        consistency: Whether the score is that of samples corrected as in ``VFM(..., consistency=...)``, so that map,
+            adapter and deviations are trained for their use; for an adapter that predicts
+            deviations (``Adapter.grown``). If the adapter already has fitted factors, they are used for the correction,
+            and classes without factors are not corrected: a class that is trained with a correction but used without it
+            becomes worse. The likelihood of the difference of two samples also pulls the deviations towards the spread
+            of the samples. Where the score favours no correction at all, the deviations thus remain a useful starting
+            point.
+        deviations_alone: Whether to train only the adapter's deviations, by the score of corrected samples. The map,
+            the adapter's proposals for the noise (with a ``weight_decay`` of 0), and hence uncorrected samples, do not
+            change.
     """
 
     tau: float = 1.0
@@ -114,13 +115,13 @@ class ObjectiveSettings:
             raise ValueError(f"tau={self.tau} must be positive and alpha={self.alpha} a share in [0, 1]")
         idle = [name for name in ("patches", "joint", "consistency") if getattr(self, name)]
         if idle and not self.score:
-            raise ValueError(f"{idle[0]}=True is a property of the score, whose weight is 0: pass score=100.0")
+            raise ValueError(f"{idle[0]}=True applies to the score, whose weight is 0: pass score=100.0")
         if not (self.misfit >= 0 and self.score >= 0):
             raise ValueError(f"misfit={self.misfit} and score={self.score} are weights: pass numbers of at least 0")
         if not (self.misfit or self.score):
-            raise ValueError("misfit=0 leaves it to a score to lead to the data, but score=0 too: pass score=100.0")
+            raise ValueError("misfit=0 and score=0 leave no term that uses the data: pass score=100.0")
         if self.joint and self.frozen:
-            raise ValueError("joint=True lets the score reach the map, which frozen=True keeps as it is")
+            raise ValueError("joint=True trains the map, but frozen=True keeps it fixed: pass only one of them")
         if self.deviations_alone and not (self.frozen and self.consistency):
-            raise ValueError("deviations_alone=True trains for corrected samples of a map as it is: pass frozen=True "
+            raise ValueError("deviations_alone=True trains for corrected samples of a fixed map: pass frozen=True "
                              "and consistency=True too")

@@ -1,4 +1,4 @@
-"""How wide a VFM should spread: factors of its standard deviations, fitted to images that it never saw."""
+"""Spread of a VFM: factors of its standard deviations, fitted to held-out images."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ LEVEL = 0.9
 
 
 def spread_factor(scores: Tensor, level: float = LEVEL) -> float:
-    """Factor of the deviations with which central Gaussian intervals hold a share ``level`` of a new group's errors.
+    """Factor of the standard deviations for which central Gaussian intervals have coverage ``level`` in a new group.
 
-    Their quantile at level (1 + 1/n), which keeps ``level`` on average over groups, n of them seen and one new
-    (Lee, Barber and Willett 2023, "Distribution-free inference with hierarchical data").
+    It uses the quantile at level (1 + 1/n), which has coverage ``level`` on average over groups, n of them seen and one
+    new (Lee, Barber and Willett 2023, "Distribution-free inference with hierarchical data").
 
     Args:
-        scores: absolute errors over standard deviations, ``(n, ...)``: n independent groups of a size.
-        level: of the intervals.
+        scores: Absolute errors divided by standard deviations, ``(n, ...)``: n independent groups of equal size.
+        level: Level of the intervals.
 
     Raises:
-        ValueError: for so few groups that no factor would do.
+        ValueError: If there are too few groups for any factor.
 
     Example:
         >>> import torch
@@ -40,7 +40,7 @@ def spread_factor(scores: Tensor, level: float = LEVEL) -> float:
     groups = len(scores)
     share = level * (1 + 1 / max(groups, 1))
     if share >= 1:
-        raise ValueError(f"{groups} crops cannot tell what holds {level:.0%} of another's pixels: pass at least "
+        raise ValueError(f"{groups} crops are too few for intervals at level {level:.0%}: pass at least "
                          f"{math.floor(level / (1 - level)) + 1}")
     ranked = scores.flatten().double().sort().values
     return float(ranked[math.ceil(share * len(ranked)) - 1]) / NormalDist().inv_cdf((1 + level) / 2)
@@ -48,14 +48,14 @@ def spread_factor(scores: Tensor, level: float = LEVEL) -> float:
 
 def spread_factors(vfm: VFM, images: Tensor, problems: Sequence[TrainingProblem], *, num_samples: int = 32,
                    seed: int = 0) -> dict[str, float]:
-    """The factor of each problem class, on top of those that the adapter has.
+    """Factor of each problem class, relative to those of the adapter.
 
     Args:
-        vfm: whose samples are Gaussian.
-        images: ``(n, C, H, W)``, which nothing was trained on; each is observed once in each class.
-        problems: classes, with their ranges of operators and noise levels.
-        num_samples: of each posterior, for its mean and its standard deviation.
-        seed: of all random numbers.
+        vfm: Solver with Gaussian samples.
+        images: ``(n, C, H, W)``, held out from all training; each is observed once in each class.
+        problems: Problem classes, with their ranges of operators and noise levels.
+        num_samples: Samples of each posterior, for its mean and its standard deviation.
+        seed: Random seed.
     """
     factors = {}
     for index, problem in enumerate(problems):
@@ -63,7 +63,7 @@ def spread_factors(vfm: VFM, images: Tensor, problems: Sequence[TrainingProblem]
         operator, sigma = problem.operator.randomize(len(images), g), problem.draw_sigma(len(images), g)
         y = operator.measure(images, sigma, generator=g)
         samples = vfm.sample(GaussianLikelihood(operator, y, sigma), num_samples, generator=g).samples
-        # the mean of N samples misses the posterior's by a variance of 1/N of theirs
+        # the mean of N samples deviates from the posterior mean with 1/N of their variance
         error = (images - samples.mean(1)).abs() / (samples.std(1) * (1 + 1 / num_samples) ** 0.5)
         factors[str(problem.operator.problem_class)] = spread_factor(error)
     return factors

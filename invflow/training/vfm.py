@@ -1,4 +1,4 @@
-"""Training a Variational Flow Map: adapter and map together, the adapter alone, or both towards a reward."""
+"""Training of a Variational Flow Map: adapter and map jointly, the adapter alone, or both towards a reward."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
               folder: str | os.PathLike[str], *, options: dict[str, Any] | None = None,
               adapter: Adapter | None = None, progress: bool = True, stop_at: int | None = None,
               objective: ObjectiveSettings | None = None, **changes: Any) -> VFM:
-    """Train a Variational Flow Map from a prior, resuming if the folder holds a checkpoint.
+    """Train a Variational Flow Map from a prior; resumes if the folder holds a checkpoint.
 
     Args:
         data: images ``(n, *image_shape)``, floats in [0, 1] or bytes; or a function ``(n, generator)`` that makes them.
-        prior: a trained prior, which stays as it is: a copy is trained on (or used, where ``frozen``).
-        problems: the problem classes; each needs a ``problem_class`` of its own.
-        settings: of the loop.
-        folder: for the checkpoint, the metrics and, when done, the VFM (``folder/vfm``).
-        options: of the adapter's network; default the map's.
-        adapter: one to go on from, with the map that it was trained with as ``prior``; None starts a fresh one.
-        progress: show a progress bar.
-        stop_at: stop at this step, with a checkpoint.
-        objective: how the terms of :class:`VFMObjective` are weighed.
-        **changes: fields of :class:`ObjectiveSettings`, such as ``tau`` or ``frozen``.
+        prior: A trained prior, which is not changed: a copy is trained (or used, if ``frozen``).
+        problems: Problem classes; each needs its own ``problem_class``.
+        settings: Settings of the loop.
+        folder: Folder for the checkpoint, the metrics and, when done, the VFM (``folder/vfm``).
+        options: Options of the adapter's network; default: those of the map.
+        adapter: Adapter to start from, with the map that it was trained with as ``prior``; None starts a new one.
+        progress: Whether to show a progress bar.
+        stop_at: Stop at this step, with a checkpoint.
+        objective: Weights of the terms of :class:`VFMObjective`.
+        **changes: Fields of :class:`ObjectiveSettings`, such as ``tau`` or ``frozen``.
 
     Returns:
         The solver, with averaged weights.
 
     Raises:
-        ValueError: if two problems share a class, or one has none; or if the adapter to go on from belongs to another
-            map or knows other classes.
+        ValueError: If two problems share a class or one has none, or if the adapter to start from belongs to another
+            map or has other classes.
     """
     own = dataclasses.replace(objective or ObjectiveSettings(), **changes)
     classes = [problem.operator.problem_class for problem in problems]
     if None in classes or len(set(classes)) < len(classes):
-        raise ValueError(f"each training problem needs a problem_class of its own, not {classes}")
+        raise ValueError(f"each training problem needs its own problem_class, not {classes}")
     image_map = copy.deepcopy(prior).train()
     if adapter is not None:
         adapter.check_map(prior)
@@ -63,7 +63,7 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
     else:
         adapter = fresh_adapter(prior, [str(c) for c in classes], options, seeded(settings.seed, 0, -4),
                                 own.consistency)
-    if not own.deviations_alone:  # else what it says of the noise was trained for what it was trained for
+    if not own.deviations_alone:  # otherwise keep the ranges of the original training
         adapter.levels = {str(problem.operator.problem_class): problem.levels for problem in problems}
         adapter.traits = {str(problem.operator.problem_class): problem.traits(seeded(settings.seed, k, -5))
                           for k, problem in enumerate(problems)}
@@ -74,7 +74,7 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
 
 def fresh_adapter(prior: NeuralFlowMap, classes: list[str], options: dict[str, Any] | None,
                   generator: torch.Generator, deviations: bool = False) -> Adapter:
-    """An untrained adapter of the kind that goes with a map; ``options`` of its network default to the map's."""
+    """Build an untrained adapter of the right kind for a map; ``options`` of its network default to the map's."""
     if prior.spectrum is not None:
         return SpectralAdapter.for_map(prior, classes, options, generator)
     return Adapter(prior.state_shape, classes=classes, network=prior.network_name, image_shape=prior.image_shape,
@@ -84,26 +84,26 @@ def fresh_adapter(prior: NeuralFlowMap, classes: list[str], options: dict[str, A
 def train_alignment(data: Tensor | Sampler, prior: NeuralFlowMap, reward: Reward, name: str, settings: LoopSettings,
                     folder: str | os.PathLike[str], *, options: dict[str, Any] | None = None, progress: bool = True,
                     stop_at: int | None = None, objective: ObjectiveSettings | None = None, **changes: Any) -> VFM:
-    """One-step reward alignment: the joint objective with a reward in place of the log likelihood.
+    """One-step reward alignment: the joint objective with a reward instead of the log likelihood.
 
     Args:
-        data: as for :func:`train_vfm`.
-        prior: a trained prior, which stays as it is.
-        reward: differentiable, for any number of observations; scale it to choose how far to tilt.
-        name: the problem class under which the adapter knows the reward: set ``reward.problem_class`` to it.
-        settings: of the loop.
-        folder: for the checkpoint, the metrics and, when done, the VFM (``folder/vfm``).
-        options: of the adapter's network; default the map's.
-        progress: show a progress bar.
-        stop_at: stop at this step, with a checkpoint.
-        objective: how the terms of :class:`VFMObjective` are weighed.
-        **changes: fields of :class:`ObjectiveSettings`, such as ``tau``.
+        data: Same as in :func:`train_vfm`.
+        prior: A trained prior, which is not changed.
+        reward: Differentiable reward for any number of observations; its scale sets the strength of the tilt.
+        name: Problem class under which the adapter recognises the reward: set ``reward.problem_class`` to it.
+        settings: Settings of the loop.
+        folder: Folder for the checkpoint, the metrics and, when done, the VFM (``folder/vfm``).
+        options: Options of the adapter's network; default: those of the map.
+        progress: Whether to show a progress bar.
+        stop_at: Stop at this step, with a checkpoint.
+        objective: Weights of the terms of :class:`VFMObjective`.
+        **changes: Fields of :class:`ObjectiveSettings`, such as ``tau``.
 
     Returns:
         The solver: ``sample(reward, n)`` draws from about p(x) e^{r(x)} in one step.
     """
     if not reward.differentiable:
-        raise ValueError("reward alignment differentiates the reward, which says differentiable=False: use NoiseSMC")
+        raise ValueError("reward alignment needs a gradient, but the reward has differentiable=False: use NoiseSMC")
     own = dataclasses.replace(objective or ObjectiveSettings(), **changes)
     image_map = copy.deepcopy(prior).train()
     adapter = Adapter(prior.state_shape, classes=[name], network=prior.network_name, image_shape=prior.image_shape,
@@ -115,10 +115,10 @@ def train_alignment(data: Tensor | Sampler, prior: NeuralFlowMap, reward: Reward
 
 def finish(image_map: NeuralFlowMap, adapter: Adapter, frozen: bool, done: bool,
            folder: str | os.PathLike[str]) -> VFM:
-    """Put a trained pair together, on the CPU and in evaluation mode, and save it if training is complete."""
+    """Combine a trained map and adapter, on the CPU and in evaluation mode; save the pair if training is complete."""
     image_map.cpu().eval().requires_grad_(False)
     adapter.cpu().eval().requires_grad_(False)
-    adapter.consistency = {}  # was fitted to other samples
+    adapter.consistency = {}  # the factors were fitted to other samples
     if not frozen:
         image_map.independent_noise = False
     adapter.trained_for = image_map.fingerprint()

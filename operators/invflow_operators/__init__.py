@@ -1,1 +1,1 @@
-"""The operators that come with invflow, one family per file; import them from :mod:`invflow.operators`."""
+"""The operators of invflow, one family per file; import them from :mod:`invflow.operators`."""

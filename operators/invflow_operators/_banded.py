@@ -1,4 +1,4 @@
-"""Matrices whose rows each see a short stretch, for resampling along one axis of an image."""
+"""Banded matrices, for resampling along one axis of an image."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 __all__ = ["FILTERS", "Banded", "downsampling", "taps"]
 
-#: rows of the smaller side that are worked on together: for sides up to this a matrix is stored in full
+#: rows of the smaller side in one block: for sides up to this a matrix is stored in full
 BLOCK = 64
-#: entries of the inverse of R R' further than this from its diagonal are under 1e-16 of those on it
+#: entries of the inverse of R R' further than this from the diagonal are under 1e-16 of the diagonal
 MARGIN = 40
 
 
 class Banded(nn.Module):
-    """A matrix ``(m, n)``, zero but for blocks of rows at windows of columns; it acts on the last axis.
+    """A matrix ``(m, n)`` of blocks of rows at windows of columns, zero elsewhere; it acts on the last axis.
 
     Args:
-        blocks: ``(k, b, w)``, b rows at a time, of which the last block may have too many.
-        starts: ``(k,)``, the column at which each block's window of w columns begins.
+        blocks: ``(k, b, w)``, blocks of b rows; the last block may have surplus rows.
+        starts: ``(k,)``, first column of each block's window of w columns.
         shape: (m, n).
     """
 
@@ -35,12 +35,12 @@ class Banded(nn.Module):
         self.register_buffer("index", starts[:, None] + torch.arange(blocks.shape[2]), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The product with each vector, ``(..., n)`` to ``(..., m)``."""
+        """Product with each vector, ``(..., n)`` to ``(..., m)``."""
         out = torch.einsum("...kw,kbw->...kb", x[..., self.index], self.blocks.to(x.dtype))
         return out.flatten(-2)[..., : self.shape[0]]
 
     def transpose(self, y: Tensor) -> Tensor:
-        """The product of the transposed, ``(..., m)`` to ``(..., n)``."""
+        """Product of the transpose with each vector, ``(..., m)`` to ``(..., n)``."""
         count, size, _ = self.blocks.shape
         padded = nn.functional.pad(y, (0, count * size - self.shape[0]))
         windows = torch.einsum("...kb,kbw->...kw", padded.unflatten(-1, (count, size)), self.blocks.to(y.dtype))
@@ -82,15 +82,15 @@ def taps(side: int, factor: int, filter: str) -> tuple[Tensor, Tensor]:
 def downsampling(side: int, factor: int, filter: str) -> tuple[Banded, Banded]:
     """The matrix R of downsampling with a filter, ``(m, side)``, and its pseudo-inverse R' (R R')^-1.
 
-    R R' has the bandwidth of a few pixels and is well conditioned, so that its inverse falls off by more than half
-    from each diagonal to the next: rows of it come from the inverse of a part around them, to rounding.
+    R R' has a bandwidth of a few pixels and is well conditioned, so its inverse falls off by more than half
+    from each diagonal to the next: rows of it are computed from the inverse of a local block, up to rounding.
     """
     weights, first = taps(side, factor, filter)
     m, across = weights.shape
     count = math.ceil(m / BLOCK)
 
     def part(low: int, high: int, begin: int, end: int) -> Tensor:
-        """Rows ``low`` to ``high`` of R between the columns ``begin`` and ``end``, beyond which they are zero."""
+        """Rows ``low`` to ``high`` of R between the columns ``begin`` and ``end``, outside which they are zero."""
         out = torch.zeros(high - low, side + across, dtype=torch.float64)
         column = first[low:high, None] + torch.arange(across)
         return out.scatter_(1, column, weights[low:high])[:, begin:end]
@@ -102,7 +102,7 @@ def downsampling(side: int, factor: int, filter: str) -> tuple[Banded, Banded]:
     for k, (low, high) in enumerate(rows):
         forward[k, : high - low] = part(low, high, int(starts[k]), int(starts[k]) + width)
 
-    # image rows in as many pieces; those of a piece are seen by the rows near to it
+    # cut the image rows into as many pieces; only nearby rows of R touch the rows of a piece
     size = math.ceil(side / count)
     reach = math.ceil(size * m / side) + 2 * MARGIN + 6
     seen = min(m, reach)

@@ -1,4 +1,4 @@
-"""Masks as people and archives make them: strokes of a brush, scratches, captions, boxes and lost pixels, mixed."""
+"""Free-form masks: a mix of brush strokes, scratches, captions, boxes and lost pixels."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor
 
 __all__ = ["draw_free_form"]
 
-#: share of the masks that each kind of damage takes part in; every mask has at least one kind
+#: share of the masks that contain each kind of damage; every mask has at least one kind
 SHARE = 0.4
-#: rows and columns of a letter's bitmap, the last of each a gap
+#: rows and columns of a letter's bitmap; the last row and column are a gap
 LETTER = (6, 5)
 
 
 def draw_free_form(n: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Masks that mix five kinds of damage: brush strokes, scratches, captions, boxes, scattered pixels.
+    """Draw masks that mix five kinds of damage: brush strokes, scratches, captions, boxes, scattered pixels.
 
-    Lengths grow with the shorter side, so that a mask looks alike at every size; scratches stay a few pixels wide.
+    Lengths grow with the shorter side, so masks look similar at every size; scratches stay a few pixels wide.
 
     Args:
-        n: how many.
+        n: Number of masks.
         size: (H, W).
-        generator: source of randomness, on whose device the masks are made.
+        generator: Source of randomness; the masks are on its device.
 
     Returns:
-        ``(n, 1, H, W)`` bool, True where a pixel is observed. Each mask hides a pixel and shows one, at least.
+        ``(n, 1, H, W)`` bool, True where a pixel is observed. Each mask hides and shows at least one pixel.
     """
     kinds = (_lines_of_a_brush, _scratches, _captions, _boxes, _scattered)
     draws = _uniform(generator, n, len(kinds))
@@ -34,7 +34,7 @@ def draw_free_form(n: int, size: tuple[int, int], generator: torch.Generator) ->
     hidden = torch.zeros(n, *size, dtype=torch.bool, device=generator.device)
     for kind, own in zip(kinds, present.unbind(1)):
         hidden |= kind(n, size, generator) & own[:, None, None]
-    # a stroke may miss the picture, and boxes may cover it: one pixel each is settled
+    # a stroke may miss the image, and boxes may cover it: fix one hidden and one observed pixel
     number = _uniform(generator, n, *size)
     hidden |= (number == number.amin((1, 2), keepdim=True)) & ~hidden.any(2, keepdim=True).any(1, keepdim=True)
     hidden &= (number < number.amax((1, 2), keepdim=True)) | ~hidden.all(2, keepdim=True).all(1, keepdim=True)
@@ -51,16 +51,16 @@ def _grid(size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _some(n: int, most: int, generator: torch.Generator) -> Tensor:
-    """``(n, most)`` bool: the first 1 to ``most`` of each row."""
+    """Random ``(n, most)`` bool: the first 1 to ``most`` entries of each row are True."""
     count = 1 + (most * _uniform(generator, n, 1)).long()
     return torch.arange(most, device=generator.device) < count
 
 
 def _near_paths(size: tuple[int, int], points: Tensor, radius: Tensor, drawn: Tensor) -> Tensor:
-    """Pixels ``(n, H, W)`` whose centre is near a path through points ``(n, S, P, 2)``, within ``(n, S)`` pixels."""
+    """Pixels ``(n, H, W)`` whose centre lies within ``(n, S)`` pixels of a path through points ``(n, S, P, 2)``."""
     row, column = _grid(size, points.device)
     near = torch.zeros(len(points), *size, dtype=torch.bool, device=points.device)
-    for s in range(points.shape[1]):  # one segment of all the masks at a time: all at once would be large
+    for s in range(points.shape[1]):  # one segment of all masks at a time, to save memory
         for p in range(points.shape[2] - 1):
             start, end = points[:, s, p, :, None, None], points[:, s, p + 1, :, None, None]
             along = end - start
@@ -74,7 +74,7 @@ def _near_paths(size: tuple[int, int], points: Tensor, radius: Tensor, drawn: Te
 
 def _paths(n: int, number: int, steps: int, size: tuple[int, int], length: tuple[float, float], turn: float,
            generator: torch.Generator) -> Tensor:
-    """Random walks ``(n, number, steps + 1, 2)`` that start in the picture; lengths in shares of its shorter side."""
+    """Random walks ``(n, number, steps + 1, 2)`` that start in the image; lengths in shares of its shorter side."""
     side = torch.tensor(size, dtype=torch.float32, device=generator.device)
     start = _uniform(generator, n, number, 1, 2) * side
     heading = 2 * math.pi * _uniform(generator, n, number, 1)

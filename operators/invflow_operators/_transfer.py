@@ -1,4 +1,4 @@
-"""The summary of a kernel that operators give to a neural adapter."""
+"""The summary of a kernel, an input of neural adapters."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["transfer_summary"]
 def transfer_summary(kernels: Tensor, center: tuple[float, float], image_shape: tuple[int, ...]) -> Tensor:
     """Transfer functions of kernels at 16 low frequencies.
 
-    The frequencies are up to four times three periods per image side, or per 64 pixels where the image is
-    larger: at that spacing a kernel over a third of the image, the usual size here, is told from others, and
+    The frequencies are up to four times three periods per image side, or per 64 pixels if the image is
+    larger. This spacing separates kernels of up to a third of the image, the usual size here, and
     a kernel has the same summary in a large photograph as in the crops that an adapter was trained on.
 
     Args:
         kernels: ``(n, channels, h, w)``; channels are averaged.
-        center: the pixel, perhaps between two, that counts as the origin.
+        center: Pixel coordinates of the origin, possibly between two pixels.
         image_shape: (C, H, W).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Blurs: convolution with a kernel, one for all images or one for each."""
+"""Blurs: convolution with a kernel, shared by all images or one for each."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from invflow_operators._transfer import transfer_summary
 
 __all__ = ["Blur", "GaussianBlur", "MotionBlur"]
 
-#: side in pixels from which a picture counts as a photograph, and kernels like those that adapters for photographs are
-#: trained on are its defaults: a share of the image would be far out of it
+#: side in pixels from which an image counts as a photograph. Its default kernels are then like those that adapters for
+#: photographs are trained on: a share of the image would be far outside that range
 _PHOTOGRAPH = 64
 _PADDINGS = ("circular", "reflect", "zeros")
 
@@ -34,23 +34,23 @@ def _is_round(kernel: Tensor) -> bool:
 class Blur(Operator):
     """Convolution with a given kernel; the measurement has the image's shape.
 
-    All images run through one pair of Fourier transforms, whatever the number of kernels. The default border
+    All images use one pair of Fourier transforms, for any number of kernels. The default border
     is "circular": then the Fourier transform diagonalises the operator, and its adjoint, its pseudo-inverse
-    and what an adapter sees of it are exact and cheap. For a photograph, whose blur reaches over its frame,
-    "reflect" is the closer model; "zeros" takes the world outside for black.
+    and the inputs of an adapter are exact and cheap. For a photograph, where the blur mixes in what lies outside the
+    frame, "reflect" is the better model; "zeros" treats the outside as black.
 
     Args:
         kernel: ``(h, w)`` or ``(C, h, w)`` for all images, or ``(n, 1 or C, h, w)``, one for each. Its origin
-            is the pixel (h // 2, w // 2). It is used as it is: divide by its sum to keep
+            is the pixel (h // 2, w // 2). It is not normalised: divide by its sum to preserve
             brightness.
         image_shape: (C, H, W).
         padding: "circular", "reflect" or "zeros".
-        problem_class: the class whose adapter serves this kernel, "gaussian-blur" or "motion-blur" for a
-            kernel of that kind; None, the default, since it may be of neither: an adapter then takes it, with a note,
-            for one of "gaussian-blur" where a quarter turn leaves it nearly the same, else of "motion-blur".
+        problem_class: Class whose adapter serves this kernel, "gaussian-blur" or "motion-blur" for a
+            kernel of that kind; None, the default, because it may be of neither. An adapter then treats it, with a
+            warning, as "gaussian-blur" if a quarter turn leaves it nearly unchanged, else as "motion-blur".
 
     Raises:
-        ValueError: for a kernel of another shape, larger than the image, or not finite.
+        ValueError: For a kernel of the wrong shape, larger than the image, or not finite.
 
     Example:
         >>> import torch
@@ -86,48 +86,48 @@ class Blur(Operator):
         if problem_class is None:
             self.stand_ins = ("gaussian-blur",) if _is_round(sets) else ("motion-blur",)
 
-    #: the problem class of a kernel from a file; a subclass that says nothing of it takes such a kernel as its own
-    #: ``kernel``
+    #: problem class of a kernel from a file; a subclass that does not define it passes such a kernel as its own
+    #: ``kernel`` argument
     _file_class: str | None = None
     _for_photographs: Mapping[str, Any] = {}
 
     @classmethod
     def file_parameters(cls) -> tuple[str, ...]:
-        """A kernel, for those too that draw one or compute one."""
+        """Accept a kernel, also in classes that draw or compute one."""
         return ("kernel",) if "_file_class" in vars(cls) else super().file_parameters()
 
     @classmethod
     def from_files(cls, image_shape: tuple[int, ...], files: Mapping[str, Tensor], settings: Mapping[str, Any],
                    say: Callable[[str], None]) -> Blur:
-        """A kernel of a file, taken for one of the class's own kind: so it is known to an adapter."""
+        """Build the operator from a kernel file, treated as a kernel of this class, so that an adapter accepts it."""
         if "_file_class" not in vars(cls):
             return super().from_files(image_shape, files, settings, say)
         beside = sorted(set(settings) - {"padding"})
         if beside:
-            raise ValueError(f"--operator-set {beside[0]}=... does not go with --kernel, which gives the whole kernel; "
-                             "only padding=... does")
+            raise ValueError(f"--operator-set {beside[0]}=... conflicts with --kernel, which sets the whole kernel; "
+                             "only padding=... can be combined with it")
         return Blur(files["kernel"], image_shape, problem_class=cls._file_class, **settings)
 
     @classmethod
     def assumptions(cls, image_shape: tuple[int, ...], given: Mapping[str, Any], *,
                     observed: bool) -> list[tuple[dict[str, Any], str]]:
-        """Kernels for photographs, and the border of a blur that somebody else made."""
+        """Defaults for photographs: kernels, and the border of an unknown blur."""
         found: list[tuple[dict[str, Any], str]] = super().assumptions(image_shape, given, observed=observed)
         has, usual = inspect.signature(cls).parameters, dict(cls._for_photographs)
         if usual and set(usual) <= set(has) and not set(given) - {"padding"} and min(image_shape[1:]) >= _PHOTOGRAPH:
             what = ", ".join(f"{name} {value:g}" for name, value in usual.items())
-            found = [(usual, f"took {cls._file_class} with {what} in pixels: --operator-set NAME=VALUE takes others, "
-                             "--kernel FILE any")]
+            found = [(usual, f"assumed {cls._file_class} with {what} in pixels: change it by --operator-set NAME=VALUE"
+                             " or give a kernel with --kernel FILE")]
         if observed and "padding" in has and "padding" not in given:
-            # a camera's blur brings in what lies outside the frame: to think that it wraps around rings far into it
-            found.append(({"padding": "reflect"}, "took what the blur brings in from outside the picture for its "
-                          "reflection; --operator-set padding=circular is for a blur that wraps around"))
+            # a camera's blur mixes in what lies outside the frame: a circular model causes ringing far into the image
+            found.append(({"padding": "reflect"}, "assumed that the image continues outside its frame by "
+                          "reflection; for a blur that wraps around pass --operator-set padding=circular"))
         return found
 
     def _sets(self, kernel: Tensor) -> dict[str, Tensor]:
         """Kernels ``(n, 1 or C, h, w)`` with their transfer functions on the padded grid, in pairs."""
         h, w = kernel.shape[2:]
-        # pairs of reals, for Module.to(torch.float64) would drop the imaginary parts of a complex buffer
+        # pairs of reals, because Module.to(torch.float64) would drop the imaginary parts of a complex buffer
         height, width = self._grid(h, w)
         placed = F.pad(kernel, (0, width - w, 0, height - h)).roll((-(h // 2), -(w // 2)), (2, 3))
         return {"kernel": kernel, "transfer": torch.view_as_real(torch.fft.rfft2(placed))}
@@ -154,17 +154,17 @@ class Blur(Operator):
         return cut
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Correlation with the kernel; where the border is not circular, the vector-Jacobian product."""
+        """Correlation with the kernel; for a border that is not circular, the vector-Jacobian product."""
         if self.padding != "circular":
             return super().adjoint(y)
         result: Tensor = torch.fft.irfft2(torch.fft.rfft2(y) * self._transfer(y).conj(), s=y.shape[2:])
         return result
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """Inverse filter, zero where the transfer function is within rounding of zero; it blows up noise.
+        """Inverse filter, zero where the transfer function is zero up to rounding; it amplifies noise.
 
-        Where the border is not circular, by conjugate gradients, as far as rounding allows, with a warning where 1,000
-        steps do not get there.
+        For a border that is not circular, conjugate gradients up to rounding, with a warning if 1,000
+        steps do not suffice.
         """
         if self.padding != "circular":
             return super().pseudo_inverse(y)
@@ -191,11 +191,11 @@ class GaussianBlur(Blur):
 
     Args:
         image_shape: (C, H, W).
-        std: standard deviation in pixels; default a ninth of ``kernel_size`` (1 pixel at 28 x 28).
-        kernel_size: side of the kernel in pixels; default about a third of the image's, odd, at most 61.
-        std_range: from which :meth:`randomize` draws the standard deviation, uniformly; default 1/18 to 2/9
+        std: Standard deviation in pixels; default a ninth of ``kernel_size`` (1 pixel at 28 x 28).
+        kernel_size: Side of the kernel in pixels; default about a third of the image's side, odd, at most 61.
+        std_range: Range from which :meth:`randomize` draws the standard deviation, uniformly; default 1/18 to 2/9
             of ``kernel_size`` (0.5 to 2 pixels at 28 x 28).
-        padding: see :class:`Blur`.
+        padding: Same as in :class:`Blur`.
 
     Raises:
         ValueError: for a standard deviation that is not positive or a kernel larger than the image.
@@ -227,7 +227,7 @@ class GaussianBlur(Blur):
         self.std_range = std_range
 
     def randomize(self, n: int, generator: torch.Generator | None = None) -> Operator:
-        """Gaussian kernels of random width for n images."""
+        """Draw Gaussian kernels of random width for n images."""
         generator = as_generator(generator)
         low, high = self.std_range
         std = low + (high - low) * torch.rand(n, generator=generator, device=generator.device)
@@ -235,7 +235,7 @@ class GaussianBlur(Blur):
 
 
 class MotionBlur(Blur):
-    """Blur along the path of a shaken camera, a smooth random curve; the kernel sums to 1.
+    """Blur along a smooth random curve, the path of a shaking camera; the kernel sums to 1.
 
     The curve's coordinates are Gaussian processes with a Matern covariance (Schuler, Hirsch, Harmeling and
     Schoelkopf 2015), drawn by deepinv's ``MotionBlurGenerator``; a curve too long for the kernel is shrunk to
@@ -243,10 +243,10 @@ class MotionBlur(Blur):
 
     Args:
         image_shape: (C, H, W).
-        kernel_size: side of the kernel in pixels; default about a third of the image's, odd, at most 61.
-        intensity: standard deviation of the curve in half sides of the kernel, in (0, 1].
-        generator: draws the kernel.
-        padding: see :class:`Blur`.
+        kernel_size: Side of the kernel in pixels; default about a third of the image's side, odd, at most 61.
+        intensity: Standard deviation of the curve in units of half the kernel's side, in (0, 1].
+        generator: Source of randomness for the kernel.
+        padding: Same as in :class:`Blur`.
 
     Raises:
         ValueError: for an intensity out of range or a kernel larger than the image.
@@ -274,13 +274,13 @@ class MotionBlur(Blur):
         self.intensity = intensity
 
     def randomize(self, n: int, generator: torch.Generator | None = None) -> Operator:
-        """Kernels along fresh curves for n images."""
+        """Draw kernels along new curves for n images."""
         kernel = _motion_kernels(n, self.kernel.shape[-1], self.intensity, generator)
         return self._with_sets(self._sets(kernel.to(self.kernel)))
 
 
 def _check_kernel_size(size: int, image_shape: Sequence[int]) -> None:
-    """Refuse a kernel that is larger than the image before it is made."""
+    """Raise an error for a kernel larger than the image, before computing it."""
     if size > min(image_shape[-2:]):
         raise ValueError(f"the kernel has ({size}, {size}) pixels, the images only {tuple(image_shape[-2:])}: pass "
                          f"kernel_size={default_kernel_size(image_shape)}, say")
@@ -304,7 +304,7 @@ def _motion_kernels(n: int, size: int, intensity: float, generator: torch.Genera
     from deepinv.physics.generator import MotionBlurGenerator
 
     generator = as_generator(generator)
-    # deepinv draws all the curves at once, but bins them one by one; binning is done here for all of them
+    # deepinv draws all curves at once but bins them one by one; this bins them all together
     curves = MotionBlurGenerator((size, size), rng=generator, device=str(generator.device), sigma=intensity)
     path = torch.stack([curves.f_matern(n), curves.f_matern(n)], dim=2)
     path = path - path.mean(1, keepdim=True)

@@ -20,25 +20,25 @@ __all__ = ["DeepinvOperator"]
 
 
 class DeepinvOperator(Operator):
-    """A deepinv ``Physics`` as operator, without its noise.
+    """A deepinv ``Physics`` as an operator, without its noise.
 
-    The physics is copied and frozen, so that later changes to the caller's object do not reach the operator.
-    Its adjoint is the vector-Jacobian product, which is exact for every physics (some of deepinv's own are
-    approximate). Complex measurements are taken as pairs of reals, ``(..., 2)``, and lists of measurements as
-    one vector, so that Gaussian noise means the same as for any other operator; a physics of complex images
-    is given real ones.
+    The physics is copied and frozen, so later changes to the caller's object do not affect the operator.
+    The adjoint is the vector-Jacobian product, which is exact for every physics (some of deepinv's own adjoints are
+    approximate). Complex measurements are represented as pairs of reals, ``(..., 2)``, and lists of measurements as
+    one vector, so Gaussian noise has the same meaning as for any other operator. A physics of complex images
+    receives real ones.
 
     Args:
-        physics: a ``deepinv.physics.Physics`` or ``LinearPhysics``.
-        image_shape: the shape of one image, real.
-        problem_class: the name under which an adapter was trained for it.
-        per_set: names of the physics' tensors whose first axis is one set of parameters for each image, such
+        physics: A ``deepinv.physics.Physics`` or ``LinearPhysics``.
+        image_shape: Shape of one image, real.
+        problem_class: Name under which an adapter was trained for it.
+        per_set: Names of the physics' tensors whose first axis is one set of parameters for each image, such
             as ("mask",); the others are shared.
-        physics_generator: a ``deepinv.physics.generator.PhysicsGenerator`` from which :meth:`randomize` draws
+        physics_generator: A ``deepinv.physics.generator.PhysicsGenerator`` from which :meth:`randomize` draws
             the tensors named in ``per_set``.
 
     Raises:
-        TypeError: for something that is no deepinv physics.
+        TypeError: If ``physics`` is not a deepinv physics.
         ValueError: for names in ``per_set`` that the physics does not have, or images that it does not take.
 
     Example:
@@ -49,7 +49,7 @@ class DeepinvOperator(Operator):
     """
 
     measured_entries: Tensor
-    _complete: tuple[Tensor, bool] | None = None  # the entries that were last asked for, and whether they are all
+    _complete: tuple[Tensor, bool] | None = None  # the last entries tensor, and whether all entries are observed
 
     def __init__(self, physics: Any, image_shape: Sequence[int], problem_class: str | None = None,
                  per_set: Sequence[str] = (), physics_generator: Any = None) -> None:
@@ -58,11 +58,11 @@ class DeepinvOperator(Operator):
 
         if not isinstance(physics, Physics):
             raise TypeError(
-                f"physics is a {type(physics).__name__}, expected a deepinv.physics.Physics; an operator of "
-                "your own derives from invflow.Operator"
+                f"physics is a {type(physics).__name__}, expected a deepinv.physics.Physics; write an operator of "
+                "your own as a subclass of invflow.Operator"
             )
         self.physics = physics.clone().requires_grad_(False).eval()
-        # noise and sensor are no part of the operator, and those of deepinv cannot be pickled
+        # noise and sensor are not part of the operator, and deepinv's cannot be pickled
         self.physics.noise_model, self.physics.sensor_model = torch.nn.Identity(), torch.nn.Identity()
         self.image_shape, self.problem_class = tuple(image_shape), problem_class
         self.linear = isinstance(physics, LinearPhysics)
@@ -74,7 +74,7 @@ class DeepinvOperator(Operator):
         self.register_buffer("measured_entries", self._find_measured(measured), persistent=False)
 
     def _probe(self) -> Tensor:
-        """Measure random images, to learn the shape and whether the physics works in complex numbers."""
+        """Measure random images to find the shape and whether measurements are complex."""
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(self.num_sets, *self.image_shape, generator=generator).to(self.device, self.dtype)
         errors = []
@@ -88,37 +88,37 @@ class DeepinvOperator(Operator):
                 errors.append(error)
         raise ValueError(
             f"{type(self.physics).__name__} does not take images {tuple(images.shape)}: {errors[0]}; pass "
-            "the image_shape that it was built for, and in per_set the tensors with one set for each image"
+            "the image_shape that it was built for, and name in per_set the tensors with one set for each image"
         ) from errors[0]
 
     def _find_measured(self, measured: Tensor) -> Tensor:
         """Entries ``(num_sets, *measurement_shape)`` that depend on the image; a mask zeroes the rest.
 
-        A nonlinear physics may measure the same of most images and yet tell them from others, as where it
-        saturates: it keeps every entry but those that its own ``mask`` sets to zero.
+        A nonlinear physics may give the same measurement for most images and still distinguish others, for example
+        when it saturates: it keeps every entry except those that its own ``mask`` sets to zero.
         """
         with torch.no_grad():
             grey = torch.full((self.num_sets, *self.image_shape), 0.5, device=self.device, dtype=self.dtype)
-            # two images: a random pixel is grey by chance, of single precision once in 2^24
+            # two images: a random pixel is grey by chance, in single precision once in 2^24
             constant = [measured == _as_real(self.physics.A(self._as_input(x))) for x in (grey, grey / 2)]
             unseen = constant[0] & constant[1]
             return ~unseen if self.linear else ~(unseen & self._masked(unseen))
 
     def _masked(self, like: Tensor) -> Tensor:
-        """Where the physics has a ``mask`` of the measurement, and it is zero; else nowhere."""
+        """Entries where a ``mask`` of the measurement is zero; none if the physics has no such mask."""
         mask = getattr(self.physics, "mask", None)
         try:
             return (mask == 0).expand_as(like) if isinstance(mask, Tensor) else torch.zeros_like(like)
-        except RuntimeError:  # a mask of something else
+        except RuntimeError:  # the mask has another meaning
             return torch.zeros_like(like)
 
     def _as_input(self, x: Tensor) -> Tensor:
         return torch.complex(x, torch.zeros_like(x)) if self._complex_images else x
 
     def observed(self) -> Tensor | None:
-        """Entries that depend on the image; None where all do."""
+        """Entries that depend on the image; None if all do."""
         entries = self.measured_entries
-        if self._complete is None or self._complete[0] is not entries:  # asked once of each: a GPU is waited for
+        if self._complete is None or self._complete[0] is not entries:  # checked once per tensor: it waits for a GPU
             self._complete = entries, bool(entries.all())
         return None if self._complete[1] else entries
 
@@ -138,7 +138,7 @@ class DeepinvOperator(Operator):
 
     @staticmethod
     def as_measurement(measured: Any) -> Tensor:
-        """What a physics measured as this operator's measurement: complex numbers in pairs, lists joined.
+        """Convert a measurement of the physics to one of this operator: complex numbers to pairs, lists joined.
 
         Args:
             measured: ``(n, ...)``, real or complex, or a list of such.
@@ -149,7 +149,7 @@ class DeepinvOperator(Operator):
         return _as_real(measured)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """deepinv's, where it has a singular value decomposition; else by conjugate gradients."""
+        """Pseudo-inverse: deepinv's, if it has a singular value decomposition; else by conjugate gradients."""
         from deepinv.physics import DecomposablePhysics
 
         if isinstance(self.physics, DecomposablePhysics) and self._plain:
@@ -158,7 +158,7 @@ class DeepinvOperator(Operator):
         return super().pseudo_inverse(y)
 
     def randomize(self, n: int, generator: torch.Generator | None = None) -> Operator:
-        """Parameters drawn by deepinv's generator; without one, sets drawn with replacement."""
+        """Draw parameters with deepinv's generator; without one, draw sets with replacement."""
         if self.physics_generator is None:
             return super().randomize(n, generator)
         generator = as_generator(generator)
@@ -167,7 +167,7 @@ class DeepinvOperator(Operator):
         missing = sorted(set(self.per_set) - set(drawn))
         if missing or not self.per_set:
             raise ValueError(
-                f"the physics generator draws {sorted(drawn)}, but per_set is {self.per_set}: per_set names "
+                f"the physics generator draws {sorted(drawn)}, but per_set is {self.per_set}: name in per_set "
                 "the tensors that are drawn"
             )
         own = {name: getattr(self.physics, name) for name in self.per_set}
@@ -182,9 +182,9 @@ class DeepinvOperator(Operator):
         return other
 
     def expand(self, k: int) -> Operator:
-        """Each set k times."""
+        """Repeat each set k times."""
         if k < 1:
-            raise ValueError(f"expand takes k >= 1, not k={k}")
+            raise ValueError(f"k={k} is too small: pass k >= 1")
         if self.num_sets == 1:
             return self
         return self._change(lambda value: value.repeat_interleave(k, 0))
@@ -197,38 +197,38 @@ class DeepinvOperator(Operator):
         return self._change(lambda value: value[rows.to(value.device)])
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> DeepinvOperator:
-        """A copy with every per-set tensor changed alike."""
+        """Copy with the same change to every per-set tensor."""
         other = self._with_physics({name: change(getattr(self.physics, name)) for name in self.per_set})
         other.measured_entries = change(self.measured_entries)
         return other
 
     def _with_physics(self, sets: dict[str, Tensor]) -> DeepinvOperator:
-        """A copy whose physics has other per-set tensors."""
+        """Copy whose physics has other per-set tensors."""
         other = _shallow_copy(self)
         if sets:
-            other.physics.update_parameters(**sets)  # which also renews what the physics derives from them
+            other.physics.update_parameters(**sets)  # also updates the tensors that the physics derives from them
         for name, value in sets.items():
-            if not torch.equal(getattr(other.physics, name), value):  # deepinv ignores what it does not know
+            if not torch.equal(getattr(other.physics, name), value):  # deepinv ignores unknown names
                 raise TypeError(f"{type(self.physics).__name__} cannot change {name}: take it out of per_set")
         other.num_sets = other._count_sets()
         result: DeepinvOperator = other
         return result
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DeepinvOperator:
-        # Module.to(torch.float64) drops the imaginary parts of complex tensors: move those as pairs of reals
+        # Module.to(torch.float64) drops the imaginary parts of complex tensors: convert those as pairs of reals
         def move(value: Tensor) -> Tensor:
             if not value.is_complex():
                 return fn(value)
             return torch.view_as_complex(fn(torch.view_as_real(value.resolve_conj())).contiguous())
 
         super()._apply(move, recurse)  # type: ignore[no-untyped-call]  # torch's own says no types
-        if self.per_set:  # what the physics derives from these was converted, not computed, in the new type
+        if self.per_set:  # tensors derived from these were converted to the new dtype, not recomputed in it
             self.physics.update_parameters(**{name: getattr(self.physics, name) for name in self.per_set})
-        self._probe()  # some physics renew what they derive when they are first used: now, rather than in use
+        self._probe()  # some physics update derived tensors on first use: do that now
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # the functions that deepinv's classes have by default have no name to be pickled by
+        # default functions of deepinv's classes are lambdas without a name for pickling
         return {**vars(self), "_modules": {**self._modules, "physics": _exchanged(self.physics, _as_lambda)}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -251,13 +251,13 @@ class DeepinvOperator(Operator):
 
 @dataclass(frozen=True)
 class _Lambda:
-    """A lambda in the ``__init__`` of a class, by its place: a parameter's default, or a constant of the code."""
+    """A lambda in the ``__init__`` of a class, by its position: a parameter's default, or a constant of the code."""
 
     owner: type
     place: str | int
 
     def find(self) -> Any:
-        """The lambda itself, or one like it."""
+        """The lambda itself, or an equal one."""
         made = vars(self.owner)["__init__"]
         if isinstance(self.place, str):
             return inspect.signature(made).parameters[self.place].default
@@ -265,7 +265,7 @@ class _Lambda:
 
 
 def _as_lambda(module: Any, value: Any) -> Any:
-    """In place of a lambda that a class of the module wrote and that closes over nothing: which one it is."""
+    """Replace a lambda without closure from a class of the module by a reference to it."""
     if not isinstance(value, FunctionType) or "<lambda>" not in value.__qualname__ or value.__closure__:
         return value
     for owner in type(module).__mro__:
@@ -289,7 +289,7 @@ def _exchanged(module: Any, change: Callable[[Any, Any], Any]) -> Any:
 
 
 def _shallow_copy(module: Any) -> Any:
-    """A copy that shares the tensors but no dictionary with the original, nor do the modules within."""
+    """Copy that shares the tensors with the original but none of the dictionaries, also in submodules."""
     other = copy.copy(module)
     for part in ("_buffers", "_parameters"):
         setattr(other, part, dict(getattr(module, part)))
@@ -298,7 +298,7 @@ def _shallow_copy(module: Any) -> Any:
 
 
 def _as_real(measured: Any) -> Tensor:
-    """Measurements ``(n, ...)`` as one real tensor: complex ones in pairs, lists flattened and joined."""
+    """Measurements ``(n, ...)`` as one real tensor: complex ones as pairs, lists flattened and joined."""
     if not isinstance(measured, Tensor):
         return torch.cat([_as_real(part).flatten(1) for part in measured], dim=1)
     if measured.is_complex():

@@ -1,4 +1,4 @@
-"""Operators that act on each pixel by itself."""
+"""Operators that act on each pixel separately."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Denoising(Operator):
     """The identity, A(x) = x: the measurement is the image with noise.
 
     Args:
-        image_shape: (C, H, W), or any other.
+        image_shape: (C, H, W), or any other shape.
 
     Example:
         >>> from invflow.operators import Denoising

@@ -18,20 +18,20 @@ FREE_FORM = "free-form-inpainting"
 
 
 class MaskInpainting(Operator):
-    """Inpainting with a given mask: A(x) = mask * x, where the mask is 1 observed, where it is 0 not.
+    """Inpainting with a given mask: A(x) = mask * x, with 1 for observed pixels and 0 for others.
 
-    A measurement has the shape of an image, with zeros where nothing was observed; a likelihood neither
-    counts nor normalises over those (see :meth:`observed`).
+    A measurement has the shape of an image, with zeros where nothing was observed. A likelihood
+    ignores those entries, also in its normalisation (see :meth:`observed`).
 
     Args:
         mask: 1 where a pixel is observed, 0 where it is not; bool or numbers. ``(H, W)`` or ``(C, H, W)`` for
             all images, or ``(n, 1 or C, H, W)``, one for each.
         image_shape: (C, H, W); default: the mask's, with one channel for ``(H, W)``.
-        problem_class: the class whose adapter serves this mask. By default that of all kinds of masks, "free-form-
+        problem_class: Class whose adapter serves this mask. Default: the class of all kinds of masks, "free-form-
             inpainting"; "box-inpainting" or "random-inpainting" for a mask that is known to be of that kind.
 
     Raises:
-        ValueError: for a mask of another shape, with other values, or that observes nothing.
+        ValueError: For a mask of the wrong shape, with other values, or without observed pixels.
 
     Example:
         >>> import torch
@@ -61,7 +61,7 @@ class MaskInpainting(Operator):
             span = f"{float(mask.min()):.4g} to {float(mask.max()):.4g}"
             raise ValueError(f"the mask has values from {span}, expected 0 and 1: pass mask > 0.5")
         if not bool(sets.bool().flatten(1).any(1).all()):
-            raise ValueError("a mask observes nothing: 1 is observed, 0 is not; if reversed, pass ~mask")
+            raise ValueError("a mask observes nothing: 1 means observed, 0 not; if yours is reversed, pass ~mask")
         self.image_shape = self.measurement_shape = shape
         self.problem_class = problem_class
         self.register_sets(mask=sets.bool())
@@ -69,23 +69,23 @@ class MaskInpainting(Operator):
             self.stand_ins = ("box-inpainting",) * self._hides_areas() + ("random-inpainting",)
 
     structure = "diagonal"
-    #: the problem class of a mask from a file; a subclass that says nothing of it takes such a mask as its own ``mask``
+    #: problem class of a mask from a file; a subclass that does not define it passes such a mask as its own ``mask``
     _file_class: str | None = FREE_FORM
 
     @classmethod
     def file_parameters(cls) -> tuple[str, ...]:
-        """A mask, for those too that draw one or make one otherwise."""
+        """Accept a mask, also in classes that draw or compute one."""
         return ("mask",) if "_file_class" in vars(cls) else super().file_parameters()
 
     @classmethod
     def from_files(cls, image_shape: tuple[int, ...], files: Mapping[str, Tensor], settings: Mapping[str, Any],
                    say: Callable[[str], None]) -> MaskInpainting:
-        """A mask of a file, taken for one of the class's own kind: so it is known to an adapter."""
+        """Build the operator from a mask file, treated as a mask of this class, so that an adapter accepts it."""
         if "_file_class" not in vars(cls):
             return super().from_files(image_shape, files, settings, say)
         if settings:
-            raise ValueError(f"--operator-set {next(iter(settings))}=... does not go with --mask, which gives all "
-                             "there is to give: pass one of the two")
+            raise ValueError(f"--operator-set {next(iter(settings))}=... conflicts with --mask, which "
+                             "sets the whole mask: pass only one of the two")
         return MaskInpainting(files["mask"], image_shape, cls._file_class)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class MaskInpainting(Operator):
         return y * self.mask
 
     def embed(self, y: Tensor) -> Tensor:
-        """The measurement with mid grey where nothing was observed."""
+        """The measurement, with mid grey at unobserved pixels."""
         return torch.where(self.mask, y, 0.5)
 
     def observed(self) -> Tensor:
@@ -109,7 +109,7 @@ class MaskInpainting(Operator):
         return self.mask.expand(-1, *self.image_shape)
 
     def _hides_areas(self) -> bool:
-        """Whether each mask hides boxes or broad strokes, most of whose pixels have hidden ones on all sides."""
+        """Whether each mask hides boxes or broad strokes, where most hidden pixels have only hidden neighbours."""
         hidden = (~self.mask.all(1, keepdim=True)).float()
         inside = torch.nn.functional.avg_pool2d(hidden, 3, stride=1, padding=1, count_include_pad=False) > 0.99
         share = (inside * hidden).flatten(1).sum(1) / hidden.flatten(1).sum(1).clamp(min=1)
@@ -120,28 +120,28 @@ class MaskInpainting(Operator):
         hidden = ~self.mask.all(1)
         rows, columns = hidden.any(2), hidden.any(1)
         full = (hidden == (rows[:, :, None] & columns[:, None, :])).all()
-        # one run of hidden rows, and one of columns: the line before the picture is not hidden
+        # one run of hidden rows and one of hidden columns; the row or column before the image counts as observed
         whole = [(torch.nn.functional.pad(along.int(), (1, 0)).diff(dim=1).clamp(min=0).sum(1) == 1).all()
                  for along in (rows, columns)]
         return bool(full & whole[0] & whole[1] & (self.mask == self.mask[:, :1]).all())
 
     def context(self) -> tuple[Tensor, Tensor]:
-        """The mask, averaged over channels, as map; no kernel."""
+        """The mask averaged over channels, and no kernel."""
         maps = self.mask.to(self.dtype)
         return maps.mean(1, keepdim=True), maps.new_zeros(self.num_sets, SUMMARY_SIZE)
 
 
-#: what it is called by those who bring a mask
+#: name for users who give a mask
 Inpainting = MaskInpainting
 
 
 class RandomInpainting(MaskInpainting):
-    """Inpainting with pixels observed at random, each by itself, all channels of a pixel together.
+    """Inpainting with pixels observed independently at random, all channels of a pixel together.
 
     Args:
         image_shape: (C, H, W).
-        keep: share of pixels that are observed, in (0, 1]; a range (low, high) draws it for each mask.
-        generator: draws the mask. At least one pixel is observed.
+        keep: Share of observed pixels, in (0, 1]; a range (low, high) draws it for each mask.
+        generator: Source of randomness for the mask. At least one pixel is observed.
 
     Example:
         >>> import torch
@@ -157,7 +157,7 @@ class RandomInpainting(MaskInpainting):
                  generator: torch.Generator | None = None) -> None:
         low, high = keep if isinstance(keep, Sequence) else (keep, keep)
         if not 0 < low <= high <= 1:
-            raise ValueError(f"keep is {keep}: pass the share observed, in (0, 1], or a range (low, high)")
+            raise ValueError(f"keep={keep}: pass the share of observed pixels, in (0, 1], or a range (low, high)")
         shape = as_shape(image_shape, "RandomInpainting((1, 28, 28), keep=0.5)")
         super().__init__(_draw_pixels(1, shape, (low, high), generator), shape, "random-inpainting")
         self.keep = (low, high)
@@ -174,22 +174,22 @@ def _draw_pixels(n: int, image_shape: tuple[int, ...], keep: tuple[float, float]
     generator = as_generator(generator)
     share = torch.rand(n, 1, 1, 1, generator=generator, device=generator.device)
     number = torch.rand(n, 1, *image_shape[1:], generator=generator, device=generator.device)
-    # the pixel with the smallest number comes first at any share, so that no mask is empty
+    # the pixel with the smallest random number is observed at any share, so no mask is empty
     return (number < keep[0] + (keep[1] - keep[0]) * share) | (number == number.amin((2, 3), keepdim=True))
 
 
 class BoxInpainting(MaskInpainting):
-    """Inpainting of a box: everything is observed but a rectangle.
+    """Inpainting of a box: all pixels outside a rectangle are observed.
 
     Args:
         image_shape: (C, H, W).
         box: (height, width) of the unobserved box in pixels, centred; one number for a square; default: half the
-            image's.
-        sides: range, in shares of the image's height and width, from which :meth:`randomize` draws the two
-            sides of a box, each by itself; None keeps those of ``box``. The position is uniform either way.
+            image's sides.
+        sides: Range, in shares of the image's height and width, from which :meth:`randomize` draws the two
+            sides of a box independently; None keeps those of ``box``. The position is uniform either way.
 
     Raises:
-        ValueError: for a box that is empty or leaves nothing to observe, and for sides out of range.
+        ValueError: If the box is empty or covers the image, or the sides are out of range.
 
     Example:
         >>> from invflow.operators import BoxInpainting
@@ -209,14 +209,14 @@ class BoxInpainting(MaskInpainting):
         if not (0 < box[0] <= height and 0 < box[1] <= width and tuple(box) != (height, width)):
             raise ValueError(f"a box of {box} pixels does not fit images {shape}: pass (height, width)")
         if sides is not None and not 0 < sides[0] <= sides[1] < 1:
-            raise ValueError(f"sides is {sides}: pass shares of the image's, 0 < low <= high < 1, or None")
+            raise ValueError(f"sides={sides}: pass shares of the image's sides, 0 < low <= high < 1, or None")
         top, left = torch.tensor([(height - box[0]) // 2]), torch.tensor([(width - box[1]) // 2])
         mask = _outside_boxes((height, width), top, left, torch.tensor([box[0]]), torch.tensor([box[1]]))
         super().__init__(mask, shape, "box-inpainting")
         self.box, self.sides = (int(box[0]), int(box[1])), sides
 
     def randomize(self, n: int, generator: torch.Generator | None = None) -> Operator:
-        """Boxes of random sides at random places, for n images."""
+        """Draw boxes of random sides at random positions, for n images."""
         generator = as_generator(generator)
         uniform = torch.rand(4, n, generator=generator, device=generator.device, dtype=torch.float64)
         length, start = [], []
@@ -231,7 +231,7 @@ class BoxInpainting(MaskInpainting):
 
 
 def _outside_boxes(size: tuple[int, ...], top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """Masks ``(n, 1, H, W)`` that are False in a box each, given by four ``(n,)`` tensors of integers."""
+    """Masks ``(n, 1, H, W)`` that are False inside one box each, given by four ``(n,)`` tensors of integers."""
     row = torch.arange(size[0], device=top.device)
     column = torch.arange(size[1], device=top.device)
     in_rows = (row >= top[:, None]) & (row < (top + height)[:, None])
@@ -240,14 +240,14 @@ def _outside_boxes(size: tuple[int, ...], top: Tensor, left: Tensor, height: Ten
 
 
 class FreeFormInpainting(MaskInpainting):
-    """Inpainting of whatever people and archives hide: brush strokes, scratches, captions, boxes, lost pixels, mixed.
+    """Free-form inpainting: a mix of brush strokes, scratches, captions, boxes and lost pixels.
 
-    The class to train an adapter on that is to take any mask (:class:`MaskInpainting` is of this class unless it is
-    told otherwise). All channels of a pixel are hidden together.
+    Train an adapter on this class to support any mask (:class:`MaskInpainting` belongs to this class by default). All
+    channels of a pixel are hidden together.
 
     Args:
         image_shape: (C, H, W).
-        generator: draws the mask. Each hides at least one pixel and shows at least one.
+        generator: Source of randomness for the mask. Each mask hides at least one pixel and shows at least one.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""A dense matrix as operator, and compositions of operators."""
+"""A dense matrix as an operator, and compositions of operators."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class MatrixOperator(Operator):
 
     Args:
         matrix: ``(m, d)`` for all images, or ``(n, m, d)``, one for each.
-        image_shape: a shape of d values; default (d,).
-        problem_class: the name under which an adapter was trained for it.
+        image_shape: A shape with d values; default (d,).
+        problem_class: Name under which an adapter was trained for it.
 
     Raises:
-        ValueError: for a matrix of another shape, or with entries that are not finite.
+        ValueError: For a matrix of the wrong shape, or with entries that are not finite.
 
     Example:
         >>> import torch
@@ -45,7 +45,7 @@ class MatrixOperator(Operator):
         shape = as_shape(image_shape, "MatrixOperator(matrix, image_shape=(784,))")
         if matrix.ndim not in (2, 3) or 0 in matrix.shape or math.prod(shape) != matrix.shape[-1]:
             raise ValueError(
-                f"the matrix has shape {tuple(matrix.shape)}, images {shape} of {math.prod(shape)} values: "
+                f"the matrix has shape {tuple(matrix.shape)}, but images {shape} have {math.prod(shape)} values: "
                 "pass a matrix (m, d) or (n, m, d) where an image has d values"
             )
         if not bool(torch.isfinite(matrix).all()):
@@ -74,5 +74,5 @@ class MatrixOperator(Operator):
 
 
 def _multiply(matrices: Tensor, rows: Tensor) -> Tensor:
-    """Each row ``(n, d)`` times its matrix, ``(n, m, d)`` or ``(1, m, d)``, to ``(n, m)``."""
+    """Multiply each row ``(n, d)`` by its matrix, ``(n, m, d)`` or ``(1, m, d)``, to ``(n, m)``."""
     return rows @ matrices[0].mT if len(matrices) == 1 else torch.einsum("nmd,nd->nm", matrices, rows)

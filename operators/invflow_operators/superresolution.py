@@ -21,21 +21,21 @@ __all__ = ["SuperResolution"]
 class SuperResolution(Operator):
     r"""Downsampling by an integer factor with an antialiasing filter, A(x) = R x C'.
 
-    All filters act on rows and columns apart, so the operator is two matrices R, (ceil(H / f), H), and
-    C, (ceil(W / f), W); its adjoint is R' y C and its pseudo-inverse R^+ y (C^+)', both exact. None of them is
-    stored where sides are long: blocks of pixels in one case, a band around the diagonal in the other.
+    All filters are separable, so the operator consists of two matrices R, (ceil(H / f), H), and
+    C, (ceil(W / f), W). Its adjoint is R' y C and its pseudo-inverse R^+ y (C^+)', both exact. For long sides, the
+    matrices are stored as pixel blocks ("average") or as a band around the diagonal (the other filters).
 
     Args:
         image_shape: (C, H, W).
-        factor: where it does not divide H or W, the last row or column averages over the pixels that are left.
-        filter: "average" pools over blocks of factor x factor pixels. The others are stretched by the factor, and
-            their weights normalised at the border, as Pillow has them: "bilinear" is a triangle, "bicubic" Keys's
-            kernel (1981, a = -1/2; also that of ``torch.nn.functional.interpolate(..., antialias=True)``), "lanczos"
-            Lanczos's of three lobes (Duchon 1979), "gaussian" a Gaussian whose standard deviation is 0.4 times the
-            factor, in pixels of the image.
+        factor: Integer factor; if it does not divide H or W, the last row or column averages over the remaining pixels.
+        filter: "average" pools over blocks of factor x factor pixels. The other filters are stretched by the factor,
+            with weights normalised at the border, as in Pillow: "bilinear" is a triangle, "bicubic" is Keys's
+            kernel (1981, a = -1/2; also in ``torch.nn.functional.interpolate(..., antialias=True)``), "lanczos" is
+            Lanczos's kernel with three lobes (Duchon 1979), and "gaussian" is a Gaussian with a standard deviation of
+            0.4 times the factor, in pixels of the image.
 
     Raises:
-        ValueError: for a factor that is not whole or exceeds a side, or an unknown filter.
+        ValueError: If the factor is not an integer or exceeds a side, or for an unknown filter.
 
     Example:
         >>> from invflow.operators import SuperResolution
@@ -52,7 +52,7 @@ class SuperResolution(Operator):
         whole = isinstance(factor, (int, float)) and factor == int(factor)
         if len(shape) != 3 or not whole or not 1 <= factor <= min(shape[1:]):
             raise ValueError(
-                f"super-resolution by {factor!r} of images {shape}: pass image_shape=(C, H, W) and a whole factor"
+                f"super-resolution by {factor!r} of images {shape}: pass image_shape=(C, H, W) and an integer factor"
                 + (f" from 1 to {min(shape[1:])}" if len(shape) == 3 else "")
             )
         if filter not in ("average", *FILTERS):
@@ -66,12 +66,12 @@ class SuperResolution(Operator):
             self.columns, self.columns_inverse = downsampling(shape[2], self.factor, filter)
         for name, side, count in zip(("row", "column"), shape[1:], self.measurement_shape[1:], strict=True):
             sizes = torch.full((count,), float(self.factor))
-            sizes[-1] = side - (count - 1) * self.factor  # the last block is as large as what is left
+            sizes[-1] = side - (count - 1) * self.factor  # the last block holds the remaining pixels
             self.register_buffer(f"{name}_sizes", sizes.to(torch.get_default_dtype()))
 
     @classmethod
     def image_size(cls, size: tuple[int, int], settings: Mapping[str, Any]) -> tuple[int, int]:
-        """The factor times as much."""
+        """Size of the image, from that of the measurement."""
         default = inspect.signature(cls).parameters.get("factor")
         factor = settings.get("factor", 1 if default is None else default.default)
         return (size[0] * factor, size[1] * factor)
@@ -100,18 +100,18 @@ class SuperResolution(Operator):
         return self._repeat(y / torch.outer(self.row_sizes, self.column_sizes).to(y.dtype))
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """``(n, C, ceil(H / f), ceil(W / f))`` to ``(n, C, H, W)``; for "average", each pixel over its block."""
+        """``(n, C, ceil(H / f), ceil(W / f))`` to ``(n, C, H, W)``; for "average", each pixel fills its block."""
         if self.filter != "average":
             result: Tensor = self.rows_inverse(self.columns_inverse(y).mT).mT
             return result
         return self._repeat(y)
 
     def embed(self, y: Tensor) -> Tensor:
-        """The pseudo-inverse, which all filters have well conditioned."""
+        """The pseudo-inverse, well conditioned for all filters."""
         return self.pseudo_inverse(y)
 
     def context(self) -> tuple[Tensor, Tensor]:
-        """Ones, and the transfer function of the filter in the middle of the image."""
+        """Ones, and the transfer function of the filter at the centre of the image."""
         maps, _ = super().context()
         profiles, center = zip(*(self._profile(side) for side in self.image_shape[1:]), strict=True)
         kernel = torch.outer(*profiles).to(maps)[None, None]
@@ -122,7 +122,7 @@ class SuperResolution(Operator):
         return f"{super().extra_repr()}, factor={self.factor}, filter={self.filter!r}"
 
     def _profile(self, side: int) -> tuple[Tensor, float]:
-        """Weights of the middle filter along one side, and where among them it is centred."""
+        """Weights of the central filter along one side, and the position of its centre."""
         if self.filter == "average":
             return torch.full((self.factor,), 1 / self.factor), (self.factor - 1) / 2
         weights, first = taps(side, self.factor, self.filter)
@@ -130,7 +130,7 @@ class SuperResolution(Operator):
         return weights[middle], (middle + 0.5) * side / len(weights) - 0.5 - float(first[middle])
 
     def _repeat(self, y: Tensor) -> Tensor:
-        """Each pixel over its block: ``(n, C, h, w)`` to ``(n, C, H, W)``."""
+        """Repeat each pixel over its block: ``(n, C, h, w)`` to ``(n, C, H, W)``."""
         f = self.factor
         blocks = y[:, :, :, None, :, None].expand(-1, -1, -1, f, -1, f).flatten(4).flatten(2, 3)
         return blocks[:, :, : self.image_shape[1], : self.image_shape[2]]

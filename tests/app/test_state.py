@@ -125,7 +125,7 @@ def test_what_the_diagnostics_say() -> None:
 
 def test_a_solver_without_diagnostics_is_measured() -> None:
     view = a_view(solver="ddrm", samples=2, damage="noise alone")
-    assert "says nothing of its own" in words.describe(state.restore(view))
+    assert "has no diagnostics of its own" in words.describe(state.restore(view))
 
 
 def test_asking_the_posterior() -> None:
@@ -147,7 +147,7 @@ def test_asking_the_posterior() -> None:
 
 @pytest.mark.parametrize(("changes", "words_of_it"), [
     ({"hole": None}, "no hole is painted"),
-    ({"hole": torch.ones(28, 28, dtype=torch.bool)}, "whole picture"),
+    ({"hole": torch.ones(28, 28, dtype=torch.bool)}, "whole image"),
     ({"damage": "box", "parameter": 40}, "box"),
     ({"sigma": 3.0}, "sigma"),
     ({"solver": "wiener"}, "offers"),
@@ -175,7 +175,7 @@ def test_own_files(tmp_path: Path) -> None:
     assert (image.shape, len(said)) == ((3, 240, 320), 1)
     assert torch.equal(image * 255, (image * 255).round())
     assert float(sources.read_own(paper, "mnist", said.append).max()) < 0.1
-    assert "exchanged" in said[-1]
+    assert "swapped" in said[-1]
 
 
 def test_bad_files_are_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,7 +202,7 @@ def test_a_painted_mask_goes_to_the_class_that_takes_it(digit: Path, tmp_path: P
                    "--sigma", 0.05, "--samples", 2, "--output", tmp_path / "out")
     posterior = Results.read(tmp_path / "out").posterior
     known = "free-form-inpainting" in invflow.VFM.load("mnist").adapter.classes
-    assert ("takes this operator as one of random-inpainting" in error) is not known
+    assert ("treats this MaskInpainting as random-inpainting" in error) is not known
     assert "verdict" in posterior.diagnostics
 
 

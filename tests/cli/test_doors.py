@@ -141,9 +141,9 @@ def test_a_mask_file_goes_to_the_operator_that_was_asked_for(theirs: None, files
     assert all("hides 14.06% of the picture" in note for note in said)
     with pytest.raises(ValueError, match=r"--mask belongs to .*stripe-inpainting.*, not to camera"):
         operator_by_name("camera", SHAPE, mask=mask)
-    with pytest.raises(ValueError, match=r"keep=.* does not go with --mask"):
+    with pytest.raises(ValueError, match=r"keep=.* conflicts with --mask"):
         operator_by_name("random-inpainting", SHAPE, mask=mask, settings={"keep": 0.5})
-    with pytest.raises(ValueError, match=r"std=.* does not go with --kernel"):
+    with pytest.raises(ValueError, match=r"std=.* conflicts with --kernel"):
         operator_by_name("gaussian-blur", SHAPE, kernel=kernel, settings={"std": 0.5})
 
 
@@ -257,7 +257,7 @@ def test_a_prior_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert float(invflow.load_prior("my_priors:wide").generate(4000, generator=torch.Generator().manual_seed(0)).std()
                  ) == pytest.approx(3, rel=0.05)
     assert sys.path == before
-    for name, words in (("my_priors:number", "no FlowMap"), ("my_priors:nothing", "cannot be had"),
+    for name, words in (("my_priors:number", "not a FlowMap"), ("my_priors:nothing", "cannot be had"),
                         ("no_such_module:x", "lies in the current folder")):
         with pytest.raises((ValueError, TypeError), match=words):
             invflow.load_prior(name)

@@ -92,7 +92,7 @@ def test_order_is_found_or_asked_for() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="'t-r' where it is the length"):
+    with pytest.raises(ValueError, match="'t-r' if it is the length"):
         prior_of("h", "data-at-0")
     with pytest.raises(ValueError, match="no time convention"):
         prior_of("r", "noise-first")

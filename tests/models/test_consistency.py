@@ -74,9 +74,9 @@ def test_what_needs_more_says_so() -> None:
     for call in (prior.velocity, prior.denoise, prior.score):
         with pytest.raises(ValueError, match="has no velocity"):
             call(x, 0.5)
-    with pytest.raises(ValueError, match=r"jumps to the data only.*generate\(n, steps=4"):
+    with pytest.raises(ValueError, match=r"only jumps to the data.*generate\(n, steps=4"):
         prior.jump(x, 0.2, 0.6)
-    with pytest.raises(ValueError, match="renoise 2 times, and 0 noises"):
+    with pytest.raises(ValueError, match="need 2 further noise tensors, but 0 were passed"):
         prior.flow(x, 3)
 
 
@@ -115,7 +115,7 @@ def test_through_a_decoder() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="no path is called"):
+    with pytest.raises(ValueError, match=r"path .* is unknown"):
         invflow.from_consistency(lambda x, t: x, SHAPE, path="straight")
     with pytest.raises(ValueError, match="sigma_min < sigma_max"):
         invflow.from_consistency(lambda x, t: x, SHAPE, sigma_max=0.001)

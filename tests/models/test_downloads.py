@@ -42,7 +42,7 @@ def test_outside_its_noise_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     weights = models.DRUNet(pretrained=None).state_dict()
     monkeypatch.setattr("deepinv.models.drunet.load_state_dict_from_url", lambda *args, **kwargs: weights)
     prior = load_download("deepinv/drunet", image_shape=(3, 16, 16), steps=2)
-    with pytest.raises(ValueError, match=r"knows noise up to 0.196 .*invflow.PlugAndPlay\(prior"):
+    with pytest.raises(ValueError, match=r"trained for noise up to 0.196 .*invflow.PlugAndPlay\(prior"):
         prior.generate(1)
     x = torch.zeros(1, 3, 16, 16)
     assert prior.velocity(x, 0.75).isfinite().all()

@@ -372,7 +372,7 @@ def test_given_masks_are_drawn_with_replacement():
     (lambda: MaskInpainting(torch.ones(8, 8), image_shape=(1, 8, 9)), r"\(8, 8\).*\(1, 8, 9\)"),
     (lambda: MaskInpainting(torch.zeros(8, 8)), "observes nothing"),
     (lambda: BoxInpainting((1, 8, 8), box=(9, 3)), r"\(9, 3\).*\(1, 8, 8\)"),
-    (lambda: RandomInpainting((1, 8, 8), keep=0.0), "keep is 0.0"),
+    (lambda: RandomInpainting((1, 8, 8), keep=0.0), "keep=0.0"),
     (lambda: Blur(torch.ones(9, 3), (1, 8, 8)), r"\(9, 3\) pixels"),
     (lambda: Blur(torch.ones(2, 3, 3), (3, 8, 8)), r"\(2, 3, 3\).*\(3, 8, 8\)"),
     (lambda: Blur(torch.ones(3, 3), (1, 8, 8), padding="valid"), "'circular'"),

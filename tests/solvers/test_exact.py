@@ -342,7 +342,7 @@ class Flat(ExactPosterior):
 @pytest.mark.parametrize(("make", "words"), [
     (Tempered, "posterior mean: off by"), (Wide, "posterior (mean|variance): off by"),
     (Unnormalised, "evidence over the exact one: off by"), (Blind, "is y used"),
-    (Entangled, "Observations share something"), (Writing, "wrote into the measurement"),
+    (Entangled, "Observations must not share"), (Writing, "modified the measurement"),
     (Unseeded, "same seed gave other"), (Global, "global random state"),
     (Chunked, "Draw the random numbers"), (Flat, "samples have shape"),
 ], ids=lambda value: value.__name__ if isinstance(value, type) else None)

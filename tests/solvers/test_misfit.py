@@ -162,6 +162,6 @@ def test_noise_levels_that_were_not_trained_for_are_told_once() -> None:
             with warnings.catch_warnings(record=True) as found:
                 warnings.simplefilter("always")  # in three chunks of observations
                 vfm.sample(GaussianLikelihood(likelihood.operator, y, levels), 2, generator=seeded())
-            beyond = [str(w.message) for w in found if "beyond the noise" in str(w.message)]
+            beyond = [str(w.message) for w in found if "outside the noise" in str(w.message)]
             assert len(beyond) == (0 if low <= sigma <= high else 1)
             assert all(f"{low:.4g} to {high:.4g}" in words for words in beyond)

@@ -159,15 +159,15 @@ class OtherSize(Echo):
 OPERATORS = [
     (WrongAdjoint, r"<A x, y> = .* but <x, A' y> = .*not the transposed of forward: leave it out"),
     (TwiceTheAdjoint, r"not the transposed of forward but 2 times it: a factor is missing"),
-    (Affine, r"affine: a black image measures 1\.00e-01"),
-    (Clipped, "says that it is linear: look for clipping"),
+    (Affine, r"affine: a black image gives 1\.00e-01"),
+    (Clipped, "declares that it is linear: look for clipping"),
     (ScaledByTheBatch, r"row \d by itself.*relative difference.*over the batch axis"),
     (SeedsTorch, "global random state, torch's"),
     (DrawsFromNumpy, "global random state, numpy's"),
     (DrawsFromPython, "global random state, Python's"),
     (OneSeedForAll, "same parameters for two generator seeds"),
-    (CountsItsDraws, r"\['draws'\] changed in randomize.*never changes in use"),
-    (RemembersItsUses, r"before and after randomize.*relative difference.*never changes in use"),
+    (CountsItsDraws, r"\['draws'\] changed in randomize.*must not change in use"),
+    (RemembersItsUses, r"before and after randomize.*relative difference.*must not change in use"),
     (Tiled, r"repeat_interleave, a a b b, not a b a b \(repeat\)"),
     (ThroughNumpy, r"leaves torch for NumPy, where no gradient can follow.*make its matrix once"),
     (WithoutGradient, "forward carries no gradient in x.*differentiate"),
@@ -258,12 +258,12 @@ class TimesInThousands(TwoTone):
 
 
 FLOW_MAPS = [
-    (DataAtZero, r"score at t = 0.5 averages .* expected 0\. .*does its time run the other way"),
+    (DataAtZero, r"score at t = 0.5 averages .* expected 0\. .*Is its time reversed"),
     (Backwards, "against velocity.*relative difference.*direction of time"),
     (BrokenSemigroup, r"two jumps .* against one.*semigroup"),
     (EncodesNothing, r"encode\(decode\(x\)\) against x.*encode must invert decode"),
     (DenoisesImages, r"denoise\(x, t\) against .*a denoiser of images"),
-    (NormalisesTheBatch, "a batch against its rows alone.*mixes the rows"),
+    (NormalisesTheBatch, "a batch against its single rows.*Rows of a batch are not independent"),
     (DividesByZero, "not finite: a formula that divides by t or 1 - t"),
     (OwnNoise, "TwoTone.noise|OwnNoise.noise changed the global random state"),
     (TimesInThousands, r"against velocity|in other units"),
@@ -358,15 +358,15 @@ def reward(kind: type[Reward]) -> Reward:
 
 
 REWARDS = [
-    (Averaged, "averaged over the 64 observed entries, a mean in place of a sum"),
-    (Unnormalised, r"comes to .* where a density integrates to one.*not normalised"),
+    (Averaged, "averaged over the 64 observed entries, a mean instead of a sum"),
+    (Unnormalised, r"sums to .* but a density integrates to one.*not normalised"),
     (NoHalf, r"simulate does not draw from the density.*the score is about (1\.9|2\.0)\d* times a log density"),
     (SimulatesOtherNoise,
      r"entries of a measurement, (bright|dark) ones.*simulate does not draw from the density.*standard deviation"),
     (SimulatesAnOffset, r"simulate does not draw from the density that the score states.*look for an offset"),
     (MixesObservations, "scores of observation 0 before and after the images of the other.*mixes observations"),
     (MixesParticles, "particle 1 alone.*must not depend on the other images"),
-    (SelectsNothing, r"select\(.*keeps the order of its index"),
+    (SelectsNothing, r"select\(.*must keep the order of its index"),
     (SimulatesAlike, "simulate gave the same draws for two generator seeds"),
     (HalfAGradient, "finite differences.*relative difference 5"),
     (Dropout, "same images again.*deterministic"),
@@ -477,16 +477,16 @@ class PriorOnly(Importance):
 
 SOLVERS = [
     (SeedsTheWorld, "SeedsTheWorld.sample changed the global random state, torch's"),
-    (DrawsFromTheWorld, "same seed gave other samples, by .* source of randomness is not the generator"),
+    (DrawsFromTheWorld, "same seed gave other samples, by .* draw all random numbers from the generator"),
     (ParticlesFirst, r"samples have shape \(500, 3, 2\), expected \(B, N, \*image_shape\) = \(3, 500, 2\)"),
     (WeightsThatDoNotSumToOne, "weights .* of an observation sum to 500, expected 1"),
     (DrawsInChunks, "samples with chunk_size 166 against the default.*all .B, N. at once"),
     (WeighsAcrossObservations, "weights of observation 0 before and after.*across observations"),
     (StartsWhereItStopped, "the solver keeps state between calls"),
     (FreeOfCharge, r"nfe states 0 forward, 0 backward, but [1-9]\d* forward"),
-    (WritesTheMeasurement, "wrote into the measurement likelihood.y: work on a copy"),
+    (WritesTheMeasurement, "modified the measurement likelihood.y: work on a copy"),
     (Tempered, r"posterior mean: off by .* standard errors.*normalisation of the likelihood"),
-    (PriorOnly, "posterior mean of an observation stayed as it was when its measurement changed: is y used"),
+    (PriorOnly, "posterior mean of an observation did not change with its measurement: is y used"),
 ]
 
 
@@ -553,11 +553,11 @@ PROBLEMS = [
     ("global-truths", lambda: problem(sampler=lambda n, g: torch.rand(n, *SHAPE)), "global random state|other draws"),
     ("bytes", lambda: problem(sampler=lambda n, g: 255 * waves(n, g)), r"images in \[.*not in \[0, 1\]"),
     ("one-set", lambda: problem(OneSetForAll, random=True), "random, but 1 parameter sets for 20 observations"),
-    ("turns-operator", lambda: problem(TurnsItsOperator), "never changes in use|other draws"),
+    ("turns-operator", lambda: problem(TurnsItsOperator), "must not change in use|other draws"),
     ("narrow", lambda: toy(exact=lambda: NarrowPosterior(invflow.GaussianMixtureFlow(torch.zeros(1, 2), std=1.0))),
-     r"intervals .* hold the truth in 0\.\d+ of cases: it is not the posterior"),
+     r"intervals .* contain the truth in 0\.\d+ of cases: it is not the posterior"),
     ("same-images", lambda: problem(sampler=None, images=lambda split: stills("test")),
-     "6 validation images are test images too"),
+     "6 validation images are also test images"),
 ]
 
 

@@ -62,7 +62,7 @@ WRONG: dict[str, tuple[Callable[[], invflow.FlowMap], str]] = {
     "time reversed, stated so": (lambda: prior_of(lambda x, t: exact.velocity(x, t), convention="data-at-0"),
                                  "convention='data-at-1'"),
     "sign": (lambda: prior_of(lambda x, t: -exact.velocity(x, t)), "sign reversed"),
-    "clock reversed": (lambda: prior_of(lambda x, t: exact.velocity(x, 1 - t)), "clock alone reversed"),
+    "clock reversed": (lambda: prior_of(lambda x, t: exact.velocity(x, 1 - t)), "only the time argument reversed"),
     "clock in thousands": (lambda: prior_of(lambda x, t: exact.velocity(x, (t / 1000).clamp(0, 1))), "1000 \\* t"),
     "clock not in thousands": (lambda: prior_of(lambda x, t: exact.velocity(x, (1000 * t).clamp(0, 1))), "t / 1000"),
     "cosine path": (lambda: prior_of(on_cosine), "path='cosine'"),

@@ -79,7 +79,7 @@ def test_a_folder_of_other_code_is_refused(tmp_path: Path, monkeypatch: pytest.M
     before = (tmp_path / CHECKPOINT).read_bytes()
     with monkeypatch.context() as changed:
         changed.setattr("invflow.training.loop.code_digest", lambda *_: "another")
-        with pytest.raises(ValueError, match=r"other code of invflow.*the version that began it"):
+        with pytest.raises(ValueError, match=r"other code of invflow.*the version that started it"):
             train(tmp_path, Fit())
     assert (tmp_path / CHECKPOINT).read_bytes() == before
     assert train(tmp_path, Fit())
@@ -90,13 +90,13 @@ def test_what_cannot_be_identified_trains_but_is_not_resumed(tmp_path: Path) -> 
         return torch.rand(n, 3, generator=generator)
 
     train(tmp_path, Fit(), data=sampler, stop_at=3)
-    with pytest.raises(ValueError, match="cannot be known"):
+    with pytest.raises(ValueError, match="cannot determine whether"):
         train(tmp_path, Fit(), data=sampler)
 
 
 @pytest.mark.parametrize("step", [3, 6])
 def test_a_gradient_that_is_not_a_number_ends_training_and_spares_the_checkpoint(tmp_path: Path, step: int) -> None:
-    with pytest.raises(FloatingPointError, match=rf"not finite at step {step}.*is of step {step - 1}"):
+    with pytest.raises(FloatingPointError, match=rf"not finite at step {step}.*holds step {step - 1}"):
         train(tmp_path, Fit(break_at=step))
     assert step_of(tmp_path / CHECKPOINT) == step - 1
     objective = Fit()
@@ -118,7 +118,7 @@ def test_the_checkpoint_before_is_kept_and_taken_where_the_last_is_missing(tmp_p
 def test_a_damaged_checkpoint_names_the_one_before(tmp_path: Path) -> None:
     train(tmp_path, Fit(), stop_at=4)
     (tmp_path / CHECKPOINT).write_bytes(b"x" * 100)
-    with pytest.raises(ValueError, match=f"damaged.*the one before it is .*{PREVIOUS}"):
+    with pytest.raises(ValueError, match=f"damaged.*the previous one is .*{PREVIOUS}"):
         train(tmp_path, Fit())
 
 

@@ -193,7 +193,7 @@ def test_a_new_group_is_covered_as_often_as_asked():
 
 
 def test_few_crops_tell_nothing():
-    with pytest.raises(ValueError, match=r"9 crops cannot tell .*at least 10"):
+    with pytest.raises(ValueError, match=r"9 crops are too few .*at least 10"):
         spread_factor(torch.rand(9, 50))
     spread_factor(torch.rand(10, 50))
 

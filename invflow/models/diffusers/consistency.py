@@ -1,4 +1,4 @@
-"""Schedulers of models that jump to data: what the model's prediction is, and where several steps renoise."""
+"""Schedulers of models that jump to data: meaning of the prediction, and times of renoising."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from invflow.models.paths import Jumps, Predict, VariancePreservingPath, edm_pat
 
 __all__ = ["consistency_path", "jumps_to_data"]
 
-#: schedulers that renoise what their model jumps to
+#: schedulers that add noise back after each jump to the data
 JUMPING = ("LCMScheduler", "TCDScheduler", "CMStochasticIterativeScheduler", "SCMScheduler", "FlowMatchLCMScheduler")
 
 
 def kind_of(thing: Any, names: tuple[str, ...] | set[str] | dict[str, Any]) -> str | None:
-    """The first of a thing's classes that is among the names; no class of diffusers need be imported for it."""
+    """The first class of an object that is among the names, found without importing diffusers."""
     return next((c.__name__ for c in type(thing).__mro__ if c.__name__ in names), None)
 
 
 def jumps_to_data(scheduler: Any) -> bool:
-    """Whether a scheduler belongs to a model that jumps to data, whose prediction is no velocity."""
+    """Whether a scheduler belongs to a model that jumps to data, whose prediction is not a velocity."""
     return kind_of(scheduler, JUMPING) is not None
 
 
 def consistency_path(model: nn.Module, scheduler: Any, scale: float, shift: float, tokens: int) -> tuple[Jumps, Times]:
-    """What a model jumps to, and the times at which its scheduler renoises.
+    """Read the jump of a model, and the times at which its scheduler renoises.
 
     Args:
-        model: that the scheduler belongs to.
-        scheduler: one of :data:`JUMPING`.
-        scale: of flow matching, the model's timestep at pure noise.
-        shift: of flow matching.
-        tokens: patches of one state.
+        model: Model that the scheduler belongs to.
+        scheduler: One of :data:`JUMPING`.
+        scale: For flow matching: the model's timestep at pure noise.
+        shift: Shift of a flow-matching grid.
+        tokens: Number of patches of one state.
 
     Raises:
-        ValueError: for a scheduler that changes the size of its states.
+        ValueError: If the scheduler changes the size of its states.
     """
     kind, config = kind_of(scheduler, JUMPING), scheduler.config
     if kind in ("LCMScheduler", "TCDScheduler"):
@@ -54,17 +54,17 @@ def consistency_path(model: nn.Module, scheduler: Any, scale: float, shift: floa
     if kind == "SCMScheduler":
         times = _Schedule(scheduler, lambda own: own.timesteps[:-1].cos() / (
             own.timesteps[:-1].cos() + own.timesteps[:-1].sin()), intermediate_timesteps=None)
-        # Sana's transformer is one of flow matching still: what its pipeline makes of it is x - sigma prediction
+        # Sana's transformer still predicts a flow-matching velocity: its pipeline computes x - sigma prediction
         return (FlowMatchingPath(1.0, 1.0) if kind_of(model, ("SanaTransformer2DModel",)) else _Trigonometric()), times
     if getattr(config, "scale_factors", None):
-        raise ValueError("FlowMatchLCMScheduler has scale_factors, states that grow from step to step: a flow map's "
-                         "keep one shape; pass a scheduler without them")
+        raise ValueError("FlowMatchLCMScheduler has scale_factors: its states grow from step to step. A flow map's "
+                         "states keep one shape: pass a scheduler without them")
     return FlowMatchingPath(scale, shift), _Schedule(scheduler, lambda own: 1 - own.sigmas[:-1], sigmas=True,
                                                      mu=scheduled_mu(config, tokens))
 
 
 class _Schedule:
-    """The times of a scheduler's own steps, the first made 0; of a copy, for schedulers remember their steps."""
+    """Times of a scheduler's own steps, the first set to 0; uses a copy, because schedulers store their steps."""
 
     def __init__(self, scheduler: Any, read: Any, *, sigmas: bool = False, mu: float | None = None,
                  **settings: Any) -> None:
@@ -83,7 +83,7 @@ class _Schedule:
 
 
 class _Boundary:
-    """What keeps a latent consistency model the identity at its first step."""
+    """Boundary coefficients that make a latent consistency model the identity at its first step."""
 
     def __init__(self, scaling: float, spread: float = 0.5) -> None:
         self.scaling, self.spread = scaling, spread
@@ -101,7 +101,7 @@ class _Preconditioned:
         self.sigma_min, self.sigma_data, self.path = sigma_min, sigma_data, edm_path(sigma_min, sigma_max)
 
     def estimate(self, predict: Predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Where f jumps to, and the noise that this leaves."""
+        """End of the jump of f, and the noise implied by it."""
         def jump(y: Tensor, sigma: Tensor) -> Tensor:
             level = with_axes(sigma.reshape(-1), y.ndim)
             spread = (level.square() + self.sigma_data**2).sqrt()
@@ -119,7 +119,7 @@ class _Trigonometric:
         self.path = trigonometric_path()
 
     def estimate(self, predict: Predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Where f jumps to, and the noise that this leaves."""
+        """End of the jump of f, and the noise implied by it."""
         def jump(y: Tensor, time: Tensor) -> Tensor:
             angle = with_axes(time.reshape(-1), y.ndim)
             return angle.cos() * y - angle.sin() * predict(y, time)

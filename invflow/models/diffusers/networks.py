@@ -1,4 +1,4 @@
-"""Pieces of :func:`invflow.from_diffusers`: conditions, one call of a model, autoencoders, pipelines."""
+"""Parts of :func:`invflow.from_diffusers`: conditions, one call of a model, autoencoders, pipelines."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from invflow._core.networks import Condition
 
 __all__ = ["Codec", "Condition", "Network", "load_pipeline", "split_pipeline"]
 
-PACKED = "img_ids"  # an argument of the models that take their latents as a sequence of 2 x 2 patches
-SECONDS = ("r_timestep", "timestep_r")  # how models of average velocities call the time that a jump ends at
+PACKED = "img_ids"  # argument of models that take latents as a sequence of 2 x 2 patches
+SECONDS = ("r_timestep", "timestep_r")  # names of the end time of a jump in average-velocity models
 
 
 class Network(nn.Module):
-    """A model of diffusers as a function of states and timesteps, with everything else held fixed.
+    """A model of diffusers as a function of states and timesteps, with all other arguments fixed.
 
     Args:
-        model: called by its argument names, the first of which is the state.
-        condition: its other arguments.
-        unconditional: those of classifier-free guidance; None for none.
+        model: Called with keyword arguments, the first of which is the state.
+        condition: Its other arguments.
+        unconditional: Arguments for the unconditional call of classifier-free guidance; None for no guidance.
         guidance_scale: w in v_unconditional + w (v_condition - v_unconditional).
 
-    The model is put into evaluation mode, and asks for no gradients of its weights, whenever it is called.
+    Every call puts the model into evaluation mode and disables gradients of its weights.
 
     Raises:
-        TypeError: if the model does not take timesteps, or an argument of that name.
+        TypeError: If the model does not take timesteps, or an argument of a given name.
     """
 
     def __init__(self, model: nn.Module, condition: Mapping[str, Any], unconditional: Mapping[str, Any] | None,
@@ -43,8 +43,8 @@ class Network(nn.Module):
         names = list(parameters)
         anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         if not names or "timestep" not in names:
-            raise TypeError(f"{type(model).__name__}.forward takes {names}, no 'timestep': it is no model of diffusers "
-                            "that from_diffusers knows; wrap its velocity with invflow.from_velocity")
+            raise TypeError(f"{type(model).__name__}.forward takes {names}, no 'timestep': from_diffusers cannot wrap "
+                            "this model: wrap its velocity with invflow.from_velocity")
         self.packed = PACKED in names
         axes = getattr(getattr(model, "config", None), "axes_dims_rope", None)
         self.axes = 3 if axes is None else len(axes)
@@ -52,18 +52,18 @@ class Network(nn.Module):
             raise TypeError(f"{type(model).__name__} takes img_ids of {self.axes} axes, a layout that from_diffusers "
                             "does not know (Flux has 3, Flux.2 has 4): wrap its velocity with invflow.from_velocity")
         second = next((name for name in SECONDS if name in names), None)
-        #: the argument for the time that a jump ends at, of a model of average velocities
+        #: argument for the end time of a jump, in an average-velocity model
         self.second = second if getattr(getattr(model, "config", None), "use_meanflow", True) else None
         made = {names[0], "timestep", "return_dict"} | ({"img_ids", "txt_ids"} if self.packed else set())
         made |= {second} if second else set()
         for name in {**condition, **(unconditional or {})}:
             if name in made:
-                raise TypeError(f"{name} is made here: leave it out")
+                raise TypeError(f"{name} is set by from_diffusers: leave it out")
             if name not in names and not anything:
                 free = [n for n in names if n not in made]
                 raise TypeError(f"{type(model).__name__} takes no argument {name!r}: its conditions are {free}")
         if (unconditional is None) != (guidance_scale is None):
-            raise ValueError("classifier-free guidance takes both guidance_scale and unconditional={...}, the "
+            raise ValueError("classifier-free guidance needs both guidance_scale and unconditional={...}, the "
                              "arguments without the condition, such as encoder_hidden_states of an empty text")
         self.model, self.first, self.guidance_scale = model, names[0], guidance_scale
         self.returns_dict = "return_dict" in names or anything
@@ -79,16 +79,16 @@ class Network(nn.Module):
 
     @property
     def calls(self) -> int:
-        """Rows through the model for one row of states."""
+        """Number of model calls for one row of states."""
         return 1 if self.unconditional is None else 2
 
     def train(self, mode: bool = True) -> Network:
-        """Evaluation mode, whatever the mode."""
+        """Stay in evaluation mode for either ``mode``."""
         super().train(False)
         return self
 
     def forward(self, x: Tensor, timestep: Tensor, then: Tensor | None = None) -> Tensor:
-        """The prediction: states ``(n, *shape)`` and timesteps ``(n,)`` to ``(n, *shape)``, in the type of x."""
+        """The prediction: states ``(n, *shape)`` and timesteps ``(n,)`` to ``(n, *shape)``, in the dtype of x."""
         if self.model.training:
             self.model.eval()
         out = self._predict(x, timestep, then, self.condition)
@@ -108,7 +108,7 @@ class Network(nn.Module):
             ids = torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1)
             text = arguments.get("encoder_hidden_states")
             words = state.new_zeros(0 if text is None else text.shape[1], self.axes)
-            if self.axes == 4:  # Flux.2: words are numbered along the fourth
+            if self.axes == 4:  # Flux.2: words are numbered along the fourth axis
                 ids = torch.cat([ids, torch.zeros_like(grid[:, :1])], dim=1)
                 words[:, 3] = torch.arange(len(words)).to(state)
             arguments |= {"img_ids": ids, "txt_ids": words}
@@ -120,7 +120,7 @@ class Network(nn.Module):
         arguments |= {self.first: state, **times}
         if forward_ad.unpack_dual(state).tangent is None:
             out = self.model(**arguments)
-        else:  # the fused kernels of attention have no forward-mode derivative
+        else:  # fused attention kernels have no forward-mode derivative
             with sdpa_kernel(SDPBackend.MATH):
                 out = self.model(**arguments)
         out = out[0] if isinstance(out, (tuple, list)) else getattr(out, "sample", out)
@@ -129,7 +129,7 @@ class Network(nn.Module):
         elif out.shape[1] == 2 * x.shape[1] and out.shape[2:] == x.shape[2:]:
             out = out[:, :x.shape[1]]  # the other half is a learned variance
         if out.shape != x.shape:
-            raise ValueError(f"{type(self.model).__name__} made {tuple(out.shape)} of states {tuple(x.shape)}: "
+            raise ValueError(f"{type(self.model).__name__} returned {tuple(out.shape)} for {tuple(x.shape)}: "
                              "from_diffusers takes models that keep the shape (or add a learned variance)")
         result: Tensor = out.to(x.dtype)
         return result
@@ -139,8 +139,8 @@ class Codec(nn.Module):
     """An autoencoder of diffusers between codes of unit scale and images in [0, 1].
 
     Args:
-        vae: its ``config`` may have ``scaling_factor`` and ``shift_factor``, or ``latents_mean`` and ``latents_std``:
-            code = (mean of the posterior - shift) * scaling.
+        vae: Autoencoder. Its ``config`` may have ``scaling_factor`` and ``shift_factor``, or ``latents_mean`` and
+            ``latents_std``: code = (mean of the posterior - shift) * scaling.
     """
 
     def __init__(self, vae: nn.Module) -> None:
@@ -165,17 +165,17 @@ class Codec(nn.Module):
                              False)
 
     def train(self, mode: bool = True) -> Codec:
-        """Evaluation mode, whatever the mode."""
+        """Stay in evaluation mode for either ``mode``."""
         super().train(False)
         return self
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating-point type of the autoencoder."""
+        """Dtype of the autoencoder."""
         return next((p.dtype for p in self.vae.parameters()), torch.get_default_dtype())
 
     def decode(self, state: Tensor) -> Tensor:
-        """Image in [0, 1] of a code, differentiable."""
+        """Decode a code to an image in [0, 1]; differentiable."""
         if self.vae.training:
             self.vae.eval()
         code: Any = pixel_unshuffle(state, 2) if self.patched else state
@@ -200,10 +200,10 @@ class Codec(nn.Module):
 
 
 def load_pipeline(name: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Any:
-    """A pipeline of diffusers, from a folder or a Hub repository; safetensors only, no code of the repository.
+    """Load a diffusers pipeline from a folder or a Hub repository; safetensors only, without running its code.
 
     Raises:
-        ImportError: without diffusers.
+        ImportError: If diffusers is not installed.
     """
     try:
         from diffusers import DiffusionPipeline  # type: ignore[attr-defined]

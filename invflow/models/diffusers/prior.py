@@ -1,4 +1,4 @@
-"""Flow maps made of models of the diffusers library: their velocity in this library's time, on their own grid."""
+"""Flow maps from models of the diffusers library: velocity in this library's time, on the model's own grid."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from invflow.models.latent import LatentFlowMap
 
 __all__ = ["DiffusersConsistency", "DiffusersFlow", "DiffusersMap", "from_diffusers"]
 
-#: flow-matching models whose clock is known: timesteps at pure noise; None: the scheduler's number of training steps
+#: timesteps at pure noise of known flow-matching models; None: the scheduler's number of training steps
 CLOCKS: dict[str, float | None] = {
     "SD3Transformer2DModel": None, "DiTTransformer2DModel": None, "UNet2DModel": None, "UNet2DConditionModel": None,
     "HunyuanImageTransformer2DModel": None, "AnyFlowTransformer3DModel": None, "CogView4Transformer2DModel": None,
     "SanaTransformer2DModel": None, "FluxTransformer2DModel": 1.0, "Flux2Transformer2DModel": 1.0,
     "AuraFlowTransformer2DModel": 1.0, "Lumina2Transformer2DModel": 1.0,
 }
-#: those whose pipeline multiplies the timestep by what their configuration says
+#: models whose pipeline multiplies the timestep by a factor from their configuration
 SCALED = {"SanaTransformer2DModel"}
-#: those whose clock runs from 0 at the noise to 1 at the data
+#: models whose timestep runs from 0 at the noise to 1 at the data
 REVERSED = {"Lumina2Transformer2DModel"}
 
 
 def full_precision(dtype: torch.dtype) -> torch.dtype:
-    """The type of states: float32 for half-precision models, whose states need more digits than their weights."""
+    """Dtype of states: float32 for half-precision models, whose states need more digits than their weights."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 class DiffusersFlow(PathFlow):
-    """A flow map whose jump solves the ODE of a model of diffusers; made by :func:`from_diffusers`."""
+    """A flow map whose jump solves the ODE of a diffusers model; built by :func:`from_diffusers`."""
 
     network: Network
 
     @property
     def dtype(self) -> torch.dtype:
-        """The model's type, float32 for half-precision models."""
+        """The model's dtype, float32 for half-precision models."""
         return full_precision(super().dtype)
 
     def predict(self, x: Tensor, time: Tensor) -> Tensor:
@@ -54,12 +54,12 @@ class DiffusersFlow(PathFlow):
 
 
 class DiffusersMap(DecodedFlow):
-    """A flow map that jumps by the average velocity of a model of diffusers; made by :func:`from_diffusers`.
+    """A flow map that jumps with the average velocity of a diffusers model; built by :func:`from_diffusers`.
 
     Args:
-        network: the model with its conditions.
-        scale: the model's timestep at pure noise.
-        state_shape: shape of one state.
+        network: The model with its conditions.
+        scale: The model's timestep at pure noise.
+        state_shape: Shape of one state.
         decode: (scale, shift) of the decoding.
     """
 
@@ -70,17 +70,17 @@ class DiffusersMap(DecodedFlow):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The model's type, float32 for half-precision models."""
+        """The model's dtype, float32 for half-precision models."""
         return full_precision(super().dtype)
 
     def average_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Average velocity on the way from s to t: ``(n, *state_shape)`` to the same."""
+        """Average velocity from s to t: ``(n, *state_shape)`` to the same."""
         start, end = expand_time(s, x).flatten(), expand_time(t, x).flatten()
         out = -self.network(x, self.scale * (1 - start), self.scale * (1 - end))
         return self.record_output(out, self.network.calls * x.shape[0])
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """Velocity b_t(x), the average over no time."""
+        """Velocity b_t(x), the average velocity at s = t."""
         return self.average_velocity(x, t, t)
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
@@ -89,13 +89,13 @@ class DiffusersMap(DecodedFlow):
 
 
 class DiffusersConsistency(ConsistencyFlow):
-    """A map to data only, of a model of diffusers; made by :func:`from_diffusers`."""
+    """A map to data only, from a diffusers model; built by :func:`from_diffusers`."""
 
     network: Network
 
     @property
     def dtype(self) -> torch.dtype:
-        """The model's type, float32 for half-precision models."""
+        """The model's dtype, float32 for half-precision models."""
         return full_precision(super().dtype)
 
     def predict(self, x: Tensor, time: Tensor) -> Tensor:
@@ -108,63 +108,63 @@ def from_diffusers(model: Any, scheduler: Any = None, vae: Any = None, *, steps:
                    method: str = "midpoint", shift: float | None = None, timestep_scale: float | None = None,
                    guidance_scale: float | None = None, unconditional: Mapping[str, Any] | None = None,
                    **condition: Any) -> FlowMap:
-    r"""Make a flow map of a model of the diffusers library, with its scheduler and its autoencoder.
+    r"""Build a flow map from a model of the diffusers library, with its scheduler and its autoencoder.
 
-    **Flow matching** (FlowMatchEulerDiscreteScheduler and its kin; SD3, Flux, or a U-Net trained so). There sigma runs
-    from 1 at the noise to 0 at the data and the model predicts noise - data: here t = 1 - sigma and b = -prediction.
+    **Flow matching** (FlowMatchEulerDiscreteScheduler and similar; SD3, Flux, or a U-Net trained this way). Here sigma
+    runs from 1 at the noise to 0 at the data and the model predicts noise - data, so t = 1 - sigma and b = -prediction.
     The scheduler's shift only moves the steps of the ODE: sigma = shift u / (1 + (shift - 1) u), u from 1 to 0.
-    ``method="euler"`` takes Euler's steps at the sigmas ``linspace(1, 0, steps + 1)`` before the shift. Those are the
-    scheduler's own only for one that is set to them, ``set_timesteps(sigmas=linspace(1, 1/steps, steps))``: by itself a
-    scheduler ends at a sigma of its own, and its images differ from these.
+    ``method="euler"`` takes Euler steps at the sigmas ``linspace(1, 0, steps + 1)`` before the shift. These equal the
+    scheduler's own steps only after ``set_timesteps(sigmas=linspace(1, 1/steps, steps))``. By default, a
+    scheduler ends at a different sigma, and its images differ from these.
 
     **Diffusion** (any scheduler with ``alphas_cumprod``: DDPM, DDIM; predicting epsilon, v or the sample). The state
     alpha_k m + sigma_k z of step k is (alpha_k + sigma_k) x_t at t = alpha_k / (alpha_k + sigma_k), exactly: time and
     scale change, the law does not. ``method="euler"`` is deterministic DDIM. Clipping and thresholding, which some
-    schedulers do, belong to no flow and are left out.
+    schedulers apply, are not part of a flow and are omitted.
 
     **Flow maps** (FlowMapEulerDiscreteScheduler: AnyFlow; models with ``use_meanflow``: HunyuanImage): the model takes
-    the time that a jump ends at, and one call is one jump. It needs no ``steps``.
+    the end time of a jump, and one call is one jump. ``steps`` is not needed.
 
     **Models that jump to data** (LCMScheduler, TCDScheduler, CMStochasticIterativeScheduler, SCMScheduler,
-    FlowMatchLCMScheduler): what they predict is where a jump ends, no mean, so that there is no velocity and no score.
-    They need no ``steps`` either; ``generate(n, steps=4)`` renoises at the scheduler's own times. NoiseSMC, NoiseRTO
-    and BestOfN take them, and others say that they cannot; see :func:`~invflow.from_consistency`. Clipping is left out
-    here too, and of TCD's ways to go on from a step the one with fresh noise alone is taken (its gamma 1).
+    FlowMatchLCMScheduler): these predict the end of a jump, not a mean, so the map has no velocity and no score.
+    ``steps`` is not needed either; ``generate(n, steps=4)`` renoises at the scheduler's own times. NoiseSMC, NoiseRTO
+    and BestOfN accept these maps, other solvers raise an error; see :func:`~invflow.from_consistency`. Clipping is
+    omitted here too, and of TCD's options to continue after a step only fresh noise is supported (its gamma 1).
 
-    **Latent models**: with a ``vae`` the flow is of its codes, rewards see decoded images, and the result is a
-    :class:`~invflow.LatentFlowMap`: code = (posterior mean - shift_factor) * scaling_factor, and back.
+    **Latent models**: with a ``vae``, the flow is one of codes, rewards are evaluated on decoded images, and the result
+    is a :class:`~invflow.LatentFlowMap`: code = (posterior mean - shift_factor) * scaling_factor, and back.
 
-    The model and the autoencoder are used as they are, no copies: they are put into evaluation mode and their weights
-    stop asking for gradients. Texts are not encoded here: pass what the pipeline's ``encode_prompt`` returns.
+    The model and the autoencoder are used directly, not copied: they are put into evaluation mode and gradients of
+    their weights are disabled. Texts are not encoded here: pass the output of the pipeline's ``encode_prompt``.
 
     Args:
-        model: a transformer or U-Net; or a pipeline, whose parts are taken; or a folder or Hub repository of one.
-        scheduler: the scheduler; None takes the pipeline's.
-        vae: the autoencoder, such as AutoencoderKL; None takes the pipeline's, if it has one.
-        steps: steps of one jump, whatever its length; each costs 1 (Euler), 2 (midpoint, Heun), 4 (rk4) or 6 (dopri5)
-            velocities. None for models that jump in one call.
-        state_shape: (C, H, W) of a state, or the four numbers of a video model's. Default: from ``image_shape``
+        model: A transformer or U-Net; or a pipeline, whose parts are used; or a folder or Hub repository of a pipeline.
+        scheduler: The scheduler; None uses the pipeline's.
+        vae: The autoencoder, such as AutoencoderKL; None uses the pipeline's, if it has one.
+        steps: Number of steps of one jump of any length; each costs 1 (Euler), 2 (midpoint, Heun), 4 (rk4) or 6
+            (dopri5) velocities. None for models that jump in one call.
+        state_shape: (C, H, W) of a state, or the four numbers for a video model. Default: from ``image_shape``
             through the autoencoder, else from the model's ``config.in_channels`` and ``config.sample_size``.
-        image_shape: (C, H, W) of an image; default what ``state_shape`` gives.
+        image_shape: (C, H, W) of an image; default: from ``state_shape``.
         method: ``"euler"``, ``"midpoint"``, ``"heun"``, ``"rk4"`` or ``"dopri5"``.
-        shift: of a flow-matching grid; None takes the scheduler's (by the size of the state where that is dynamic).
-        timestep_scale: the model's timestep at pure noise, for flow-matching models of classes not known here: 1000
-            for most, 1 where sigma itself is passed. Sana's is read from its configuration.
-        guidance_scale: w of classifier-free guidance, v_0 + w (v - v_0), at two calls for each velocity. The guided
-            field is no velocity of a path between noise and any data: solvers tilt the law that it makes, and
-            weights that assume the score of a path are approximate.
-        unconditional: arguments that replace the condition in v_0, such as ``{"class_labels": 1000}``.
-        **condition: the model's other arguments, held fixed: tensors of one row, (1, ...), or numbers:
+        shift: Shift of a flow-matching grid; None uses the scheduler's (which may depend on the size of the state).
+        timestep_scale: The model's timestep at pure noise, for flow-matching models of unknown classes: 1000
+            for most, 1 if sigma itself is passed. Sana's is read from its configuration.
+        guidance_scale: w of classifier-free guidance, v_0 + w (v - v_0), with two calls for each velocity. The guided
+            field is not the velocity of a path between noise and any data: solvers tilt the distribution that it
+            generates, and weights that assume the score of a path are approximate.
+        unconditional: Arguments that replace the condition in v_0, such as ``{"class_labels": 1000}``.
+        **condition: Other arguments of the model, held fixed: tensors of one row, (1, ...), or numbers:
             ``class_labels=3``, ``encoder_hidden_states=...``, ``pooled_projections=...``.
 
     Returns:
-        A :class:`~invflow.FlowMap` where the model is; states are float32 for half-precision models.
+        A :class:`~invflow.FlowMap` on the model's device; states are float32 for half-precision models.
 
     Raises:
-        TypeError: for arguments that the model does not take.
-        ValueError: for a scheduler of another kind, an unknown clock, conditions of several rows, or shapes that
-            cannot be told or do not fit.
-        ImportError: if a pipeline is to be loaded and diffusers is not installed.
+        TypeError: For arguments that the model does not take.
+        ValueError: For an unsupported scheduler, unknown timesteps, conditions of several rows, or shapes that
+            are unknown or inconsistent.
+        ImportError: If a pipeline is to be loaded and diffusers is not installed.
 
     Example:
         >>> import torch, invflow
@@ -182,7 +182,7 @@ def from_diffusers(model: Any, scheduler: Any = None, vae: Any = None, *, steps:
         model, own_scheduler, own_vae = split_pipeline(model)
         scheduler, vae = scheduler or own_scheduler, own_vae if vae is None else vae
     if scheduler is None:
-        raise ValueError(f"{type(model).__name__} does not say what its timesteps mean: pass its scheduler, "
+        raise ValueError(f"{type(model).__name__} does not define its timesteps: pass its scheduler, "
                          "from_diffusers(model, scheduler)")
     for part in (model, vae):
         if part is not None:
@@ -199,7 +199,7 @@ def from_diffusers(model: Any, scheduler: Any = None, vae: Any = None, *, steps:
 
 def _flow_of(model: nn.Module, scheduler: Any, network: Network, shape: tuple[int, ...], *, steps: int | None,
              method: str, scale: float | None, shift: float | None, decode: tuple[float, float]) -> FlowMap:
-    """What the model and its scheduler are: a velocity, an average velocity, or a jump to data."""
+    """Kind of the model and its scheduler: a velocity, an average velocity, or a jump to data."""
     patch = 2 if network.packed else getattr(getattr(model, "config", None), "patch_size", None)
     tokens = shape[-2] * shape[-1] // (patch if isinstance(patch, int) else 1) ** 2
     name, is_map = type(scheduler).__name__, kind_of(scheduler, ("FlowMapEulerDiscreteScheduler",)) is not None
@@ -210,10 +210,10 @@ def _flow_of(model: nn.Module, scheduler: Any, network: Network, shape: tuple[in
         clock = _clock_of(model, scheduler) if scale is None else scale
     if jumps_to_data(scheduler):
         if not flows and not (scale is None and shift is None):
-            raise ValueError(f"shift and timestep_scale belong to flow matching: {name} has its own table of steps; "
+            raise ValueError(f"shift and timestep_scale apply to flow matching only: {name} has its own steps; "
                              "leave them out")
         if reverse:
-            raise ValueError(f"the clock of {type(model).__name__} runs the other way than {name} has it: wrap its "
+            raise ValueError(f"the timesteps of {type(model).__name__} run opposite to those of {name}: wrap its "
                              "jump with invflow.from_consistency(f, state_shape, path='linear', "
                              "convention='data-at-1')")
         path, times = consistency_path(model, scheduler, clock, scheduled_shift(scheduler.config, tokens)
@@ -222,12 +222,12 @@ def _flow_of(model: nn.Module, scheduler: Any, network: Network, shape: tuple[in
     if network.second is not None:
         return DiffusersMap(network, clock, shape, decode=decode)
     if is_map:
-        raise TypeError(f"{name} belongs to a model of average velocities, and {type(model).__name__} takes no second "
-                        "time (r_timestep): pass the scheduler that it was trained with, such as "
+        raise TypeError(f"{name} belongs to average-velocity models, but {type(model).__name__} takes no second "
+                        "time (r_timestep): pass the scheduler from its training, such as "
                         "FlowMatchEulerDiscreteScheduler")
     if steps is None:
-        raise TypeError(f"{type(model).__name__} with {name} is a velocity, whose jump solves an ODE: pass steps, such "
-                        "as from_diffusers(model, scheduler, steps=20)")
+        raise TypeError(f"{type(model).__name__} with {name} predicts a velocity, so jumps solve an ODE: pass steps, "
+                        "such as from_diffusers(model, scheduler, steps=20)")
     way = make_path(scheduler, scale=clock if flows else scale, shift=shift, tokens=tokens, reverse=reverse)
     return DiffusersFlow(network, way, shape, steps=steps, method=method, decode=decode)
 
@@ -236,13 +236,13 @@ def _clock_of(model: nn.Module, scheduler: Any) -> float:
     """The model's timestep at pure noise.
 
     Raises:
-        ValueError: where it is not known.
+        ValueError: If it is not known.
     """
     known = kind_of(model, CLOCKS)
     if known is None:
         raise ValueError(
-            f"the clock of {type(model).__name__} is not known here (only {', '.join(CLOCKS)}): pass "
-            "timestep_scale, the timestep that it is given at pure noise: 1000 for most models, 1 where its "
+            f"the timesteps of {type(model).__name__} are unknown (known: {', '.join(CLOCKS)}): pass "
+            "timestep_scale, its timestep at pure noise: 1000 for most models, 1 if its "
             "pipeline passes sigma itself"
         )
     clock = CLOCKS[known]
@@ -253,7 +253,7 @@ def _clock_of(model: nn.Module, scheduler: Any) -> float:
 
 def _state_shape(model: nn.Module, codec: Codec | None, packed: bool, state_shape: tuple[int, ...] | None,
                  image_shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    """What was asked for, else what the configuration says."""
+    """The requested shapes, else those of the configuration."""
     if state_shape is None and image_shape is not None:
         if codec is None:
             state_shape = image_shape
@@ -272,8 +272,8 @@ def _state_shape(model: nn.Module, codec: Codec | None, packed: bool, state_shap
                          f"{' or image_shape' if codec else ''}")
     state_shape = tuple(int(k) for k in state_shape)
     if len(state_shape) not in (3, 4) or (packed and (state_shape[1] % 2 or state_shape[2] % 2)):
-        raise ValueError(f"state_shape {state_shape}: pass (C, H, W){', H and W even' if packed else ''}")
+        raise ValueError(f"state_shape={state_shape}: pass (C, H, W){', H and W even' if packed else ''}")
     if codec is None and image_shape is not None and tuple(image_shape) != state_shape:
-        raise ValueError(f"image_shape {tuple(image_shape)} and state_shape {state_shape} differ, but there is no vae "
+        raise ValueError(f"image_shape {tuple(image_shape)} and state_shape {state_shape} differ without a vae "
                          "between them: pass one of the two, or the vae")
     return state_shape

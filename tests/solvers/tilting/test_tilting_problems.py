@@ -346,9 +346,9 @@ def test_the_contract_sees_a_truth_of_another_law() -> None:
     settings: dict[str, Any] = {"reward": good.reward, "prior": lambda: good.prior, "quantities": good.quantities}
     check_problem(Problem("fine", None, sampler=half_plane.tilted_sample, **settings))
     for sampler in (lambda n, g: half_plane.ring_of_gaussians().sample(n, generator=g), shifted):
-        with pytest.raises(AssertionError, match="not one law"):
+        with pytest.raises(AssertionError, match="not the same law"):
             check_problem(Problem("bad", None, sampler=sampler, **settings))
-    with pytest.raises(AssertionError, match="not one law"):
+    with pytest.raises(AssertionError, match="not the same law"):
         check_problem(Problem("bad", None, **settings, expectations=lambda: {"share x0 > 0": 0.921},
                               sampler=half_plane.tilted_sample))
 
