@@ -181,6 +181,8 @@ def test_an_identity_that_says_so_costs_what_ours_costs() -> None:
     from invflow.operators import Denoising
 
     class Counted(Denoising):
+        structure = "identity"  # another forward has to say so itself
+
         def __init__(self, image_shape: tuple[int, ...]) -> None:
             super().__init__(image_shape)
             self.calls = [0]
