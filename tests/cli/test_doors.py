@@ -271,7 +271,7 @@ def test_a_prior_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert wide.std().mean() > 1.5 * plain.std().mean()
     run("compare", *options, "--observations", 2, "--samples", 8, "--output", "compared")
     run("calibrate", *options, "--simulations", 20, "--samples", 9, "--output", "calibrated")
-    with pytest.raises(ValueError, match="is a GaussianMixtureFlow, but a training starts from a NeuralFlowMap"):
+    with pytest.raises(ValueError, match="is a GaussianMixtureFlow, but training starts from a NeuralFlowMap"):
         load_trainable("my_priors:wide")
     assert "makes images (2,)" in refuse("solve", "mnist/denoising", "--solver", "fmtt", "--prior", "my_priors:wide")
 
