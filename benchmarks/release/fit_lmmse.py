@@ -1,4 +1,4 @@
-"""Fit the linear estimate that learned priors have to beat; a command, see ``--help``."""
+"""Fit the linear estimate, the baseline of learned priors; a command, see ``--help``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="folder; default: where the library looks for it")
     options = parser.parse_args(arguments)
     if options.name == "cifar10" and not options.output:
-        parser.error("the covariance of 3,072 values takes 9.4 MB, too many to come with the library: pass --output, "
+        parser.error("the covariance of 3,072 values takes 9.4 MB, too large to ship with the library: pass --output, "
                      "and give that folder to LinearMMSE.load or image_table --lmmse")
     images = load_images(options.data or options.name, "train", dtype=torch.uint8)
     output = options.output or SHIPPED / f"{options.name}-lmmse"
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def describe(name: str, fitted: LinearMMSE, stored: LinearMMSE, count: int) -> str:
     """The card, with the error of the estimate before and after rounding on each of the problems."""
-    rows, number = [], 24 if fitted.mean.numel() < 1000 else 4  # each of its own mask or kernel is a dense solve
+    rows, number = [], 24 if fitted.mean.numel() < 1000 else 4  # each with its own mask or kernel needs a dense solve
     for problem_name, problem in list_problems().items():
         if problem_name.startswith(f"{name}/"):
             generator = torch.Generator().manual_seed(0)
@@ -52,7 +52,7 @@ def describe(name: str, fitted: LinearMMSE, stored: LinearMMSE, count: int) -> s
     return f"""# Linear estimate for {name}
 
 Mean and covariance of the {count:,} images of the official training file, for
-`invflow.LinearMMSE.load`. Stored is a triangular factor of the covariance in half precision.
+`invflow.LinearMMSE.load`. The file stores a triangular factor of the covariance in half precision.
 
 | problem, {number} validation images | PSNR of the mean, dB | change by rounding, dB |
 |---|---|---|

@@ -1,1 +1,1 @@
-"""The problems that come with invflow, one family per file; found by :func:`invflow.load_problem`."""
+"""The problems of invflow, one family per file; load them with :func:`invflow.load_problem`."""

@@ -1,10 +1,10 @@
-r"""A thousand handwritten digits as the prior: the image problem whose posterior is known exactly.
+r"""A thousand handwritten digits as the prior: an image problem with a known exact posterior.
 
 The prior is the mixture of Gaussians of standard deviation 0.1 around the first 1,000 training images of MNIST. A
 finite set of images makes the velocity, the flow map and the posterior exact: each image (an *atom*) becomes a Gaussian
-of the posterior, with the weight :math:`N(y; A \mu_k, 0.1^2 A A^T + \sigma^2 I)`. The noise is so strong that some five
-to fifty atoms keep weight; at noise levels of photographs one atom would take all of it, and every sampler that
-finds it would look exact.
+of the posterior, with the weight :math:`N(y; A \mu_k, 0.1^2 A A^T + \sigma^2 I)`. The noise is so strong that about
+five to fifty atoms keep weight. At the noise levels of photographs, one atom would take all of it, and every sampler
+that finds it would look exact.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def load_atoms() -> Tensor:
 
 def atoms_prior(data: str | os.PathLike[str] | None = None, count: int = 1000, *,
                 width: float = WIDTH) -> GaussianMixtureFlow:
-    """Images as a prior: a mixture of Gaussians of one width around them, equally likely.
+    """Build a prior from images: a mixture of equally likely Gaussians of one width around them.
 
     Args:
-        data: a folder or a name that :func:`invflow.datasets.load_images` takes; None for the digits that are shipped.
-        count: how many images of the training split, from the first on.
-        width: standard deviation of each Gaussian, over 0.
+        data: Folder or name for :func:`invflow.datasets.load_images`; None for the shipped digits.
+        count: Number of images, the first ones of the training split.
+        width: Standard deviation of each Gaussian, > 0.
 
     Returns:
         An exact prior of ``count`` components.

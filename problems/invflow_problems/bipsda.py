@@ -8,10 +8,10 @@ identity, diag(1, ..., 2), and the same spectrum in a random basis.
 - ``bipsda/x-ray``: counts of rate 1000 exp(-a_i (x + 10)), 15 rays a_i uniform in [0.01, 0.05];
 - ``bipsda/phase-retrieval``: five squares (a_i x)^2 with noise 25, a_i standard normal.
 
-Random matrices are drawn here, so that numbers cannot be compared with those of the article digit by digit. The
-reference of the article are long chains. Here all three are independent exact draws: the posterior of the first is a
-mixture in closed form; the other two by rejection (von Neumann 1951) from the prior, with the greatest likelihood for a
-bound: of the counts it is found by Newton's method, as their log likelihood is concave; of the squares it is known.
+Random matrices are drawn here, so numbers cannot be compared with those of the article digit by digit. The
+article uses long chains as its reference. Here all three posteriors have independent exact draws. The first is a
+mixture in closed form. The other two use rejection from the prior (von Neumann 1951), bounded by the largest
+likelihood: for counts it is found by Newton's method, as their log likelihood is concave; for squares it is known.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ D, PHOTONS = 10, 1000.0
 
 
 class _Rays(Operator):
-    """What both operators hold: a matrix ``(m, d)``."""
+    """Base of both operators: a matrix ``(m, d)``."""
 
     linear = False
     matrix: Tensor
@@ -54,7 +54,7 @@ class _Rays(Operator):
 
 
 class Attenuation(_Rays):
-    """A(x) = exp(-M (x + 10)), the share of photons that each ray lets through: ``(n, d)`` to ``(n, m)``.
+    """A(x) = exp(-M (x + 10)), the share of photons that pass along each ray: ``(n, d)`` to ``(n, m)``.
 
     Args:
         matrix: M, ``(m, d)``.
@@ -78,14 +78,14 @@ class Squares(_Rays):
 
 
 class BipsdaPosterior(Solver):
-    """Independent draws of the exact posterior of a mixture, in closed form or by rejection from the prior.
+    """Exact posterior of a mixture: independent draws, in closed form or by rejection from the prior.
 
-    A linear operator with Gaussian noise has the closed form. A likelihood whose greatest value is known (Gaussian
-    noise on :class:`Squares`, counts through :class:`Attenuation`) is drawn from by rejection.
+    A linear operator with Gaussian noise has the closed form. For likelihoods with a known maximum (Gaussian
+    noise on :class:`Squares`, counts through :class:`Attenuation`), draws use rejection.
 
     Args:
-        prior: the mixture.
-        max_proposals: draws of the prior for an observation after which it gives up.
+        prior: The mixture.
+        max_proposals: Largest number of prior draws for an observation.
 
     Example:
         >>> import torch, invflow
@@ -103,14 +103,14 @@ class BipsdaPosterior(Solver):
         """Draw posterior samples; see :meth:`Solver.sample`.
 
         Raises:
-            TypeError: for another likelihood.
-            RuntimeError: if the prior meets the measurement too seldom.
+            TypeError: For any other likelihood.
+            RuntimeError: If too few prior draws are accepted.
         """
         if isinstance(reward, GaussianLikelihood) and reward.operator.linear:
             return self._closed_form(reward, n, generator)
         if not isinstance(reward, Likelihood) or not isinstance(reward.operator, Squares | Attenuation):
             raise TypeError("BipsdaPosterior takes a GaussianLikelihood of a linear operator or of Squares, or a "
-                            "PoissonLikelihood of Attenuation: pass the likelihood that problem.simulate gives")
+                            "PoissonLikelihood of Attenuation: pass the likelihood from problem.simulate")
         rows = [self._reject(reward.select(slice(b, b + 1)), n, generator) for b in range(len(reward.y))]
         evidence = torch.stack([log_evidence for _, log_evidence in rows])
         return Posterior(torch.stack([samples for samples, _ in rows]), log_evidence=evidence.to(self.prior.dtype))
@@ -150,7 +150,7 @@ class BipsdaPosterior(Solver):
         batch = 2**12
         while found < n:
             if drawn >= self.max_proposals:
-                raise RuntimeError(f"of {drawn} draws of the prior {found} were accepted, {n} were asked for: the "
+                raise RuntimeError(f"of {drawn} prior draws only {found} were accepted, but {n} are needed: the "
                                    "measurement is too unlikely under this prior")
             x = self.prior.sample(batch, generator=generator)
             log_ratio = likelihood(x[None])[0].double() - bound
@@ -162,14 +162,14 @@ class BipsdaPosterior(Solver):
 
 
 def _greatest(likelihood: Likelihood) -> float:
-    """The greatest log likelihood of one observation over all images, or a little more."""
+    """The largest log likelihood of one observation over all images, or a slightly larger bound."""
     operator, y = likelihood.operator, likelihood.y[0].double()
     if isinstance(likelihood, GaussianLikelihood) and isinstance(operator, Squares):
-        # a square reaches every y over 0 and misses the others by y at least
+        # a square reaches every y above 0, and differs from a negative y by at least |y|
         best = y.clamp(min=0)[None, None]
         return float(likelihood.log_density(y[None, None], best).sum())
     if not isinstance(likelihood, PoissonLikelihood) or not isinstance(operator, Attenuation):
-        raise TypeError(f"the greatest value of {likelihood!r} is not known: pass Gaussian noise of Squares, or counts "
+        raise TypeError(f"the maximum of {likelihood!r} is not known: pass Gaussian noise of Squares, or counts "
                         "through Attenuation")
     matrix, gain = operator.matrix[0].double(), float(likelihood.gain[0])
     x = torch.full((matrix.shape[1],), -10.0, dtype=torch.float64, device=y.device)
@@ -179,7 +179,7 @@ def _greatest(likelihood: Likelihood) -> float:
         log_rate = math.log(gain) - matrix @ (x + 10)
         return float((y * log_rate - log_rate.exp() - torch.lgamma(y + 1)).sum())
 
-    for _ in range(200):  # damped Newton steps on a concave function, whose gradient vanishes at its maximum alone
+    for _ in range(200):  # damped Newton steps on a concave function, whose gradient vanishes only at its maximum
         rate = (math.log(gain) - matrix @ (x + 10)).exp()
         slope = matrix.T @ (rate - y)
         step = torch.linalg.solve(matrix.T @ (rate[:, None] * matrix) + damping, slope)
@@ -189,7 +189,7 @@ def _greatest(likelihood: Likelihood) -> float:
         x = x + size * step
         if rise < 1e-10:
             break
-    # half of the last rise is what is left to gain where steps are small; rates near 0 go on for ever
+    # for small steps the remaining gain is half of the last one; rates near 0 never converge
     return value(x) + rise + 1e-6
 
 
@@ -231,7 +231,7 @@ def _squares() -> Operator:
 
 
 def _counts(operator: Operator, y: Tensor) -> Likelihood:
-    with warnings.catch_warnings():  # an image of ones is no bright one here
+    with warnings.catch_warnings():  # an image of ones is not bright here
         warnings.simplefilter("ignore")
         return PoissonLikelihood(operator, y, gain=PHOTONS)
 

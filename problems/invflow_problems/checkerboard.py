@@ -1,8 +1,8 @@
-"""The checkerboard: a law on the plane with sixteen cells, of which the first coordinate is observed.
+"""The checkerboard: a law on a plane of sixteen cells, with the first coordinate observed.
 
-The toy of the Variational Flow Maps paper (arXiv 2603.07276). The posterior has a Gaussian, cut at the
-cells' edges, in the first coordinate and two separate cells in the second: what a Gaussian approximation
-cannot represent.
+The toy example of the Variational Flow Maps paper (arXiv 2603.07276). The posterior is a Gaussian, truncated at the
+cells' edges, in the first coordinate, and two separate cells in the second. A Gaussian approximation
+cannot represent it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def board_sample(n: int, generator: torch.Generator | int | None = None) -> Tens
     The board is [-2, 2]^2 in 4 x 4 unit cells; (x, y) is on a dark one where floor(x) + floor(y) is even.
 
     Args:
-        n: how many.
+        n: Number of points.
         generator: source of randomness.
 
     Returns:
@@ -53,16 +53,16 @@ def on_board(x: Tensor) -> Tensor:
 
 def exact_posterior_samples(y: Tensor, n: int, generator: torch.Generator | int | None = None, *,
                             sigma: float | Tensor = NOISE) -> Tensor:
-    """Draw from the exact posterior given noisy first coordinates, by inverting the distribution function.
+    """Draw from the exact posterior given noisy first coordinates, by inversion of the distribution function.
 
     Each first coordinate is equally likely a priori, so its posterior is N(y, sigma^2) restricted to [-2,
     2]; the second is uniform over the two dark cells of that column.
 
     Args:
         y: ``(B,)`` or ``(B, 1)``, measured first coordinates.
-        n: draws for each measurement.
-        generator: source of randomness.
-        sigma: noise standard deviation, a float or ``(B,)``.
+        n: Number of draws for each measurement.
+        generator: Source of randomness.
+        sigma: Standard deviation of the noise, a float or ``(B,)``.
 
     Returns:
         ``(B, n, 2)``, in the type of ``y``.
@@ -75,7 +75,7 @@ def exact_posterior_samples(y: Tensor, n: int, generator: torch.Generator | int 
     scale = torch.as_tensor(sigma, dtype=torch.float64, device=y.device).reshape(-1, 1)
     uniform = torch.rand(len(y), n, 2, generator=generator, device=generator.device, dtype=torch.float64)
     uniform = uniform.to(y.device)
-    # mirrored: beyond the board's edge the board is then the lower tail, where probabilities keep their digits
+    # mirrored: for y beyond the edge, the board is then in the lower tail, where probabilities keep their digits
     flip = torch.where(centre < 0, -1.0, 1.0).double()
     low, high = ((edge - flip * centre) / scale for edge in (-2.0, 2.0))
     if bool((high < -35).any()):
@@ -83,14 +83,14 @@ def exact_posterior_samples(y: Tensor, n: int, generator: torch.Generator | int 
     lower, upper = (torch.special.log_ndtr(edge).exp() for edge in (low, high))  # ndtr itself is 0 below -9
     quantile = torch.special.ndtri(lower + uniform[..., 0] * (upper - lower))
     first = _below((flip * (flip * centre + scale * quantile)).clamp(min=-2.0).to(y.dtype), 2.0)
-    # which of the column's two cells, then the place in it from what is left of the draw
+    # one draw selects the column's cell, and its remainder the position in it
     cell, place = (2 * uniform[..., 1]).floor(), (2 * uniform[..., 1]) % 1
     second = 2 * cell.to(y.dtype) + first.floor() % 2 - 2
     return torch.stack([first, second + _below(place.to(y.dtype), 1.0)], -1)
 
 
 def _below(x: Tensor, edge: float) -> Tensor:
-    """Kept far enough under an edge that rounding, here or in a sum, puts no point into the next cell."""
+    """Clamp below an edge so that rounding, here or in a sum, moves no point into the next cell."""
     return x.clamp(max=edge - 4 * torch.finfo(x.dtype).eps)
 
 
@@ -110,14 +110,14 @@ class BoardPosterior(Solver):
         """Draw posterior samples; see :meth:`Solver.sample`.
 
         Raises:
-            TypeError: if the reward is no Gaussian likelihood of the first coordinate.
+            TypeError: If the reward is not a Gaussian likelihood of the first coordinate.
         """
         points = torch.eye(2)
         if not isinstance(reward, GaussianLikelihood) or reward.operator.measurement_shape != (1,):
-            raise TypeError("BoardPosterior knows the Gaussian likelihood of the first coordinate only")
+            raise TypeError("BoardPosterior only supports the Gaussian likelihood of the first coordinate")
         row = reward.operator.select(0)(points.to(reward.y)).flatten()
         if reward.operator.num_sets > 1 or not torch.equal(row, points[0].to(row)):
-            raise TypeError("BoardPosterior knows operators that observe the first coordinate only")
+            raise TypeError("BoardPosterior only supports operators that observe the first coordinate")
         samples = exact_posterior_samples(reward.y, n, generator, sigma=reward.sigma)
         return Posterior(samples)
 
@@ -139,13 +139,13 @@ checkerboard = Problem("checkerboard", "checkerboard", _first_coordinate, NOISE,
 
 def evaluate(solver: Solver, *, num_observations: int = 1000, num_samples: int = 100,
              seed: int = 1) -> dict[str, float]:
-    """Metrics of a solver on the checkerboard.
+    """Evaluate a solver on the checkerboard.
 
     Args:
-        solver: with ``sample`` and ``prior_samples``.
-        num_observations: measurements, each of a new truth.
-        num_samples: posterior draws for each.
-        seed: of truths, measurements and draws; the same seed gives every solver the same observations.
+        solver: Solver with ``sample`` and ``prior_samples``.
+        num_observations: Number of measurements, each of a new truth.
+        num_samples: Posterior draws for each measurement.
+        seed: Random seed of truths, measurements and draws; the same seed gives every solver the same observations.
 
     Returns:
         NLPD of a second measurement, energy score with diagonal, share of posterior draws on the board, root MMD to

@@ -1,4 +1,4 @@
-"""The exact flow of a mixture of Gaussians with covariances of any shape, in few dimensions."""
+"""The exact flow of a mixture of Gaussians with arbitrary covariances, in few dimensions."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["CovarianceMixtureFlow"]
 class CovarianceMixtureFlow(FlowMap):
     r"""The exact flow of :math:`m \sim \sum_k w_k N(\mu_k, C_k)` in d dimensions.
 
-    The velocity is in closed form. The jump solves the ODE by the fifth-order rule of Dormand and Prince on a grid that
-    is even in log(t / (1 - t)), as modes far apart separate early.
+    The velocity is in closed form. The jump solves the ODE by the fifth-order method of Dormand and Prince on a grid
+    that is uniform in log(t / (1 - t)), because distant modes separate early.
 
     Args:
         means: ``(K, d)``.
         covariances: ``(K, d, d)``, positive definite.
-        weights: ``(K,)``, positive; divided by their sum.
-        steps: steps of a jump from noise to data, six velocities each.
+        weights: ``(K,)``, positive; normalised to sum to 1.
+        steps: Number of steps of a jump from noise to data, with six velocities each.
 
     Example:
         >>> import torch
@@ -46,11 +46,11 @@ class CovarianceMixtureFlow(FlowMap):
         count, d = means.shape
         if tuple(covariances.shape) != (count, d, d) or tuple(weights.shape) != (count,):
             raise ValueError(f"means {tuple(means.shape)}, covariances {tuple(covariances.shape)} and weights "
-                             f"{tuple(weights.shape)} do not fit: pass (K, d), (K, d, d) and (K,)")
+                             f"{tuple(weights.shape)} do not match: pass (K, d), (K, d, d) and (K,)")
         self.state_shape = self.image_shape = (d,)
         values, vectors = torch.linalg.eigh(covariances.double())
         if not bool((values > 0).all()) or not bool((weights > 0).all()) or steps < 2:
-            raise ValueError(f"covariances must be positive definite (least eigenvalue {float(values.min()):.3g}), "
+            raise ValueError(f"covariances must be positive definite (smallest eigenvalue {float(values.min()):.3g}), "
                              f"weights positive, steps={steps} at least 2")
         logit = torch.linspace(-7.0, 7.0, steps - 1, dtype=torch.float64)
         buffers = {"means": means, "covariances": covariances, "log_weights": (weights / weights.sum()).log(),
@@ -60,7 +60,7 @@ class CovarianceMixtureFlow(FlowMap):
             self.register_buffer(name, value.to(means.dtype))
 
     def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of x_t and each component: coordinates ``(n, K, d)`` of x - t mu_k, variances and log densities."""
+        """For x_t and each component: coordinates ``(n, K, d)`` of x - t mu_k, variances and log densities."""
         centered = torch.einsum("nkd,kde->nke", x[:, None] - t[..., None] * self.means, self.vectors)
         variance = (1 - t[..., None]).square() + t[..., None].square() * self.values
         log_density = -0.5 * (centered.square() / variance + variance.log()).sum(2)

@@ -1,14 +1,14 @@
-r"""A funnel and a banana in noise space: two posteriors on which Gaussian moves fail, with exact draws.
+r"""A funnel and a banana in noise space: two posteriors where Gaussian moves fail, with exact draws.
 
-The prior is N(0, I) on the plane, whose flow is the identity, so that noise space is image space. What is measured is
-linear in the second coordinate once the first is known, :math:`A(x) = c(x_0) x_1 + d(x_0)`:
+The prior is N(0, I) on the plane, whose flow is the identity, so noise space and image space coincide. The measurement
+is linear in the second coordinate given the first, :math:`A(x) = c(x_0) x_1 + d(x_0)`:
 
-- ``curved/funnel``: :math:`e^{-1.5 x_0} x_1` (after Neal 2003, "Slice sampling"): where x_0 is large the measurement
-  says nothing of x_1, where it is small it pins x_1 down, so that no step size suits both;
+- ``curved/funnel``: :math:`e^{-1.5 x_0} x_1` (after Neal 2003, "Slice sampling"): for large x_0 the measurement
+  has no information about x_1, for small x_0 it determines x_1, so no step size suits both;
 - ``curved/banana``: :math:`x_1 + x_0^2`, a thin ridge along a parabola.
 
-The law of x_0 given y has a density in closed form, from which is drawn by inverting its distribution function on a
-grid; the law of x_1 given x_0 and y is Gaussian. Use them to see whether diagnostics notice what goes wrong.
+The law of x_0 given y has a density in closed form, and is sampled by inversion of its distribution function on a
+grid; the law of x_1 given x_0 and y is Gaussian. Use these problems to test whether diagnostics detect failures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from invflow.solver import Solver
 
 __all__ = ["CurvedOperator", "CurvedPosterior", "curved_banana", "curved_funnel"]
 
-#: the grid of the first coordinate: N(0, 1) has no mass beyond that counts, and its density changes little in a cell
+#: grid of the first coordinate: the mass of N(0, 1) outside is negligible, and the density changes little in a cell
 _REACH, _CELLS = 9.0, 18_000
 
 
@@ -62,7 +62,7 @@ class CurvedOperator(Operator):
 
 
 class CurvedPosterior(Solver):
-    """Independent draws of the exact posterior of N(0, I) given a :class:`CurvedOperator`'s measurement.
+    """Exact posterior of N(0, I) given a measurement of :class:`CurvedOperator`: independent draws.
 
     Example:
         >>> import torch, invflow
@@ -83,11 +83,11 @@ class CurvedPosterior(Solver):
             A posterior without weights, with the log evidence by the midpoint rule.
 
         Raises:
-            TypeError: if the reward is no Gaussian likelihood of a :class:`CurvedOperator`.
+            TypeError: If the reward is not a Gaussian likelihood of a :class:`CurvedOperator`.
         """
         if not isinstance(reward, GaussianLikelihood) or not isinstance(reward.operator, CurvedOperator):
-            raise TypeError("CurvedPosterior takes a GaussianLikelihood of a CurvedOperator: pass the likelihood that "
-                            "problem.simulate gives; invflow.NoiseSMC(prior) takes any reward")
+            raise TypeError("CurvedPosterior takes a GaussianLikelihood of a CurvedOperator: pass the likelihood from "
+                            "problem.simulate; invflow.NoiseSMC(prior) takes any reward")
         operator, y, noise = reward.operator, reward.y.double(), reward.sigma.double()[:, None]
         width = 2 * _REACH / _CELLS
         edges = torch.linspace(-_REACH, _REACH, _CELLS + 1, dtype=torch.float64, device=y.device)

@@ -1,4 +1,4 @@
-"""A mixture of Gaussians in the plane, observed through one number: everything is known exactly."""
+"""A mixture of Gaussians in the plane, with one measured number and exact closed forms."""
 
 from __future__ import annotations
 

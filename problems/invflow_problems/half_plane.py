@@ -1,8 +1,8 @@
-r"""Eight Gaussians on a ring, tilted towards the right half-plane: the toy of the flow map trajectory tilting paper.
+r"""Eight Gaussians on a ring, tilted to the right half-plane: the toy example of the flow map trajectory tilting paper.
 
-The means lie at the angles 2 pi k / 8 and the radius 4.8, the variance is 0.5; r(x) = -x_0^2 where x_0 < 0, else 0
+The means lie at the angles 2 pi k / 8 and radius 4.8, and the variance is 0.5; r(x) = -x_0^2 where x_0 < 0, else 0
 (arXiv 2511.22688). Two of the eight means lie on the edge of the half-plane. The tilted law is known in closed form:
-the share with x_0 > 0 is 0.8490, the mean reward -0.0405 (of the untilted ring 0.5 and -6.01).
+the share with x_0 > 0 is 0.8490 and the mean reward -0.0405 (0.5 and -6.01 for the untilted ring).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def ring_of_gaussians(offset: float = 0.0, *, dtype: torch.dtype = torch.float32
     """The prior: eight Gaussians of variance 0.5 at radius 4.8.
 
     Args:
-        offset: turns the ring by that angle, in radians.
-        dtype: of the flow.
-        steps: of its jump, see :class:`~invflow.GaussianMixtureFlow`.
+        offset: Angle of rotation of the ring, in radians.
+        dtype: Dtype of the flow.
+        steps: Number of steps of its jump, see :class:`~invflow.GaussianMixtureFlow`.
     """
     angle = offset + 2 * math.pi * torch.arange(COUNT, dtype=torch.float64) / COUNT
     means = RADIUS * torch.stack([angle.cos(), angle.sin()], dim=1)
@@ -43,7 +43,7 @@ def left_penalty(x: Tensor) -> Tensor:
 
 
 def _sides(prior: GaussianMixtureFlow) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Of each component the tilted masses right and left of the edge, and what is cut at 0 on the left.
+    """Tilted masses of each component right and left of the edge, and the Gaussian truncated at 0 on the left.
 
     On the left e^{-x^2} N(x; c, v) = Z N(x; c / (1 + 2 v), v / (1 + 2 v)), Z = e^{-c^2 / (1 + 2 v)} / sqrt(1 + 2 v).
 
@@ -62,11 +62,11 @@ def tilted_expectations(prior: GaussianMixtureFlow | None = None) -> dict[str, f
     """Share with x_0 > 0, mean reward and log evidence log E[e^r] of the tilted ring, in closed form.
 
     Args:
-        prior: a ring with one standard deviation; default: the problem's.
+        prior: Ring with one standard deviation; default: the problem's.
     """
     right, left, mean, narrow = _sides(_prior() if prior is None else prior)
     total = right.sum() + left.sum()
-    # second moment of N(mean, narrow) cut to x < 0: with a = -mean / std and the density over the mass at a
+    # second moment of N(mean, narrow) truncated to x < 0: with a = -mean / std and the density over the mass at a
     std = narrow**0.5
     edge = -mean / std
     mills = (-0.5 * edge.square() - 0.5 * math.log(2 * math.pi) - torch.special.log_ndtr(edge)).exp()
@@ -79,9 +79,9 @@ def tilted_sample(n: int, generator: torch.Generator, prior: GaussianMixtureFlow
     """Independent draws of the tilted ring, in closed form.
 
     Args:
-        n: how many.
-        generator: source of randomness.
-        prior: a ring with one standard deviation; default: the problem's.
+        n: Number of draws.
+        generator: Source of randomness.
+        prior: Ring with one standard deviation; default: the problem's.
 
     Returns:
         ``(n, 2)``.
@@ -92,7 +92,7 @@ def tilted_sample(n: int, generator: torch.Generator, prior: GaussianMixtureFlow
     k, is_left = index % len(right), index >= len(right)
     center, std = torch.where(is_left, mean[k], prior.means[k, 0].double()), prior.std.double()[k]
     std = torch.where(is_left, narrow**0.5, std)
-    # by inversion, mirrored so that the part that is kept is the lower tail, where probabilities keep their digits
+    # by inversion, mirrored so that the remaining part is the lower tail, where probabilities keep their digits
     flip = torch.where(is_left, -1.0, 1.0)
     uniform = 1 - torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64).to(center.device)
     mass = torch.special.ndtr(flip * center / std)

@@ -1,7 +1,7 @@
 """Six inverse problems on MNIST and Fashion-MNIST, 28 x 28 pixels in [0, 1], and on CIFAR-10, 32 x 32 in colour.
 
-Noise has the standard deviation 0.025, which is 0.05 on the scale [-1, 1] of the literature. Denoising
-takes 0.25: at 0.025 the measurement itself is within 32 dB of the truth and the prior has nothing to add.
+The noise has standard deviation 0.025, which is 0.05 on the scale [-1, 1] of the literature. Denoising
+uses 0.25: at 0.025 the measurement itself is within 32 dB of the truth and the prior has nothing to add.
 """
 
 from __future__ import annotations
@@ -93,16 +93,16 @@ def _problem(data: str, task: str, operator: Callable[[Shape], Operator], descri
 def _family(data: str) -> tuple[Problem, ...]:
     """The six problems on one data set."""
     side = SHAPES[data][1]
-    # kernels and boxes grow with the image, as the operators' defaults have it
+    # kernels and boxes grow with the image, as in the operators' defaults
     std = {28: "1 pixel", 32: "1.2 pixels"}[side]
     return (
         _problem(data, "denoising", _denoising, "white noise of standard deviation 0.25", sigma=0.25),
         _problem(data, "random-inpainting", _random_inpainting,
-                 "30 to 70% of the pixels observed, another mask each", random=True),
+                 "30 to 70% of the pixels observed, a new mask for each image", random=True),
         _problem(data, "box-inpainting", _box_inpainting, f"a centred box of {side // 2} x {side // 2} pixels hidden"),
         _problem(data, "super-resolution", _super_resolution, "4 x 4 pixels averaged into one"),
         _problem(data, "gaussian-blur", _gaussian_blur, f"Gaussian blur of standard deviation {std}"),
-        _problem(data, "motion-blur", _motion_blur, "blur along a random path, another one each",
+        _problem(data, "motion-blur", _motion_blur, "blur along a random path, a new one for each image",
                  random=True),
     )
 

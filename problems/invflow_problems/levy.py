@@ -1,16 +1,16 @@
-r"""Signals with independent increments, the benchmark of Zach, Haouchat and Unser 2025 (arXiv 2509.12821), rebuilt.
+r"""Signals with independent increments, after the benchmark of Zach, Haouchat and Unser 2025 (arXiv 2509.12821).
 
-Signals of length 64 are sums :math:`m_j = u_1 + \ldots + u_j` of independent increments: Gaussian of variance 0.25,
-Laplace of scale 1, Bernoulli-Laplace (one in ten is not zero, of scale 1), Student with 1, 2 or 3 degrees of freedom.
-They are measured as they are, through a circular convolution (13 taps, standard deviation 2), at a random 40% of their
-samples, or at a part of their frequencies (the five lowest, and 12 of the others). The noise is 25 dB below the median
-power of the measurements. Which samples and frequencies is drawn here, not taken from the authors.
+Signals of length 64 are sums :math:`m_j = u_1 + \ldots + u_j` of independent increments: Gaussian with variance 0.25,
+Laplace with scale 1, Bernoulli-Laplace (one in ten is nonzero, with scale 1), Student with 1, 2 or 3 degrees of
+freedom. They are measured directly, through a circular convolution (13 taps, standard deviation 2), at a random 40% of
+their samples, or at a part of their frequencies (the five lowest, and 12 of the others). The noise is 25 dB below the
+median power of the measurements. The samples and frequencies are drawn here, not taken from the authors.
 
-The reference is a Gibbs sampler (:mod:`invflow_problems.levy_gibbs`). So is the denoiser of the prior: its mean over a
-few sweeps with fixed random numbers, so that it is a function; for Gaussian increments it is exact, for others
-approximate. Each velocity costs some milliseconds. Two numbers are the authors': the gap between the error of the mean
-and that of the best mean, in dB (:func:`invflow.metrics.mean_gap`), and highest-density coverage with the
-posterior's own density (:func:`invflow.metrics.highest_density_coverage`).
+The reference is a Gibbs sampler (:mod:`invflow_problems.levy_gibbs`). The denoiser of the prior is one too: its mean
+over a few sweeps with fixed random numbers, so that it is a function. It is exact for Gaussian increments and
+approximate for others. Each velocity costs some milliseconds. Two metrics are from the authors: the gap between the
+error of the mean and that of the best mean, in dB (:func:`invflow.metrics.mean_gap`), and highest-density coverage with
+the posterior's own density (:func:`invflow.metrics.highest_density_coverage`).
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ class LevyFlow(FlowMap):
     """The flow of signals with independent increments; its denoiser is the mean of a Gibbs sampler.
 
     Args:
-        law: of the increments.
-        sweeps: that the denoiser averages, after half as many that it leaves out. One is exact for Gaussian increments.
-        length: of a signal.
+        law: Law of the increments.
+        sweeps: Number of sweeps in the denoiser's average, after half as many discarded ones. One is exact for Gaussian
+            increments.
+        length: Length of a signal.
 
     Example:
         >>> import torch
@@ -69,12 +70,12 @@ class LevyFlow(FlowMap):
         self.state_shape = self.image_shape = (length,)
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """Velocity E[m - z | x_t = x], ``(n, d)`` to the same; its gradient is that of the Gibbs sampler's mean."""
+        """Velocity E[m - z | x_t = x], ``(n, d)`` to the same; with the gradient of the Gibbs sampler's mean."""
         time = expand_time(t, x)
         late, early = 1 - 1e-4, 1e-4
         mean = _Mean.apply(x, time.clamp(early, late), self.law, self.sweeps)
         inside = (mean - x) / (1 - time.clamp(max=late))
-        # E[m] = 0 where there is noise alone, and no noise is left at the end
+        # E[m] = 0 at pure noise, and no noise is left at the end
         return torch.where(time < early, -x, torch.where(time > late, x, inside))
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
@@ -82,13 +83,13 @@ class LevyFlow(FlowMap):
         return self.law.sample((n, self.length), generator).cumsum(1).to(self.dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log density of signals, ``(n, d)`` to ``(n,)``; of increments that are zero with a probability, its log."""
+        """Log density of signals, ``(n, d)`` to ``(n,)``; for zero increments with positive probability, its log."""
         increments = x.double().diff(dim=-1, prepend=x.new_zeros(*x.shape[:-1], 1).double())
         return self.law.log_prob(increments)
 
 
 class _Mean(torch.autograd.Function):
-    """E[m | x_t = x] by Gibbs; its Jacobian is t / (1 - t)^2 times the covariance, whatever the law."""
+    """E[m | x_t = x] by Gibbs sampling; its Jacobian is t / (1 - t)^2 times the covariance for every law."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, t: Tensor, law: Increments, sweeps: int) -> Tensor:
@@ -119,13 +120,13 @@ class _Mean(torch.autograd.Function):
 
 
 class LevyPosterior(Solver):
-    """The reference: chains of a Gibbs sampler, long enough that their draws count as the posterior's.
+    """Reference posterior: chains of a Gibbs sampler, long enough to count as exact draws.
 
     Args:
-        prior: whose increments.
-        chains: for each observation, at most as many as samples.
-        burn_in: sweeps before the first sample.
-        thinning: sweeps between two samples of a chain.
+        prior: Prior with the law of the increments.
+        chains: Number of chains for each observation, at most the number of samples.
+        burn_in: Number of sweeps before the first sample.
+        thinning: Number of sweeps between two samples of a chain.
 
     Example:
         >>> import torch, invflow
@@ -146,18 +147,18 @@ class LevyPosterior(Solver):
         """Draw posterior samples; see :meth:`Solver.sample`.
 
         Raises:
-            TypeError: if the reward is no Gaussian likelihood of a linear operator with one parameter set.
+            TypeError: If the reward is not a Gaussian likelihood of a linear operator with one parameter set.
         """
         linear = isinstance(reward, GaussianLikelihood) and reward.operator.linear and reward.operator.num_sets == 1
         if not linear or not isinstance(reward, GaussianLikelihood):
             raise TypeError("LevyPosterior takes a GaussianLikelihood of a linear operator with one parameter set: "
-                            "pass the likelihood that problem.simulate gives")
+                            "pass the likelihood from problem.simulate")
         d = self.prior.length
         y = reward.y.flatten(1).double()
-        # columns are what unit increments measure
+        # columns are the measurements of unit increments
         steps = torch.ones(d, d, dtype=reward.y.dtype, device=y.device).triu()
         matrix = reward.operator(steps).flatten(1).double().T
-        gaussian = self.prior.law.kind == "gauss"  # whose sweeps are independent
+        gaussian = self.prior.law.kind == "gauss"  # sweeps are then independent
         chains = n if gaussian else min(self.chains, n)
         burn_in, thinning = (0, 1) if gaussian else (self.burn_in, self.thinning)
         each = math.ceil(n / chains)
@@ -189,7 +190,7 @@ def _matrix(name: str) -> Tensor:
         return eye[torch.randperm(LENGTH, generator=generator)[:26].sort().values]
     frequency = torch.cat([torch.arange(5), 5 + torch.randperm(28, generator=generator)[:12]]).sort().values
     angle = 2 * math.pi / LENGTH * frequency[:, None] * torch.arange(LENGTH, dtype=torch.float64)
-    sines = (frequency > 0) & (frequency < LENGTH // 2)  # of the others they are zero
+    sines = (frequency > 0) & (frequency < LENGTH // 2)  # for the others they are zero
     return torch.cat([angle.cos(), -angle.sin()[sines]])
 
 
@@ -202,11 +203,11 @@ def _operator(name: str) -> Operator:
 
 @functools.cache
 def levy_sigma(increments: str, operator: str) -> float:
-    """Noise level 25 dB below the median power of the measurements, of 4,096 signals drawn here.
+    """Noise level 25 dB below the median power of the measurements, computed from 4,096 signals drawn here.
 
     Args:
-        increments: a key of ``INCREMENTS``, such as ``"student-1"``.
-        operator: one of ``OPERATORS``.
+        increments: Key of ``INCREMENTS``, such as ``"student-1"``.
+        operator: One of ``OPERATORS``.
     """
     signals = INCREMENTS[increments].sample((4096, LENGTH), torch.Generator().manual_seed(1)).cumsum(1)
     power = (signals @ _matrix(operator).T).square().mean(1).median()

@@ -1,10 +1,10 @@
-r"""Gibbs samplers for increments that are scale mixtures of Gaussians, seen through a matrix with Gaussian noise.
+r"""Gibbs samplers for increments that are scale mixtures of Gaussians, measured through a matrix with Gaussian noise.
 
-Each increment is :math:`u_i \mid w_i \sim N(0, w_i)`: with w_i constant it is Gaussian, exponential Laplace, inverse
-gamma Student. The sampler alternates between all increments given their variances, which are Gaussian, and the
-variances given the increments, which have known laws (Andrews and Mallows 1974; Park and Casella 2008). Increments that
-may be zero (Bernoulli-Laplace) also have switches, drawn one by one with the increments integrated out: given a switch
-that is off, its increment is zero, so that a sampler without this step would never move.
+Each increment is :math:`u_i \mid w_i \sim N(0, w_i)`: with constant w_i it is Gaussian, with exponential w_i Laplace,
+with inverse gamma w_i Student. The sampler alternates between all increments given their variances, which are Gaussian,
+and the variances given the increments, which have known laws (Andrews and Mallows 1974; Park and Casella 2008).
+Increments that may be zero (Bernoulli-Laplace) also have switches, drawn one by one with the increments integrated out.
+Without this step, a sampler would never move: an increment is zero if its switch is off.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Increments(NamedTuple):
 
     Attributes:
         kind: ``"gauss"``, ``"laplace"``, ``"bernoulli-laplace"`` or ``"student"``.
-        scale: variance of a Gaussian, scale b of a Laplace law, degrees of freedom of Student's law, a whole number.
-        active: probability that an increment is not zero, for ``"bernoulli-laplace"``.
+        scale: Variance of a Gaussian, scale b of a Laplace law, or degrees of freedom of Student's law, an integer.
+        active: Probability that an increment is not zero, for ``"bernoulli-laplace"``.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Increments(NamedTuple):
         return torch.where(switch, value, 0.0)
 
     def log_prob(self, u: Tensor) -> Tensor:
-        """Log density of increments ``(..., d)``, summed to ``(...)``; of a zero, where it has mass, the log of it."""
+        """Log density of increments ``(..., d)``, summed to ``(...)``; for zeros with positive probability, its log."""
         scale = torch.as_tensor(self.scale, dtype=u.dtype, device=u.device)
         law: Any = {"gauss": torch.distributions.Normal(0.0, scale.sqrt()),
                     "student": torch.distributions.StudentT(scale)}.get(
@@ -53,17 +53,17 @@ class Increments(NamedTuple):
         log_density: Tensor = law.log_prob(u)
         if self.active < 1:
             active = torch.as_tensor(self.active, dtype=u.dtype, device=u.device)
-            # rounding of sums leaves differences near zero where increments are zero
+            # rounding of sums leaves differences near zero for zero increments
             log_density = torch.where(u.abs() < 5e-5, (1 - active).log(), active.log() + log_density)
         return log_density.sum(-1)
 
     def variances(self, u: Tensor, generator: torch.Generator, *, shared: bool = False) -> Tensor:
-        """The variances given the increments, one draw for each: ``(n, d)`` to the same.
+        """Draw the variances given the increments: ``(n, d)`` to the same.
 
         Args:
             u: ``(n, d)``.
-            generator: source of all random numbers.
-            shared: the same random numbers for every row.
+            generator: Source of all random numbers.
+            shared: Whether to use the same random numbers for every row.
         """
         shape = (1 if shared else len(u), u.shape[1])
         if self.kind == "gauss":
@@ -75,7 +75,7 @@ class Increments(NamedTuple):
         found = 1 / _inverse_gaussian(mean, rate, shape, generator)
         if self.active == 1:
             return found
-        # the variance of an increment that is switched off is that of the prior
+        # an increment that is switched off has its variance from the prior
         return torch.where(u == 0, 2 / rate * _exponential(shape, generator).to(u), found)
 
 
@@ -84,9 +84,9 @@ class Sweep(NamedTuple):
 
     Attributes:
         u: increments ``(n, d)``.
-        mean: of the increments given variances and switches, ``(n, d)``.
-        gain: ``(n, d, m)``, what a measurement adds to that mean; the increments' covariance is W - gain H W.
-        variance: W's diagonal, ``(n, d)``, 0 where a switch is off.
+        mean: Mean of the increments given variances and switches, ``(n, d)``.
+        gain: ``(n, d, m)``, effect of a measurement on that mean; the increments' covariance is W - gain H W.
+        variance: Diagonal of W, ``(n, d)``, 0 where a switch is off.
     """
 
     u: Tensor
@@ -100,12 +100,13 @@ def gibbs(law: Increments, matrix: Tensor, y: Tensor, sigma: Tensor, generator: 
     """Endless sweeps of chains, one for each row, for y = H u + sigma e.
 
     Args:
-        law: of the increments.
+        law: Law of the increments.
         matrix: H, ``(m, d)``, float64.
         y: ``(n, m)``, float64.
         sigma: ``(n,)``, float64.
-        generator: source of all random numbers.
-        shared: draw random numbers for one row, and take them for all: then what a row gives does not depend on others.
+        generator: Source of all random numbers.
+        shared: Whether to use the same random numbers for all rows, so that the result for a row does not depend on
+            others.
 
     Yields:
         The state after each sweep.
@@ -117,7 +118,7 @@ def gibbs(law: Increments, matrix: Tensor, y: Tensor, sigma: Tensor, generator: 
     def normal(*shape: int) -> Tensor:
         return torch.randn(rows, *shape, generator=generator, device=generator.device, dtype=torch.float64).to(y)
 
-    # from the ridge estimate, for which every variance is that of a typical increment
+    # start from the ridge estimate, with the variance of a typical increment
     w = torch.full((n, d), {"gauss": law.scale, "student": 1.0}.get(law.kind, 2 * law.scale**2), dtype=y.dtype,
                    device=y.device)
     switch = torch.ones_like(w)
@@ -129,7 +130,7 @@ def gibbs(law: Increments, matrix: Tensor, y: Tensor, sigma: Tensor, generator: 
         factor = torch.linalg.cholesky(matrix @ spread + noise)
         gain = torch.cholesky_solve(spread.mT, factor).mT  # W H^T (H W H^T + sigma^2 I)^-1
         mean = torch.einsum("ndm,nm->nd", gain, y)
-        # a draw of the prior, moved by what its own measurement misses of y
+        # a prior draw, corrected by the difference between y and its own measurement
         start = variance.sqrt() * normal(d)
         missed = y - start @ matrix.T - sigma[:, None] * normal(len(matrix))
         u = start + torch.einsum("ndm,nm->nd", gain, missed)
@@ -140,7 +141,7 @@ def gibbs(law: Increments, matrix: Tensor, y: Tensor, sigma: Tensor, generator: 
 
 def _switches(active: float, switch: Tensor, w: Tensor, matrix: Tensor, y: Tensor, noise: Tensor,
               generator: torch.Generator, rows: int) -> Tensor:
-    """Each switch given the others and the variances, with the increments integrated out; one pass over all."""
+    """Draw each switch given the others and the variances, with the increments integrated out; one pass over all."""
     n, d = w.shape
     uniform = torch.rand(d, rows, generator=generator, device=generator.device, dtype=torch.float64).to(y)
     threshold = (uniform.log() - torch.log1p(-uniform)).expand(d, n)
@@ -152,7 +153,7 @@ def _switches(active: float, switch: Tensor, w: Tensor, matrix: Tensor, y: Tenso
         seen = precision @ column  # (n, m)
         own = seen @ column
         data = (seen * y).sum(1)
-        # what both are without the increment itself
+        # both without the increment itself
         left = 1 - switch[:, i] * w[:, i] * own
         own_without, data_without = own / left, data / left
         total = 1 + w[:, i] * own_without

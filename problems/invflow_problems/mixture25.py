@@ -1,10 +1,10 @@
 r"""The benchmark of 25 Gaussians in 8, 80 and 800 dimensions, observed through 1, 2 or 4 numbers.
 
-Posed by Cardoso, Janati El Idrissi, Le Corff and Moulines 2023, "Monte Carlo guided diffusion for Bayesian linear
+From Cardoso, Janati El Idrissi, Le Corff and Moulines 2023, "Monte Carlo guided diffusion for Bayesian linear
 inverse problems": the means are (8 i, 8 j) for i and j in -2..2, repeated d / 2 times; the covariance is the identity;
 the weights are proportional to squares of standard normal numbers. The operator is A = U diag(s) V with orthogonal U
-and V and s uniform in [0, 1], in descending order; the noise is uniform in [0, 1] times the largest of s. All of it is
-drawn anew for each seed. The posterior is known in closed form (:class:`invflow.ExactPosterior`).
+and V and s uniform in [0, 1], in descending order; the noise level is uniform in [0, 1] times the largest entry of s.
+All of it is drawn again for each seed. The posterior is known in closed form (:class:`invflow.ExactPosterior`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SETTINGS = tuple((d, m) for d in (8, 80, 800) for m in (1, 2, 4))
 
 
 class _Draw:
-    """What one seed decides: small numbers at once, matrices when they are asked for."""
+    """Random parts of one seed: small numbers drawn at once, matrices on demand."""
 
     def __init__(self, d: int, m: int, seed: int, steps: int) -> None:
         if d < 2 or d % 2 or not 1 <= m <= d:
@@ -37,7 +37,7 @@ class _Draw:
         self.sigma = float(torch.rand((), generator=generator, dtype=torch.float64) * self.singular[0])
 
     def _generator(self, part: int) -> torch.Generator:
-        # one stream for each part, so that what is built does not depend on what was asked for first
+        # one random stream for each part, so that results do not depend on the order of requests
         return torch.Generator().manual_seed(((self.seed * 1009 + self.d) * 1009 + self.m) * 1009 + part)
 
     def operator(self) -> Operator:
@@ -72,21 +72,21 @@ def _orthonormal(gaussian: Tensor) -> Tensor:
 
 
 def draw_problem(d: int, m: int, seed: int = 0, *, steps: int = 16, name: str | None = None) -> Problem:
-    """One problem of the benchmark: its weights, operator and noise level are drawn by the seed.
+    """Build one problem of the benchmark; the seed determines its weights, operator and noise level.
 
     Args:
-        d: dimension of the state, even.
-        m: measurements, at most d.
-        seed: of everything that is drawn; the truth and the noise are drawn by :meth:`Problem.simulate`.
-        steps: of the prior's jump, see :class:`~invflow.GaussianMixtureFlow`; samples of few steps are cheap
-            and slightly off the prior, the exact posterior does not depend on them.
-        name: of the problem; default: ``"mixture/25-{d}-{m}"``.
+        d: Dimension of the state, even.
+        m: Number of measurements, at most d.
+        seed: Random seed of the problem; :meth:`Problem.simulate` draws the truth and the noise.
+        steps: Number of steps of the prior's jump, see :class:`~invflow.GaussianMixtureFlow`. Few steps make samples
+            cheap and slightly inaccurate; the exact posterior does not depend on them.
+        name: Name of the problem; default: ``"mixture/25-{d}-{m}"``.
 
     Returns:
         An inverse problem with an exact posterior.
 
     Raises:
-        ValueError: for dimensions that do not fit.
+        ValueError: For invalid dimensions.
 
     Example:
         >>> import torch

@@ -1,8 +1,8 @@
-"""Multi-coil MRI and fan-beam CT of phantoms: random ellipses of 32 x 32 pixels, made on the spot.
+"""Multi-coil MRI and fan-beam CT of phantoms: random ellipses of 32 x 32 pixels, generated on demand.
 
-Operators are deepinv's. The prior that belongs to the problems is the Gaussian with the mean and the spectrum of
-phantoms, whose flow is known in closed form: under it the posteriors are Gaussian, and a sampler can be held against
-them. ``invflow train ellipses`` and ``invflow train ellipses-complex`` make learned ones in minutes, for ``--prior``.
+The operators are deepinv's. The prior of the problems is the Gaussian with the mean and the spectrum of
+phantoms, whose flow is known in closed form. Under it the posteriors are Gaussian, and samplers can be compared with
+them. ``invflow train ellipses`` and ``invflow train ellipses-complex`` train priors in minutes, for ``--prior``.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from invflow.problem import Problem
 __all__ = ["DECODE", "draw_complex_phantoms", "draw_phantoms", "phantoms_ct", "phantoms_mri"]
 
 SIDE = 32
-#: (scale, shift) of the decoding of real phantoms, in [0, 1], and of complex ones, in [-1, 1] for each part
+#: (scale, shift) of the decoding for real phantoms, in [0, 1], and for complex ones, in [-1, 1] for each part
 DECODE = {1: (0.5, 0.5), 2: (1.0, 0.0)}
 COILS = 4
 VIEWS, DETECTORS = 30, 48
 
 
 def draw_phantoms(n: int, generator: torch.Generator) -> Tensor:
-    """Slices of a body: one large ellipse, and six in it that are denser or thinner.
+    """Draw slices of a body: one large ellipse, with six ellipses of higher or lower density inside.
 
     Args:
-        n: how many.
+        n: Number of phantoms.
         generator: source of randomness.
 
     Returns:
-        ``(n, 1, 32, 32)`` in [0, 1], edges smoothed over a pixel.
+        ``(n, 1, 32, 32)`` in [0, 1], with edges smoothed over a pixel.
 
     Example:
         >>> import torch
@@ -60,16 +60,16 @@ def _ellipses(x: Tensor, y: Tensor, a: Tensor, b: Tensor, turn: Tensor) -> Tenso
     axis = (torch.arange(SIDE, device=x.device) + 0.5) * (2 / SIDE) - 1
     dx, dy = axis - x, axis[:, None] - y
     u, v = dx * turn.cos() + dy * turn.sin(), dy * turn.cos() - dx * turn.sin()
-    # about the distance from the border, in pixels
+    # approximate distance from the border, in pixels
     inside = (1 - ((u / a) ** 2 + (v / b) ** 2).sqrt()) * torch.minimum(a, b) * (SIDE / 2)
     return (inside + 0.5).clamp(0, 1)
 
 
 def draw_complex_phantoms(n: int, generator: torch.Generator) -> Tensor:
-    """Phantoms with a phase that varies slowly over the image, as that of magnetic resonance does.
+    """Draw phantoms with a slowly varying phase, as in magnetic resonance imaging.
 
     Args:
-        n: how many.
+        n: Number of phantoms.
         generator: source of randomness.
 
     Returns:
@@ -78,14 +78,14 @@ def draw_complex_phantoms(n: int, generator: torch.Generator) -> Tensor:
     magnitude = draw_phantoms(n, generator)
     axis = torch.linspace(-1, 1, SIDE, device=magnitude.device)
     x, y = axis.expand(SIDE, SIDE), axis[:, None].expand(SIDE, SIDE)
-    basis = torch.stack([torch.ones_like(x), x, y, x * y, x**2 - y**2])  # smooth, and of no more than a turn
+    basis = torch.stack([torch.ones_like(x), x, y, x * y, x**2 - y**2])  # smooth, and at most one turn
     weights = torch.randn(n, len(basis), generator=generator, device=generator.device) * 0.5
     phase = torch.einsum("nk,khw->nhw", weights, basis)[:, None]
     return torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=1)
 
 
 def _fan_beam() -> Operator:
-    """30 views on a full circle, 48 detectors each; values are densities added up along rays, in pixels."""
+    """30 views on a full circle, 48 detectors each; values are densities summed along rays, in pixels."""
     from deepinv.physics import Tomography
 
     from invflow_operators.deepinv_physics import DeepinvOperator
@@ -97,7 +97,7 @@ def _fan_beam() -> Operator:
 
 
 def _coils() -> Tensor:
-    """Sensitivities of four coils around the body, ``(1, 4, 32, 32)``, whose squares add up to one."""
+    """Sensitivities of four coils around the body, ``(1, 4, 32, 32)``, whose squares sum to one."""
     axis = torch.linspace(-1, 1, SIDE)
     maps = []
     for k in range(COILS):
@@ -109,7 +109,7 @@ def _coils() -> Tensor:
 
 
 def _mask() -> Tensor:
-    """Lines of k-space that are measured, ``(1, 1, 32, 32)``: eight in the middle, every third outside."""
+    """Lines of k-space that are measured, ``(1, 1, 32, 32)``: eight in the centre, every third outside."""
     columns = torch.zeros(SIDE)
     columns[::3] = 1
     columns[SIDE // 2 - 4 : SIDE // 2 + 4] = 1

@@ -1,7 +1,7 @@
-"""Inverse problems on colour photographs, 256 x 256 pixels in [0, 1] (255 x 255 where a factor of 3 divides them).
+"""Inverse problems on colour photographs, 256 x 256 pixels in [0, 1] (255 x 255 for a factor of 3).
 
-Noise has the standard deviation 0.02, five grey levels of 255; denoising takes 0.1. Kernels are given in pixels, as a
-camera has them, whatever the size of the photograph. The photographs were held out: no prior has seen them.
+The noise has standard deviation 0.02, five grey levels of 255; denoising uses 0.1. Kernels are given in pixels, as in a
+camera, for any size of the photograph. The photographs were held out: no prior was trained on them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Shape = tuple[int, int, int]
 
 
 def denoising(shape: Shape) -> Operator:
-    """White noise alone."""
+    """White noise only."""
     from invflow_operators.elementwise import Denoising
 
     return Denoising(shape)
@@ -66,7 +66,7 @@ def gaussian_blur(shape: Shape) -> Operator:
 
 
 def motion_blur(shape: Shape) -> Operator:
-    """Along a random path within 21 x 21 pixels."""
+    """Blur along a random path within 21 x 21 pixels."""
     import torch
 
     from invflow_operators.blur import MotionBlur
@@ -85,7 +85,7 @@ def _problem(task: str, operator: Callable[[Shape], Operator], description: str,
 
 photos_denoising = _problem("denoising", denoising, "white noise of standard deviation 0.1", sigma=0.1)
 photos_random_inpainting = _problem("random-inpainting", random_inpainting,
-                                    "half of the pixels observed, another mask each", random=True)
+                                    "half of the pixels observed, a new mask for each image", random=True)
 photos_box_inpainting = _problem("box-inpainting", box_inpainting, "a centred box of 32 x 32 pixels hidden")
 photos_super_resolution = _problem("super-resolution", super_resolution, "4 x 4 pixels averaged into one")
 photos_super_resolution_x2 = _problem("super-resolution-x2", lambda shape: super_resolution(shape, 2),
@@ -94,4 +94,4 @@ photos_super_resolution_x3 = _problem("super-resolution-x3", lambda shape: super
                                       "3 x 3 pixels averaged into one, images of 255 x 255", side=255)
 photos_gaussian_blur = _problem("gaussian-blur", gaussian_blur, "Gaussian blur of standard deviation 2 pixels")
 photos_motion_blur = _problem("motion-blur", motion_blur,
-                              "blur along a random path in 21 x 21 pixels, another one each", random=True)
+                              "blur along a random path in 21 x 21 pixels, a new one for each image", random=True)

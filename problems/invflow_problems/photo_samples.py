@@ -1,4 +1,4 @@
-"""The photographs that come with the problems: 256 x 256 crops of photographs that no prior was trained on."""
+"""The shipped photographs: 256 x 256 crops of photographs that no prior was trained on."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SIDE = 256
 
 @dataclass(frozen=True)
 class Crop:
-    """Where a crop lies.
+    """Position of a crop.
 
     Attributes:
-        photo: the photograph's name in :mod:`invflow_problems.photo_split`.
-        top, left: of the crop in the photograph scaled to a width of 640 pixels.
+        photo: Name of the photograph in :mod:`invflow_problems.photo_split`.
+        top, left: Position of the crop in the photograph scaled to a width of 640 pixels.
     """
 
     photo: str
@@ -51,7 +51,7 @@ def load_photos(split: str = "test") -> Tensor:
         ``(n, 3, 256, 256)`` in [0, 1], float32.
 
     Raises:
-        ValueError: for another split.
+        ValueError: For any other split.
 
     Example:
         >>> from invflow_problems.photo_samples import load_photos

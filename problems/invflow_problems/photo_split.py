@@ -1,8 +1,8 @@
-"""Which photographs the prior for photographs may learn from, and which it never sees.
+"""Split of the photographs into training, validation and test.
 
-Whole photographs are set apart, not crops of them. Each is known by a name that is the same in every copy: the folder
-of a wallpaper of Plasma, the stem of a file of MATE's or Lomiri's backgrounds. Abstract art, renderings and paintings
-that lie beside them are in none of the three. scikit-image's test images are never in training either.
+Whole photographs are held out, not crops of them. Each has a name that is the same in every copy: the folder
+of a wallpaper of Plasma, or the stem of a file of MATE's or Lomiri's backgrounds. Abstract art, renderings and
+paintings in these collections are in none of the three splits. scikit-image's test images are never in training either.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["HELD_OUT", "TRAINING", "VALIDATION", "photo_name", "split_of"]
 HELD_OUT = ("BytheWater", "Dune", "EveningGlow", "LadyBird", "RainDrops")
 #: for choosing settings: a jetty in fog (grey), a flower, grass, a road under a storm
 VALIDATION = ("ColdRipple", "Garden", "GreenMeadow", "Storm")
-#: all other photographs of the collections, Lomiri's (Ubuntu Touch 16.04) among them
+#: all other photographs of the collections, including Lomiri's (Ubuntu Touch 16.04)
 TRAINING = ("Bridge_by_Sander_Klootwijk", "Dragonfly_by_Bolly", "Kleiber_by_Lukas_Baubkus", "Picture_0B_by_freespace",
             "Picture_1A_by_freespace", "Wine_by_Jakkub_Mede", "aitzgorri_by_Aitzol_Berasategi", "free_by_Peter_Nerlich",
             "friends_by_Aitzol_Berasategi", "greentock_by_Peter_Nerlich", "life_by_Aitzol_Berasategi",
@@ -25,10 +25,10 @@ TRAINING = ("Bridge_by_Sander_Klootwijk", "Dragonfly_by_Bolly", "Kleiber_by_Luka
 
 
 def photo_name(path: str | Path) -> str:
-    """The name of a photograph in this split.
+    """Name of a photograph in this split.
 
     Args:
-        path: of a file, such as ``wallpapers/Kite/contents/images/2560x1600.jpg`` or ``mate/nature/Dune.jpg``.
+        path: Path of a file, such as ``wallpapers/Kite/contents/images/2560x1600.jpg`` or ``mate/nature/Dune.jpg``.
 
     Returns:
         The wallpaper's folder for a file under ``contents``, else the file's stem.
@@ -45,13 +45,13 @@ def photo_name(path: str | Path) -> str:
 
 
 def split_of(path: str | Path) -> str | None:
-    """The split that a photograph belongs to.
+    """Split of a photograph.
 
     Args:
-        path: as :func:`photo_name` takes it.
+        path: Path, as in :func:`photo_name`.
 
     Returns:
-        ``"test"``, ``"validation"`` or ``"training"``; None for a picture that is in none.
+        ``"test"``, ``"validation"`` or ``"training"``; None for an image in none of them.
 
     Example:
         >>> split_of("nature/Dune.jpg"), split_of("abstract/Flow.png")

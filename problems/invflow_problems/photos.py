@@ -1,4 +1,4 @@
-"""Crops of photographs to train on: every photograph of a folder, at several scales, wherever it lies in it."""
+"""Crops of photographs for training: from every photograph of a folder, at several scales and positions."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from invflow_problems.photo_split import photo_name, split_of
 
 __all__ = ["PhotoCrops", "find_photographs"]
 
-#: longer sides to which photographs are shrunk, so that a pixel holds detail, not what filter and JPEG left of it
+#: longer sides to which photographs are reduced, so that pixels show detail instead of filter and JPEG artefacts
 SIDES = (2000, 1400, 1000, 700, 500, 350, 250)
 
 
 def find_photographs(folders: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
                      split: str = "training") -> list[Path]:
-    """Files of the photographs of a split, the largest of each photograph.
+    """Find the files of the photographs of a split, the largest of each photograph.
 
     Args:
-        folders: searched with all that lies in them; several may be joined by ``os.pathsep``. Files that are in no
-            split of :mod:`invflow_problems.photo_split` are left out, unless none of a folder's files is known: then
+        folders: Folders to search, with their subfolders; several may be joined by ``os.pathsep``. Files that are in no
+            split of :mod:`invflow_problems.photo_split` are skipped, unless none of a folder's files is known: then
             all of them are for training.
         split: ``"training"``, ``"validation"`` or ``"test"``.
 
     Raises:
-        FileNotFoundError: if there is no photograph of the split.
+        FileNotFoundError: If there is no photograph of the split.
     """
     if isinstance(folders, str | os.PathLike):
         folders = str(folders).split(os.pathsep)
@@ -52,15 +52,15 @@ def find_photographs(folders: Sequence[str | os.PathLike[str]] | str | os.PathLi
 
 
 class PhotoCrops:
-    """Draws square crops of photographs, a new one each time; ``crops(n, generator)`` gives ``(n, 3, size, size)``.
+    """Random square crops of photographs; ``crops(n, generator)`` gives ``(n, 3, size, size)``.
 
-    A photograph, a scale and a place are drawn uniformly; of one, two or four places the one of most contrast between
-    neighbours is taken, for much of a photograph is sky or out of focus. Crops are turned and mirrored, and their
-    colours exchanged and weighted at random, since a handful of photographs holds few colours.
+    A photograph, a scale and a position are drawn uniformly. Of one, two or four positions, the one with the largest
+    contrast between neighbouring pixels is used, because much of a photograph is sky or out of focus. Crops are rotated
+    and mirrored, and their colours permuted and weighted at random, because a few photographs contain few colours.
 
     Args:
-        files: of the photographs.
-        size: side of a crop.
+        files: Files of the photographs.
+        size: Side of a crop.
     """
 
     def __init__(self, files: Sequence[Path], size: int = 64) -> None:
@@ -75,7 +75,7 @@ class PhotoCrops:
                 small = interpolate(image[None], sides, mode="bilinear", antialias=True)[0]
                 levels.append(small.mul(255).round().clamp(0, 255).to(torch.uint8))
         if not levels:
-            raise ValueError(f"a photograph of {tuple(image.shape[1:])} pixels holds no crop of {self.size}")
+            raise ValueError(f"a photograph of {tuple(image.shape[1:])} pixels is too small for a crop of {self.size}")
         return levels
 
     def __call__(self, n: int, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rejection sampling, for truths of tilted laws."""
+"""Rejection sampling of truths from tilted laws."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ __all__ = ["rejection_sample"]
 def rejection_sample(propose: Callable[[int, torch.Generator], Tensor], reward: Callable[[Tensor], Tensor], n: int,
                      generator: torch.Generator, *, bound: float = 0.0, batch: int = 4096,
                      max_proposals: int = 10_000_000) -> Tensor:
-    """Independent draws of p(x) e^{r(x)}: a draw of p is kept with probability e^{r(x) - bound} (von Neumann 1951).
+    """Draw from p(x) e^{r(x)}: keep a draw of p with probability e^{r(x) - bound} (von Neumann 1951).
 
     Args:
-        propose: ``(n, generator)`` to independent draws of p, ``(n, *image_shape)``.
+        propose: Function ``(n, generator)`` that returns independent draws of p, ``(n, *image_shape)``.
         reward: r, ``(n, *image_shape)`` to ``(n,)``.
-        n: draws wanted.
-        generator: source of all random numbers.
-        bound: a number that r never exceeds.
-        batch: draws of p at a time.
-        max_proposals: draws of p after which it gives up.
+        n: Number of draws.
+        generator: Source of all random numbers.
+        bound: Upper bound of r.
+        batch: Number of draws of p at a time.
+        max_proposals: Largest number of draws of p.
 
     Returns:
-        ``(n, *image_shape)``, in the order in which they were drawn.
+        ``(n, *image_shape)``, in the order of the draws.
 
     Raises:
-        ValueError: if a reward exceeds the bound.
-        RuntimeError: if too few are accepted.
+        ValueError: If a reward exceeds the bound.
+        RuntimeError: If too few draws are accepted.
     """
     kept: list[Tensor] = []
     found = drawn = 0
     while found < n:
         if drawn >= max_proposals:
-            raise RuntimeError(f"of {drawn} draws of the prior {found} were accepted, {n} were asked for: the reward "
+            raise RuntimeError(f"of {drawn} prior draws only {found} were accepted, but {n} are needed: the reward "
                                "is too sharp for rejection")
         x = propose(batch, generator)
         values = reward(x).double()
@@ -47,6 +47,6 @@ def rejection_sample(propose: Callable[[int, torch.Generator], Tensor], reward: 
         accepted = x[(uniform.to(values.device).log() < values - bound)]
         kept.append(accepted)
         found, drawn = found + len(accepted), drawn + batch
-        if found:  # as many as seem to be needed, within reason
+        if found:  # estimated number of draws still needed, within limits
             batch = max(batch, min(16 * batch, math.ceil(1.1 * (n - found) * drawn / found)))
     return torch.cat(kept)[:n]

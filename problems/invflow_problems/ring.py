@@ -1,9 +1,9 @@
-r"""A thin ring, tilted to a wavy curve: six arches that meet in round cusps, as a cycloid's do.
+r"""A thin ring, tilted to a wavy curve: six arches that meet in rounded cusps, like those of a cycloid.
 
-The prior is a ring of radius 2, made of 80 Gaussians of standard deviation 0.2, so close that no eye parts them. The
-reward is :math:`r(x) = -(|x| - c(\theta))^2 / (2 \cdot 0.08^2)`, the curve's radius in the direction of x being
-:math:`c(\theta) = 2 + 0.4 (2 \sqrt{\cos^2 3 \theta + 0.01} - 1)`: thinner than the ring, and in and out of it. Truths
-are drawn by rejection.
+The prior is a ring of radius 2, made of 80 Gaussians of standard deviation 0.2 that overlap smoothly. The
+reward is :math:`r(x) = -(|x| - c(\theta))^2 / (2 \cdot 0.08^2)`, where the curve's radius in the direction of x is
+:math:`c(\theta) = 2 + 0.4 (2 \sqrt{\cos^2 3 \theta + 0.01} - 1)`: thinner than the ring, and partly inside and partly
+outside it. Truths are drawn by rejection.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ARCHES, HEIGHT, WIDTH = 6, 0.4, 0.08
 def curve_radius(x: Tensor) -> Tensor:
     """Radius of the curve in the direction of points: ``(n, 2)`` to ``(n,)``."""
     angle = torch.atan2(x[:, 1], x[:, 0])
-    # the root of a square, rounded off where it would have a corner, so that the reward has a gradient everywhere
+    # the square root rounds off the corner of |cos|, so the reward has a gradient everywhere
     arch = ((ARCHES / 2 * angle).cos().square() + 0.01).sqrt()
     return RADIUS + HEIGHT * (2 * arch - 1)
 
@@ -65,9 +65,9 @@ def _prior() -> GaussianMixtureFlow:
 
 @functools.cache
 def _expectations() -> dict[str, float]:
-    """By the midpoint rule in polar coordinates, on a quarter of the plane: the others are its mirror images."""
+    """Expectations by the midpoint rule in polar coordinates, on a quarter of the plane and by symmetry."""
     prior = GaussianMixtureFlow(_prior().means.double(), std=THICKNESS)
-    radius = 0.5 + (torch.arange(1500, dtype=torch.float64) + 0.5) / 500  # the circle itself is an edge of cells
+    radius = 0.5 + (torch.arange(1500, dtype=torch.float64) + 0.5) / 500  # the circle coincides with cell edges
     angle = math.pi / 2 * (torch.arange(180, dtype=torch.float64) + 0.5) / 180
     r, a = (v.flatten() for v in torch.meshgrid(radius, angle, indexing="ij"))
     x = torch.stack([r * a.cos(), r * a.sin()], dim=1)

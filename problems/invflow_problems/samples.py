@@ -1,4 +1,4 @@
-"""The sample images that come with the problems: parts of the official test sets, never trained on."""
+"""The shipped sample images: parts of the official test sets, never used for training."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def load_samples(name: str, split: str = "test") -> tuple[Tensor, Tensor]:
         labels: ``(n,)`` int64, 0 to 9.
 
     Raises:
-        ValueError: for another name or split.
+        ValueError: For any other name or split.
     """
     if name not in NAMES or split not in COUNTS:
-        raise ValueError(f"no samples {name!r}, split {split!r}: names are {NAMES}, splits {tuple(COUNTS)}")
+        raise ValueError(f"no samples {name!r} with split {split!r}: names are {NAMES}, splits {tuple(COUNTS)}")
     tensors = _read(name)
     images = tensors[f"{split}_images"].to(torch.float32).div_(255)
-    # files of grey images have no axis of channels
+    # files of grey images have no channel axis
     return images if images.ndim == 4 else images[:, None], tensors[f"{split}_labels"].long()
 
 

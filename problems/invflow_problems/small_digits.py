@@ -1,8 +1,8 @@
-"""MNIST averaged to 14 x 14 pixels, with a prior so small that exact samplers can be calibrated on it.
+"""MNIST averaged to 14 x 14 pixels, with a prior small enough to calibrate exact samplers.
 
-Noise has the standard deviation 0.1 throughout. The prior is a perceptron on 196 values (:func:`small_digits_prior`):
-half a million parameters, tens of thousands of images a second on one core. Its digits are rougher than those of the
-priors at 28 x 28. For the question whether a sampler draws from the posterior of *its* prior, that does not matter.
+The noise has standard deviation 0.1 throughout. The prior is a perceptron on 196 values (:func:`small_digits_prior`):
+half a million parameters, tens of thousands of images per second on one core. Its digits are rougher than those of the
+priors at 28 x 28. This does not matter for the question whether a sampler draws from the posterior of *its* prior.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def small_digits_prior(name: str = "mnist-14") -> LatentFlowMap:
     """The prior of these problems: a map on vectors of 196 values, whose images are ``(1, 14, 14)``.
 
     Args:
-        name: of the weights, or a folder that ``invflow train mnist-14`` wrote.
+        name: Name of the weights, or a folder written by ``invflow train mnist-14``.
 
     Example:
         >>> import torch
@@ -48,7 +48,7 @@ def small_digits_prior(name: str = "mnist-14") -> LatentFlowMap:
 
 
 class _Pictures(nn.Module):
-    """Vectors in the map's states to pictures in [0, 1]."""
+    """Convert vectors of the map's states to images in [0, 1]."""
 
     def __init__(self, vectors: FlowMap) -> None:
         super().__init__()

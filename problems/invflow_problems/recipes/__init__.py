@@ -1,1 +1,1 @@
-"""Recipes of the shipped weights, as ``invflow train`` names them."""
+"""Recipes of the shipped weights, with their names in ``invflow train``."""

@@ -1,4 +1,4 @@
-"""The trainings that made the shipped weights, and the checkerboard's."""
+"""Training recipes of the shipped weights and of the checkerboard."""
 
 from __future__ import annotations
 
@@ -29,40 +29,40 @@ __all__ = [
     "mnist_vfm_deviations", "mnist_vfm_samples", "mnist_vfm_score", "photos", "photos_vfm",
 ]
 
-#: a U-Net on 14 x 14 and 7 x 7 positions, of the size that two CPU cores can train in under an hour
+#: a U-Net on 14 x 14 and 7 x 7 positions, small enough for two CPU cores to train in under an hour
 MAP_NETWORK = {"channels": [32, 128], "blocks": 2}
 ADAPTER_NETWORK = {"channels": [32, 96], "blocks": 2}
 
 PRIOR_SETTINGS = LoopSettings(steps=2000, batch_size=128, learning_rate=1.5e-3)
-#: flow matching alone costs a third less a row, and all the rows go to the velocity, without which no jump is right;
-#: the jumps are learned again from it, by the semigroup's targets, which have no noise
+#: flow matching alone costs a third less per row, and uses all rows for the velocity, which every jump depends on;
+#: the jumps are then learned from it, with semigroup targets, which have no noise
 VELOCITY_SETTINGS = LoopSettings(steps=10000, batch_size=128, learning_rate=1.5e-3)
 JUMPS_SETTINGS = LoopSettings(steps=4000, batch_size=128, learning_rate=1e-3)
 JUMPS_SHARE = 0.7
 VFM_SETTINGS = LoopSettings(steps=4800, batch_size=96, learning_rate=1e-3)
 #: tau is the scale of the data states (0.6); alpha keeps one path in five unconditional
 TAU, ALPHA = 0.7, 0.8
-#: the last stage learns from the map in four jumps
+#: the last stage learns from four jumps of the map
 CONSOLIDATION_SETTINGS = LoopSettings(steps=800, batch_size=96, learning_rate=5e-4, warmup=50, ema=0.99)
 IMAGE_JUMPS, TAUGHT_ALPHA = 4, 0.9
-#: and after that the adapter alone is held against the truth. The objective before asks for the posterior of the map's
-#: own law, which is not quite that of digits; the score asks for margins that are right for the images
+#: then only the adapter is trained against the truth. The previous objective leads to the posterior of the map's
+#: own law, which is not exactly that of digits; the score leads to marginals that are right for the images
 SCORE_SETTINGS = LoopSettings(steps=1500, batch_size=96, learning_rate=5e-4, ema=0.998)
 IMAGE_SCORE = 100.0
-#: the stage after: map and adapter together, by patches of the samples as the solver corrects them. The correction
-#: meets the data, so that no term has to, and the score has ten times its weight beside the divergence: at the old one,
-#: with nothing to hold against it, the divergence widened the samples. tau keeps the MeanFlow term's share
+#: the next stage: map and adapter together, by patches of the samples, corrected as in the solver. The correction
+#: fits the data, so no other term has to, and the score has ten times its weight relative to the divergence: at the old
+#: weight the divergence widened the samples, with nothing to balance it. tau keeps the MeanFlow term's share
 SAMPLES_SETTINGS = LoopSettings(steps=1000, batch_size=63, learning_rate=2e-4, warmup=20, ema=0.99, log_every=10)
 SAMPLES_OBJECTIVE = ObjectiveSettings(tau=TAU / math.sqrt(10), alpha=0.9, level_power=0.0, tangent="semigroup",
                                       misfit=0.0, score=10 * IMAGE_SCORE, patches=True, joint=True, consistency=True)
 
 
-#: what a class begins as, of an adapter that was trained before it was one
+#: initial class of a new class, for an adapter that was trained before it existed
 LIKE = {"free-form-inpainting": "random-inpainting"}
 
 
 def image_problems(image_shape: tuple[int, ...]) -> list[TrainingProblem]:
-    """The seven problem classes, with the ranges of noise, from none on, and of operators.
+    """The seven problem classes, with ranges of noise levels, from 0 on, and of operators.
 
     Args:
         image_shape: ``(C, H, W)``.
@@ -80,7 +80,7 @@ def image_problems(image_shape: tuple[int, ...]) -> list[TrainingProblem]:
 
 
 def grown(adapter: Adapter, problems: list[TrainingProblem], deviations: bool = False) -> Adapter:
-    """An adapter to go on from, with the classes that came since."""
+    """Load an adapter to continue from, and add classes introduced since."""
     return adapter.grown([str(p.operator.problem_class) for p in problems], LIKE, deviations)
 
 
@@ -95,7 +95,7 @@ def _train_image_prior(run: Run, name: str | None = None, distinct: float = 0.5,
 
 def _train_image_vfm(run: Run, name: str) -> VFM:
     images = load_images(str(run.data), split="train", dtype=torch.uint8)
-    if run.prior and kind_of(run.prior) == "vfm":  # go on from its map and its adapter
+    if run.prior and kind_of(run.prior) == "vfm":  # continue from its map and its adapter
         begun = VFM.load(run.prior)
         prior = begun.prior
         adapter = grown(begun.adapter, image_problems(prior.image_shape))
@@ -106,7 +106,7 @@ def _train_image_vfm(run: Run, name: str) -> VFM:
                      alpha=ALPHA, level_power=0.0, model_error=True, tangent="semigroup")
 
 
-#: or the deviations alone, of a VFM as it is
+#: or only the deviations of a fixed VFM
 DEVIATIONS_SETTINGS = LoopSettings(steps=150, batch_size=63, learning_rate=1e-2, warmup=10, weight_decay=0.0, ema=0.97,
                                    log_every=10)
 DEVIATIONS_OBJECTIVE = ObjectiveSettings(level_power=0.0, frozen=True, score=IMAGE_SCORE, patches=True,
@@ -142,12 +142,12 @@ def _score_image_vfm(run: Run, name: str) -> VFM:
 mnist = Recipe("mnist", "prior on MNIST, 28 x 28", PRIOR_SETTINGS, _train_image_prior, data="mnist")
 fashion_mnist = Recipe("fashion-mnist", "prior on Fashion-MNIST, 28 x 28", PRIOR_SETTINGS, _train_image_prior,
                        data="fashion-mnist")
-mnist_velocity = Recipe("mnist-velocity", "flow matching alone, of a prior on MNIST (--prior)", VELOCITY_SETTINGS,
+mnist_velocity = Recipe("mnist-velocity", "flow matching only, for a prior on MNIST (--prior)", VELOCITY_SETTINGS,
                         lambda run: _train_image_prior(run, "mnist", distinct=0.0), data="mnist")
 mnist_jumps = Recipe("mnist-jumps", "teach a prior on MNIST (--prior) the jumps of its own velocity", JUMPS_SETTINGS,
                      lambda run: _train_image_prior(run, "mnist", JUMPS_SHARE, "semigroup"), data="mnist")
 fashion_mnist_velocity = Recipe(
-    "fashion-mnist-velocity", "flow matching alone, of a prior on Fashion-MNIST (--prior)", VELOCITY_SETTINGS,
+    "fashion-mnist-velocity", "flow matching only, for a prior on Fashion-MNIST (--prior)", VELOCITY_SETTINGS,
     lambda run: _train_image_prior(run, "fashion-mnist", distinct=0.0), data="fashion-mnist")
 fashion_mnist_jumps = Recipe(
     "fashion-mnist-jumps", "teach a prior on Fashion-MNIST (--prior) the jumps of its own velocity", JUMPS_SETTINGS,
@@ -155,7 +155,7 @@ fashion_mnist_jumps = Recipe(
 mnist_vfm = Recipe("mnist-vfm", "VFM for six problem classes on MNIST, from the prior", VFM_SETTINGS,
                    lambda run: _train_image_vfm(run, "mnist"), data="mnist")
 mnist_vfm_consolidation = Recipe(
-    "mnist-vfm-consolidation", "teach a VFM on MNIST (--prior) to do in one step what it does in four",
+    "mnist-vfm-consolidation", "teach a VFM on MNIST (--prior) to do its four steps in one",
     CONSOLIDATION_SETTINGS, lambda run: _consolidate_image_vfm(run, "mnist"), data="mnist")
 mnist_vfm_score = Recipe("mnist-vfm-score", "train the adapter of a VFM on MNIST (--prior) by its samples' score",
                          SCORE_SETTINGS, lambda run: _score_image_vfm(run, "mnist"), data="mnist")
@@ -166,7 +166,7 @@ fashion_mnist_vfm = Recipe("fashion-mnist-vfm", "VFM for six problem classes on 
                            dataclasses.replace(VFM_SETTINGS, steps=1800),
                            lambda run: _train_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
 fashion_mnist_vfm_consolidation = Recipe(
-    "fashion-mnist-vfm-consolidation", "teach a VFM on Fashion-MNIST (--prior) to do in one step what it does in four",
+    "fashion-mnist-vfm-consolidation", "teach a VFM on Fashion-MNIST (--prior) to do its four steps in one",
     CONSOLIDATION_SETTINGS, lambda run: _consolidate_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
 
 mnist_vfm_deviations = Recipe(
@@ -184,23 +184,23 @@ fashion_mnist_vfm_score = Recipe(
     "fashion-mnist-vfm-score", "train the adapter of a VFM on Fashion-MNIST (--prior) by its samples' score",
     SCORE_SETTINGS, lambda run: _score_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
 
-#: photographs: the VFM's map is the exact flow of a Gaussian with their spectrum, its adapter does the work, once for
-#: each observation; the prior has a small network
+#: photographs: the VFM's map is the exact flow of a Gaussian with their spectrum, and the adapter does the work, once
+#: for each observation; the prior has a small network
 PHOTO_SHAPE = (3, 64, 64)
 PHOTO_MAP = {"channels": [32, 64, 96], "blocks": 1, "attention": False}
 PHOTO_ADAPTER = {"channels": [48, 96, 128], "blocks": 2}
 PHOTO_PRIOR_SETTINGS = LoopSettings(steps=900, batch_size=64, learning_rate=1.5e-3)
 PHOTO_VFM_SETTINGS = LoopSettings(steps=4500, batch_size=32, learning_rate=1.5e-3, ema=0.998)
-#: the score alone decides, in effect: under the map's Gaussian the other terms would hold every edge to be unlikely.
-#: Training the map too, from the first step on, was worse than the linear estimate after 150 steps: its errors at the
-#: low frequencies wander, and the adapter runs after them
+#: the score dominates: under the map's Gaussian, the other terms would treat every edge as unlikely.
+#: Training the map too, from the first step, was worse than the linear estimate after 150 steps: its errors at low
+#: frequencies drift, and the adapter has to follow them
 PHOTO_SCORE = 5000.0
 
 
 def photo_problems(shape: tuple[int, int, int] = PHOTO_SHAPE) -> list[TrainingProblem]:
     """Seven problem classes, super-resolution by 2, 3 and 4, for crops of photographs; sizes are in pixels.
 
-    Noise is what classical methods take away best, so denoising and motion blur get more of the rows: with four of 32
+    Classical methods are best at removing noise, so denoising and motion blur get more of the rows: with four of 32
     each, they were the furthest behind block matching.
     """
     levels = (0.0, 0.2)
@@ -251,21 +251,21 @@ photos = Recipe("photos", "prior on photographs, colour, any size", PHOTO_PRIOR_
 photos_vfm = Recipe("photos-vfm", "VFM for six problem classes on photographs of any size",
                     PHOTO_VFM_SETTINGS, _train_photo_vfm)
 
-#: sinusoids of the input with periods 4, 2, 4/3 and 1, where the board's is 2; joint training through so rough a map
-#: diverged with the Jacobian-vector product for a target, and is quiet with the semigroup's
+#: sinusoids of the input with periods 4, 2, 4/3 and 1, where the board's is 2; joint training through such a rough map
+#: diverged with the Jacobian-vector product as target, and is stable with the semigroup's
 BOARD_MAP = {"width": 256, "depth": 5, "num_frequencies": 4, "max_frequency": 2 * math.pi}
 BOARD_ADAPTER = {"width": 256, "depth": 4}
 BOARD_SETTINGS = LoopSettings(steps=8000, batch_size=512, learning_rate=1e-3, weight_decay=0.0, ema=0.998,
                               precision="no", log_every=200)
-#: steps before the joint ones, and after them; the last learn from the map in eight jumps
+#: steps before and after the joint ones; the last stage learns from eight jumps of the map
 BOARD_PRETRAINING, BOARD_CONSOLIDATION, BOARD_JUMPS = 3000, 1000, 8
 #: one path in ten stays unconditional. Half of them would hold the map to the prior's pairing of noise and data, where
-#: both coordinates of the noise matter to the observed one: no adapter with a diagonal covariance fits that
+#: both coordinates of the noise affect the observed one: no adapter with a diagonal covariance fits that
 BOARD_TAU, BOARD_ALPHA = 1.0, 0.9
 
 
 def board_prior(settings: LoopSettings, run: Run) -> NeuralFlowMap:
-    """The checkerboard's prior, which joint training starts from, in ``folder/pretraining``."""
+    """Train the checkerboard's prior, the start of joint training, in ``folder/pretraining``."""
     folder = run.folder / "pretraining"
     if (folder / "prior" / "config.json").exists():
         return load_trainable(folder / "prior")
@@ -278,14 +278,14 @@ def train_board(run: Run, *, tau: float = BOARD_TAU, alpha: float = BOARD_ALPHA,
     """Pretrain, train jointly (or the adapter alone), and consolidate on the checkerboard.
 
     Args:
-        run: ``prior`` skips the pretraining; ``settings.steps`` are the joint ones, and bound those before and after.
-        tau: scale of the MeanFlow term.
-        alpha: share of rows whose path starts from the adapter's noise.
-        frozen: train the adapter alone, on the pretrained map as it is.
-        consolidation: steps of the last stage; 0 leaves it out.
+        run: ``prior`` skips the pretraining; ``settings.steps`` are the joint steps, and an upper limit for the others.
+        tau: Scale of the MeanFlow term.
+        alpha: Share of rows whose path starts from the adapter's noise.
+        frozen: Whether to train only the adapter, with the pretrained map fixed.
+        consolidation: Number of steps of the last stage; 0 skips it.
 
     Returns:
-        The solver. As it was before the last stage it is kept in ``folder/joint/vfm``.
+        The solver. Its state before the last stage is kept in ``folder/joint/vfm``.
     """
     settings, problems = run.settings, [TrainingProblem(board_problem.operator, NOISE)]
     pretraining = dataclasses.replace(settings, steps=min(BOARD_PRETRAINING, settings.steps))
