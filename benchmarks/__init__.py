@@ -1,1 +1,1 @@
-"""Tables and release tools, which are not installed: run them from a clone of the repository."""
+"""Tables and release tools. They are not installed: run them from a clone of the repository."""

@@ -1,10 +1,10 @@
-"""A GPU against the CPU, in about eight minutes: ``python -m benchmarks.gpu --output DIR``.
+"""Compare a GPU with the CPU, in about eight minutes: ``python -m benchmarks.gpu --output DIR``.
 
-Every solver draws from one CPU generator on both devices, in double precision, so that samples agree to rounding and a
-decision of a particle method is not flipped by it; calls must be equal. Then single precision, bfloat16, compiled
-networks, chunks from the free memory, a chunk that does not fit, samples a second and the share of the fastest product.
-Writes ``DIR/gpu.json`` and prints a table; exit status 1 if a solver differs or fails. ``--device cpu`` tries the
-script.
+Every solver draws from one CPU generator on both devices, in double precision, so that samples agree up to rounding and
+rounding does not change the decisions of particle methods; calls must be equal. Then come single precision, bfloat16,
+compiled networks, chunks from the free memory, a chunk that does not fit, samples per second and the share of the
+fastest product. Writes ``DIR/gpu.json`` and prints a table; the exit status is 1 if a solver differs or fails.
+``--device cpu`` tests the script.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from invflow.registry import solver_by_name
 __all__ = ["Check", "agreement", "main"]
 
 PROBLEM = "mnist/super-resolution"
-#: settings that keep a solver short; all others run with their defaults
+#: settings that keep solvers fast; all others run with their defaults
 SHORT: dict[str, dict[str, Any]] = {
     "vfm": {}, "fmtt": {"steps": 8}, "noise-smc": {"num_moves": 2}, "noise-rto": {"max_iterations": 12}, "lmmse": {},
     "dps": {"steps": 8}, "pigdm": {"steps": 8}, "moment-matching": {"steps": 8}, "diffpir": {"steps": 8},
@@ -46,14 +46,14 @@ TOLERANCE = 1e-6  # of images in [0, 1], in double precision
 
 @dataclass
 class Check:
-    """What was found of one solver.
+    """Result for one solver.
 
     Attributes:
-        name: of the solver.
-        difference: largest of any pixel between the devices; NaN where it was not run.
-        calls: forward and backward, on the device.
-        seconds: on the device.
-        note: why it was not run, or what was wrong; empty where all is well.
+        name: Name of the solver.
+        difference: Largest difference of any pixel between the devices; NaN if it was not run.
+        calls: Forward and backward calls, on the device.
+        seconds: Time on the device.
+        note: Why it was not run, or what was wrong; empty if there was no problem.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the devices agree, or the solver could not be run here for a stated reason."""
+        """Whether the devices agree, or the solver was skipped for a stated reason."""
         return not self.note or self.note.startswith("not run")
 
 
@@ -101,11 +101,11 @@ def agreement(name: str, device: torch.device, samples: int = 8, seed: int = 0) 
     return Check(name, difference, calls, there.seconds, note.strip())
 
 
-# -- what only a GPU has -----------------------------------------------------------------------------------------------
+# -- checks for a GPU only ---------------------------------------------------------------------------------------------
 
 
 def precisions(device: torch.device, samples: int) -> dict[str, float]:
-    """Root mean square differences of the VFM's samples to those in double precision, in units of their spread."""
+    """Root mean square differences of the VFM's samples from those in double precision, in units of their spread."""
     problem = invflow.load_problem(PROBLEM)
     vfm = invflow.VFM.load("mnist")
     exact = draw("vfm", device, samples, 1).samples.cpu()
@@ -135,7 +135,7 @@ def memory(device: torch.device, rows: int) -> dict[str, Any]:
     _, likelihood = invflow.load_problem(PROBLEM).simulate(1, generator=torch.Generator().manual_seed(2), shuffle=False)
     found: dict[str, Any] = {"rows": rows_at_a_time(None, vfm.prior)}
     held: Tensor | None = None
-    if device.type == "cuda":  # leave too little for so many rows
+    if device.type == "cuda":  # leave too little memory for this many rows
         held = torch.empty(int(0.98 * torch.cuda.mem_get_info(device)[0]), dtype=torch.uint8, device=device)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -1,8 +1,8 @@
-"""Make CIFAR-10's binary files of PNG sheets: ``python -m benchmarks.release.cifar_sheets FOLDER OUTPUT``.
+"""Convert PNG sheets of CIFAR-10 to its binary files: ``python -m benchmarks.release.cifar_sheets FOLDER OUTPUT``.
 
-A sheet, ``data_batch_1.png`` to ``data_batch_5.png`` and ``test_batch.png``, has 1024 pixels across; each row is
-one image of 32 x 32 pixels. The labels are lists in ``train_labels.json`` and ``test_labels.json`` beside them. The
-files that are made are those of :func:`invflow.datasets.sets.load_images`.
+A sheet, ``data_batch_1.png`` to ``data_batch_5.png`` and ``test_batch.png``, is 1024 pixels wide; each row is
+one image of 32 x 32 pixels. The labels are lists in ``train_labels.json`` and ``test_labels.json`` in the same folder.
+:func:`invflow.datasets.sets.load_images` reads the resulting files.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ def read_sheet(path: Path) -> Tensor:
     """Images of a sheet, ``(n, 3, 32, 32)`` in uint8.
 
     Raises:
-        ValueError: for a file that is no sheet.
+        ValueError: If the file is not a sheet.
     """
     from PIL import Image
 
     width = SIDE**2
     try:
         with warnings.catch_warnings():
-            # a small file that declares a huge image is an error, before anything of that size is made
+            # reject a small file that declares a huge image before allocating memory for it
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=("PNG",)) as sheet:
                 mode, size = sheet.mode, sheet.size
                 data = sheet.tobytes() if mode == "RGB" and size[0] == width else b""
-    except Exception as error:  # on damaged files Pillow fails with errors of any kind
-        raise ValueError(f"{path} is no PNG that can be read: {error}") from error
+    except Exception as error:  # Pillow raises many kinds of errors for damaged files
+        raise ValueError(f"{path} is not a readable PNG: {error}") from error
     if not data:
-        raise ValueError(f"{path} is no sheet of CIFAR-10, colour and {width} pixels across, one image a row: it is "
+        raise ValueError(f"{path} is not a sheet of CIFAR-10, colour, {width} pixels wide, one image per row: it is "
                          f"{size[0]} x {size[1]} of mode {mode}")
     values = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return values.reshape(-1, SIDE, SIDE, 3).permute(0, 3, 1, 2).contiguous()
@@ -52,9 +52,9 @@ def read_labels(folder: Path, split: str, count: int) -> Tensor:
     """Labels of a split's images, ``(count,)`` in uint8.
 
     Raises:
-        FileNotFoundError, ValueError: if they are not there, or no such list.
+        FileNotFoundError, ValueError: If the file is missing or does not contain such a list.
     """
-    # the spelling of the package that this layout is known from comes second
+    # the second spelling is that of the package that uses this layout
     places = [folder / f"{split}_{word}.json" for word in ("labels", "lables")]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
@@ -62,19 +62,19 @@ def read_labels(folder: Path, split: str, count: int) -> Tensor:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}): it holds a list of labels") from error
+        raise ValueError(f"{path} is not JSON ({error}), expected a list of labels") from error
     known = isinstance(values, list) and all(type(v) is int and 0 <= v <= 9 for v in values)
     if not known or len(values) != count:
         what = f"{len(values)} of them" if known else "something else"
-        raise ValueError(f"{path} must hold {count} labels from 0 to 9, one an image, not {what}")
+        raise ValueError(f"{path} must hold {count} labels from 0 to 9, one per image, not {what}")
     return torch.tensor(values, dtype=torch.uint8)
 
 
 def convert(folder: Path, output: Path) -> list[Path]:
-    """Write the binary files of the splits whose sheets are there.
+    """Write the binary files of the splits with available sheets.
 
     Raises:
-        FileNotFoundError: if some sheets of a split are there and others are not, or none at all.
+        FileNotFoundError: If only some sheets of a split exist, or none at all.
     """
     written = []
     for split, names in SHEETS.items():

@@ -1,7 +1,7 @@
-"""How strongly to correct samples: ``python -m benchmarks.release.fit_consistency VFM --data DIR --output VFM``.
+"""Fit how strongly to correct samples: ``python -m benchmarks.release.fit_consistency VFM --data DIR --output VFM``.
 
-For each problem class and noise level the factor of the adapter's deviations with which corrected samples have the
-lowest energy score over patches, on images of the training file; it is written into the adapter's ``config.json``.
+For each problem class and noise level, it finds the factor of the adapter's deviations for which corrected samples have
+the lowest energy score over patches, on images of the training file, and writes it into the adapter's ``config.json``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["main"]
 def main() -> None:
     """Fit, print and store the factors."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("vfm", help="folder of a VFM, or its name")
+    parser.add_argument("vfm", help="folder or name of a VFM")
     parser.add_argument("--data", required=True, help="folder of the data set: the last images of its training file")
     parser.add_argument("--output", required=True, help="folder to write the VFM to")
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=8, help="of each posterior")
-    parser.add_argument("--levels", type=int, default=3, help="noise levels of each class")
+    parser.add_argument("--samples", type=int, default=8, help="samples of each posterior")
+    parser.add_argument("--levels", type=int, default=3, help="number of noise levels of each class")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     vfm = VFM.load(arguments.vfm)

@@ -1,12 +1,12 @@
-"""How wide a VFM should spread: ``python -m benchmarks.release.fit_spread VFM --data DIR --output VFM``.
+"""Fit the spread of a VFM: ``python -m benchmarks.release.fit_spread VFM --data DIR --output VFM``.
 
-That is one whose samples are Gaussian, for photographs or CIFAR-10. An adapter that learned from few images, or not for
-long, is surer of others than it should be. Images that it never saw say by how much: for each problem class the factor
-of its standard deviations with which the pixels of a new crop, or a new small image, are to lie in their central 90%
-intervals nine times in ten (split conformal prediction, Papadopoulos et al. 2002, with a pixel's error over its
-deviation for a score). Pixels of a crop are no independent draws: what tells about the next crop is the number of
-crops, not of pixels, and a crop that is yet to come counts as one beyond them all (hierarchical conformal prediction,
-Lee, Barber and Willett 2023). That holds for crops of the same law; other people's images are of another. The factors
+It applies to VFMs with Gaussian samples, for photographs or CIFAR-10. An adapter that was trained on few images, or
+briefly, is overconfident on others. Held-out images show by how much: for each problem class, this finds the factor
+of the standard deviations for which central 90% intervals of the pixels of a new crop, or a new small image, have
+90% coverage (split conformal prediction, Papadopoulos et al. 2002, with a pixel's error divided by its standard
+deviation as score). Pixels of a crop are not independent draws: the number of crops, not of pixels, determines the
+accuracy, and a new crop counts as one more extreme than all of them (hierarchical conformal prediction,
+Lee, Barber and Willett 2023). This holds for crops of the same law, not for other people's images. The factors
 are written into the adapter's ``config.json``.
 """
 
@@ -30,19 +30,19 @@ __all__ = ["main"]
 def main() -> None:
     """Fit, print and store the factors."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("vfm", help="folder of a VFM, or its name")
+    parser.add_argument("vfm", help="folder or name of a VFM")
     parser.add_argument("--data", required=True, help="folder of photographs; several joined by ':'. Or cifar10: the "
                         "shipped validation images")
     parser.add_argument("--output", required=True, help="folder to write the VFM to")
-    parser.add_argument("--crops", type=int, default=32, help="of the validation photographs")
-    parser.add_argument("--size", type=int, default=128, help="the side of a crop in pixels")
-    parser.add_argument("--symmetries", type=int, help="over which the correction is averaged: 1, 2, 4 or 8")
+    parser.add_argument("--crops", type=int, default=32, help="number of crops of the validation photographs")
+    parser.add_argument("--size", type=int, default=128, help="side of a crop in pixels")
+    parser.add_argument("--symmetries", type=int, help="symmetries to average the correction over: 1, 2, 4 or 8")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     vfm = VFM.load(arguments.vfm)
     adapter = vfm.adapter
     if not isinstance(adapter, SpectralAdapter):
-        raise ValueError(f"{arguments.vfm} has a {type(adapter).__name__}, whose samples are no Gaussians: only those "
+        raise ValueError(f"{arguments.vfm} has a {type(adapter).__name__}, whose samples are not Gaussian: only those "
                          "of a SpectralAdapter can be widened by a factor")
     if arguments.symmetries is not None:
         adapter.symmetries = arguments.symmetries

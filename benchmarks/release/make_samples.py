@@ -23,8 +23,8 @@ def make_samples(name: str, data: str, output: Path) -> Path:
 
     Args:
         name: ``"mnist"``, ``"fashion-mnist"`` or ``"cifar10"``; names the file.
-        data: folder with the official files, or a name that :func:`invflow.datasets.sets.load_images` downloads.
-        output: folder that ``<name>.safetensors`` is written into.
+        data: Folder with the official files, or a name that :func:`invflow.datasets.sets.load_images` downloads.
+        output: Folder for ``<name>.safetensors``.
 
     Returns:
         The file.
@@ -42,11 +42,11 @@ def make_samples(name: str, data: str, output: Path) -> Path:
 
 
 def make_atoms(data: str, output: Path) -> Path:
-    """Write the first 1,000 training images of MNIST, which the problems ``atoms/...`` take for their prior.
+    """Write the first 1,000 training images of MNIST, the prior of the problems ``atoms/...``.
 
     Args:
-        data: folder with the official files, or a name that :func:`invflow.datasets.sets.load_images` downloads.
-        output: folder that ``mnist-atoms.safetensors`` is written into.
+        data: Folder with the official files, or a name that :func:`invflow.datasets.sets.load_images` downloads.
+        output: Folder for ``mnist-atoms.safetensors``.
 
     Returns:
         The file.
@@ -63,15 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("name", choices=[*NAMES, "mnist-atoms", "photos"])
     parser.add_argument("data", nargs="*", help="folder with the official files; default: download them. For photos: "
                         "the folders of the two collections of wallpapers")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="default: where problems look")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="default: the folder that problems read")
     options = parser.parse_args(arguments)
     if options.name == "photos":
         if not options.data:
-            parser.error("photos are cut out of files that are there: pass the folders of the wallpapers")
+            parser.error("photos are not downloaded: pass the folders of the wallpapers")
         print(make_photos([Path(folder) for folder in options.data], options.output))
         return
     if len(options.data) > 1:
-        parser.error(f"{options.name} takes one folder")
+        parser.error(f"{options.name} takes one folder, not several")
     if options.name == "mnist-atoms":
         print(make_atoms(options.data[0] if options.data else "mnist", options.output))
         return
@@ -86,14 +86,14 @@ def make_photos(folders: Sequence[Path], output: Path) -> Path:
     """Cut the crops out of the photographs, scaled to a width of 640 pixels with Lanczos's filter.
 
     Args:
-        folders: searched for JPEG files, also in the folders within; the largest file of each name is taken.
-        output: folder that ``photos.safetensors`` is written into.
+        folders: Folders to search for JPEG files, with subfolders; the largest file of each name is used.
+        output: Folder for ``photos.safetensors``.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: if a photograph is not there.
+        ValueError: If a photograph is missing.
     """
     from PIL import Image
 

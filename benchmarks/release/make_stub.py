@@ -1,4 +1,4 @@
-"""Write what type checkers see of ``invflow``: ``python -m benchmarks.release.make_stub``."""
+"""Write the type stub of ``invflow``: ``python -m benchmarks.release.make_stub``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAMES, _MODULES, _MOVED = (vars(invflow)[name] for name in ("_NAMES", "_MODULES
 
 
 def stub() -> str:
-    """The text of ``invflow/__init__.pyi``, made of the tables of names in ``invflow/__init__.py``."""
+    """The text of ``invflow/__init__.pyi``, generated from the tables of names in ``invflow/__init__.py``."""
     lines = ['"""Made by ``python -m benchmarks.release.make_stub`` from ``__init__.py``: do not edit."""', ""]
     lines += sorted(f"from invflow import {name} as {name}" for name in _MODULES if name not in _MOVED)
     lines += sorted(f"from {places.split()[0]} import {name} as {name}" for name, places in _NAMES.items())

@@ -1,4 +1,4 @@
-"""Make shipped weights and their card from a training: ``python -m benchmarks.release.make_weights NAME RUN``.
+"""Make shipped weights and their card from a training run: ``python -m benchmarks.release.make_weights NAME RUN``.
 
 ``invflow train NAME --output RUN`` comes first. The weights are stored in half precision. With ``--evaluation`` the
 card also holds the numbers of ``python -m benchmarks.tables.image_table``.
@@ -38,20 +38,20 @@ LICENCES = {
 
 
 def read_settings(run: Path) -> dict[str, Any]:
-    """Settings of the loop that a finished run was made with."""
+    """Loop settings of a finished run."""
     with safe_open(run / "checkpoint.safetensors", framework="pt") as file:
         result: dict[str, Any] = json.loads(file.metadata()["settings"])
         return result
 
 
 def precision(run: Path) -> str:
-    """How a run computed, in words."""
+    """Description of a run's precision."""
     return {"bf16": "in bfloat16 autocast", "fp16": "in float16 autocast"}.get(
         str(read_settings(run)["precision"]), "in single precision")
 
 
 def commands(stages: list[tuple[str, Path]]) -> list[str]:
-    """The command of each stage, RUN1 going on from nothing, RUN2 from RUN1, with what differs from the recipe."""
+    """The command of each stage, RUN2 starting from RUN1 and so on, with changes to the recipe's settings."""
     lines, kind = [], "prior" if (stages[-1][1] / "prior").is_dir() else "vfm"
     for k, (name, run) in enumerate(stages):
         own = asdict(load_recipe(name).settings)
@@ -64,13 +64,13 @@ def commands(stages: list[tuple[str, Path]]) -> list[str]:
 
 
 def card(name: str, stages: list[tuple[str, Path]], evaluation: dict[str, Any] | None, notes: str = "") -> str:
-    """The text that stands beside the weights: data, settings, seed, last training numbers, metrics on test images.
+    """The card of the weights: data, settings, seed, last training metrics, metrics on test images.
 
     Args:
-        name: of the weights.
-        stages: recipe and folder of each training, in their order; all but the first went on from the one before.
-        evaluation: what image_table measured.
-        notes: what a look at the images shows, to stand at the end.
+        name: Name of the weights.
+        stages: Recipe and folder of each training, in order; each one after the first started from the previous one.
+        evaluation: Results of image_table.
+        notes: Notes from an inspection of the images, placed at the end.
     """
     data = name.removesuffix("-vfm")
     lines = [f"# {name}", "", f"{load_recipe(name).description}. Weights stored in half precision.", "",
@@ -82,7 +82,7 @@ def card(name: str, stages: list[tuple[str, Path]], evaluation: dict[str, Any] |
     for k, (_, run) in enumerate(stages):
         rows = list(csv.DictReader((run / "metrics.csv").open()))[-20:]
         last = {key: sum(float(row[key]) for row in rows) / len(rows) for key in rows[0]}
-        # a column that the stage had no rows for is NaN: flow matching alone has no MeanFlow loss
+        # a column without rows in this stage is NaN: flow matching has no MeanFlow loss
         shown = {key: v for key, v in last.items()
                  if math.isfinite(v) and not key.startswith(("step", "loss", "learning", "grad"))}
         lines += ["", f"RUN{k + 1}: " + ", ".join(f"{key} {v}" for key, v in read_settings(run).items())
@@ -112,7 +112,7 @@ def _evaluation(results: dict[str, Any], vfm: bool) -> list[str]:
         columns = [("VFM, 1 step", key, digits, heading) for key, digits, heading in (
             ("psnr", 2, "PSNR of the mean"), ("crps", 4, "CRPS"), ("coverage", 3, "90% coverage"),
             ("residual", 2, "residual"))]
-        if all("stationary linear" in table for table in tables.values()):  # what the adapter begins at
+        if all("stationary linear" in table for table in tables.values()):  # the start of the adapter
             columns.insert(0, ("stationary linear", "psnr", 2, "PSNR of the linear estimate"))
         lines += [*([""] if lines else []), "| problem | " + " | ".join(heading for *_, heading in columns) + " |",
                   "|---" * (len(columns) + 1) + "|"]
@@ -125,14 +125,14 @@ def _evaluation(results: dict[str, Any], vfm: bool) -> list[str]:
 def main() -> None:
     """Store weights and card."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", help="such as mnist or mnist-vfm")
-    parser.add_argument("run", type=Path, help="the folder that invflow train wrote")
-    parser.add_argument("--recipe", help="that wrote RUN, where it has another name than the weights")
+    parser.add_argument("name", help="name of the weights, such as mnist or mnist-vfm")
+    parser.add_argument("run", type=Path, help="folder written by invflow train")
+    parser.add_argument("--recipe", help="recipe of RUN, if its name differs from that of the weights")
     parser.add_argument("--after", action="append", default=[], metavar="RECIPE=RUN",
-                        help="a training that RUN went on from; several in their order")
-    parser.add_argument("--evaluation", type=Path, help="JSON that image_table wrote")
-    parser.add_argument("--notes", type=Path, help="text to put at the end: what a look at the images shows")
-    parser.add_argument("--output", type=Path, help="folder to write; default the library's own")
+                        help="a training that RUN started from; several in order")
+    parser.add_argument("--evaluation", type=Path, help="JSON file written by image_table")
+    parser.add_argument("--notes", type=Path, help="file with notes on the images, placed at the end")
+    parser.add_argument("--output", type=Path, help="output folder; default: that of the library")
     arguments = parser.parse_args()
     folder = arguments.output or SHIPPED / arguments.name
     if arguments.name.endswith("-vfm"):

@@ -1,4 +1,4 @@
-"""Train the classifier that judges generated images; a command, see ``--help``."""
+"""Train the classifier for generated images; a command, see ``--help``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LICENCES = {
 
 
 def shift_images(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Shift each image by up to some pixels either way, filling with zeros: (n, C, H, W) to the same."""
+    """Shift each image randomly by a few pixels, padded with zeros: (n, C, H, W) to the same."""
     n, _, height, width = images.shape
     padded = F.pad(images, (pixels,) * 4)
     down, right = torch.randint(2 * pixels + 1, (2, n, 1), generator=generator)
@@ -50,14 +50,14 @@ def train_classifier(images: Tensor, labels: Tensor, classes: Sequence[str], *, 
     Args:
         images: ``(n, C, H, W)`` in uint8.
         labels: ``(n,)`` int64.
-        classes: names, in the order of the labels.
-        epochs: passes over the images.
-        batch_size: images a step.
-        learning_rate: the largest.
-        shift: pixels that images are shifted by at most.
-        mirror: exchange left and right in every other image.
-        seed: of first weights, order and shifts.
-        progress: show a progress bar.
+        classes: Names, in the order of the labels.
+        epochs: Number of passes over the images.
+        batch_size: Images per step.
+        learning_rate: Largest learning rate.
+        shift: Largest shift of images in pixels.
+        mirror: Whether to flip every other image horizontally.
+        seed: Random seed of initial weights, order and shifts.
+        progress: Whether to show a progress bar.
     """
     generator = torch.Generator().manual_seed(seed)
     model = Classifier(tuple(images.shape[1:]), classes, generator=generator)
@@ -90,10 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.release.train_classifier", description=__doc__)
     parser.add_argument("name", choices=CLASSES)
     parser.add_argument("data", nargs="?", help="folder of the official files; default: download them")
-    parser.add_argument("--output", type=Path, help="folder; default: where the library looks for it")
+    parser.add_argument("--output", type=Path, help="output folder; default: that of the library")
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--shift", type=int, default=1, help="pixels that images are shifted by at most")
-    parser.add_argument("--mirror", action="store_true", help="exchange left and right in every other image")
+    parser.add_argument("--shift", type=int, default=1, help="largest shift of images in pixels")
+    parser.add_argument("--mirror", action="store_true", help="flip every other image horizontally")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     data, output = options.data or options.name, options.output or SHIPPED / f"{options.name}-classifier"

@@ -1,10 +1,10 @@
-"""Tune the field's samplers on validation images: ``python -m benchmarks.release.tune_samplers RUNS``.
+"""Tune the existing samplers on validation images: ``python -m benchmarks.release.tune_samplers RUNS``.
 
-The search, stated: for each of the six problems and each sampler every candidate of a small grid (:data:`CANDIDATES`)
+The search: for each of the six problems and each sampler, every candidate of a small grid (:data:`CANDIDATES`)
 draws 4 samples for each of the first 8 validation images (particle methods: 8 particles for 4 images) with 100 calls,
-and the one with the least CRPS, mean over pixels and images, is kept. Test images are not read. What was chosen, and
-every score, is written to ``data/tuned.json``, which :func:`tuned_settings` reads; how many steps a table takes is not
-part of it. Killed, the same command goes on. ``--samplers dps ddrm`` tunes those alone, and keeps the others.
+and the one with the lowest CRPS, averaged over pixels and images, is kept. Test images are not read. The choices and
+all scores are written to ``data/tuned.json``, which :func:`tuned_settings` reads; the number of steps in a table is not
+part of it. A killed run is resumed by the same command. ``--samplers dps ddrm`` tunes only those and keeps the others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from invflow_problems.samples import FOLDER
 __all__ = ["CALLS", "CANDIDATES", "TUNED", "main", "steps_of", "tune", "tuned_settings"]
 
 TUNED = FOLDER / "tuned.json"
-#: network calls for each sample while tuning, forward and backward together
+#: network calls per sample during tuning, forward and backward together
 CALLS = 100
 
 
@@ -39,7 +39,7 @@ def _grid(**axes: list[Any]) -> list[dict[str, Any]]:
     return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
 
 
-#: candidates of each sampler; where a sampler has a published default, it is among them
+#: candidates of each sampler, including published defaults
 CANDIDATES: dict[str, list[dict[str, Any]]] = {
     "dps": _grid(zeta=[0.3, 0.6, 1.0, 1.8, 3.0]),
     "pigdm": [{"eta": 1.0, "weight": 1.0}, *_grid(eta=[1.0, 0.0], weight=[0.5, 2.0])],
@@ -62,7 +62,7 @@ def steps_of(sampler: str, calls: int, settings: dict[str, Any]) -> dict[str, An
         return {"steps": calls // 2}
     if sampler == "diffpir":  # no call at the last noise level
         return {"steps": calls + 1}
-    if sampler == "ula":  # five samples of each chain where twenty are asked for
+    if sampler == "ula":  # five samples of each chain for twenty in total
         return {"burn_in": calls, "thinning": max(1, 4 * calls // 5), "chains": 4}
     if sampler == "pnp-flow":
         return {"steps": max(1, calls // 2), "average": 2}
@@ -70,11 +70,11 @@ def steps_of(sampler: str, calls: int, settings: dict[str, Any]) -> dict[str, An
 
 
 def tuned_settings(problem: str, sampler: str) -> dict[str, Any]:
-    """What was chosen for a sampler on a problem.
+    """Tuned settings of a sampler on a problem.
 
     Args:
-        problem: such as ``"mnist/box-inpainting"``.
-        sampler: such as ``"dps"``.
+        problem: Name such as ``"mnist/box-inpainting"``.
+        sampler: Name such as ``"dps"``.
 
     Returns:
         Keyword arguments of the solver; none for a sampler or a problem that was not tuned.
@@ -97,12 +97,12 @@ def tune(problem: Problem, sampler: str, folder: Path, *, images: int = 8, sampl
     """Score the candidates of a sampler on validation images.
 
     Args:
-        problem: with images.
-        sampler: a key of :data:`CANDIDATES`.
-        folder: for the parts, from which a killed search goes on.
-        images: of the validation split.
-        samples: for each image.
-        seed: of measurements and samples.
+        problem: Problem with images.
+        sampler: Key of :data:`CANDIDATES`.
+        folder: Folder for partial results, from which a killed search resumes.
+        images: Number of images of the validation split.
+        samples: Number of samples for each image.
+        seed: Random seed of measurements and samples.
 
     Returns:
         Candidates with ``settings``, ``crps``, its ``standard_error`` (None where the candidate failed), best first.
@@ -115,7 +115,7 @@ def tune(problem: Problem, sampler: str, folder: Path, *, images: int = 8, sampl
         images, samples = images // 2, 2 * samples
     solvers = {_label(settings): builder(settings) for settings in CANDIDATES[sampler]}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # few particles do not converge, and are not asked to
+        warnings.simplefilter("ignore", UserWarning)  # few particles do not converge, as expected
         found = invflow.compare(problem, solvers, num_observations=images, num_samples=samples, seed=seed,
                                 output=folder, split="validation", part_size=images, gallery=0)
     scores = []
@@ -132,9 +132,9 @@ def _jobs(data: list[str], samplers: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Run the search and write what it chose, after every sampler and problem."""
+    """Run the search and write its choices after every sampler and problem."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", type=Path, help="folder for parts")
+    parser.add_argument("runs", type=Path, help="folder for partial results")
     parser.add_argument("--data", nargs="+", default=["mnist"], choices=["mnist", "fashion-mnist"])
     parser.add_argument("--samplers", nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
     parser.add_argument("--images", type=int, default=8)

@@ -1,10 +1,10 @@
-"""What each part of the last stage does: ``python -m benchmarks.tables.ablation_table mnist --data DIR --output DIR``.
+"""Effect of each part of the last stage: ``python -m benchmarks.tables.ablation_table mnist --data DIR --output DIR``.
 
-From the same VFM, on the same batches, a few steps of each: the adapter alone by the CRPS of pixels; map and adapter;
-both by the energy score over patches; both by that of corrected samples. Each is judged on validation images without
-the correction, with one that may move all pixels alike, and with one by the adapter's deviations (of the VFM that all
-began as, except for the last, which trained its own). So short a training shows directions, not what is reached in the
-end. A variant that was trained is taken from the output folder.
+From the same VFM, on the same batches, a few steps of each variant: the adapter alone by the CRPS of pixels; map and
+adapter; both by the energy score over patches; both by that of corrected samples. Each is evaluated on validation
+images without the correction, with a correction that may move all pixels equally, and with one by the adapter's
+deviations (those of the initial VFM, except for the last variant, which trained its own). Such short training shows
+directions, not final results. A variant that is already in the output folder is not trained again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COLUMNS = (("crps", 4), ("patches", 4), ("psnr_sample", 2), ("residual", 2), ("c
 
 
 def corrections(likelihood: GaussianLikelihood, samples: Tensor, deviation: Tensor, seed: int) -> dict[str, Tensor]:
-    """The samples as they are, moved with one variance for all pixels, and moved by the deviations."""
+    """The samples uncorrected, corrected with one variance for all pixels, and corrected by the deviations."""
     noise = measurement_noise(samples.shape[0] * samples.shape[1], tuple(likelihood.y.shape[1:]),
                               torch.Generator().manual_seed(seed))
     even = deviation.square().mean(tuple(range(1, deviation.ndim)), keepdim=True).sqrt().expand_as(deviation)
@@ -55,16 +55,16 @@ def corrections(likelihood: GaussianLikelihood, samples: Tensor, deviation: Tens
 
 
 def main() -> None:
-    """Train what is not there yet, print the tables as markdown, and write them as JSON."""
+    """Train missing variants, print the tables as markdown, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=["mnist", "fashion-mnist"], help="shipped VFM, or --vfm of its data")
-    parser.add_argument("--vfm", help="folder of one with deviations, in place of the shipped one")
+    parser.add_argument("--vfm", help="folder of a VFM with deviations, instead of the shipped one")
     parser.add_argument("--data", required=True, help="folder of the data set")
     parser.add_argument("--output", type=Path, required=True, help="folder for the trainings and the table")
     parser.add_argument("--tasks", nargs="+", default=["random-inpainting", "box-inpainting", "motion-blur"],
                         choices=TASKS)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--rows", type=int, default=9, help="of a batch, for each problem")
+    parser.add_argument("--rows", type=int, default=9, help="rows of a batch for each problem")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--observations", type=int, default=60)
     parser.add_argument("--samples", type=int, default=20)
@@ -83,7 +83,7 @@ def main() -> None:
         if changes is not None:
             objective: ObjectiveSettings = dataclasses.replace(SAMPLES_OBJECTIVE, **changes)
             adapter = copy.deepcopy(begun.adapter.grown([str(p.operator.problem_class) for p in problems], {}))
-            adapter.consistency = {}  # trained and judged with a factor of 1
+            adapter.consistency = {}  # trained and evaluated with a factor of 1
             trained = train_vfm(images, begun.prior, problems, settings,
                                 arguments.output / label.replace(", ", "-").replace(" ", "-"), adapter=adapter,
                                 objective=objective)

@@ -1,7 +1,7 @@
 """The checkerboard's table: ``python -m benchmarks.tables.board_table OUTPUT`` trains, evaluates, sweeps tau and alpha.
 
-The metrics are those that the VFM paper's code tabulates (arXiv 2603.07276), kept for comparison with it: the energy
-score with its diagonal, and the root of the clamped unbiased MMD. Everything else in the library uses the fair forms.
+The metrics are those in the code of the VFM paper (arXiv 2603.07276), for comparison: the energy
+score with its diagonal, and the root of the clamped unbiased MMD. The rest of the library uses the fair forms.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ COLUMNS = ("nlpd", "crps", "share", "mmd", "spread", "prior_share", "prior_mmd")
 
 
 def main() -> None:
-    """Train every configuration for every seed, and append each to ``OUTPUT/table.csv`` as it is done."""
+    """Train every configuration for every seed, and append each to ``OUTPUT/table.csv`` when it is done."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=BOARD_SETTINGS.steps, help="joint steps of the main run")
     parser.add_argument("--sweep-steps", type=int, default=1500, help="joint steps of the frozen map and the sweeps")
-    parser.add_argument("--only-main", action="store_true", help="leave out the frozen map and the sweeps")
+    parser.add_argument("--only-main", action="store_true", help="skip the frozen map and the sweeps")
     arguments = parser.parse_args()
     plans: list[tuple[str, int, dict[str, float | bool]]] = [("joint", arguments.steps, {})]
     if not arguments.only_main:
@@ -60,7 +60,7 @@ def main() -> None:
             run = Run(settings, folder, prior=str(pretrained / "pretraining" / "prior"))
             vfm = train_board(run, consolidation=round(BOARD_CONSOLIDATION * steps / BOARD_SETTINGS.steps),
                               **changes)  # type: ignore[arg-type]
-            # processor time in this process: the first configuration's holds the pretraining too
+            # processor time of this process: that of the first configuration includes the pretraining
             seconds = round(time.process_time() - start)
             solvers = {name: vfm}
             if not changes:
@@ -86,7 +86,7 @@ def append(table: Path, row: dict[str, object]) -> None:
 
 
 def summarise(table: Path, exact: dict[str, float]) -> None:
-    """Print means and standard deviations over seeds as markdown, beside the exact posterior's."""
+    """Print means and standard deviations over seeds as markdown, next to the exact posterior's."""
     rows = list(csv.DictReader(table.open()))
     print("| configuration | jumps | seeds | " + " | ".join(COLUMNS) + " |")
     print("|" + "---|" * (len(COLUMNS) + 3))

@@ -1,14 +1,14 @@
 """Noise-space samplers on a sharp likelihood: ``python -m benchmarks.tables.box_table --output runs/box``.
 
-The problem is ``mnist/box-inpainting``, its truths drawn from the solver's own prior, the one-step map for samplers in
-noise space and the untilted dynamics for FMTT, so that each truth is an exact draw of its posterior. For each
-observation and sampler the table has the mean squared residual in sigma^2 over the observed pixels (about 1 for exact
+The problem is ``mnist/box-inpainting`` with truths drawn from the solver's own prior: the one-step map for samplers in
+noise space, and the untilted dynamics for FMTT. Each truth is therefore an exact draw of its posterior. For each
+observation and sampler, the table has the mean squared residual in sigma^2 over the observed pixels (about 1 for exact
 samples), the standard deviation in the hole, and the squared error of the posterior mean in the hole. Averaged over
-observations, an exact sampler's squared error is its variance times 1 + 1 / N: their ratio judges the spread without
-any reference. Beside it can stand a long run of other particles with many times the moves (row ``reference``), and how
-well its chains agree: split R-hat over the hole's mean, halves and first principal components.
+observations, an exact sampler's squared error is its variance times 1 + 1 / N, so their ratio measures the spread
+without a reference. A long run of other particles with many times the moves (row ``reference``) can be added, with the
+agreement of its chains: split R-hat over the hole's mean, halves and first principal components.
 
-The work is cut into groups of observations; a group that is in the output folder is not done again.
+The work is split into groups of observations; a group that is already in the output folder is skipped.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ __all__ = ["MAPS", "ROWS", "main", "run_group", "split_r_hat", "table"]
 PROBLEM = "mnist/box-inpainting"
 MAPS = ("prior", "vfm")
 ROWS = ("plain", "tempered", "rto", "reference", "vfm", "fmtt", "fmtt-linear", "fmtt-weighted")
-#: rows of one map only: the VFM has its own, which FMTT cannot follow, since its noise depends on the data
+#: rows for one map only: FMTT cannot use the VFM's map, whose noise depends on the data
 ROW_MAPS = {"vfm": ("vfm",), "fmtt": ("prior",), "fmtt-linear": ("prior",), "fmtt-weighted": ("prior",)}
-#: rows that are one call of a solver, and what they are called
+#: rows that are one call of a solver, and their titles
 SINGLE = {"plain": "NoiseSMC, plain", "tempered": "NoiseSMC, preconditioned moves",
           "fmtt": "FMTT conjugate, annealed", "fmtt-linear": "FMTT conjugate, linear",
           "fmtt-weighted": "FMTT conjugate, twisted weights"}
@@ -68,9 +68,9 @@ def summaries(hole: Tensor) -> Tensor:
 
 def solvers(prior: invflow.FlowMap, adapter: invflow.Adapter | None, rows: int,
             ) -> dict[str, Callable[[], invflow.NoiseSMC]]:
-    """Samplers that are run by their states, by row."""
+    """Samplers that are run state by state, by row."""
     def from_rto(num_moves: int) -> invflow.NoiseSMC:
-        # 150 iterations leave some draws with twice the residual; 300 and the moves are still under 1,000 calls
+        # 150 iterations leave some draws with twice the residual; 300 plus the moves stay under 1,000 calls
         start = invflow.NoiseRTO(prior, proposal=adapter, max_iterations=300, chunk_size=rows)
         return invflow.NoiseSMC(prior, start=start, leapfrog_steps=30, num_moves=num_moves, num_adaptations=3,
                                 chunk_size=rows)
@@ -86,7 +86,7 @@ def solvers(prior: invflow.FlowMap, adapter: invflow.Adapter | None, rows: int,
 def tilting(prior: invflow.FlowMap, row: str, rows: int) -> invflow.FMTT:
     """FMTT with conjugate proposals in 100 calls: unweighted under two schedules, or with its weights.
 
-    The gradient proposal takes twice as many calls for a worse spread.
+    The gradient proposal needs twice as many calls and has a worse spread.
     """
     grid: Any = "logit" if row == "fmtt-linear" else partial(logit_grid, first=0.03, last=0.95)
     return invflow.FMTT(prior, steps=100, kernel="ancestral", look_ahead="denoiser", proposal="conjugate",
@@ -100,7 +100,7 @@ def calibration(std: Tensor, error: Tensor, particles: int) -> tuple[float, floa
     Args:
         std: ``(B,)``, standard deviation in the hole, one for each observation.
         error: ``(B,)``, mean squared error of the posterior mean there.
-        particles: N, of which mean and deviation were made.
+        particles: N, the number of particles behind mean and deviation.
     """
     scale = 1 + 1 / particles
     variance, count = std.square(), len(std)
@@ -126,11 +126,11 @@ def run_group(map_name: str, row: str, group: range, particles: int, seed: int,
 
     Args:
         map_name: ``"prior"``, the shipped prior without adapter, or ``"vfm"``, the shipped VFM's map with its adapter.
-        row: one of :data:`ROWS`.
-        group: which of the observations.
-        particles: for each observation.
-        seed: of everything.
-        total: observations of the whole table: they are the same whatever the group.
+        row: One of :data:`ROWS`.
+        group: Range of observations.
+        particles: Number for each observation.
+        seed: Random seed.
+        total: Number of observations of the whole table: they do not depend on the group.
 
     Yields:
         One result for each sampler of the row and observation; the row ``"rto"`` also gives the draws before any move.
@@ -183,7 +183,7 @@ def run_group(map_name: str, row: str, group: range, particles: int, seed: int,
     if row == "rto":
         yield from results("NoiseSMC from RTO", images, cost, None)
         return
-    # the earlier half of the frozen moves is left out
+    # discard the first half of the frozen moves
     late = torch.stack(kept[len(kept) // 2:], dim=2)[..., 0, :, :]  # (B, N, times, H, W)
     height, width = int(hidden.any(1).sum()), int(hidden.any(0).sum())
     holes = late[..., hidden].unflatten(-1, (height, width))
@@ -222,13 +222,13 @@ def table(lines: list[dict[str, str]]) -> str:
 
 
 def main() -> None:
-    """Do what is not in the output folder yet, then print the table."""
+    """Compute missing groups, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of results.csv")
     parser.add_argument("--observations", type=int, default=16)
     parser.add_argument("--particles", type=int, default=16)
     parser.add_argument("--group", type=int, default=4, help="observations at a time")
-    parser.add_argument("--groups", type=int, help="only the first groups")
+    parser.add_argument("--groups", type=int, help="number of groups to compute, from the first")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=["rto"])
     parser.add_argument("--maps", nargs="+", choices=MAPS, default=list(MAPS))
     parser.add_argument("--seed", type=int, default=0)

@@ -1,8 +1,8 @@
-"""How often a calibration alarms: ``python -m benchmarks.tables.calibration_rates``, for exact and wrong posteriors.
+"""Rejection rates of calibration: ``python -m benchmarks.tables.calibration_rates``, for exact and wrong posteriors.
 
-An exact posterior, whose samples are spread about their mean by a factor, is calibrated again and again with fresh
-truths. At a factor of 1 each alarm is false, and at most 5% may be; at others the share is the power. Problems with
-closed forms: a mixture in the plane, and noisy pictures of 6 x 6 independent pixels, which have all checks of pictures.
+An exact posterior, whose samples are spread about their mean by a factor, is calibrated repeatedly with new
+truths. With a factor of 1 each rejection is false, and at most 5% should be; with other factors the share is the power.
+Problems with closed forms: a mixture in the plane, and noisy images of 6 x 6 independent pixels with all image checks.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Spread(invflow.Solver):
         return invflow.Posterior(mean + self.factor * (x - mean))
 
     def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
-        """Those of the exact posterior's prior."""
+        """Prior samples of the exact posterior."""
         return self.exact.prior_samples(n, generator=generator)
 
 
 def pictures() -> invflow.Problem:
-    """Pictures of 6 x 6 independent pixels in noise."""
+    """Noisy images of 6 x 6 independent pixels."""
     prior = invflow.GaussianMixtureFlow(torch.full((1, 1, 6, 6), 0.5), std=0.2)
     return invflow.Problem("pictures", None, Denoising((1, 6, 6)), 0.1, prior=lambda: prior,
                            sampler=lambda n, generator: prior.generate(n, generator=generator))

@@ -3,14 +3,14 @@
 Truths are drawn from each solver's own prior, so that an exact solver passes (:func:`invflow.calibrate`). Three parts:
 
 ``mixtures``: Gaussian mixtures in 2, 8 and 80 dimensions, 200 simulations, 99 ranks. The closed form and NoiseSMC pass;
-DPS at its class's default and DDRM are caught.
+DPS with its default and DDRM are rejected.
 
 ``digits``: NoiseSMC on MNIST averaged to 14 x 14 pixels (:mod:`invflow_problems.small_digits`), 100 simulations.
 
 ``vfm``: the shipped VFM in one step and in four, on the six problems of MNIST, 200 simulations, 99 ranks.
 
-Every certificate is kept in a folder of its own and grows by chunks of simulations: the same command goes on where a
-killed one stopped. ``table.md`` and ``table.csv`` are written after each.
+Every certificate is kept in its own folder and grows by chunks of simulations: the same command resumes a killed
+run. ``table.md`` and ``table.csv`` are written after each.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from invflow_problems.mixture25 import mixture25_8_1, mixture25_80_2
 
 __all__ = ["CASES", "Case", "format_markdown", "main", "run", "summary"]
 
-#: steps of a mixture's jump for NoiseSMC, of six velocities each: few make another map, whose own posterior it draws
+#: steps of a mixture's jump for NoiseSMC, of six velocities each: few define another map, whose posterior it samples
 JUMP_STEPS = 4
 #: many temperatures of few moves: their weights vary less than those of few temperatures of many moves
 MIXTURE_SMC: dict[str, Any] = {"num_moves": 6, "ess_threshold": 0.9, "max_temperatures": 200,
                                "chunk_size": 1 << 13}
-#: one Hamiltonian move of ten steps at each temperature: at equal calls, Langevin moves leave particles far more alike
+#: one Hamiltonian move of ten steps at each temperature: at equal calls, Langevin moves leave particles more similar
 DIGITS_SMC: dict[str, Any] = {"moves": "hamiltonian", "num_moves": 1, "ess_threshold": 0.8, "max_temperatures": 200,
                               "chunk_size": 1 << 11}
 FIELDS = ("part", "problem", "solver", "simulations", "ranks", "particles", "verdict", "rejected", "checks", "worst",
@@ -56,13 +56,13 @@ class Case:
     """One certificate.
 
     Attributes:
-        part: of the table.
-        problem: what is solved.
-        solver: its name in the table.
-        build: makes the solver for the problem.
-        simulations: truths.
-        ranks: samples that each truth is ranked among.
-        particles: that they are resampled from; None: as many.
+        part: Part of the table.
+        problem: Name of the problem.
+        solver: Name of the solver in the table.
+        build: Function that builds the solver for the problem.
+        simulations: Number of truths.
+        ranks: Number of samples that each truth is ranked among.
+        particles: Number of particles that they are resampled from; None: the same number.
     """
 
     part: str
@@ -75,12 +75,12 @@ class Case:
 
     @property
     def title(self) -> str:
-        """Problem and solver, as ``--only`` reads them."""
+        """Problem and solver, as used by ``--only``."""
         return f"{self.problem.name} {self.solver}"
 
 
 def _jumping(problem: Problem) -> Solver:
-    """NoiseSMC with the mixture's flow map in few steps, a map of its own whose posterior it draws."""
+    """NoiseSMC with the mixture's flow map in few steps, a map with its own posterior."""
     mixture = problem.prior
     assert isinstance(mixture, GaussianMixtureFlow)
     prior = GaussianMixtureFlow(mixture.means, std=mixture.std, weights=mixture.weights, steps=JUMP_STEPS)
@@ -88,7 +88,7 @@ def _jumping(problem: Problem) -> Solver:
 
 
 def _diffusion(name: str, half_width: float) -> Callable[[Problem], Solver]:
-    """A sampler made for images in [0, 1], told where the data lie; all else is its class's default."""
+    """A sampler for images in [0, 1], with the range of the data and otherwise default settings."""
     return lambda problem: solver_by_name(name, problem, value_range=(-half_width, half_width), chunk_size=1 << 11)
 
 
@@ -119,14 +119,14 @@ CASES: tuple[Case, ...] = (
 
 def run(case: Case, output: Path, *, simulations: int | None = None, ranks: int | None = None,
         seed: int = 0) -> Certificate:
-    """Make one certificate, or go on with it.
+    """Make one certificate, or resume it.
 
     Args:
-        case: what to calibrate.
-        output: folder of the table; the certificate lies in a folder in it.
-        simulations: in place of the case's own number.
-        ranks: likewise; particles are scaled with them.
-        seed: of all random numbers.
+        case: What to calibrate.
+        output: Folder of the table; the certificate is in a subfolder.
+        simulations: Number of simulations, instead of the case's own.
+        ranks: Number of ranks, instead of the case's own; particles are scaled with it.
+        seed: Random seed.
 
     Returns:
         The certificate.
@@ -136,7 +136,7 @@ def run(case: Case, output: Path, *, simulations: int | None = None, ranks: int 
     solver = case.build(case.problem)
     folder = output / case.title.replace("/", "-").replace(",", "").replace(" ", "-").lower()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of single observations: the ranks judge them all
+        warnings.simplefilter("ignore", UserWarning)  # warnings for single observations: the ranks test them all
         return invflow.calibrate(solver, case.problem, num_simulations=simulations or case.simulations,
                                  num_samples=count, num_particles=particles, output=folder,
                                  generator=torch.Generator().manual_seed(seed))
@@ -183,7 +183,7 @@ def _format_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
-    """Make all certificates that are asked for, and print their table."""
+    """Make all requested certificates, and print their table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.calibration_table", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder of the certificates, table.md and table.csv")
@@ -191,8 +191,8 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--only", nargs="+", metavar="TEXT",
                         help="certificates whose problem and solver contain one of these, such as 'DPS'")
-    parser.add_argument("--simulations", type=int, help="in place of each certificate's own number")
-    parser.add_argument("--ranks", type=int, help="likewise; particles are scaled with them")
+    parser.add_argument("--simulations", type=int, help="number of simulations, instead of each certificate's own")
+    parser.add_argument("--ranks", type=int, help="number of ranks; particles are scaled with it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)

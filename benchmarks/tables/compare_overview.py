@@ -1,4 +1,4 @@
-"""What :mod:`benchmarks.tables.compare_table` prints: solvers by problems, and which of them may be called best."""
+"""Output of :mod:`benchmarks.tables.compare_table`: solvers by problems, and the contenders for the best."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["contenders", "difference", "halves", "overview", "picked"]
 
 
 def halves(found: Comparison, problem: str, *solvers: str) -> tuple[list[int], list[int]]:
-    """Every other observation, to pick the best on, and the others, to judge it on; those that all of them solved."""
+    """Split the observations solved by all: every other one selects the best, the others evaluate it."""
     failed = {b for s in solvers for b in found.missing.get(problem, {}).get(s, {}).get("observations", ())}
     kept = [b for b in range(len(found.seeds[problem])) if b not in failed]
     return [b for b in kept if b % 2 == 0], [b for b in kept if b % 2]
@@ -30,7 +30,7 @@ def difference(found: Comparison, problem: str, metric: str, first: str, second:
 
 
 def picked(found: Comparison, problem: str, metric: str, names: Sequence[str]) -> str | None:
-    """The solver with the least mean over the first half of the observations; None if none has the metric."""
+    """The solver with the lowest mean over the first half of the observations; None if none has the metric."""
     means = {}
     for name in names:
         if metric in found.values[problem].get(name, {}) and found.complete(problem, name) and not found.collapsed(
@@ -41,9 +41,9 @@ def picked(found: Comparison, problem: str, metric: str, names: Sequence[str]) -
 
 
 def contenders(found: Comparison, problem: str, metric: str = "crps") -> set[str]:
-    """Solvers within two paired standard errors of the best, which is picked on half of the observations.
+    """Solvers within two paired standard errors of the best, which is selected on half of the observations.
 
-    The errors are those of the other half, so that chance that helped to pick the best does not help to defend it.
+    Errors are from the other half, so luck in the selection does not bias the comparison.
     """
     best = picked(found, problem, metric, list(found.solvers))
     near = {best} if best is not None else set()
@@ -58,14 +58,15 @@ def contenders(found: Comparison, problem: str, metric: str = "crps") -> set[str
 def overview(found: Comparison, metrics: Sequence[str] = ("crps",), first: str = "VFM, 1 step") -> str:
     """Tables in markdown that show all problems side by side.
 
-    For each metric solvers by problems, means with standard errors over observations, the contenders in bold where low
-    is good; with the first what a sample costs, means over problems. Then, for each problem, a solver minus the best of
-    the field's, picked on half of the observations, and minus NoiseSMC, paired over the other half.
+    For each metric, a table of solvers by problems has means with standard errors over observations, with the
+    contenders in bold if low is good; the first also has the cost of a sample, averaged over problems. Then, for each
+    problem, a solver minus the best existing sampler, selected on half of the observations, and minus NoiseSMC, paired
+    over the other half.
 
     Args:
-        found: a comparison on problems of one family, such as MNIST.
-        metrics: of single observations; differences are of the first.
-        first: the solver that differences are taken of.
+        found: Comparison on problems of one family, such as MNIST.
+        metrics: Metrics of single observations; differences are of the first.
+        first: Solver whose differences are shown.
     """
     titles = [problem.partition("/")[2] for problem in found.problems]
     lines: list[str] = []

@@ -1,11 +1,11 @@
 """The table of solvers on the six image problems: ``python -m benchmarks.tables.compare_table OUTPUT --files MNIST``.
 
-One command, resumed by the same command, the cheap solvers first: after each it prints and writes ``overview.md``, the
-table of those that are done. ``--only`` takes some of the solvers, on the same folder. It reads test images that nobody
-has looked at, from a folder of MNIST's official files (:mod:`benchmarks.tables.fresh_images`); without ``--files`` the
-shipped ones. Samplers of the field run with the settings that :mod:`benchmarks.release.tune_samplers` chose on
-validation images, at 100 calls a sample. Solvers with weights draw more particles than they return, which are resampled
-by their weights; their calls are counted for the samples returned.
+One command, resumed by the same command, cheap solvers first: after each it prints and writes ``overview.md``, the
+table of finished solvers. ``--only`` selects solvers, in the same folder. It reads test images that nobody
+has inspected, from a folder of MNIST's official files (:mod:`benchmarks.tables.fresh_images`); without ``--files`` the
+shipped ones. Existing samplers use the settings that :mod:`benchmarks.release.tune_samplers` chose on
+validation images, at 100 calls per sample. Solvers with weights draw more particles than they return and resample
+them by their weights; their calls are counted per returned sample.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Particles(Solver):
     """A weighted solver that draws more particles than it returns.
 
     Args:
-        solver: whose posteriors carry weights.
-        count: particles for each observation.
+        solver: Solver whose posteriors have weights.
+        count: Number of particles for each observation.
     """
 
     def __init__(self, solver: Solver, count: int) -> None:
@@ -63,25 +63,25 @@ class Particles(Solver):
         return kept
 
     def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
-        """Of the solver."""
+        """Same as in the solver."""
         return self.solver.prior_samples(n, generator=generator)
 
     def settings(self) -> dict[str, Any]:
-        """Of the solver, with the number of particles."""
+        """Same as in the solver, with the number of particles."""
         own: Any = getattr(self.solver, "settings", dict)
         return {**own(), "particles": self.count}
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What the table spends.
+    """Budgets of the table.
 
     Attributes:
-        steps: calls for each sample of the field's samplers and of FMTT with conjugate proposals; of those guided by
+        steps: Calls per sample of the existing samplers and of FMTT with conjugate proposals; for those guided by
             gradients, forward and backward together.
-        tilting_steps: of FMTT.
-        particles: of FMTT and twisted diffusion.
-        proposals: of the importance-corrected VFM.
+        tilting_steps: Steps of FMTT.
+        particles: Particles of FMTT and twisted diffusion.
+        proposals: Proposals of the importance-corrected VFM.
     """
 
     steps: int = 100
@@ -108,24 +108,24 @@ def solvers(budget: Budget) -> dict[str, Callable[[Problem], Solver]]:
     def weighted(name: str, count: int, **settings: Any) -> Callable[[Problem], Solver]:
         return lambda problem: Particles(solver_by_name(name, problem, **settings), count)
 
-    return {  # the cheap ones first
+    return {  # cheap ones first
         "LMMSE": named("lmmse"),
         "VFM, 1 step": named("vfm", steps=1),
         "VFM, 4 steps": named("vfm", steps=4),
         "VFM, corrected": weighted("vfm", budget.proposals, importance=True),
         **{name: tuned(name) for name in CANDIDATES if name != "tds"},
-        # what docs/solvers/fmtt.md recommends for sharp measurements: unweighted, hence approximate
+        # as recommended in docs/solvers/fmtt.md for sharp measurements: unweighted, hence approximate
         "FMTT, conjugate": named("fmtt", steps=budget.steps, kernel="ancestral", look_ahead="denoiser",
                                  proposal="conjugate", weights="none", time_grid="logit"),
         "tds": tuned("tds"),
         "FMTT": weighted("fmtt", budget.particles, steps=budget.tilting_steps),
-        # from draws that explain the measurement: tempered from the prior, 32 particles descend from three
+        # starts from draws that fit the measurement: tempered from the prior, 32 particles descend from three
         "NoiseSMC": named("noise-smc", start="rto"),
     }
 
 
 def posed(data: str, tasks: list[str], files: Path | None, count: int, listed: Path = LISTED) -> list[Problem]:
-    """The problems, on the images of a list in place of the shipped ones where there is a folder of files."""
+    """The problems, with listed images instead of the shipped ones if a folder of files is given."""
     problems = [load_problem(f"{data}/{task}") for task in tasks]
     if files is None:
         return problems
@@ -136,15 +136,15 @@ def posed(data: str, tasks: list[str], files: Path | None, count: int, listed: P
 def run(problems: list[Problem], table: dict[str, Callable[[Problem], Solver]], output: Path, *, observations: int,
         samples: int, seed: int = 0, split: str = "test", part_size: int = 4,
         say: Callable[[str], None] = print) -> Comparison:
-    """Compare solver after solver, so that each ends with the table of those that are done.
+    """Compare solver by solver, and show the table of finished ones after each.
 
     Args:
-        problems: to solve.
-        table: solvers by name, in their order.
-        output: folder for the parts, of a solver on ``part_size`` observations of a problem each; one that is there is
-            not computed again, whichever run wrote it.
-        observations, samples, seed, split, part_size: as for :func:`invflow.compare`.
-        say: prints.
+        problems: Problems to solve.
+        table: Solvers by name, in order.
+        output: Folder for the parts, each of a solver on ``part_size`` observations of a problem; an existing part is
+            not computed again, even if another run wrote it.
+        observations, samples, seed, split, part_size: Same as in :func:`invflow.compare`.
+        say: Function that prints.
 
     Returns:
         The comparison of all of them.
@@ -165,18 +165,18 @@ def run(problems: list[Problem], table: dict[str, Callable[[Problem], Solver]], 
 def main(argv: list[str] | None = None) -> None:
     """Run the comparison and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output", type=Path, help="folder for the results; a started one is gone on with")
+    parser.add_argument("output", type=Path, help="folder for the results; an unfinished one is resumed")
     parser.add_argument("--files", type=Path, help="folder of MNIST's official files, for images that are not shipped")
-    parser.add_argument("--images", type=Path, default=LISTED, help="digests of the images that may be read")
-    parser.add_argument("--list", type=int, metavar="N", help="write the digests of N images, and end")
+    parser.add_argument("--images", type=Path, default=LISTED, help="file with digests of the images that may be read")
+    parser.add_argument("--list", type=int, metavar="N", help="write the digests of N images, and exit")
     parser.add_argument("--data", default="mnist", choices=["mnist", "fashion-mnist"])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--only", nargs="+", help="some of the solvers, by their names in the table")
+    parser.add_argument("--only", nargs="+", help="names of the solvers to run, as in the table")
     parser.add_argument("--observations", type=int, default=32)
-    parser.add_argument("--samples", type=int, default=20, help="for each observation; 90%% intervals take 19")
+    parser.add_argument("--samples", type=int, default=20, help="samples for each observation; 90%% intervals need 19")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", default="test", choices=["test", "validation"])
-    parser.add_argument("--untuned", action="store_true", help="run samplers that were not tuned with their defaults")
+    parser.add_argument("--untuned", action="store_true", help="run untuned samplers with their defaults")
     for field in dataclasses.fields(Budget):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
     arguments = parser.parse_args(argv)
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
                if not tuned_settings(f"{arguments.data}/{task}", name)]
     if missing and not arguments.untuned:
         parser.error(f"not tuned: {missing[0]}{f' and {len(missing) - 1} more' * (len(missing) > 1)}; run python -m "
-                     "benchmarks.release.tune_samplers RUNS first, since a baseline at its defaults is no fair one, or "
+                     "benchmarks.release.tune_samplers RUNS first, since untuned baselines are not fair, or "
                      "pass --untuned")
     if arguments.files is not None and arguments.data != "mnist":
         parser.error("--files is for MNIST, whose other test images are listed")

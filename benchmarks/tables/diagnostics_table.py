@@ -1,10 +1,10 @@
-"""How often the samplers' verdicts are wrong: ``python -m benchmarks.tables.diagnostics_table [KIND ...]``.
+"""Error rates of the samplers' diagnostics: ``python -m benchmarks.tables.diagnostics_table [KIND ...]``.
 
-Problems whose answer is known in closed form or by quadrature, each solved many times at few particles. A run is *bad*
+Problems with answers in closed form or by quadrature, each solved many times with few particles. A run is *bad*
 if the mean of a scalar is off by over half of the posterior's standard deviation, its standard deviation by over a
 quarter, or the log evidence by over 1. The table has the share of bad runs, the alarms (``converged`` False) among good
-ones, and the misses (``converged`` True) among bad ones. On the problems and numbers of particles of the kinds called
-further nothing was tuned.
+runs, and the misses (``converged`` True) among bad runs. Nothing was tuned on the problems and particle numbers of the
+kinds called further.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Bend(FlowMap):
         self.register_buffer("one", torch.ones((), dtype=F64))
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """None: only the jump is asked for."""
+        """None: only the jump is used."""
         return torch.zeros_like(x)
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """The function of the first coordinate, and beside it that coordinate, which tells on which side of a fold."""
+        """The function of the first coordinate, and that coordinate, which shows the side of a fold."""
         return torch.stack([self.function(x[:, 0]), x[:, 0]], dim=1)
 
 

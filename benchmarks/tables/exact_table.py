@@ -1,9 +1,9 @@
-"""From which noise on something exact exists on images: ``python -m benchmarks.tables.exact_table mnist``.
+"""Noise levels at which exact sampling works on images: ``python -m benchmarks.tables.exact_table mnist``.
 
-For each problem and noise level, on the first validation images: how far the importance weights of a VFM's samples can
-be trusted, and whether NoiseSMC converges from the VFM's proposal and from N(0, I), at what cost. Proposals are those
-of the uncorrected adapter, for importance weights belong to samples as the map makes them. Every sampler runs twice,
-and two runs that are right agree: in the log evidence, and in the posterior mean up to the samples' own noise.
+For each problem and noise level, on the first validation images, the table shows how far the importance weights of a
+VFM's samples can be trusted, and whether NoiseSMC converges from the VFM's proposal and from N(0, I), and at what cost.
+Proposals are those of the uncorrected adapter, because importance weights apply to uncorrected samples. Every sampler
+runs twice. Two correct runs agree in the log evidence, and in the posterior mean up to the samples' own noise.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HEADER = ("| VFM | problem | sigma | sampler | k-hat | can be trusted | effectiv
 
 
 def solvers(vfm: VFM, weighted: int, particles: int) -> dict[str, tuple[Callable[[], Solver], int]]:
-    """What is tried, and with how many samples."""
+    """Samplers and their numbers of samples."""
     return {
         "importance weights": (lambda: NoiseSMC(vfm.prior, proposal=vfm.adapter, num_moves=0), weighted),
         "NoiseSMC from the adapter": (lambda: NoiseSMC(vfm.prior, proposal=vfm.adapter), particles),
@@ -44,7 +44,7 @@ def solvers(vfm: VFM, weighted: int, particles: int) -> dict[str, tuple[Callable
 
 
 def row(first: Posterior, second: Posterior) -> dict[str, float]:
-    """What two runs of a sampler say, each averaged over observations (k-hat: its median).
+    """Results of two runs of a sampler, averaged over observations (k-hat: median).
 
     Returns:
         ``k_hat``; ``trusted``, the share of observations whose k-hat is under the limit, or whose particles converged
@@ -74,12 +74,12 @@ def main() -> None:
     """Print the table as markdown, and write it as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", choices=["mnist", "fashion-mnist"])
-    parser.add_argument("--vfms", nargs="+", help="names or folders; default the shipped one")
+    parser.add_argument("--vfms", nargs="+", help="names or folders; default: the shipped one")
     parser.add_argument("--tasks", nargs="+", default=["denoising", "box-inpainting", "super-resolution"])
     parser.add_argument("--levels", nargs="+", type=float, default=[0.025, 0.1, 0.3, 1.0], help="of noise")
     parser.add_argument("--samplers", nargs="+", help="first words of their names; default all")
     parser.add_argument("--observations", type=int, default=3)
-    parser.add_argument("--weighted", type=int, default=1000, help="samples that are weighted")
+    parser.add_argument("--weighted", type=int, default=1000, help="number of weighted samples")
     parser.add_argument("--particles", type=int, default=64, help="of NoiseSMC")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON file to write")
@@ -99,7 +99,7 @@ def main() -> None:
                     if arguments.samplers and not label.startswith(tuple(arguments.samplers)):
                         continue
                     begun = time.process_time()
-                    with warnings.catch_warnings():  # the table has its own column for what they say
+                    with warnings.catch_warnings():  # the table has its own column for these warnings
                         warnings.simplefilter("ignore")
                         runs = [build().sample(likelihood, count, generator=torch.Generator().manual_seed(
                             arguments.seed + k)) for k in range(2)]

@@ -1,8 +1,8 @@
-"""What the field's samplers make of a Gaussian, where the truth is known: ``python -m benchmarks.tables.field_table``.
+"""Existing samplers on a Gaussian with a known posterior: ``python -m benchmarks.tables.field_table``.
 
-Prior N(0.5, 0.1^2) for each of 8 x 8 pixels, half of which are measured as 0.7 with noise 0.1: those are N(0.6,
-0.0707^2), the others as the prior has them. Each sampler runs at its defaults, once in its paper's form and once in
-deepinv's, where it has both; the seed is 0.
+Prior N(0.5, 0.1^2) for each of 8 x 8 pixels, half of which are measured as 0.7 with noise 0.1: those have the
+posterior N(0.6, 0.0707^2), the others the prior. Each sampler runs with its defaults, once in its paper's form and once
+in deepinv's, if it has both; the seed is 0.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SAMPLERS: dict[str, Callable[[invflow.FlowMap], invflow.Solver]] = {
 
 
 def moments(name: str, count: int, seed: int = 0) -> tuple[tuple[float, float, float, float], invflow.NFE]:
-    """Means and standard deviations over samples and pixels, as :data:`EXACT` has them, and calls for each sample."""
+    """Means and standard deviations over samples and pixels, in the order of :data:`EXACT`, and calls per sample."""
     prior = invflow.GaussianMixtureFlow(torch.full((1, *SHAPE), 0.5), std=0.1)
     operator = MatrixOperator(torch.eye(64)[:32], image_shape=SHAPE)
     likelihood = invflow.GaussianLikelihood(operator, torch.full((1, 32), 0.7), sigma=0.1)

@@ -1,8 +1,8 @@
-"""Test images that no table has read before, named by their digests.
+"""Test images that no table has used before, identified by their digests.
 
-The official test file of MNIST has 10,000 images, the first 300 of which come with the problems and have been looked
-at. A table takes others, in an order drawn once; ``fresh_images.txt`` lists those that it may take by their digests, so
-that anybody can tell which images a table has read, and no two runs read different ones by accident.
+The official test file of MNIST has 10,000 images. The first 300 ship with the problems and have been inspected.
+Tables use others, in an order drawn once. ``fresh_images.txt`` lists the digests of the images that may be used, so
+anybody can check which images a table has read, and no two runs read different ones by accident.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def digest(image: Tensor) -> str:
 
 
 def shuffled(folder: Path, data: str = "mnist") -> Tensor:
-    """The test images of a folder in an order drawn once, without those that come with the problems.
+    """The test images of a folder in an order drawn once, without the shipped ones.
 
     Args:
-        folder: with the official files, as :func:`invflow.datasets.sets.load_images` reads them.
-        data: whose shipped samples are left out.
+        folder: Folder with the official files, for :func:`invflow.datasets.sets.load_images`.
+        data: Data set whose shipped samples are excluded.
 
     Returns:
         ``(n, C, H, W)`` in uint8.
@@ -47,20 +47,20 @@ def fresh_images(folder: Path, count: int, listed: Path = LISTED) -> Tensor:
     """The first images of the list, found in a folder of the official files by their digests.
 
     Args:
-        folder: as for :func:`shuffled`.
-        count: at most as many as are listed.
-        listed: a file with a digest in each line.
+        folder: Same as in :func:`shuffled`.
+        count: Number of images, at most the length of the list.
+        listed: File with one digest per line.
 
     Returns:
         ``(count, C, H, W)`` in [0, 1].
 
     Raises:
-        ValueError: for more images than are listed, or where the folder does not hold one of them.
+        ValueError: For more images than are listed, or if the folder lacks one of them.
     """
     wanted = listed.read_text(encoding="utf-8").split()
     if count > len(wanted):
-        raise ValueError(f"{listed.name} lists {len(wanted)} images, and {count} were asked for: add further ones with "
-                         "--list, which nobody has read yet, or ask for fewer")
+        raise ValueError(f"{listed.name} lists {len(wanted)} images, not {count}: add images that nobody has read with "
+                         "--list, or request fewer")
     found = {digest(image): image for image in load_images(folder, split="test", dtype=torch.uint8)}
     missing = [name for name in wanted[:count] if name not in found]
     if missing:

@@ -1,17 +1,17 @@
-r"""What do samplers sample? ``python -m benchmarks.tables.guidance_table OUTPUT``: reweighted noise against guidance.
+r"""Reweighted noise against guidance: ``python -m benchmarks.tables.guidance_table OUTPUT``.
 
 For a deterministic flow the posterior is the law of f(z) with z ~ N(0, I) reweighted by the likelihood of f(z)
 (arXiv 2606.24516). Guidance bends the trajectory instead,
 
 .. math:: \frac{dx}{dt} = b_t(x) + s \frac{1 - t}{t} \nabla_x \log N(y; A D_t(x), \sigma_t^2),
 
-which is the posterior's own flow only with the true likelihood of a noisy state in place of the one at its denoised
-image. ``fixed`` takes sigma for sigma_t, as diffusion posterior sampling does; ``annealed`` adds the noise's share,
-sigma_t^2 = sigma^2 + r_t^2 |A|^2 with r_t = (1 - t) / sqrt(t^2 + (1 - t)^2), as pseudo-inverse guidance does. Whatever
-the strength s, the error stays; reweighting has the error of as many effective draws.
+which is the exact flow of the posterior only if the likelihood of the denoised image is replaced by the true likelihood
+of the noisy state. ``fixed`` uses sigma for sigma_t, as in diffusion posterior sampling; ``annealed`` adds the noise's
+share, sigma_t^2 = sigma^2 + r_t^2 |A|^2 with r_t = (1 - t) / sqrt(t^2 + (1 - t)^2), as in pseudo-inverse guidance. The
+error remains for every strength s; reweighting has the error of the same number of effective draws.
 
-The plane of ``gaussian/linear``: five Gaussians, one number observed. A row is the sliced Wasserstein distance to the
-exact posterior, in units of what exact draws reach, over observations and seeds.
+The problem is ``gaussian/linear``: five Gaussians in the plane, one measured number. A row is the sliced Wasserstein
+distance to the exact posterior, relative to that of exact draws, over observations and seeds.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 __all__ = ["STRENGTHS", "figure", "guided", "main", "reweighted", "rows"]
 
 STRENGTHS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-#: guidance starts here: at t = 0 its rate has no bound
+#: guidance starts here: its rate is unbounded at t = 0
 FIRST = 0.01
 FIELDS = ("method", "strength", "seed", "ratio", "calls")
 
 
 def guided(problem: Problem, likelihood: GaussianLikelihood, n: int, generator: torch.Generator, *, strength: float,
            annealed: bool, steps: int = 200) -> Tensor:
-    """Samples ``(B, n, d)`` by guided Euler steps, even in log(t / (1 - t)) from 0.01 to 0.999 and one to the end."""
+    """Samples ``(B, n, d)`` by guided Euler steps, uniform in log(t / (1 - t)) from 0.01 to 0.999 and one more."""
     prior, count = problem.prior, len(likelihood.y)
     x = torch.randn(count * n, *prior.state_shape, generator=generator)
     y = likelihood.y.repeat_interleave(n, 0)
@@ -69,7 +69,7 @@ def guided(problem: Problem, likelihood: GaussianLikelihood, n: int, generator: 
             misfit = 0.5 * ((y - operator(state + (1 - t) * velocity)).square() / (sigma.square() + extra)).sum()
             slope = torch.autograd.grad(misfit, state)[0]
         pull = strength * (1 - t) / t * slope
-        # a step is no longer than the prior is wide, or strong guidance would leave the numbers' range
+        # limit a step to the width of the prior, or strong guidance would overflow
         length = ((after - t) * pull).norm(dim=1, keepdim=True)
         x = x + (after - t) * (velocity.detach() - pull * (2.0 / length).clamp(max=1.0))
     images: Tensor = prior.decode(x).unflatten(0, (count, n))
@@ -77,7 +77,7 @@ def guided(problem: Problem, likelihood: GaussianLikelihood, n: int, generator: 
 
 
 def reweighted(problem: Problem, likelihood: GaussianLikelihood, n: int, generator: torch.Generator) -> Posterior:
-    """Draws of the one-step prior, weighted by the likelihood: the posterior of a deterministic flow, plainly."""
+    """Draws of the one-step prior, weighted by the likelihood: the posterior of a deterministic flow."""
     count = len(likelihood.y)
     x = problem.prior.generate(count * n, generator=generator).unflatten(0, (count, n))
     return Posterior(x, likelihood(x))
@@ -101,10 +101,10 @@ def rows(n: int = 256, observations: int = 8, seeds: int = 3, *,
     """All rows of the table.
 
     Args:
-        n: samples for each observation.
-        observations: for each seed.
-        seeds: of observations and samplers.
-        only: names of methods; None for all.
+        n: Samples for each observation.
+        observations: Number of observations for each seed.
+        seeds: Seeds of observations and samplers.
+        only: Names of methods; None for all.
     """
     problem, found = load_problem("gaussian/linear"), []
     for seed in range(seeds):
@@ -138,7 +138,7 @@ def summary(table: Sequence[dict[str, Any]]) -> str:
 
 
 def figure(table: Sequence[dict[str, Any]]) -> Figure:
-    """Error against guidance strength, with reweighting as lines across."""
+    """Error against guidance strength, with reweighting as horizontal lines."""
     import matplotlib.pyplot as plt
 
     drawn, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")

@@ -1,10 +1,10 @@
-"""The table of the tilted ring: ``python -m benchmarks.tables.half_plane_table OUTPUT`` judges FMTT.
+"""The table of the tilted ring: ``python -m benchmarks.tables.half_plane_table OUTPUT`` evaluates FMTT.
 
 Each row is a kind of weights and kernel, a look-ahead, a number of steps and a seed, with 4,000 particles: share with
-x_0 > 0, mean reward, log evidence, effective sample size and calls. Twisted weights are judged by their own base
-sampler, tilted by importance weights; with renoising kernels and with Jarzynski weights by the closed form. Without
-resampling the unweighted share is given, as published (arXiv 2511.22688). Rows are written as they come, so that a run
-that was stopped goes on.
+x_0 > 0, mean reward, log evidence, effective sample size and calls. Twisted weights are compared with their own base
+sampler, tilted by importance weights; renoising kernels and Jarzynski weights are compared with the closed form.
+Without resampling, the unweighted share is given, as published (arXiv 2511.22688). Rows are written as they are
+computed, so a stopped run can be resumed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _values(x: Tensor) -> Tensor:
 
 
 def evaluate(configuration: str, look_ahead: str, steps: int, seed: int, *, particles: int = 4000) -> dict[str, Any]:
-    """One row: weighted and plain means of share and reward, and what they cost."""
+    """One row: weighted and plain means of share and reward, and cost."""
     solver = FMTT(ring_of_gaussians(steps=JUMP_STEPS), steps=steps, look_ahead=look_ahead, chunk_size=10**6,
                   **CONFIGURATIONS[configuration])
     start = time.perf_counter()

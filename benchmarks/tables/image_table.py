@@ -1,11 +1,11 @@
-"""The image problems' table: ``python -m benchmarks.tables.image_table mnist`` judges a shipped VFM on the test images.
+"""Table of the image problems: ``python -m benchmarks.tables.image_table mnist`` evaluates a VFM on test images.
 
-Beside it stand the pseudo-inverse of the measurement and the linear minimum-mean-square-error estimate fitted to the
-training images (:class:`invflow.LinearMMSE`), with its Gaussian. For CIFAR-10, whose full covariance is too large to be
-shipped, that is the linear estimate under a stationary Gaussian with the images' spectrum
-(:func:`~invflow.linear.spectral.gaussian_estimate`), which the VFM's adapter begins at; ``--lmmse`` adds the other from
-a folder. The test images were never trained on. Last come the shares of unconditional draws that the shipped classifier
-is sure of; ``--tasks --flow`` prints them alone, along the prior's velocity too.
+For comparison it has the pseudo-inverse of the measurement and the linear minimum-mean-square-error estimate fitted to
+the training images (:class:`invflow.LinearMMSE`), with its Gaussian. For CIFAR-10, whose full covariance is too large
+to ship, it has the linear estimate under a stationary Gaussian with the images' spectrum
+(:func:`~invflow.linear.spectral.gaussian_estimate`), the start of the VFM's adapter; ``--lmmse`` adds the full one from
+a folder. The test images were never used for training. The last rows are the shares of unconditional draws that the
+shipped classifier recognises with confidence; ``--tasks --flow`` prints only them, also along the prior's velocity.
 """
 
 from __future__ import annotations
@@ -67,20 +67,20 @@ def stationary_estimate(prior: NeuralFlowMap, likelihood: GaussianLikelihood) ->
 
 def evaluate(problem: Problem, solvers: dict[str, Solver], *, num_observations: int, num_samples: int, seed: int,
              estimates: Mapping[str, Callable[[GaussianLikelihood], Tensor]] = MappingProxyType({})) -> dict[str, Any]:
-    """Judge solvers on the same observations of the first test images.
+    """Evaluate solvers on the same observations of the first test images.
 
     Args:
-        problem: which observes them.
-        solvers: by name.
-        num_observations: the first so many test images.
-        num_samples: of each posterior.
-        seed: of the observations, and of each solver.
-        estimates: functions of the likelihood that return one image for each observation, by name.
+        problem: Problem that defines the observations.
+        solvers: Solvers by name.
+        num_observations: Number of test images, from the first.
+        num_samples: Samples of each posterior.
+        seed: Random seed of the observations, and of each solver.
+        estimates: Functions of the likelihood that return one image for each observation, by name.
 
     Returns:
-        For each solver its metrics: means, standard errors, calls for each sample and seconds, under its name, with
-        "(collapsed)" where :func:`~invflow.evaluation.summary.is_collapsed`; estimates and ``pseudo-inverse`` have
-        their PSNR alone.
+        For each solver its metrics: means, standard errors, calls per sample and seconds, under its name, with
+        "(collapsed)" for :func:`~invflow.evaluation.summary.is_collapsed`; estimates and ``pseudo-inverse`` only have
+        their PSNR.
     """
     g = torch.Generator().manual_seed(seed)
     truth, likelihood = problem.simulate(num_observations, generator=g, shuffle=False)
@@ -99,7 +99,7 @@ def evaluate(problem: Problem, solvers: dict[str, Solver], *, num_observations: 
 
 
 def recognised_shares(makers: Mapping[str, FlowMap], data: str, seed: int) -> dict[str, float]:
-    """Shares of 1,000 unconditional samples in 1, 2 and 4 steps that the shipped classifier is sure of; printed too."""
+    """Shares of 1,000 unconditional samples in 1, 2 and 4 steps that the classifier recognises; also printed."""
     shares = {}
     for label, maker in makers.items():
         for steps in (1, 2, 4):
@@ -110,14 +110,14 @@ def recognised_shares(makers: Mapping[str, FlowMap], data: str, seed: int) -> di
 
 
 def along_velocity(prior: FlowMap, steps: int = 32) -> FlowMap:
-    """The flow of a prior's velocity, in so many Heun steps: what jumps without error would reach."""
+    """The flow of a prior's velocity, in Heun steps: the limit for jumps without error."""
     assert prior.decode_affine is not None
     return VelocityFlow(prior.velocity, prior.state_shape, image_shape=prior.image_shape, steps=steps, method="heun",
                         decode=prior.decode_affine)
 
 
 def recognised_along_flow(prior: FlowMap, data: str, seed: int, steps: int = 32) -> dict[str, float]:
-    """As :func:`recognised_shares`, by :func:`along_velocity`."""
+    """Same as :func:`recognised_shares`, by :func:`along_velocity`."""
     flow = along_velocity(prior, steps)
     share = confident_share(flow.generate(1000, 1, generator=torch.Generator().manual_seed(seed)), data)
     print(f"velocity of the prior, {steps} Heun steps: {share:.3f} recognised with over 0.9 confidence")
@@ -132,11 +132,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 4], help="jumps of the VFM, each a row")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vfm", help="folder of a VFM in place of the shipped one")
-    parser.add_argument("--prior", help="folder of a prior in place of the shipped one")
-    parser.add_argument("--lmmse", help="folder that benchmarks.release.fit_lmmse wrote, in place of the shipped one")
-    parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS, help="none of them: the shares alone")
-    parser.add_argument("--flow", action="store_true", help="the recognised share of the prior's velocity, too")
+    parser.add_argument("--vfm", help="folder of a VFM, instead of the shipped one")
+    parser.add_argument("--prior", help="folder of a prior, instead of the shipped one")
+    parser.add_argument("--lmmse", help="folder written by benchmarks.release.fit_lmmse, instead of the shipped one")
+    parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS, help="none: only the shares")
+    parser.add_argument("--flow", action="store_true", help="add the recognised share of the prior's velocity")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     name = arguments.vfm or arguments.data

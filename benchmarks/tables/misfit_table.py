@@ -1,8 +1,8 @@
-"""How often a VFM warns of its residual, rightly and wrongly: ``python -m benchmarks.tables.misfit_table``.
+"""True and false residual warnings of a VFM: ``python -m benchmarks.tables.misfit_table``.
 
-The test images of the shipped problems, each restored with the likelihood that made its measurement, and with others
-that did not: sigma ten times too large or too small, the mask inverted, a blur of another kind. A table of the
-observations that :meth:`invflow.Solver.sample` warns of.
+The test images of the shipped problems are restored with the likelihood that made the measurement, and with wrong
+ones: sigma ten times too large or too small, the mask inverted, a different blur. The table has the number of
+observations that :meth:`invflow.Solver.sample` warns about.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _wrong_operator(operator: Operator) -> Operator | None:
 
 
 def warned_of(solver: invflow.Solver, likelihood: GaussianLikelihood, samples: int, seed: int) -> int:
-    """How many of at least two observations are warned of."""
+    """Number of observations with a warning, out of at least two."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         solver.sample(likelihood, samples, generator=torch.Generator().manual_seed(seed))

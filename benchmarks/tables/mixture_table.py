@@ -1,13 +1,13 @@
 """The table of the 25 Gaussians: ``python -m benchmarks.tables.mixture_table OUTPUT`` compares posterior samplers.
 
-In each of the nine settings (d, m), for each replicate (weights, operator, noise level and truth anew), every method
-draws 1,000 particles, and their sliced Wasserstein distance W1 to 1,000 exact posterior draws is taken; ``exact`` is
-that of other exact draws, the floor. Two costs are given: calls of the map, as a learned one would be called (a jump is
-one call), and velocities, of which the mixture's own jump takes many; FMTT and the samplers of deepinv have the same
-number of calls forward. Samplers that are not there are left out.
+In each of the nine settings (d, m), for each replicate (with its own weights, operator, noise level and truth), every
+method draws 1,000 particles. The table has their sliced Wasserstein distance W1 to 1,000 exact posterior draws;
+``exact`` is the distance of other exact draws, the lower limit. Two costs are given: calls of the map, counted as for a
+learned one (a jump is one call), and velocities, of which the mixture's own jump needs many. FMTT and the samplers of
+deepinv have the same number of forward calls. Samplers that are not installed are skipped.
 
-Rows are written as they come, so that a run that was stopped goes on; ``evidence.csv`` holds the ratios Z-hat / Z of 20
-runs on one problem.
+Rows are written as they are computed, so a stopped run can be resumed; ``evidence.csv`` holds the ratios Z-hat / Z of
+20 runs on one problem.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ __all__ = ["METHODS", "CountedMixture", "evaluate", "evidence_ratios", "main"]
 PARTICLES, PROJECTIONS = 1000, 500
 #: steps of the jump: 48 velocities, root-mean-square error under 0.003 of a component's standard deviation
 JUMP_STEPS = 8
-#: the data lie in (-20, 20), which samplers made for images are to take for [0, 1]
+#: the data lie in (-20, 20), which is mapped to [0, 1] for samplers of images
 _RANGE = {"value_range": (-20.0, 20.0)}
-#: the field's samplers as deepinv has them, which the table names
+#: existing samplers in their deepinv form
 _DEEPINV: dict[str, Any] = {"variant": "deepinv", **_RANGE}
-#: calls forward that a particle may take, of every sampler but those that say otherwise
+#: forward calls per particle, for every sampler without its own setting
 CALLS = 100
 
 
@@ -71,7 +71,7 @@ METHODS: dict[str, tuple[str, dict[str, Any] | Callable[[GaussianMixtureFlow], d
     "ddrm": ("ddrm", {"steps": CALLS, **_DEEPINV}),
     "pigdm": ("pigdm", {"steps": CALLS, **_DEEPINV}),
     "diffpir": ("diffpir", {"steps": CALLS, **_DEEPINV}),
-    # the number of steps that deepinv takes by default
+    # deepinv's default number of steps
     "moment-matching, 1,000": ("moment-matching", {"steps": 1000, "iterations": 3, **_DEEPINV}),
     "dps, 1,000": ("dps", {"steps": 1000, **_DEEPINV}),
 }
@@ -116,11 +116,11 @@ def evaluate(d: int, m: int, replicate: int, method: str, *, particles: int = PA
     """One row of the table.
 
     Args:
-        d: dimension of the state.
-        m: measurements.
-        replicate: seed of the problem and of everything drawn.
+        d: Dimension of the state.
+        m: Number of measurements.
+        replicate: Seed of the problem and of everything drawn.
         method: ``"exact"`` or a name in :data:`METHODS`.
-        particles: drawn by the method and by the exact posterior that it is compared with.
+        particles: Number of draws of the method, and of the exact posterior for comparison.
 
     Returns:
         A value for each of :data:`FIELDS`; calls and velocities for each particle.
@@ -139,7 +139,7 @@ def evaluate(d: int, m: int, replicate: int, method: str, *, particles: int = PA
                 warnings.simplefilter("always", UserWarning)
                 posterior = solver.sample(likelihood, particles, generator=generator)
             row["note"] = "not converged" if any("not converged" in str(w.message) for w in caught) else ""
-    except (ValueError, RuntimeError) as error:  # diverged, or made for other operators
+    except (ValueError, RuntimeError) as error:  # diverged, or does not support the operator
         return {**row, "note": f"failed: {str(error)[:60]}"}
     seconds = time.perf_counter() - start
     distance = sliced_wasserstein(posterior.samples, reference.samples, num_projections=PROJECTIONS,

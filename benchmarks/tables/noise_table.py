@@ -1,7 +1,7 @@
-"""How far :func:`invflow.estimate_sigma` is off on photographs, beside the wavelets of scikit-image.
+"""Error of :func:`invflow.estimate_sigma` on photographs, compared with the wavelets of scikit-image.
 
 ``python -m benchmarks.tables.noise_table``: the photographs of scikit-image and scikit-learn, noise of 0.01 to 0.1,
-whole or averaged over 2 x 2 and 4 x 4 pixels, then saved as JPEG or demosaiced. Takes a minute.
+at full size or averaged over 2 x 2 and 4 x 4 pixels, then saved as JPEG or demosaiced. It takes a minute.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the photographs' table is made of: the pictures, the observations of them, and the cells that are kept."""
+"""Parts of the photographs' table: images, observations, and stored cells."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from invflow_problems.photo_split import photo_name, split_of
 __all__ = ["SOLVERS", "TASKS", "WINDOW", "Picture", "build", "cell_path", "held_out", "observe", "run_cell",
            "scikit_image", "window", "write_picture"]
 
-#: side of the windows that are kept of each image, in pixels
+#: side of the stored windows of each image, in pixels
 WINDOW = 128
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 
@@ -44,7 +44,7 @@ TASKS: dict[str, tuple[Callable[[tuple[int, int, int]], Operator], float]] = {
 }
 SOLVERS = ("vfm", "bicubic", "wiener", "tv", "bm3d", "plug-and-play")
 
-#: what to look at: centres as shares of height and width; faces, text, foliage, sky, fur, and what else is hard
+#: windows to inspect: centres as shares of height and width; faces, text, foliage, sky, fur, and other hard parts
 _CENTRES = {
     "astronaut": (0.22, 0.44), "chelsea": (0.42, 0.42), "coffee": (0.45, 0.45), "rocket": (0.60, 0.50),
     "EveningGlow": (0.55, 0.25), "BytheWater": (0.55, 0.50), "Dune": (0.55, 0.55), "LadyBird": (0.50, 0.70),
@@ -57,7 +57,7 @@ class Picture:
     """A test photograph.
 
     Attributes:
-        name: by which its cells are known.
+        name: Name used for its cells.
         image: ``(3, H, W)`` in [0, 1], its sides multiples of 12.
     """
 
@@ -90,13 +90,13 @@ def scikit_image(max_side: int | None, say: Callable[[str], None] = print) -> li
 
 
 def held_out(folders: Sequence[Path], max_side: int | None, say: Callable[[str], None] = print) -> list[Picture]:
-    """Photographs that no prior has seen.
+    """Held-out photographs.
 
     Args:
-        folders: searched, with the folders within, for the held-out photographs; where there is none of them, all
-            picture files are taken but those of the training and validation splits. No folder: the shipped crops.
-        max_side: larger ones are scaled down.
-        say: called with a sentence for what is left out.
+        folders: Folders to search, with subfolders, for the held-out photographs. If none is found, all image
+            files are used except those of the training and validation splits. No folder: the shipped crops.
+        max_side: Larger photographs are scaled down to this side.
+        say: Function called with a sentence for each skipped photograph.
     """
     if not folders:
         crops = CROPS["test"]
@@ -122,7 +122,7 @@ def held_out(folders: Sequence[Path], max_side: int | None, say: Callable[[str],
 
 
 def observe(picture: Picture, task: str, seed: int) -> GaussianLikelihood:
-    """The observation of a picture, the same for every solver: mask, kernel and noise follow from names and seed."""
+    """Observation of an image, the same for every solver: names and seed determine mask, kernel and noise."""
     make, sigma = TASKS[task]
     shape = (3, *picture.image.shape[1:])
     generator = torch.Generator().manual_seed(derive_seed(seed, picture.name, task))
@@ -165,27 +165,27 @@ def write_picture(image: Tensor, path: Path) -> None:
 
 def run_cell(output: Path, picture: Picture, task: str, name: str, solver: Callable[[], Solver],
              setup: dict[str, Any]) -> dict[str, Any]:
-    """One solver on one observation of one picture; a cell that is there, of the same setup, is read.
+    """Run one solver on one observation of one image; an existing cell of the same setup is read instead.
 
     Args:
-        output: folder of the cells.
-        picture: the truth.
-        task: one of :data:`TASKS`.
-        name: of the solver.
-        solver: builds it.
-        setup: ``seed``, ``samples``, and what else must be the same for a cell to be taken as done.
+        output: Folder of the cells.
+        picture: The truth.
+        task: One of :data:`TASKS`.
+        name: Name of the solver.
+        solver: Function that builds it.
+        setup: ``seed``, ``samples``, and everything else that must agree for a cell to be reused.
 
     Returns:
-        ``psnr``, ``ssim``, ``crps``, ``seconds``, ``calls`` and, of a posterior, ``coverage``; or ``failure``.
+        ``psnr``, ``ssim``, ``crps``, ``seconds``, ``calls`` and, for a posterior, ``coverage``; or ``failure``.
     """
     path = cell_path(output, picture.name, task, name)
     kept = path.with_name(path.name + ".json")
-    setup = json.loads(json.dumps({**setup, "shape": picture.image.shape}))  # as the file will hold it
+    setup = json.loads(json.dumps({**setup, "shape": picture.image.shape}))  # as in the file
     if kept.is_file():
         cell: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         if cell["setup"] == setup:
             return cell
-        raise ValueError(f"{kept} is of another setup, {cell['setup']}: pass another output folder")
+        raise ValueError(f"{kept} has another setup, {cell['setup']}: pass another output folder")
     likelihood, truth = observe(picture, task, setup["seed"]), picture.image[None]
     generator = torch.Generator().manual_seed(derive_seed(setup["seed"], picture.name, task, "solver"))
     cell = {"picture": picture.name, "task": task, "solver": name, "setup": setup}
@@ -200,12 +200,12 @@ def run_cell(output: Path, picture: Picture, task: str, name: str, solver: Calla
     mean, samples = posterior.mean(), posterior.samples
     point = posterior.diagnostics.get("point_estimate", False)
     found = measure(posterior, likelihood, truth, only=("psnr", "ssim", "crps", "coverage"))
-    cell |= {"crps": float((mean - truth).abs().mean()),  # of one sample; more have their own
+    cell |= {"crps": float((mean - truth).abs().mean()),  # for one sample; several have their own CRPS
              **{key: float(value) for key, value in found.items()}, "seconds": posterior.seconds,
              "calls": posterior.nfe.forward * posterior.num_samples}
     rows_shown, columns_shown = window(picture)
     write_picture(mean[0, :, rows_shown, columns_shown], path.with_name(path.name + ".png"))
     if not point:
         write_picture(samples[0, 0, :, rows_shown, columns_shown], path.with_name(path.name + "__sample.png"))
-    write_json(cell, kept)  # last, so that a cell with numbers has its pictures
+    write_json(cell, kept)  # last, so that a cell with numbers also has its images
     return cell

@@ -1,9 +1,9 @@
-"""The photographs' table: ``python -m benchmarks.tables.photo_table OUTPUT`` compares the VFM with what users know.
+"""The photographs' table: ``python -m benchmarks.tables.photo_table OUTPUT`` compares the VFM with classical methods.
 
-On held-out photographs and on scikit-image's, none of which was trained on: PSNR and SSIM of the posterior mean, CRPS
-(of one image its mean absolute error), coverage of 90% intervals (of solvers that give any; it takes 19 samples), and
-seconds; means over photographs with their standard errors, and the paired differences VFM minus each. Every cell is a
-file, so that a run which was stopped goes on. Beside the table come sheets of windows at full resolution.
+On held-out photographs and on scikit-image's, none used for training: PSNR and SSIM of the posterior mean, CRPS
+(for one image, its mean absolute error), coverage of 90% intervals (for solvers that have them; they need 19 samples),
+and seconds; means over photographs with their standard errors, and the paired differences VFM minus each. Every cell is
+a file, so a stopped run can be resumed. The output also has sheets of windows at full resolution.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def difference(cells: Cells, task: str, first: str, second: str, column: str) -> tuple[float, float] | None:
-    """Mean and standard error, over photographs that both have, of first minus second; None where there is none."""
+    """Mean and standard error, over photographs that both have, of first minus second; None if there are none."""
     pairs = [(cells[name, task, first][column], cells[name, task, second][column]) for name, t, s in cells
              if t == task and s == first and column in cells[name, task, first]
              and column in cells.get((name, task, second), {})]
@@ -65,14 +65,14 @@ def run(output: Path, pictures: Sequence[Picture], tasks: Sequence[str], solvers
     """All cells, by picture, task and solver.
 
     Args:
-        output: folder of the cells; those that are there are not done again.
-        pictures: truths.
-        tasks: some of :data:`benchmarks.tables.photo_parts.TASKS`.
-        solvers: some of :data:`benchmarks.tables.photo_parts.SOLVERS`; one that cannot be built is left out.
-        samples: of each posterior.
-        seed: of observations and solvers.
-        vfm, prior: names or folders of the VFM and of the prior that plug-and-play takes its denoiser from.
-        say: called with a sentence for each cell, and for what is left out.
+        output: Folder of the cells; existing ones are not computed again.
+        pictures: Truths.
+        tasks: Some of :data:`benchmarks.tables.photo_parts.TASKS`.
+        solvers: Some of :data:`benchmarks.tables.photo_parts.SOLVERS`; one that cannot be built is skipped.
+        samples: Samples of each posterior.
+        seed: Random seed of observations and solvers.
+        vfm, prior: Names or folders of the VFM and of the prior whose denoiser plug-and-play uses.
+        say: Function called with a sentence for each cell, and for each skipped solver.
     """
     cells: Cells = {}
     for name in solvers:
@@ -129,12 +129,12 @@ def _shown(values: Sequence[float], decimals: int) -> str:
 
 
 def sheet(output: Path, pictures: Sequence[Picture], task: str, solvers: Sequence[str], seed: int) -> Path | None:
-    """Windows of truth, observation and each solver's mean, at full resolution, a row for each photograph.
+    """Draw windows of truth, observation and each solver's mean, at full resolution, one row per photograph.
 
-    A posterior shows a sample too. Written to ``sheet-TASK.png``.
+    For a posterior, a sample is included. The file is ``sheet-TASK.png``.
 
     Returns:
-        The file, or None where no cell has a picture.
+        The file, or None if no cell has an image.
     """
     from PIL import Image, ImageDraw
 
@@ -185,14 +185,14 @@ def _image(image: Tensor) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.photo_table", description=__doc__)
-    parser.add_argument("output", type=Path, help="folder for the results; a started one is gone on with")
+    parser.add_argument("output", type=Path, help="folder for the results; an unfinished one is resumed")
     parser.add_argument("--images", type=Path, nargs="+", default=[], help="folders with the held-out photographs, or "
                         "with your own; default: the crops that come with the problems")
     parser.add_argument("--sets", nargs="+", choices=["held-out", "scikit-image"], default=["held-out", "scikit-image"])
     parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS))
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(MAIN_TASKS))
     parser.add_argument("--max-side", type=int, default=512, help="larger photographs are scaled down; 0: never")
-    parser.add_argument("--samples", type=int, default=20, help="of each posterior; 90%% intervals take 19")
+    parser.add_argument("--samples", type=int, default=20, help="samples of each posterior; 90%% intervals need 19")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vfm", default="photos", help="name or folder of the VFM")
     parser.add_argument("--prior", default="photos", help="name or folder of the prior for plug-and-play")

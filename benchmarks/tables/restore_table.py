@@ -1,8 +1,8 @@
-"""Whether ``invflow restore`` leaves a noisy photograph worse than it was: PSNR of the file and of what is restored.
+"""Check that ``invflow restore`` does not degrade noisy photographs: PSNR of the file and of the result.
 
-``python -m benchmarks.tables.restore_table``: twenty pictures of scikit-image and scikit-learn, 128 x 128 pixels
-of each, noise of five levels, told. Beside it the VFM's mean alone, and non-local means of scikit-image. Takes two
-minutes of one core.
+``python -m benchmarks.tables.restore_table``: twenty images of scikit-image and scikit-learn, 128 x 128 pixels
+of each, with five given noise levels, compared with the VFM's mean alone and non-local means of scikit-image. It takes
+two minutes of one core.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""One-step VFMs beside each other on validation images: ``python -m benchmarks.tables.samples_table mnist mnist RUN``.
+"""Comparison of one-step VFMs on validation images: ``python -m benchmarks.tables.samples_table mnist mnist RUN``.
 
-For choosing weights and the correction: each VFM is judged uncorrected, as its adapter says, and if asked by further
-factors, on the same observations of the first validation images. Gaps to the first row come with the standard error of
-the paired difference; the last columns are what the correction costs, for each sample.
+For choosing weights and the correction. Each VFM is evaluated without correction, with its adapter's correction, and on
+request with further factors, on the same observations of the first validation images. Gaps to the first row have the
+standard error of the paired difference; the last columns are the cost of the correction per sample.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("vfms", nargs="+", help="names or folders")
     parser.add_argument("--factors", nargs="*", type=float, default=[], help="of the correction, for each a row more")
     parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS)
-    parser.add_argument("--level", type=float, help="noise level in place of the problems' own, from 0 on")
+    parser.add_argument("--level", type=float, help="noise level, at least 0, instead of the problems' own")
     parser.add_argument("--observations", type=int, default=60)
     parser.add_argument("--samples", type=int, default=39)
     parser.add_argument("--seed", type=int, default=0)

@@ -37,15 +37,15 @@ _JUMP_STEPS = 4
 
 @dataclass(frozen=True)
 class Case:
-    """A problem whose tilted law can be drawn from.
+    """A problem with exact draws of its tilted law.
 
     Attributes:
-        prior: a mixture, whose jump counts as one call.
-        reward: of the replicates.
+        prior: A mixture, whose jump counts as one call.
+        reward: Reward of the replicates.
         exact: ``(M, d)``, draws of the tilted law.
-        tilting: settings of FMTT that suit it.
-        tempering: of NoiseSMC, for each of the budgets: moves, and the share of the sample size that a step keeps. Its
-            temperatures, which it finds itself, decide the calls.
+        tilting: Suitable settings of FMTT.
+        tempering: Settings of NoiseSMC for each budget: moves, and the share of the sample size that a step keeps. Its
+            adaptive temperatures determine the calls.
     """
 
     prior: CountedMixture
@@ -92,7 +92,7 @@ CASES: dict[str, Callable[[], Case]] = {"mixture/half-plane": functools.cache(_h
 def _tilting(**settings: Any) -> Callable[[Case, int], Solver]:
     def make(case: Case, budget: int) -> Solver:
         chosen = {**case.tilting, **settings}
-        if "proposal" in chosen:  # its own spread is narrower, as in the table of the 25 Gaussians
+        if "proposal" in chosen:  # its spread is narrower, as in the table of the 25 Gaussians
             chosen["schedule"] = AnnealedVariance(3.0)
         return affordable(lambda steps: FMTT(case.prior, steps=steps, chunk_size=10**6, **chosen), case.reward, budget)
     return make
@@ -136,7 +136,7 @@ BUDGET_FIELDS = ("problem", "method", "budget", "replicate", "reward", "w1", "mo
 
 
 def takes(problem: str, method: str) -> bool:
-    """Whether a method can be used on a problem: the conjugate proposal takes likelihoods only."""
+    """Whether a method applies to a problem: the conjugate proposal needs a likelihood."""
     return "conjugate" not in method or problem != "mixture/half-plane"
 
 
@@ -144,10 +144,10 @@ def evaluate_budget(problem: str, method: str, budget: int, *, particles: int = 
     """Rows of the replicates of one method at one budget.
 
     Args:
-        problem: a name in :data:`CASES`.
-        method: a name in :data:`METHODS`, or ``"exact"`` for draws of the tilted law.
-        budget: calls of the map for each particle, forward and backward. NoiseSMC's are what its settings lead to.
-        particles: of each replicate.
+        problem: A name in :data:`CASES`.
+        method: A name in :data:`METHODS`, or ``"exact"`` for draws of the tilted law.
+        budget: Calls of the map per particle, forward and backward. For NoiseSMC, its settings determine the calls.
+        particles: Number of particles of each replicate.
 
     Returns:
         A value for each of :data:`BUDGET_FIELDS`: ``w1`` is the sliced Wasserstein distance to exact draws,

@@ -1,7 +1,7 @@
-"""The MNIST prior tilted to each digit: one row for each look-ahead, seed and digit, at equal calls a particle.
+"""The MNIST prior tilted to each digit: one row for each look-ahead, seed and digit, at equal calls per particle.
 
-The reward is the log probability that the shipped classifier gives to the digit. The samples are judged by the same
-classifier and by another one, trained from another seed, which the reward has never seen.
+The reward is the log probability of the digit by the shipped classifier. The samples are evaluated by the same
+classifier and by another one, trained with another seed, which the reward does not use.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from invflow.solvers.tilting.fmtt import FMTT
 
 __all__ = ["BUDGET", "DIGIT_FIELDS", "LOOK_AHEADS", "PARTICLES", "DigitReward", "evaluate_digits"]
 
-#: calls for each particle, forward and backward: with this number each look-ahead takes exactly as many
+#: calls for each particle, forward and backward: each look-ahead uses exactly this number
 BUDGET = 46
 PARTICLES = 8
 #: name: settings of FMTT
@@ -39,7 +39,7 @@ class DigitReward(Reward):
     """Log probability of a digit, one digit for each observation.
 
     Args:
-        classifier: from images in [0, 1] to logits.
+        classifier: Classifier from images in [0, 1] to logits.
         digits: ``(B,)``, int64.
     """
 
@@ -70,11 +70,11 @@ def evaluate_digits(look_ahead: str, seed: int, judge: Classifier | None = None,
     """Rows of the ten digits, which go through the map together.
 
     Args:
-        look_ahead: a name in :data:`LOOK_AHEADS`.
-        seed: of everything drawn.
-        judge: a classifier other than the reward's, for ``accuracy``; None leaves that column empty.
-        particles: for each digit.
-        budget: calls for each particle, forward and backward.
+        look_ahead: A name in :data:`LOOK_AHEADS`.
+        seed: Random seed.
+        judge: A classifier other than the reward's, for ``accuracy``; None leaves that column empty.
+        particles: Number of particles for each digit.
+        budget: Calls per particle, forward and backward.
 
     Returns:
         A value for each of :data:`DIGIT_FIELDS`; accuracies and reward are weighted means.

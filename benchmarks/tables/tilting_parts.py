@@ -1,7 +1,7 @@
-"""Parts that the tables of tilting share: replicates, and how many steps a budget of calls pays for.
+"""Shared parts of the tilting tables: replicates, and the number of steps within a budget of calls.
 
-Replicates are observations of one call: each has its own random numbers, resamples on its own and never sees the
-others.
+Replicates are observations of one call: each has its own random numbers, is resampled separately and is independent of
+the others.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ REPLICATES = 10
 
 
 class Replicated(Reward):
-    """One function of images as the reward of B observations, which are replicates of one another."""
+    """One function of images as the reward of B observations, which are replicates."""
 
     def __init__(self, fn: Callable[[Tensor], Tensor], count: int = REPLICATES) -> None:
         self.fn, self.num_observations = fn, count
 
     def select(self, index: Index) -> Reward:
-        """As many replicates as the index names."""
+        """Replicates selected by an index."""
         return Replicated(self.fn, len(as_index(index, self.num_observations or 1)))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -44,26 +44,26 @@ class Replicated(Reward):
 
 
 def sample_quietly(solver: Solver, reward: Reward, particles: int, seed: int) -> Posterior:
-    """Samples of B observations, without the warning of what has not converged: the tables show that."""
+    """Samples of B observations, without convergence warnings: the tables show convergence."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return solver.sample(reward, particles, generator=torch.Generator().manual_seed(seed))
 
 
 def affordable(make: Callable[[int], FMTT], reward: Reward, budget: int) -> FMTT:
-    """The FMTT with the most steps that a budget of calls a particle, forward and backward, pays for.
+    """FMTT with the largest number of steps within a budget of calls per particle, forward and backward.
 
     Args:
-        make: the solver with so many steps.
-        reward: to be tilted by.
-        budget: calls of the map for each particle.
+        make: Function from a number of steps to a solver.
+        reward: Reward to tilt by.
+        budget: Calls of the map per particle.
 
     Raises:
-        ValueError: where it does not pay for two steps.
+        ValueError: If the budget is too small for two steps.
     """
     jumps = JumpCalls(make(2).prior)
     if sum(path_calls(make(2), reward, jumps)) > budget:
-        raise ValueError(f"a budget of {budget} calls does not pay for two steps, which take "
+        raise ValueError(f"a budget of {budget} calls is too small for two steps, which take "
                          f"{sum(path_calls(make(2), reward, jumps))}: pass at least that")
     low, high = 2, budget + 1
     while high - low > 1:
@@ -81,7 +81,7 @@ def choose(rows: Rows, **wanted: Any) -> Rows:
 
 
 def mean_and_std(rows: Rows, name: str) -> tuple[float, float]:
-    """Mean and standard deviation of a column over those rows that have it; NaN where none has."""
+    """Mean and standard deviation of a column over the rows that have it; NaN if none has."""
     values = torch.tensor([float(row[name]) for row in rows if row[name]], dtype=torch.float64)
     if len(values) == 0:
         return math.nan, math.nan

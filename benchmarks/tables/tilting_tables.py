@@ -1,15 +1,15 @@
-"""What reviewers of tilted sampling asked for: ``python -m benchmarks.tables.tilting_tables OUTPUT [--only NAME ...]``.
+"""Tables on tilted sampling: ``python -m benchmarks.tables.tilting_tables OUTPUT [--only NAME ...]``.
 
-Four tables, each a CSV with a row for each replicate, a table in markdown of their means, and but for the last a plot:
+Four tables, each with a CSV of one row per replicate, a markdown table of means, and, except for the last, a plot:
 
 - ``budget``: reward, and distance from the exact law, against calls of the map, for every sampler and search.
-- ``error``: what an error of the map does to each kind of weights, judged by the tilted law of the sampler's own base
-  dynamics, and by the exact law.
+- ``error``: effect of an error of the map on each kind of weights, compared with the tilted law of the sampler's own
+  base dynamics, and with the exact law.
 - ``dimension``: variance of the log weights, effective sample size and k-hat against the dimension.
 - ``digits``: the MNIST prior tilted to each digit, at equal calls for every look-ahead. ``--judge`` is the folder of a
   second classifier, ``python -m benchmarks.release.train_classifier mnist --output FOLDER --epochs 2 --seed 1``.
 
-Rows are written as they come, so that a run that was stopped goes on.
+Rows are written as they are computed, so a stopped run can be resumed.
 """
 
 from __future__ import annotations
@@ -160,15 +160,15 @@ def format_digits(rows: Rows) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """One of the tables.
+    """One table.
 
     Attributes:
-        fields: columns of its CSV; the first ``keys`` of them name a cell, the next one a row of the cell.
-        keys: how many name a cell.
-        cells: all of them.
-        run: a cell to its rows, :data:`ROWS` of them.
-        markdown: rows to a table of their means.
-        plot: name of the figure, if it has one.
+        fields: Columns of its CSV; the first ``keys`` of them name a cell, the next one a row of the cell.
+        keys: Number of columns that name a cell.
+        cells: All cells.
+        run: Function from a cell to its rows, :data:`ROWS` of them.
+        markdown: Function from rows to a table of means.
+        plot: Name of the figure, if it has one.
     """
 
     fields: tuple[str, ...]
@@ -180,12 +180,12 @@ class Table:
 
 
 def fill(table: Table, file: Path, run: Callable[..., list[dict[str, Any]]] | None = None) -> Rows:
-    """Compute the cells that a CSV lacks, each of them as a whole, and append the rows that it lacks.
+    """Compute the cells missing from a CSV, each as a whole, and append the missing rows.
 
     Args:
-        table: with its cells.
-        file: the CSV.
-        run: in place of the table's own.
+        table: Table with its cells.
+        file: The CSV.
+        run: Function to use instead of the table's own.
 
     Returns:
         All rows, in the order of the file.
@@ -225,7 +225,7 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
     parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES), metavar="NAME",
                         help=f"of {', '.join(TABLES)}; default: all")
     parser.add_argument("--judge", type=Path, help="folder of a second MNIST classifier, for the digits")
-    parser.add_argument("--particles", type=int, default=PARTICLES, help="for each digit; the CSV does not tell them")
+    parser.add_argument("--particles", type=int, default=PARTICLES, help="particles for each digit; not in the CSV")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

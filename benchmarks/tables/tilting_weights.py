@@ -1,4 +1,4 @@
-"""What an error of the map and the dimension do to the weights of tilted sampling."""
+"""Effect of an error of the map, and of the dimension, on the weights of tilted sampling."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from invflow_problems.half_plane import left_penalty, ring_of_gaussians
 __all__ = ["DIMENSIONS", "ERROR_FIELDS", "ERROR_METHODS", "ERROR_SIZES", "PRIORS", "WEIGHT_FIELDS", "WEIGHT_METHODS",
            "FirstHalf", "PerturbedMap", "evaluate_dimension", "evaluate_error", "sees_error"]
 
-#: of a mixture's jump: the dimension's table, and the error's
+#: steps of a mixture's jump, in the tables of dimension and of error
 _JUMP_STEPS = 6
 _QUICK_STEPS = 4
 ERROR_SIZES = (0.0, 0.05, 0.1, 0.2, 0.4)
@@ -42,13 +42,13 @@ class PerturbedMap(FlowMap):
     the one-step map's error has the root mean square e sigma.
 
     Args:
-        mixture: the exact map.
+        mixture: The exact map.
         size: e, at least 0.
-        where: ``"jump"``, where the error is multiplied by t - s and so vanishes in the velocity b_t = u(x, t, t);
-            ``"both"``, where it does not, and velocity and jump are both wrong.
+        where: ``"jump"``: the error is multiplied by t - s and vanishes in the velocity b_t = u(x, t, t);
+            ``"both"``: it does not vanish, and velocity and jump are both wrong.
 
     Raises:
-        ValueError: for a size under 0, or another place.
+        ValueError: For a negative size, or an invalid ``where``.
     """
 
     def __init__(self, mixture: GaussianMixtureFlow, size: float, where: str = "both") -> None:
@@ -64,7 +64,7 @@ class PerturbedMap(FlowMap):
 
     @property
     def decode_affine(self) -> tuple[float, float] | None:
-        """As the mixture's."""
+        """Same as in the mixture."""
         return self.mixture.decode_affine
 
     def error(self, x: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class PerturbedMap(FlowMap):
         return self.size * self.spread * math.sqrt(2) * torch.sin(x.roll(1, -1) + math.pi / 4)
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """b_t(x), with the error where that is in both."""
+        """b_t(x), with the error for ``"both"``."""
         b = self.mixture.velocity(x, t)
         return b + self.error(x) if self.where == "both" else b
 
@@ -129,10 +129,10 @@ def evaluate_error(where: str, size: float, method: str, *, particles: int = ERR
 
     Args:
         where: ``"jump"`` or ``"both"``, see :class:`PerturbedMap`.
-        size: of the error.
-        method: a name in :data:`ERROR_METHODS`.
-        particles: of each replicate.
-        steps: of the sampler.
+        size: Size of the error.
+        method: A name in :data:`ERROR_METHODS`.
+        particles: Number of particles of each replicate.
+        steps: Number of steps of the sampler.
 
     Returns:
         A value for each of :data:`ERROR_FIELDS`. The columns of the base are importance-weighted means, with standard
@@ -200,20 +200,20 @@ def _posed(prior: str, d: int) -> tuple[CountedMixture, GaussianLikelihood, Tens
 
 def evaluate_dimension(prior: str, d: int, method: str, *, particles: int = WEIGHT_PARTICLES,
                        steps: int = WEIGHT_STEPS) -> list[dict[str, Any]]:
-    """Rows of the replicates, each with a truth of its own, half of whose coordinates are observed.
+    """Rows of the replicates, each with its own truth, half of whose coordinates are observed.
 
-    FMTT never resamples here, so that its weights are those of the whole path.
+    FMTT never resamples here, so its weights are those of the whole path.
 
     Args:
         prior: ``"gaussian"``, N(0, s^2 I), or ``"mixture"``, four Gaussians with means from N(0, I).
-        d: dimension, even.
-        method: a name in :data:`WEIGHT_METHODS`.
-        particles: of each replicate.
-        steps: of FMTT.
+        d: Dimension, even.
+        method: A name in :data:`WEIGHT_METHODS`.
+        particles: Number of particles of each replicate.
+        steps: Number of steps of FMTT.
 
     Returns:
         A value for each of :data:`WEIGHT_FIELDS`: the variance of the log weights, the effective sample size as a share
-        of the particles and k-hat; of NoiseSMC, which resamples, the number of temperatures in their place.
+        of the particles and k-hat; for NoiseSMC, which resamples, the number of temperatures instead.
     """
     mixture, likelihood, evidence = _posed(prior, d)
     settings = WEIGHT_METHODS[method]

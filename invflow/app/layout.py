@@ -28,8 +28,8 @@ def build() -> gr.Blocks:
     """The whole page."""
     blocks = gr.Blocks(title="invflow", analytics_enabled=False, delete_cache=(600, 3600))
     with blocks:
-        gr.Markdown("# invflow: what could be there?\nPaint a hole, or choose another measurement, and look at samples "
-                    "of the images that explain it. Nothing leaves this machine.")
+        gr.Markdown("# invflow: what could be there?\nPaint a hole, or choose another kind of damage, and look at "
+                    "samples of the images that explain the measurement. Nothing leaves this machine.")
         with gr.Tab("Restore"):
             view = restore_tab()
         with gr.Tab("Flow"):

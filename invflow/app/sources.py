@@ -121,7 +121,7 @@ def drawn_digit(strokes: Tensor) -> Tensor:
         ``(1, 28, 28)`` as in MNIST: scaled to fit 20 x 20 and centred by its mass (LeCun et al. 1998).
 
     Raises:
-        ValueError: if nothing was painted.
+        ValueError: If nothing was painted.
     """
     rows, columns = (strokes.amax(1) > 0.1).nonzero().flatten(), (strokes.amax(0) > 0.1).nonzero().flatten()
     if not len(rows):

@@ -60,11 +60,11 @@ def restore_tab() -> tuple[Any, Any]:
             seed = gr.Number(0, precision=0, minimum=0, label="seed")
             with gr.Row():
                 solver = gr.Dropdown(state.solvers_of("mnist"), value="vfm", label="solver", min_width=120)
-                other = gr.Dropdown([_NONE, *state.solvers_of("mnist")], value=_NONE, label="beside it", min_width=120)
+                other = gr.Dropdown([_NONE, *state.solvers_of("mnist")], value=_NONE, label="second one", min_width=120)
             button = gr.Button("Restore", variant="primary", elem_id="restore")
     with gr.Row():
         number = gr.Slider(1, 64, value=1, step=1, label="sample", elem_id="number")
-        level = gr.Slider(0.5, 0.95, value=_LEVEL, step=0.05, label="confidence level of the intervals")
+        level = gr.Slider(0.5, 0.95, value=_LEVEL, step=0.05, label="level of the credible intervals")
     with gr.Row():
         play = gr.Button("Play the samples", size="sm")
         gif = gr.DownloadButton("GIF of the samples", size="sm", interactive=False)

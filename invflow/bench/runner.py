@@ -213,7 +213,7 @@ def run(repeats: int = 20, device: str = "cpu", only: list[str] | None = None, s
         One result for each comparison.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: For an unknown name.
     """
     from tqdm import tqdm
 

@@ -46,7 +46,7 @@ def as_reconstructor(solver: Solver, *, sigma: float | Tensor | None = None, num
 
     Raises:
         TypeError: If ``solver`` is not a solver.
-        ValueError: for an unknown estimate, or fewer than 1 sample; in a call, if the noise level is unknown.
+        ValueError: For an unknown estimate, or fewer than 1 sample; in a call, if the noise level is unknown.
 
     Example:
         >>> import deepinv, torch, invflow

@@ -21,21 +21,21 @@ NEAR = 5
 
 def draw_slow_cosines(spectrum: Spectrum, scale: float, operator: Operator, sigma: float, n: int,
                       generator: torch.Generator) -> Tensor | None:
-    """How far the slow cosines of samples lie from their mean, drawn from the posterior of a stationary Gaussian image.
+    """Draw the deviation of slow cosines from their mean, from the posterior of a stationary Gaussian image.
 
-    An adapter whose Gaussian is diagonal in blocks of 8 x 8 pixels has one deviation for all that is slower than a
-    block, and draws it for each block by itself: sums over many of them vary far more than the data allow, and each
-    sample has a tint. At slow scales photographs vary much more than noise, so that a Gaussian knows what the data
-    leave open: of noise, blur and enlargement for each cosine by itself, of a mask by the best linear estimate of a
-    draw on a lattice eight times coarser.
+    An adapter whose Gaussian is diagonal in blocks of 8 x 8 pixels has one standard deviation for everything slower
+    than a block, and draws it independently for each block. Sums over many blocks then vary far more than the data
+    allow, and each sample has a tint. At low frequencies photographs vary much more than noise, so a Gaussian prior
+    determines the posterior uncertainty: separately for each cosine for noise, blur and super-resolution, and for a
+    mask by the best linear estimate of a draw on a lattice that is eight times coarser.
 
     Args:
-        spectrum: of the prior, in units of the state.
-        scale: image units of one of those.
-        operator: A, with one set; where it observes no pixels directly, it sees all places alike.
-        sigma: noise level.
-        n: number of samples.
-        generator: source of randomness.
+        spectrum: Spectrum of the prior, in units of the state.
+        scale: Image units per unit of the state.
+        operator: A, with one parameter set. If it observes no pixels directly, it must act equally at all positions.
+        sigma: Noise level.
+        n: Number of samples.
+        generator: Source of randomness.
 
     Returns:
         Coefficients ``(n, C, h, w)`` for :func:`with_slow_cosines`; None for images that are too small to have any.
@@ -52,10 +52,10 @@ def draw_slow_cosines(spectrum: Spectrum, scale: float, operator: Operator, sigm
 
 
 def with_slow_cosines(images: Tensor, coefficients: Tensor) -> Tensor:
-    """Images ``(n, C, H, W)`` whose slow cosines are others.
+    """Replace the slow cosines of images ``(n, C, H, W)``.
 
     Args:
-        images: or how far they lie from their mean.
+        images: Or how far they lie from their mean.
         coefficients: ``(n, C, h, w)``, of opponent colours.
     """
     number = (coefficients.shape[-2], coefficients.shape[-1])
@@ -66,7 +66,7 @@ def with_slow_cosines(images: Tensor, coefficients: Tensor) -> Tensor:
 
 
 def slow_cosines(images: Tensor, number: tuple[int, int] | None = None) -> Tensor:
-    """The slow cosines ``(n, C, h, w)`` of images ``(n, C, H, W)``, in opponent colours; or so many of them."""
+    """The slow cosines ``(n, C, h, w)`` of images ``(n, C, H, W)``, in opponent colours; or a given number of them."""
     height, width = images.shape[-2:]
     rows, columns = _cosines(images, number or (math.ceil(height / SIDE), math.ceil(width / SIDE)))
     return mix_channels(opponent_matrix(images.shape[1], images.dtype, images.device), rows @ images @ columns.mT)
@@ -80,12 +80,12 @@ def _cosines(images: Tensor, number: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def _information(operator: Operator, height: int, width: int) -> Tensor:
-    """What a measurement with unit noise tells of the square of each slow cosine, ``(height, width)``."""
+    """Information of a measurement with unit noise about each slow cosine, ``(height, width)``."""
     size, measured = operator.image_shape[1:], operator.measurement_shape
     device = next((buffer.device for buffer in operator.buffers()), None)
     unit = torch.zeros(1, *measured, device=device)
     unit[0, 0, measured[1] // 2, measured[2] // 2] = 1.0
-    kernel = operator.adjoint(unit)[0, 0]  # what the pixel in the middle sees
+    kernel = operator.adjoint(unit)[0, 0]  # response of the central pixel
     waves = [torch.exp(-1j * math.pi * torch.arange(n)[:, None] * torch.arange(side) / side).to(kernel.device)
              for n, side in zip((height, width), size, strict=True)]
     passed: Tensor = waves[0] @ kernel.to(waves[0]) @ waves[1].mT
@@ -93,7 +93,7 @@ def _information(operator: Operator, height: int, width: int) -> Tensor:
 
 
 class _Lattice(Operator):
-    """Some places of a lattice, ``(1, 1, h, w)`` bool."""
+    """Operator that observes some positions of a lattice, ``(1, 1, h, w)`` bool."""
 
     def __init__(self, seen: Tensor, image_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -112,13 +112,13 @@ class _Lattice(Operator):
 
 
 def hides_blocks(operator: Operator) -> bool:
-    """Whether a mask has holes as large as the blocks of slow cosines."""
+    """Whether a mask has holes at least as large as the blocks of slow cosines."""
     seen = operator.observed()
     return seen is not None and not bool(_seen_blocks(seen.float()).all())
 
 
 def _seen_blocks(seen: Tensor) -> Tensor:
-    """Which blocks are known at slow scales, ``(1, 1, h, w)``; a pixel between seen ones is as good as seen."""
+    """Blocks observed at low frequencies, ``(1, 1, h, w)``; a pixel between observed ones counts as observed."""
     near = max_pool2d(seen.mean(1, keepdim=True), NEAR, stride=1, padding=NEAR // 2)
     share = avg_pool2d(near, SIDE, ceil_mode=True)
     return share > min(0.5, 0.999 * float(share.max()))
@@ -126,7 +126,7 @@ def _seen_blocks(seen: Tensor) -> Tensor:
 
 def _under_a_mask(spectrum: Spectrum, scale: float, operator: Operator, sigma: float, noise: Tensor,
                   generator: torch.Generator) -> Tensor:
-    """Draws of the deviation on the coarser lattice: a draw from the prior less what its measurement tells of it."""
+    """Draws of the deviation on the coarser lattice: a prior draw minus its estimate from its own measurement."""
     seen = operator.observed()
     assert seen is not None
     shown, inside = seen.to(noise).mean(1, keepdim=True), _seen_blocks(seen.to(noise))
@@ -141,7 +141,7 @@ def _under_a_mask(spectrum: Spectrum, scale: float, operator: Operator, sigma: f
 
 
 def _coarser(spectrum: Spectrum) -> Spectrum:
-    """The spectrum of what is left of an image on a lattice that is eight times coarser, its detail taken off."""
+    """Spectrum of a smoothed image on a lattice that is eight times coarser."""
     grid, values = Spectrum.frequencies().log().to(spectrum.log_std), spectrum.log_std
     place = grid - math.log(SIDE)
     after = torch.searchsorted(grid, place.contiguous()).clamp(1, len(grid) - 1)

@@ -64,7 +64,7 @@ class Adapter(Countable, TrainedFor):
         network: ``"unet"`` or ``"mlp"``.
         options: Options of the network.
         trained_for: Fingerprint of the map that it was trained with; None before training.
-        generator: initialises the weights.
+        generator: Initialises the weights.
         deviations: Whether the network also predicts how far each pixel of a sample may have to move to fit the
             measurement. ``VFM(..., consistency=...)`` uses these deviations for its correction.
         levels: Lowest and highest noise level in training, by problem class, where known. A level outside this range
@@ -138,7 +138,7 @@ class Adapter(Countable, TrainedFor):
         """Mean and log standard deviation of the proposed noise.
 
         Args:
-            embedded: observations as images, ``(n, *image_shape)``, in [0, 1].
+            embedded: Observations as images, ``(n, *image_shape)``, in [0, 1].
             observed: ``(n, 1, H, W)``, 1 where the operator observes directly; ignored for vectors.
             summary: ``(n, 32)``, the operator's summary of its kernel.
             classes: ``(n,)``, indices into :attr:`classes`.
@@ -211,7 +211,7 @@ class Adapter(Countable, TrainedFor):
         """Warn once if an operator is treated as one of another class or noise lies outside :attr:`levels`.
 
         Raises:
-            ValueError: if the adapter was not trained for the reward.
+            ValueError: If the adapter was not trained for the reward.
         """
         name = self.classes[self.class_index(reward)]
         if not isinstance(reward, GaussianLikelihood):
@@ -253,7 +253,7 @@ class Adapter(Countable, TrainedFor):
         """Index of a reward's problem class, or of a substitute class, with a warning unless ``quiet``.
 
         Raises:
-            ValueError: if the adapter was not trained for it.
+            ValueError: If the adapter was not trained for it.
         """
         operator = getattr(reward, "operator", None)
         name = operator.problem_class if operator is not None else getattr(reward, "problem_class", None)
@@ -287,7 +287,7 @@ class Adapter(Countable, TrainedFor):
         """Raise an error unless the map is the one that the adapter was trained with.
 
         Raises:
-            ValueError: if the fingerprints differ.
+            ValueError: If the fingerprints differ.
         """
         own = prior.fingerprint() if isinstance(prior, NeuralFlowMap) else None
         if self.trained_for is not None and own != self.trained_for:

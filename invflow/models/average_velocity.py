@@ -94,7 +94,7 @@ def from_average_velocity(u: Callable[..., Tensor], state_shape: tuple[int, ...]
             with an adapter.
         coupling: The same setting by name, see :func:`~invflow.from_velocity`.
         order: Order of x, t and r, such as ``"x, r, t"``, if the argument names do not make it clear.
-        **condition: the network's other arguments, held fixed: ``y=207``, tensors of one row or numbers.
+        **condition: The network's other arguments, held fixed: ``y=207``, tensors of one row or numbers.
 
     Returns:
         A :class:`~invflow.FlowMap`.

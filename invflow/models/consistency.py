@@ -68,7 +68,7 @@ class ConsistencyFlow(DecodedFlow):
         """X_{s,1}(x), one call: ``(n, *state_shape)`` to the same.
 
         Raises:
-            ValueError: for a t that is neither 1 nor s.
+            ValueError: For a t that is neither 1 nor s.
         """
         start, end = expand_time(s, x), expand_time(t, x)
         if not bool(((end == 1) | (end == start)).all()):
@@ -132,13 +132,13 @@ def from_consistency(f: Callable[..., Tensor], state_shape: tuple[int, ...], *,
         times: Times of this library, 0 for noise to 1 for data, at which a sample in ``len(times) + 1`` steps is
             renoised; (0.55,) is the sigma of 0.8 that consistency models use for two steps. Default: equal steps.
         order: ``"x, t"`` or ``"t, x"``, if the argument names do not make it clear.
-        **condition: the network's other arguments, held fixed: tensors of one row or numbers.
+        **condition: The network's other arguments, held fixed: tensors of one row or numbers.
 
     Returns:
         A :class:`~invflow.FlowMap` without a velocity.
 
     Raises:
-        ValueError: for an unknown path, or times out of order.
+        ValueError: For an unknown path, or times out of order.
         TypeError: For a network whose signature is not recognised.
 
     Example:

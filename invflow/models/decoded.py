@@ -23,7 +23,7 @@ def is_independent(coupling: str | None, independent_noise: bool) -> bool:
     """Whether the named coupling leaves the noise independent of the data.
 
     Raises:
-        ValueError: for an unknown one.
+        ValueError: For an unknown one.
     """
     if coupling is None:
         return independent_noise
@@ -38,8 +38,8 @@ class DecodedFlow(FlowMap):
     """A flow map with shapes and a decoding given by the caller.
 
     Args:
-        state_shape: shape of one state, without the batch.
-        image_shape: shape of one image; None: the state's.
+        state_shape: Shape of one state, without the batch.
+        image_shape: Shape of one image; None: the state's.
         decode: ``(scale, shift)`` of an affine decoding, or two functions (decode, encode).
         independent_noise: Whether the map was trained with noise independent of the data.
 
@@ -93,7 +93,7 @@ class PathFlow(DecodedFlow):
         method: Runge-Kutta method.
         image_shape: Shape of one image.
         decode: How states become images.
-        independent_noise: whether the network was trained with noise independent of the data.
+        independent_noise: Whether the network was trained with noise independent of the data.
     """
 
     def __init__(self, network: nn.Module, path: Path, state_shape: tuple[int, ...], *, steps: int,

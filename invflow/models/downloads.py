@@ -117,7 +117,7 @@ def load_download(name: str, *, steps: int = 20, image_shape: tuple[int, ...] | 
 
     Raises:
         ValueError: For an unknown name; the message gives the nearest known one.
-        ImportError: without deepinv.
+        ImportError: Without deepinv.
         OSError: If the file is neither found nor downloadable; the message says where to put it.
     """
     if name not in DOWNLOADS:

@@ -47,7 +47,7 @@ def alphas_cumprod(betas: str | Tensor, num_steps: int = 1000) -> Tensor:
         ``(K,)``, float64.
 
     Raises:
-        ValueError: for an unknown schedule, or betas that are not shares.
+        ValueError: For an unknown schedule, or betas that are not shares.
     """
     if isinstance(betas, str):
         if betas not in BETAS:
@@ -90,17 +90,17 @@ def from_epsilon(network: Callable[..., Any], state_shape: tuple[int, ...], *, s
         betas: ``"linear"``, ``"cosine"``, ``"scaled-linear"``, or the betas, ``(K,)``.
         num_steps: K, for a schedule by name.
         prediction: ``"epsilon"``; ``"v"`` or ``"sample"`` for networks that predict those.
-        image_shape: shape of one image. Default: the state's.
+        image_shape: Shape of one image. Default: the state's.
         decode: ``(scale, shift)``, image = scale state + shift, or two functions; the default is for states in [-1, 1].
         method: ``"euler"``, ``"midpoint"``, ``"heun"``, ``"rk4"`` or ``"dopri5"``.
         order: ``"x, t"`` or ``"t, x"``, if the argument names do not make it clear.
-        **condition: the network's other arguments, held fixed: ``y=207``, tensors of one row or numbers.
+        **condition: The network's other arguments, held fixed: ``y=207``, tensors of one row or numbers.
 
     Returns:
         A :class:`~invflow.FlowMap`.
 
     Raises:
-        ValueError: for an unknown schedule, prediction or method.
+        ValueError: For an unknown schedule, prediction or method.
         TypeError: For a network whose signature is not recognised.
 
     Example:

@@ -27,7 +27,7 @@ class LatentFlowMap(FlowMap):
     Decoder and encoder are put into evaluation mode and stay there, even after ``train()``.
 
     Args:
-        latent: the flow of the codes. Its own ``decode`` is not used.
+        latent: The flow of the codes. Its own ``decode`` is not used.
         decoder: Map from codes ``(n, *latent.state_shape)`` to images ``(n, *image_shape)`` in [0, 1]: a module, which
             moves with the map, a function, or a method of a module. Differentiable wherever the reward is.
         encoder: Map from images to codes, an approximate inverse of the decoder; None: the map cannot encode.
@@ -131,7 +131,7 @@ class LatentFlowMap(FlowMap):
         """Code of an image: ``(n, *image_shape)`` to ``(n, *state_shape)``.
 
         Raises:
-            TypeError: for a map without an encoder.
+            TypeError: For a map without an encoder.
             ValueError: If the encoder returns another shape.
         """
         if self.encoder is None:
@@ -149,7 +149,7 @@ class LatentFlowMap(FlowMap):
         """Map with the same decoder and encoder and another flow of the same codes, such as a distilled one.
 
         Raises:
-            ValueError: if its states have another shape.
+            ValueError: If its states have another shape.
         """
         if tuple(latent.state_shape) != self.state_shape:
             raise ValueError(f"states of the new flow have shape {tuple(latent.state_shape)}, but this decoder takes "

@@ -149,7 +149,7 @@ class GaussianMixtureFlow(FlowMap):
 
         Args:
             x: ``(n, *state_shape)``.
-            t: a float or ``(n,)``, in [0, 1]; at 1 the density of the data.
+            t: A float or ``(n,)``, in [0, 1]; at 1 the density of the data.
 
         Returns:
             ``(n,)``, in nats.
@@ -168,7 +168,7 @@ class GaussianMixtureFlow(FlowMap):
 
         Args:
             n: Number of states, at least 1.
-            generator: source of randomness.
+            generator: Source of randomness.
 
         Returns:
             ``(n, *state_shape)``.
@@ -187,8 +187,8 @@ class GaussianMixtureFlow(FlowMap):
 
         Args:
             x: ``(n, *state_shape)``, states at time s.
-            s: a float or ``(n,)``, in [0, 1].
-            t: a float or ``(n,)``, in [0, 1].
+            s: A float or ``(n,)``, in [0, 1].
+            t: A float or ``(n,)``, in [0, 1].
 
         Returns:
             ``(n, *state_shape)``, states at time t.

@@ -133,7 +133,7 @@ class SchedulePath:
         inverse: Map from the library's t to the network's time; None: by Newton's method.
 
     Raises:
-        ValueError: for a path that does not go from noise to data.
+        ValueError: For a path that does not go from noise to data.
     """
 
     def __init__(self, alpha: Schedule, sigma: Schedule, noise_time: float = 0.0, data_time: float = 1.0,
@@ -352,7 +352,7 @@ def make_path(path: str | tuple[Schedule, Schedule], convention: str, prediction
         prediction: Prediction of the network: ``"velocity"``, or ``"sample"`` for data.
 
     Raises:
-        ValueError: for an unknown path or convention.
+        ValueError: For an unknown path or convention.
         TypeError: For a path that is neither a name nor two functions.
     """
     noise_time, data_time = (0.0, 1.0) if check_convention(convention) == "data-at-1" else (1.0, 0.0)

@@ -237,11 +237,11 @@ class SpectralAdapter(Adapter):
         return (share * power / sigma.clamp(min=LEAST_LEVEL).view(-1, 1, 1, 1, 1, 1).square()).flatten(4).flatten(2, 3)
 
     def slow_cosines(self, reward: Reward, n: int, generator: torch.Generator) -> Tensor | None:
-        """How far the slow cosines of n samples of each observation lie from their mean, ``(B * n, C, h, w)``.
+        """Deviation of the slow cosines of n samples of each observation from their mean, ``(B * n, C, h, w)``.
 
-        A Gaussian that is diagonal in blocks cannot say how far sums over many of them may move; see
-        :mod:`invflow.linear.slow`. In large holes the network knows more than the spectrum of all photographs, which
-        would let a smooth surface vary like any other: under such masks nothing is replaced.
+        A Gaussian that is diagonal in blocks cannot represent the uncertainty of sums over many blocks; see
+        :mod:`invflow.linear.slow`. In large holes the network has more information than the spectrum of all
+        photographs, under which a smooth surface would vary like any other: for such masks nothing is replaced.
         """
         if not isinstance(reward, GaussianLikelihood) or not reward.operator.linear:
             return None

@@ -104,7 +104,7 @@ class DenoiserFlow(FlowMap):
 
         Args:
             x: ``(n, *state_shape)``.
-            t: a float or ``(n,)``, in [0, 1].
+            t: A float or ``(n,)``, in [0, 1].
 
         Returns:
             ``(n, *state_shape)``.
@@ -143,10 +143,10 @@ def from_velocity(velocity: _Velocity, state_shape: tuple[int, ...], *, steps: i
 
     Args:
         velocity: ``(n, *state_shape), (n,) -> (n, *state_shape)``, a function or a module.
-        state_shape: shape of one state, without the batch.
+        state_shape: Shape of one state, without the batch.
         steps: Number of equal steps of one jump of any length; each costs 1 (Euler), 2 (midpoint, Heun), 4
             (rk4) or 6 (dopri5) velocities.
-        image_shape: shape of one image. Default: the state's.
+        image_shape: Shape of one image. Default: the state's.
         decode: ``(scale, shift)`` of an affine decoding, image = scale state + shift: (0.5, 0.5) for states
             in [-1, 1]; or two functions (decode, encode), for a latent model; see also
             :class:`~invflow.LatentFlowMap`.
@@ -208,7 +208,7 @@ def from_deepinv(denoiser: _Velocity, image_shape: tuple[int, ...], *, steps: in
             estimates the mean E[image | x] gives the flow of a distribution.
         image_shape: (C, H, W).
         steps: Number of equal steps of one jump, each with 1, 2, 2, 4 or 6 denoiser calls, depending on ``method``.
-        sigma_max: largest noise level that the denoiser was trained for, on images in [0, 1].
+        sigma_max: Largest noise level that the denoiser was trained for, on images in [0, 1].
         sigma_min: Smallest noise level at which it is called, > 0.
         method: ``"euler"``, ``"midpoint"``, ``"heun"``, ``"rk4"`` or ``"dopri5"``.
         order: ``"x, t"`` or ``"t, x"``, t the noise level, if the argument names do not make it clear.

@@ -29,7 +29,7 @@ class Classifier(nn.Module):
         generator: Source of the initial weights.
 
     Raises:
-        ValueError: for images that are too small, or fewer than two classes.
+        ValueError: For images that are too small, or fewer than two classes.
     """
 
     def __init__(self, image_shape: Sequence[int], classes: Sequence[str], *, width: int = 32,

@@ -23,10 +23,10 @@ class MLP(nn.Module):
     """Perceptron ``(n, in_features), (n, embedding) -> (n, out_features)``; its last layer starts at zero.
 
     Args:
-        in_features: input size.
-        out_features: output size.
-        width: hidden size.
-        depth: hidden layers.
+        in_features: Input size.
+        out_features: Output size.
+        width: Hidden size.
+        depth: Hidden layers.
         embedding: Size of a conditioning vector, added after every hidden layer; 0 for none.
         num_frequencies: Number of sinusoids of each input as additional inputs (Tancik et al. 2020), needed for sharp
             edges; 0 for none.

@@ -48,7 +48,7 @@ class ClassReward(_ImageReward):
         label: Index of the class.
 
     Raises:
-        ValueError: for a label that the classifier does not have.
+        ValueError: For a label that the classifier does not have.
 
     Example:
         >>> import torch
@@ -97,7 +97,7 @@ class MaskMatchReward(_ImageReward):
         scale: s > 0: a deviation of one pixel by s costs half a unit.
 
     Raises:
-        ValueError: for an empty mask, a scale that is not positive, or shapes that do not match.
+        ValueError: For an empty mask, a scale that is not positive, or shapes that do not match.
 
     Example:
         >>> import torch

@@ -116,8 +116,8 @@ class ImageTextReward(_VisionReward):
         scale: Factor of the reward. Cosines differ by a few hundredths between images: CLIP was trained with 100.
 
     Raises:
-        ImportError: if a model is to be loaded and transformers is not installed.
-        TypeError: for a model without those methods, or without a processor.
+        ImportError: If a model is to be loaded and transformers is not installed.
+        TypeError: For a model without those methods, or without a processor.
 
     Example:
         >>> from invflow.rewards.vision import ImageTextReward
@@ -183,8 +183,8 @@ class YesNoReward(_VisionReward):
         scale: Factor of the reward.
 
     Raises:
-        ImportError: if a model is to be loaded and transformers is not installed.
-        TypeError: without a processor.
+        ImportError: If a model is to be loaded and transformers is not installed.
+        TypeError: Without a processor.
         ValueError: If both answers start with the same token, or the model does not take plain images (Qwen-VL and
             others cut them into patches before the model)
 

@@ -29,7 +29,7 @@ def explore(draw: Callable[[Any, Any], Any], values: Sequence[Any], *, name: str
         The slider with its figure, for display in the notebook; None if the row was drawn.
 
     Raises:
-        ValueError: without values.
+        ValueError: Without values.
     """
     import matplotlib.pyplot as plt
 

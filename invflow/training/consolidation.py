@@ -121,7 +121,7 @@ def consolidate_vfm(vfm: VFM, data: Tensor | Sampler, problems: Sequence[Trainin
         The solver, with averaged weights.
 
     Raises:
-        ValueError: if the problems are not those of the adapter, or ``jumps`` is under 2.
+        ValueError: If the problems are not those of the adapter, or ``jumps`` is under 2.
     """
     classes = [problem.operator.problem_class for problem in problems]
     if list(vfm.adapter.classes) != classes:

@@ -46,7 +46,7 @@ def meanflow_distillation_loss(u: AverageVelocity, teacher: Velocity, x: Tensor,
     (2024), with the derivative held fixed. The teacher is called once for each row, at x.
 
     Args:
-        u: average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
+        u: Average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
         teacher: b, ``(n, *shape), (n,) -> (n, *shape)``.
         x: ``(n, *shape)``, states at time s.
         s: ``(n,)``.
@@ -77,7 +77,7 @@ def lagrangian_distillation_loss(u: AverageVelocity, teacher: Velocity, x: Tenso
     loss is flow matching to b. The teacher is called once for each row, at X.
 
     Args:
-        u: average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
+        u: Average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
         teacher: b, ``(n, *shape), (n,) -> (n, *shape)``.
         x: ``(n, *shape)``, states at time s.
         s: ``(n,)``.
@@ -120,7 +120,7 @@ def semigroup_distillation_loss(u: AverageVelocity, teacher: Velocity, x: Tensor
     contribution of the network. The teacher is called once for each row with s = t, at x.
 
     Args:
-        u: average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
+        u: Average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
         teacher: b, ``(n, *shape), (n,) -> (n, *shape)``.
         x: ``(n, *shape)``, states at time s.
         s: ``(n,)``.
@@ -151,7 +151,7 @@ class DistillationObjective(Objective):
         through_teacher: For the Lagrangian loss; see :func:`lagrangian_distillation_loss`.
 
     Raises:
-        ValueError: for an unknown loss, or states of different shapes.
+        ValueError: For an unknown loss, or states of different shapes.
     """
 
     def __init__(self, student: NeuralFlowMap, teacher: FlowMap, loss: str = "lagrangian", *, from_data: bool = False,

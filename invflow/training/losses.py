@@ -43,7 +43,7 @@ def sample_times(n: int, *, distinct: float = 0.5, one_step: float = 1 / 3, gene
         s and t, each ``(n,)``, and the number of distinct rows, which come first.
 
     Raises:
-        ValueError: for shares outside [0, 1].
+        ValueError: For shares outside [0, 1].
     """
     if not (0 <= distinct <= 1 and 0 <= one_step <= 1):
         raise ValueError(f"distinct={distinct} and one_step={one_step} are shares: pass numbers in [0, 1]")
@@ -65,7 +65,7 @@ def average_velocity_jvp(u: AverageVelocity, x: Tensor, s: Tensor, t: Tensor, v:
     """Total derivative (d/ds) u(x_s, s, t) along dx = v ds: the Jacobian-vector product along (v, 1, 0).
 
     Args:
-        u: average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
+        u: Average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
         x: ``(n, *shape)``, states at time s.
         s: ``(n,)``.
         t: ``(n,)``.
@@ -86,7 +86,7 @@ def semigroup_average(u: AverageVelocity, x: Tensor, s: Tensor, t: Tensor, middl
     al. 2025 compare it with the derivatives).
 
     Args:
-        u: average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
+        u: Average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
         x: ``(n, *shape)``, states at time s.
         s: ``(n,)``.
         t: ``(n,)``, t > s.
@@ -137,7 +137,7 @@ def meanflow_loss(u: AverageVelocity, noise: Tensor, data: Tensor, s: Tensor, t:
         ``(n,)``.
 
     Raises:
-        ValueError: for an unknown tangent, or ``"semigroup"`` without ``middle``.
+        ValueError: For an unknown tangent, or ``"semigroup"`` without ``middle``.
     """
     if tangent not in TANGENTS:
         raise ValueError(f"tangent={tangent!r} is unknown: pass one of {', '.join(TANGENTS)}")

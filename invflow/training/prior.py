@@ -61,7 +61,7 @@ def data_statistics(images: Tensor, decode_affine: tuple[float, float], floor: f
     Args:
         images: ``(n, *image_shape)``, floats in [0, 1] or bytes.
         decode_affine: (scale, shift) of the decoding.
-        floor: smallest standard deviation, in units of the state: constant pixels need a positive one.
+        floor: Smallest standard deviation, in units of the state: constant pixels need a positive one.
 
     Returns:
         Mean and standard deviation, each with the shape of an image.
@@ -93,7 +93,7 @@ def gaussian_map(images: Tensor, decode_affine: tuple[float, float] = (0.5, 0.5)
     """The exact flow of the stationary Gaussian with the mean and the spectrum of images ``(n, C, H, W)``.
 
     Args:
-        images: floats in [0, 1] or bytes.
+        images: Floats in [0, 1] or bytes.
         decode_affine: (scale, shift) of the decoding.
         generator: Source of the unused weights, which enter the map's fingerprint.
     """
@@ -110,7 +110,7 @@ def train_prior(data: Tensor | Sampler, settings: LoopSettings, folder: str | os
     """Train a prior; resumes if the folder holds a checkpoint.
 
     Args:
-        data: images ``(n, *image_shape)``, floats in [0, 1] or bytes; or a function ``(n, generator)`` that makes them.
+        data: Images ``(n, *image_shape)``, floats in [0, 1] or bytes; or a function ``(n, generator)`` that makes them.
         settings: Settings of the loop.
         folder: Folder for the checkpoint, the metrics and, when done, the map (``folder/prior``).
         network: ``"unet"`` or ``"mlp"``.

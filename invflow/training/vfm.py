@@ -31,7 +31,7 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
     """Train a Variational Flow Map from a prior; resumes if the folder holds a checkpoint.
 
     Args:
-        data: images ``(n, *image_shape)``, floats in [0, 1] or bytes; or a function ``(n, generator)`` that makes them.
+        data: Images ``(n, *image_shape)``, floats in [0, 1] or bytes; or a function ``(n, generator)`` that makes them.
         prior: A trained prior, which is not changed: a copy is trained (or used, if ``frozen``).
         problems: Problem classes; each needs its own ``problem_class``.
         settings: Settings of the loop.

@@ -23,8 +23,8 @@ _PADDINGS = ("circular", "reflect", "zeros")
 
 
 def _is_round(kernel: Tensor) -> bool:
-    """Whether each kernel is the same after a quarter turn about its origin, to a tenth."""
-    side = max(kernel.shape[-2:]) // 2  # in a square with the origin in its middle
+    """Whether each kernel is unchanged by a quarter turn about its origin, up to a tenth."""
+    side = max(kernel.shape[-2:]) // 2  # in a square with the origin at its centre
     across = [(side - n // 2, side - (n - 1 - n // 2)) for n in (kernel.shape[-1], kernel.shape[-2])]
     kernel = F.pad(kernel, (*across[0], *across[1]))
     apart = (kernel - kernel.rot90(1, (-2, -1))).flatten(1).norm(dim=1)
@@ -198,7 +198,7 @@ class GaussianBlur(Blur):
         padding: Same as in :class:`Blur`.
 
     Raises:
-        ValueError: for a standard deviation that is not positive or a kernel larger than the image.
+        ValueError: For a standard deviation that is not positive or a kernel larger than the image.
 
     Example:
         >>> import torch
@@ -249,7 +249,7 @@ class MotionBlur(Blur):
         padding: Same as in :class:`Blur`.
 
     Raises:
-        ValueError: for an intensity out of range or a kernel larger than the image.
+        ValueError: For an intensity out of range or a kernel larger than the image.
 
     Example:
         >>> import torch

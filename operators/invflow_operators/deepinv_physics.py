@@ -39,7 +39,7 @@ class DeepinvOperator(Operator):
 
     Raises:
         TypeError: If ``physics`` is not a deepinv physics.
-        ValueError: for names in ``per_set`` that the physics does not have, or images that it does not take.
+        ValueError: For names in ``per_set`` that the physics does not have, or images that it does not take.
 
     Example:
         >>> import deepinv

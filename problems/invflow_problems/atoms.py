@@ -50,7 +50,7 @@ def atoms_prior(data: str | os.PathLike[str] | None = None, count: int = 1000, *
         An exact prior of ``count`` components.
 
     Raises:
-        ValueError: if there are fewer images.
+        ValueError: If there are fewer images.
 
     Example:
         >>> from invflow_problems.atoms import atoms_prior

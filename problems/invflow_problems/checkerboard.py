@@ -32,7 +32,7 @@ def board_sample(n: int, generator: torch.Generator | int | None = None) -> Tens
 
     Args:
         n: Number of points.
-        generator: source of randomness.
+        generator: Source of randomness.
 
     Returns:
         ``(n, 2)``, float32.
@@ -68,7 +68,7 @@ def exact_posterior_samples(y: Tensor, n: int, generator: torch.Generator | int 
         ``(B, n, 2)``, in the type of ``y``.
 
     Raises:
-        ValueError: if a measurement lies more than 35 standard deviations off the board.
+        ValueError: If a measurement lies more than 35 standard deviations off the board.
     """
     generator = as_generator(generator)
     centre = y.reshape(len(y), 1).double()

@@ -83,7 +83,7 @@ class Sweep(NamedTuple):
     """One state of the chains.
 
     Attributes:
-        u: increments ``(n, d)``.
+        u: Increments ``(n, d)``.
         mean: Mean of the increments given variances and switches, ``(n, d)``.
         gain: ``(n, d, m)``, effect of a measurement on that mean; the increments' covariance is W - gain H W.
         variance: Diagonal of W, ``(n, d)``, 0 where a switch is off.

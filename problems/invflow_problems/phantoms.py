@@ -31,7 +31,7 @@ def draw_phantoms(n: int, generator: torch.Generator) -> Tensor:
 
     Args:
         n: Number of phantoms.
-        generator: source of randomness.
+        generator: Source of randomness.
 
     Returns:
         ``(n, 1, 32, 32)`` in [0, 1], with edges smoothed over a pixel.
@@ -70,7 +70,7 @@ def draw_complex_phantoms(n: int, generator: torch.Generator) -> Tensor:
 
     Args:
         n: Number of phantoms.
-        generator: source of randomness.
+        generator: Source of randomness.
 
     Returns:
         ``(n, 2, 32, 32)``, real and imaginary parts, each in [-1, 1].

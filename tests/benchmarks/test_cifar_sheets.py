@@ -67,7 +67,7 @@ def test_sheets_that_are_none(tmp_path: Path) -> None:
             convert(tmp_path, tmp_path / "bin")
     for image in (Image.new("RGB", (1000, 2)), Image.new("L", (1024, 2)), Image.new("RGBA", (1024, 2))):
         image.save(path)
-        with pytest.raises(ValueError, match=rf"1024 pixels across.*{image.width} x 2 of mode {image.mode}"):
+        with pytest.raises(ValueError, match=rf"1024 pixels wide.*{image.width} x 2 of mode {image.mode}"):
             convert(tmp_path, tmp_path / "bin")
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"not \['data_batch_3'\]"):

@@ -53,7 +53,7 @@ def test_a_cell_holds_the_metrics_and_is_read_again(tmp_path):
         raise AssertionError("a cell that is there is not done again")
 
     assert photo_parts.run_cell(tmp_path, truth, "denoising", "vfm", broken, setup) == cell
-    with pytest.raises(ValueError, match="of another setup"):
+    with pytest.raises(ValueError, match="has another setup"):
         photo_parts.run_cell(tmp_path, truth, "denoising", "vfm", broken, {**setup, "seed": 1})
 
 

@@ -72,7 +72,7 @@ def test_every_look_ahead_takes_as_many_calls_for_its_digits() -> None:
 
 def test_a_budget_that_is_too_small_is_refused() -> None:
     reward = Replicated(left_penalty, 2)
-    with pytest.raises(ValueError, match="does not pay for two steps"):
+    with pytest.raises(ValueError, match="too small for two steps"):
         affordable(lambda steps: FMTT(ring_of_gaussians(), steps=steps), reward, 3)
 
 

@@ -216,7 +216,7 @@ def split_pipeline(pipeline: Any) -> tuple[nn.Module, Any, nn.Module | None]:
     """Model, scheduler and autoencoder (or None) of a pipeline.
 
     Raises:
-        TypeError: if it has no transformer or U-Net, or no scheduler.
+        TypeError: If it has no transformer or U-Net, or no scheduler.
     """
     model = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
     if model is None or getattr(pipeline, "scheduler", None) is None:
