@@ -78,7 +78,7 @@ def draw(name: str, device: torch.device, samples: int, seed: int) -> invflow.Po
         if isinstance(value, torch.nn.Module):
             value.to(device, torch.float64)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # so few steps converge nowhere
+        warnings.simplefilter("ignore")  # nothing converges in so few steps
         return solver.sample(likelihood.to(device, torch.float64), samples, generator=generator)
 
 

@@ -374,7 +374,7 @@ def likelihood_of(kind: type[GaussianLikelihood]) -> GaussianLikelihood:
 
 @pytest.mark.parametrize(("make", "message"), [
     (Averaged, "particle 1 alone"), (WrongShape, r"expected floats \(B, N\)"),
-    (Detached, "carries no gradient"), (WrongGradient, "finite differences"),
+    (Detached, "its score has no gradient"), (WrongGradient, "finite differences"),
     (GlobalNoise, "global random state"), (WritesImages, "in place"),
     (lambda: likelihood_of(ForgetsToSelect), "select"), (lambda: likelihood_of(TakesFirst), "select"),
     (lambda: likelihood_of(FixedSimulation), "simulate"),

@@ -55,7 +55,7 @@ class Bend(FlowMap):
 
 @dataclass(frozen=True)
 class Case:
-    """A solver, a reward, and what a scalar has for a mean, a deviation, and the reward for a log evidence."""
+    """A solver, a reward, the mean and standard deviation of a scalar, and the log evidence."""
 
     name: str
     solver: Solver
@@ -158,7 +158,7 @@ MAPS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-# -- what is tried -----------------------------------------------------------------------------------------------------
+# -- cases -------------------------------------------------------------------------------------------------------------
 
 
 def _linears(*sizes: tuple[int, int, float]) -> dict[str, tuple[FlowMap, Reward, dict[str, Any]]]:

@@ -49,8 +49,8 @@ def row(first: Posterior, second: Posterior) -> dict[str, float]:
     Returns:
         ``k_hat``; ``trusted``, the share of observations whose k-hat is under the limit, or whose particles converged
         by NoiseSMC's own verdict; ``effective``, effective sample size over N; ``evidence``, the absolute difference
-        of the log evidences; ``means``, the root mean square of the difference of the means over what it is for
-        independent exact samples, which is about 1; ``calls`` for each sample of one run, forward and backward.
+        of the log evidences; ``means``, the root mean square of the difference of the means relative to
+        independent exact samples, about 1; ``calls`` for each sample of one run, forward and backward.
     """
     count = first.samples.shape[1]
     k_hat = torch.cat([run.diagnostics["k_hat"] for run in (first, second)]).float()

@@ -80,12 +80,12 @@ FIELDS = ("d", "m", "replicate", "method", "w1", "calls", "backward", "velocitie
 
 
 class CountedMixture(GaussianMixtureFlow):
-    """The mixture with a jump counted as one call, as of a learned map; ``velocities`` counts what it took."""
+    """The mixture with a jump counted as one call, as for a learned map; ``velocities`` counts its velocities."""
 
     velocities: int = 0
 
     def record_output(self, output: Tensor, rows: int) -> Tensor:
-        """Count a call for each row of the output, whatever it took to compute."""
+        """Count one call for each row of the output, independent of its actual cost."""
         if self.call_scopes():
             self.velocities += rows
         return super().record_output(output, len(output))

@@ -143,7 +143,7 @@ def evaluate_error(where: str, size: float, method: str, *, particles: int = ERR
     posterior = sample_quietly(solver, Replicated(left_penalty), particles, seed=11)
     means = (posterior.weights.double()[..., None] * _half_plane_values(posterior.samples)).sum(1)
     kernel = settings.get("kernel", "sde")
-    # the SDE makes no jump: an error there leaves its law as it is
+    # the SDE makes no jump: an error in the jump does not change its law
     base, error = _base(where, 0.0 if kernel == "sde" and where == "jump" else size, kernel, steps)
     found = posterior.ess()
     ess = [math.nan] * REPLICATES if found is None else (found / particles).tolist()

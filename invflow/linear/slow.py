@@ -55,7 +55,7 @@ def with_slow_cosines(images: Tensor, coefficients: Tensor) -> Tensor:
     """Replace the slow cosines of images ``(n, C, H, W)``.
 
     Args:
-        images: Or how far they lie from their mean.
+        images: Images, or their deviations from a mean.
         coefficients: ``(n, C, h, w)``, of opponent colours.
     """
     number = (coefficients.shape[-2], coefficients.shape[-1])

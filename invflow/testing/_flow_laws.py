@@ -122,7 +122,7 @@ def check_regression(prior: FlowMap, images: Tensor, seed: int) -> None:
     wanted = (data - noise if prior.has_velocity else data - data.mean(0)).double().square().flatten(1).mean()
     part = float(own.mean() / wanted)
     expect(part < 0.9,
-           f"{name}: its network explains nothing of {target}: squared error {part:.3g} of that of "
+           f"{name}: its network explains nothing of {target}: squared error {part:.3g} relative to "
            f"{'zero' if prior.has_velocity else 'their mean'}. Check decode and encode (states in the range that the "
            "network was trained in), and the units of its time")
 

@@ -79,11 +79,11 @@ class SuperResolution(Operator):
     @classmethod
     def assumptions(cls, image_shape: tuple[int, ...], given: Mapping[str, Any], *,
                     observed: bool) -> list[tuple[dict[str, Any], str]]:
-        """The filter of whoever made a file small."""
+        """Filter used to downsample a file."""
         found: list[tuple[dict[str, Any], str]] = super().assumptions(image_shape, given, observed=observed)
         if observed and "filter" in inspect.signature(cls).parameters and "filter" not in given:
-            found.append(({"filter": "bicubic"}, "took the file to be made small by bicubic interpolation, as by most "
-                          f"programs; --filter takes another: average, {', '.join(FILTERS)}"))
+            found.append(({"filter": "bicubic"}, "assumed bicubic downsampling of the file, as in most programs; "
+                          f"--filter sets another filter: average, {', '.join(FILTERS)}"))
         return found
 
     def forward(self, x: Tensor) -> Tensor:

@@ -46,8 +46,8 @@ def test_images_and_labels_come_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "message"), [
     ("[1, 2]", "10 labels.*2 of them"), (json.dumps([10] * 10), "from 0 to 9.*something else"),
-    (json.dumps([True] * 10), "something else"), ('{"a": 1}', "something else"), ("[1,", "no JSON"),
-    ("[" * 100000, "no JSON")])
+    (json.dumps([True] * 10), "something else"), ('{"a": 1}', "something else"), ("[1,", "not JSON"),
+    ("[" * 100000, "not JSON")])
 def test_labels_that_are_none(tmp_path: Path, text: str, message: str) -> None:
     write(tmp_path, pixels(10, 3, 32, 32))
     (tmp_path / "train_labels.json").write_text(text)
@@ -63,7 +63,7 @@ def test_sheets_that_are_none(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for data in (whole[: len(whole) // 2], b"hello"):
         path.write_bytes(data)
-        with pytest.raises(ValueError, match=r"data_batch_3\.png is no PNG that can be read"):
+        with pytest.raises(ValueError, match=r"data_batch_3\.png is not a readable PNG"):
             convert(tmp_path, tmp_path / "bin")
     for image in (Image.new("RGB", (1000, 2)), Image.new("L", (1024, 2)), Image.new("RGBA", (1024, 2))):
         image.save(path)

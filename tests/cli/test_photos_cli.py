@@ -172,10 +172,10 @@ def test_a_kernel_without_a_class_and_a_file_made_small_by_others(photo_vfm: Pat
     _, said = run(*common, "--operator", "blur", "--kernel", tmp_path / "kernel.npy")
     assert "takes this Blur as one of gaussian-blur" in said
     _, said = run(*common, "--operator", "super-resolution", "--factor", 2)
-    assert "made small by bicubic interpolation" in said
+    assert "assumed bicubic downsampling of the file" in said
     assert "'bicubic'" in metrics(tmp_path / "out")["settings"]["operator"]
     _, said = run(*common, "--operator", "super-resolution", "--factor", 2, "--filter", "lanczos")
-    assert "made small" not in said
+    assert "bicubic downsampling" not in said
     assert "'lanczos'" in metrics(tmp_path / "out")["settings"]["operator"]
     _, said = run(*common, "--operator", "denoising", "--filter", "lanczos", code=2)
     assert "no setting 'filter'" in said

@@ -212,7 +212,7 @@ def test_guidance_mixes_two_predictions_and_counts_both() -> None:
     (lambda: from_diffusers(unet(), diffusers.DDPMScheduler(), steps=0), ValueError, "at least 1 step"),
     (lambda: from_diffusers(unet(), diffusers.DDPMScheduler(), steps=1, method="verlet"), ValueError, "choose one of"),
     (lambda: from_diffusers(unet(), diffusers.DDPMScheduler(), steps=1, shift=2.0), ValueError, "flow matching"),
-    (lambda: from_diffusers(unet(), flow_scheduler(invert_sigmas=True), steps=1), ValueError, "other way"),
+    (lambda: from_diffusers(unet(), flow_scheduler(invert_sigmas=True), steps=1), ValueError, "run in reverse"),
     (lambda: from_diffusers(unet(), flow_scheduler(), steps=1, shift=-1.0), ValueError, "over 0"),
     (lambda: from_diffusers(unet(), diffusers.EDMEulerScheduler(), steps=1), ValueError, "from_velocity"),
     (lambda: from_diffusers(unet(), diffusers.DDPMScheduler(), steps=1, clas_labels=1), TypeError, "clas_labels"),

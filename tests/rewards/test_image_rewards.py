@@ -69,7 +69,7 @@ def test_mask_match_sees_the_inside_only() -> None:
     torch.testing.assert_close(reward(one_off), torch.full((1, 6), -0.5, dtype=F64), atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="at least one pixel"):
         MaskMatchReward(0.0, torch.zeros(4, 4), 1.0)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         MaskMatchReward(torch.zeros(1, 5, 5), torch.ones(4, 4), 1.0)
     with pytest.raises(ValueError, match="scale=0"):
         MirrorReward(0.0)

@@ -41,7 +41,7 @@ def test_points_of_more_than_two_coordinates_are_refused():
     _, axes = plt.subplots()
     drawn = teaching.show_points(axes, torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
     assert drawn.get_offsets().tolist() == [[0.0, 1.0], [2.0, 3.0]]
-    with pytest.raises(ValueError, match=r"shape \(n, 2\), not \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"shape \(5, 3\), expected \(n, 2\)"):
         teaching.show_points(axes, torch.zeros(5, 3))
 
 

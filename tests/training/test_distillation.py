@@ -258,5 +258,5 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lagrangian, meanflow"):
         distill(mixture(), settings(1), tmp_path, loss="eulerian")
     other = NeuralFlowMap((3,), network="mlp", options={"width": 8, "depth": 1})
-    with pytest.raises(ValueError, match="must agree"):
+    with pytest.raises(ValueError, match="the same state_shape"):
         distill(mixture(), settings(1), tmp_path, start=other)

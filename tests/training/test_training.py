@@ -129,7 +129,7 @@ def test_interrupted_run_saves_and_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "goes on from there" in err
+    assert "the same command again to resume" in err
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
     assert (tmp_path / "run" / "checkpoint.safetensors").exists()
     assert int(rows[-1]["step"]) < 1500
