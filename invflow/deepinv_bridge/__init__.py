@@ -63,7 +63,7 @@ def as_reconstructor(solver: Solver, *, sigma: float | Tensor | None = None, num
     if estimate not in ("mean", "sample"):
         raise ValueError(f"estimate={estimate!r}: pass 'mean' for the posterior mean, or 'sample' for one sample")
     if num_samples < 1:
-        raise ValueError(f"num_samples={num_samples}: pass at least 1")
+        raise ValueError(f"num_samples={num_samples}: pass at least one")
     from invflow.deepinv_bridge.reconstructor import SolverReconstructor
 
     return SolverReconstructor(solver, sigma, num_samples, estimate, tuple(per_set), likelihood, seed)

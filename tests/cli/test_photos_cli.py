@@ -170,7 +170,7 @@ def test_a_kernel_without_a_class_and_a_file_made_small_by_others(photo_vfm: Pat
     common = ("--image", tmp_path / "a.png", "--observed", "--prior", photo_vfm, "--samples", 2, "--sigma", 0.05,
               "--output", tmp_path / "out")
     _, said = run(*common, "--operator", "blur", "--kernel", tmp_path / "kernel.npy")
-    assert "takes this Blur as one of gaussian-blur" in said
+    assert "treats this Blur as gaussian-blur" in said
     _, said = run(*common, "--operator", "super-resolution", "--factor", 2)
     assert "assumed bicubic downsampling of the file" in said
     assert "'bicubic'" in metrics(tmp_path / "out")["settings"]["operator"]

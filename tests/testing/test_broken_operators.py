@@ -125,11 +125,11 @@ class BadPseudoInverse(GaussianBlur):
 @pytest.mark.parametrize(("broken", "message"), [
     (ScaledAdjoint, r"<x, A' y>.*not the transpose"), (FlippedAdjoint, "not the transpose"),
     (DetachedAdjoint, "gradient of <x, A' y>"), (Offset, r"A\(2x - 3x'\)"), (Wandering, "same images again"),
-    (GlobalNoise, "global random state"), (BatchMean, "row 0 by itself"), (TiledExpand, "repeat_interleave"),
+    (GlobalNoise, "global random state"), (BatchMean, "row 0 alone"), (TiledExpand, "repeat_interleave"),
     (SortedSelect, "select"), (OneMaskForAll, "same parameters for every image"),
     (IgnoresGenerator, "two generator seeds"), (RandomizesInPlace, "must not change in use"),
     (WritesInput, "changed its images in place"), (WrongShape, r"expected a tensor \(n, \*measurement_shape\)"),
-    (SinglePrecision, "gives torch.float32"), (Unchecked, "without an error"), (NaNEmbedding, "finite"),
+    (SinglePrecision, "returns torch.float32"), (Unchecked, "without an error"), (NaNEmbedding, "finite"),
     (ShortContext, "context's vector"), (VarianceForDeviation, "standard deviation"),
     (WrongObserved, "unobserved entry changes"), (BadPseudoInverse, r"A A\^\+ A x"),
 ])

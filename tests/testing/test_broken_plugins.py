@@ -157,8 +157,8 @@ class OtherSize(Echo):
 
 
 OPERATORS = [
-    (WrongAdjoint, r"<A x, y> = .* but <x, A' y> = .*not the transposed of forward: leave it out"),
-    (TwiceTheAdjoint, r"not the transposed of forward but 2 times it: a factor is missing"),
+    (WrongAdjoint, r"<A x, y> = .* but <x, A' y> = .*not the transpose of forward: remove it"),
+    (TwiceTheAdjoint, r"not the transpose of forward but 2 times it: a factor is missing"),
     (Affine, r"affine: a black image gives 1\.00e-01"),
     (Clipped, "declares that it is linear: look for clipping"),
     (ScaledByTheBatch, r"row \d alone.*relative difference.*over the batch axis"),
@@ -552,7 +552,7 @@ PROBLEMS = [
     ("louder", lambda: problem(Louder), r"residuals of the truth average 4\.\d+ sigma\^2.*2(\.\d+)? times the level"),
     ("global-truths", lambda: problem(sampler=lambda n, g: torch.rand(n, *SHAPE)), "global random state|other draws"),
     ("bytes", lambda: problem(sampler=lambda n, g: 255 * waves(n, g)), r"images lie in \[.*not in \[0, 1\]"),
-    ("one-set", lambda: problem(OneSetForAll, random=True), "random, but 1 parameter sets for 20 observations"),
+    ("one-set", lambda: problem(OneSetForAll, random=True), "random, but has 1 parameter sets for 20 observations"),
     ("turns-operator", lambda: problem(TurnsItsOperator), "must not change in use|other draws"),
     ("narrow", lambda: toy(exact=lambda: NarrowPosterior(invflow.GaussianMixtureFlow(torch.zeros(1, 2), std=1.0))),
      r"intervals .* contain the truth in 0\.\d+ of cases: it is not the posterior"),
