@@ -134,7 +134,7 @@ def test_an_interruption_says_what_it_saved_and_how_to_go_on(tmp_path: Path) -> 
                 os.kill(os.getpid(), signal.SIGINT)
             return super().forward(data, generator)
 
-    with pytest.raises(KeyboardInterrupt, match=r"stopped at step 3 of 6 and saved .*\.safetensors: the same command"):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at step 3 of 6 and saved .*\.safetensors: run the same"):
         train(tmp_path, Interrupted())
     assert step_of(tmp_path / CHECKPOINT) == 3
 
