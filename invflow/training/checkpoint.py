@@ -130,6 +130,6 @@ def _check_same(path: Path, theirs: dict[str, str | None] | None, ours: dict[str
                              "to compare (such as a lock): train into another folder")
         if theirs[key] != ours[key]:
             raise ValueError(f"{path} was made with {word}: train into another folder, or pass the same as before")
-    if theirs.get("code", ours["code"]) != ours["code"]:
+    if theirs.get("code", ours.get("code")) != ours.get("code"):
         raise ValueError(f"{path} was made with other code of invflow, so results would differ: train "
                          "into another folder, or resume with the version that started it")
