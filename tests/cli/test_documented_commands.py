@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_docs import commands
 
 from invflow.cli.entry import app
@@ -27,6 +28,10 @@ def documented() -> list[str]:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples")
     write_examples(folder)
+    with Image.open(folder / "scan.tif") as scan:  # what the reader of the page on photographs makes
+        layer = Image.new("RGBA", scan.size)
+    layer.paste((255, 0, 0, 255), (10, 10, 30, 14))
+    layer.save(folder / "paint.png")
     return folder
 
 
@@ -44,9 +49,12 @@ def test_runs_on_the_example_files(line: str, files: Path, tmp_path: Path, monke
 
     from typer.testing import CliRunner
 
-    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
     words = shlex.split(line, comments=True)[1:]
+    if words[0] != "examples":
+        shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    if words[1:2] == ["filled.tif"]:  # of the command before
+        shutil.copy(files / "scan.tif", tmp_path / "filled.tif")
+    monkeypatch.chdir(tmp_path)
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
     result = CliRunner().invoke(app, [*words, *QUICK.get(words[0], [])])
     assert result.exit_code == 0, result.output + repr(result.exception)
