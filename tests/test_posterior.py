@@ -260,7 +260,7 @@ def test_damaged_and_foreign_files_are_refused(weighted: Posterior, tmp_path) ->
     whole = path.read_bytes()
     for part in (whole[:-100], whole[:50], b"", b"not a tensor"):
         path.write_bytes(part)
-        with pytest.raises(ValueError, match=r"truncated or no safetensors"):
+        with pytest.raises(ValueError, match=r"truncated or not a safetensors"):
             Posterior.load(path)
     path.write_bytes(pickle.dumps({"samples": [1.0]}))
     with pytest.raises(ValueError, match="not a safetensors file"):
