@@ -406,7 +406,7 @@ class ComposedOperator(Operator):
         problem_class: Name under which an adapter was trained for the composition.
 
     Raises:
-        ValueError: if the shapes or the numbers of parameter sets do not fit.
+        ValueError: If the shapes or the numbers of parameter sets do not fit.
 
     Example:
         >>> import torch
