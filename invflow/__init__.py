@@ -1,7 +1,7 @@
 """Posterior sampling for imaging inverse problems with flow-map priors.
 
-Names are imported when first used, so that ``import invflow`` costs little more than ``import torch``. What type
-checkers see, ``__init__.pyi``, is made from the tables below: ``python -m benchmarks.release.make_stub``.
+Names are imported when first used, so that ``import invflow`` takes little longer than ``import torch``. The stub for
+type checkers, ``__init__.pyi``, is generated from the tables below: ``python -m benchmarks.release.make_stub``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from invflow._core.aliases import install
 from invflow._core.version import VERSION as __version__
 
-#: public names, and the modules that they are in
+#: public names and their modules
 _NAMES = {
     "FlowMap": "invflow.flowmap",
     "GaussianMixtureFlow": "invflow.models.mixture",
@@ -84,7 +84,7 @@ _NAMES = {
 #: public modules
 _MODULES = ("operators", "problems", "plugins", "testing", "metrics", "training", "datasets", "smc", "imageio")
 
-#: where modules were before, and where they are now, both without "invflow."; these names go on working
+#: former and present locations of modules, both without "invflow."; the former names still work
 _MOVED = {
     "adapter": "models.adapter",
     "bench_compiled": "bench.compiled",
@@ -147,7 +147,7 @@ _MOVED = {
     "vision_rewards": "rewards.vision",
     "wrappers": "models.wrappers",
 }
-#: modules that gave names to others
+#: former modules whose names are now spread over others
 _LENT = {"reward": "likelihood", "solvers.exact": "linear.structure", "operator": "_core.conjugate_gradients",
          "evaluation.summary": "evaluation.measures"}
 

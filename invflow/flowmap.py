@@ -1,4 +1,4 @@
-"""Flow maps: the prior, as a map that carries noise to data in one jump or along a path."""
+"""Flow maps: priors that carry noise to data, in one jump or along a path."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["bytes_per_row", "expand_time", "FlowMap", "integrate", "rows_at_a_ti
 
 
 def _counted(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Count one call of ``velocity`` or ``jump``, unless what it calls has been counted already."""
+    """Count one call of ``velocity`` or ``jump``, unless the method that it calls was counted already."""
 
     @functools.wraps(method)
     def wrapper(self: FlowMap, x: Tensor, *times: Time, **kwargs: Any) -> Tensor:
@@ -49,22 +49,22 @@ def _counted(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class FlowMap(TellingModule, Countable):
-    r"""A prior over images, as the flow that carries noise at t = 0 to data at t = 1.
+    r"""A prior over images, given by the flow that carries noise at t = 0 to data at t = 1.
 
-    With the linear path :math:`x_t = (1 - t) z + t m`, z ~ N(0, I) and m a data point in *state* space, the
+    The path is linear, :math:`x_t = (1 - t) z + t m`, with z ~ N(0, I) and a data point m in *state* space. The
     flow has velocity :math:`b_t(x) = E[m - z \mid x_t = x]`; its map :math:`X_{s,t}` carries a state from
     time s to time t along dx/dt = b_t(x) (Boffi, Albergo, Vanden-Eijnden 2024, "Flow map matching").
 
-    A subclass sets ``state_shape`` and writes :meth:`velocity`, and :meth:`jump` where it has a map; all else
-    follows. ``image_shape`` is the state's unless :meth:`decode` changes it.
+    A subclass sets ``state_shape`` and defines :meth:`velocity`, and :meth:`jump` if it has a map. Everything else
+    follows. ``image_shape`` equals ``state_shape`` unless :meth:`decode` changes it.
 
     Attributes:
-        state_shape: the shape of one state, without the batch.
-        image_shape: the shape of one image, without the batch.
-        independent_noise: whether the map was trained with noise independent of the data. Only then is
+        state_shape: Shape of one state, without the batch.
+        image_shape: Shape of one image, without the batch.
+        independent_noise: Whether the map was trained with noise independent of the data. Only then is
             :meth:`score` the score of the path. The velocity gives the denoiser either way.
-        has_velocity: whether there is a velocity. A map that only jumps to data, as a consistency model does, has none.
-        ode_steps: midpoint steps (two velocities each) of the default :meth:`jump`.
+        has_velocity: Whether there is a velocity. A map that only jumps to data, like a consistency model, has none.
+        ode_steps: Number of midpoint steps (two velocities each) of the default :meth:`jump`.
 
     Example:
         >>> import torch, invflow
@@ -102,10 +102,10 @@ class FlowMap(TellingModule, Countable):
         Returns:
             ``(n, *state_shape)``.
         """
-        raise TypeError(f"{type(self).__name__} writes no velocity(x, t), which every flow map needs")
+        raise TypeError(f"{type(self).__name__} does not define velocity(x, t), which every flow map needs")
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Flow map X_{s,t}(x); the default is the ODE, solved in ``ode_steps`` midpoint steps.
+        """Flow map X_{s,t}(x). The default solves the ODE in ``ode_steps`` midpoint steps.
 
         Args:
             x: ``(n, *state_shape)``, states at time s.
@@ -118,25 +118,25 @@ class FlowMap(TellingModule, Countable):
         return integrate(self.velocity, x, s, t, self.ode_steps)
 
     def decode(self, state: Tensor) -> Tensor:
-        """Image of a data state: ``(n, *state_shape)`` to ``(n, *image_shape)``, nominally in [0, 1].
+        """Map data states to images: ``(n, *state_shape)`` to ``(n, *image_shape)``, nominally in [0, 1].
 
-        The default is the affine map of :attr:`decode_affine`, else the identity.
+        The default is the affine map of :attr:`decode_affine`.
         """
         if self.decode_affine is None:
-            raise TypeError(f"{type(self).__name__} has no affine decoding: it must write decode(state)")
+            raise TypeError(f"{type(self).__name__} has no affine decoding: it must define decode(state)")
         scale, shift = self.decode_affine
         return state if (scale, shift) == (1.0, 0.0) else state * scale + shift
 
     def encode(self, image: Tensor) -> Tensor:
-        """Data state of an image, the inverse of decode: ``(n, *image_shape)`` to ``(n, *state_shape)``."""
+        """Map images to data states, the inverse of decode: ``(n, *image_shape)`` to ``(n, *state_shape)``."""
         if self.decode_affine is None:
-            raise TypeError(f"{type(self).__name__} has no affine decoding: it must write encode(image)")
+            raise TypeError(f"{type(self).__name__} has no affine decoding: it must define encode(image)")
         scale, shift = self.decode_affine
         return image if (scale, shift) == (1.0, 0.0) else (image - shift) / scale
 
     @property
     def decode_affine(self) -> tuple[float, float] | None:
-        """``(scale, shift)`` where decode(m) = scale m + shift, else None. The default is the identity."""
+        """``(scale, shift)`` if decode(m) = scale m + shift, else None. The default is the identity."""
         return (1.0, 0.0)
 
     # -- what follows ---------------------------------------------------------------------------------------
@@ -151,8 +151,8 @@ class FlowMap(TellingModule, Countable):
         Returns:
             ``(n, *state_shape)``.
 
-        The identity asks nothing of the noise: it holds for every coupling of noise and data, an optimal-transport one
-        or an adapter's, as the mean over the paths that the map was trained on.
+        The identity holds for every coupling of noise and data, such as optimal transport or the coupling of an
+        adapter. The mean is over the paths that the map was trained on.
         """
         return x + (1 - expand_time(t, x)) * self.velocity(x, t)
 
@@ -167,44 +167,44 @@ class FlowMap(TellingModule, Countable):
             ``(n, *state_shape)``.
 
         Raises:
-            ValueError: for a map trained with noise that depends on the data, whose velocity gives no score;
+            ValueError: If the map was trained with noise that depends on the data, since its velocity gives no score,
                 or at t = 1, where the identity divides by zero.
         """
         reason = self.refusal("score", "score(x, t)")
         if reason is not None:
             raise ValueError(reason)
         time = expand_time(t, x)
-        # a number under 1 by more than the rounding of sixteen bits is none, and a GPU need not be waited for
+        # a float below 1 by more than 16-bit rounding needs no check of the tensor, which would wait for the GPU
         if (isinstance(t, Tensor) or t > 0.99) and bool((time >= 1).any()):
-            raise ValueError("the score is undefined at t = 1, where no noise is left: ask at t < 1")
+            raise ValueError("the score is undefined at t = 1, where no noise is left: use t < 1")
         return (time * self.velocity(x, t) - x) / (1 - time)
 
     def refusal(self, needs: str, what: str) -> str | None:
-        """Why ``what`` cannot be had of this map, and what can; None where it can.
+        """Explain why ``what`` does not work with this map and which solvers do; None if it works.
 
         Args:
             needs: ``"velocity"`` or ``"score"``.
-            what: for the message, such as ``"FMTT"``.
+            what: Name for the message, such as ``"FMTT"``.
         """
         name = type(self).__name__
         if not self.has_velocity:
             return (f"{what} needs a {'score' if needs == 'score' else 'denoiser'}, and this {name} has none: it jumps "
                     "from noise to data and has no velocity. Use invflow.NoiseSMC(prior) or invflow.NoiseRTO(prior), "
-                    "which need its jump only")
+                    "which only need its jump")
         if needs == "score" and not self.independent_noise:
             return (f"{what} needs a score, and the velocity of this {name} gives no score: the map was trained with "
                     "noise that depends on its data, jointly with an adapter or in pairs matched by optimal transport. "
                     "Pass a map trained with independent noise, such as invflow.load_prior('mnist'); for this map use "
-                    "invflow.NoiseSMC(prior), which needs its jump only, or invflow.PnPFlow(prior) or "
+                    "invflow.NoiseSMC(prior), which only needs its jump, or invflow.PnPFlow(prior) or "
                     "invflow.Flower(prior), which need its denoiser")
         return None
 
     def noise(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
-        """Standard normal noise ``(n, *state_shape)``, drawn on the generator's device, then moved."""
+        """Draw standard normal noise ``(n, *state_shape)`` on the generator's device, then move it to the map's."""
         return draw_noise((n, *self.state_shape), generator, self.device).to(self.dtype)
 
     def __getattr__(self, name: str) -> Any:
-        """Say what draws images, where another word for it is tried."""
+        """Point to ``generate`` if another name for it is tried."""
         if name in ("sample", "draw", "rvs"):
             raise AttributeError(f"{type(self).__name__} has no {name!r}: prior.generate(4, generator=generator) draws "
                                  "images, and a solver draws samples of a posterior")
@@ -217,11 +217,11 @@ class FlowMap(TellingModule, Countable):
         """Draw images from the prior, X_{0,1}(z) in ``steps`` equal jumps.
 
         Args:
-            n: how many, at least 1.
-            steps: jumps from noise to data; 1 is one network call for each image.
-            generator: source of randomness.
-            chunk_size: images at a time; None for 256 on a CPU, and as many as fit on a GPU. The draws do not depend on
-                it.
+            n: Number of images, at least 1.
+            steps: Number of jumps from noise to data; 1 means one network call for each image.
+            generator: Random generator, or a seed.
+            chunk_size: Number of images processed at a time; None for 256 on a CPU, and as many as fit on a GPU. The
+                draws do not depend on it.
 
         Returns:
             ``(n, *image_shape)``, nominally in [0, 1], not clipped.
@@ -237,16 +237,16 @@ class FlowMap(TellingModule, Countable):
         return torch.cat([images for _, images in parts])
 
     def noises(self, steps: int) -> int:
-        """How many noises a draw in so many steps takes: 1, but for a map that goes in steps by renoising."""
+        """Number of noise tensors that a draw in ``steps`` steps needs: 1, unless the map renoises between steps."""
         return 1
 
     def flow(self, z: Tensor, steps: int = 1, *fresh: Tensor) -> Tensor:
-        """Carry noise to data in ``steps`` equal jumps: ``(n, *state_shape)`` to the same; differentiable.
+        """Carry noise to data in ``steps`` equal jumps: ``(n, *state_shape)`` to the same shape; differentiable.
 
         Args:
             z: ``(n, *state_shape)``.
-            steps: how many.
-            fresh: further noises of the same shape, for a map that renoises between steps; see :meth:`noises`.
+            steps: Number of jumps.
+            fresh: Further noise of the same shape, for a map that renoises between steps; see :meth:`noises`.
         """
         for i in range(steps):
             z = self.jump(z, i / steps, (i + 1) / steps)
@@ -257,19 +257,19 @@ class FlowMap(TellingModule, Countable):
         return self.decode(self.jump(z, 0.0, 1.0))
 
     def fingerprint(self) -> str:
-        """Digest of what decides the map's numbers, 32 hexadecimal digits: class, attributes, parameters and buffers.
+        """Digest of all that determines the map's output, 32 hexadecimal digits: class, attributes, weights, buffers.
 
-        A map whose content cannot be read, since it talks to another process, say, writes its own: a string that
-        changes with whatever decides its numbers.
+        A map with content that cannot be read, such as a connection to another process, must define its own: a string
+        that changes whenever its output changes.
 
         Raises:
-            TypeError: where something that the map holds cannot be identified, with its name.
+            TypeError: If an attribute of the map cannot be identified; the message names it.
         """
         return identity(self)
 
     @property
     def device(self) -> torch.device:
-        """Where the map's tensors live; the CPU for a map without any."""
+        """Device of the map's tensors; the CPU for a map without any."""
         return next((p.device for p in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @property
@@ -284,7 +284,7 @@ class FlowMap(TellingModule, Countable):
         return math.prod(self.state_shape)
 
     def extra_repr(self) -> str:
-        """Shapes, and how many numbers the map is made of, for ``print``."""
+        """Shapes and the number of values in the map, for ``print``."""
         states, images = (tuple(getattr(self, name, ())) for name in ("state_shape", "image_shape"))
         count = sum(x.numel() for x in chain(self.parameters(), self.buffers()))
         return f"{states}{'' if states == images else f' -> {images}'}, {count:,} numbers"
@@ -294,15 +294,16 @@ class FlowMap(TellingModule, Countable):
 
 
 def rows_at_a_time(chunk_size: int | None, prior: FlowMap, *, velocity: bool = False) -> int:
-    """How many rows go through a map together: as many as were asked for, else what the device has memory for.
+    """Number of rows to pass through a map together: the requested number, or what fits into the device's memory.
 
-    On a CPU that is 256. On a GPU, what half of the free memory holds of the tensors that a backward pass needs, from
-    1 to 4,096; a row's are weighed in one evaluation of a few, not counted as calls, the first time that a map runs.
+    On a CPU the default is 256. On a GPU it is the number of rows, from 1 to 4,096, whose tensors for a backward pass
+    fit into half of the free memory. The memory per row is measured once per map, by one evaluation of a few rows,
+    which is not counted as calls.
 
     Args:
-        chunk_size: as it was asked for; None to choose.
-        prior: the map, on its device.
-        velocity: whether it is asked for velocities alone, which may take less than its jump.
+        chunk_size: The requested number; None to choose it.
+        prior: The map, on its device.
+        velocity: Whether only velocities are needed, which may take less memory than jumps.
 
     Example:
         >>> import invflow
@@ -313,7 +314,7 @@ def rows_at_a_time(chunk_size: int | None, prior: FlowMap, *, velocity: bool = F
     """
     if chunk_size is not None:
         return chunk_size
-    # where CUDA has not begun no map is on it, and to ask each for its device takes a hundredth of a single sample
+    # before CUDA is initialised no map can be on it; reading a map's device takes 1% of the time of a single sample
     if not torch.cuda.is_initialized() or prior.device.type != "cuda":
         return ROWS
     mixed = torch.is_autocast_enabled(prior.device.type)
@@ -324,54 +325,54 @@ def rows_at_a_time(chunk_size: int | None, prior: FlowMap, *, velocity: bool = F
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return 1  # and the solver says what to do where that does not fit
+            return 1  # if even that does not fit, the solver's message says what to do
     return max(1, min(MOST_ROWS, int(SHARE * _free_bytes(prior.device)) // known[key]))
 
-#: on a GPU no more than this: it is busy by then, and progress is still to be seen
+#: upper limit on a GPU: it is fully used by then, and the progress bar still moves
 MOST_ROWS = 4096
 
-#: of the free memory, for what a backward pass reads again. The other half is for what is written besides: gradients,
-#: results, the workspaces of the convolutions, and what the solver keeps of each row
+#: share of the free memory for the tensors that a backward pass needs. The other half is for everything else:
+#: gradients, results, workspaces of the convolutions, and what the solver stores for each row
 SHARE = 0.5
 
-#: rows of which the memory of one is learned, so that what they share counts little; a single one of large states
+#: number of rows used to measure the memory of one, so that shared memory matters little; one row for large states
 PROBE, LARGE = 8, 1 << 16
 
 _KNOWN: WeakKeyDictionary[torch.nn.Module, dict[object, int]] = WeakKeyDictionary()
 
 
 def _free_bytes(device: torch.device) -> int:
-    """What is free on a GPU, with what torch holds there and does not use."""
+    """Free memory on a GPU, including what torch has reserved there but does not use."""
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + idle
 
 
 def bytes_per_row(prior: FlowMap, *, velocity: bool = False) -> int:
-    """Bytes that a map keeps of each state for a backward pass through one jump, or one velocity; on any device.
+    """Bytes that a map stores for each state for a backward pass through one jump or velocity, on any device.
 
     Args:
-        prior: the map.
-        velocity: weigh a velocity in place of a jump.
+        prior: The map.
+        velocity: Whether to measure a velocity instead of a jump.
 
     Returns:
-        At least the state's own, twice.
+        The number of bytes, at least twice the size of the state.
     """
     storages: dict[int, int] = {}
     own = {x.untyped_storage().data_ptr() for x in (*prior.parameters(), *prior.buffers())}
 
     def weigh(saved: Tensor) -> Tensor:
         storage = saved.untyped_storage()
-        if storage.data_ptr() not in own:  # the weights are there once, for however many rows
+        if storage.data_ptr() not in own:  # the weights exist once for any number of rows
             storages[storage.data_ptr()] = storage.nbytes()
         return saved
 
-    # compiled networks would be compiled for so few rows first
+    # otherwise a compiled network would first be compiled for this small batch
     compiled = any(module._compiled_call_impl is not None for module in prior.modules())
     plainly = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     velocity = velocity and prior.has_velocity
     with plainly, prior.uncounted(), torch.enable_grad(), saved_tensors_hooks(weigh, lambda saved: saved):
         count = PROBE if math.prod(prior.state_shape) <= LARGE else 1
         x = torch.zeros(count, *prior.state_shape, device=prior.device, dtype=prior.dtype, requires_grad=True)
-        # kept until its tensors are weighed, since what is freed lends its address to the next
+        # kept until its tensors are measured, since a freed tensor's address may be used again
         out = prior.velocity(x, 0.5) if velocity else prior.jump(x, 0.0, 1.0)
     return max(sum(storages.values()) // count, 2 * out[0].numel() * out.element_size())

@@ -1,4 +1,4 @@
-"""Likelihoods: log densities of a measurement, summed over it and never averaged; and the noise level of a picture."""
+"""Likelihoods: log densities of a measurement, summed over its entries (never averaged), and the noise level."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ ROUNDING = 1 / 255 / math.sqrt(12)
 
 
 class Likelihood(Reward):
-    """The log density of B measurements given images, log p(y | x), with the operator and y as data.
+    """The log density of B measurements given images, log p(y | x). It holds the operator and y.
 
-    A subclass writes :meth:`log_density` and :meth:`draw`, entry by entry; its per-observation parameters are
-    named in ``level_names``. Entries that the operator did not observe count for nothing.
+    A subclass defines :meth:`log_density` and :meth:`draw`, entry by entry, and names its per-observation
+    parameters in ``level_names``. Entries that the operator did not observe are ignored.
 
     Attributes:
-        operator: the forward model, with one parameter set or one for each observation.
-        y: ``(B, *measurement_shape)``; zero where it was not observed.
+        operator: The forward operator, with one parameter set or one for each observation.
+        y: Measurements ``(B, *measurement_shape)``; zero where nothing was observed.
         num_observations: B.
 
     Example:
@@ -62,7 +62,7 @@ class Likelihood(Reward):
             found = f"a tensor of shape {tuple(operator.shape)}" if isinstance(operator, Tensor) else repr(operator)
             raise TypeError(f"the operator of a likelihood is {found:.80}: {built}, as in "
                             "invflow.GaussianLikelihood(operator, y, sigma=0.05)")
-        settle(operator)  # with dropout or BatchNorm in it, one image would be measured as many
+        settle(operator)  # dropout or BatchNorm in it would make measurements of one image differ
         self.operator = operator
         y = self._check_measurement(y)
         observed = operator.observed()
@@ -81,7 +81,7 @@ class Likelihood(Reward):
         self.num_observations = y.shape[0]
 
     def _check_measurement(self, y: Tensor) -> Tensor:
-        """The measurement if it fits the operator; shapes and types are the operator's to judge."""
+        """Return the measurement if it fits the operator, which checks shapes and types."""
         operator = self.operator
         sets = operator.num_sets
         if isinstance(y, Tensor) and y.ndim > 1 and len(y) and sets not in (1, len(y)):
@@ -106,13 +106,13 @@ class Likelihood(Reward):
 
     @abstractmethod
     def draw(self, clean: Tensor, generator: torch.Generator | None) -> Tensor:
-        """A measurement with noise given the one without: ``(B, N, *measurement_shape)`` to the same."""
+        """Add noise to measurements without noise: ``(B, N, *measurement_shape)`` to the same shape."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Log likelihood log p(y | x), summed over the measurement: ``(B, N, *image_shape)`` to ``(B, N)``.
 
         Raises:
-            ValueError: if the images do not fit the operator or the number of observations.
+            ValueError: If the images do not fit the operator or the number of observations.
         """
         clean = self.predict(x)
         terms = self.log_density(self.y[:, None].to(clean.dtype), clean)
@@ -127,7 +127,7 @@ class Likelihood(Reward):
             expected = f"({self.num_observations}, N, {', '.join(map(str, shape))})"
             hint = "pass x[:, None] for one image for each observation"
             if tuple(x.shape[1:]) != shape:
-                hint = "likelihood.select(index) takes some of the observations"
+                hint = "use likelihood.select(index) for some of the observations"
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, but a likelihood of {self.num_observations} observations of "
                 f"images {shape} takes (B, N, *image_shape) = {expected}: {hint}"
@@ -139,11 +139,11 @@ class Likelihood(Reward):
         return result
 
     def simulate(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A fresh measurement of images, with its noise.
+        """Simulate a new noisy measurement of images.
 
         Args:
-            x: ``(B, N, *image_shape)``, or ``(B, *image_shape)`` for one image for each observation.
-            generator: source of the noise.
+            x: Images ``(B, N, *image_shape)``, or ``(B, *image_shape)`` for one image per observation.
+            generator: Generator for the noise.
 
         Returns:
             ``(B, N, *measurement_shape)`` or ``(B, *measurement_shape)``; zero where nothing is observed.
@@ -169,7 +169,7 @@ class Likelihood(Reward):
         return other
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """The likelihood, operator and all, on another device or in another floating-point type; a copy."""
+        """Return a copy, including the operator, on another device or in another floating-point type."""
         other = copy.copy(self)
         other.operator = copy.deepcopy(self.operator).to(*args, **kwargs)
         for name in ("y", *self.level_names):
@@ -195,12 +195,12 @@ class Likelihood(Reward):
         return only_observed(terms, self._observed).flatten(2).sum(2)
 
     def count_observed(self) -> Tensor:
-        """How many entries were observed, ``(B,)`` or ``(1,)`` where all observations share a mask."""
+        """Number of observed entries, ``(B,)``, or ``(1,)`` if all observations share a mask."""
         return self._count
 
 
 def _range(levels: Tensor) -> str:
-    """One level, or from the least to the greatest."""
+    """One level, or the range from lowest to highest."""
     low, high = (f"{float(level):.4g}" for level in (levels.min(), levels.max()))
     return low if low == high else f"{low} to {high}"
 
@@ -211,21 +211,21 @@ class GaussianLikelihood(Likelihood):
     .. math:: \log p(y \mid x) = - \|y - A(x)\|^2 / (2 \sigma^2) - m \log(\sigma \sqrt{2 \pi})
 
     Args:
-        operator: with one parameter set, or one for each observation.
-        y: ``(B, *measurement_shape)``, floating point and finite.
-        sigma: noise standard deviation in the units of ``y``; a float, a ``(B,)`` tensor, or None to estimate it
-            from ``y``, see :func:`invflow.likelihood.estimate_sigma`. With 0, no noise at all, there is no density:
-            calling the likelihood is an error, and only solvers that need none (the VFM) take it.
+        operator: The forward operator, with one parameter set or one for each observation.
+        y: Measurements ``(B, *measurement_shape)``, floating point and finite.
+        sigma: Standard deviation of the noise, in the units of ``y``: a float, a ``(B,)`` tensor, or None to estimate
+            it from ``y``, see :func:`invflow.likelihood.estimate_sigma`. With 0 there is no noise and no density:
+            calling the likelihood is an error, and only solvers that need no density (the VFM) accept it.
 
     Attributes:
-        operator, y, sigma: as above; sigma ``(B,)``.
+        operator, y, sigma: As above; sigma is ``(B,)``.
 
     Raises:
-        ValueError: for sigma that is negative, and for a measurement that is empty, of another shape, not
-            floating point or not finite.
+        ValueError: If sigma is negative, or if the measurement is empty, has the wrong shape, or is not floating point
+            or not finite.
 
     Warns:
-        UserWarning: of an estimated sigma, with its value; of a picture whose values look like [0, 255] or [-1, 1].
+        UserWarning: If sigma is estimated (with its value), or if the values of ``y`` look like [0, 255] or [-1, 1].
 
     Example:
         >>> import torch, invflow
@@ -247,7 +247,7 @@ class GaussianLikelihood(Likelihood):
             values += ", ..." if len(levels) > 4 else ""
             warnings.warn(f"sigma was estimated from y as {values}: pass sigma=... if you know it", stacklevel=3)
         self.sigma = as_levels(sigma, len(self.y), "sigma", allow_zero=True).to(self.y)
-        # asked once, for a GPU would have to be waited for
+        # checked once, because each check waits for the GPU
         self.noiseless = not bool((self.sigma > 0).all())
         hint = looks_measured_in(self.y, self.sigma, operator, (operator.num_sets, *operator.image_shape))
         if hint is not None:
@@ -257,8 +257,8 @@ class GaussianLikelihood(Likelihood):
         """Log of N(y; clean, sigma^2), entry by entry."""
         sigma = self._level("sigma", clean)
         if self.noiseless and not bool((self.sigma > 0).all()):  # of some observations, perhaps not of these
-            raise ValueError("sigma is 0, and a measurement without noise has no density: pass the level of what noise "
-                             f"there is, such as sigma={ROUNDING:.2g} for values rounded to 8 bits, or use the VFM")
+            raise ValueError("sigma is 0, and a measurement without noise has no density: pass the noise level, "
+                             f"such as sigma={ROUNDING:.2g} for values rounded to 8 bits, or use the VFM")
         return -0.5 * ((y - clean) / sigma).square() - sigma.log() - 0.5 * math.log(2 * math.pi)
 
     def draw(self, clean: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -268,11 +268,11 @@ class GaussianLikelihood(Likelihood):
     def chi_square(self, x: Tensor) -> Tensor:
         """Chi-square per value: the mean of ((y - A x) / sigma)^2 over the observed entries; near 1 for a good sample.
 
-        Its root is what tables call the residual: a root mean square, in units of sigma. Without noise (sigma 0) the
-        unit is that of rounding to 8 bits.
+        Its square root is the residual of the tables: a root mean square, in units of sigma. Without noise (sigma 0),
+        the unit is the error of rounding to 8 bits.
 
         Args:
-            x: ``(B, N, *image_shape)``.
+            x: Images ``(B, N, *image_shape)``.
 
         Returns:
             ``(B, N)``.
@@ -280,7 +280,7 @@ class GaussianLikelihood(Likelihood):
         return self.misfit(self.predict(x))
 
     def misfit(self, clean: Tensor) -> Tensor:
-        """As :meth:`chi_square`, of measurements without noise ``(B, N, *measurement_shape)``."""
+        """Same as :meth:`chi_square`, computed from noiseless measurements A(x) ``(B, N, *measurement_shape)``."""
         unit = self._level("sigma", clean)
         if self.noiseless:
             unit = torch.where(unit > 0, unit, ROUNDING)
@@ -298,23 +298,23 @@ class PoissonLikelihood(Likelihood):
 
     .. math:: \log p(y \mid x) = \sum y \log \lambda - \lambda - \log y!, \qquad \lambda = g A(x) + b
 
-    Images overshoot, so A(x) may be negative. A negative rate counts as none, as it does for :meth:`draw`: where
-    nothing was counted, all rates up to 0 are equally likely. Below a rate of ``floor`` counts log lambda is continued
-    along its tangent, which keeps the density of counts finite and its gradient pointing back; above, it is exact.
+    Images overshoot, so A(x) may be negative. A negative rate is treated as 0, as in :meth:`draw`: where no photon was
+    counted, all rates up to 0 are equally likely. Below a rate of ``floor`` counts, log lambda is replaced by its
+    tangent at ``floor``. The density stays finite there, and its gradient points back. Above, it is exact.
 
     Args:
-        operator: with one parameter set, or one for each observation.
-        y: counts ``(B, *measurement_shape)``, whole numbers of at least 0, of any dtype.
-        gain: counts for an intensity of 1, over 0; a float or ``(B,)``.
-        background: counts without any light, at least 0; a float or ``(B,)``.
-        floor: the rate in counts below which the logarithm is continued, over 0.
+        operator: The forward operator, with one parameter set or one for each observation.
+        y: Counts ``(B, *measurement_shape)``, integers of at least 0, of any dtype.
+        gain: Counts for an intensity of 1, above 0; a float or ``(B,)``.
+        background: Counts without any light, at least 0; a float or ``(B,)``.
+        floor: Rate in counts below which the tangent replaces the logarithm, above 0.
 
     Raises:
-        ValueError: for a gain or a background out of range, and for counts that are negative, not whole,
-            not finite or of another shape.
+        ValueError: If the gain or the background is out of range, or if the counts are negative, not integers, not
+            finite or of the wrong shape.
 
     Warns:
-        UserWarning: of counts far above or below what a white image would give with this gain.
+        UserWarning: If the counts are far above or below those of a white image with this gain.
 
     Example:
         >>> import torch, invflow
@@ -328,7 +328,7 @@ class PoissonLikelihood(Likelihood):
     def __init__(self, operator: Operator, y: Tensor, gain: float | Tensor,
                  background: float | Tensor = 0.0, floor: float = 1e-3) -> None:
         if isinstance(y, Tensor) and not y.is_floating_point() and not y.is_complex():
-            y = y.to(torch.get_default_dtype())  # counts are whole: an integer type is no mistake here
+            y = y.to(torch.get_default_dtype())  # counts are integers, so an integer type is valid here
         super().__init__(operator, y)
         if bool(((self.y < 0) | (self.y != self.y.round())).any()):
             raise ValueError(
@@ -344,7 +344,7 @@ class PoissonLikelihood(Likelihood):
         self._warn_of_gain()
 
     def _warn_of_gain(self) -> None:
-        """Warn of counts that no image in [0, 1] would give: a gain that is a reciprocal is off by its square."""
+        """Warn of counts that no image in [0, 1] would give; the reciprocal of the gain is off by its square."""
         with torch.no_grad():
             white = self.operator(self.y.new_ones(self.operator.num_sets, *self.operator.image_shape))
             rate = self.rate(white.clamp(min=0)[:, None])
@@ -361,7 +361,7 @@ class PoissonLikelihood(Likelihood):
                 "deepinv's is its reciprocal: for deepinv.physics.PoissonNoise(g) pass gain=1 / g", stacklevel=4)
 
     def rate(self, clean: Tensor) -> Tensor:
-        """Expected counts, gain A(x) + background: ``(B, N, *measurement_shape)`` to the same."""
+        """Expected counts, gain A(x) + background: ``(B, N, *measurement_shape)`` to the same shape."""
         return self._level("gain", clean) * clean + self._level("background", clean)
 
     def log_density(self, y: Tensor, clean: Tensor) -> Tensor:
@@ -369,11 +369,11 @@ class PoissonLikelihood(Likelihood):
         rate = self.rate(clean)
         tangent = math.log(self.floor) + (rate - self.floor) / self.floor
         log_rate = torch.where(rate > self.floor, rate.clamp(min=self.floor).log(), tangent)
-        # no light has probability 1 of no counts, and less than none no more: unclamped, -rate would pay without end
+        # without light, zero counts have probability 1; unclamped, negative rates would raise the density forever
         return y * log_rate - rate.clamp(min=0) - torch.lgamma(y + 1)
 
     def draw(self, clean: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Counts; negative rates count as none."""
+        """Draw counts; negative rates are treated as 0."""
         generator = as_generator(generator)
         rate = self.rate(clean).detach().clamp(min=0).to(generator.device)
         return torch.poisson(rate, generator=generator).to(clean)

@@ -1,4 +1,4 @@
-"""Forward operators: what turns an image into a measurement, with parameters shared or one set per image."""
+"""Forward operators map an image to a measurement, with shared parameters or one set per image."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ __all__ = ["ComposedOperator", "Operator", "SUMMARY_LATTICE", "SUMMARY_SIZE"]
 
 #: entries of the vector that :meth:`Operator.context` returns
 SUMMARY_SIZE = 32
-#: the frequencies of that summary, in its own units: half a plane, for the other half is the complex conjugate; up to
-#: that, quarter turns and mirror images map it to itself
+#: the frequencies of that summary, in its own units: a half-plane, since the other half is the complex conjugate;
+#: up to conjugation, quarter turns and reflections map the set to itself
 SUMMARY_LATTICE = (
     (0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (1, 2), (2, 1), (2, -1), (1, -2), (2, 2), (2, -2),
     (0, 3), (3, 0), (0, 4), (4, 0),
 )
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Switch automatic mixed precision off: a measurement rounded to bfloat16 would swamp the noise."""
+    """Switch automatic mixed precision off: the error of rounding to bfloat16 would be larger than the noise."""
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
@@ -63,9 +63,9 @@ def _checked(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _asks_for_a_shape(init: Callable[..., None]) -> Callable[..., None]:
-    """Name the call that would work where an operator is built without the shape of its images."""
+    """Name the call that works if an operator is built without its image shape."""
     own = list(inspect.signature(init).parameters.values())[1:2]
-    init = explained(init)  # which names what else is missing, unknown or of the wrong kind
+    init = explained(init)  # it reports any other missing, unknown or wrong argument
     if not own or own[0].name != "image_shape" or own[0].default is not inspect.Parameter.empty:
         return init
 
@@ -82,20 +82,20 @@ def _asks_for_a_shape(init: Callable[..., None]) -> Callable[..., None]:
 
 
 class Operator(Asked, TellingModule):
-    r"""The forward model A of y = A(x) + noise.
+    r"""The forward operator A of y = A(x) + noise.
 
-    A subclass sets :attr:`image_shape` and :attr:`measurement_shape` and writes :meth:`forward`; all else
-    follows, and a linear one may write :meth:`adjoint` and :meth:`pseudo_inverse` where it has them in closed
-    form. Parameters (a mask, a kernel) are buffers. Parameters that differ from image to image are given to
-    :meth:`register_sets`; a batch of as many images then runs through them without a loop. An operator never
-    changes in use: :meth:`randomize`, :meth:`expand` and :meth:`select` return others.
+    A subclass sets :attr:`image_shape` and :attr:`measurement_shape` and defines :meth:`forward`. Everything else
+    follows. A linear operator may define :meth:`adjoint` and :meth:`pseudo_inverse` if it has them in closed
+    form. Parameters (a mask, a kernel) are buffers. Parameters that differ between images are passed to
+    :meth:`register_sets`; a batch with one image per set is then processed without a loop. Using an operator never
+    changes it: :meth:`randomize`, :meth:`expand` and :meth:`select` return new operators.
 
     Attributes:
-        image_shape: the shape of one image, without the batch.
-        measurement_shape: the shape of one measurement, without the batch.
-        linear: whether A is linear.
-        problem_class: the name under which an adapter can have been trained for it; None: none can.
-        num_sets: parameter sets; 1 is shared by all images, otherwise row i of a batch uses set i.
+        image_shape: Shape of one image, without the batch.
+        measurement_shape: Shape of one measurement, without the batch.
+        linear: Whether A is linear.
+        problem_class: Name under which an adapter can be trained for this operator; None if there is none.
+        num_sets: Number of parameter sets. One set is shared by all images; otherwise row i of a batch uses set i.
 
     Example:
         >>> import torch, invflow
@@ -112,13 +112,13 @@ class Operator(Asked, TellingModule):
 
     image_shape: tuple[int, ...]
     measurement_shape: tuple[int, ...]
-    #: what the matrix of A is, where the operator knows: ``"identity"``, ``"diagonal"`` (each entry times a number),
-    #: ``"circular"`` (a circular convolution of each channel) or ``"dense"`` (neither); None: to be found out. A
-    #: subclass that writes another :meth:`forward` says it anew
+    #: structure of the matrix of A, if known: ``"identity"``, ``"diagonal"`` (each entry times a number),
+    #: ``"circular"`` (a circular convolution of each channel) or ``"dense"`` (none of these); None: determined when
+    #: needed. A subclass with another :meth:`forward` must set it again
     structure: str | None = None
     linear: bool = True
     problem_class: str | None = None
-    #: the classes that an adapter may take it for, best first, where it does not know :attr:`problem_class`
+    #: classes that an adapter may use instead if it was not trained for :attr:`problem_class`, best first
     stand_ins: tuple[str, ...] = ()
     num_sets: int = 1
     _set_names: tuple[str, ...] = ()
@@ -138,11 +138,11 @@ class Operator(Asked, TellingModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Measurement without noise, ``(n, *image_shape)`` to ``(n, *measurement_shape)``."""
-        raise TypeError(f"{type(self).__name__} writes no forward(x), which every operator needs")
+        raise TypeError(f"{type(self).__name__} does not define forward(x), which every operator needs")
 
     @_checked
     def adjoint(self, y: Tensor) -> Tensor:
-        """Transposed of a linear operator; for another, its Jacobian at a mid-grey image transposed.
+        """Transpose of a linear operator. For a nonlinear one, the transposed Jacobian at a mid-grey image.
 
         Args:
             y: ``(n, *measurement_shape)``.
@@ -157,7 +157,7 @@ class Operator(Asked, TellingModule):
 
     @_checked
     def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """Least-squares image of smallest norm; unless a subclass knows better, by conjugate gradients.
+        """Least-squares image of smallest norm. The default uses conjugate gradients.
 
         Args:
             y: ``(n, *measurement_shape)``.
@@ -166,21 +166,21 @@ class Operator(Asked, TellingModule):
             ``(n, *image_shape)``.
 
         Raises:
-            TypeError: for an operator that is not linear.
+            TypeError: If the operator is not linear.
         """
         if not self.linear:
             raise TypeError(
-                f"{type(self).__name__} is not linear and writes no pseudo_inverse(y): use operator.embed(y) "
+                f"{type(self).__name__} is not linear and defines no pseudo_inverse(y): use operator.embed(y) "
                 "for an image-shaped summary of the measurement"
             )
         return conjugate_gradient(self, y)
 
     @_checked
     def embed(self, y: Tensor) -> Tensor:
-        """Measurement as an image that a network can look at: finite, cheap, in [0, 1] where it can be.
+        """Turn a measurement into an image for a network: finite, cheap to compute, in [0, 1] if possible.
 
-        The default is a pseudo-inverse cut off after eight conjugate gradient steps, which keeps it from
-        blowing up the noise; for an operator that is not linear, :meth:`adjoint`.
+        The default is a pseudo-inverse stopped after eight conjugate gradient steps, so that it does not amplify the
+        noise. For a nonlinear operator it is :meth:`adjoint`.
 
         Args:
             y: ``(n, *measurement_shape)``.
@@ -191,17 +191,17 @@ class Operator(Asked, TellingModule):
         return conjugate_gradient(self, y, iterations=8) if self.linear else self.adjoint(y)
 
     def observed(self) -> Tensor | None:
-        """Which entries of the measurement were observed: ``(num_sets, *measurement_shape)`` bool; None: all.
+        """Mask of the observed entries of the measurement, ``(num_sets, *measurement_shape)`` bool; None for all.
 
-        A likelihood counts the observed entries only, and :meth:`measure` adds noise to them only.
+        A likelihood uses only the observed entries, and :meth:`measure` adds noise only to them.
         """
         return None
 
     def context(self) -> tuple[Tensor, Tensor]:
-        """What the operator knows about itself, for a neural adapter.
+        """Describe the operator to a neural adapter.
 
         Returns:
-            maps: ``(num_sets, 1, H, W)``, 1 where a pixel is observed directly, 0 where it is not; ones for
+            maps: ``(num_sets, 1, H, W)``, 1 where a pixel is observed directly, 0 where it is not; all ones for
                 an operator that sees the whole image. (H, W) are the axes of an image after the first, or
                 the only axis of an image that is a vector.
             vector: ``(num_sets, SUMMARY_SIZE)``, a summary of the kernel: its transfer function at 16 low
@@ -213,17 +213,17 @@ class Operator(Asked, TellingModule):
         return maps, maps.new_zeros(self.num_sets, SUMMARY_SIZE)
 
     def randomize(self, n: int, generator: torch.Generator | None = None) -> Operator:
-        """Operator of the same kind with fresh parameters, one set for each of n images.
+        """Return an operator of the same kind with new random parameters, one set for each of n images.
 
-        Unless a subclass draws parameters of its own, an operator with one set has nothing to draw and
-        returns itself, and one with several draws n of its sets with replacement.
+        By default, an operator with one set returns itself, and an operator with several draws n of its sets with
+        replacement. A subclass may draw parameters of its own.
 
         Args:
-            n: number of images.
-            generator: source of randomness.
+            n: Number of images.
+            generator: Random generator.
 
         Returns:
-            An operator with ``num_sets`` of n, or of 1 where nothing is random.
+            An operator with ``num_sets`` equal to n, or to 1 if nothing is random.
         """
         if self.num_sets == 1:
             return self
@@ -242,26 +242,26 @@ class Operator(Asked, TellingModule):
         except Exception as error:
             if _came_from_numpy(error):
                 raise TypeError(f"{type(self).__name__}.forward leaves torch for NumPy, where no gradient can follow "
-                                f"({error}): write it in torch; or, of a linear map of small images, make its matrix "
-                                "once and use it, invflow.operators.MatrixOperator(matrix, image_shape)") from error
+                                f"({error}): write it in torch; or, for a linear map of small images, compute its "
+                                "matrix once and use invflow.operators.MatrixOperator(matrix, image_shape)") from error
             raise
         check_untouched(x, before, f"{type(self).__name__}.forward")
         expected = (len(x), *self.measurement_shape)
         if not isinstance(y, Tensor) or tuple(y.shape) != expected:
             found = tuple(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
-            raise ValueError(f"{type(self).__name__}.forward made {found} of images {tuple(x.shape)}, expected a "
-                             f"tensor (n, *measurement_shape) = {expected}: mend forward, or measurement_shape")
+            raise ValueError(f"{type(self).__name__}.forward returned {found} for images {tuple(x.shape)}, expected a "
+                             f"tensor (n, *measurement_shape) = {expected}: correct forward, or measurement_shape")
         return y
 
     def __getattr__(self, name: str) -> Any:
-        """Say what an operator forgot, where it is missed."""
+        """Explain which attribute a subclass forgot to set."""
         if name in ("image_shape", "measurement_shape") and "_buffers" in self.__dict__:
-            raise AttributeError(f"{type(self).__name__} sets no {name}: write self.{name} = (...) in its __init__, a "
-                                 "tuple without the batch")
+            raise AttributeError(f"{type(self).__name__} does not set {name}: write self.{name} = (...) in its "
+                                 "__init__, a tuple without the batch")
         return super().__getattr__(name)
 
     def __matmul__(self, other: Operator) -> Operator:
-        """``outer @ inner`` measures the inner operator's measurement with the outer one."""
+        """``outer @ inner`` applies the inner operator first, then the outer one."""
 
         return ComposedOperator(self, other)
 
@@ -272,14 +272,14 @@ class Operator(Asked, TellingModule):
 
         Args:
             x: ``(n, *image_shape)``, nominally in [0, 1].
-            sigma: noise standard deviation in the measurement's units, at least 0; a float or ``(n,)``.
-            generator: source of the noise, drawn on its device in float32 and then moved.
+            sigma: Standard deviation of the noise, in the measurement's units, at least 0; a float or ``(n,)``.
+            generator: Generator for the noise, which is drawn on its device in float32 and then moved.
 
         Returns:
             ``(n, *measurement_shape)``.
 
         Warns:
-            UserWarning: if the values of a picture look like [0, 255] or [-1, 1].
+            UserWarning: If the values of a picture look like [0, 255] or [-1, 1].
         """
         x = self.check_images(x)
         warn_of_range(x, self.image_shape)
@@ -292,7 +292,7 @@ class Operator(Asked, TellingModule):
         return clean + column(level, clean) * noise
 
     def expand(self, k: int) -> Operator:
-        """Each set k times, in ``repeat_interleave`` order; itself if one set is shared by all images."""
+        """Repeat each set k times, in ``repeat_interleave`` order; an operator with one shared set returns itself."""
         if k < 1:
             raise ValueError(f"expand takes k >= 1, not k={k}")
         if self.num_sets == 1 or k == 1:
@@ -301,7 +301,7 @@ class Operator(Asked, TellingModule):
         return self._with_sets({name: value.repeat_interleave(k, 0) for name, value in sets.items()})
 
     def select(self, index: Index) -> Operator:
-        """Some of the sets, by a slice, ints (repeats allowed) or a mask; itself if one is shared by all."""
+        """Select sets by a slice, ints (repeats allowed) or a mask; an operator with one shared set returns itself."""
         if self.num_sets == 1:
             return self
         rows = as_index(index, self.num_sets)
@@ -309,10 +309,10 @@ class Operator(Asked, TellingModule):
         return self._with_sets({name: value[rows.to(value.device)] for name, value in sets.items()})
 
     def register_sets(self, **sets: Tensor) -> None:
-        """Register parameters that may differ from image to image, as buffers.
+        """Register parameters that may differ between images, as buffers.
 
         Args:
-            sets: tensors ``(num_sets, ...)``; all with the same number of sets.
+            sets: Tensors ``(num_sets, ...)``, all with the same number of sets.
         """
         counts = {value.shape[0] for value in sets.values()}
         if len(counts) != 1 or min(counts) < 1:
@@ -327,11 +327,11 @@ class Operator(Asked, TellingModule):
         """A copy that shares everything but the given parameters."""
         if not sets:
             raise TypeError(
-                f"{type(self).__name__} sets num_sets = {self.num_sets} by hand: give its parameters to "
-                "self.register_sets(name=tensor), or write expand(k) and select(index)"
+                f"{type(self).__name__} sets num_sets = {self.num_sets} by hand: pass its parameters to "
+                "self.register_sets(name=tensor), or define expand(k) and select(index)"
             )
         other = copy.copy(self)
-        # a shallow copy of a module shares its dictionaries: part them, so neither sees the other's changes
+        # a shallow copy of a module shares its dictionaries: copy them, so that neither sees the other's changes
         for part in ("_buffers", "_parameters", "_modules"):
             setattr(other, part, dict(getattr(self, part)))
         for name, value in sets.items():
@@ -341,22 +341,22 @@ class Operator(Asked, TellingModule):
 
     @property
     def device(self) -> torch.device:
-        """Where the operator's tensors live; the CPU for one without any."""
+        """Device of the operator's tensors; the CPU for an operator without any."""
         return next((b.device for b in chain(self.buffers(), self.parameters())), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating-point type of the operator's tensors; torch's default for one without any."""
+        """Floating-point type of the operator's tensors; torch's default for an operator without any."""
         tensors = chain(self.buffers(), self.parameters())
         kinds = (b.dtype.to_real() for b in tensors if b.is_floating_point() or b.is_complex())
         return next(kinds, torch.get_default_dtype())
 
     def check_images(self, x: Tensor) -> Tensor:
-        """The images, in float32 at least, if they fit; else an error that says what would."""
+        """Return the images in float32 or higher if they fit; otherwise the error says what is expected."""
         return self._check(x, self.image_shape, "x", "images", "image_shape")
 
     def check_measurements(self, y: Tensor) -> Tensor:
-        """The measurements, in float32 at least, if they fit; else an error that says what would."""
+        """Return the measurements in float32 or higher if they fit; otherwise the error says what is expected."""
         return self._check(y, self.measurement_shape, "y", "measurements", "measurement_shape")
 
     def _check(self, value: Tensor, shape: tuple[int, ...], name: str, plural: str, attribute: str) -> Tensor:
@@ -393,20 +393,20 @@ class Operator(Asked, TellingModule):
         return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
     def extra_repr(self) -> str:
-        """Shapes and sets, for ``print``."""
+        """Shapes and number of sets, for ``print``."""
         return f"{self.image_shape} -> {self.measurement_shape}, num_sets={self.num_sets}"
 
 
 class ComposedOperator(Operator):
-    """One operator after another, A(x) = outer(inner(x)); written ``outer @ inner``.
+    """Composition of two operators, A(x) = outer(inner(x)); written ``outer @ inner``.
 
     Args:
-        outer: applied second; its ``image_shape`` is the inner one's ``measurement_shape``.
-        inner: applied first.
-        problem_class: the name under which an adapter was trained for the composition.
+        outer: Operator applied second; its ``image_shape`` must equal the inner one's ``measurement_shape``.
+        inner: Operator applied first.
+        problem_class: Name under which an adapter was trained for the composition.
 
     Raises:
-        ValueError: if the shapes or the numbers of parameter sets do not fit.
+        ValueError: If the shapes or the numbers of parameter sets do not fit.
 
     Example:
         >>> import torch
@@ -438,35 +438,35 @@ class ComposedOperator(Operator):
         return self.outer(self.inner(x))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """The two adjoints in turn."""
+        """Apply the outer adjoint, then the inner one."""
         return self.inner.adjoint(self.outer.adjoint(y)) if self.linear else super().adjoint(y)
 
     def embed(self, y: Tensor) -> Tensor:
-        """The two embeddings in turn."""
+        """Apply the outer embedding, then the inner one."""
         return self.inner.embed(self.outer.embed(y))
 
     def observed(self) -> Tensor | None:
-        """What the outer operator observes."""
+        """Mask of the outer operator."""
         observed = self.outer.observed()
         return observed if observed is None else observed.expand(self.num_sets, *self.measurement_shape)
 
     def context(self) -> tuple[Tensor, Tensor]:
-        """The inner operator's, which acts on the image itself."""
+        """Context of the inner operator, which acts on the image itself."""
         maps, vector = self.inner.context()
         return maps.expand(self.num_sets, *maps.shape[1:]), vector.expand(self.num_sets, -1)
 
     def randomize(self, n: int, generator: torch.Generator | None = None) -> Operator:
-        """Fresh parameters for both."""
+        """Draw new parameters for both operators."""
         return self._compose(self.outer.randomize(n, generator), self.inner.randomize(n, generator))
 
     def expand(self, k: int) -> Operator:
-        """Each set of both k times."""
+        """Repeat each set of both operators k times."""
         if self.num_sets == 1:
             return self
         return self._compose(self.outer.expand(k), self.inner.expand(k))
 
     def select(self, index: Index) -> Operator:
-        """Some sets of both."""
+        """Select sets of both operators."""
         if self.num_sets == 1:
             return self
         return self._compose(self.outer.select(index), self.inner.select(index))

@@ -1,9 +1,9 @@
-"""All operators by name: those that come with invflow and those of installed plug-ins.
+"""All operators by name: the built-in ones and those of installed plug-ins.
 
     from invflow.operators import GaussianBlur
 
 Plug-ins register a module under the entry-point group ``invflow.operators``; its ``__all__`` is the list.
-Names are looked up when first asked for. :func:`find` takes a class name or a problem class, for tools that
+Names are looked up when first used. :func:`find` accepts a class name or a problem class, for tools that
 read names.
 """
 
@@ -33,7 +33,7 @@ _GROUP = "invflow.operators"
 
 
 def names() -> list[str]:
-    """Class names of all operators, those that come with invflow first."""
+    """Class names of all operators, built-in ones first."""
     return list(_all())
 
 
@@ -43,10 +43,10 @@ def _all() -> dict[str, type[Operator]]:
 
 
 def find(name: str) -> type[Operator]:
-    """An operator's class by its name, written "BoxInpainting", "box-inpainting" or "box_inpainting".
+    """Find an operator's class by its name, written "BoxInpainting", "box-inpainting" or "box_inpainting".
 
     Raises:
-        ValueError: if there is none; names the nearest.
+        ValueError: If there is none; the message names the nearest.
     """
     known = names()
     folded = {_fold(k): k for k in reversed(known)}

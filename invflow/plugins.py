@@ -1,4 +1,4 @@
-"""What plug-ins build on beside the nouns: the helpers that the built-in operators, problems and tables use too."""
+"""Helpers for plug-ins, in addition to the six nouns; the built-in operators, problems and tables use them too."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SolverEntry:
-    """A solver under a name of its choice, for a module that the entry points ``invflow.solvers`` name.
+    """Registers a solver under a chosen name, in a module that the entry point ``invflow.solvers`` points to.
 
-    A class whose name will do (``MySolver``, typed ``my-solver``) needs none: its module lists the class itself.
+    A class whose own name is good enough (``MySolver``, typed ``my-solver``) needs no entry: the module lists the class
+    itself.
 
     Attributes:
-        name: as it is typed, such as ``"noise-smc"``.
-        description: one line.
-        target: the class, or the function that builds a solver; or its place, ``"package.module:Name"``, imported when
-            it is first built. Its keyword-only parameters are the settings.
-        takes: what it is given before its settings: ``"prior"``, a :class:`~invflow.FlowMap`; ``"name"``, the name or
-            folder of a prior, by which it finds weights of its own; ``"source"``, the problem if there is one, else the
-            prior; or ``"nothing"``.
+        name: Name as typed by the user, such as ``"noise-smc"``.
+        description: One line.
+        target: The class, or the function that builds a solver; or its location, ``"package.module:Name"``, imported
+            when a solver is first built. Its keyword-only parameters are the settings.
+        takes: First argument: ``"prior"``, a :class:`~invflow.FlowMap`; ``"name"``, the name or folder of a prior, by
+            which the solver finds its own weights; ``"source"``, the problem if there is one, else the prior; or
+            ``"nothing"``.
 
     Example:
         >>> from invflow.plugins import SolverEntry
@@ -46,5 +47,5 @@ class SolverEntry:
     takes: Literal["prior", "name", "source", "nothing"] = "prior"
 
     def load(self) -> Callable[..., Any]:
-        """The class or function itself."""
+        """Import and return the class or function."""
         return refer(self.target) if isinstance(self.target, str) else self.target

@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 __all__ = ["EXACT_MEAN", "NFE", "Posterior"]
 
-#: the diagnostic ``(B, *image_shape)`` in which a solver that knows the mean in closed form puts it
+#: name of the diagnostic ``(B, *image_shape)`` in which a solver stores a mean that it knows in closed form
 EXACT_MEAN = "exact_mean"
 
-_VALUES_AT_A_TIME = 2**21  # working on this many at a time takes under 100 MB
+_VALUES_AT_A_TIME = 2**21  # processing this many at a time takes under 100 MB
 
 
 @dataclass(frozen=True)
 class NFE:
-    """Network calls for each returned sample: rows through any network, divided by the number of samples.
+    """Network calls per returned sample: rows through any network, divided by the number of samples.
 
     Attributes:
-        forward: evaluations, per sample.
-        backward: derivatives, per sample; a Jacobian-vector product counts one here and one in ``forward``.
+        forward: Evaluations per sample.
+        backward: Derivatives per sample; a Jacobian-vector product counts one here and one in ``forward``.
     """
 
     forward: float = 0.0
@@ -45,35 +45,36 @@ class NFE:
 
 
 class Posterior:
-    r"""Samples of p(x | y) for B observations with N particles each, and what is known about them.
+    r"""Samples of p(x | y) for B observations with N particles each, with weights, cost and diagnostics.
 
     Expectations are the self-normalised sums :math:`\sum_n w_n f(x_n)`, with weights that sum to one for each
-    observation. A solver without importance weights passes none: its samples then count equally, and
-    :meth:`ess` is None, because no effective sample size follows from weights that were never computed.
+    observation. A solver without importance weights passes none. Its samples are then weighted equally, and
+    :meth:`ess` is None, because an effective sample size can only be computed from weights.
 
     Args:
-        samples: ``(B, N, *image_shape)``, floating point, finite, B and N at least 1; images are nominally in
+        samples: Samples ``(B, N, *image_shape)``, floating point, finite, B and N at least 1; images are nominally in
             [0, 1].
-        log_weights: ``(B, N)``, of any normalisation; -inf is a weight of zero. None: the solver has none.
-        log_evidence: ``(B,)``, estimates of log p(y), or None. Where they are means of weights, e^{log_evidence} may
-            be unbiased, and log_evidence is low: by half its variance where weights are even, and typically by far
-            more where their k-hat is high, since most runs then miss the few weights that hold the mean.
-        nfe: network calls per sample.
-        seconds: wall time of the call that made the samples.
-        diagnostics: numbers, strings, lists or tensors by name. A tensor whose first dimension is B
-            belongs to the observations, and :meth:`select` cuts it with them.
-        settings: what made the samples (solver, its settings, seed), as JSON would hold it.
+        log_weights: Log weights ``(B, N)``, not necessarily normalised; -inf is a weight of zero. None if the solver
+            has no weights.
+        log_evidence: Estimates ``(B,)`` of log p(y), or None. If they are means of weights, e^{log_evidence} may be
+            unbiased, but log_evidence is too low: by half its variance if the weights are even, and typically by far
+            more if their k-hat is high, since most runs then miss the few weights that dominate the mean.
+        nfe: Network calls per sample.
+        seconds: Wall time of the call that drew the samples.
+        diagnostics: Numbers, strings, lists or tensors by name. A tensor whose first dimension is B
+            belongs to the observations, and :meth:`select` selects from it too.
+        settings: How the samples were drawn (solver, its settings, seed), as JSON values.
 
     Attributes:
         samples: ``(B, N, *image_shape)``.
         log_weights: ``(B, N)``, normalised over N: their exponentials sum to one.
-        weighted: whether the solver gave weights.
+        weighted: Whether the solver computed weights.
         log_evidence: ``(B,)`` or None.
-        nfe, seconds, diagnostics, settings: as passed.
+        nfe, seconds, diagnostics, settings: As passed.
 
     Raises:
-        TypeError: for samples that are not a floating-point tensor.
-        ValueError: for an empty batch, shapes that do not fit, or values that are not finite (the message
+        TypeError: If the samples are not a floating-point tensor.
+        ValueError: If the batch is empty, the shapes do not fit, or values are not finite (the message
             names the observation and the particle).
 
     Example:
@@ -120,7 +121,7 @@ class Posterior:
         return self.log_weights.exp()
 
     def mean(self) -> Tensor:
-        """Weighted mean, ``(B, *image_shape)``; the exact one where the solver knew it (:data:`EXACT_MEAN`)."""
+        """Weighted mean, ``(B, *image_shape)``; the exact mean if the solver stored it (:data:`EXACT_MEAN`)."""
         exact = self.diagnostics.get(EXACT_MEAN)
         if exact is not None and not self.weighted:
             result: Tensor = exact.to(self.samples)
@@ -135,9 +136,10 @@ class Posterior:
     def std(self) -> Tensor:
         r"""Weighted standard deviation, ``(B, *image_shape)``.
 
-        The variance is :math:`\sum_n w_n (x_n - \bar x)^2` and that of the weighted mean, :math:`\sum_n w_n^2 (x_n -
-        \bar x)^2 / (1 - \sum_n w_n^2)`: for equal weights that of ``torch.std``, which is unbiased; for few effective
-        samples that of those which have the weight. NaN where a single particle holds all of it.
+        The variance is :math:`\sum_n w_n (x_n - \bar x)^2` plus the variance of the weighted mean, :math:`\sum_n w_n^2
+        (x_n - \bar x)^2 / (1 - \sum_n w_n^2)`. With equal weights it equals that of ``torch.std``, which is unbiased.
+        With few effective samples it is the variance of the particles that hold the weight. NaN if a single particle
+        holds all of it.
         """
         flat, mean = self.samples.flatten(2), self._sample_mean().flatten(1).unsqueeze(1)
         own = precise(self.log_weights).exp()
@@ -152,16 +154,16 @@ class Posterior:
     def quantile(self, q: float) -> Tensor:
         r"""Weighted quantile of each pixel, ``(B, *image_shape)``.
 
-        The mean of the inverse of the weighted empirical distribution over the window
-        :math:`[(h - 1) / n, h / n]`, with n the effective sample size :math:`1 / \sum w^2` and
-        :math:`h = q (n + 1)` kept inside [1, n] (Akinshin 2023, "Weighted quantile estimators"). A particle
-        of weight zero has no say. With equal weights it is the linear interpolation of the order statistics
-        at k / (N + 1) (Weibull's; ``numpy.quantile(..., method="weibull")``), so that a fresh draw lies below
-        it with probability q. (The default of numpy and torch lies nearer to the median, which makes
-        intervals too narrow: of 64 uniform draws, 87% instead of 90%.)
+        It is the mean of the inverse of the weighted empirical distribution function over the window
+        :math:`[(h - 1) / n, h / n]`, where n is the effective sample size :math:`1 / \sum w^2` and
+        :math:`h = q (n + 1)` is clamped to [1, n] (Akinshin 2023, "Weighted quantile estimators"). Particles
+        of weight zero are ignored. With equal weights it is the linear interpolation of the order statistics
+        at k / (N + 1) (Weibull's; ``numpy.quantile(..., method="weibull")``), so that a new draw lies below
+        it with probability q. (The default of numpy and torch lies closer to the median and makes
+        intervals too narrow: for 64 uniform draws, 87% instead of 90%.)
 
         Args:
-            q: in [0, 1]. Beyond 1 / (N + 1) from the ends it is the least or the greatest sample.
+            q: Level in [0, 1]. Within 1 / (N + 1) of either end, the quantile is the smallest or largest sample.
         """
         if not 0 <= q <= 1:
             raise ValueError(f"a quantile lies in [0, 1], not at {q}: write quantile(0.05) for 5%")
@@ -176,10 +178,10 @@ class Posterior:
         """Central credible interval of each pixel, ``(low, high)``, each ``(B, *image_shape)``.
 
         Args:
-            level: probability inside, in (0, 1); quantiles at (1 - level) / 2 and (1 + level) / 2. With N
-                equally weighted samples no interval holds more than (N - 1) / (N + 1); with weights N is the
-                effective sample size. For a higher level the widest interval there is comes with a warning that
-                says what it holds.
+            level: Probability inside the interval, in (0, 1); the ends are the quantiles at (1 - level) / 2 and
+                (1 + level) / 2. With N equally weighted samples no interval can hold more than (N - 1) / (N + 1); with
+                weights, N is the effective sample size. For a higher level the widest possible interval is returned,
+                with a warning that states its level.
         """
         if not 0 < level < 1:
             raise ValueError(f"an interval's level lies in (0, 1), not at {level}: interval(0.9) is 90%")
@@ -189,8 +191,8 @@ class Posterior:
             least, what = float(size.min()), "effective samples" if self.weighted else "samples"
             most = max(0.0, (least - 1) / (least + 1))
             which = "" if bool(few.all()) else f" ({int(few.sum())} of {len(few)} observations have too few)"
-            warnings.warn(f"{least:.4g} {what} hold no interval of more than {most:.1%}{which}: the widest there is "
-                          f"was returned, from the least to the greatest; {level:.4g} takes {least_samples(level)}",
+            warnings.warn(f"{least:.4g} {what} give no interval of more than {most:.1%}{which}: returned the widest "
+                          f"one, from the smallest to the largest sample; {level:.4g} needs {least_samples(level)}",
                           stacklevel=3)
         low, high = self._quantiles((1 - level) / 2, (1 + level) / 2)
         return low, high
@@ -201,19 +203,19 @@ class Posterior:
             return None
         return 1 / precise(self.log_weights).exp().square().sum(1).to(self.log_weights.dtype)
 
-    # -- other posteriors out of this one --------------------------------------------------------------------
+    # -- posteriors derived from this one --------------------------------------------------------------------
 
     @explained(like="posterior.resample(16, generator=generator)")
     def resample(self, n: int, *, generator: torch.Generator | int | None = None) -> Posterior:
         """Draw n equally weighted particles for each observation, in random order.
 
-        Systematic resampling (Kitagawa 1996): a particle of weight w appears n w times, rounded up or down,
-        so with equal weights and n <= N none appears twice. The result has no weights and so no :meth:`ess`;
-        the one before is kept in its diagnostics as ``resampled_from_ess``.
+        Uses systematic resampling (Kitagawa 1996): a particle of weight w appears n w times, rounded up or down,
+        so with equal weights and n <= N none appears twice. The result has no weights and no :meth:`ess`;
+        its diagnostic ``resampled_from_ess`` holds the previous effective sample size.
 
         Args:
-            n: particles to draw, at least 1.
-            generator: source of randomness.
+            n: Number of particles to draw, at least 1.
+            generator: Random generator, or a seed.
 
         Returns:
             A posterior with samples ``(B, n, *image_shape)``.
@@ -237,10 +239,10 @@ class Posterior:
 
     @explained(like="posterior.select(0)")
     def select(self, index: int | slice | Sequence[int] | Tensor) -> Posterior:
-        """The posterior of some observations; the batch dimension stays, also for a single one.
+        """Select observations; the batch dimension is kept, even for a single observation.
 
         Args:
-            index: an integer, a slice, a list of integers, or an index or boolean tensor, over B.
+            index: An integer, a slice, a list of integers, or an index or boolean tensor, over B.
         """
         rows = as_index(index, self.num_observations).to(self.samples.device)
         diagnostics = {
@@ -255,7 +257,7 @@ class Posterior:
 
     @explained(arrays=True, like="posterior.plot(truth, likelihood.y)")
     def plot(self, truth: Tensor | None = None, observation: Tensor | None = None, **options: Any) -> Figure:
-        """Figure with a row for each observation: truth, observation, samples, mean, standard deviation.
+        """Plot a row for each observation: truth, observation, samples, mean, standard deviation.
 
         Args:
             truth: ``(B, *image_shape)`` or None.
@@ -273,13 +275,13 @@ class Posterior:
 
     @explained(like="posterior.save('posterior.safetensors')")
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one safetensors file, with the versions that made it; whole or not at all.
+        """Write everything to one safetensors file, atomically, with the library versions used.
 
         Args:
-            path: the file, such as ``"posterior.safetensors"``; its folder is made where it does not exist.
+            path: Path of the file, such as ``"posterior.safetensors"``; its folder is created if needed.
 
         Raises:
-            TypeError: for a setting or a diagnostic that JSON cannot hold.
+            TypeError: If a setting or a diagnostic cannot be stored as JSON.
         """
         from invflow._core.records import write_posterior
 
@@ -293,13 +295,13 @@ class Posterior:
     @classmethod
     @explained(like="invflow.Posterior.load('posterior.safetensors')")
     def load(cls, path: str | os.PathLike[str]) -> Posterior:
-        """Read a file that :meth:`save` wrote, onto the CPU. Nothing in it is executed: no pickles.
+        """Read a file written by :meth:`save`, onto the CPU. Nothing in it is executed: no pickles.
 
-        The versions that wrote it are in ``settings["versions"]``.
+        The library versions that wrote it are in ``settings["versions"]``.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is truncated, no safetensors file, or holds something else than a posterior.
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is truncated, is not a safetensors file, or does not hold a posterior.
         """
         from invflow._core.records import read_posterior
 
@@ -307,37 +309,37 @@ class Posterior:
         try:
             return cls(**{**fields, "nfe": NFE(**fields["nfe"])})
         except TypeError as error:
-            raise ValueError(f"{path} holds no posterior: {error}") from error
+            raise ValueError(f"{path} does not hold a posterior: {error}") from error
 
     def to_xarray(self) -> Any:
-        """As an ``xarray.Dataset``, with weights, evidence and all diagnostics that it can hold.
+        """Convert to an ``xarray.Dataset``, with weights, evidence and all diagnostics that it can hold.
 
         Returns:
-            ``samples`` over observation, sample and the axes of an image; ``log_weight`` of a weighted posterior,
-            ``log_evidence`` and each diagnostic that belongs to the observations; calls, seconds, settings and the
-            rest, as JSON, among the attributes. ``to_netcdf`` writes it to a file.
+            ``samples`` over observation, sample and the axes of an image; ``log_weight`` if the posterior is weighted,
+            ``log_evidence`` and each diagnostic that belongs to the observations. Calls, seconds, settings and the
+            rest are attributes, as JSON. ``to_netcdf`` writes it to a file.
 
         Raises:
-            ImportError: if xarray is not installed, with what installs it.
+            ImportError: If xarray is not installed; the message says how to install it.
         """
         from invflow.views.export import to_xarray
 
         return to_xarray(self)
 
     def to_arviz(self, *, generator: torch.Generator | None = None) -> Any:
-        """As what arviz works with, one chain of N draws of the variable ``x`` over observation and image.
+        """Convert to arviz's data structure: one chain of N draws of the variable ``x`` over observation and image.
 
-        Arviz takes draws to count equally, so a weighted posterior is resampled, and its effective sample size kept
-        among the attributes; the diagnostics of chains, such as R-hat, say nothing about it.
+        Arviz treats draws as equally weighted, so a weighted posterior is resampled; its effective sample size becomes
+        an attribute. Diagnostics for Markov chains, such as R-hat, are meaningless here.
 
         Args:
-            generator: source of randomness, for a weighted posterior.
+            generator: Random generator, for a weighted posterior.
 
         Returns:
             A ``DataTree`` or, before version 1, an ``InferenceData``, with the group ``posterior``.
 
         Raises:
-            ImportError: if arviz is not installed, with what installs it.
+            ImportError: If arviz is not installed; the message says how to install it.
         """
         from invflow.views.export import to_arviz
 
@@ -348,18 +350,18 @@ class Posterior:
     def __len__(self) -> int:
         return self.num_observations
 
-    if not TYPE_CHECKING:  # a type checker is to go on finding what is not there
+    if not TYPE_CHECKING:  # so that type checkers still report missing attributes
 
         def __getattr__(self, name: str) -> Any:
-            """Say where that is which a tensor has."""
+            """Point to the attribute that holds what a tensor would have."""
             hint = (": posterior.samples, (B, N, *image_shape), is the tensor"
                     if name in ("shape", "dtype", "device", "numpy", "to", "cpu") else "")
             raise AttributeError(f"a {type(self).__name__} has no {name!r}{hint}")
 
     def __getitem__(self, index: object) -> Posterior:
-        """Refused: it could mean an observation, or a sample of one."""
-        raise TypeError(f"posterior[{index!r}] could be an observation or a sample: posterior.select({index!r}) is the "
-                        f"posterior of an observation, posterior.samples[{index!r}] its samples (N, *image_shape)")
+        """Raise an error, since an index could mean an observation or a sample."""
+        raise TypeError(f"posterior[{index!r}] could mean an observation or a sample: posterior.select({index!r}) is "
+                        f"the posterior of an observation, posterior.samples[{index!r}] its samples (N, *image_shape)")
 
     def _facts(self) -> dict[str, str]:
         shape = " x ".join(map(str, self.image_shape))

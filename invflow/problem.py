@@ -1,4 +1,4 @@
-"""Problem: a named prior with something to draw from it: a measurement to invert, or a reward to tilt it by."""
+"""Problem: a named prior together with a measurement to invert, or a reward to tilt the prior by."""
 
 from __future__ import annotations
 
@@ -30,45 +30,44 @@ SPLITS = ("test", "validation")
 
 
 class Problem:
-    """A named problem: a prior and what is to be drawn from it, with all that is known about the answer.
+    """A named problem: a prior, a measurement or a reward, and all that is known about the solution.
 
-    Most are inverse problems, with an operator and a noise level: truths are measured, and the posterior given
-    the measurement is asked for. Noise that is not Gaussian is a ``likelihood`` in the noise level's place, and data
-    that were measured already, without truths, are one in the place of both. A problem with a ``reward`` has no
-    measurement: asked for is its prior p tilted by the reward, p(x) e^{r(x)}.
+    Most problems are inverse problems with an operator and a noise level: truths are measured, and the goal is the
+    posterior given the measurement. For noise that is not Gaussian, pass a ``likelihood`` instead of the noise level.
+    For existing measurements without truths, pass a likelihood instead of both. A problem with a ``reward`` has no
+    measurement: the goal is its prior p tilted by the reward, p(x) e^{r(x)}.
 
-    What costs time to build or load may be passed as a function without arguments, which is called once, when first
-    needed: listing problems then builds none.
+    An argument that takes time to build or load may be passed as a function without arguments. It is called once, when
+    first needed, so that listing problems builds none of them.
 
     Args:
-        name: such as ``"mnist/box-inpainting"``.
-        prior_name: what :func:`invflow.load_prior` takes for the prior that belongs to it; None if it has no
-            learned prior.
-        operator: the forward model, or a function that builds it.
-        sigma: noise standard deviation in the measurement's units, over 0; a range (low, high) is drawn
-            from for each observation, uniformly in the logarithm.
-        images: a function of a split, ``"test"`` or ``"validation"``, to truths ``(n, *image_shape)`` in
+        name: Name, such as ``"mnist/box-inpainting"``.
+        prior_name: Name of the problem's prior for :func:`invflow.load_prior`; None if it has no learned prior.
+        operator: The forward operator, or a function that builds it.
+        sigma: Standard deviation of the noise, in the measurement's units, above 0. From a range (low, high) a level
+            is drawn for each observation, uniformly in the logarithm.
+        images: A function from a split, ``"test"`` or ``"validation"``, to truths ``(n, *image_shape)`` in
             [0, 1].
-        sampler: in place of images, a function ``(n, generator)`` that draws truths from a known law; with a reward,
-            independent draws of the tilted law itself, where they can be had (in closed form, or by rejection).
-        random: whether each observation gets fresh operator parameters, by ``operator.randomize``.
-        prior: in place of the one that ``prior_name`` names, a function that builds the prior.
-        exact: a function that builds a solver which draws from the exact posterior; unnecessary where the
-            prior is a :class:`~invflow.GaussianMixtureFlow`, and with a reward where there is a sampler.
-        likelihood: in place of sigma, a function ``(operator, y) -> Likelihood``, such as
+        sampler: Instead of images, a function ``(n, generator)`` that draws truths from a known law. With a reward, it
+            draws independently from the tilted law itself, if that is possible (in closed form, or by rejection).
+        random: Whether each observation gets new operator parameters, by ``operator.randomize``.
+        prior: Instead of the prior named by ``prior_name``, a function that builds the prior.
+        exact: A function that builds a solver that draws from the exact posterior. Not needed if the prior is a
+            :class:`~invflow.GaussianMixtureFlow`, or if there is a reward and a sampler.
+        likelihood: Instead of sigma, a function ``(operator, y) -> Likelihood``, such as
             ``lambda operator, y: invflow.PoissonLikelihood(operator, y, gain=20.0)``: truths are measured with its
-            noise. Or, in place of operator and sigma, a :class:`~invflow.Likelihood`: data that were measured, whose
-            truths nobody knows; ``source="prior"`` then simulates others like them.
-        reward: in place of operator and sigma, a reward of any number of observations, or a function that builds it.
-        quantities: scalar functions of images ``(n, *image_shape)`` to ``(n,)`` by name, by which solvers of a problem
-            with a reward are judged, such as the share of a half-plane; the mean reward always is one.
-        expectations: a function that gives those of their means under the tilted law that are known, by the same
+            noise. Or, instead of operator and sigma, a :class:`~invflow.Likelihood` that holds measured data with
+            unknown truths; ``source="prior"`` then simulates similar data.
+        reward: Instead of operator and sigma, a reward of any number of observations, or a function that builds it.
+        quantities: Scalar functions of images ``(n, *image_shape)`` to ``(n,)`` by name, by which solvers of a problem
+            with a reward are judged, such as the share of a half-plane. The mean reward is always included.
+        expectations: A function that returns the known means of these quantities under the tilted law, by the same
             names (and ``"reward"``).
-        description: one line.
+        description: One line.
 
     Raises:
-        ValueError: for a sigma that is not positive; without exactly one source of truths for a measurement; for
-            a measurement and a reward, or neither; for a sigma and a likelihood.
+        ValueError: If sigma is not positive, if a measurement does not have exactly one source of truths, if there is
+            both a measurement and a reward or neither, or if there is both a sigma and a likelihood.
 
     Example:
         >>> import torch, invflow
@@ -97,23 +96,23 @@ class Problem:
         measured = likelihood if isinstance(likelihood, Likelihood) else None
         if measured is not None:
             if any(value is not None for value in (operator, sigma, images, sampler, reward)) or random:
-                raise ValueError(f"problem {name!r}: a likelihood of measured data brings its operator, its noise and "
-                                 "its data: pass no operator, sigma, truths or reward beside it; for truths that are "
-                                 "to be measured pass likelihood=lambda operator, y: ...")
+                raise ValueError(f"problem {name!r}: a likelihood of measured data has its own operator, noise and "
+                                 "data: pass no operator, sigma, truths or reward with it; for truths that are "
+                                 "still to be measured pass likelihood=lambda operator, y: ...")
             operator = measured.operator
         elif likelihood is not None and not callable(likelihood):
             raise TypeError(f"problem {name!r}: likelihood is a {type(likelihood).__name__}, expected a Likelihood or "
-                            "a function (operator, y) that makes one")
+                            "a function (operator, y) that returns one")
         noisy = (sigma is not None) + (likelihood is not None)
         if noisy > 1:
-            raise ValueError(f"problem {name!r}: sigma={sigma} and a likelihood both say what the noise is: pass one")
+            raise ValueError(f"problem {name!r}: sigma={sigma} and a likelihood both define the noise: pass only one")
         if (operator is None) != (noisy == 0) or (operator is None) == (reward is None):
             raise ValueError(f"problem {name!r}: pass an operator and sigma (or a likelihood for noise that is not "
-                             "Gaussian), or a reward in place of both")
+                             "Gaussian), or a reward instead of both")
         if sigma is not None:
             low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
             if not 0 < low <= high < float("inf"):
-                raise ValueError(f"sigma={sigma}: pass a noise level over 0, or a range (low, high) of them")
+                raise ValueError(f"sigma={sigma}: pass a noise level above 0, or a range (low, high)")
         if operator is not None and measured is None:
             if (images is None) == (sampler is None):
                 raise ValueError(f"problem {name!r}: pass either images or sampler, one source of truths")
@@ -131,10 +130,10 @@ class Problem:
 
     @functools.cached_property
     def operator(self) -> Operator:
-        """The forward model; of a random problem, one that fresh parameters are drawn for.
+        """The forward operator. In a random problem, new parameters are drawn for it.
 
         Raises:
-            ValueError: if the problem has a reward in its place.
+            ValueError: If the problem has a reward instead.
         """
         if self._operator is None:
             raise ValueError(f"problem {self.name!r} tilts its prior by a reward: it has no operator, see its reward")
@@ -142,10 +141,10 @@ class Problem:
 
     @functools.cached_property
     def prior(self) -> FlowMap:
-        """The flow map that belongs to the problem.
+        """The flow map of the problem.
 
         Raises:
-            ValueError: if it has none.
+            ValueError: If the problem has none.
         """
         if self._prior is not None:
             return self._prior()
@@ -157,15 +156,15 @@ class Problem:
 
     @property
     def tilts(self) -> bool:
-        """Whether the prior is to be tilted by a reward; else there is a measurement to invert."""
+        """Whether the problem tilts its prior by a reward; otherwise it inverts a measurement."""
         return self._reward is not None
 
     @functools.cached_property
     def reward(self) -> Reward:
-        """What the prior is tilted by: a reward of images that scores any number of observations alike.
+        """The reward that tilts the prior. It is the same for any number of observations.
 
         Raises:
-            ValueError: of an inverse problem, whose reward is the likelihood that :meth:`simulate` gives.
+            ValueError: If this is an inverse problem. Its reward is the likelihood that :meth:`simulate` returns.
         """
         if self._reward is None:
             raise ValueError(f"problem {self.name!r} is an inverse problem: its reward is the likelihood of a "
@@ -174,12 +173,12 @@ class Problem:
 
     @functools.cached_property
     def expectations(self) -> dict[str, float]:
-        """What is known of the means under the tilted law: of the quantities, and of ``"reward"``; by name."""
+        """Known means under the tilted law, of the quantities and of ``"reward"``, by name."""
         return dict(self._expectations()) if self._expectations is not None else {}
 
     @property
     def is_measured(self) -> bool:
-        """Whether its data were measured, and no truths are known."""
+        """Whether the problem has measured data without known truths."""
         return isinstance(self._likelihood, Likelihood)
 
     @property
@@ -189,12 +188,12 @@ class Problem:
 
     @property
     def problem_class(self) -> str | None:
-        """The name under which an adapter can have been trained for the operator; None with a reward."""
+        """Name under which an adapter can be trained for the operator; None with a reward."""
         return None if self.tilts else self.operator.problem_class
 
     @property
     def has_images(self) -> bool:
-        """Whether truths are images of a set, in splits; else they are drawn from a known law."""
+        """Whether truths are images of a data set with splits; otherwise they are drawn from a known law."""
         return self._images is not None
 
     def images(self, split: str = "test") -> Tensor:
@@ -207,7 +206,7 @@ class Problem:
             ``(n, *image_shape)``.
 
         Raises:
-            ValueError: for an unknown split, or if truths are drawn from a law.
+            ValueError: If the split is unknown, or if truths are drawn from a law.
         """
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: pass split='test', or split='validation' for tuning")
@@ -220,28 +219,28 @@ class Problem:
     @torch.no_grad()
     def simulate(self, num_observations: int, *, generator: torch.Generator | None = None,
                  source: str = "data", split: str = "test", shuffle: bool = True) -> tuple[Any, Any]:
-        """Draw truths and measure them; of a problem with a reward, draw from the tilted law.
+        """Draw truths and measure them. With a reward, draw from the tilted law.
 
         Args:
             num_observations: B, at least 1.
-            generator: source of truths, operator parameters, noise levels and noise, in this order.
-            source: ``"data"`` for the problem's own truths; ``"prior"`` for draws of its prior, of which a
-                calibrated solver's posteriors are calibrated.
-            split: of a problem with images, ``"test"`` or ``"validation"``.
-            shuffle: draw images without replacement; False takes the first B in order, the same in every
-                call. Truths that are drawn from a law are always drawn.
+            generator: Generator for truths, operator parameters, noise levels and noise, in this order.
+            source: ``"data"`` for the problem's own truths; ``"prior"`` for draws from its prior, for which the
+                posteriors of a calibrated solver are calibrated.
+            split: Split of a problem with images, ``"test"`` or ``"validation"``.
+            shuffle: Whether to draw images without replacement; False takes the first B in order, the same in every
+                call. Truths with a known law are always drawn.
 
         Returns:
-            truth: ``(B, *image_shape)``; with a reward, independent draws of the tilted law, or None where the
-                problem cannot draw from it; None for data that were measured.
-            likelihood: a :class:`~invflow.GaussianLikelihood` of B observations, or what the problem's likelihood
-                is; with a reward, that reward for B
-                independent repeats, each of which a solver gives particles of its own. Either way ``truth[b]`` is
-                a draw of the law that the samples of observation b should follow.
+            truth: Truths ``(B, *image_shape)``; with a reward, independent draws of the tilted law, or None if the
+                problem cannot draw from it; None for measured data.
+            likelihood: A :class:`~invflow.GaussianLikelihood` of B observations, or the problem's own likelihood;
+                with a reward, that reward for B
+                independent repeats, each of which gets its own particles. In all cases ``truth[b]`` is
+                a draw from the law that the samples of observation b should follow.
 
         Raises:
-            ValueError: for an unknown source or split, or for more images than there are; for truths from the
-                prior of a problem with a reward.
+            ValueError: If the source or the split is unknown, if there are fewer images than requested, or if truths
+                from the prior are requested for a problem with a reward.
         """
         if num_observations < 1:
             raise ValueError(f"num_observations={num_observations}: simulate takes at least one observation")
@@ -266,7 +265,7 @@ class Problem:
         return truth, GaussianLikelihood(operator, y, sigma)
 
     def _measured(self, count: int, generator: torch.Generator, shuffle: bool) -> tuple[None, Likelihood]:
-        """Some of the data that there are."""
+        """Select some of the measured data."""
         data = self._likelihood
         assert isinstance(data, Likelihood)
         if count > data.y.shape[0]:
@@ -276,19 +275,19 @@ class Problem:
         return None, data.select(slice(count) if order is None else order[:count].cpu())
 
     def _measure(self, truth: Tensor, generator: torch.Generator) -> Likelihood:
-        """A measurement of each truth with the likelihood's own noise."""
+        """Measure each truth with the noise of the likelihood."""
         count = len(truth)
-        if isinstance(self._likelihood, Likelihood):  # the levels of the data there are, in turn
+        if isinstance(self._likelihood, Likelihood):  # use the noise levels of the measured data in turn
             empty = self._likelihood.select(torch.arange(count) % len(self._likelihood.y))
         else:
             assert self._likelihood is not None
             operator = self.operator.randomize(count, generator) if self.random else self.operator
             blank = truth.new_zeros(count, *operator.measurement_shape)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of data that are not there yet
+                warnings.simplefilter("ignore")  # the data do not exist yet
                 empty = self._likelihood(operator, blank)
             if not isinstance(empty, Likelihood):
-                raise TypeError(f"problem {self.name!r}: likelihood(operator, y) made a {type(empty).__name__}, "
+                raise TypeError(f"problem {self.name!r}: likelihood(operator, y) returned a {type(empty).__name__}, "
                                 "expected an invflow.Likelihood, such as PoissonLikelihood(operator, y, gain=20.0)")
         y = empty.simulate(truth.to(empty.y), generator)
         if not isinstance(self._likelihood, Likelihood):
@@ -301,7 +300,7 @@ class Problem:
                          source: str) -> tuple[Tensor | None, RepeatedReward]:
         if source != "data":
             raise ValueError(
-                f"problem {self.name!r} tilts its prior by a reward, so that a draw of the prior is no truth of it: "
+                f"problem {self.name!r} tilts its prior by a reward, so a draw of the prior is not a truth: "
                 "pass source='data' for draws of the tilted law"
             )
         truth = None if self._sampler is None else self._sampler(count, generator)
@@ -327,10 +326,10 @@ class Problem:
         return images[order[:count].to(images.device)]
 
     def with_prior(self, prior: FlowMap | str | os.PathLike[str]) -> Problem:
-        """The same problem with another prior, with truths and measurements as they were.
+        """Return the same problem with another prior; truths and measurements are unchanged.
 
         Args:
-            prior: a flow map, or what :func:`invflow.load_prior` takes; loaded when first needed.
+            prior: A flow map, or an argument of :func:`invflow.load_prior`; loaded when first needed.
         """
         from invflow.flowmap import FlowMap
         from invflow.models.neural import load_prior
@@ -338,8 +337,8 @@ class Problem:
         def build() -> FlowMap:
             built = prior if isinstance(prior, FlowMap) else load_prior(prior)
             if not self.tilts and tuple(built.image_shape) != self.image_shape:
-                raise ValueError(f"the prior {name!r} makes images {tuple(built.image_shape)}, but the problem "
-                                 f"{self.name!r} has {self.image_shape}: pass a prior of these")
+                raise ValueError(f"the prior {name!r} has images {tuple(built.image_shape)}, but the problem "
+                                 f"{self.name!r} has {self.image_shape}: pass a prior for this shape")
             return built
 
         name = type(prior).__name__ if isinstance(prior, FlowMap) else str(prior)
@@ -351,13 +350,13 @@ class Problem:
 
     @explained(arrays=True)
     def with_images(self, images: Tensor) -> Problem:
-        """The same problem on other images, which stand for every split.
+        """Return the same problem with other images, used for every split.
 
         Args:
-            images: truths ``(n, *image_shape)``, in their order.
+            images: Truths ``(n, *image_shape)``, in order.
 
         Raises:
-            ValueError: for images of another shape, or for a problem that has no set of images.
+            ValueError: If the images have another shape, or if the problem has no set of images.
         """
         if not self.has_images or tuple(images.shape[1:]) != self.image_shape:
             raise ValueError(f"problem {self.name!r} takes images (n, {', '.join(map(str, self.image_shape))})"
@@ -367,11 +366,11 @@ class Problem:
         return other
 
     def exact_posterior(self) -> Solver:
-        """A solver that draws from the exact posterior.
+        """Return a solver that draws from the exact posterior.
 
         Raises:
-            TypeError: if none is known: the prior is no mixture, and the problem brings no exact solver; or, with a
-                reward, no sampler.
+            TypeError: If none is known: the prior is not a mixture and the problem provides no exact solver, or no
+                sampler for its reward.
         """
         if self._exact is not None:
             return self._exact()
@@ -386,7 +385,7 @@ class Problem:
 
         if self._prior is None or not isinstance(self.prior, GaussianMixtureFlow):
             raise TypeError(
-                f"problem {self.name!r} has no exact posterior: its prior is no Gaussian mixture. Use a "
+                f"problem {self.name!r} has no exact posterior: its prior is not a Gaussian mixture. Use a "
                 "problem that has one, such as 'gaussian/linear' or 'checkerboard'"
             )
         from invflow.solvers.exact import ExactPosterior
@@ -399,7 +398,7 @@ class Problem:
         return other
 
     def __reduce__(self) -> Any:
-        # functions of a module are pickled by name, which local ones have not: a registered problem goes by its own
+        # local functions cannot be pickled by name, so a registered problem is pickled by its own name
         registered = _REGISTERED.get(self.name)
         if registered is None:
             return super().__reduce__()
@@ -417,7 +416,7 @@ class Problem:
         return f"Problem({self.name!r}, prior={self.prior_name!r}, sigma={self.sigma}, {kind})"
 
 
-#: the problems that were found, which :meth:`Problem.__reduce__` knows by name
+#: the problems found so far, by name, for :meth:`Problem.__reduce__`
 _REGISTERED: dict[str, Problem] = {}
 
 
@@ -427,7 +426,7 @@ _REGISTERED: dict[str, Problem] = {}
 def list_problems() -> dict[str, Problem]:
     """All registered problems by name, sorted.
 
-    What is broken, or has a name that is taken, is left out with a warning.
+    A problem that is broken, or whose name is taken, is skipped with a warning.
     """
     found: dict[str, Problem] = plugins.named(GROUP, Problem, lambda _, problem: problem.name)
     _REGISTERED.update(found)
@@ -439,13 +438,13 @@ def load_problem(name: str) -> Problem:
     """Find a registered problem.
 
     Args:
-        name: such as ``"mnist/box-inpainting"``; see :func:`list_problems`.
+        name: Name of the problem, such as ``"mnist/box-inpainting"``; see :func:`list_problems`.
 
     Returns:
-        The problem; its operator, prior and reward are its own, not shared with other calls.
+        The problem. Its operator, prior and reward are not shared with other calls.
 
     Raises:
-        ValueError: for an unknown name, with the nearest known one.
+        ValueError: If the name is unknown; the message has the nearest known one.
 
     Example:
         >>> import invflow

@@ -1,9 +1,9 @@
-"""All registered problems by their Python names, those of installed plug-ins among them.
+"""All registered problems by their Python names, including those of installed plug-ins.
 
     from invflow.problems import mnist_box_inpainting
 
 Plug-ins register a module under the entry-point group ``invflow.problems``; its ``__all__`` is the list.
-Names are looked up when first asked for. :func:`invflow.load_problem` finds a problem by its own name.
+Names are looked up when first used. :func:`invflow.load_problem` finds a problem by its own name.
 """
 
 from __future__ import annotations

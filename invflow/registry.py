@@ -25,32 +25,32 @@ GROUP = "invflow.solvers"
 
 
 def list_solvers() -> dict[str, SolverEntry]:
-    """All solvers by name, those that come with invflow first.
+    """All solvers by name, built-in ones first.
 
-    Plug-ins register a module under the entry-point group ``invflow.solvers``; its ``__all__`` lists classes of
-    solvers, each called by its name in lower case with hyphens, and :class:`~invflow.plugins.SolverEntry` for other
-    names. One that is broken, or has a name that is taken, is left out with a warning.
+    Plug-ins register a module under the entry-point group ``invflow.solvers``. Its ``__all__`` lists solver classes,
+    which are named by their class name in lower case with hyphens, and :class:`~invflow.plugins.SolverEntry` objects
+    for other names. A solver that is broken, or whose name is taken, is skipped with a warning.
     """
     found = plugins.named(GROUP, (SolverEntry, type), _name_of, what="a Solver or a SolverEntry", fold=str.lower)
     return {name: _entry(name, offered) for name, offered in found.items()}
 
 
 def find_solver(name: str) -> SolverEntry:
-    """A solver's entry by its name.
+    """Find a solver's entry by its name.
 
     Args:
-        name: a key of :func:`list_solvers`; or ``package.module:Name``, a class of solvers, or a function that builds
-            one, of a module that is installed or in the current folder.
+        name: A key of :func:`list_solvers`, or ``package.module:Name`` for a solver class, or a function that builds
+            a solver, in a module that is installed or in the current folder.
 
     Raises:
-        ValueError: for an unknown name, with the nearest known one; for a module that cannot be imported.
-        TypeError: for what is neither a class nor a function.
+        ValueError: If the name is unknown (the message has the nearest known one) or the module cannot be imported.
+        TypeError: If the name refers to neither a class nor a function.
     """
     if plugins.is_reference(name):
         offered = plugins.refer(name)
         if not callable(offered) or isinstance(offered, Solver):
-            raise TypeError(f"{name!r} is a {type(offered).__name__}: expected a class of solvers, or a function that "
-                            "builds one, such as package.module:MySolver")
+            raise TypeError(f"{name!r} is a {type(offered).__name__}: expected a solver class, or a function that "
+                            "builds a solver, such as package.module:MySolver")
         return _entry(name, offered)
     known = list_solvers()
     if not known:
@@ -62,7 +62,7 @@ def find_solver(name: str) -> SolverEntry:
             options = " ".join(f"--solver {part}" for part in several)
             raise ValueError(f"solver {name!r}: name one at a time, {options}, in Python {several}")
         if name in list_problems():
-            raise ValueError(f"there is no solver {name!r}, it is a problem: solvers are {', '.join(known)}")
+            raise ValueError(f"there is no solver {name!r}, which is a problem: solvers are {', '.join(known)}")
         raise ValueError(f"there is no solver {name!r}: {plugins.nearest(name, list(known))}")
     return entry
 
@@ -74,7 +74,7 @@ def _name_of(attribute: str, offered: SolverEntry | type) -> str | None:
 
 
 def _entry(name: str, offered: SolverEntry | Callable[..., Any]) -> SolverEntry:
-    """The entry of a class: its first parameter is the prior, or the problem, if it must be given or is called so."""
+    """Make the entry of a class. Its first parameter is the prior or problem if it is required or has such a name."""
     if isinstance(offered, SolverEntry):
         return offered
     words = (inspect.getdoc(offered) or "").split("\n")[0].replace("``", "")
@@ -87,7 +87,7 @@ def _entry(name: str, offered: SolverEntry | Callable[..., Any]) -> SolverEntry:
 
 
 def _settings(target: Any) -> list[str]:
-    """Names of the settings: keyword-only parameters, and of others those with defaults."""
+    """Names of the settings: keyword-only parameters and parameters with defaults."""
     parameters = list(inspect.signature(target).parameters.values())
     return [p.name for p in parameters
             if p.kind is p.KEYWORD_ONLY or (p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty)]
@@ -118,16 +118,16 @@ def solver_by_name(name: str, source: Source, **settings: Any) -> Solver:
     """Build a solver by its name.
 
     Args:
-        name: what :func:`find_solver` takes, such as ``"vfm"`` or ``"package.module:MySolver"``.
-        source: the problem to solve, or the prior: its name, its folder, or the flow map itself.
-        **settings: of the solver, such as ``steps=4``.
+        name: Name for :func:`find_solver`, such as ``"vfm"`` or ``"package.module:MySolver"``.
+        source: The problem to solve, or the prior: its name, its folder, or the flow map itself.
+        **settings: Settings of the solver, such as ``steps=4``.
 
     Returns:
         The solver, on the CPU.
 
     Raises:
-        ValueError: for an unknown name (with the nearest known one), or a setting that it does not know.
-        TypeError: for a plug-in that builds no solver.
+        ValueError: If the name is unknown (the message has the nearest known one), or if the solver lacks a setting.
+        TypeError: If a plug-in does not build a solver.
 
     Example:
         >>> from invflow.problem import load_problem
@@ -147,11 +147,11 @@ def solver_by_name(name: str, source: Source, **settings: Any) -> Solver:
     known = [key for key in _settings(target) if not (arguments and key == "prior")]
     unknown = sorted(set(settings) - set(known))
     if unknown:
-        knows = f"it knows {', '.join(known)}" if known else "it has none"
+        knows = f"it has {', '.join(known)}" if known else "it has none"
         raise ValueError(f"the solver {name!r} has no setting {unknown[0]!r}: {knows}")
     checked = {key: check_setting(f"the solver {name!r}", key, value, parameters[key])
                for key, value in settings.items()}
     solver = target(*arguments, **checked)
     if not isinstance(solver, Solver):
-        raise TypeError(f"the solver {name!r} of {entry.target!r} is a {type(solver).__name__}, no invflow.Solver")
+        raise TypeError(f"the solver {name!r} of {entry.target!r} is a {type(solver).__name__}, not an invflow.Solver")
     return solver

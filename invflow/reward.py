@@ -20,12 +20,12 @@ __all__ = ["FunctionReward", "RepeatedReward", "Reward", "ScaledReward", "score_
 class Reward(ABC):
     """A score r(x) of images; a solver draws from p(x) e^{r(x)}.
 
-    A subclass writes :meth:`__call__`, and :meth:`select` if its observations differ. Rewards add up and
-    scale: ``likelihood + 0.5 * tilt``.
+    A subclass defines :meth:`__call__`, and :meth:`select` if its observations differ. Rewards can be added and
+    scaled: ``likelihood + 0.5 * tilt``.
 
     Attributes:
-        num_observations: B, the observations that the reward knows; None: it scores any number alike.
-        differentiable: whether gradients with respect to the images exist; False: a black box.
+        num_observations: B, the number of observations, or None if the reward is the same for any number of them.
+        differentiable: Whether gradients with respect to the images exist. False means a black box.
     """
 
     num_observations: int | None = None
@@ -41,7 +41,7 @@ class Reward(ABC):
         """Score images.
 
         Args:
-            x: ``(B, N, *image_shape)``, N images for each of B observations.
+            x: Images ``(B, N, *image_shape)``, N for each of B observations.
 
         Returns:
             ``(B, N)``.
@@ -51,19 +51,19 @@ class Reward(ABC):
         """The reward of some observations only.
 
         Args:
-            index: an int, a slice, ints in a list or a ``(k,)`` tensor (repeats allowed), or a ``(B,)`` mask.
+            index: An int, a slice, ints in a list or a ``(k,)`` tensor (repeats allowed), or a ``(B,)`` mask.
 
         Returns:
-            A reward over those observations; itself if it scores any number alike.
+            A reward over those observations, or the reward itself if it is the same for any number of them.
         """
         if self.num_observations is None:
             return self
         raise TypeError(
-            f"{type(self).__name__} has {self.num_observations} observations: it must write select(index)"
+            f"{type(self).__name__} has {self.num_observations} observations: it must define select(index)"
         )
 
     def to(self, *args: Any, **kwargs: Any) -> Reward:
-        """The reward on another device or in another type, a copy; arguments as :meth:`torch.Tensor.to`."""
+        """Return a copy on another device or in another type; takes the arguments of :meth:`torch.Tensor.to`."""
         return self
 
     def __add__(self, other: Reward) -> Reward:
@@ -81,10 +81,11 @@ class FunctionReward(Reward):
     """A reward from a function of images, the same for every observation.
 
     Args:
-        fn: ``(n, *image_shape)`` to ``(n,)``.
-        differentiable: False for a black box, called without gradients; it may return what ``torch.as_tensor`` takes.
+        fn: Function from ``(n, *image_shape)`` to ``(n,)``.
+        differentiable: False for a black box, which is called without gradients and may return anything that
+            ``torch.as_tensor`` accepts.
 
-    The networks in the function are put into evaluation mode and stay there.
+    Networks in the function are put into evaluation mode and stay there.
 
     Example:
         >>> import torch, invflow
@@ -104,7 +105,7 @@ class FunctionReward(Reward):
         """Score images: ``(B, N, *image_shape)`` to ``(B, N)``.
 
         Raises:
-            ValueError: if the function does not give one number for each image.
+            ValueError: If the function does not return one number for each image.
         """
         if x.ndim < 3:
             raise ValueError(
@@ -119,10 +120,10 @@ class FunctionReward(Reward):
             values = self.fn(rows)
         else:
             with torch.no_grad():
-                values = torch.as_tensor(self.fn(rows.detach().clone()))  # what NumPy writes to, nothing counts
+                values = torch.as_tensor(self.fn(rows.detach().clone()))  # a copy, since NumPy code may write to it
         if tuple(values.shape) != (rows.shape[0],):
             raise ValueError(
-                f"the function gave shape {tuple(values.shape)} for images {tuple(rows.shape)}, expected "
+                f"the function returned shape {tuple(values.shape)} for images {tuple(rows.shape)}, expected "
                 f"({rows.shape[0]},), one number for each image: sum or average over the other axes, as in "
                 "values.flatten(1).sum(1)"
             )
@@ -138,14 +139,14 @@ class SumReward(Reward):
     """The sum of rewards; written ``a + b``.
 
     Raises:
-        ValueError: if they know different numbers of observations.
+        ValueError: If their numbers of observations differ.
     """
 
     def __init__(self, *rewards: Reward) -> None:
         counts = {r.num_observations for r in rewards} - {None}
         if len(counts) > 1:
             numbers = " and ".join(sorted(map(str, counts)))
-            raise ValueError(f"rewards over {numbers} observations do not add: select the same ones")
+            raise ValueError(f"rewards over {numbers} observations cannot be added: select the same ones")
         self.rewards = rewards
         self.num_observations = counts.pop() if counts else None
         self.differentiable = all(r.differentiable for r in rewards)
@@ -193,16 +194,16 @@ class ScaledReward(Reward):
 
 
 class RepeatedReward(Reward):
-    """A reward of any number of observations, for B observations that are repeats of one another.
+    """A reward without observations of its own, repeated for B observations.
 
-    A solver gives each its own particles, so that the spread over the repeats is the solver's own.
+    A solver gives each repeat its own particles, so the spread over the repeats is due to the solver alone.
 
     Args:
-        reward: with ``num_observations`` None.
+        reward: A reward with ``num_observations`` None.
         count: B, at least 1.
 
     Raises:
-        ValueError: for a reward that has observations of its own, or a count under 1.
+        ValueError: If the reward has observations of its own, or if count is below 1.
 
     Example:
         >>> import torch, invflow
@@ -214,8 +215,8 @@ class RepeatedReward(Reward):
 
     def __init__(self, reward: Reward, count: int) -> None:
         if reward.num_observations is not None:
-            raise ValueError(f"the reward knows {reward.num_observations} observations: reward.select([0] * {count}) "
-                             "repeats one of them")
+            raise ValueError(f"the reward has {reward.num_observations} observations of its own: use "
+                             f"reward.select([0] * {count}) to repeat one of them")
         if count < 1:
             raise ValueError(f"count={count}: repeat a reward at least once")
         self.reward, self.differentiable = reward, reward.differentiable
@@ -225,11 +226,11 @@ class RepeatedReward(Reward):
         """Score images: ``(B, N, *image_shape)`` to ``(B, N)``.
 
         Raises:
-            ValueError: for another number of observations.
+            ValueError: If the number of observations differs.
         """
         if len(x) != self.num_observations:
             raise ValueError(f"x has shape {tuple(x.shape)}, but the reward is repeated for {self.num_observations} "
-                             "observations, so it takes that many: reward.select(index) takes some of them")
+                             "observations and takes that many: use reward.select(index) for some of them")
         return self.reward(x)
 
     def select(self, index: Index) -> Reward:
@@ -239,7 +240,7 @@ class RepeatedReward(Reward):
         return other
 
     def to(self, *args: Any, **kwargs: Any) -> Reward:
-        """The reward on another device or in another floating-point type; a copy."""
+        """Return a copy on another device or in another floating-point type."""
         other = copy.copy(self)
         other.reward = self.reward.to(*args, **kwargs)
         return other
@@ -249,19 +250,19 @@ class RepeatedReward(Reward):
 
 
 def score(reward: Reward, x: Tensor, chunk_size: int = 1024) -> Tensor:
-    """Rewards of many images without gradients, in pieces: ``(B, N, *image_shape)`` to ``(B, N)``."""
+    """Compute rewards of many images in chunks, without gradients: ``(B, N, *image_shape)`` to ``(B, N)``."""
     step = max(1, chunk_size // len(x))
     with torch.no_grad():
         return torch.cat([reward(part) for part in x.split(step, dim=1)], dim=1)
 
 
 def score_rows(reward: Reward, images: Tensor, owner: Tensor) -> Tensor:
-    """Reward of images that each belong to an observation, so that B times N rows can be cut anywhere.
+    """Compute the reward of images that each belong to an observation, so that B N rows can be split anywhere.
 
     Args:
-        reward: over B observations, or any number.
-        images: ``(n, *image_shape)``.
-        owner: ``(n,)``, the observation of each.
+        reward: A reward over B observations, or any number of them.
+        images: Images ``(n, *image_shape)``.
+        owner: Index of the observation of each image, ``(n,)``.
 
     Returns:
         ``(n,)``.

@@ -1,6 +1,6 @@
-"""Parts of sequential Monte Carlo as pure functions: resampling, effective sample size, tempering, k-hat.
+"""Building blocks of sequential Monte Carlo as pure functions: resampling, effective sample size, tempering, k-hat.
 
-Everything works on B observations with N particles each, ``(B, N)``, and no function loops over B.
+All functions work on B observations with N particles each, ``(B, N)``, and none loops over B.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ __all__ = [
 ]
 
 _BISECTIONS = 60
-_LEAST_TAIL = 5  # a tail with fewer draws says nothing about its index
-_HEAVY_SHARE = 0.1  # of all weight: what fewer draws than that must hold over the others to be called degenerate
+_LEAST_TAIL = 5  # the index of a tail with fewer draws cannot be estimated
+_HEAVY_SHARE = 0.1  # weights are degenerate if so short a tail exceeds the rest by more than this share of all weight
 
 
 # -- resampling: (B, N) weights to (B, n) indices ---------------------------------------------------------
 #
-# In each of them particle i is expected n w_i / sum(w) times, and one of weight zero never appears. The
-# weights are at least 0, not all 0, of any sum. The indices of one observation come in ascending order,
-# but for those of `multinomial` and the drawn part of `residual`.
+# In each method particle i appears n w_i / sum(w) times on average, and a particle of weight zero never. The
+# weights are at least 0, not all 0, and may have any sum. The indices of one observation are in ascending order,
+# except for those of `multinomial` and the drawn part of `residual`.
 
 
 def multinomial(weights: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Independent draws (Gordon, Salmond, Smith 1993): the most variance, and the easiest theory.
+    """Draw independently (Gordon, Salmond, Smith 1993): the highest variance and the simplest theory.
 
     Args:
-        weights: ``(B, N)``, at least 0, of any sum over 0.
-        n: draws for each observation, at least 1.
-        generator: source of randomness.
+        weights: Weights ``(B, N)``, at least 0, with any positive sum.
+        n: Number of draws for each observation, at least 1.
+        generator: Random generator.
 
     Returns:
-        ``(B, n)``, indices into N.
+        Indices into N, ``(B, n)``.
 
     Raises:
-        ValueError: for weights of another shape, negative, not finite or all zero, or ``n`` under 1.
+        ValueError: If the weights have the wrong shape, are negative, not finite or all zero, or if ``n`` is below 1.
     """
     cumulative = _cumulative(weights, n)
     return _invert(cumulative, _uniform((len(weights), n), weights, generator))
 
 
 def stratified(weights: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-    """One uniform number in each of n equal strata (Kitagawa 1996); arguments as :func:`multinomial`."""
+    """Draw one uniform number in each of n equal strata (Kitagawa 1996); arguments as in :func:`multinomial`."""
     cumulative = _cumulative(weights, n)
     return _invert(cumulative, _strata(_uniform((len(weights), n), weights, generator), n))
 
 
 def systematic(weights: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-    """One uniform number shared by all n strata (Kitagawa 1996); arguments as :func:`multinomial`.
+    """Draw one uniform number, shared by all n strata (Kitagawa 1996); arguments as in :func:`multinomial`.
 
     A particle appears n w times, rounded up or down.
 
@@ -72,13 +72,13 @@ def systematic(weights: Tensor, n: int, generator: torch.Generator | None = None
 
 
 def residual(weights: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-    """The whole part of n w copies of each particle, the rest multinomial (Liu and Chen 1998).
+    """Copy each particle floor(n w) times and draw the rest multinomially (Liu and Chen 1998).
 
-    Arguments as :func:`multinomial`.
+    Arguments as in :func:`multinomial`.
     """
     copies, fraction = _whole_copies(_cumulative(weights, n), n)
-    # as many draws as could be needed, whatever the weights: how many random numbers are used never depends
-    # on them, and so an observation's draws do not depend on the others
+    # always draw the largest number that could be needed: the count of random numbers then never depends on
+    # the weights, so that the draws of one observation do not depend on the others
     uniform = _uniform((len(weights), n), weights, generator)
     drawn = _invert(fraction.cumsum(1), uniform)
     place = torch.arange(n, device=weights.device)
@@ -88,27 +88,27 @@ def residual(weights: Tensor, n: int, generator: torch.Generator | None = None) 
 def ssp(weights: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
     """Srinivasan's sampling process (2001), as resampling (Gerber, Chopin, Whiteley 2019).
 
-    Arguments as :func:`multinomial`. A particle appears n w times, rounded up or down, and the numbers of
-    copies are negatively associated, which makes it consistent in any order of the particles; systematic
-    resampling has no such guarantee. It loops over N, for all observations together: slower than the others.
+    Arguments as in :func:`multinomial`. A particle appears n w times, rounded up or down. The numbers of
+    copies are negatively associated, so the method is consistent for any order of the particles; systematic
+    resampling has no such guarantee. It loops over N, for all observations at once, and is slower than the others.
     """
     copies, fraction = _whole_copies(_cumulative(weights, n), n)
     uniform = _uniform(tuple(weights.shape), weights, generator)
     rows = torch.arange(len(weights), device=weights.device)
-    # one particle at a time is open, with a fraction of a copy left to decide; it meets every other once,
-    # and one of the two comes out with no fraction or with a whole copy
+    # one particle at a time is open, with a fraction of a copy still undecided. It is paired with each other
+    # particle once, after which one of the two has no fraction or a whole copy
     owner, open_fraction = torch.zeros_like(rows), fraction[:, 0]
     for k in range(1, weights.shape[1]):
         other, u = fraction[:, k], uniform[:, k]
         total = open_fraction + other
         whole = total >= 1
-        # chances that leave both expectations as they are: to win the whole copy, or else to stay open
+        # probabilities that preserve both expectations: of winning the whole copy, or else of staying open
         win = (1 - other) / (2 - total).clamp(min=1e-300)
         stay = open_fraction / total.clamp(min=1e-300)
         first = u < torch.where(whole, win, stay)
         winner = torch.where(first, owner, k)
         copies[rows, winner] += whole
-        # the winner of a whole copy is decided, else the loser of all fraction is
+        # the particle that wins a whole copy is decided; otherwise the one that loses its whole fraction is
         owner = torch.where(first ^ whole, owner, k)
         open_fraction = torch.where(whole, total - 1, total)
     copies[rows, owner] += open_fraction > 0.5  # 0 or 1 up to rounding, since the copies add up to n
@@ -130,11 +130,11 @@ def _cumulative(weights: Tensor, n: int) -> Tensor:
         raise ValueError(f"weights have shape {tuple(weights.shape)}, expected (B, N): pass weights[None] "
                          "for one observation")
     total = precise(weights).cumsum(1)
-    # a sum that is NaN or infinite compares false too; a GPU is waited for, once a resampling, to be able to say so
+    # this also rejects a sum that is NaN or infinite; the check waits for the GPU once per resampling
     valid = (weights >= 0).all(1) & (total[:, -1] > 0) & (total[:, -1] < torch.inf)
     if not bool(valid.all()):
         b = int((~valid).nonzero()[0])
-        raise ValueError(f"the weights of observation {b} must be at least 0 with a finite sum over 0, but lie "
+        raise ValueError(f"the weights of observation {b} must be at least 0 with a finite, positive sum, but lie "
                          f"between {float(weights[b].min())} and {float(weights[b].max())}: for log weights "
                          "pass log_weights.softmax(1)")
     return total / total[:, -1:]
@@ -152,17 +152,17 @@ def _strata(uniform: Tensor, n: int) -> Tensor:
 
 
 def _invert(cumulative: Tensor, points: Tensor) -> Tensor:
-    """Index of the particle whose step of the cumulative weights holds each point of [0, 1)."""
+    """Index of the particle whose step of the cumulative weights contains each point of [0, 1)."""
     total = cumulative[:, -1:]
     index = torch.searchsorted(cumulative, (points * total).contiguous(), right=True)
-    # a point that rounding put on the total belongs to the last particle that has weight
+    # a point that rounding moved onto the total belongs to the last particle with positive weight
     return index.minimum(torch.searchsorted(cumulative, total.contiguous()))
 
 
 def _whole_copies(cumulative: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Whole part and fraction of n w, ``(B, N)`` each."""
+    """Integer part and fraction of n w, ``(B, N)`` each."""
     expected = n * cumulative.diff(dim=1, prepend=torch.zeros_like(cumulative[:, :1]))
-    # the sums leave 1 as 0.999...: without the margin, equal weights would be drawn at random
+    # rounding turns 1 into 0.999...: without the margin, equal weights would be drawn at random
     copies = (expected + 1e-9).floor()
     return copies.long(), (expected - copies).clamp(min=0)
 
@@ -180,10 +180,10 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     """Effective sample size (sum w)^2 / sum w^2 (Kong, Liu, Wong 1994).
 
     Args:
-        log_weights: ``(B, N)``, of any normalisation; -inf is a weight of zero.
+        log_weights: Log weights ``(B, N)``, not necessarily normalised; -inf is a weight of zero.
 
     Returns:
-        ``(B,)``, in particles, from 1 to N; 0 where all weights are zero.
+        ``(B,)``, in particles, from 1 to N; 0 if all weights are zero.
 
     Example:
         >>> import torch
@@ -200,11 +200,11 @@ def conditional_ess(log_weights: Tensor, log_increments: Tensor) -> Tensor:
     """Conditional effective sample size N (sum W w)^2 / sum W w^2 (Zhou, Johansen, Aston 2016).
 
     It measures the quality of the increments w alone, as if the particles with weights W were a perfect
-    sample of where they stand; with equal W it is the effective sample size.
+    sample of the current distribution. With equal W it equals the effective sample size.
 
     Args:
-        log_weights: ``(B, N)``, log W, of any normalisation.
-        log_increments: ``(B, N)``, log w.
+        log_weights: Log W, ``(B, N)``, not necessarily normalised.
+        log_increments: Log w, ``(B, N)``.
 
     Returns:
         ``(B,)``, in particles, from 0 to N.
@@ -216,14 +216,14 @@ def conditional_ess(log_weights: Tensor, log_increments: Tensor) -> Tensor:
 
 
 def log_mean_weight(log_weights: Tensor, log_increments: Tensor) -> Tensor:
-    """Log of the mean increment, log sum W w / sum W: what one step adds to the log evidence.
+    """Log of the mean increment, log sum W w / sum W: the contribution of one step to the log evidence.
 
-    Over the steps of an annealed run these sum up to the log of an estimate of the evidence that is unbiased
+    Summed over the steps of an annealed run, it is the log of an estimate of the evidence. That estimate is unbiased
     for a schedule fixed beforehand (Del Moral 2004, "Feynman-Kac Formulae", section 7.4).
 
     Args:
-        log_weights: ``(B, N)``, log W before the step, of any normalisation.
-        log_increments: ``(B, N)``, log w.
+        log_weights: Log W before the step, ``(B, N)``, not necessarily normalised.
+        log_increments: Log w, ``(B, N)``.
 
     Returns:
         ``(B,)``.
@@ -232,7 +232,7 @@ def log_mean_weight(log_weights: Tensor, log_increments: Tensor) -> Tensor:
 
 
 def count_distinct(labels: Tensor) -> Tensor:
-    """Number of different values in each row: ``(B, N)``, such as ancestors, to ``(B,)``."""
+    """Number of distinct values (such as ancestors) in each row: ``(B, N)`` to ``(B,)``."""
     return 1 + (labels.sort(1).values.diff(dim=1) != 0).sum(1)
 
 
@@ -265,26 +265,26 @@ def effective_ancestors(ancestors: Tensor, log_weights: Tensor) -> Tensor:
 
 
 def scale_log(scale: Tensor, log_ratio: Tensor) -> Tensor:
-    """``scale * log_ratio`` with the convention 0 (-inf) = 0: to the power zero every weight is one."""
+    """``scale * log_ratio`` with the convention 0 (-inf) = 0: any weight to the power zero is one."""
     return torch.where(scale == 0, 0.0, scale * log_ratio)
 
 
 def next_temperature(log_ratio: Tensor, temperature: Tensor, threshold: float,
                      log_weights: Tensor | None = None) -> Tensor:
-    """Largest temperature whose step keeps the conditional effective sample size, by bisection.
+    """Find the largest temperature whose step keeps the conditional effective sample size, by bisection.
 
-    The step from temperature a to b has the increments (b - a) log_ratio; their conditional effective sample
-    size falls as b grows. Particles with a log ratio of -inf are lost by any step, however small, and do not
-    count in the share to be kept.
+    The step from temperature a to b has the increments (b - a) log_ratio. Their conditional effective sample
+    size falls as b grows. Particles with a log ratio of -inf are lost in any step, however small, and are not
+    counted in the share to be kept.
 
     Args:
-        log_ratio: ``(B, N)``, log of the final density over the first, at the particles.
-        temperature: ``(B,)``, where they stand, in [0, 1].
-        threshold: share of N to be kept, in (0, 1).
-        log_weights: ``(B, N)``, of the particles; None: equal.
+        log_ratio: Log of the ratio of final to initial density at the particles, ``(B, N)``.
+        temperature: Current temperature, ``(B,)``, in [0, 1].
+        threshold: Share of N to be kept, in (0, 1).
+        log_weights: Log weights of the particles, ``(B, N)``; None for equal weights.
 
     Returns:
-        ``(B,)``, in (temperature, 1]; 1 where a single step will do.
+        ``(B,)``, in (temperature, 1]; 1 where a single step is enough.
     """
     log_ratio, temperature = precise(log_ratio), precise(temperature)
     log_weights = torch.zeros_like(log_ratio) if log_weights is None else precise(log_weights)
@@ -301,7 +301,7 @@ def next_temperature(log_ratio: Tensor, temperature: Tensor, threshold: float,
         middle = 0.5 * (low + high)
         enough = keeps(middle)
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
-    # never none at all: a step too small to be seen would be repeated for ever
+    # always a step: one that rounds to zero would be repeated forever
     moved = (temperature + low).maximum(torch.nextafter(temperature, torch.ones_like(temperature)))
     return torch.where(arrives, 1.0, moved.clamp(max=1.0))
 
@@ -318,12 +318,13 @@ def pareto_k_hat(log_weights: Tensor) -> Tensor:
     moments: under 0.5 their variance is finite, over 1 their mean is not; see :func:`reliable_k_hat`.
 
     Args:
-        log_weights: ``(B, N)``, of any normalisation; -inf is a weight of zero.
+        log_weights: Log weights ``(B, N)``, not necessarily normalised; -inf is a weight of zero.
 
     Returns:
-        ``(B,)``. NaN where N is under 25, too few for a tail; 0 where the largest weights are all equal. Where fewer
-        than five of them exceed the next there is no tail to fit: inf if what they exceed it by is over a tenth of all
-        weight, as when one particle holds it all, else 0, as for a bounded reward that most particles reach.
+        ``(B,)``. NaN if N is below 25, which is too few for a tail; 0 if the largest weights are all equal. If fewer
+        than five of them exceed the next largest, there is no tail to fit. The result is then inf if their excess is
+        over a tenth of all weight, as when one particle holds all of it, and otherwise 0, as for a bounded reward whose
+        maximum most particles reach.
     """
     log_weights = precise(log_weights)
     count = log_weights.shape[1]
@@ -347,13 +348,13 @@ def _zhang_stephens(excess: Tensor, count: Tensor) -> Tensor:
     """Shape of a generalised Pareto distribution: the mean of a quasi-posterior on a grid.
 
     Args:
-        excess: ``(B, M)``, ascending, at least 0, at most 1; zeros are no observations.
-        count: ``(B,)``, how many are over 0.
+        excess: Excesses ``(B, M)``, ascending, at least 0, at most 1; zeros do not count as observations.
+        count: Number of positive excesses, ``(B,)``.
     """
     rows, size = torch.arange(len(excess), device=excess.device), count.to(excess)
     grid = 30 + int(math.sqrt(excess.shape[1]))
     quartile = excess.shape[1] - count + (count / 4 + 0.5).long().clamp(min=1) - 1
-    # far under the rounding of any weight, and its inverse is still finite
+    # far below the rounding error of any weight, but its inverse is still finite
     scale = excess[rows, quartile].clamp(min=1e-290)
     step = 1 - (grid / (torch.arange(1, grid + 1, device=excess.device) - 0.5)).sqrt()
     theta = 1 / excess[:, -1:].clamp(min=1e-290) + step.to(excess) / (3 * scale[:, None])  # (B, grid)
@@ -366,8 +367,8 @@ def _zhang_stephens(excess: Tensor, count: Tensor) -> Tensor:
 
 
 def reliable_k_hat(count: int) -> float:
-    """The k-hat up to which ``count`` weighted draws are reliable: min(1 - 1 / log10(count), 0.7).
+    """Highest k-hat at which ``count`` weighted draws are reliable: min(1 - 1 / log10(count), 0.7).
 
-    Vehtari, Simpson, Gelman, Yao, Gabry (2024); at most 0.7, which takes about 2,200 draws.
+    Vehtari, Simpson, Gelman, Yao, Gabry (2024); at most 0.7, which requires about 2,200 draws.
     """
     return min(1 - 1 / math.log10(count), 0.7) if count > 10 else 0.0

@@ -35,12 +35,12 @@ S = TypeVar("S", bound="Solver")
 
 
 class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sample
-    """Turns a reward into samples of p(x) e^{r(x)}, p being the law of the solver's own base sampler.
+    """Base class of solvers: turns a reward into samples of p(x) e^{r(x)}, where p is the law of its base sampler.
 
     A solver is built with its prior and its settings; :meth:`sample` takes only what changes from call to call. A
-    subclass writes :meth:`_sample` and keeps what it is built with under the names of its parameters, so that
-    :meth:`settings` finds it; :meth:`sample` checks what it is given, takes the time, counts the calls, and says in the
-    posterior what made it.
+    subclass writes :meth:`_sample` and stores each parameter of ``__init__`` as an attribute of the same name, so that
+    :meth:`settings` finds it. :meth:`sample` checks its arguments, measures the time, counts the network calls, and
+    records all of this in the posterior.
 
     Example:
         >>> import torch, invflow
@@ -65,7 +65,7 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
 
     #: names of attributes that follow from the others, such as caches: :meth:`fingerprint` leaves them out
     _derived: frozenset[str] = frozenset()
-    #: whether measurements without noise (sigma 0), which have no density, are taken
+    #: whether the solver accepts measurements without noise (sigma 0), which have no density
     takes_no_noise = False
 
     @explained(like="posterior = solver.sample(likelihood, 64, generator=generator)")
@@ -74,31 +74,31 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
         """Draw posterior samples.
 
         Args:
-            reward: over B observations, such as a :class:`~invflow.GaussianLikelihood`.
-            num_samples: N, samples for each observation.
-            generator: source of all random numbers of this call; an int is a seed.
-            progress: show a progress bar.
+            reward: A reward over B observations, such as a :class:`~invflow.GaussianLikelihood`.
+            num_samples: N, the number of samples for each observation.
+            generator: Generator for all random numbers of this call; an int is a seed.
+            progress: Whether to show a progress bar.
 
         Returns:
-            A :class:`~invflow.Posterior` with samples ``(B, N, *image_shape)``, with the network calls that they cost,
-            the seconds, and in ``settings`` those of the solver, with the identity of prior, adapter and operator.
+            A :class:`~invflow.Posterior` with samples ``(B, N, *image_shape)``, their cost in network calls, the time
+            in seconds, and ``settings``: the solver's settings and the identity of prior, adapter and operator.
 
         Raises:
-            TypeError: for what is no reward, such as a measurement, an image or a problem; for a number of samples that
-                is no whole number.
-            ValueError: for under one sample.
+            TypeError: If ``reward`` is not a reward (but a measurement, an image or a problem), or if the number of
+                samples is not an integer.
+            ValueError: If the number of samples is below one.
 
         Warns:
-            UserWarning: where the mean of the samples misses a measurement with Gaussian noise by over 3 times that
-                noise, or comes within 0.3 times it, as right samples of a right model hardly ever do.
+            UserWarning: If the noise is Gaussian and the residual of the mean of the samples is over 3 times the noise
+                or below 0.3 times the noise. This is very rare for correct samples of a correct model.
         """
         name = type(self).__name__
         if not isinstance(reward, Reward):
             raise TypeError(_no_reward(name, reward))
         level: Any = getattr(reward, "sigma", None) if getattr(reward, "noiseless", False) else None
         if not self.takes_no_noise and level is not None and not bool((level > 0).all()):
-            raise ValueError(f"{name} needs the density of the measurement, and without noise (sigma 0) there is none: "
-                             "pass the level of what noise there is, such as sigma=0.0011 for values rounded to 8 "
+            raise ValueError(f"{name} needs the density of the measurement, which does not exist without noise "
+                             "(sigma 0): pass the noise level, such as sigma=0.0011 for values rounded to 8 "
                              "bits, or use the VFM")
         count, generator = checked_count(num_samples), as_generator(generator)
         start = time.perf_counter()
@@ -108,33 +108,33 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
             raise TypeError(f"{name}._sample returned a {type(posterior).__name__}: return a Posterior")
         posterior.nfe = cost(posterior.nfe, posterior.samples.shape[0] * count)
         posterior.seconds = time.perf_counter() - start
-        with trusting(once=True):  # to read all weights at each call would cost half of a small sample
+        with trusting(once=True):  # reading all weights at each call would take half the time of a small sample
             posterior.settings = {**self.settings(), **posterior.settings, "identity": self._identity(reward)}
         if isinstance(reward, GaussianLikelihood):
             _warn_of_misfit(name, posterior, reward)
         return posterior
 
     def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
-        """Draw; what a subclass writes.
+        """Draw samples; a subclass implements this method.
 
         Args:
-            reward: over B observations.
+            reward: A reward over B observations.
             n: N, at least 1.
-            generator: source of all random numbers.
-            progress: show a progress bar.
+            generator: Generator for all random numbers.
+            progress: Whether to show a progress bar.
 
         Returns:
-            Samples ``(B, N, *image_shape)``, with weights, evidence and diagnostics where there are any.
+            Samples ``(B, N, *image_shape)``, with weights, evidence and diagnostics if the solver computes them.
         """
-        raise TypeError(f"{type(self).__name__} cannot draw: a solver writes _sample(reward, n, generator, progress), "
-                        "which returns a Posterior")
+        raise TypeError(f"{type(self).__name__} cannot draw: a solver must define _sample(reward, n, generator, "
+                        "progress), which returns a Posterior")
 
     def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
-        """Draw from the law that the solver tilts, its own base sampler.
+        """Draw from the solver's base sampler, the law that it tilts.
 
         Args:
-            n: number of samples.
-            generator: source of randomness.
+            n: Number of samples.
+            generator: Random generator, or a seed.
 
         Returns:
             ``(n, *image_shape)``.
@@ -144,8 +144,8 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
     # -- what a solver is --------------------------------------------------------------------------------------------
 
     def settings(self) -> dict[str, Any]:
-        """Settings as JSON holds them, kept with each posterior: the parameters of ``__init__`` that are kept as
-        attributes of the same name, but for flow maps, which ``settings["identity"]`` of a posterior tells apart."""
+        """Settings as JSON values, stored with each posterior: the parameters of ``__init__`` that are attributes of
+        the same name. Flow maps are left out; ``settings["identity"]`` of a posterior identifies them."""
         found = {"solver": type(self).__name__}
         for name in _parameters(type(self)):
             value = getattr(self, name, _ABSENT)
@@ -154,13 +154,13 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
         return found
 
     def fingerprint(self) -> str:
-        """Digest of what decides the samples beside the reward: class, settings, prior, adapter, every tensor held.
+        """Digest of all that determines the samples except the reward: class, settings, prior, adapter, tensors.
 
-        The same in every process; 32 hexadecimal digits. A solver whose content cannot be read, since it holds an open
-        file, say, writes its own.
+        It has 32 hexadecimal digits and is the same in every process. A solver with content that cannot be read, such
+        as an open file, must define its own.
 
         Raises:
-            TypeError: where something that the solver holds cannot be identified, with its name.
+            TypeError: If an attribute of the solver cannot be identified; the message names it.
 
         Example:
             >>> import torch, invflow
@@ -173,11 +173,11 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
 
     @contextmanager
     def counting(self) -> Iterator[Callable[[NFE, int], NFE]]:
-        """Count the calls of the networks that the solver holds, as long as the block lasts.
+        """Count the calls of the solver's networks inside the ``with`` block.
 
         Yields:
-            A function of the cost that is stated and of the number of samples, which gives what was counted for each
-            of them, or what is stated where that is more: of networks that count nothing.
+            A function of the stated cost and the number of samples. It returns the counted cost per sample, or the
+            stated cost where that is higher, for networks that do not count.
         """
         with ExitStack() as scopes:
             calls = [scopes.enter_context(network.count()) for network in self._networks()]
@@ -185,7 +185,7 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
                                            max(stated.backward, sum(c.backward for c in calls) / rows))
 
     def to(self: S, device: torch.device | str) -> S:
-        """Move networks and tensors to a device, in place; returns the solver."""
+        """Move networks and tensors to a device, in place, and return the solver."""
         place = torch.device(device)
         for name, value in vars(self).items():
             if isinstance(value, (nn.Module, Tensor, Solver, Reward)):
@@ -195,16 +195,16 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
         return self
 
     def resized(self: S, image_shape: Sequence[int]) -> S:
-        """The same solver for images of another size, where its networks take any: a copy that shares their weights.
+        """Return the same solver for images of another size: a copy that shares the weights of the networks.
 
         Args:
-            image_shape: ``(C, H, W)``.
+            image_shape: Shape of the images, ``(C, H, W)``.
 
         Returns:
-            A copy; the solver itself for the size that it has.
+            A copy, or the solver itself if it already has this size.
 
         Raises:
-            ValueError: for a shape that its networks do not take.
+            ValueError: If its networks do not accept this shape.
         """
         shape = tuple(image_shape)
         swaps: dict[int, object] = {}
@@ -221,7 +221,7 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
         return _swapped(self, swaps) if swaps else self
 
     def _networks(self) -> list[Countable]:
-        """The networks whose calls are the cost of a sample: those that the solver holds, or a solver that it holds."""
+        """The networks whose calls are the cost of a sample: those of this solver and of any solver inside it."""
         found: dict[int, Countable] = {}
         for value in vars(self).values():
             if isinstance(value, Countable):
@@ -231,7 +231,7 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
         return list(found.values())
 
     def _identity(self, reward: Reward) -> dict[str, str | None]:
-        """Digests of prior, adapter and operator, where there are any; null for one that cannot be identified."""
+        """Digests of prior, adapter and operator, where present; null for one that cannot be identified."""
         parts = {"prior": getattr(self, "prior", None),
                  "adapter": next((part for name in ("adapter", "proposal")
                                   if isinstance(part := getattr(self, name, None), nn.Module)), None),
@@ -240,7 +240,7 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
         return {name: quick_identity(part) for name, part in held.items()}
 
     def __repr__(self) -> str:
-        """The class with its prior, and the settings that are not the defaults."""
+        """The class with its prior and all settings that differ from the defaults."""
         prior = getattr(self, "prior", None)
         with trusting():
             settings = self.settings()
@@ -262,16 +262,16 @@ _ABSENT = object()
 
 @functools.cache
 def _parameters(kind: type[Solver]) -> Mapping[str, inspect.Parameter]:
-    """What ``__init__`` takes beside ``self``, by name."""
+    """The parameters of ``__init__`` except ``self``, by name."""
     named = inspect.signature(kind.__init__).parameters.values()
     return {p.name: p for p in list(named)[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
 @torch.no_grad()
 def _warn_of_misfit(solver: str, posterior: Posterior, likelihood: GaussianLikelihood) -> None:
-    """Warn where the posterior mean misses its measurement, or meets the measurement's noise as well."""
+    """Warn if the posterior mean does not fit its measurement, or if it fits the noise too."""
     found = posterior.diagnostics
-    if found.get("point_estimate", False):  # which is no mean of a posterior
+    if found.get("point_estimate", False):  # a point estimate is not a posterior mean
         return
     place = posterior.samples.device
     likelihood = likelihood if likelihood.y.device == place else likelihood.to(place)
@@ -282,7 +282,7 @@ def _warn_of_misfit(solver: str, posterior: Posterior, likelihood: GaussianLikel
         return sum(torch.einsum("bn,bn...->b...", weights, function(x)) for x, weights in parts)  # type: ignore[return-value]
 
     of_mean = found.get("residual_of_mean")
-    if of_mean is None:  # of an operator that is not linear the mean of what samples measure, not what their mean does
+    if of_mean is None:  # a nonlinear operator: average the samples' measurements rather than measure their mean
         of_mean = (likelihood.residual(posterior.mean()[:, None]) if likelihood.operator.linear else
                    likelihood.misfit(averaged(likelihood.predict)[:, None]))[:, 0].sqrt()
     for words in complaints(of_mean, lambda: averaged(likelihood.residual), likelihood.count_observed(),
@@ -291,7 +291,7 @@ def _warn_of_misfit(solver: str, posterior: Posterior, likelihood: GaussianLikel
 
 
 def checked_count(num_samples: int) -> int:
-    """A number of samples, once it is one."""
+    """Check a number of samples and return it."""
     if isinstance(num_samples, bool) or not hasattr(num_samples, "__index__"):
         raise TypeError(f"num_samples is {num_samples!r}: ask for a whole number of samples, at least 1")
     if num_samples < 1:
@@ -300,35 +300,35 @@ def checked_count(num_samples: int) -> int:
 
 
 def _no_reward(solver: str, given: object) -> str:
-    """What is said of something that is no reward."""
+    """The error message for something that is not a reward."""
     if isinstance(given, Tensor):
-        given_as, instead = f"a tensor of shape {tuple(given.shape)}", ("a measurement y goes in with its operator, "
+        given_as, instead = f"a tensor of shape {tuple(given.shape)}", ("pass a measurement y with its operator, "
                             "invflow.GaussianLikelihood(operator, y, sigma)")
-    elif hasattr(given, "simulate"):  # a problem, which stands to the right of this module
-        given_as, instead = f"{given!r}", "it gives one with truth, likelihood = problem.simulate(4)"
+    elif hasattr(given, "simulate"):  # a problem, whose class this module may not import
+        given_as, instead = f"{given!r}", "get a likelihood by truth, likelihood = problem.simulate(4)"
     elif isinstance(given, tuple) and any(isinstance(part, Reward) for part in given):
-        given_as, instead = "a tuple", "take the reward out of it, as in truth, likelihood = problem.simulate(4)"
+        given_as, instead = "a tuple", "unpack it and pass the reward, as in truth, likelihood = problem.simulate(4)"
     elif callable(given):
-        given_as, instead = f"a {type(given).__name__}", "a function of images goes in as invflow.FunctionReward(fn)"
+        given_as, instead = f"a {type(given).__name__}", "pass a function of images as invflow.FunctionReward(fn)"
     else:
-        given_as, instead = f"a {type(given).__name__}", ("an image or a measurement goes in as a tensor with its "
+        given_as, instead = f"a {type(given).__name__}", ("pass an image or a measurement as a tensor with its "
                             "operator, invflow.GaussianLikelihood(operator, y, sigma)")
     return f"{solver}.sample takes a Reward, such as a likelihood, not {given_as}: {instead}"
 
 
 def _has_plain_repr(value: object) -> bool:
-    """Whether an object's text is its address, which no two runs share."""
+    """Whether an object's repr is the default one, with an address that differs from run to run."""
     own: Any = type(value).__repr__
     return own is object.__repr__
 
 
 def plain(value: Any) -> Any:
-    """A setting as JSON holds it: functions by their names, networks and tensors by what they are and a digest."""
+    """A setting as a JSON value: functions by name, networks and tensors by class and digest."""
     if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, Solver):
         return value.settings()
-    if isinstance(value, functools.partial):  # whose repr holds an address, which no two runs share
+    if isinstance(value, functools.partial):  # its repr contains an address, which differs from run to run
         fixed = [*map(str, value.args), *(f"{key}={setting}" for key, setting in value.keywords.items())]
         return f"{plain(value.func)}({', '.join(fixed)})"
     if isinstance(value, Mapping):
@@ -343,7 +343,7 @@ def plain(value: Any) -> Any:
 
 
 def _swapped(value: Any, swaps: Mapping[int, object]) -> Any:
-    """A copy of a solver, or of what it holds, with some objects in the place of others; itself where none occurs."""
+    """A copy of a solver, or of one of its parts, with some objects replaced; the original if none of them occurs."""
     if id(value) in swaps:
         return swaps[id(value)]
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):

@@ -260,13 +260,13 @@ def test_damaged_and_foreign_files_are_refused(weighted: Posterior, tmp_path) ->
     whole = path.read_bytes()
     for part in (whole[:-100], whole[:50], b"", b"not a tensor"):
         path.write_bytes(part)
-        with pytest.raises(ValueError, match=r"truncated or no safetensors"):
+        with pytest.raises(ValueError, match=r"truncated or not a safetensors"):
             Posterior.load(path)
     path.write_bytes(pickle.dumps({"samples": [1.0]}))
-    with pytest.raises(ValueError, match="no safetensors"):
+    with pytest.raises(ValueError, match="not a safetensors file"):
         Posterior.load(path)
     save_file({"weight": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="holds no posterior"):
+    with pytest.raises(ValueError, match="does not hold a posterior"):
         Posterior.load(path)
     other = {"invflow": json.dumps({"format": "invflow.posterior/99"})}
     save_file({"samples": torch.zeros(1, 1, 2)}, path, other)

@@ -112,10 +112,10 @@ def test_measured_data_in_a_comparison() -> None:
 
 
 @pytest.mark.parametrize(("options", "error", "words"), [
-    ({"sigma": 0.1, "likelihood": Laplace}, ValueError, "both say what the noise is"),
+    ({"sigma": 0.1, "likelihood": Laplace}, ValueError, "both define the noise"),
     ({"likelihood": 3.0}, TypeError, "a function"),
     ({"likelihood": invflow.GaussianLikelihood(Denoising(SHAPE), torch.zeros(1, 2), sigma=1.0)}, ValueError,
-     "brings its operator"),
+     "has its own operator"),
     ({}, ValueError, "or a likelihood"),
 ])
 def test_refusals(options: dict[str, Any], error: type[Exception], words: str) -> None:

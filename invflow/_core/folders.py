@@ -184,7 +184,7 @@ def _read_tensors(folder: Path, module: nn.Module) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no {WEIGHTS}: pickled weights are never loaded") from error
     except Exception as error:  # safetensors has errors of its own, and KeyErrors for types that torch lacks
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
     own = module.state_dict()
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     shapes = [

@@ -114,7 +114,7 @@ def _read_safetensors(path: Path, tensors: bool) -> tuple[str, dict[str, Tensor]
             held = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118 - not a dict
             return (file.metadata() or {}).get("invflow", "{}"), held
     except Exception as error:  # safetensors has errors of its own, and KeyErrors for types that torch lacks
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
 
 
 # -- posteriors --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""``invflow app``: paint a hole into a picture in a browser, and look at what could be there."""
+"""``invflow app``: mask a part of a picture in the browser and see possible completions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def app(
-    host: Annotated[str, typer.Option(help="Address to listen on; this one is reached from this machine alone.")]
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is only reachable from this machine.")]
     = "127.0.0.1",
     port: Annotated[int | None, typer.Option(
         min=1, max=65535, help="Port to listen on [default: the first free one from 7860].")] = None,
@@ -26,5 +26,5 @@ def app(
     from invflow.app.server import serve
 
     if host not in _LOOPBACK:
-        say(f"everybody who reaches {host} can use the app, and this machine's processors with it")
+        say(f"anyone who can reach {host} can use the app and this machine's processors")
     serve(host, port, typer.echo)

@@ -1,4 +1,4 @@
-"""``invflow calibrate``: a certificate from the command line."""
+"""``invflow calibrate``: compute a certificate from the command line."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ __all__ = ["calibrate"]
 
 
 def calibrate(
-    problem: Annotated[str, typer.Argument(help="A problem, such as mnist/denoising.")],
-    solver: Annotated[str, typer.Option(help="See invflow list solvers.")] = "vfm",
-    simulations: Annotated[int, typer.Option(min=2, help="Truths with their measurements.")] = 200,
-    samples: Annotated[int, typer.Option(min=3, help="Samples that each truth is ranked among.")] = 99,
+    problem: Annotated[str, typer.Argument(help="Name of a problem, such as mnist/denoising.")],
+    solver: Annotated[str, typer.Option(help="Name of a solver, see invflow list solvers.")] = "vfm",
+    simulations: Annotated[int, typer.Option(min=2, help="Number of simulated truths and measurements.")] = 200,
+    samples: Annotated[int, typer.Option(min=3, help="Samples among which each truth is ranked.")] = 99,
     particles: Annotated[int | None, typer.Option(
-        min=3, help="Particles of which these samples are resampled [default: ten times as many for solvers with "
+        min=3, help="Particles from which the samples are resampled [default: ten times as many for solvers with "
                     "weights].")] = None,
     source: Annotated[str, typer.Option(
-        help="Where truths come from: prior (tests the solver) or data (the prior's misfit too).")] = "prior",
-    split: Annotated[str, typer.Option(help="Of the images, with --source data: test or validation.")] = "test",
+        help="Source of the truths: prior (tests the solver) or data (tests the prior too).")] = "prior",
+    split: Annotated[str, typer.Option(help="With --source data: split of the images, test or validation.")] = "test",
     setting: Annotated[list[str] | None, typer.Option(
-        "--set", metavar="NAME=VALUE", help="A setting of the solver; may be repeated.")] = None,
+        "--set", metavar="NAME=VALUE", help="Setting of the solver; may be repeated.")] = None,
     prior: Annotated[str | None, typer.Option(help=PRIOR_HELP)] = None,
-    chunk_size: Annotated[int | None, typer.Option(min=1, help="Measurements that the solver gets at a time.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of all random numbers.")] = 0,
-    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
+    chunk_size: Annotated[int | None, typer.Option(min=1, help="Measurements per call of the solver.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Random seed.")] = 0,
+    device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps.")] = "cpu",
     output: Annotated[Path, typer.Option(
-        help="Folder for the results; one that was stopped goes on from there.")] = Path("invflow-calibration"),
+        help="Folder for the results; an interrupted run resumes from it.")] = Path("invflow-calibration"),
 ) -> None:
-    """Find out by simulation whether a solver's posteriors are calibrated.
+    """Test by simulation whether a solver's posteriors are calibrated.
 
     Writes certificate.json and simulations.safetensors (read them with
-    invflow.Certificate.load), certificate.md and figure.png. The same command goes on after Ctrl-C.
+    invflow.Certificate.load), certificate.md and figure.png. After Ctrl-C, the same command resumes the run.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""``invflow compare``: solvers against each other on problems."""
+"""``invflow compare``: compare solvers on problems."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ def compare(
     problems: Annotated[list[str] | None, typer.Argument(
         help="Problems, such as mnist/box-inpainting gaussian/linear.")] = None,
     suite: Annotated[str | None, typer.Option(
-        help="Problems with exact answers, solvers and numbers under one name: quick, ten minutes, or full, a "
+        help="Fixed set of problems with exact answers, solvers and sizes: quick, ten minutes, or full, a "
         "night.")] = None,
     solver: Annotated[list[str] | None, typer.Option(
-        "--solver", help="A solver, such as vfm, vfm:steps=4, label=vfm:steps=4, or one of your own, "
-                         "label=package.module:Class; repeat it for several.")] = None,
+        "--solver", help="A solver, such as vfm, vfm:steps=4, label=vfm:steps=4, or your own as "
+                         "label=package.module:Class; may be repeated.")] = None,
     prior: Annotated[str | None, typer.Option(help=PRIOR_HELP)] = None,
     observations: Annotated[int | None, typer.Option(
         min=1, help="Observations of each problem [default: 32, or the suite's].")] = None,
     samples: Annotated[int | None, typer.Option(
         min=1, help="Posterior samples for each observation [default: 64, or the suite's].")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of all random numbers.")] = 0,
-    split: Annotated[str, typer.Option(help="Images: test, or validation for choosing settings.")] = "test",
-    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Random seed.")] = 0,
+    split: Annotated[str, typer.Option(help="Image split: test, or validation for choosing settings.")] = "test",
+    device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps.")] = "cpu",
     timeout: Annotated[float | None, typer.Option(
-        help="Seconds for each part, eight observations [default: no limit].")] = None,
+        help="Time limit for each part (eight observations), in seconds [default: no limit].")] = None,
     shard: Annotated[str | None, typer.Option(
-        help="Compute a share of the parts alone, such as 1/4: for the jobs of a cluster, in one folder.")] = None,
+        help="Compute only a share of the parts, such as 1/4: for cluster jobs that use the same folder.")] = None,
     output: Annotated[Path, typer.Option(
-        help="Folder for the results; one that was started is gone on with.")] = Path("invflow-comparison"),
+        help="Folder for the results; an interrupted run resumes from it.")] = Path("invflow-comparison"),
 ) -> None:
-    """Compare solvers on the same observations: quality, honesty and cost, with standard errors.
+    """Compare solvers on the same observations: quality, calibration and cost, with standard errors.
 
-    Writes report.html, one page with everything, and table.csv, table.md, observations.csv, comparison.json and
+    Writes report.html, a page with all results, and table.csv, table.md, observations.csv, comparison.json and
     pareto.png. The same command resumes a killed run; on two processes:
     torchrun --nproc_per_node 2 -m invflow compare ...
 
-    With --suite the problems are those of the suite, and so are the solvers; --solver adds others. With --shard k/n
+    With --suite, problems and solvers come from the suite; --solver adds others. With --shard k/n
     each call computes its share, and the last one, or a call without --shard, writes the tables.
 
     The exit status is 1 if every solver failed.
@@ -61,7 +61,7 @@ def compare(
 
     chosen = None if suite is None else find_suite(suite)
     if chosen is not None and problems:
-        raise ValueError(f"--suite {suite} brings its problems: leave out {' '.join(problems)}, or leave out --suite")
+        raise ValueError(f"--suite {suite} has its own problems: omit {' '.join(problems)}, or omit --suite")
     if chosen is None and not problems:
         raise ValueError("pass at least one problem, such as gaussian/linear, or --suite quick; invflow list problems "
                          "shows the names")
@@ -76,14 +76,14 @@ def compare(
     for text in solver:
         label, source = parse_solver(text)
         if label in sources:
-            raise ValueError(f"two solvers are called {label!r}: name one of them, as in --solver other={text}")
+            raise ValueError(f"two solvers are called {label!r}: rename one of them, as in --solver other={text}")
         sources[label] = source if chosen is None else chosen.solver(label, source)
     place = check_device(device)
     posed = [find_problem(name) for name in problems]
     posed = posed if prior is None else [problem.with_prior(prior) for problem in posed]
     share = None if shard is None else _parse_shard(shard)
     with warnings.catch_warnings():
-        if chosen is not None:  # what a solver warns of is in the table, and would drown it
+        if chosen is not None:  # the table lists the warnings of solvers; printed here, they would hide it
             warnings.simplefilter("ignore", UserWarning)
         comparison = invflow.compare(posed, sources, num_observations=observations, num_samples=samples, seed=seed,
                                      output=output, split=split, progress=True, timeout=timeout, shard=share,
@@ -91,9 +91,9 @@ def compare(
                                      device=place if place.type != "cpu" else None)
     waiting = comparison.waiting()
     if waiting:
-        typer.echo(f"the share {shard} is done; {waiting} parts of other shares are not there yet")
+        typer.echo(f"share {shard} is done; {waiting} parts of other shares are still missing")
         return
-    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
+    if os.environ.get("RANK", "0") == "0":  # only one of several processes prints
         words = ["invflow", "compare", *problems, *(word for text in solver for word in ("--solver", text)),
                  "--observations", observations, "--samples", samples, "--seed", seed, "--split", split,
                  *(() if prior is None else ("--prior", prior)), "--device", device, "--output", output]
@@ -112,19 +112,19 @@ def _parse_shard(text: str) -> tuple[int, int]:
 
 
 def parse_solver(text: str) -> tuple[str, Any]:
-    """A solver as it is typed: ``[label=]name[:setting=value,...]``; the name may be ``package.module:Name``.
+    """Parse a solver as typed: ``[label=]name[:setting=value,...]``; the name may be ``package.module:Name``.
 
     Returns:
-        The label, and a function of a problem that builds the solver.
+        The label, and a function that builds the solver from a problem.
 
     Raises:
-        ValueError: for an unknown name, or a setting without a value.
+        ValueError: If the name is unknown, or if a setting has no value.
     """
     from invflow.cli.options import parse_settings
     from invflow.registry import find_solver, list_solvers, solver_by_name
 
     label, equals, rest = text.partition("=")
-    if not equals or ":" in label:  # a setting's
+    if not equals or ":" in label:  # the equals sign belongs to a setting
         label, rest = "", text
     name, _, tail = rest.partition(":")
     reference = re.match(r"[\w.]+:[A-Za-z_][\w.]*(?=:|$)", rest)

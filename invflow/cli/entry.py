@@ -1,4 +1,4 @@
-"""The command line: all commands, and ``invflow train`` and ``invflow bench``; the others have files of their own."""
+"""The command line: registers all commands and defines ``invflow train`` and ``invflow bench``."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ __all__ = ["app", "main"]
 
 
 class _Commands(TyperGroup):
-    """The commands; one that is misspelt, or goes by another word, is named with those that there are."""
+    """Group of commands; for a misspelt command or a synonym, the error suggests the right one and lists all."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that the first word names."""
+        """Return the command named by the first word."""
         word = args[0] if args else ""
         if word and not word.startswith("-") and self.get_command(ctx, word) is None:
             near = "restore" if Path(word).suffix or word in _RESTORES else next(iter(
@@ -38,12 +38,12 @@ class _Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-#: what people call it that restore does
+#: other words that users try for restore
 _RESTORES = ("denoise", "deblur", "inpaint", "upscale", "enlarge", "superresolution", "sr", "sharpen", "fix", "repair")
 
 app = typer.Typer(
     name="invflow", cls=_Commands, help="Posterior sampling for imaging inverse problems with flow-map priors.",
-    epilog="To begin: invflow solve mnist/box-inpainting; for photographs invflow examples, then what it prints.",
+    epilog="To begin: invflow solve mnist/box-inpainting. For photographs: invflow examples, then a command it prints.",
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )
 
@@ -62,40 +62,40 @@ def options(version: Annotated[bool, typer.Option(
     """Posterior sampling for imaging inverse problems with flow-map priors."""
 
 
-app.command(short_help="Draw posterior samples, of a problem or of your own image.")(user_errors(solve))
-app.command(short_help="Restore a picture, or a folder of them.")(user_errors(restore))
-app.command(short_help="Compare solvers on the same observations, on one page.")(user_errors(compare))
+app.command(short_help="Draw posterior samples for a problem or your own image.")(user_errors(solve))
+app.command(short_help="Restore a picture or a folder of pictures.")(user_errors(restore))
+app.command(short_help="Compare solvers on the same observations.")(user_errors(compare))
 app.command(short_help="Test by simulation whether a solver is calibrated.")(user_errors(calibrate))
-app.command("list", short_help="List priors, operators, problems, solvers, trainings.")(user_errors(list_names))
-app.command(short_help="Write sample files, to try the commands on.")(user_errors(examples))
+app.command("list", short_help="List priors, operators, problems, solvers and trainings.")(user_errors(list_names))
+app.command(short_help="Write sample files for trying the commands.")(user_errors(examples))
 
 
-@app.command(short_help="Train a prior and a VFM, also on your own images.")
+@app.command(short_help="Train a prior or a VFM, also on your own images.")
 @user_errors
 def train(
     name: Annotated[str, typer.Argument(help="A training, such as mnist-vfm; see invflow list trainings.")],
     output: Annotated[Path | None, typer.Option(
-        help="Folder for checkpoint and result; a started one is resumed [default: runs/NAME].")] = None,
+        help="Folder for checkpoint and result; an interrupted run resumes from it [default: runs/NAME].")] = None,
     data: Annotated[str | None, typer.Option(help="Folder of the data set, or a name to download.")] = None,
     prior: Annotated[str | None, typer.Option(
-        help="The prior to start from, where one is needed: a name, a folder, or that of its training.")] = None,
+        help="Prior to start from, if one is needed: a name, a folder, or the folder of its training.")] = None,
     size: Annotated[int | None, typer.Option(
-        min=8, help="Of train prior: side that pictures are cropped and scaled to [default: 32].")] = None,
+        min=8, help="For train prior: side length to which images are cropped and scaled [default: 32].")] = None,
     operators: Annotated[list[str] | None, typer.Option(
-        metavar="NAME,NAME:SETTING=VALUE", help="Of train vfm: what its samples are to undo [default: seven].")] = None,
+        metavar="NAME,NAME:SETTING=VALUE", help="For train vfm: operators to train for [default: seven].")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of one step.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=MOST_SEED, help="Of all random numbers.")] = None,
-    precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows per step.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MOST_SEED, help="Random seed.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Mixed precision: no, bf16 or fp16.")] = None,
     setting: Annotated[list[str] | None, typer.Option(
         "--set", metavar="NAME=VALUE", help="Another setting of the training loop; may be repeated.")] = None,
 ) -> None:
-    """Train a prior and a VFM on a folder of your own images, or what ships with the library.
+    """Train a prior or a VFM on a folder of your own images, or run one of the built-in trainings.
 
-    From a folder to posterior samples of one step: train prior --data FOLDER, train vfm --prior runs/prior --data
-    FOLDER, restore FILE --prior runs/vfm. Any other prior first becomes a one-step map: train distil --prior NAME.
+    From a folder to one-step posterior samples: train prior --data FOLDER, train vfm --prior runs/prior --data
+    FOLDER, restore FILE --prior runs/vfm. Any other prior must first become a one-step map: train distil --prior NAME.
 
-    Ctrl-C saves; the same command goes on from there. For two processes, on two GPUs or on the CPU:
+    Ctrl-C saves the run; the same command resumes it. For two processes, on two GPUs or on the CPU:
     torchrun --nproc_per_node 2 -m invflow train NAME.
     """
     from invflow.training.recipe import load_recipe
@@ -107,22 +107,22 @@ def train(
     named = [part.strip() for text in operators or [] for part in text.split(",") if part.strip()]
     try:
         load_recipe(name)(folder, data=data, prior=prior, size=size, operators=named, say=say, **changes)
-    except KeyboardInterrupt as stop:  # which says what was saved, and how to go on
+    except KeyboardInterrupt as stop:  # its message says what was saved and how to resume
         typer.echo(str(stop) or f"stopped; nothing was saved in {folder} yet", err=True)
         raise typer.Exit(130) from stop
-    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
+    if os.environ.get("RANK", "0") == "0":  # only one of several processes prints
         typer.echo(f"wrote {folder}")
 
 
-@app.command(short_help="Measure speed, as ratios to a reference.")
+@app.command(short_help="Measure speed relative to a reference.")
 @user_errors
 def bench(
-    repeats: Annotated[int, typer.Option(min=1, help="Timings of which the median is taken.")] = 20,
-    device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
-    only: Annotated[list[str] | None, typer.Option(help="One benchmark; may be repeated.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of all random numbers.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Number of timings; the median is reported.")] = 20,
+    device: Annotated[str, typer.Option(help="Device.")] = "cpu",
+    only: Annotated[list[str] | None, typer.Option(help="Run only this benchmark; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Random seed.")] = 0,
 ) -> None:
-    """Measure speed as ratios to a reference timed in the same run; exit code 1 if a limit is exceeded."""
+    """Measure speed relative to a reference timed in the same run; the exit code is 1 if a limit is exceeded."""
     from invflow.bench.runner import format_results, run
     from invflow.cli.options import check_device
 

@@ -1,4 +1,4 @@
-"""``invflow examples``: the files that the documentation's commands name."""
+"""``invflow examples``: write the files that the commands in the documentation use."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 __all__ = ["examples", "write_examples"]
 
-#: height and width of the photographs, and the factor of the small one
+#: height and width of the photographs, and the downsampling factor of the small one
 SIZE, FACTOR = (192, 240), 3
-#: where scratches begin on the left, in pixels from the top, and how steeply they fall
+#: where scratches begin on the left edge, in pixels from the top, and their slopes
 _SCRATCHES = ((30, 0.3), (170, -0.45), (-60, 1.1))
 
 
 def examples(
-    folder: Annotated[Path, typer.Argument(help="Where to write them.")] = Path("."),
+    folder: Annotated[Path, typer.Argument(help="Folder for the files.")] = Path("."),
 ) -> None:
-    """Write sample files: a digit, and photographs that are scratched, blurred, small or noisy."""
+    """Write sample files: a digit and scratched, blurred, small and noisy photographs."""
     written = write_examples(folder)
     typer.echo("wrote " + ", ".join(map(str, written)))
     typer.echo("\ntry:\n"
@@ -37,21 +37,21 @@ def examples(
 
 
 def write_examples(folder: Path) -> list[Path]:
-    """Write the sample files, the same in every call.
+    """Write the sample files, which are the same in every call.
 
     Args:
-        folder: made where it does not exist.
+        folder: Folder for the files, created if needed.
 
     Returns:
         The files: ``digit.png``, light on dark, and ``paper.png``, dark on light and larger; ``photo.jpg`` and
-        ``photo.png``, the same photograph, and ``scratched.jpg``, the same with white scratches, which
-        ``scratches.png`` has in black; of others ``damaged.png``, without what ``mask.png`` hides, ``blurred.png`` and
-        ``shaken.jpg``, moved along ``kernel.npy`` and the same as ``psf.png``, ``small.jpg``, a third as large, and
-        ``scan.tif``, noisy; ``counts.npy``, of photons, at most 4095; ``photographs/``, four noisy ones; and
-        ``kernel.npy``.
+        ``photo.png``, the same photograph; ``scratched.jpg``, the same with white scratches, and ``scratches.png``,
+        the scratches in black; from other photographs ``damaged.png``, without the pixels that ``mask.png`` hides,
+        ``blurred.png`` and ``shaken.jpg``, blurred by the motion in ``kernel.npy``, also written as ``psf.png``,
+        ``small.jpg``, a third as large, and ``scan.tif``, noisy; ``counts.npy``, photon counts of at most 4095;
+        ``photographs/``, four noisy ones; and ``kernel.npy``.
 
     Raises:
-        FileExistsError: if one of them is there already.
+        FileExistsError: If one of the files exists already.
     """
     import numpy as np
     import torch
@@ -91,7 +91,7 @@ def write_examples(folder: Path) -> list[Path]:
     files = [folder / name for name in (*pictures, *arrays)]
     taken = [str(file) for file in files if file.exists()]
     if taken:
-        raise FileExistsError(f"{', '.join(taken)} would be written over: pass another folder")
+        raise FileExistsError(f"{', '.join(taken)} would be overwritten: pass another folder")
     (folder / "photographs").mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         write_image(picture, folder / name)

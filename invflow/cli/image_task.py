@@ -1,4 +1,4 @@
-"""What ``invflow solve`` does: a user's file becomes a likelihood, a posterior becomes files."""
+"""Turns a user's image file into a likelihood, for ``invflow solve``."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class PosedImage:
     """A user's file as a problem.
 
     Attributes:
-        truth: ``(1, C, H, W)``, or None for an observed file.
-        likelihood: of one observation, for the solver.
-        shown: the same in the file's own channels: another one for a grey file under a prior for colour.
-        solver: the solver, for images of this size.
+        truth: Truth ``(1, C, H, W)``, or None for an observed file.
+        likelihood: Likelihood of one observation, for the solver.
+        shown: The same likelihood in the file's own channels; it differs for a grey file with a colour prior.
+        solver: The solver for images of this size.
     """
 
     truth: Tensor | None
@@ -46,7 +46,7 @@ class PosedImage:
     solver: Solver
 
     def finish(self, posterior: Posterior) -> Posterior:
-        """The posterior of images with the file's own channels."""
+        """Convert a posterior to the file's own channels."""
         if self.shown is self.likelihood:
             return posterior
         diagnostics = dict(posterior.diagnostics)
@@ -59,21 +59,21 @@ class PosedImage:
 
 @dataclass
 class ImageTask:
-    """A problem made of a user's file.
+    """An inverse problem given by a user's image file.
 
     Attributes:
-        file: the image, or with ``observed`` the measurement.
-        operator: the operator's name, such as ``"box-inpainting"``.
-        sigma: noise standard deviation; None: 0.05 to degrade with, an estimate of an observed file, whose noise is at
-            least that of its rounding.
-        observed: whether the file is the measurement itself.
-        mask: file of a mask, for inpainting.
-        kernel: file of a kernel, for blurs.
-        factor: of super-resolution.
-        resize: crop and scale the file to what the prior was trained on.
-        invert: take 1 - image, for dark strokes on a light ground.
-        settings: of the operator, by the names of its other parameters.
-        mask_hides: the paint of the mask that hides, ``"white"`` or ``"black"``.
+        file: File of the image or, with ``observed``, of the measurement.
+        operator: Name of the operator, such as ``"box-inpainting"``.
+        sigma: Standard deviation of the noise. None means 0.05 for degrading an image, and an estimate for an observed
+            file, which is at least the noise of its rounding.
+        observed: Whether the file is the measurement itself.
+        mask: File of a mask, for inpainting.
+        kernel: File of a kernel, for blurs.
+        factor: Factor of super-resolution.
+        resize: Whether to crop and scale the file to the size that the prior was trained on.
+        invert: Whether to use 1 - image, for dark strokes on a light background.
+        settings: Other parameters of the operator, by name.
+        mask_hides: Colour of the mask's hidden pixels, ``"white"`` or ``"black"``.
     """
 
     file: Path
@@ -91,21 +91,22 @@ class ImageTask:
     def pose(self, solver: Solver, generator: torch.Generator, say: Say) -> PosedImage:
         """Read the files, and degrade the image unless it is observed.
 
-        Where the solver takes images of any size, the file's own is taken. A grey file under a prior for colour
-        becomes three channels whose mean it is, with noise that is independent between them: sqrt(3) times its own in
-        each. So the mean over channels of what is restored is restored from the file as it is.
+        If the solver accepts images of any size, the file keeps its own size. With a colour prior, a grey file is
+        treated as the mean of three channels with independent noise, which is sqrt(3) times the file's noise in each.
+        The mean over channels of the restored image is then the restoration of the grey file.
 
         Args:
-            solver: whose prior gives the image's shape, or takes any; what is posed is for its ``resized`` copy.
-            generator: draws the operator's parameters and the noise.
-            say: called with a sentence for each thing assumed or changed.
+            solver: Solver whose prior determines the image shape, or accepts any. The problem is for its ``resized``
+                copy.
+            generator: Generator for the operator's parameters and the noise.
+            say: Called with a sentence for each assumption or change.
 
         Raises:
-            ValueError: if files, operator and prior do not fit.
+            ValueError: If files, operator and prior do not fit.
         """
         if self.sigma is not None and self.sigma > 1:
-            raise ValueError(f"sigma={self.sigma:g}, but pixels lie in [0, 1], so that noise above 1 leaves nothing: "
-                             f"on a scale of 0 to 255 it is sigma={self.sigma / 255:.3g} here")
+            raise ValueError(f"sigma={self.sigma:g}, but pixels lie in [0, 1], and noise above 1 hides everything: "
+                             f"if you mean a scale of 0 to 255, pass sigma={self.sigma / 255:.3g}")
         if self.observed and self.resize:
             raise ValueError("--resize would change the measurement itself: pass --observed with a file of the "
                              "measurement's shape, and no --resize")
@@ -127,16 +128,16 @@ class ImageTask:
             shown = GaussianLikelihood(operator, operator.measure(image[None], sigma, generator=generator), sigma)
         likelihood = shown
         if trained is not None and trained[0] == 3 and len(image) == 1:
-            again = torch.Generator().set_state(state)  # the same random mask or kernel once more
+            again = torch.Generator().set_state(state)  # draw the same random mask or kernel again
             likelihood = in_colour(shown, self._build((3, *shape[1:]), again, lambda _: None), generator)
-            say("the file is grey and the prior knows colour: taken as three channels whose mean it is, at sqrt(3) "
-                "times its noise each; what is written is grey")
+            say("the file is grey and the prior is for colour: the file is treated as the mean of three channels, each "
+                "with sqrt(3) times its noise; the output is grey")
         fitting = solver.resized(likelihood.operator.image_shape)
         return PosedImage(None if self.observed else image[None], likelihood, shown, fitting)
 
     def _pose_fixed(self, image_shape: tuple[int, ...], solver: Solver, generator: torch.Generator,
                     say: Say) -> PosedImage:
-        """The problem at the one size that the prior takes."""
+        """Pose the problem at the only size that the prior accepts."""
         operator = self._build(image_shape, generator, say)
         truth = None
         if self.observed:
@@ -153,11 +154,11 @@ class ImageTask:
         return PosedImage(truth, likelihood, likelihood, solver)
 
     def _level(self, image: Tensor, say: Say) -> float | None:
-        """The noise of an observed file: at least what its rounding leaves."""
+        """Noise level of an observed file, at least the noise of its rounding."""
         rounding = _rounding(image)
         if self.sigma is None or self.sigma >= rounding:
             return self.sigma
-        say(f"sigma={self.sigma:.2g} is less than what rounding leaves in {self.file.name}: taken as {rounding:.2g}")
+        say(f"sigma={self.sigma:.2g} is below the rounding noise of {self.file.name}: using {rounding:.2g}")
         return rounding
 
     def _build(self, image_shape: tuple[int, ...], generator: torch.Generator, say: Say) -> Operator:
@@ -166,7 +167,7 @@ class ImageTask:
                                 observed=self.observed, settings=self.settings, generator=generator, say=say)
 
     def _image_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the image of which the file is a measurement, or the file's own."""
+        """Height and width of the image that the file is a measurement of, or of the file itself."""
         if not self.observed:
             return size
         settings = dict(self.settings) | ({} if self.factor is None else {"factor": self.factor})
@@ -181,14 +182,14 @@ class ImageTask:
         image = read_image(self.file, channels=1 if trained is not None and trained[0] == 1 else None, say=say)
         if self.resize:
             if trained is None:
-                raise ValueError("--resize fits a file to what a prior knows, but this solver has none: scale the file "
+                raise ValueError("--resize fits a file to a prior's size, but this solver has no prior: scale the file "
                                  "yourself")
             image = fit_to(image, trained[1:], say=say)
         return 1 - image if self.invert else image
 
 
 def _rounding(image: Tensor) -> float:
-    """The standard deviation of rounding to 8 or 16 bits, whichever an image in [0, 1] has; 0 where it has neither."""
+    """Standard deviation of the error of rounding to 8 or 16 bits, as used by an image in [0, 1]; 0 for neither."""
     for top in (255, 65535):
         if float((image * top - (image * top).round()).abs().max()) < 0.01:
             return 1 / (top * math.sqrt(12))
@@ -203,38 +204,38 @@ def _takes_any_size(solver: Solver) -> bool:
 
 
 def _image_shape(solver: Solver) -> tuple[int, ...] | None:
-    """``(C, H, W)`` that the prior was trained on; None for a solver without a prior."""
+    """Image shape ``(C, H, W)`` that the prior was trained on; None for a solver without a prior."""
     prior = getattr(solver, "prior", None)
     if prior is None and not hasattr(solver, "image_shape"):
         return None
     shape = tuple(prior.image_shape if prior is not None else getattr(solver, "image_shape", ()))
     if len(shape) != 3:
         raise ValueError(
-            f"the prior makes images of shape {shape}, which no image file holds: pass --prior with a "
+            f"the prior has images of shape {shape}, which do not fit an image file: pass --prior with a "
             "prior over (C, H, W), such as mnist"
         )
     return shape
 
 
 def _warn_of_style(image: Tensor, solver: Solver, say: Say) -> None:
-    """Say if the typical pixel lies far from that of the prior's images: a dark digit on paper, for MNIST."""
+    """Print a note if the median pixel is far from that of the prior's images, as for a dark digit on paper."""
     from invflow.solver import Solver
 
-    if type(solver).prior_samples is Solver.prior_samples:  # no base sampler of its own to compare with
+    if type(solver).prior_samples is Solver.prior_samples:  # no base sampler to compare with
         return
     images = solver.prior_samples(32, generator=torch.Generator().manual_seed(0))
     typical = images.flatten(1).median(1).values
     low, high, own = float(typical.min()), float(typical.max()), float(image.median())
     if not low - 0.25 <= own <= high + 0.25:
         say(f"half of the file's pixels lie above {own:.2f}; of the prior's images, above {low:.2f} to "
-            f"{high:.2f}. It has learned images unlike this one; --invert exchanges dark and light")
+            f"{high:.2f}. It was trained on images unlike this one; --invert exchanges dark and light")
 
 
 def compile_solver(solver: Solver) -> None:
     """Compile the networks of a solver, in place; see :func:`invflow.compile_networks`.
 
     Raises:
-        ValueError: where it has none.
+        ValueError: If the solver has none.
     """
     modules = [value for value in vars(solver).values() if isinstance(value, nn.Module)]
     compile_networks(nn.ModuleList(modules))

@@ -1,4 +1,4 @@
-"""``invflow list``: priors, operators, problems, solvers and trainings, one line each."""
+"""``invflow list``: list priors, operators, problems, solvers and trainings, one line each."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["list_names"]
 
 
 def list_names(kind: Annotated[str | None, typer.Argument(
-    help="priors, operators, problems, solvers or trainings; without it, all.")] = None) -> None:
-    """List what there is, one line each: priors, operators, problems, solvers, trainings."""
+    help="priors, operators, problems, solvers or trainings [default: all].")] = None) -> None:
+    """List all priors, operators, problems, solvers and trainings, one line each."""
     from invflow._core.plugins import nearest
 
     kinds = {"priors": _priors, "operators": _operators, "problems": _problems, "solvers": _solvers,
              "trainings": _trainings}
     if kind is not None and kind not in kinds:
-        raise ValueError(f"there is nothing like {kind!r} to list: {nearest(kind, list(kinds))}")
+        raise ValueError(f"there is no kind {kind!r} to list: {nearest(kind, list(kinds))}")
     for i, name in enumerate(kinds if kind is None else [kind]):
         lines = kinds[name]()
         width = max((len(key) for key in lines), default=0)

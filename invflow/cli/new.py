@@ -1,4 +1,4 @@
-"""``invflow new``: a plug-in package, ready to install."""
+"""``invflow new``: write a plug-in package, ready to install."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import typer
 __all__ = ["new", "write_operator_package", "write_package"]
 
 _TEMPLATES = Path(__file__).parents[1] / "templates"
-#: each template and the file that is made of it; the last two are the kind's own
+#: each template and the file written from it; the last two depend on the kind
 _FILES = {
     "package/pyproject.toml.template": "pyproject.toml",
     "package/README.md.template": "README.md",
@@ -25,7 +25,7 @@ _FILES = {
     "$kind/module.py.template": "src/$package/__init__.py",
     "$kind/test.py.template": "tests/test_$package.py",
 }
-#: what can be made, and the commands by which it is used
+#: kinds of plug-ins, and the commands that use them
 _KINDS = {
     "operator": "solve --image IMAGE --operator $command --solver noise-rto --output out",
     "solver": "solve gaussian/linear --solver $command --output out",
@@ -36,10 +36,10 @@ _KINDS = {
 
 
 def new(
-    kind: Annotated[str, typer.Argument(help="What to make: operator, solver, prior or problem.")],
-    name: Annotated[str, typer.Argument(help="Of what is made, such as Radon or line-sensor.")],
+    kind: Annotated[str, typer.Argument(help="Kind of plug-in: operator, solver, prior or problem.")],
+    name: Annotated[str, typer.Argument(help="Name of the plug-in, such as Radon or line-sensor.")],
     output: Annotated[Path | None, typer.Option(
-        help="The package's folder, which must not exist yet [default: ./invflow-NAME].")] = None,
+        help="Folder of the package, which must not exist yet [default: ./invflow-NAME].")] = None,
 ) -> None:
     """Write a plug-in package: pyproject.toml with its entry point, a working example, a test and a README."""
     folder, command = write_package(kind, name, output)
@@ -49,7 +49,7 @@ def new(
 
 
 def write_operator_package(name: str, output: Path | None = None) -> tuple[Path, str]:
-    """As :func:`write_package`, of an operator."""
+    """Same as :func:`write_package`, for an operator."""
     return write_package("operator", name, output)
 
 
@@ -57,18 +57,18 @@ def write_package(kind: str, name: str, output: Path | None = None) -> tuple[Pat
     """Write a package with an operator, a solver, a prior or a problem, its entry points, a test and a README.
 
     Args:
-        kind: "operator", "solver", "prior" or "problem"; the last comes with the training of a prior for it.
-        name: of the class, or of the problem, in words of ASCII letters and digits: "LineSensor", "line-sensor" or
+        kind: "operator", "solver", "prior" or "problem"; a problem includes the training of a prior for it.
+        name: Name of the class or the problem, in words of ASCII letters and digits: "LineSensor", "line-sensor" or
             "line_sensor".
-        output: the package's folder; default ``./invflow-NAME``.
+        output: Folder of the package; default ``./invflow-NAME``.
 
     Returns:
-        folder: that was written.
-        command: the name under which the command line knows it.
+        folder: The folder that was written.
+        command: Name of the plug-in on the command line.
 
     Raises:
-        ValueError: for another kind, for a name that is no identifier, or is taken.
-        FileExistsError: if the folder exists.
+        ValueError: If the kind is unknown, or if the name is not an identifier or is taken.
+        FileExistsError: If the folder exists.
 
     Example:
         >>> import tempfile
@@ -80,14 +80,15 @@ def write_package(kind: str, name: str, output: Path | None = None) -> tuple[Pat
         (['.gitignore', 'README.md', 'pyproject.toml', 'src', 'tests'], 'line-sensor')
     """
     if kind not in _KINDS:
-        raise ValueError(f"invflow new makes no {kind!r}: it makes an operator, a solver, a prior or a problem, as in "
-                         f"invflow new operator {name}; a reward needs no package, see the documentation on extending")
+        raise ValueError(f"invflow new cannot write a {kind!r}: it writes an operator, a solver, a prior or a problem, "
+                         f"as in invflow new operator {name}; a reward needs no package, see the documentation on "
+                         "extending")
     names = _names(kind, name)
     folder = Path(f"invflow-{names['command']}") if output is None else output
     if folder.exists() or folder.is_symlink():
         raise FileExistsError(f"{folder} exists: pass another folder with --output, or remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # written beside its place and then renamed, so that nothing half-written is left
+    # written next to its final place and then renamed, so that no partial package is left
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         for template, target in _FILES.items():
@@ -97,7 +98,7 @@ def write_package(kind: str, name: str, output: Path | None = None) -> tuple[Pat
             file.write_text(string.Template(text).substitute(names), encoding="utf-8")
         mask = os.umask(0)
         os.umask(mask)
-        draft.chmod(0o777 & ~mask)  # mkdtemp lets nobody else in
+        draft.chmod(0o777 & ~mask)  # mkdtemp denies access to others
         draft.rename(folder)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -106,14 +107,14 @@ def write_package(kind: str, name: str, output: Path | None = None) -> tuple[Pat
 
 
 def _names(kind: str, name: str) -> dict[str, str]:
-    """What the templates say of a name, if it can be a class's, a package's and a command's, and is not taken."""
+    """Values for the templates, if the name can name a class, a package and a command, and is not taken."""
     from invflow._core.plugins import kebab
 
     parts = [part for part in re.split(r"[-_ ]", name) if part]
     class_name = "".join(part[0].upper() + part[1:] for part in parts)
     if not (class_name.isascii() and class_name.isidentifier()) or keyword.iskeyword(class_name):
-        raise ValueError(f"{name!r} names no class: pass letters and digits, a letter first, such as LineSensor or "
-                         "line-sensor")
+        raise ValueError(f"{name!r} cannot name a class: pass letters and digits, a letter first, such as LineSensor "
+                         "or line-sensor")
     command = kebab(class_name)
     package = "invflow_" + command.replace("-", "_")
     article = "an operator" if kind == "operator" else f"a {kind}"
@@ -131,12 +132,12 @@ def _names(kind: str, name: str) -> dict[str, str]:
 
 
 def _plain(name: str) -> str:
-    """A name without hyphens and capitals, by which two are the same."""
+    """A name without hyphens and capitals, for comparing names."""
     return name.lower().replace("-", "").replace("_", "")
 
 
 def _known(kind: str) -> list[str]:
-    """Names of this kind that are taken."""
+    """Names of this kind that are already taken."""
     from invflow import operators
     from invflow._core.folders import shipped_names
     from invflow.models.registered import list_priors

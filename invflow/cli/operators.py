@@ -1,4 +1,4 @@
-"""Operators as the command line asks for them: by name, with masks and kernels from files."""
+"""Builds operators for the command line: by name, with masks and kernels from files."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Say = Callable[[str], None]
 
 
 def operator_class(name: str) -> tuple[str, Any]:
-    """An operator's name as it is typed, and its class.
+    """Look up an operator: its name as typed on the command line, and its class.
 
     Raises:
-        ValueError: for an unknown name, with the nearest known one.
+        ValueError: If the name is unknown; the message has the nearest known one.
     """
     known = {kebab(key): key for key in operators.names()}
     key = kebab(name)
@@ -39,25 +39,25 @@ def operator_by_name(name: str, image_shape: tuple[int, ...], *, factor: int | N
                      mask: Path | None = None, mask_hides: str | None = None,
                      kernel: Path | None = None, observed: bool = False, settings: Mapping[str, Any] | None = None,
                      generator: torch.Generator | None = None, say: Say = print) -> Operator:
-    """Build an operator as the command line asks for it.
+    """Build an operator from command-line options.
 
     Args:
-        name: an operator's name, such as ``"box-inpainting"``.
-        image_shape: ``(C, H, W)``.
-        factor: of super-resolution.
-        mask: file of a mask; the operator's name then says as which class the adapter takes it.
-        mask_hides: the paint of the mask that hides, ``"white"`` or ``"black"``.
-        kernel: file of a blur kernel; likewise.
-        observed: whether a measurement exists already, so that no parameter may be drawn at random.
-        settings: other parameters of the operator, by name.
-        generator: draws random parameters.
-        say: called with a sentence for each thing assumed.
+        name: Name of the operator, such as ``"box-inpainting"``.
+        image_shape: Image shape ``(C, H, W)``.
+        factor: Factor of super-resolution.
+        mask: File of a mask; the operator's name then determines the problem class for the adapter.
+        mask_hides: Colour of the mask's hidden pixels, ``"white"`` or ``"black"``.
+        kernel: File of a blur kernel; the same holds for the problem class.
+        observed: Whether a measurement exists already, so that no parameter may be drawn at random.
+        settings: Other parameters of the operator, by name.
+        generator: Generator for random parameters.
+        say: Called with a sentence for each assumption.
 
     Returns:
         The operator, with one parameter set.
 
     Raises:
-        ValueError: for an unknown name (with the nearest known one), or options that do not fit it.
+        ValueError: If the name is unknown (the message has the nearest known one), or if the options do not fit it.
     """
     key, kind = operator_class(name)
     settings = dict(settings or {}) | ({} if factor is None else {"factor": factor})
@@ -66,12 +66,12 @@ def operator_by_name(name: str, image_shape: tuple[int, ...], *, factor: int | N
         raise ValueError(f"--factor belongs to {_those_with('factor')}, not to {key}")
     _check_settings(key, settings, parameters, factor is not None)
     if mask_hides is not None and mask is None:
-        raise ValueError("--mask-hides says how to read a mask: pass --mask FILE")
+        raise ValueError("--mask-hides needs a mask: pass --mask FILE too")
     asked = {option: file for option, file in (("mask", mask), ("kernel", kernel)) if file is not None}
     for option in asked:
         if option not in kind.file_parameters():
             raise ValueError(f"--{option} belongs to {_those_with(option)}, not to {key}")
-    # a kernel to degrade with is taken as it is, one that an observed file was blurred with is centred
+    # a kernel for degrading an image is used as it is; the kernel of an observed blur is centred
     files = {option: read_mask(file, image_shape, hides=mask_hides, say=say) if option == "mask"
              else read_kernel(file, centre=observed, say=say) for option, file in asked.items()}
     settings = {name: check_setting(key, name, value, parameters[name]) for name, value in settings.items()}
@@ -88,16 +88,16 @@ def operator_by_name(name: str, image_shape: tuple[int, ...], *, factor: int | N
 
 
 def _those_with(option: str) -> str:
-    """The operators that an option belongs to, by their names."""
+    """Names of the operators that an option belongs to."""
     kinds = [(name, operators.find(name)) for name in operators.names()]
     found = [kebab(name) for name, kind in kinds
              if option in (*kind.file_parameters(), *inspect.signature(kind).parameters)]
-    return ", ".join(found) or "no operator that is installed"
+    return ", ".join(found) or "no installed operator"
 
 
 def _check_needed(key: str, kind: Any, parameters: Mapping[str, inspect.Parameter], settings: Mapping[str, Any],
                   observed: bool) -> None:
-    """Expect that nothing is missing, and that nothing is drawn at random of which a measurement was made already."""
+    """Check that no parameter is missing and that, for an existing measurement, none would be drawn at random."""
     for name, parameter in parameters.items():
         if (parameter.default is not parameter.empty or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD
                 or name in (*settings, "image_shape")):
@@ -105,16 +105,16 @@ def _check_needed(key: str, kind: Any, parameters: Mapping[str, inspect.Paramete
         if name in kind.file_parameters():
             raise ValueError(f"{key} needs its {name}: pass --{name} FILE")
         raise ValueError(f"{key} needs its {name}: pass --operator-set {name}=..., or build it in Python if "
-                         "that is no number or word")
+                         "it is not a number or a word")
     if observed and "generator" in parameters:
         ways = " or ".join(f"--{name} FILE" for name in kind.file_parameters()) or "--observed with another operator"
-        raise ValueError(f"{key} draws its parameters at random, but a file that is observed was made with "
-                         f"certain ones: pass {ways}")
+        raise ValueError(f"{key} draws its parameters at random, but an observed file was measured with "
+                         f"fixed ones: pass {ways}")
 
 
 def _check_settings(key: str, settings: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter],
                     with_factor: bool) -> None:
-    """Expect that the operator has these settings, and that no other option gives them."""
+    """Check that the operator has these settings and that no other option sets them."""
     options = {"image_shape": "the prior", "generator": "--seed", "mask": "--mask", "kernel": "--kernel",
                "factor": "--factor"}
     named = [p for p, v in parameters.items() if v.kind in (v.POSITIONAL_OR_KEYWORD, v.KEYWORD_ONLY)]
@@ -123,7 +123,7 @@ def _check_settings(key: str, settings: Mapping[str, Any], parameters: Mapping[s
         if name == "factor" and with_factor:
             continue
         if name in options and name in parameters:
-            raise ValueError(f"the {name} of {key} is given by {options[name]}, not by --operator-set")
+            raise ValueError(f"the {name} of {key} is set by {options[name]}, not by --operator-set")
         if name not in known:
             knows = f"it has {', '.join(known)}" if known else "it has none"
             raise ValueError(f"the operator {key} has no setting {name!r}: {knows}")

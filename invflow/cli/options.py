@@ -1,4 +1,4 @@
-"""What the commands share: notes, errors of one line, NAME=VALUE settings, devices."""
+"""Shared parts of the commands: notes, one-line errors, NAME=VALUE settings, devices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["MOST_SEED", "PRIOR_HELP", "check_device", "find_problem", "parse_set
 
 
 MOST_SEED = 2**63 - 1
-PRIOR_HELP = ("A shipped name or a plug-in's, a folder, a Hub repository id, or package.module:function "
+PRIOR_HELP = ("Name of a shipped or plug-in prior, a folder, a Hub repository id, or package.module:function "
               "[default: the problem's].")
 
 
@@ -41,19 +41,19 @@ def _warnings_as_notes() -> Iterator[None]:
 
 
 def _counted_from_one(message: str) -> str:
-    """A message of the library, which counts observations as Python does, with the numbers that tables have."""
+    """Number the observations in a message of the library from one, as in tables, rather than from zero."""
     return re.sub(r"\b(observation|repeat) (\d+)\b", lambda found: f"{found[1]} {int(found[2]) + 1}", message)
 
 
 def user_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Print what a user can mend as one line, with exit code 2; INVFLOW_DEBUG=1 shows the traceback."""
+    """Print errors that a user can fix as one line, with exit code 2; INVFLOW_DEBUG=1 shows the traceback."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
             with _warnings_as_notes():
                 command(*args, **kwargs)
-        except BrokenPipeError:  # of | head, say: click ends in silence
+        except BrokenPipeError:  # for example from | head: click exits silently
             raise
         except (typer.Exit, typer.Abort):
             raise
@@ -67,11 +67,11 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _in_a_line(error: Exception) -> str:
-    """An error in words that help: what a user can mend as it is, and where to look for anything else."""
+    """A one-line message: errors that a user can fix unchanged, all others with a hint on where to look."""
     words = _counted_from_one(" ".join(str(error).split()))
     if isinstance(error, MemoryError) or "alloc" in words or "out of memory" in words:
         first = words.partition(" Error code")[0].rpartition("]")[2].partition(": ")[2] or words
-        return f"not enough memory ({first}): ask for fewer or smaller things at a time, see --help"
+        return f"not enough memory ({first}): use fewer or smaller images or samples at a time, see --help"
     if isinstance(error, (ValueError, TypeError, OSError, ArithmeticError)):
         return words or type(error).__name__
     return f"{type(error).__name__}: {words}; INVFLOW_DEBUG=1 shows where it comes from"
@@ -79,7 +79,7 @@ def _in_a_line(error: Exception) -> str:
 
 def parse_settings(steps: int | None, pairs: list[str], option: str = "--set",
               example: str = "chunk_size=64") -> dict[str, Any]:
-    """Settings written as NAME=VALUE; a value is JSON, or a word."""
+    """Parse settings written as NAME=VALUE; a value is JSON or a word."""
     settings: dict[str, Any] = {} if steps is None else {"steps": steps}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -93,7 +93,7 @@ def parse_settings(steps: int | None, pairs: list[str], option: str = "--set",
 
 
 def find_problem(name: str) -> Problem:
-    """A problem by its name; a solver's in its place is told where it goes."""
+    """Find a problem by its name; for the name of a solver, the error says where to pass it."""
     from invflow.problem import list_problems, load_problem
     from invflow.registry import list_solvers
 
@@ -104,29 +104,29 @@ def find_problem(name: str) -> Problem:
 
 
 def refuse_processes(command: str, way: str) -> None:
-    """Refuse to do the same work in each of several processes.
+    """Raise an error if several processes would do the same work.
 
     Raises:
-        ValueError: under torchrun, with more than one process.
+        ValueError: If torchrun started more than one process.
     """
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":
-        raise ValueError(f"invflow {command} works in one process, and torchrun started {processes}, each of which "
-                         f"would do all of it: {way}")
+        raise ValueError(f"invflow {command} runs in one process, but torchrun started {processes}, each of which "
+                         f"would do the same work: {way}")
 
 
 def check_device(name: str) -> torch.device:
-    """A device by its name, if it is there.
+    """Return a device by its name if it is available.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: If it is not available.
     """
     try:
         device = torch.device(name)
-        torch.empty(1, device=device).cpu()  # a device without data, such as meta, has nothing to give back
+        torch.empty(1, device=device).cpu()  # this fails for a device without data, such as meta
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         if "device type" in reason or "device string" in reason:
-            reason = "its name is none of torch's: cpu; cuda, an NVIDIA GPU; mps, a Mac's"
+            reason = "torch knows cpu; cuda, an NVIDIA GPU; mps, the GPU of a Mac"
         raise ValueError(f"the device {name!r} cannot be used ({reason}): pass --device cpu") from error
     return device

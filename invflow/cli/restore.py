@@ -1,4 +1,4 @@
-"""``invflow restore``: files as people have them, written back restored."""
+"""``invflow restore``: restore image files and write them in their own format."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ __all__ = ["restore"]
 
 
 def restore(
-    source: Annotated[Path, typer.Argument(help="A picture, or a folder of them.")],
+    source: Annotated[Path, typer.Argument(help="A picture or a folder of pictures.")],
     mask: Annotated[Path | None, typer.Option(
-        help="What is to be filled in: an image with it painted in black, or on a transparent layer.")] = None,
-    mask_hides: Annotated[str | None, typer.Option(help="Which paint of the mask hides: white or black.")] = None,
-    kernel: Annotated[Path | None, typer.Option(help="The blur to take out: an image of it, .npy or .txt.")] = None,
+        help="Area to fill in: an image with it painted in black, or on a transparent layer.")] = None,
+    mask_hides: Annotated[str | None, typer.Option(help="Colour of the mask's hidden area: white or black.")] = None,
+    kernel: Annotated[Path | None, typer.Option(help="Blur kernel to remove: an image, .npy or .txt.")] = None,
     factor: Annotated[int | None, typer.Option(min=2, help="Enlarge by 2, 3 or 4.")] = None,
     filter_name: Annotated[str | None, typer.Option(
-        "--filter", metavar="NAME", help="How it was made small: average, bilinear, bicubic, lanczos or gaussian "
-                                         "[default: bicubic, which the others are nearest to].")] = None,
+        "--filter", metavar="NAME", help="Downsampling filter: average, bilinear, bicubic, lanczos or gaussian "
+                                         "[default: bicubic, the closest to all others].")] = None,
     sigma: Annotated[float | None, typer.Option(
-        help="Noise standard deviation, on a scale of 0 to 1 [default: estimated].")] = None,
+        help="Standard deviation of the noise, on a scale of 0 to 1 [default: estimated].")] = None,
     value_range: Annotated[tuple[float, float] | None, typer.Option(
-        "--range", help="Black and white of .npy, FITS or floating-point TIFF files.")] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Samples to write beside each picture.")] = 0,
+        "--range", help="Values of black and white in .npy, FITS or floating-point TIFF files.")] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Number of samples to write for each picture.")] = 0,
     keep_observed: Annotated[bool, typer.Option(
-        help="Leave pixels that the mask does not hide as they are.")] = True,
-    prior: Annotated[str, typer.Option(help="A shipped name, a folder, or a Hub repository id.")] = "photos",
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
-    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
+        help="Keep the pixels outside the mask unchanged.")] = True,
+    prior: Annotated[str, typer.Option(help="Name of a shipped prior, a folder, or a Hub repository id.")] = "photos",
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps.")] = "cpu",
     output: Annotated[Path | None, typer.Option(
-        help="File, or folder for a folder [default: beside the source, with -restored after its name].")] = None,
+        help="Output file, or folder for a folder [default: next to the source, named ...-restored].")] = None,
 ) -> None:
-    """Restore a picture or a folder of them: noise, or what --mask, --kernel or --factor says.
+    """Restore a picture or a folder of pictures: remove noise, or undo what --mask, --kernel or --factor describes.
 
-    What is written has the format, bits, colour profile, EXIF and transparency of the file that it was made of, or a
-    note says what was lost. One file that fails does not stop the others; the exit code is then 2.
+    The output keeps the format, bit depth, colour profile, EXIF data and transparency of the input, or a
+    note says what was lost. If a file fails, the others are still restored, and the exit code is 2.
     """
     from invflow.cli.options import check_device
     from invflow.restore import Restoration, each, files_in, restore_file
@@ -52,7 +52,7 @@ def restore(
         raise FileNotFoundError(f"there is no file {str(source)!r}")
     sources = files_in(source) if source.is_dir() else [source]
     if not sources:
-        raise ValueError(f"{source} holds no picture: none of its files has a suffix such as .png, .jpg, .tif")
+        raise ValueError(f"{source} contains no picture: none of its files has a suffix such as .png, .jpg, .tif")
     targets = _targets(source, sources, output)
     place = check_device(device)
 
@@ -85,7 +85,7 @@ def restore(
 
 
 def _targets(source: Path, sources: list[Path], output: Path | None) -> dict[Path, Path]:
-    """Where each file is written: never over itself."""
+    """Output path of each file, which is never the file itself."""
     if source.is_dir():
         folder = output or source.parent / f"{source.resolve().name}-restored"
         if source.name in ("", ".", ".."):
@@ -97,7 +97,7 @@ def _targets(source: Path, sources: list[Path], output: Path | None) -> dict[Pat
         targets = {source: target}
     for path, target in targets.items():
         if path.resolve() == target.resolve():
-            raise ValueError(f"{target} would be written over the file itself: pass another --output")
+            raise ValueError(f"{target} would overwrite the source file: pass another --output")
     return targets
 
 

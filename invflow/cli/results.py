@@ -1,4 +1,4 @@
-"""What ``invflow solve`` writes: a figure, a posterior, numbers, and of an image file pictures too."""
+"""Writes the results of ``invflow solve``: a figure, a posterior, metrics and, for an image file, pictures."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 __all__ = ["write_results", "write_tilted_results"]
 
-#: bytes of samples up to which a posterior is written without being asked for
+#: size of the samples in bytes up to which a posterior is written by default
 LARGEST = 2**30
 
 
 class Written:
-    """Files written into a folder one by one: one that fails is noted, and the others are written all the same.
+    """Writes files into a folder one by one; if one fails, the error is recorded and the others are still written.
 
     Attributes:
-        folder: made where it does not exist.
-        files: that are there.
-        failures: the error of each that is not, by its name.
+        folder: The folder, created if needed.
+        files: Files that were written.
+        failures: Errors of the files that were not written, by name.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,27 +39,27 @@ class Written:
         self.failures: dict[str, Exception] = {}
 
     def clear(self) -> None:
-        """Remove the files of another run, of which some might stay beside the new ones."""
+        """Remove files of an earlier run, so that none of them remain among the new ones."""
         names = ("posterior.safetensors", "metrics.json", "figure.png", "restored.png", "std.png")
         for path in (*(self.folder / name for name in names), *self.folder.glob("samples/[0-9]*.png")):
-            with contextlib.suppress(OSError):  # not there; or not to be removed, and then not to be written either
+            with contextlib.suppress(OSError):  # missing, or not removable; then writing it fails too
                 path.unlink()
 
     def write(self, name: str, write: Callable[[Path], object]) -> None:
-        """Call ``write(path)``, and note the file."""
+        """Call ``write(path)`` and record the file."""
         if self.attempt(name, lambda: write(self.folder / name)):
             self.files.append(self.folder / name)
 
     def attempt(self, name: str, call: Callable[[], object]) -> bool:
-        """Make a call whose failure is noted under a name; whether it worked."""
+        """Make a call, record its failure under a name, and return whether it succeeded."""
         try:
             call()
-        except Exception as error:  # whatever one file fails with, it is not to cost the others
+        except Exception as error:  # no error in one file may prevent the others
             self.failures[name] = error
         return name not in self.failures
 
     def check(self) -> None:
-        """Raise a ValueError that names what was not written and why, if anything."""
+        """Raise a ValueError that names the files that were not written, if any, and why."""
         if self.failures:
             reasons: dict[str, list[str]] = {}
             for name, error in self.failures.items():
@@ -73,22 +73,22 @@ class Written:
 def write_results(folder: Path, posterior: Posterior, likelihood: GaussianLikelihood, truth: Tensor | None,
                   summary: dict[str, Any], title: str, *, pictures: int | None = None, keep: bool = True,
                   say: Callable[[str], None] = print) -> Written:
-    """Write ``posterior.safetensors``, ``metrics.json`` and ``figure.png``, each whole or not at all.
+    """Write ``posterior.safetensors``, ``metrics.json`` and ``figure.png``, each atomically.
 
     Args:
-        folder: made where it does not exist.
-        posterior: of B observations; truth and observation are kept in its file too, among the diagnostics.
-        likelihood: of these observations.
-        truth: ``(B, *image_shape)`` or None.
-        summary: of :func:`invflow.evaluation.summary.summarise`.
-        title: of the figure.
-        pictures: of an image file: samples to be written beside ``restored.png`` and ``std.png``, see
-            :func:`write_pictures`; None: no pictures.
-        keep: write ``posterior.safetensors`` also where it takes over a gigabyte.
-        say: called with a sentence where it is not written.
+        folder: Folder for the results, created if needed.
+        posterior: Posterior of B observations; its file also holds truth and observation, among the diagnostics.
+        likelihood: Likelihood of these observations.
+        truth: Truths ``(B, *image_shape)`` or None.
+        summary: Result of :func:`invflow.evaluation.summary.summarise`.
+        title: Title of the figure.
+        pictures: For an image file, the number of samples to write in addition to ``restored.png`` and ``std.png``, see
+            :func:`write_pictures`; None for no pictures.
+        keep: Whether to write ``posterior.safetensors`` even if it takes over a gigabyte.
+        say: Called with a sentence if it is not written.
 
     Returns:
-        The files; one that cannot be written is told there, and takes no other with it.
+        The files. It records those that could not be written; the others are not affected.
     """
     done = Written(folder)
     done.clear()
@@ -114,16 +114,16 @@ def write_results(folder: Path, posterior: Posterior, likelihood: GaussianLikeli
 def write_pictures(done: Written, posterior: Posterior, count: int) -> dict[str, Any]:
     """Write the first observation's posterior as image files.
 
-    ``restored.png`` is the posterior mean; ``samples/0.png`` and so on are samples, of a weighted posterior resampled
-    by their weights; ``std.png`` is the posterior standard deviation, root mean square over the channels, grey.
+    ``restored.png`` is the posterior mean; ``samples/0.png`` and so on are samples, resampled by their weights if the
+    posterior is weighted; ``std.png`` is the posterior standard deviation in grey, root mean square over the channels.
 
     Args:
-        done: takes the files.
-        posterior: of pictures with 1 or 3 channels.
-        count: samples to write, at most those that there are.
+        done: Writer of the files.
+        posterior: Posterior of pictures with 1 or 3 channels.
+        count: Number of samples to write, at most the number available.
 
     Returns:
-        What the white of ``std.png`` stands for, the largest standard deviation but for one pixel in a thousand.
+        The value of white in ``std.png``: the standard deviation that only one pixel in a thousand exceeds.
     """
     first = posterior.select(0)
     done.write("restored.png", lambda path: write_image(first.mean()[0], path))
@@ -143,19 +143,19 @@ def write_pictures(done: Written, posterior: Posterior, count: int) -> dict[str,
 
 def write_tilted_results(folder: Path, posterior: Posterior, problem: Problem, reward: Reward, summary: dict[str, Any],
                          title: str, generator: torch.Generator) -> Written:
-    """The files of :func:`write_results` for a problem with a reward: points in the plane are drawn beside exact ones.
+    """Write the files of :func:`write_results` for a problem with a reward; a plane is shown with exact points.
 
     Args:
-        folder: made where it does not exist.
-        posterior: of B repeats.
-        problem: whose exact draws are shown, where it knows how to draw them.
-        reward: of the repeats.
-        summary: of :func:`invflow.evaluation.summary.summarise_tilted`.
-        title: of the figure.
-        generator: draws the exact points.
+        folder: Folder for the results, created if needed.
+        posterior: Posterior of B repeats.
+        problem: Problem whose exact draws are shown, if it can draw them.
+        reward: Reward of the repeats.
+        summary: Result of :func:`invflow.evaluation.summary.summarise_tilted`.
+        title: Title of the figure.
+        generator: Generator for the exact points.
 
     Returns:
-        The files, as there.
+        The files, as in :func:`write_results`.
     """
     def figure() -> Any:
         if posterior.image_shape != (2,):
@@ -166,7 +166,7 @@ def write_tilted_results(folder: Path, posterior: Posterior, problem: Problem, r
         try:
             solver = problem.exact_posterior()
             exact = solver.sample(reward.select(0), 2000, generator=generator).samples[0]
-        except TypeError:  # none is known
+        except TypeError:  # no exact sampler is known
             pass
         prior = problem.prior.generate(2000, generator=generator)
         return plane_figure(posterior, exact=exact, prior=prior, title=title)

@@ -1,4 +1,4 @@
-"""``invflow solve``: posterior samples of a problem's test images, or of a user's own file."""
+"""``invflow solve``: draw posterior samples for a problem's test images, or for a user's own file."""
 
 from __future__ import annotations
 
@@ -21,66 +21,66 @@ if TYPE_CHECKING:
 
 __all__ = ["solve"]
 
-SMALL = 64  # longest side in pixels of a file that is taken for a digit, where no prior is named
+SMALL = 64  # longest side in pixels of a file that is treated as a digit if no prior is named
 
 
 def solve(
-    problem: Annotated[str | None, typer.Argument(help="A problem, such as mnist/box-inpainting.")] = None,
+    problem: Annotated[str | None, typer.Argument(help="Name of a problem, such as mnist/box-inpainting.")] = None,
     images: Annotated[list[Path] | None, typer.Option(
-        "--image", metavar="PATH", help="Your own image, in place of a problem.")] = None,
+        "--image", metavar="PATH", help="Your own image file, instead of a problem.")] = None,
     operator: Annotated[str | None, typer.Option(
-        help="With --image: what degrades it; see invflow list operators.")] = None,
+        help="With --image: name of the operator, see invflow list operators.")] = None,
     operator_setting: Annotated[list[str] | None, typer.Option(
         "--operator-set", metavar="NAME=VALUE",
-        help="With --image: a setting of the operator, such as std=2; may be repeated.")] = None,
+        help="With --image: setting of the operator, such as std=2; may be repeated.")] = None,
     sigma: Annotated[float | None, typer.Option(
-        help="With --image: noise standard deviation [default: 0.05; estimated with --observed].")] = None,
+        help="With --image: standard deviation of the noise [default: 0.05; estimated with --observed].")] = None,
     observed: Annotated[bool, typer.Option(
         "--observed", help="With --image: the file is the measurement; do not degrade it.")] = False,
     mask: Annotated[Path | None, typer.Option(
-        help="With --image: what is observed, light (1) or not, dark (0); an image, .npy or .txt.")] = None,
+        help="With --image: mask, light (1) where observed and dark (0) elsewhere; an image, .npy or .txt.")] = None,
     mask_hides: Annotated[str | None, typer.Option(
-        help="With --image: which paint of the mask hides, white or black.")] = None,
+        help="With --image: colour of the mask's hidden pixels, white or black.")] = None,
     kernel: Annotated[Path | None, typer.Option(
         help="With --image: blur kernel; an image, .npy or .txt.")] = None,
     factor: Annotated[int | None, typer.Option(
-        min=1, help="With --image: of super-resolution [default: 4].")] = None,
+        min=1, help="With --image: factor of super-resolution [default: 4].")] = None,
     filter_name: Annotated[str | None, typer.Option(
-        "--filter", metavar="NAME", help="With --image: how super-resolution's file was made small: average, bilinear, "
+        "--filter", metavar="NAME", help="With --image: filter of super-resolution's downsampling: average, bilinear, "
                                          "bicubic, lanczos or gaussian [default: average; bicubic with --observed].",
     )] = None,
     prior: Annotated[str | None, typer.Option(
-        help=f"{PRIOR_HELP[:-2]}; of a file photos, up to 64 pixels a side mnist].")] = None,
+        help=f"{PRIOR_HELP[:-2]}; for a file photos, or mnist up to 64 pixels a side].")] = None,
     resize: Annotated[bool, typer.Option(
-        "--resize", help="With --image: crop its centre and scale it to what the prior was trained on.")] = False,
+        "--resize", help="With --image: crop its centre and scale it to the prior's size.")] = False,
     invert: Annotated[bool, typer.Option(
         "--invert", help="With --image: exchange dark and light, as for ink on paper.")] = False,
     solver: Annotated[str | None, typer.Option(
-        help="See invflow list solvers [default: vfm; fmtt where a reward tilts the prior].")] = None,
+        help="Name of a solver, see invflow list solvers [default: vfm; fmtt for a reward].")] = None,
     samples: Annotated[int | None, typer.Option(
-        min=1, help="Posterior samples for each observation [default: 64; 16 of an image over "
-                    "128 x 128; 1024 of up to 16 numbers].")] = None,
+        min=1, help="Posterior samples for each observation [default: 64; 16 for images over "
+                    "128 x 128; 1024 for up to 16 numbers].")] = None,
     observations: Annotated[int | None, typer.Option(
-        min=1, help="Observations of the problem, from the first test image [default: 4].")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="The solver's steps [default: its own].")] = None,
+        min=1, help="Number of observations, starting with the first test image [default: 4].")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of solver steps [default: the solver's].")] = None,
     setting: Annotated[list[str] | None, typer.Option(
         "--set", metavar="NAME=VALUE", help="Another setting of the solver; may be repeated.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of all random numbers.")] = 0,
-    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Random seed.")] = 0,
+    device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps.")] = "cpu",
     compile_first: Annotated[bool, typer.Option(
-        "--compile", help="Compile the networks first, for tens of seconds each; on a GPU they then run as CUDA "
+        "--compile", help="Compile the networks first (tens of seconds each); on a GPU they then run as CUDA "
                           "graphs.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("invflow-results"),
     write_samples: Annotated[int | None, typer.Option(
-        min=0, help="With --image: samples written as samples/0.png and so on [default: 4].")] = None,
+        min=0, help="With --image: number of samples written as samples/0.png and so on [default: 4].")] = None,
     keep_posterior: Annotated[bool, typer.Option(
-        "--keep-posterior", help="With --image: write posterior.safetensors also where it takes over 1 GB.")] = False,
+        "--keep-posterior", help="With --image: write posterior.safetensors even if it takes over 1 GB.")] = False,
 ) -> None:
-    """Draw posterior samples of a problem's test images, or of your own file.
+    """Draw posterior samples for a problem's test images, or for your own file.
 
-    Writes figure.png, posterior.safetensors (read it with invflow.Posterior.load) and metrics.json; of your own file
-    also restored.png (the posterior mean), std.png (its standard deviation) and samples. A prior such as photos takes a
-    file of any size; others need --resize.
+    Writes figure.png, posterior.safetensors (read it with invflow.Posterior.load) and metrics.json; for your own file
+    also restored.png (posterior mean), std.png (posterior standard deviation) and samples. A prior such as photos
+    accepts files of any size; others need --resize.
     """
     from invflow.cli.image_task import ImageTask
 
@@ -106,14 +106,14 @@ def solve(
                          parse_settings(None, operator_setting or [], "--operator-set", "std=2"), mask_hides)
     elif problem is None:
         raise ValueError("pass a problem, such as mnist/box-inpainting, or --image FILE --operator NAME; "
-                         "invflow list shows what there is")
+                         "invflow list shows the names")
     elif Path(problem).is_file():
         raise ValueError(f"{problem} is a file, not a problem: pass --image {problem} --operator NAME, or "
                          f"invflow restore {problem}")
     else:
         for option, value in own.items():
             if value is not None:
-                raise ValueError(f"{option} belongs to --image; the problem {problem!r} brings its own")
+                raise ValueError(f"{option} belongs to --image; the problem {problem!r} has its own")
     settings = parse_settings(steps, setting or [])
     pictures = 4 if write_samples is None else write_samples
     _solve(problem, task, prior, solver, settings, samples, observations or 4, seed, device, output, pictures,
@@ -157,7 +157,7 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
         shape = likelihood.operator.image_shape if own is not None else ()
         samples = 16 if math.prod(shape[1:]) > 128**2 else 64
         if posed is not None and math.prod(posed.image_shape) <= 16:
-            samples = 1024  # a few numbers each: they cost nothing
+            samples = 1024  # a few numbers each, so they are cheap
     check_writable(output)
     posterior = solver.sample(likelihood, samples, generator=generator, progress=True)
     if own is not None:
@@ -182,33 +182,33 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
 
 
 def _one(images: list[Path] | None) -> Path | None:
-    """The one image that was passed, if any."""
+    """The single image that was passed, if any."""
     several = images is not None and len(images) > 1
     if images and (several or images[0].is_dir()):
         what = f"--image was passed {len(images)} times" if several else f"--image {images[0]} is a folder"
-        raise ValueError(f"{what}, but solve studies one file; invflow restore takes a folder of them")
+        raise ValueError(f"{what}, but solve takes one file; invflow restore takes a folder")
     return images[0] if images else None
 
 
 def _usual_prior(task: ImageTask, solver_name: str) -> str:
-    """The prior for a file when none is named: photographs, unless it is as small as a digit or is to be made so."""
+    """The default prior for a file: photographs, unless the file is as small as a digit or will be resized to it."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(task.file) as image:
             side = max(image.size) if _is_grey(image) or task.resize else SMALL + 1
-    except (OSError, UnidentifiedImageError, ValueError):  # no image: reading it will say so
+    except (OSError, UnidentifiedImageError, ValueError):  # not an image: reading it will raise the error
         return "mnist"
     # the linear estimate's weights are tied to their size, and ship for digits alone
     prior = "mnist" if task.resize or side <= SMALL or solver_name == "lmmse" else "photos"
-    say(f"no --prior was named: took {prior!r}")
+    say(f"no --prior given: using {prior!r}")
     return prior
 
 
 def _is_grey(image: Any) -> bool:
-    """Whether an open image file has no colour, as digits have none."""
+    """Whether an open image file has no colour, like a digit."""
     if max(image.size) > SMALL or image.mode in ("1", "L", "LA", "I", "F", "I;16"):
-        return True  # of a large one it does not matter
+        return True  # not needed for a large file
     red, green, blue = image.convert("RGB").split()
     return bool(red.tobytes() == green.tobytes() == blue.tobytes())
 
@@ -230,7 +230,7 @@ def _levels(sigma: list[float]) -> str:
 
 @contextmanager
 def _kept(posterior: Posterior, folder: Path) -> Iterator[None]:
-    """Write the posterior before an error goes on."""
+    """Write the posterior before an error is passed on."""
     try:
         yield
     except BaseException:
@@ -240,7 +240,7 @@ def _kept(posterior: Posterior, folder: Path) -> Iterator[None]:
 
 
 def _tell(written: Written) -> None:
-    """Say what was written, and end with an error that names what was not."""
+    """Print the files that were written, and raise an error that names those that were not."""
     if written.files:
         typer.echo("wrote " + ", ".join(map(str, written.files)))
     written.check()

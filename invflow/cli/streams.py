@@ -1,4 +1,4 @@
-"""Standard streams that may be closed: a command goes on without them."""
+"""Standard streams that may be closed: a command continues without them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["keep_streams"]
 
 
 def keep_streams() -> None:
-    """Let nothing that is said on standard error end the program: progress is not worth hours of work.
+    """Keep the program running if standard error cannot be written, so that a note never costs hours of work.
 
-    Streams that were closed before the program started are opened onto nothing, or the first file that is written
-    would take their number, and what is meant for them.
+    Streams that were closed before the program started are opened to the null device. Otherwise the first file that
+    is opened would get their number, and their output.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # uses the lowest free number
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 -- open as long as the program runs
     sys.stderr = io.TextIOWrapper(io.BufferedWriter(_Forgiving()), encoding=getattr(sys.stderr, "encoding", "utf-8"),
@@ -28,13 +28,13 @@ def keep_streams() -> None:
 
 
 class _Forgiving(io.FileIO):
-    """Standard error, where what cannot be written is lost without an error."""
+    """Standard error that drops what cannot be written, without an error."""
 
     def __init__(self) -> None:
         super().__init__(2, "w", closefd=False)
 
     def write(self, data: object) -> int:
-        """Write all, as far as there is somebody who reads it."""
+        """Write everything, as long as there is a reader."""
         view = memoryview(data).cast("B")  # type: ignore[arg-type]
         with contextlib.suppress(OSError):
             written = 0

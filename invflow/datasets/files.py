@@ -1,4 +1,4 @@
-"""Image files of the user: photographs, masks and kernels in, pictures out. Every change is said."""
+"""Reads photographs, masks and kernels from files and writes pictures. Every change is reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["fit_to", "read_alpha", "read_image", "read_kernel", "read_mask", "wr
 
 Say = Callable[[str], None]
 
-#: of Pillow, those that decode by themselves: EPS, for one, would be handed to Ghostscript, which runs programs
+#: Pillow formats that Pillow decodes itself; EPS, for example, would be passed to Ghostscript, which runs programs
 FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "TGA", "AVIF")
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow has it
@@ -37,25 +37,26 @@ def read_image(path: str | os.PathLike[str], *, channels: int | None = None,
                image_shape: Sequence[int] | None = None, resize: bool = False, say: Say = _warn) -> Tensor:
     """Read an image file as a tensor in [0, 1].
 
-    Reads PNG, JPEG, TIFF, WebP, BMP, GIF, PPM, JPEG 2000, TGA and AVIF, as far as Pillow does, turned upright by its
-    EXIF tag, up to 89 million pixels; 8 or 16 bits, in colour PNG, and TIFF in strips without compression or deflated.
-    What has to be changed is changed and said: colour becomes grey by luminance, grey becomes colour by
-    repetition, transparency is laid on white, printing inks (CMYK) become colour, only the first frame of several
-    is taken. Values are those of the file, display encoded (sRGB, as a rule), not linear in light.
+    Reads PNG, JPEG, TIFF, WebP, BMP, GIF, PPM, JPEG 2000, TGA and AVIF, as far as Pillow does, with up to 89 million
+    pixels, and turns them upright by their EXIF tag. Colour with 16 bits is read from PNG, and from TIFF in strips that
+    are uncompressed or deflated.
+    Necessary changes are made and reported: colour becomes grey by luminance, grey becomes colour by
+    repetition, transparency is blended with white, printing inks (CMYK) become colour, and only the first of several
+    frames is used. Values are those of the file, display encoded (usually sRGB), not linear in light.
 
     Args:
-        path: the file.
-        channels: 1 for grey, 3 for colour; None keeps what the file has.
-        image_shape: ``(C, H, W)`` that the image must have; takes the place of ``channels``.
-        resize: with ``image_shape``, let :func:`fit_to` crop and scale a file of another size.
-        say: called with a sentence for each change; default: a warning.
+        path: Path of the file.
+        channels: 1 for grey, 3 for colour; None keeps the channels of the file.
+        image_shape: Required image shape ``(C, H, W)``; replaces ``channels``.
+        resize: Whether to crop and scale a file of another size with :func:`fit_to`, if ``image_shape`` is given.
+        say: Called with a sentence for each change; default: a warning.
 
     Returns:
         ``(C, H, W)`` in [0, 1], float32.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no image, or of a size that is not asked for.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not an image, or if its size is wrong.
 
     Example:
         >>> import invflow.imageio
@@ -83,9 +84,9 @@ def fit_to(image: Tensor, size: Sequence[int], *, say: Say = _warn) -> Tensor:
     """Crop the centre to the proportions of ``size``, then scale to it with an antialiasing triangle filter.
 
     Args:
-        image: ``(C, H, W)``.
-        size: ``(height, width)``.
-        say: called with a sentence for each change.
+        image: Image ``(C, H, W)``.
+        size: Target size ``(height, width)``.
+        say: Called with a sentence for each change.
 
     Returns:
         ``(C, height, width)``, within the range of the image.
@@ -106,25 +107,25 @@ def fit_to(image: Tensor, size: Sequence[int], *, say: Say = _warn) -> Tensor:
 
 def read_mask(path: str | os.PathLike[str], shape: Sequence[int] | None = None, *, hides: str | None = None,
               say: Say = _warn) -> Tensor:
-    """Read which pixels were observed: from a painted image, a ``.npy`` array or a ``.txt`` table.
+    """Read which pixels were observed from a painted image, a ``.npy`` array or a ``.txt`` table.
 
-    In an image dark hides, every pixel that a soft brush has touched, and light does not; of a transparent layer what
-    is painted on it is hidden. The share that is hidden is always said.
+    In an image, dark pixels are hidden, including every pixel touched by a soft brush, and light ones are not. On a
+    transparent layer, painted pixels are hidden. The hidden share is always reported.
 
     Args:
-        path: the file. Arrays hold 0 and 1, ``(H, W)`` or ``(C, H, W)``, 1 for observed.
-        shape: ``(C, H, W)`` of the image that it belongs to; a mask of one channel serves all of them.
-        hides: of an image, the paint that hides: ``"white"`` or ``"black"``; None: black, if that shows the half.
-            Of an array ``"white"`` exchanges 0 and 1.
-        say: called with a sentence for each change.
+        path: Path of the file. Arrays hold 0 and 1, ``(H, W)`` or ``(C, H, W)``, 1 for observed.
+        shape: Shape ``(C, H, W)`` of the image; a mask of one channel applies to all channels.
+        hides: Colour of hidden pixels in an image: ``"white"`` or ``"black"``; None means black if at least half of
+            the image then remains visible. For an array, ``"white"`` exchanges 0 and 1.
+        say: Called with a sentence for each change.
 
     Returns:
         ``(1, H, W)`` or ``(C, H, W)``, float32, 1 where the pixel was observed and 0 where not.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, has another shape, observes nothing, is a photograph, or is an image that
-            would hide more than it shows and ``hides`` is not given.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, has another shape, observes nothing, is a photograph, or is an image that
+            would hide more than half while ``hides`` is None.
     """
     name, painted = Path(path).name, Path(path).suffix.lower() not in (".npy", ".txt")
     values = _read_array(Path(path), say if not painted else lambda _: None)
@@ -144,7 +145,7 @@ def read_mask(path: str | os.PathLike[str], shape: Sequence[int] | None = None, 
         mask = (values > 0.5).float()
         between = int(((values - mask).abs() > 1e-3).sum())
         if between:
-            say(f"{between} values of the mask {name} are neither 0 nor 1: taken as observed above 0.5")
+            say(f"{between} values of the mask {name} are neither 0 nor 1: values above 0.5 count as observed")
     if not bool(mask.any()):
         raise ValueError(f"the mask {name} observes no pixel: observed is light (1), missing is dark (0)")
     say(f"the mask {name} hides {1 - float(mask.mean()):.2%} of the picture")
@@ -152,7 +153,7 @@ def read_mask(path: str | os.PathLike[str], shape: Sequence[int] | None = None, 
 
 
 def read_alpha(path: str | os.PathLike[str]) -> Tensor | None:
-    """The opacity of an image file, ``(1, H, W)`` in [0, 1], upright; None where all of it is opaque."""
+    """Read the opacity of an image file, ``(1, H, W)`` in [0, 1], upright; None if all of it is opaque."""
     import numpy as np
     from PIL import Image, ImageOps
 
@@ -161,27 +162,28 @@ def read_alpha(path: str | os.PathLike[str]) -> Tensor | None:
             if file.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in file.info:
                 return None
             alpha = np.array(ImageOps.exif_transpose(file).convert("RGBA").getchannel("A"))
-    except (OSError, ValueError):  # reading its colours says what is wrong with it
+    except (OSError, ValueError):  # reading its colours will raise the error
         return None
     return None if alpha.min() == 255 else torch.from_numpy(alpha).float()[None] / 255
 
 
 def read_kernel(path: str | os.PathLike[str], *, centre: bool = True, say: Say = _warn) -> Tensor:
-    """Read a blur kernel from an image, a ``.npy`` array or a ``.txt`` table; cleaned.
+    """Read a blur kernel from an image, a ``.npy`` array or a ``.txt`` table, and clean it.
 
-    A pedestal is taken off, its sum is made one, and it is centred, so that the picture stays in its place.
+    A constant offset is removed, the kernel is normalised to sum to one, and it is centred so that it does not shift
+    the picture.
 
     Args:
-        path: the file.
-        centre: whether to move it so that its centre of mass is in the middle, to the pixel.
-        say: called with a sentence for each change.
+        path: Path of the file.
+        centre: Whether to move its centre of mass to the middle, to the nearest pixel.
+        say: Called with a sentence for each change.
 
     Returns:
         ``(height, width)``, float32, summing to one.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, has another number of dimensions, sums to nothing positive, or is a
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, has another number of dimensions, has no positive sum, or is a
             photograph.
     """
     values = _read_array(Path(path), say)
@@ -200,15 +202,16 @@ def read_kernel(path: str | os.PathLike[str], *, centre: bool = True, say: Say =
 
 @explained(arrays=True)
 def write_image(image: Tensor, path: str | os.PathLike[str], *, bits: int = 8) -> None:
-    """Write an image file, clipped to [0, 1]; it appears whole or not at all.
+    """Write an image file atomically, with values clipped to [0, 1].
 
     Args:
-        image: ``(C, H, W)`` or ``(H, W)`` with 1 or 3 channels, nominally in [0, 1].
-        path: the file; its suffix is the format, such as ``.png``, ``.jpg`` (written at quality 95) or ``.tif``.
-        bits: of each value, 8, or 16 for PNG and TIFF.
+        image: Image ``(C, H, W)`` or ``(H, W)`` with 1 or 3 channels, nominally in [0, 1].
+        path: Path of the file; its suffix is the format, such as ``.png``, ``.jpg`` (written at quality 95) or
+            ``.tif``.
+        bits: Bits per value: 8, or 16 for PNG and TIFF.
 
     Raises:
-        ValueError: for another shape or format, or 16 bits in a format that has 8.
+        ValueError: If the shape or the format is not supported, or if the format has no 16 bits.
 
     Example:
         >>> import tempfile, torch, invflow.imageio
@@ -228,11 +231,11 @@ def write_image(image: Tensor, path: str | os.PathLike[str], *, bits: int = 8) -
     suffix = Path(path).suffix.lower()
     formats = Image.registered_extensions()
     if suffix not in formats:
-        raise ValueError(f"{str(path)!r} names no image format: let it end in .png")
+        raise ValueError(f"{str(path)!r} does not name an image format: use a name that ends in .png")
     encoders = {"PNG": encode_png, "TIFF": encode_tiff}
     if bits not in (8, 16) or (bits == 16 and formats[suffix] not in encoders):
-        raise ValueError(f"{formats[suffix]} with {bits} bits is not written: take bits=8, or bits=16 with a file that "
-                         "ends in .png or .tif")
+        raise ValueError(f"{formats[suffix]} with {bits} bits is not supported: pass bits=8, or bits=16 with a file "
+                         "that ends in .png or .tif")
     values = (image.detach().double().clamp(0, 1) * (2**bits - 1)).round().cpu()
     values = values[0] if len(values) == 1 else values.permute(1, 2, 0)
     array = values.contiguous().numpy().astype(f"u{bits // 8}")
@@ -259,30 +262,30 @@ def _read_pixels(path: Path, say: Say) -> Tensor:
     known, said = [name for name in FORMATS if name in Image.OPEN], []
     try:
         with warnings.catch_warnings():
-            # a small file that declares a huge image is an error, before anything of that size is made
+            # a small file that declares a huge image is rejected before memory of that size is allocated
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=known) as file:
                 frames = getattr(file, "n_frames", 1)
                 if frames > 1:
-                    said.append(f"{path.name} holds {frames} images: took the first")
+                    said.append(f"{path.name} holds {frames} images: using the first")
                 pixels = _deep_pixels(file, path, said.append)
                 if pixels is None:
                     pixels = _levels(file, _pixels(ImageOps.exif_transpose(file), path.name, said.append))
     except UnidentifiedImageError as error:
         try:
             found = read_unknown_tiff(path)
-        except Exception as other:  # on damaged files it fails with errors of any kind
+        except Exception as other:  # damaged files can raise any error
             raise ValueError(f"{str(path)!r} is an image that cannot be read: {other}") from other
         if found is not None:
             if found[2]:
-                say(f"{path.name} holds several images: took the first")
+                say(f"{path.name} holds several images: using the first")
             return _upright(*found[:2])
         heif = _read_heif(path)
         if heif is not None:
             return _pixels(heif, path.name, say)
-        raise ValueError(f"{str(path)!r} is no image, at least in no format that is read here, which are "
+        raise ValueError(f"{str(path)!r} is not an image in a supported format, which are "
                          f"{', '.join(known)}") from error
-    except Exception as error:  # on damaged files Pillow fails with errors of any kind
+    except Exception as error:  # damaged files can raise any error in Pillow
         reason = str(error) or type(error).__name__
         raise ValueError(f"{str(path)!r} is an image that cannot be read: {reason}") from error
     for sentence in said:
@@ -291,7 +294,7 @@ def _read_pixels(path: Path, say: Say) -> Tensor:
 
 
 def _read_heif(path: Path) -> Any:
-    """The image of a HEIC file, as cameras of phones write them; None if it is none."""
+    """The image of a HEIC file, as written by phones; None if it is not one."""
     with path.open("rb") as stream:
         head = stream.read(12)
     if head[4:8] != b"ftyp" or head[8:12] not in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
@@ -321,7 +324,7 @@ def _deep_pixels(file: Any, path: Path, say: Say) -> Tensor | None:
     except (ValueError, RuntimeError, TypeError, zlib.error) as error:
         if file.format == "TIFF" and misread_in_planes(file.tag_v2):
             raise
-        say(f"{path.name} has 16 bits for each colour, of which 8 are read ({error})")
+        say(f"{path.name} has 16 bits per colour, but only 8 are read ({error})")
         return None
     values = _upright(array, file.getexif().get(0x0112, 1))
     if len(values) in (2, 4):
@@ -350,7 +353,7 @@ def _levels(file: Any, values: Tensor) -> Tensor:
 
 def _on_white(colour: Tensor, alpha: Tensor, name: str, say: Say) -> Tensor:
     if bool((alpha < 1).any()):
-        say(f"{name} is transparent in places: laid on white")
+        say(f"{name} is transparent in places: blended with white")
     return colour * alpha + (1 - alpha)
 
 
@@ -384,7 +387,7 @@ def _to_channels(image: Tensor, channels: int | None, name: str, say: Say) -> Te
     if channels == 3:
         say(f"{name} is grey: its channel was repeated three times")
         return image.expand(3, -1, -1).contiguous()
-    if bool((image == image[:1]).all()):  # grey that was saved as colour
+    if bool((image == image[:1]).all()):  # a grey image saved as colour
         return image[:1]
     say(f"{name} is in colour: converted to grey by its luminance")
     return torch.einsum("chw,c->hw", image, image.new_tensor(_LUMINANCE))[None].clamp(0, 1)

@@ -1,4 +1,4 @@
-"""A folder of anybody's pictures as one tensor: cropped, scaled and brought to the same channels, and said so once."""
+"""Loads a folder of any pictures as one tensor: cropped, scaled and converted to the same channels."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ SIDE = 32
 
 def load_fitted(path: str | os.PathLike[str], image_shape: Sequence[int] | None = None, *, size: int | None = None,
                 say: Say = print) -> Tensor:
-    """Load all images of a folder, whatever their sizes, bits and colours, as training takes them.
+    """Load all images of a folder for training, whatever their sizes, bit depths and colours.
 
-    Each picture is cropped to its centre and scaled. One that is grey among colour ones is repeated three times, one in
-    colour becomes grey where grey is asked for, transparency is laid on white, 16 bits become 8. A file that cannot
-    be read is left out. What was done is said in one sentence.
+    Each picture is cropped to its centre and scaled. A grey picture among colour ones is repeated three times, a
+    colour picture becomes grey if grey is requested, transparency is blended with white, and 16 bits become 8. A file
+    that cannot be read is left out. One sentence reports all changes.
 
     Args:
-        path: a folder of image files (with all folders in it but ``test``), of IDX files or of CIFAR-10's files; or a
-            name that :func:`~invflow.datasets.sets.load_images` downloads.
-        image_shape: ``(C, H, W)`` that the images must have, such as a prior's; None: one that serves all of them.
-        size: without ``image_shape``, the side of the square; None keeps images that are all of one size of at most
-            32 x 32 pixels, and else takes 32.
-        say: called with the sentence, if anything was changed.
+        path: A folder of image files (including all subfolders except ``test``), of IDX files or of CIFAR-10's files;
+            or a name that :func:`~invflow.datasets.sets.load_images` downloads.
+        image_shape: Required image shape ``(C, H, W)``, such as a prior's; None to choose one that fits all images.
+        size: Side of the square if ``image_shape`` is None. None keeps images that all have one size of at most
+            32 x 32 pixels, and otherwise means 32.
+        say: Called with the sentence, if anything was changed.
 
     Returns:
         ``(n, C, H, W)``, bytes.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or no image in it.
-        ValueError: if none of its files can be read.
+        FileNotFoundError: If there is no such folder, or no image in it.
+        ValueError: If none of its files can be read.
 
     Example:
         >>> import tempfile, torch
@@ -59,7 +59,7 @@ def load_fitted(path: str | os.PathLike[str], image_shape: Sequence[int] | None 
         raise ValueError(f"size={size}: images have at least 8 pixels a side, such as size=32")
     folder = Path(path)
     if not folder.is_dir() or packed(folder):
-        images = list(load_images(path, dtype=torch.uint8))  # which says what is wrong, if anything is
+        images = list(load_images(path, dtype=torch.uint8))  # this raises an error if anything is wrong
         made = _Made(len(images), Counter({_size(images[0]): len(images)}))
     else:
         files = image_files(folder)
@@ -80,7 +80,7 @@ def load_fitted(path: str | os.PathLike[str], image_shape: Sequence[int] | None 
 
 @dataclass
 class _Made:
-    """What was done to some images."""
+    """Record of the changes to a set of images."""
 
     total: int
     sizes: Counter[str]
@@ -92,7 +92,7 @@ class _Made:
     greyed: int = 0
 
     def sentence(self, shape: tuple[int, ...]) -> str:
-        """All of it in one, or nothing."""
+        """All changes in one sentence, or an empty text."""
         parts = []
         if self.moved:
             what = f"of {len(self.sizes)} sizes" if len(self.sizes) > 1 else f"of {next(iter(self.sizes))} pixels"
@@ -143,7 +143,7 @@ def _fitted(image: Tensor, shape: tuple[int, ...], made: _Made) -> Tensor:
         made.repeated += 1
         return image.expand(3, -1, -1)
     if shape[0] != 1:
-        raise ValueError(f"images of {len(image)} channels were asked for with {shape[0]}: 1 is grey and 3 is colour")
+        raise ValueError(f"images have {len(image)} channels, but {shape[0]} were requested: 1 is grey and 3 is colour")
     made.greyed += 1
     weights = torch.tensor([0.299, 0.587, 0.114])  # luminance, ITU-R BT.601
     return torch.einsum("c,chw->hw", weights, image.float())[None].round().to(torch.uint8)

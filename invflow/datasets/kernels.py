@@ -1,4 +1,4 @@
-"""What a kernel file says: a blur without a pedestal, in its centre, and no photograph."""
+"""Cleans blur kernels read from files: removes a constant offset, centres them, and rejects photographs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ __all__ = ["clean_kernel"]
 
 
 def clean_kernel(kernel: Tensor, name: str, say: Callable[[str], None], centre: bool = True) -> Tensor:
-    """A kernel without its pedestal, moved so that a blur with it leaves a picture in its place.
+    """Remove the constant offset of a kernel, and centre it so that blurring does not shift a picture.
 
     Args:
-        kernel: ``(h, w)`` with a positive sum.
-        name: of the file.
-        say: called with a sentence for each change.
-        centre: whether it is moved.
+        kernel: Kernel ``(h, w)`` with a positive sum.
+        name: Name of the file.
+        say: Called with a sentence for each change.
+        centre: Whether to centre it.
 
     Returns:
         ``(h', w')``, summing to one, its centre of mass within half a pixel of the pixel (h' // 2, w' // 2).
 
     Raises:
-        ValueError: for what is no kernel but a photograph.
+        ValueError: If the image is a photograph, not a kernel.
     """
     kernel = _without_pedestal(kernel, name, say)
     kernel = kernel / kernel.sum()
@@ -33,7 +33,7 @@ def clean_kernel(kernel: Tensor, name: str, say: Callable[[str], None], centre: 
 
 
 def _without_pedestal(kernel: Tensor, name: str, say: Callable[[str], None]) -> Tensor:
-    """What a flat border leaves, where it is neither zero nor as high as the kernel itself (a box)."""
+    """Subtract a flat border, if it is neither zero nor as high as the kernel itself (a box)."""
     if min(kernel.shape) < 5:
         return kernel
     border = _border(kernel)
@@ -44,17 +44,17 @@ def _without_pedestal(kernel: Tensor, name: str, say: Callable[[str], None]) -> 
     share = level * kernel.numel() / float(kernel.sum())
     if share < 0.01:
         return kernel
-    say(f"the kernel {name} stands on a pedestal of {level / top:.1%} of its peak, {share:.0%} of its sum: taken off")
+    say(f"the kernel {name} has a constant offset of {level / top:.1%} of its peak, {share:.0%} of its sum: removed")
     # what is left of the border's noise would add up over a large kernel
     return torch.where(kernel - level > 2 * spread, kernel - level, 0.0)
 
 
 def _refuse_photograph(kernel: Tensor, name: str) -> None:
-    """A photograph spreads over all of itself, in many different values; a blur that large would leave nothing."""
+    """Reject a photograph: its many different values are spread over the whole image, unlike any useful blur."""
     spread, top = 1 / float(kernel.square().sum()) / kernel.numel(), float(kernel.max())
     if kernel.numel() > 32 * 32 and spread > 0.25 and float(kernel.median()) < 0.95 * top:
         raise ValueError(f"{name} looks like a photograph, not like a blur kernel: its {kernel.shape[0]} x "
-                         f"{kernel.shape[1]} values spread over {spread:.0%} of it; a kernel is what the blur makes of "
+                         f"{kernel.shape[1]} values spread over {spread:.0%} of it; a kernel is the blurred image of "
                          "a single bright pixel")
 
 
@@ -73,9 +73,9 @@ def _centred(kernel: Tensor, name: str, say: Callable[[str], None]) -> Tensor:
     if any(round(off) for off in moved):
         while min(kernel.shape) > 2 and not bool(_border(kernel).any()):
             kernel = kernel[1:-1, 1:-1]
-        say(f"the kernel {name} would move the picture by {way}: centred to the pixel")
+        say(f"the kernel {name} would shift the picture by {way}: centred to the nearest pixel")
     elif max(map(abs, moved)) > 0.25:
-        say(f"the kernel {name} moves the picture by {way}, less than a pixel: left as it is")
+        say(f"the kernel {name} shifts the picture by {way}, less than a pixel: left unchanged")
     return kernel
 
 

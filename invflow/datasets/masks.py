@@ -1,4 +1,4 @@
-"""What a mask file says: which pixels were observed, whatever it was painted with."""
+"""Reads which pixels were observed from a painted mask."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ _TOUCHED = 0.1
 
 def mask_of_painting(grey: Tensor, alpha: Tensor | None, name: str, hides: str | None,
                      say: Callable[[str], None]) -> Tensor:
-    """The mask of a painted image: 1 where nothing was painted.
+    """Compute the mask of a painted image: 1 where nothing was painted.
 
-    Every pixel that a soft brush has touched is hidden. Paint on a transparent layer hides, of whatever colour.
-    Otherwise dark hides and light does not, unless that would hide more than it shows: then ``hides`` must be given.
+    Every pixel touched by a soft brush is hidden. On a transparent layer, paint of any colour hides.
+    Otherwise dark pixels are hidden and light ones are not; if that hides more than half, ``hides`` must be given.
 
     Args:
-        grey: ``(1, H, W)`` in [0, 1].
-        alpha: ``(1, H, W)``, the opacity, or None.
-        name: of the file.
+        grey: Image ``(1, H, W)`` in [0, 1].
+        alpha: Opacity ``(1, H, W)``, or None.
+        name: Name of the file.
         hides: ``"white"``, ``"black"`` or None.
-        say: called with a sentence where it was guessed.
+        say: Called with a sentence if the meaning was guessed.
 
     Raises:
-        ValueError: for a photograph; for one that hides more than half, of which nothing was said.
+        ValueError: If the image is a photograph, or if it hides more than half and ``hides`` is None.
     """
     if hides not in (None, *HIDES):
-        raise ValueError(f"hides={hides!r}: what hides a pixel is 'white' or 'black'")
+        raise ValueError(f"hides={hides!r}: pass 'white' or 'black', the colour of hidden pixels")
     if alpha is not None and bool((alpha < 1 - _TOUCHED).any()):
         if hides is None:
-            say(f"{name} is a transparent layer: what is painted on it is hidden")
+            say(f"{name} is a transparent layer: painted pixels are hidden")
             return (alpha <= _TOUCHED).float()
         grey = torch.where(alpha > _TOUCHED, grey, 0.0 if hides == "white" else 1.0)
     between = float(((grey > _TOUCHED) & (grey < 1 - _TOUCHED)).float().mean())
@@ -46,7 +46,7 @@ def mask_of_painting(grey: Tensor, alpha: Tensor | None, name: str, hides: str |
     mask = (grey < _TOUCHED if hides == "white" else grey > 1 - _TOUCHED).float()
     hidden = 1 - float(mask.mean())
     if hides is None and hidden > 0.5:
-        raise ValueError(f"the mask {name} would hide {hidden:.1%} of the picture, for dark (0) hides and light (1) "
+        raise ValueError(f"the mask {name} would hide {hidden:.1%} of the picture, since dark (0) hides and light (1) "
                          "does not: if white marks what is to be restored, pass hides='white' (invflow restore: "
                          "--mask-hides white), else hides='black' (--mask-hides black)")
     return mask

@@ -1,4 +1,4 @@
-"""Pictures to be restored and written back as what they were: format, bits, colour profile, EXIF, transparency."""
+"""Reads and writes pictures with their format, bit depth, colour profile, EXIF data and transparency."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _NOT_KEPT = (0x0112, 254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279,
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, and what its file was.
+    """A picture and the properties of its file.
 
     Attributes:
-        values: ``(C, H, W)`` with one channel or three, upright; [0, 1] is the range of the file.
-        known: ``(1, H, W)`` bool, False where the file holds no number; None: all of it is known.
+        values: Values ``(C, H, W)`` with one or three channels, upright; [0, 1] is the range of the file.
+        known: Mask ``(1, H, W)`` bool, False where the file has NaN; None if all values are known.
         kind: Pillow's name of the format, ``"npy"``, ``"fits"`` or ``"float TIFF"``.
-        bits: of each value, 8, 16 or 32.
-        alpha: ``(1, H, W)``, the opacity, or None.
-        profile: the ICC profile, or None.
-        exif: with the orientation taken out, or None.
-        low, high: the numbers that stand for 0 and 1.
-        header: of a FITS file.
-        channels_last: how an array's axes were ordered.
+        bits: Bits per value, 8, 16 or 32.
+        alpha: Opacity ``(1, H, W)``, or None.
+        profile: ICC profile, or None.
+        exif: EXIF data without the orientation, or None.
+        low, high: Values in the file that correspond to 0 and 1.
+        header: Header of a FITS file.
+        channels_last: Order of an array's axes.
     """
 
     values: Tensor
@@ -60,26 +60,26 @@ class Picture:
 
     @property
     def suffix(self) -> str | None:
-        """The suffix that is written in place of the file's own; None: its own."""
+        """The suffix to write instead of the file's own; None to keep it."""
         return ".png" if self.bits < 32 and self.kind not in _KEPT else None
 
 
 def read_picture(path: str | os.PathLike[str], *, value_range: tuple[float, float] | None = None,
                  say: Say = print) -> Picture:
-    """Read a picture with all that is to be kept of its file.
+    """Read a picture with all the properties of its file that are kept.
 
-    Beside what :func:`~invflow.datasets.files.read_image` reads: ``.npy``, FITS (with astropy) and TIFF of one channel
-    of floating-point numbers. Where those hold NaN nothing was observed.
+    In addition to the formats of :func:`~invflow.datasets.files.read_image`, this reads ``.npy``, FITS (with astropy)
+    and floating-point TIFF of one channel. NaN in these means that nothing was observed.
 
     Args:
-        path: the file.
-        value_range: the numbers that stand for black and white, for files of numbers; by default what whole numbers
-            of 8 or 16 bits hold, or 0 and 1 where all numbers lie between them.
-        say: called with a sentence for each change.
+        path: Path of the file.
+        value_range: Values of black and white, for files of numbers; by default the range of 8-bit or 16-bit integers,
+            or 0 and 1 if all numbers lie between them.
+        say: Called with a sentence for each change.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for what cannot be read, and for numbers whose range is not known.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read, or if the range of its numbers is unknown.
     """
     path = Path(path)
     if not path.is_file():
@@ -121,10 +121,10 @@ def _read_file(path: Path, value_range: tuple[float, float] | None, say: Say) ->
     if value_range is not None:
         raise ValueError(f"--range belongs to files of numbers (.npy, FITS, floating-point TIFF), not to {path.name}")
     values, alpha = read_image(path, say=_without("transparent", say)), read_alpha(path)
-    if alpha is not None:  # it was laid on white: take the white out again
+    if alpha is not None:  # it was blended with white: undo that
         values = torch.where(alpha > 0, (values - (1 - alpha)) / alpha.clamp(min=1 / 255), 1.0).clamp(0, 1)
     if profile is not None and profile[16:20] != (b"GRAY" if len(values) == 1 else b"RGB "):
-        say(f"the colour profile of {path.name} is for other colours than are written: left out")
+        say(f"the colour profile of {path.name} is for another colour space than the written one: left out")
         profile = None
     return Picture(values, None, kind, bits, alpha, profile, exif)
 
@@ -153,7 +153,7 @@ def _read_fits(path: Path, value_range: tuple[float, float] | None) -> Picture:
     with fits.open(path, memmap=False) as file:
         found = next((part for part in file if part.data is not None and part.data.ndim in (2, 3)), None)
         if found is None:
-            raise ValueError(f"{path.name} holds no image of two axes, or of three")
+            raise ValueError(f"{path.name} holds no image with two or three axes")
         return replace(_numbers(found.data, "fits", path.name, value_range), header=found.header.copy())
 
 
@@ -175,7 +175,7 @@ def _numbers(array: Any, kind: str, name: str, value_range: tuple[float, float] 
         high = float(np.iinfo(array.dtype).max)
     least, most = float(values[known.expand_as(values)].min()), float(values[known.expand_as(values)].max())
     if value_range is None and not (low <= least and most <= high):
-        raise ValueError(f"{name} holds numbers from {least:.6g} to {most:.6g}, and nothing says which are black and "
+        raise ValueError(f"{name} holds numbers from {least:.6g} to {most:.6g}, and it is unknown which are black and "
                          f"white: pass --range {least:.4g} {most:.4g}, or what its sensor gives")
     if not low < high:
         raise ValueError(f"--range {low:g} {high:g}: pass black first, then white")
@@ -185,12 +185,12 @@ def _numbers(array: Any, kind: str, name: str, value_range: tuple[float, float] 
 
 
 def write_picture(picture: Picture, path: str | os.PathLike[str], *, say: Say = print) -> None:
-    """Write a picture as its file was; what is lost is said.
+    """Write a picture with the properties of its original file, and report what is lost.
 
     Args:
-        picture: ``values`` may have another size than ``alpha``, which is scaled then.
-        path: with the suffix of the format.
-        say: called with a sentence for what cannot be kept.
+        picture: The picture. If ``values`` and ``alpha`` differ in size, ``alpha`` is scaled.
+        path: Path with the suffix of the format.
+        say: Called with a sentence for each property that cannot be kept.
     """
     path = Path(path)
     if picture.bits == 32:
@@ -204,12 +204,12 @@ def write_picture(picture: Picture, path: str | os.PathLike[str], *, say: Say = 
         if picture.kind in ("PNG", "WEBP", "TGA", "AVIF", "JPEG2000") or (picture.kind == "TIFF" and picture.bits == 8):
             values = torch.cat([values, alpha])
         else:
-            say(f"{path.name} cannot hold transparency here: laid on white")
+            say(f"{path.name} cannot hold transparency here: blended with white")
             values = values * alpha + 1 - alpha
     kind = picture.kind if picture.kind in _KEPT else "PNG"
     bits = picture.bits if kind in ("PNG", "TIFF") else 8
     if bits < picture.bits:
-        say(f"{path.name} is written with 8 bits of its 16: {kind} with 16 is not")
+        say(f"{path.name} is written with 8 of its 16 bits: writing {kind} with 16 is not supported")
     pixels = (values * (2**bits - 1)).round().permute(1, 2, 0).cpu().numpy().astype(f"u{bits // 8}")
     pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
     if bits == 16:

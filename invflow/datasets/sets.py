@@ -52,30 +52,30 @@ def load_images(path: str | os.PathLike[str], split: str = "train", labels: bool
                 channels: int | None = None) -> Tensor | tuple[Tensor, Tensor]:
     """Load all images of a data set's split.
 
-    What the folder holds decides how it is read: IDX files (``train-images-idx3-ubyte``,
+    The contents of the folder determine how it is read: IDX files (``train-images-idx3-ubyte``,
     ``t10k-images-idx3-ubyte`` and their labels, as such or ending in ``.gz``, in the folder or in its ``raw``
     folder); CIFAR-10's binary files (``data_batch_1.bin``, ...); else image files, in ``<folder>/<split>``, or, for
     the split ``train``, in the folder itself. Image files may lie in one folder for each class, which then gives the
     labels, in alphabetical order.
 
     Args:
-        path: a folder, or one of the names in :data:`DOWNLOADS`, whose official files are then downloaded
-            once (checksums verified) into :func:`cache_folder`. Of CIFAR-10 this is the binary version: pickles are
+        path: A folder, or one of the names in :data:`DOWNLOADS`, whose official files are then downloaded
+            once (checksums verified) into :func:`cache_folder`. For CIFAR-10 this is the binary version: pickles are
             never read.
         split: ``"train"`` or ``"test"``.
-        labels: return the labels too.
-        dtype: a floating-point type for values in [0, 1], or ``torch.uint8`` for the raw values in [0, 255].
-        size: for image files: crop the centre square and scale it to this side; needed where the files' sizes
+        labels: Whether to return the labels too.
+        dtype: A floating-point type for values in [0, 1], or ``torch.uint8`` for the raw values in [0, 255].
+        size: For image files, the side to which the centre square is scaled; required if the sizes of the files
             differ.
-        channels: for image files: 1 for grey, 3 for colour; None keeps what the first file has.
+        channels: For image files: 1 for grey, 3 for colour; None keeps the channels of the first file.
 
     Returns:
         Images ``(n, C, H, W)``, and with ``labels`` also ``(n,)`` in int64.
 
     Raises:
-        FileNotFoundError: if the folder or its files are missing; lists what was looked for.
-        ValueError: for an unknown split, a truncated or foreign file, images of different sizes, or missing
-            labels.
+        FileNotFoundError: If the folder or its files are missing; the message lists the expected files.
+        ValueError: If the split is unknown, a file is truncated or of another kind, sizes differ, or labels are
+            missing.
 
     Example:
         >>> from invflow.datasets.sets import load_images
@@ -109,7 +109,7 @@ def _to_unit_range(images: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: the folder ``$INVFLOW_DATA``, else ``~/.cache/invflow/datasets``."""
+    """Folder of the downloads: ``$INVFLOW_DATA``, or by default ``~/.cache/invflow/datasets``."""
     return Path(os.environ.get("INVFLOW_DATA", Path.home() / ".cache" / "invflow" / "datasets"))
 
 
@@ -187,7 +187,7 @@ def _load_folder(folder: Path, split: str, size: int | None,
 
 
 def image_files(folder: str | os.PathLike[str], split: str = "train") -> list[Path]:
-    """The image files of a folder's split, in order, by their suffixes."""
+    """The image files of a folder's split, by their suffixes, in order."""
     return _files_of(Path(folder), split)[1]
 
 
@@ -220,13 +220,13 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
     """Read one IDX file of bytes (LeCun, Cortes), as such or compressed by gzip (name ending in ``.gz``).
 
     Args:
-        path: the file.
+        path: Path of the file.
 
     Returns:
-        uint8, in the shape that the file's header states: ``(n, H, W)`` for images, ``(n,)`` for labels.
+        uint8, in the shape given in the header: ``(n, H, W)`` for images, ``(n,)`` for labels.
 
     Raises:
-        ValueError: if the file is no IDX file of bytes, or shorter or longer than its header says.
+        ValueError: If the file is not an IDX file of bytes, or is shorter or longer than its header says.
     """
     path = Path(path)
     packed = path.suffix == ".gz"

@@ -1,6 +1,6 @@
-"""Colour with 16 bits for each channel, of which Pillow reads 8 and writes none: PNG and TIFF, in and out.
+"""Reads and writes colour PNG and TIFF with 16 bits per channel, of which Pillow reads 8 bits and writes none.
 
-Besides, the kinds of TIFF that Pillow does not know or reads wrongly.
+It also handles kinds of TIFF that Pillow does not know or reads wrongly.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Judging solvers: certificates of calibration, comparisons, and the page that shows them."""
+"""Evaluation of solvers: certificates of calibration, comparisons, and the page that shows them."""

@@ -1,4 +1,4 @@
-"""``invflow.calibrate``: whether a solver's posteriors are what they say, by simulation."""
+"""``invflow.calibrate``: test by simulation whether a solver's posteriors are calibrated."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Certificate", "calibrate"]
 
-_PILOT = 64  # truths that choose pixels and place the references of TARP
+_PILOT = 64  # truths for choosing pixels and placing the references of TARP
 _VALUES_AT_A_TIME = 2**25
-_MOST_AT_A_TIME = 25  # simulations lost at a kill
+_MOST_AT_A_TIME = 25  # largest number of simulations lost when a run is killed
 
 
 @explained(like="invflow.calibrate('exact', 'gaussian/linear')")
@@ -46,46 +46,49 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
               chunk_size: int | None = None, output: str | os.PathLike[str] | None = None,
               generator: torch.Generator | None = None, progress: bool = False,
               watch: Callable[[Certificate], object] | None = None) -> Certificate:
-    """Find out by simulation whether a solver's posteriors are calibrated.
+    """Test by simulation whether a solver's posteriors are calibrated.
 
     Draws truths, measures them, samples their posteriors, and ranks each truth among its samples by several
-    quantities: for an exact solver the ranks are uniform (Talts et al. 2018; Modrak et al. 2023). Each quantity
-    is tested by simultaneous bands (Saeilynoja et al. 2022); distances to random references by TARP (Lemos et al.
-    2023); spread and mean of all pixels together by their randomised ranks. All p-values are corrected for how
-    many there are (Holm 1979); quantities that order images alike, as residual and log likelihood of Gaussian noise do,
-    count once. A calibrated solver need not be a good one: the prior, drawn without a look at the
-    data, passes in pixels. The quantities that see the measurement, the contraction and the scores tell.
+    quantities. For an exact solver the ranks are uniform (Talts et al. 2018; Modrak et al. 2023). Each quantity
+    is tested by simultaneous bands (Saeilynoja et al. 2022), distances to random references by TARP (Lemos et al.
+    2023), and spread and mean of all pixels together by their randomised ranks. All p-values are corrected for
+    their number (Holm 1979). Quantities that order images in the same way, such as residual and log likelihood with
+    Gaussian noise, count once. A calibrated solver is not necessarily good: draws from the prior that ignore the data
+    pass the tests of pixels. The quantities that use the measurement, the contraction and the scores reveal this.
 
     Args:
-        solver: any solver, or the name of one that suits the problem.
-        problem: or its name; gives operator and noise, and truths where ``source`` is ``"data"``.
-        num_simulations: S, pairs of a truth and a measurement.
-        num_samples: N, samples that each truth is ranked among; 99 makes ranks of 100 values.
-        num_particles: particles that the solver runs for each measurement, of which N are resampled. None: ten
-            times N for solvers with importance weights or resampling, which are exact for many particles only, else N.
-        source: ``"prior"``, truths from ``solver.prior_samples`` (the problem's prior for a solver without them): an
-            exact solver passes. ``"data"``, the problem's own truths: misfit of the prior shows too.
-        split: of a problem with images, for ``source="data"``.
-        quantities: your own by name, ``(images (B, N, *image_shape), likelihood) -> (B, N)``, besides the default ones.
-        defaults: whether to test random pixels and projections, means over blocks of pictures, residual, log likelihood
-            and total variation too.
-        alpha: chance of any false alarm.
-        chunk_size: measurements that the solver gets at a time.
-        output: folder for the certificate, of this run alone while it lasts. A calibration that was killed goes on from
-            there, if it is asked for with the same arguments; numbers are kept after each chunk. Solver, truths,
-            measurements and quantities must have the same content; where that cannot be told, it does not go on.
-        generator: source of all random numbers; one number is drawn from it, and all others follow.
-        progress: show a progress bar.
-        watch: called after each chunk with the certificate of all simulations so far, once there are two; what it
-            raises ends the calibration.
+        solver: Any solver, or the name of one that suits the problem.
+        problem: A problem or its name. It provides operator and noise, and truths if ``source`` is ``"data"``.
+        num_simulations: S, the number of pairs of a truth and a measurement.
+        num_samples: N, the number of samples among which each truth is ranked; with 99, ranks have 100 values.
+        num_particles: Number of particles that the solver runs for each measurement, from which N are resampled. None
+            means ten times N for solvers with importance weights or resampling, which are exact only for many
+            particles, and N for others.
+        source: ``"prior"`` for truths from ``solver.prior_samples`` (from the problem's prior if the solver has none):
+            an exact solver passes. ``"data"`` for the problem's own truths: misfit of the prior shows too.
+        split: Split of a problem with images, for ``source="data"``.
+        quantities: Your own quantities by name, ``(images (B, N, *image_shape), likelihood) -> (B, N)``, in addition
+            to the default ones.
+        defaults: Whether to also test random pixels and projections, means over blocks of pictures, residual, log
+            likelihood and total variation.
+        alpha: Probability of any false alarm.
+        chunk_size: Number of measurements per call of the solver.
+        output: Folder for the certificate, locked by this run. Numbers are written after each chunk, and a calibration
+            that was killed resumes if it is called with the same arguments. Solver, truths,
+            measurements and quantities must have the same content; if this cannot be determined, it does not resume.
+        generator: Random generator; one number is drawn from it, and all others follow from that number.
+        progress: Whether to show a progress bar.
+        watch: Function called after each chunk with the certificate of all simulations so far, once there are two; an
+            exception in it ends the calibration.
 
     Returns:
-        A :class:`~invflow.evaluation.calibrate.Certificate` to print, to ``plot()`` and to ``save``.
+        A :class:`~invflow.evaluation.calibrate.Certificate`, which can be printed, plotted by ``plot()`` and saved by
+        ``save``.
 
     Raises:
-        ValueError: for a setting out of range, or a folder that holds another calibration, or where another run works.
-        MemoryError: for more particles of one measurement than this machine's memory holds.
-        OSError: if nothing can be written into the folder, before anything is computed.
+        ValueError: If a setting is out of range, or if the folder holds another calibration or is used by another run.
+        MemoryError: If the particles of one measurement do not fit in this machine's memory.
+        OSError: If the folder is not writable; this is checked before anything is computed.
 
     Example:
         >>> import torch, invflow
@@ -103,11 +106,11 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
         posed, base = _posed(solver, problem, source)
         pilot = _pilot(posed, problem, source, split, _child(seed, "pilot"))
         chosen = _chosen(quantities or {}, default_quantities(pilot, _child(seed, "quantities")) if defaults else {})
-        # all at once: data truths do not repeat, and how they are cut into chunks changes none of them
+        # drawn all at once: truths from data do not repeat, and the chunk size does not change them
         truth, likelihood = posed.simulate(num_simulations, generator=_child(seed, "truths"), source="data",
                                            split=split)
         references = _references(pilot, truth, _child(seed, "references"))
-        content = _contents(solver, (truth, likelihood, references), chosen)  # before anything has changed the solver
+        content = _contents(solver, (truth, likelihood, references), chosen)  # before the solver is changed in any way
         if num_particles is None:
             weighted = _uses_weights(solver, likelihood.select(0), _child(seed, "probe"))
             num_particles = 10 * num_samples if weighted else num_samples
@@ -134,7 +137,7 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
 
         start = len(done["tarp_ranks"]) if done else 0
         if folder is not None and start < num_simulations:
-            clear(folder)  # the certificate of other simulations is not to lie beside new ones
+            clear(folder)  # so that no certificate of other simulations remains
         for rows in _chunks(start, num_simulations, chunk_size, progress, type(solver).__name__):
             part = slice(rows.start, rows.stop)
             parts.append(_simulate(solver, truth[part], likelihood.select(part), references[part], chosen, num_samples,
@@ -158,7 +161,7 @@ def _host_memory() -> float:
 
 
 def _named(solver: Solver | str, problem: Problem | str) -> tuple[Solver, Problem]:
-    """Solver and problem, looked up where they are names."""
+    """Solver and problem, looked up if they are names."""
     from invflow.registry import solver_by_name
 
     if isinstance(solver, Problem) or (isinstance(solver, str) and solver in list_problems()):
@@ -173,14 +176,14 @@ def _named(solver: Solver | str, problem: Problem | str) -> tuple[Solver, Proble
     prior = getattr(built, "prior", None)
     if prior is not None and hasattr(prior, "image_shape") and not getattr(prior, "resizable", False) and tuple(
             prior.image_shape) != posed.image_shape:
-        raise ValueError(f"the prior of this {type(built).__name__} makes images {tuple(prior.image_shape)}, but the "
-                         f"problem {posed.name!r} has {posed.image_shape}: pass a solver whose prior makes these")
+        raise ValueError(f"the prior of this {type(built).__name__} has images {tuple(prior.image_shape)}, but the "
+                         f"problem {posed.name!r} has {posed.image_shape}: pass a solver with a prior for this shape")
     return built, posed
 
 
 def _check(problem: Problem, source: str, num_simulations: int, num_samples: int, num_particles: int | None,
            alpha: float) -> None:
-    """Refuse settings out of range, and problems without measurements."""
+    """Raise an error for settings out of range, and for problems without measurements."""
     if num_simulations < 2 or num_samples < 3 or not 0 < alpha < 1:
         raise ValueError(f"num_simulations={num_simulations} must be at least 2, num_samples={num_samples} at least 3, "
                          f"alpha={alpha} in (0, 1)")
@@ -207,7 +210,7 @@ def _chosen(own: Mapping[str, Quantity], default: dict[str, Quantity]) -> dict[s
 
 
 def _posed(solver: Solver, problem: Problem, source: str) -> tuple[Problem, str]:
-    """The problem with its truths from the source, and a word on where these come from."""
+    """The problem with truths from this source, and a name for the source."""
     if source == "data":
         return problem, "data"
     own = type(solver).prior_samples is not Solver.prior_samples
@@ -219,7 +222,7 @@ def _posed(solver: Solver, problem: Problem, source: str) -> tuple[Problem, str]
 
 
 def _pilot(posed: Problem, problem: Problem, source: str, split: str, generator: torch.Generator) -> Tensor:
-    """Truths ``(n, *image_shape)`` that are not among the simulations: fresh ones, or those of the other split."""
+    """Truths ``(n, *image_shape)`` that are not among the simulations: new draws, or the other split."""
     if source == "data" and problem.has_images:
         return problem.images("validation" if split == "test" else "test")
     result: Tensor = posed.simulate(_PILOT, generator=generator)[0]
@@ -227,9 +230,9 @@ def _pilot(posed: Problem, problem: Problem, source: str, split: str, generator:
 
 
 def _references(pilot: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
-    """References of TARP in the truths' shape: around the prior's middle, half as wide.
+    """References of TARP in the shape of the truths: around the prior's mean, half as wide.
 
-    Further out the distances tell less of how pixels depend on each other.
+    Distances from references further out depend less on the correlations between pixels.
     """
     center, scale = pilot.double().mean(0), 0.5 * pilot.double().std(0)
     noise = draw_noise(tuple(truth.shape), generator).double()
@@ -237,16 +240,16 @@ def _references(pilot: Tensor, truth: Tensor, generator: torch.Generator) -> Ten
 
 
 def _uses_weights(solver: Solver, likelihood: Likelihood, generator: torch.Generator) -> bool:
-    """Whether posteriors come with weights or from resampled particles: told by a run on one measurement."""
+    """Whether posteriors have weights or resampled particles, found by a run on one measurement."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # so few particles converge to nothing
+        warnings.simplefilter("ignore")  # so few particles cannot converge
         posterior = _sample(solver, likelihood, 32, generator)
     return posterior.weighted or "distinct_ancestors" in posterior.diagnostics
 
 
 def _sample(solver: Solver, likelihood: Likelihood, count: int, generator: torch.Generator) -> Posterior:
     device = getattr(getattr(solver, "prior", None), "device", None)
-    with solver.counting() as cost:  # a third party's sample may state nothing
+    with solver.counting() as cost:  # the sample method of a third party may not report its calls
         posterior = solver.sample(likelihood if device is None else likelihood.to(device), count, generator=generator)
     posterior.nfe = cost(posterior.nfe, posterior.num_observations * posterior.num_samples)
     return posterior
@@ -265,8 +268,8 @@ def _simulate(solver: Solver, truth: Tensor, likelihood: Likelihood, references:
     seconds = time.perf_counter() - began
     shape = (len(truth), num_particles, *truth.shape[1:])
     if tuple(posterior.samples.shape) != shape:
-        raise ValueError(f"{type(solver).__name__} gave samples {tuple(posterior.samples.shape)}, expected {shape}, "
-                         "(B, N, *image_shape)")
+        raise ValueError(f"{type(solver).__name__} returned samples {tuple(posterior.samples.shape)}, expected "
+                         f"{shape}, (B, N, *image_shape)")
     rank_generator = _child(int(torch.randint(2**62, (1,), generator=generator)), "ranks")
     if posterior.weighted or num_particles != num_samples:
         posterior = posterior.resample(num_samples, generator=generator)
@@ -308,7 +311,7 @@ def _chunks(start: int, stop: int, size: int, progress: bool, name: str) -> Any:
 
 
 def _seed(generator: torch.Generator | None, folder: Path | None) -> int:
-    """A number from the generator; without one, that of the calibration which the folder holds, if any."""
+    """Draw a seed from the generator; without one, use the seed of the calibration in the folder, if any."""
     if generator is None and folder is not None and (folder / "simulations.safetensors").is_file():
         return int(read_simulations(folder)[1]["seed"])
     generator = as_generator(generator)
@@ -326,31 +329,31 @@ def _settings(solver: Solver) -> dict[str, Any]:
 
 
 def _contents(solver: Solver, simulated: object, quantities: object) -> dict[str, str | None]:
-    """Digests of what decides the numbers; None for what cannot be identified."""
+    """Digests of everything that determines the numbers; None for content that cannot be identified."""
     found: dict[str, str | None] = {}
     for name, value in (("solver", solver), ("truths and measurements", simulated), ("quantities", quantities)):
         try:
             found[name] = identity(value)
-        except Exception:  # also what somebody's fingerprint() fails with
+        except Exception:  # including any error in a user's fingerprint()
             found[name] = None
     return found
 
 
 def _resume(folder: Path | None, settings: dict[str, Any]) -> dict[str, Tensor]:
-    """Numbers of the simulations that a folder holds already, if they belong to the same calibration."""
+    """Numbers of the simulations already in a folder, if they belong to the same calibration."""
     if folder is None or not (folder / "simulations.safetensors").is_file():
         return {}
     record, before = read_simulations(folder)
     if "content" not in before:
-        raise ValueError(f"{folder} was begun by a version of invflow that did not keep what simulations are made of: "
-                         "choose another folder")
+        raise ValueError(f"{folder} was started by a version of invflow that did not record what determines the "
+                         "simulations: choose another folder")
     now = finite(as_json(settings, "settings"))
     for key in now:
         if before.get(key) != now[key]:
             raise ValueError(f"{folder} holds another calibration: its {key} was {before.get(key)!r}, not "
-                             f"{now[key]!r}; choose another folder, or pass the same arguments to go on with it")
+                             f"{now[key]!r}; choose another folder, or pass the same arguments to resume it")
     unknown = [name for name, digest in now["content"].items() if digest is None]
     if unknown:
-        raise ValueError(f"{folder} holds simulations, and whether they have the same {unknown[0]} cannot be told: "
+        raise ValueError(f"{folder} holds simulations, but cannot determine whether they have the same {unknown[0]}: "
                          "choose another folder")
     return record

@@ -1,4 +1,4 @@
-"""``invflow.compare``: solvers on the same observations of problems, in parts that can be resumed and shared out."""
+"""``invflow.compare``: run solvers on the same observations, in parts that can be resumed and distributed."""
 
 from __future__ import annotations
 
@@ -37,49 +37,50 @@ def compare(problems: Problem | str | Sequence[Problem | str],
             part_size: int = 8, gallery: int = 4, device: str | torch.device | None = None,
             timeout: float | None = None, shard: tuple[int, int] | None = None,
             progress: bool = False) -> Comparison:
-    """Compare solvers on problems: how good, how honest, at what cost.
+    """Compare solvers on problems: quality, calibration and cost.
 
     Every solver gets the same observations of a problem, and the same random numbers for second measurements and
-    exact draws. With a folder, each part (a solver on ``part_size`` observations) is written as it is done, whole or
-    not at all: the same call goes on where a killed one stopped, and gives the same table. A call for more observations
-    or another solver computes these alone. A part is taken for this comparison only if all that decides its numbers has
-    the same content: measurements and truths, operator and noise, prior, weights and settings of the solver, versions;
-    what cannot be told from another is computed again. Under ``torchrun`` the parts are shared out over the processes;
-    ``shard`` shares them out over calls that know nothing of each other, such as the jobs of a cluster.
+    exact draws. With a folder, each part (a solver on ``part_size`` observations) is written when it is done,
+    atomically. After an interruption, the same call resumes and gives the same table. A call with more observations
+    or another solver computes only these. A part is reused only if everything that determines its numbers has
+    the same content: measurements and truths, operator and noise, prior, weights and settings of the solver, versions.
+    If this cannot be determined, the part is computed again. Under ``torchrun`` the parts are distributed over the
+    processes; ``shard`` distributes them over independent calls, such as the jobs of a cluster.
 
-    Test images are for this call and for nothing else: choose settings with ``split="validation"``.
+    Use test images only for this call, and choose settings with ``split="validation"``.
 
     Args:
-        problems: one or several, or their names.
-        solvers: by name, each a solver (for all problems alike), the name of one that suits each problem, as
-            :func:`invflow.registry.solver_by_name` takes it, or a function of a problem that builds one. A list
-            holds names, which stand for themselves, and solvers, called by their classes. The
-            first one is what the others are compared with.
-        num_observations: of each problem; the first images of the split, or draws of the problem's law.
-        num_samples: for each observation.
-        seed: of observations and solvers.
-        output: folder for the parts, ``comparison.json``, ``table.csv``, ``observations.csv``, ``table.md`` and
-            ``pareto.png``, of this run alone while it lasts; None keeps all in memory.
-        split: of problems with images: ``"test"``, or ``"validation"`` for choosing settings.
+        problems: One or several problems, or their names.
+        solvers: Solvers by name. Each is a solver (used for all problems), a solver name for
+            :func:`invflow.registry.solver_by_name`, or a function that builds a solver from a problem. A list
+            may hold solver names, which are also the labels, and solvers, which are labelled by their classes. The
+            others are compared with the first one.
+        num_observations: Number of observations of each problem: the first images of the split, or draws of the
+            problem's law.
+        num_samples: Number of samples for each observation.
+        seed: Seed of observations and solvers.
+        output: Folder for the parts, ``comparison.json``, ``table.csv``, ``observations.csv``, ``table.md`` and
+            ``pareto.png``, locked by this run; None keeps everything in memory.
+        split: Split of problems with images: ``"test"``, or ``"validation"`` for choosing settings.
         source: ``"data"``, or ``"prior"`` for truths drawn from the problem's prior.
-        part_size: observations that a solver gets at a time, and that a resumed run does not repeat; the parts that a
-            folder holds keep their size.
-        gallery: observations of each problem whose images are kept.
-        device: where solvers run; None leaves them where they are.
-        shard: ``(k, n)``, from 1 on: compute the parts of the k-th of n shares alone. What is not there yet is listed
-            as such; a call without ``shard``, or the last of them, puts the whole together. They may run at the same
+        part_size: Number of observations per part. A resumed run does not repeat finished parts, and existing parts
+            in the folder keep their size.
+        gallery: Number of observations of each problem whose images are stored.
+        device: Device of the solvers; None leaves them where they are.
+        shard: ``(k, n)``, counted from 1: compute only the parts of the k-th of n shares. Missing parts are listed
+            as such; a call without ``shard``, or the last share, combines all. The calls may run at the same
             time in one folder, or in folders whose ``parts`` are then copied into one: the numbers are the same.
-        timeout: seconds that a part may take; one that takes longer is stopped between two operations, and has failed.
-        progress: show a progress bar.
+        timeout: Time limit of a part in seconds; a part that exceeds it is stopped between two operations and fails.
+        progress: Whether to show a progress bar.
 
     Returns:
-        The comparison. A solver that cannot be built for a problem, fails on it with whichever error, or gives another
-        number of samples, is listed with the reason: for the parts where it failed, which the same call tries again.
+        The comparison. If a solver cannot be built for a problem, raises any error, or returns the wrong
+        number of samples, the reason is listed for the parts where it failed; the same call tries these again.
 
     Raises:
-        ValueError: for numbers under 1, an unknown name or split, a folder that belongs to another comparison or at
-            which another run is at work, several processes without a folder, or a timeout that cannot be kept.
-        OSError: if nothing can be written into the folder, before anything is computed.
+        ValueError: If a number is below 1, a name or split is unknown, the folder belongs to another comparison or is
+            used by another run, there are several processes without a folder, or the timeout cannot be enforced.
+        OSError: If the folder is not writable; this is checked before anything is computed.
 
     Example:
         >>> import invflow
@@ -106,7 +107,7 @@ def compare(problems: Problem | str | Sequence[Problem | str],
         device = _own_gpu()
     with contextlib.ExitStack() as held:
         if folder is not None and process == 0 and shard is None:
-            held.enter_context(alone_in(folder))  # one process for all of a run
+            held.enter_context(alone_in(folder))  # one process holds the lock for the whole run
         elif folder is not None:
             check_writable(folder)
         stages = {name: _stages(problem, folder, num_observations, part_size, source, split)
@@ -125,7 +126,7 @@ def compare(problems: Problem | str | Sequence[Problem | str],
             if shard is not None:
                 try:
                     held.enter_context(alone_in(folder))
-                except ValueError:  # the last two shares have ended together: the other writes the same tables
+                except ValueError:  # the last two shares finished together: the other one writes the same tables
                     return comparison
             comparison.save(folder)
     return comparison
@@ -143,17 +144,17 @@ def _stages(problem: Problem, folder: Path | None, observations: int, size: int,
 
 def _run(bench: Bench, tasks: list[Task], folder: Path | None, place: tuple[int, int], progress: bool, *,
          waits: bool = True) -> dict[Task, Part]:
-    """Compute the parts that are not there, those of this process, and read all."""
+    """Compute the missing parts that belong to this process, and read all parts."""
     process, processes = place
     done = set()
-    if folder is not None:  # before anything is computed: does all that is there belong to this comparison?
+    if folder is not None:  # first check that all existing parts belong to this comparison
         for task in tasks:
             part = read_part(task.path(folder), bench.setup(task), tensors=False) if bench.identified(task) else None
             if part is not None and part.failure is None:
                 done.add(task)
         if process == 0 and len(done) < len(tasks) and waits:
-            Comparison.clear(folder)  # the tables of fewer parts are not to lie beside new ones
-    # rotated from problem to problem and solver to solver, so that none has the dear ones alone
+            Comparison.clear(folder)  # so that no tables of fewer parts remain
+    # rotated over problems and solvers, so that no process gets all the expensive parts
     turns = {key: i for i, key in enumerate(dict.fromkeys((t.problem, t.solver) for t in tasks))}
     counts: dict[tuple[str, str], int] = {}
     own = []
@@ -177,7 +178,7 @@ def _run(bench: Bench, tasks: list[Task], folder: Path | None, place: tuple[int,
             if found is None and not waits:
                 found = Part(failure=WAITING)
             if found is None:
-                raise ValueError(f"the part {task.path(folder)} has gone: run the same call once more")
+                raise ValueError(f"the part {task.path(folder)} has disappeared: run the same call again")
             parts[task] = found
     return parts
 
@@ -215,7 +216,7 @@ def _named_solvers(solvers: Mapping[str, SolverSource] | Sequence[str | Solver])
 
 
 def _place() -> tuple[int, int]:
-    """Number of this process, and of all of them."""
+    """Index of this process, and the number of processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0, 1  # without importing accelerate
     from accelerate import PartialState
@@ -225,7 +226,7 @@ def _place() -> tuple[int, int]:
 
 
 def _own_gpu() -> torch.device | None:
-    """The GPU of this process; None where there is none."""
+    """The GPU of this process; None if there is none."""
     if not torch.cuda.is_available():
         return None
     from accelerate import PartialState

@@ -1,4 +1,4 @@
-"""A comparison: what each solver reached on each problem, as texts, figures, files and one page."""
+"""A comparison of solvers, with text, figures, files and a page."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ _FILES = (_RECORD, "table.csv", "observations.csv", "table.md", "pareto.png", _P
 
 
 class Comparison(Results):
-    """What :func:`invflow.compare` found: numbers (:class:`~invflow.evaluation.results.results.Results`), shown."""
+    """Result of :func:`invflow.compare`: :class:`~invflow.evaluation.results.results.Results` with text and figures."""
 
     def to_markdown(self, metrics: list[str] | None = None) -> str:
-        """A table for each problem: means with standard errors, the leaders in bold, and what it cost.
+        """A table for each problem: means with standard errors, the leaders in bold, and the cost.
 
         Args:
-            metrics: columns; all by default.
+            metrics: Metrics to show as columns; all by default.
         """
         return markdown(self, metrics)
 
     def plot(self, metric: str = "crps") -> Figure:
-        """Quality against calls, a panel for each problem, with the Pareto front."""
+        """Plot quality against calls with the Pareto front, one panel per problem."""
         from invflow.evaluation.results.figure import pareto_figure
 
         return pareto_figure(self, metric)
 
     def report(self, path: str | os.PathLike[str], *, reference: str | None = None,
                certificates: Mapping[str, Certificate] | None = None, command: str | None = None) -> None:
-        """Write one HTML page that needs nothing but itself: tables, drawings, galleries, how to reproduce it.
+        """Write a self-contained HTML page: tables, plots, galleries, and how to reproduce it.
 
         Args:
-            path: of the page; folders above it are made.
-            reference, certificates, command: see :func:`invflow.evaluation.page.page.render_report`.
+            path: Path of the page; parent folders are created.
+            reference, certificates, command: See :func:`invflow.evaluation.page.page.render_report`.
         """
         write_report(self, path, reference=reference, certificates=certificates, command=command)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``comparison.json``, ``table.csv``, ``observations.csv``, ``table.md`` and ``pareto.png``.
 
-        The files of another comparison that lay there go, its page too.
+        Files of another comparison in that folder are removed, including its page.
         """
         place = Path(folder)
         try:
@@ -83,34 +83,34 @@ class Comparison(Results):
 
     @staticmethod
     def clear(folder: str | os.PathLike[str]) -> None:
-        """Remove what :meth:`save` and :meth:`report` wrote into a folder; the parts stay."""
+        """Remove the files that :meth:`save` and :meth:`report` wrote into a folder; the parts remain."""
         for name in _FILES:
             with contextlib.suppress(FileNotFoundError):
                 (Path(folder) / name).unlink()
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Comparison:
-        """Read a comparison that was written into a folder.
+        """Read a comparison from a folder.
 
         Raises:
-            FileNotFoundError: if there is none.
-            ValueError: if its file is damaged, was changed, or is of another version.
+            FileNotFoundError: If there is none.
+            ValueError: If its file is damaged, was changed, or is from another version.
         """
         path = Path(folder) / _RECORD
         try:
             found, _ = read_record(path, *_KINDS, tensors=None)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"there is no {str(path)!r}: pass the folder of a comparison that has ended; an "
-                                    "interrupted one goes on with the same call of invflow.compare") from error
+            raise FileNotFoundError(f"there is no {str(path)!r}: pass the folder of a finished comparison; an "
+                                    "interrupted one resumes with the same call of invflow.compare") from error
         try:
             sets = {p: {s: {m: (v[0], v[1]) for m, v in row.items()} for s, row in table.items()}
                     for p, table in found["sets"].items()}
             read = cls(found["values"], sets, found["costs"], found["failures"], found["settings"], found["solvers"],
                        found["seeds"], found["versions"], Path(folder), missing=found.get("missing", {}),
                        descriptions=found.get("descriptions", {}))
-            read.to_markdown()  # which takes every number
-        except Exception as error:  # what a table of something else fails with is any error
-            raise ValueError(f"{path} holds no comparison that can be read: {error!r}") from error
+            read.to_markdown()  # this uses every number
+        except Exception as error:  # another kind of file can raise any error
+            raise ValueError(f"{path} does not hold a readable comparison: {error!r}") from error
         return read
 
     def __str__(self) -> str:

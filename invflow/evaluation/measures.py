@@ -1,4 +1,4 @@
-"""What is measured of a posterior, by name: of the command line's summary, of comparisons and of the tables."""
+"""Metrics of a posterior by name, for the summary of the command line, comparisons and tables."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ if TYPE_CHECKING:
 
 __all__ = ["LEVEL", "METRICS", "Metric", "expectations_of", "features_of", "measure"]
 
-#: of intervals
+#: level of the intervals
 LEVEL = 0.9
-#: samples that are sorted at once
+#: number of samples sorted at once
 _VALUES_AT_A_TIME = 2**25
 
-#: samples of an observation whose features are kept
+#: number of samples per observation whose features are stored
 _MOST_FEATURES = 64
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown.
+    """Presentation of a metric.
 
     Attributes:
-        title: of its column.
-        better: ``"low"``, ``"high"``, a value that is best, or None where neither is better.
-        note: one line of explanation.
-        group: of columns, ``"quality"`` or ``"honesty"``.
-        needs: what a comparison must have for this column.
+        title: Title of its column.
+        better: ``"low"``, ``"high"``, the best value, or None if neither direction is better.
+        note: Explanation in one line.
+        group: Group of columns, ``"quality"`` or ``"honesty"``.
+        needs: Requirement for this column.
     """
 
     title: str
@@ -115,23 +115,23 @@ METRICS: dict[str, Metric] = {
 def measure(posterior: Posterior, reward: Reward | None = None, truth: Tensor | None = None, *,
             only: Collection[str] | None = None, problem: Problem | None = None,
             generator: torch.Generator | None = None, progress: bool = False) -> dict[str, Tensor]:
-    """Metrics of a posterior.
+    """Compute metrics of a posterior.
 
     Args:
-        posterior: of B observations.
-        reward: their likelihood, or the reward that the problem tilts its prior by.
-        truth: ``(B, *image_shape)``, where it is known.
-        only: names of :data:`METRICS`, for others are not computed; None: all that apply.
-        problem: that was solved, for what its exact posterior and its own quantities tell.
-        generator: draws second measurements, exact samples and directions; the same for every solver, so that
-            differences between solvers do not come from it.
-        progress: show a progress bar if it takes over two seconds.
+        posterior: Posterior of B observations.
+        reward: Their likelihood, or the reward by which the problem tilts its prior.
+        truth: Truths ``(B, *image_shape)``, if known.
+        only: Names of :data:`METRICS` to compute; None for all that apply.
+        problem: The problem that was solved, for its exact posterior and its own quantities.
+        generator: Generator for second measurements, exact samples and directions. Use the same for every solver, so
+            that it does not cause differences between them.
+        progress: Whether to show a progress bar after two seconds.
 
     Returns:
-        Some of :data:`METRICS` and the problem's own quantities by name, each ``(B,)`` in float64 on the CPU. What does
-        not apply is left out.
+        Some of :data:`METRICS` and the problem's own quantities by name, each ``(B,)`` in float64 on the CPU. Metrics
+        that do not apply are left out.
     """
-    rules: dict[str, Callable[[], Tensor]] = {}  # in the order in which they draw
+    rules: dict[str, Callable[[], Tensor]] = {}  # in the order in which they use the generator
     log_weights = posterior.log_weights if posterior.weighted else None
     if truth is not None:
         rules |= _against_truth(posterior, truth.to(posterior.samples), log_weights, generator, progress)
@@ -166,12 +166,12 @@ def expectations_of(posterior: Posterior, reward: Reward,
 
 
 def _in_parts(function: Callable[[Tensor], Tensor], posterior: Posterior) -> Tensor:
-    """A function of samples ``(B, n, *image_shape)`` to ``(B, n)``, of all of them."""
+    """Apply a function from samples ``(B, n, *image_shape)`` to ``(B, n)`` to all samples, in chunks."""
     return torch.cat([function(part) for part in posterior.samples.split(256, dim=1)], dim=1)
 
 
 def _again(likelihood: Likelihood, truth: Tensor, generator: torch.Generator | None) -> Likelihood:
-    """The likelihood of a second measurement."""
+    """The likelihood for a second measurement of the truth."""
     second = likelihood.select(slice(None))
     second.y = likelihood.simulate(truth.to(likelihood.y), generator)
     return second
@@ -184,7 +184,7 @@ def _is_point(posterior: Posterior) -> bool:
 
 def _against_truth(posterior: Posterior, truth: Tensor, log_weights: Tensor | None, generator: torch.Generator | None,
                    progress: bool) -> dict[str, Callable[[], Tensor]]:
-    """What compares with the truth, in the order in which it draws."""
+    """Metrics that compare with the truth, in the order in which they use the generator."""
     samples, count, picture = posterior.samples, posterior.num_samples, truth.ndim == 4
     rules: dict[str, Callable[[], Tensor]] = {}
     if count > 1:
@@ -194,7 +194,7 @@ def _against_truth(posterior: Posterior, truth: Tensor, log_weights: Tensor | No
         rules["coverage"] = lambda: _by_pixels(_covered, samples, truth, log_weights, progress)
         if picture:
             rules["coverage_near_ink"] = lambda: _covered(samples, truth, log_weights, coverage_near_ink)
-    if not picture:  # its values have no range of 1
+    if not picture:  # its values are not in a range of length 1
         rules["rmse"] = lambda: (posterior.mean() - truth).square().flatten(1).mean(1).sqrt()
         return rules
     if count > 1 and min(truth.shape[2:]) >= 7:
@@ -210,14 +210,14 @@ def _against_truth(posterior: Posterior, truth: Tensor, log_weights: Tensor | No
 
 def _covered(samples: Tensor, truth: Tensor, log_weights: Tensor | None,
              rule: Callable[..., Tensor] = coverage) -> Tensor:
-    with warnings.catch_warnings():  # the column's note says it
+    with warnings.catch_warnings():  # the column's note says so
         warnings.filterwarnings("ignore", "coverage: a level")
         return rule(samples, truth, LEVEL, log_weights).double()
 
 
 def _by_pixels(rule: Callable[[Tensor, Tensor, Tensor | None], Tensor], samples: Tensor, truth: Tensor,
                log_weights: Tensor | None, progress: bool) -> Tensor:
-    """Mean over pixels, ``(B,)``, some of them at a time: what sorts samples takes several times their memory."""
+    """Mean over pixels, ``(B,)``, in chunks of pixels, since sorting samples takes several times their memory."""
     from tqdm import tqdm
 
     samples, truth = samples.flatten(2), truth.flatten(1)
@@ -229,7 +229,7 @@ def _by_pixels(rule: Callable[[Tensor, Tensor, Tensor | None], Tensor], samples:
 
 def _against_exact(posterior: Posterior, reward: Reward, truth: Tensor | None, problem: Problem,
                    generator: torch.Generator | None) -> dict[str, Tensor]:
-    """What an exact posterior says of samples: distance in units of a floor, the mean's gap, coverage by density."""
+    """Metrics that need an exact posterior: distance in units of its floor, gap of the mean, coverage by density."""
     samples, count = posterior.samples, posterior.num_samples
     log_weights = posterior.log_weights if posterior.weighted else None
     try:
@@ -262,7 +262,7 @@ def _against_exact(posterior: Posterior, reward: Reward, truth: Tensor | None, p
 
 
 def features_of(posterior: Posterior, problem: Problem, generator: torch.Generator) -> Tensor | None:
-    """Classifier features of equally weighted samples, ``(B, n, 128)``; None where there is no classifier for them."""
+    """Classifier features of equally weighted samples, ``(B, n, 128)``; None if there is no classifier for them."""
     from invflow._core.folders import shipped_names
 
     name = problem.prior_name

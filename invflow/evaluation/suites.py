@@ -1,4 +1,4 @@
-"""Named suites: problems whose exact posterior is known, and the solvers that are compared on them."""
+"""Named suites: problems with known exact posteriors, and the solvers that are compared on them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["SUITES", "Suite", "find_suite"]
 
 @dataclass(frozen=True)
 class Suite:
-    """What ``invflow compare --suite`` runs.
+    """A fixed comparison for ``invflow compare --suite``.
 
     Attributes:
-        description: one line.
-        problems: their names.
-        solvers: as the command line takes them, ``[label=]name[:setting=value,...]``.
-        observations: of each problem.
-        samples: for each observation.
-        part_size: observations that a solver gets at a time: what a killed run loses, and what a shard gets.
+        description: One line.
+        problems: Names of the problems.
+        solvers: Solvers as on the command line, ``[label=]name[:setting=value,...]``.
+        observations: Number of observations of each problem.
+        samples: Number of samples for each observation.
+        part_size: Number of observations per part, the unit of work that a killed run loses and that shards divide.
     """
 
     description: str
@@ -32,11 +32,11 @@ class Suite:
     observations: int
     samples: int
     part_size: int = 8
-    #: labels of solvers that are left out of a problem, whose flow map is too dear for them
+    #: labels of solvers that are left out of a problem because its flow map is too expensive for them
     skips: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def solver(self, label: str, build: Callable[[Problem], Solver]) -> Callable[[Problem], Solver]:
-        """What builds a solver, but for the problems that it is left out of, where it says so."""
+        """A builder for a solver; it raises an error for the problems from which the solver is left out."""
 
         def chosen(problem: Problem) -> Solver:
             if label in self.skips.get(problem.name, ()):
@@ -47,7 +47,7 @@ class Suite:
         return chosen
 
 
-#: about a hundred calls a sample where a setting decides it, but for the solvers that choose their own number
+#: about a hundred calls per sample if a setting determines it; some solvers choose their own number
 _SOLVERS = (
     "exact", "noise-smc", "smc-from-rto=noise-smc:start=rto", "noise-rto", "fmtt",
     "fmtt-denoiser=fmtt:look_ahead=denoiser", "tds",
@@ -57,7 +57,7 @@ _SOLVERS = (
     "pnp-flow=pnp-flow:steps=20", "flower", "d-flow",
 )
 
-#: the solvers that jump from noise to data, or look ahead by the map, at each of many steps
+#: solvers that jump from noise to data, or look ahead with the map, at each of many steps
 _JUMPING = ("noise-smc", "smc-from-rto", "noise-rto", "fmtt", "noise-langevin", "d-flow-sgld")
 
 SUITES = {
@@ -76,10 +76,10 @@ SUITES = {
 
 
 def find_suite(name: str) -> Suite:
-    """A suite by its name.
+    """Find a suite by its name.
 
     Raises:
-        ValueError: for an unknown name, with those that there are.
+        ValueError: If the name is unknown; the message lists all names.
     """
     if name not in SUITES:
         raise ValueError(f"there is no suite {name!r}: " + "; ".join(

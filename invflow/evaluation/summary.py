@@ -1,4 +1,4 @@
-"""The short table of a posterior: how good, how faithful to the measurement, at what cost."""
+"""The short table of a posterior: quality, fit to the measurement, and cost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from invflow.reward import Reward
 
 __all__ = ["COLLAPSED", "format_table", "is_collapsed", "summarise", "summarise_tilted", "write_json"]
 
-#: effective samples under which weights have collapsed
+#: weights have collapsed below this number of effective samples
 COLLAPSED = 10
 
 _COLUMNS = {
@@ -37,12 +37,12 @@ _NOTES = {
 def is_collapsed(ess: Sequence[float], samples: int) -> bool:
     """Whether weights have collapsed: under ten effective samples in half of the observations or more.
 
-    What is left of such a row are the numbers of a few samples: it is marked, and never called best. Fewer than twenty
-    samples have collapsed where under half of them are effective.
+    The numbers of such a row come from a few samples, so it is marked and never called best. With fewer than twenty
+    samples, weights have collapsed if under half of the samples are effective.
 
     Args:
-        ess: effective sample size of each observation; empty for a solver without weights.
-        samples: N, of each observation.
+        ess: Effective sample size of each observation; empty for a solver without weights.
+        samples: N, the number of samples for each observation.
     """
     few = [value < min(COLLAPSED, samples / 2) for value in ess]
     return bool(few) and 2 * sum(few) >= len(few)
@@ -51,21 +51,21 @@ def is_collapsed(ess: Sequence[float], samples: int) -> bool:
 @torch.no_grad()
 def summarise(posterior: Posterior, likelihood: Reward | None = None,
               truth: Tensor | None = None, progress: bool = False) -> dict[str, Any]:
-    """Numbers that judge a posterior.
+    """Summarise a posterior in numbers.
 
     Args:
-        posterior: of B observations.
-        likelihood: of its observations; a :class:`~invflow.GaussianLikelihood` gives the residual.
-        truth: ``(B, *image_shape)``, where it is known.
-        progress: show a progress bar if it takes over two seconds.
+        posterior: Posterior of B observations.
+        likelihood: Likelihood of these observations; a :class:`~invflow.GaussianLikelihood` adds the residual.
+        truth: Truths ``(B, *image_shape)``, if known.
+        progress: Whether to show a progress bar after two seconds.
 
     Returns:
         ``per_observation``, lists of B numbers by name, and ``mean``, their means: ``psnr`` (dB) and ``ssim``
-        of the posterior mean (``rmse`` where images are no pictures), ``crps`` of the samples, mean over
+        of the posterior mean (``rmse`` for images that are not pictures), ``crps`` of the samples, mean over
         pixels, ``residual``, root mean square over samples and observed entries in units of sigma, ``std``,
-        root mean square of the posterior standard deviation, ``ess`` in particles. What does not apply is
-        left out. Besides, ``standard_error``, those of the means (none of one observation), ``calls_per_sample``,
-        ``seconds``, the numbers of ``observations`` and ``samples``.
+        root mean square of the posterior standard deviation, ``ess`` in particles. Numbers that do not apply are
+        left out. Also ``standard_error`` of the means (absent for one observation), ``calls_per_sample``,
+        ``seconds``, and the numbers of ``observations`` and ``samples``.
     """
     shown = ("psnr", "rmse", "ssim", "crps", "residual")
     return _summary(measure(posterior, likelihood, truth, only=shown, progress=progress), posterior)
@@ -74,17 +74,17 @@ def summarise(posterior: Posterior, likelihood: Reward | None = None,
 @torch.no_grad()
 def summarise_tilted(posterior: Posterior, reward: Reward, quantities: Mapping[str, Callable[[Tensor], Tensor]] = {},
                      expectations: Mapping[str, float] = {}) -> dict[str, Any]:
-    """Numbers that judge samples of a prior tilted by a reward.
+    """Summarise samples of a prior tilted by a reward in numbers.
 
     Args:
-        posterior: of B repeats, with or without weights.
-        reward: of these repeats.
-        quantities: functions of images ``(n, *image_shape)`` to ``(n,)`` by name.
-        expectations: their known means under the tilted law, and that of ``"reward"``, by name.
+        posterior: Posterior of B repeats, with or without weights.
+        reward: Reward of these repeats.
+        quantities: Functions of images ``(n, *image_shape)`` to ``(n,)`` by name.
+        expectations: Known means of these and of ``"reward"`` under the tilted law, by name.
 
     Returns:
-        As :func:`summarise`: weighted means of the ``reward`` and of each quantity, ``std``, ``ess``, and the
-        ``log evidence`` where the solver gives it; besides, ``expected``, the known means.
+        Same as :func:`summarise`: weighted means of the ``reward`` and of each quantity, ``std``, ``ess``, and the
+        ``log evidence`` if the solver estimates it; also ``expected``, the known means.
     """
     columns = expectations_of(posterior, reward, quantities)
     if posterior.log_evidence is not None:
@@ -111,11 +111,11 @@ def _summary(columns: dict[str, Tensor], posterior: Posterior) -> dict[str, Any]
 
 
 def format_table(summary: dict[str, Any], rows: int = 8) -> str:
-    """The table of :func:`summarise`, as text.
+    """Format the result of :func:`summarise` as a text table.
 
     Args:
-        summary: from :func:`summarise`.
-        rows: observations listed, at most; the last lines are the mean over all of them and its
+        summary: Result of :func:`summarise`.
+        rows: Largest number of observations to list; the last lines are the mean over all of them and its
             standard error.
 
     Returns:
@@ -125,7 +125,7 @@ def format_table(summary: dict[str, Any], rows: int = 8) -> str:
     ess, samples = found.get("ess", []), summary["samples"]
     collapsed = is_collapsed(ess, samples)
     marks = [f" {_MARK}" if is_collapsed([value], samples) else "" for value in ess] or [""] * count
-    # quantities of a problem's own come first
+    # the problem's own quantities come first
     names = [*(name for name in found if name not in _COLUMNS), *(name for name in _COLUMNS if name in found)]
 
     def row(first: str, values: dict[str, float]) -> list[str]:
@@ -148,12 +148,12 @@ def format_table(summary: dict[str, Any], rows: int = 8) -> str:
               f"{calls['forward']:.3g} forward, {calls['backward']:.3g} backward; {summary['seconds']:.2f} s"]
     if any(marks[:rows]) or collapsed:
         lines.append(f"{_MARK} collapsed: under {COLLAPSED} effective samples ({sum(map(bool, marks))} of {count}); "
-                     "these numbers are those of a few samples")
+                     "these numbers come from a few samples")
     return "\n".join(lines + [note for name, note in _NOTES.items() if name in names])
 
 
 def write_json(value: Any, path: Path) -> None:
-    """Write JSON, whole or not at all; numbers that are not finite, which JSON does not have, become null."""
+    """Write JSON atomically; numbers that are not finite, which JSON cannot represent, become null."""
     text = json.dumps(_finite(value), indent=2) + "\n"
     write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
 

@@ -4,8 +4,8 @@ Image quality and scores (:mod:`quality`, :mod:`regions`, :mod:`perceptual`), di
 :mod:`two_sample`, :mod:`features`, :mod:`exactness`), calibration (:mod:`ranks`, :mod:`calibration`, :mod:`intervals`,
 :mod:`highest_density`), and a check without a truth (:mod:`predictive`).
 
-With log weights each is the metric of the weighted law, in which samples of weight zero have no say, or NaN with a
-warning where there are too few effective samples for one.
+With log weights, each is the metric of the weighted law, which ignores samples of weight zero. With too few effective
+samples it is NaN, with a warning.
 """
 
 import inspect

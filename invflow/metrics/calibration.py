@@ -1,4 +1,4 @@
-"""Whether stated uncertainty is true: TARP, z-scores, contraction, coverage curves, spread against skill.
+"""Tests of calibration: TARP, z-scores, contraction, coverage curves, spread against skill.
 
 Samples are ``(B, N, *image_shape)``, truths ``(B, *image_shape)``, one truth for each of B independent
 simulations. Functions without log weights take equally weighted samples: resample weighted ones first.
@@ -26,9 +26,9 @@ def random_pit(ranks: Tensor, num_samples: int, generator: torch.Generator | Non
     """Probability integral transforms from ranks, (rank + U) / (N + 1): exactly uniform for an exact posterior.
 
     Args:
-        ranks: any shape, integers from 0 to N; see :func:`random_ranks`.
+        ranks: Integers from 0 to N, of any shape; see :func:`random_ranks`.
         num_samples: N.
-        generator: source of U.
+        generator: Generator for U.
 
     Returns:
         The same shape, float64, in [0, 1).
@@ -43,25 +43,25 @@ def random_pit(ranks: Tensor, num_samples: int, generator: torch.Generator | Non
 
 def tarp_ranks(samples: Tensor, truth: Tensor, references: Tensor,
                generator: torch.Generator | None = None) -> Tensor:
-    """How many samples lie nearer to a reference point than the truth does.
+    """Number of samples that are closer to a reference point than the truth is.
 
     Tests of accuracy with random points (Lemos, Coogan, Hezaveh, Perreault-Levasseur 2023, "Sampling-based
-    accuracy testing of posterior estimators for general inference"): for an exact posterior the ranks are
-    uniform, whatever the references, and with references that may lie anywhere they are for no other. Test
-    them with :func:`rank_test`; they see dependence between pixels, which ranks of single pixels do not.
+    accuracy testing of posterior estimators for general inference"). For an exact posterior the ranks are
+    uniform for any references. If the references may lie anywhere, they are uniform for no other. Test
+    them with :func:`rank_test`. They detect errors in the dependence between pixels; ranks of single pixels do not.
 
     Args:
         samples: ``(B, N, *image_shape)``, equally weighted.
         truth: ``(B, *image_shape)``.
-        references: ``(B, *image_shape)``, drawn without looking at the truths; they may depend on the
+        references: Reference points ``(B, *image_shape)``, drawn independently of the truths; they may depend on the
             measurements.
-        generator: decides ties.
+        generator: Generator for breaking ties.
 
     Returns:
         ``(B,)`` int64, from 0 to N.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: If the shapes do not fit.
     """
     _check(samples, truth, None, "tarp_ranks", fair=False)
     if references.shape != truth.shape:
@@ -73,7 +73,7 @@ def tarp_ranks(samples: Tensor, truth: Tensor, references: Tensor,
 
 
 def tarp_curve(ranks: Tensor, num_samples: int, levels: Tensor) -> Tensor:
-    """Expected coverage of the random balls, the share of simulations with rank / N under each level.
+    """Expected coverage of the random balls: the share of simulations with rank / N below each level.
 
     Args:
         ranks: ``(B,)``, of :func:`tarp_ranks`.
@@ -81,8 +81,8 @@ def tarp_curve(ranks: Tensor, num_samples: int, levels: Tensor) -> Tensor:
         levels: ``(K,)``, credibility levels in [0, 1].
 
     Returns:
-        ``(K,)``; near the levels themselves for an exact posterior. Over them at low and under them at high
-        levels for one that is too wide, the other way round for one that is too narrow.
+        ``(K,)``; near the levels themselves for an exact posterior. For one that is too wide, above them at low levels
+        and below them at high levels; the reverse for one that is too narrow.
     """
     share = ranks.to(levels) / num_samples
     return (share[:, None] < levels).to(levels).mean(0)
@@ -104,7 +104,7 @@ def z_scores(samples: Tensor, truth: Tensor, log_weights: Tensor | None = None) 
         infinite, or NaN for an error of 0, where the samples have no spread.
 
     Raises:
-        ValueError: if the shapes do not fit or N is under 2.
+        ValueError: If the shapes do not fit or N is under 2.
     """
     weights = _check(samples, truth, log_weights, "z_scores", fair=True)
     mean = torch.einsum("bn,bn...->b...", weights, samples)
@@ -120,7 +120,7 @@ def contraction(samples: Tensor, prior_variance: Tensor, log_weights: Tensor | N
         log_weights: ``(B, N)`` or None.
 
     Returns:
-        ``(B, *image_shape)``: near 1 where the data tell much, near 0 where they tell nothing; below where the
+        ``(B, *image_shape)``: near 1 where the data are informative, near 0 where they are not; negative where the
         posterior is wider than the prior.
     """
     return 1 - spread(samples, log_weights).square() / prior_variance
@@ -135,7 +135,7 @@ class SpreadSkill(NamedTuple):
     def ratio(self) -> tuple[float, float]:
         """Ratio of the root mean squares over all observations, and its standard error (delta method).
 
-        1 for an exact posterior, under 1 for one that is too narrow (or biased).
+        1 for an exact posterior, below 1 for one that is too narrow (or biased).
         """
         a, b = self.spread.double().square(), self.skill.double().square()
         ratio = float((a.mean() / b.mean()).sqrt())
@@ -146,19 +146,19 @@ class SpreadSkill(NamedTuple):
 def spread_skill(samples: Tensor, truth: Tensor, log_weights: Tensor | None = None) -> SpreadSkill:
     """Spread of the samples against the error of their mean (Fortin, Abaza, Anctil, Turcotte 2014).
 
-    For an exact posterior of any shape the mean squares agree in expectation over simulations, for any N: the
-    spread here has the factor sqrt(1 + 1/N) by which the mean of N samples errs more than the exact one.
+    For an exact posterior of any shape, the mean squares agree in expectation over simulations, for any N: the
+    spread includes the factor sqrt(1 + 1/N) by which the error of the mean of N samples exceeds that of the exact mean.
 
     Args:
         samples: ``(B, N, *image_shape)``, N >= 2.
         truth: ``(B, *image_shape)``.
-        log_weights: ``(B, N)`` or None; what the mean errs more is then the variance of the weighted mean.
+        log_weights: ``(B, N)`` or None; the additional error of the mean is then the variance of the weighted mean.
 
     Returns:
         ``spread`` and ``skill``, ``(B,)`` each, in the units of the image.
 
     Raises:
-        ValueError: if the shapes do not fit or N is under 2.
+        ValueError: If the shapes do not fit or N is under 2.
     """
     weights = _check(samples, truth, log_weights, "spread_skill", fair=True)
     mean = torch.einsum("bn,bn...->b...", weights, samples)
@@ -179,7 +179,7 @@ class MeanTest(NamedTuple):
 
 
 def mean_test(values: Tensor, expected: float) -> MeanTest:
-    """Student's test that independent values have this mean; exact for Gaussian ones, else for many.
+    """Student's test that independent values have this mean; exact for Gaussian values, otherwise for many values.
 
     Args:
         values: ``(B,)``, one number for each simulation.
@@ -244,22 +244,22 @@ class ChiSquare(NamedTuple):
 def residual_chi_square(residual: Tensor, sigma: float | Tensor, observed: Tensor | None = None) -> ChiSquare:
     """Sum of (y - A x)^2 / sigma^2 over the observed entries, with its p-value.
 
-    The truth has a chi-square law of as many degrees of freedom as entries were observed. So has a single
-    exact posterior sample, over truths drawn from the prior with their measurements: together they have the
-    same joint law. The posterior mean has not, and samples of the same observation are not independent of
-    each other.
+    For the truth, it has a chi-square law with as many degrees of freedom as observed entries. The same holds for a
+    single exact posterior sample, over truths drawn from the prior with their measurements, because sample and truth
+    have the same joint law with the measurement. It does not hold for the posterior mean, and samples of the same
+    observation are not independent.
 
     Args:
         residual: y - A(x), ``(B, N, *measurement_shape)``.
-        sigma: noise standard deviation, a number or ``(B,)``.
+        sigma: Standard deviation of the noise, a number or ``(B,)``.
         observed: ``(1 or B, *measurement_shape)`` in bool, or None for all.
 
     Returns:
-        Statistic, degrees, and the probability of a larger one. Near 0: the sample does not explain the
-        measurement; near 1: it follows its noise.
+        Statistic, degrees of freedom, and the probability of a larger statistic. Near 0, the sample does not explain
+        the measurement; near 1, it fits the noise.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: If the shapes do not fit.
     """
     if residual.ndim < 3:
         raise ValueError(f"residual_chi_square takes residuals (B, N, *measurement_shape), not "
@@ -270,7 +270,7 @@ def residual_chi_square(residual: Tensor, sigma: float | Tensor, observed: Tenso
         raise ValueError(f"sigma has {len(level)} entries, but there are {len(residual)} observations: pass a "
                          "number or one for each")
     if not bool((level > 0).all()):
-        raise ValueError(f"sigma is {level.flatten().tolist()[:4]}: a noise level is over 0")
+        raise ValueError(f"sigma is {level.flatten().tolist()[:4]}: a noise level must be above 0")
     square = (residual.double() / level).square()
     if observed is None:
         degrees = square.new_full((len(residual), 1), float(math.prod(residual.shape[2:])))

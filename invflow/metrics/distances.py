@@ -34,9 +34,9 @@ def mmd(x: Tensor, y: Tensor, log_weights: Tensor | None = None, y_log_weights: 
         bandwidth: float | Tensor | None = None) -> Tensor:
     """Squared maximum mean discrepancy, unbiased, with the kernel exp(-d^2 / 2h^2) (Gretton et al. 2012).
 
-    Its expectation is 0 where the laws agree, so single values may be negative. With weights the square is corrected by
-    the estimated variance of the weighted mean, which leaves a bias of the order 1 / N^2 for laws that agree, and where
-    they do not that of self-normalised weights, of the order 1 / N.
+    Its expectation is 0 for equal laws, so single values may be negative. With weights, the square is corrected by
+    the estimated variance of the weighted mean. The remaining bias is of order 1 / N^2 for equal laws, and otherwise
+    of order 1 / N, as usual for self-normalised weights.
 
     Args:
         x: ``(B, N, *shape)``, N >= 2.
@@ -50,7 +50,7 @@ def mmd(x: Tensor, y: Tensor, log_weights: Tensor | None = None, y_log_weights: 
         ``(B,)``.
 
     Raises:
-        ValueError: if the shapes do not fit, a set has fewer than two samples, or the bandwidth is not
+        ValueError: If the shapes do not fit, a set has fewer than two samples, or the bandwidth is not
             positive.
     """
     a, b = _flat_pair(x, y, "mmd")
@@ -97,14 +97,14 @@ def sliced_wasserstein(x: Tensor, y: Tensor, p: int = 1, *, num_projections: int
         projections: directions to use in place of random ones, ``(P, *shape)``, scaled to length 1 here.
         log_weights: of x, ``(B, N)`` or None.
         y_log_weights: of y, ``(B, M)`` or None.
-        generator: source of the directions.
+        generator: Generator for the directions.
         max_entries: projected values held in memory at a time.
 
     Returns:
         ``(B,)``, in the units of the samples.
 
     Raises:
-        ValueError: if the shapes do not fit or p is neither 1 nor 2.
+        ValueError: If the shapes do not fit or p is neither 1 nor 2.
     """
     if p not in (1, 2):
         raise ValueError(f"p={p}: sliced_wasserstein is written for p=1 and p=2")
@@ -127,9 +127,9 @@ def max_sliced_wasserstein(x: Tensor, y: Tensor, p: int = 2, *, num_projections:
                            generator: torch.Generator | None = None) -> Tensor:
     """Maximum sliced Wasserstein distance: W_p along the direction where it is largest (Deshpande et al. 2019).
 
-    The best of the directions tried starts a gradient ascent, for each b its own. It is a lower bound of the
-    maximum, and positive for equal laws: with N samples and d dimensions of the order (d / N)^(1/2), so compare
-    values of the same N and M only.
+    A gradient ascent starts from the best of the directions tried, separately for each b. The result is a lower bound
+    of the maximum. It is positive even for equal laws, of order (d / N)^(1/2) with N samples and d dimensions, so
+    compare only values of the same N and M.
 
     Args:
         x: ``(B, N, *shape)``.
@@ -140,13 +140,13 @@ def max_sliced_wasserstein(x: Tensor, y: Tensor, p: int = 2, *, num_projections:
         steps: of the ascent (Adam); 0 takes the best direction tried.
         log_weights: of x, ``(B, N)`` or None.
         y_log_weights: of y, ``(B, M)`` or None.
-        generator: source of the directions.
+        generator: Generator for the directions.
 
     Returns:
         ``(B,)``, in the units of the samples.
 
     Raises:
-        ValueError: if the shapes do not fit or p is neither 1 nor 2.
+        ValueError: If the shapes do not fit or p is neither 1 nor 2.
     """
     if p not in (1, 2):
         raise ValueError(f"p={p}: max_sliced_wasserstein is written for p=1 and p=2")
@@ -211,7 +211,7 @@ def _weighted_transport(u: Tensor, wu: Tensor, v: Tensor, wv: Tensor, p: int) ->
         levels.append(cumulative / cumulative[..., -1:])
     grid = torch.cat(levels, -1).sort(-1).values
     width = torch.diff(grid, dim=-1, prepend=torch.zeros_like(grid[..., :1]))
-    # the quantile function is constant between levels: ask in the middle of each, where ties cannot mislead
+    # the quantile function is constant between levels: evaluate it in the middle of each, where ties do not matter
     middle = grid - 0.5 * width
     quantiles = []
     for ordered, level in zip(values, levels, strict=True):

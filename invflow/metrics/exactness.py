@@ -1,4 +1,4 @@
-"""How far samples are from an exact posterior, in units that say what is good: floors and decibels."""
+"""Distances of samples from an exact posterior in interpretable units: floors and decibels."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def mean_gap(samples: Tensor, exact: Tensor, truth: Tensor, log_weights: Tensor 
 
     .. math:: 10 \log_{10} \frac{|\bar x - x^*|^2}{|E[x \mid y] - x^*|^2}
 
-    It is 0 for the exact mean in the limit of many draws (Zach, Haouchat and Unser 2025, arXiv 2509.12821); of one
-    observation it may be negative by chance, on average over many it is not. The mean of N exact draws is itself off by
-    1 / N of the posterior's variance: at 64 draws a gap of 0.07 dB or so is none.
+    It is 0 for the exact mean in the limit of many draws (Zach, Haouchat and Unser 2025, arXiv 2509.12821). For one
+    observation it may be negative by chance; on average over many it is not. The mean of N exact draws itself has an
+    error of 1 / N of the posterior's variance, so at 64 draws a gap of about 0.07 dB is not meaningful.
 
     Args:
         samples: ``(B, N, *image_shape)``.
-        exact: draws of the exact posterior, ``(B, M, *image_shape)``; the more, the better.
+        exact: Draws of the exact posterior, ``(B, M, *image_shape)``; the more, the better.
         truth: ``(B, *image_shape)``.
         log_weights: of the samples, ``(B, N)`` or None.
 
@@ -31,7 +31,7 @@ def mean_gap(samples: Tensor, exact: Tensor, truth: Tensor, log_weights: Tensor 
         ``(B,)``, in dB.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: If the shapes do not fit.
 
     Example:
         >>> import torch
@@ -52,17 +52,17 @@ def mean_gap(samples: Tensor, exact: Tensor, truth: Tensor, log_weights: Tensor 
 
 def floor_ratio(samples: Tensor, exact: Tensor, log_weights: Tensor | None = None, *, num_projections: int = 200,
                 generator: torch.Generator | None = None) -> Tensor:
-    """The sliced Wasserstein distance to the exact posterior, in units of what exact draws reach.
+    """Sliced Wasserstein distance to the exact posterior, in units of the distance between sets of exact draws.
 
-    Two sets of N exact draws are apart by chance, and by more the fewer they are. The floor is the mean distance of the
-    three pairs that three such sets make; a sampler is compared with the first. 1 is as good as exact.
+    Two sets of N exact draws differ by chance, the more so the smaller N is. The floor is the mean distance of the
+    three pairs among three such sets; the sampler is compared with the first set. 1 is as good as exact.
 
     Args:
         samples: ``(B, N, *image_shape)``.
         exact: independent draws, ``(B, 3 N, *image_shape)``.
         log_weights: of the samples, ``(B, N)`` or None.
         num_projections: directions, the same for all distances.
-        generator: source of the directions.
+        generator: Generator for the directions.
 
     Returns:
         ``(B,)``.

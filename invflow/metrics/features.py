@@ -23,10 +23,11 @@ _INCEPTION = "inception_v3_google-0cc3c7bd"
 
 @torch.no_grad()
 def classifier_features(images: Tensor, name: str = "mnist", chunk_size: int = 1024) -> Tensor:
-    """Features of a shipped classifier: what its last layer sees.
+    """Features of a shipped classifier: the input of its last layer.
 
-    It has seen such images only, and may place others among them: precision in its features can be high for
-    plain noise, where recall is 0 and the Frechet distance large. Read all three together.
+    The classifier was trained on its own kind of images only, and may map others close to them. For example, precision
+    in its features can be high for pure noise, although recall is 0 and the Frechet distance large. Read all three
+    together.
 
     Args:
         images: ``(n, *image_shape)``, nominally in [0, 1]; clipped.
@@ -37,7 +38,7 @@ def classifier_features(images: Tensor, name: str = "mnist", chunk_size: int = 1
         ``(n, 128)`` for the shipped ones, float32, on the CPU.
 
     Raises:
-        ValueError: if the images do not fit, or there is no such classifier.
+        ValueError: If the images do not fit, or there is no such classifier.
     """
     model = _classifier(str(name))
     if tuple(images.shape[1:]) != model.image_shape:
@@ -52,11 +53,11 @@ def classifier_features(images: Tensor, name: str = "mnist", chunk_size: int = 1
 @torch.no_grad()
 def inception_features(images: Tensor, weights: str | os.PathLike[str] | None = None,
                        chunk_size: int = 32) -> Tensor:
-    """Pooled features of Inception v3 as torchvision has it, where its weights are present; nothing is downloaded.
+    """Pooled features of torchvision's Inception v3, if its weights are present; nothing is downloaded.
 
     Distances in these features compare methods with each other. Published FID values use another port of the
-    network, and are not comparable. The weights are read as safetensors only; torchvision's are a pickle, which may run
-    code as it is read. To turn the one into the other, once::
+    network, and are not comparable. The weights are only read as safetensors; torchvision's are a pickle, which may run
+    code when it is read. To convert them once::
 
         from safetensors.torch import save_file
         from torchvision.models import inception_v3
@@ -73,8 +74,8 @@ def inception_features(images: Tensor, weights: str | os.PathLike[str] | None = 
         ``(n, 2048)``, on the CPU.
 
     Raises:
-        FileNotFoundError: if the weights are not there, naming the file.
-        ValueError: for images of another shape; for a file that is no safetensors, or of another network.
+        FileNotFoundError: If the weights are missing; the message names the file.
+        ValueError: If the images have another shape, or if the file is not safetensors or is of another network.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"inception_features takes images (n, 1 or 3, H, W), not {tuple(images.shape)}")
@@ -83,7 +84,7 @@ def inception_features(images: Tensor, weights: str | os.PathLike[str] | None = 
         path = path / f"{_INCEPTION}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
-            f"no Inception weights at {str(path)!r}: help(inception_features) tells how to make the file of "
+            f"no Inception weights at {str(path)!r}: help(inception_features) shows how to make the file of "
             "torchvision's weights; or use classifier_features, which are shipped"
         )
     model = _inception(str(path))
@@ -114,7 +115,7 @@ def frechet_distance(x: Tensor, y: Tensor, log_weights: Tensor | None = None,
         A number, float64, at least 0.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: If the shapes do not fit.
     """
     _check_features(x, y, "frechet_distance", 2)
     (mean_x, factor_x), (mean_y, factor_y) = (_moments(z, w) for z, w in ((x, log_weights), (y, y_log_weights)))
@@ -144,15 +145,15 @@ def precision_recall(x: Tensor, truth: Tensor, k: int = 3, *, log_weights: Tenso
         x: features of generated images, ``(n, d)``, n > k.
         truth: features of real images, ``(m, d)``, m > k.
         k: neighbours.
-        log_weights: of x, ``(n,)`` or None: they weigh precision, and only points that n resampled ones would be
-            expected to hold at least half a copy of, with a weight of 1 / 2n, belong to the manifold.
+        log_weights: Log weights of x, ``(n,)`` or None. They weight precision. Only points with a weight of at least
+            1 / 2n, expected at least half a time among n resampled ones, belong to the manifold.
         chunk_size: rows of distances at a time.
 
     Returns:
-        ``precision``: how many of x look real; ``recall``: how much of what is real is among x.
+        ``precision``: share of x that looks real; ``recall``: share of the real images that x covers.
 
     Raises:
-        ValueError: if the shapes do not fit or a set has too few points.
+        ValueError: If the shapes do not fit or a set has too few points.
     """
     _check_features(x, truth, "precision_recall", k + 1)
     x, truth = x.double(), truth.double()

@@ -1,4 +1,4 @@
-"""Highest-density regions: the shortest interval of each pixel, and regions told by densities.
+"""Highest-density regions: the shortest interval of each pixel, and regions defined by densities.
 
 Samples are ``(B, N, *image_shape)`` with log weights ``(B, N)`` or None, truths ``(B, *image_shape)``.
 """
@@ -25,12 +25,13 @@ def highest_density_interval(samples: Tensor, level: float = 0.9,
                              log_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Shortest interval of each pixel between two samples that holds a further draw with this probability.
 
-    The shortest interval over a share ``level`` of the samples (Chen and Shao 1999) is where they happen to be dense,
-    and holds .84 of Gaussian draws for .9 at 20 samples and .88 at 200. So it spans the least number of samples with
-    which, each sample left out in turn, the shortest interval of the others holds a share level (1 + 1/N) of those
-    left out, as for intervals by the jackknife (Barber, Candes, Ramdas, Tibshirani 2021). It suits a law with one peak:
-    measured at .9 and 20 to 200 samples, it holds .896 to .906 of Gaussian, exponential and Cauchy draws, and .890 to
-    .905 of uniform ones, of which no interval is denser than the next; at .5 it is .47 to .51, and .45 to .48.
+    The shortest interval over a share ``level`` of the samples (Chen and Shao 1999) lies where the samples happen to be
+    dense. At level .9 it holds only .84 of Gaussian draws with 20 samples and .88 with 200. This function corrects for
+    that by leaving out each sample in turn, as for jackknife intervals (Barber, Candes, Ramdas, Tibshirani 2021). The
+    interval spans the smallest number of samples for which the shortest intervals of the others hold a share
+    level (1 + 1/N) of those left out. It suits a law with one peak: at .9 and 20 to 200 samples, it holds .896 to .906
+    of Gaussian, exponential and Cauchy draws, and .890 to .905 of uniform draws, which have no densest interval; at .5
+    it holds .47 to .51, and .45 to .48.
 
     Args:
         samples: ``(B, N, *image_shape)``.
@@ -110,9 +111,9 @@ def _sliding_min(x: Tensor, size: int) -> Tensor:
 
 def highest_density_coverage(log_density: Tensor, truth_log_density: Tensor, level: float = 0.9,
                              log_weights: Tensor | None = None) -> Tensor:
-    """How far the truth lies in the highest-density region of the posterior, told by densities.
+    """Whether the truth lies in the highest-density region of the posterior, from densities.
 
-    The region of level p holds the points whose density is exceeded by a share of at most p of the samples
+    The region of level p contains the points whose density is exceeded by a share of at most p of the samples
     (Hermans et al. 2022, "A trust crisis in simulation-based inference?"). Any constant in the log density
     drops out; for the exact region pass the log density of the posterior itself, up to a constant.
 
@@ -123,12 +124,12 @@ def highest_density_coverage(log_density: Tensor, truth_log_density: Tensor, lev
         log_weights: ``(B, N)`` or None.
 
     Returns:
-        ``(B,)``, 0 or 1 but for a truth at the edge, which counts in part as for :func:`coverage`, so that an exact
+        ``(B,)``, 0 or 1 except for a truth at the edge, which counts in part as in :func:`coverage`, so that an exact
         posterior has the level in expectation. NaN, with a warning, for observations with fewer effective samples than
         1 / (1 - level) - 1, 9 for 90%.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: If the shapes do not fit.
     """
     weights = precise(_check(log_density, truth_log_density, log_weights, "highest_density_coverage", fair=False))
     size = sample_sizes(weights, log_weights)

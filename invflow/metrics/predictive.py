@@ -1,4 +1,4 @@
-"""Whether a measurement looks like those that a posterior predicts: a check that needs no truth."""
+"""A check without a truth: whether a measurement looks like those that a posterior predicts."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ _LEAST = 1e-12
 
 @dataclass(frozen=True)
 class PredictiveCheck:
-    """What :func:`predictive_check` found.
+    """Result of :func:`predictive_check`.
 
     Attributes:
-        p_values: by statistic, each ``(B,)``: ``"residual"``, and of pictures ``"regions"`` and ``"spectrum"``.
-        regions: of pictures, ``(B, rows, columns)``: how far each region's mean squared residual is from what is
-            predicted, in standard deviations; else None.
-        bands: of pictures, ``(B, bands)``, the same by frequency, from low to high; else None.
+        p_values: p-values by statistic, each ``(B,)``: ``"residual"`` and, for pictures, ``"regions"`` and
+            ``"spectrum"``.
+        regions: For pictures, ``(B, rows, columns)``: deviation of each region's mean squared residual from the
+            predicted one, in standard deviations; otherwise None.
+        bands: For pictures, ``(B, bands)``, the same by frequency, from low to high; otherwise None.
     """
 
     p_values: dict[str, Tensor]
@@ -32,10 +33,10 @@ class PredictiveCheck:
     bands: Tensor | None = None
 
     def passed(self, alpha: float = 0.05) -> Tensor:
-        """Whether no statistic of an observation is less likely than alpha, corrected for their number: ``(B,)``.
+        """Whether no p-value of an observation, corrected for their number, is below alpha: ``(B,)``.
 
         Args:
-            alpha: chance of a false alarm for each observation.
+            alpha: Probability of a false alarm for each observation.
         """
         least = torch.stack(list(self.p_values.values())).amin(0)
         return least * len(self.p_values) > alpha
@@ -52,33 +53,33 @@ class PredictiveCheck:
 @torch.no_grad()
 def predictive_check(posterior: Posterior, likelihood: Likelihood, *, num_replicates: int = 199, num_draws: int = 1,
                      grid: int = 4, bands: int = 4, generator: torch.Generator | int | None = None) -> PredictiveCheck:
-    """Compare a measurement with replicates of it that a posterior predicts, without knowing the truth.
+    """Compare a measurement with replicates predicted by a posterior, without knowing the truth.
 
-    For a posterior draw x, replicates y' ~ p(y | x) are measured again, and y is ranked among them by three statistics
+    For a posterior draw x, replicates y' ~ p(y | x) are simulated, and y is ranked among them by three statistics
     of its residual, each entry in units of its own predicted spread:
 
-    - ``residual``: the mean square of all entries; both too large and too small count;
-    - ``regions``: the region of a picture whose mean square is farthest from what is predicted: a mask, a kernel or a
-      prior that is wrong somewhere;
-    - ``spectrum``: the same for bands of frequency: what was not fitted, such as edges, or correlated noise.
+    - ``residual``: the mean square of all entries; both too large and too small values count;
+    - ``regions``: the region of a picture whose mean square is farthest from the predicted one, which detects a mask, a
+      kernel or a prior that is wrong somewhere;
+    - ``spectrum``: the same for bands of frequency, which detects structure that was not fitted, such as edges, or
+      correlated noise.
 
     If the model is right and x an exact posterior draw, then y and the replicates are exchangeable given x, so that
-    with one draw each p-value is uniform (Johnson 2004; Gosselin 2011), which the usual posterior predictive p-value is
-    not.
-    Several draws are less at the mercy of one: twice the mean of their p-values is a p-value, if a cautious one (Vovk
-    and Wang 2020). A sampler that overfits fails as a wrong model does.
+    with one draw each p-value is uniform (Johnson 2004; Gosselin 2011); the usual posterior predictive p-value is not.
+    With several draws, the result depends less on a single one: twice the mean of their p-values is a p-value, though a
+    conservative one (Vovk and Wang 2020). A sampler that overfits fails in the same way as a wrong model.
 
     Args:
-        posterior: of B observations; weighted samples are resampled.
-        likelihood: of the measurement, with its noise level.
-        num_replicates: for each draw; p-values are multiples of about 1 / num_replicates.
-        num_draws: posterior draws.
-        grid: regions along each side of a picture.
-        bands: of frequency.
-        generator: source of draws and replicates; an int is a seed.
+        posterior: Posterior of B observations; weighted samples are resampled.
+        likelihood: Likelihood of the measurement, with its noise level.
+        num_replicates: Number of replicates per draw; p-values are multiples of about 1 / num_replicates.
+        num_draws: Number of posterior draws.
+        grid: Number of regions along each side of a picture.
+        bands: Number of frequency bands.
+        generator: Generator for draws and replicates; an int is a seed.
 
     Returns:
-        P-values, and where the residual is off.
+        P-values, and the deviations of the residual by region and frequency.
 
     Raises:
         ValueError: for numbers under 1, fewer samples than draws, or another number of observations.
@@ -111,7 +112,7 @@ def predictive_check(posterior: Posterior, likelihood: Likelihood, *, num_replic
         repeated = x[:, None].expand(-1, num_replicates, *x.shape[1:])
         replicates = torch.cat([likelihood.simulate(part, generator) for part in repeated.split(64, dim=1)], dim=1)
         every = torch.cat([likelihood.y[:, None].to(replicates), replicates], dim=1).double()
-        # the measurement is one among equals here: its own share in mean and spread keeps the ranks uniform
+        # mean and spread include the measurement itself, like each replicate, which keeps the ranks uniform
         residual = (every - every.mean(1, keepdim=True)) / every.std(1, keepdim=True).clamp(min=_LEAST)
         observed = likelihood.operator.observed()
         mask = torch.ones_like(residual[:, :1]) if observed is None else observed[:, None].to(residual).expand_as(

@@ -1,17 +1,17 @@
-"""How good samples are against the truth: image quality, proper scores, spread.
+"""Quality of samples compared with the truth: image quality, proper scores, spread.
 
 Samples are ``(B, N, *image_shape)`` with log weights ``(B, N)`` or None for equal ones, truths ``(B,
 *image_shape)``. Log weights need not be normalised. The fair versions leave out the pair of a sample with
 itself, so that their expectation does not depend on N (Ferro 2014, "Fair scores for ensemble forecasts").
 
 With weights w the score of the weighted law, E|X - y| - D / 2 with D = sum w_i w_j |x_i - x_j|, is too high by half of
-what the weighted law itself errs. Fair scores take that off as its estimate V = (sum w_i^2 e_i - D sum w^2 / 2) /
-(1 - sum w^2), e_i = sum_j w_j |x_i - x_j|, the variance of a self-normalised mean with distances for squares. Equal
-weights have D / 2(N - 1) there, as without weights; where one sample has all weight it is 0, and the score its absolute
-error. To divide D by 1 - sum w^2 is as right for many effective samples, but for one it is the score of the samples
-without weight. Draws of N(0, I) in 10 dimensions, 64 samples of a wider Gaussian with 25 effective ones: scores are off
-by -1.1% (the divisor), +3.0% (none) and -0.4% (this), and with 3.9 effective ones by -3.8%, better than exact draws,
-+32% and +14%.
+the error of the weighted law itself. Fair scores subtract its estimate V = (sum w_i^2 e_i - D sum w^2 / 2) /
+(1 - sum w^2), e_i = sum_j w_j |x_i - x_j|, the variance of a self-normalised mean with distances instead of squares.
+For equal weights V is D / 2(N - 1), as without weights. If one sample has all weight, V is 0, and the score is its
+absolute error. Dividing D by 1 - sum w^2 works as well for many effective samples, but for one it gives the score of
+the samples without weight. Draws of N(0, I) in 10 dimensions, 64 samples of a wider Gaussian with 25 effective ones:
+scores are off by -1.1% (the divisor), +3.0% (none) and -0.4% (this), and with 3.9 effective ones by -3.8%, better than
+exact draws, +32% and +14%.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def psnr(x: Tensor, truth: Tensor, data_range: float = 1.0) -> Tensor:
         ``(n,)`` or ``(n, N)``; infinite where the images agree.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: If the shapes do not fit.
 
     Example:
         >>> import torch
@@ -85,7 +85,7 @@ def ssim(x: Tensor, truth: Tensor, data_range: float = 1.0) -> Tensor:
         ``(n,)`` or ``(n, N)``, at most 1.
 
     Raises:
-        ValueError: if the shapes do not fit, or the images are smaller than the window.
+        ValueError: If the shapes do not fit, or the images are smaller than the window.
     """
     x, truth, lead = _pair(x, truth, "ssim", data_range)
     if truth.ndim != lead + 3 or min(truth.shape[-2:]) < 11:
@@ -120,15 +120,15 @@ def crps(samples: Tensor, truth: Tensor, log_weights: Tensor | None = None, *, f
         samples: ``(B, N, *image_shape)``.
         truth: ``(B, *image_shape)``.
         log_weights: ``(B, N)`` or None.
-        fair: leave out the pairs of a sample with itself; N >= 2. How weighted samples are corrected stands at the top
-            of this module; where one has all the weight the score is that of a point mass, its absolute error.
-            ``fair=False`` scores the weighted empirical law itself.
+        fair: Whether to leave out the pairs of a sample with itself; requires N >= 2. The docstring of this module
+            describes the correction for weighted samples; if one has all the weight, the score is that of a point mass,
+            its absolute error. ``fair=False`` scores the weighted empirical law itself.
 
     Returns:
         ``(B, *image_shape)``, in the units of the image.
 
     Raises:
-        ValueError: if the shapes do not fit, or ``fair`` with fewer than two samples.
+        ValueError: If the shapes do not fit, or ``fair`` with fewer than two samples.
 
     Example:
         >>> import torch
@@ -180,7 +180,7 @@ def gaussian_crps(mean: Tensor, std: Tensor, truth: Tensor) -> Tensor:
         The score of each entry, in the units of the truth.
 
     Raises:
-        ValueError: if a standard deviation is negative.
+        ValueError: If a standard deviation is negative.
     """
     if bool((std < 0).any()):
         raise ValueError("gaussian_crps takes a standard deviation, which cannot be negative")
@@ -217,7 +217,7 @@ def energy_score(samples: Tensor, truth: Tensor, log_weights: Tensor | None = No
         ``(B,)``.
 
     Raises:
-        ValueError: if the shapes do not fit, or ``fair`` with fewer than two samples.
+        ValueError: If the shapes do not fit, or ``fair`` with fewer than two samples.
     """
     weights = _check(samples, truth, log_weights, "energy_score", fair)
     x, y = samples.reshape(*samples.shape[:2], -1), truth.reshape(len(truth), -1)
@@ -266,7 +266,7 @@ def nlpd(log_likelihood: Tensor, log_weights: Tensor | None = None) -> Tensor:
         ``(B,)``, in nats.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: If the shapes differ.
     """
     if log_likelihood.ndim != 2:
         raise ValueError(f"nlpd takes log likelihoods (B, N), not {tuple(log_likelihood.shape)}")

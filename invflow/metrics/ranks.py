@@ -41,7 +41,7 @@ def random_ranks(samples: Tensor, truth: Tensor, generator: torch.Generator | No
         ``(B, *shape)`` int64, from 0 (all samples above the truth) to N.
 
     Raises:
-        ValueError: if the shapes do not fit, or for a value that is NaN.
+        ValueError: If the shapes do not fit, or for a value that is NaN.
     """
     if samples.ndim != truth.ndim + 1 or (samples.shape[0], *samples.shape[2:]) != tuple(truth.shape):
         raise ValueError(f"random_ranks: samples {tuple(samples.shape)} do not fit the truth {tuple(truth.shape)}: "

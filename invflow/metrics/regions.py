@@ -28,7 +28,7 @@ def near_ink(truth: Tensor, threshold: float = 0.1, distance: int = 2) -> Tensor
         ``(B, C, H, W)`` in bool, the same for all channels.
 
     Raises:
-        ValueError: if the truth is no picture or the distance under 0.
+        ValueError: If the truth is no picture or the distance under 0.
 
     Example:
         >>> import torch
@@ -61,7 +61,7 @@ def coverage_near_ink(samples: Tensor, truth: Tensor, level: float = 0.9, log_we
         ``(B,)``; NaN for a truth without ink, and, with a warning, for too few effective samples.
 
     Raises:
-        ValueError: if the shapes do not fit or N is too small for the level.
+        ValueError: If the shapes do not fit or N is too small for the level.
     """
     near = near_ink(truth, threshold, distance)
     inside = coverage(samples, truth, level, log_weights)
@@ -90,7 +90,7 @@ def patch_energy_score(samples: Tensor, truth: Tensor, log_weights: Tensor | Non
         ``(B,)``, in the units of the image times the root of a patch's number of values.
 
     Raises:
-        ValueError: if the shapes do not fit or the image is smaller than a patch.
+        ValueError: If the shapes do not fit or the image is smaller than a patch.
     """
     _check(samples, truth, log_weights, "patch_energy_score", fair)
     _check_picture(truth, size, "patch_energy_score")
@@ -115,7 +115,7 @@ def block_means(images: Tensor, size: int = 4) -> Tensor:
         ``(..., C, H // size, W // size)``.
 
     Raises:
-        ValueError: if the images are smaller than a block.
+        ValueError: If the images are smaller than a block.
     """
     _check_picture(images, size, "block_means")
     result: Tensor = F.avg_pool2d(images.flatten(0, -4), size).unflatten(0, images.shape[:-3])

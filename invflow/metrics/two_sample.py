@@ -53,7 +53,7 @@ def classifier_two_sample_test(x: Tensor, y: Tensor, log_weights: Tensor | None 
         samples, or a half of them no weight at all.
 
     Raises:
-        ValueError: if the shapes do not fit or a set has fewer than four samples.
+        ValueError: If the shapes do not fit or a set has fewer than four samples.
     """
     a, b = _flat_pair(x, y, "classifier_two_sample_test")
     if min(a.shape[1], b.shape[1]) < 4:

@@ -1,4 +1,4 @@
-"""Restoring files of any kind, one or a folder of them; what ``invflow restore`` does."""
+"""Restoration of image files, for ``invflow restore``."""
 
 from __future__ import annotations
 

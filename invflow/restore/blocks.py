@@ -1,4 +1,4 @@
-"""Large pictures in overlapping blocks: what is held grows with a block, whatever is restored."""
+"""Restores large pictures in overlapping blocks, so that memory depends on the size of a block."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["posterior_in_blocks"]
 
-#: side in pixels of a block, and over how many two of them share their pixels; smaller pictures are one block
+#: side of a block and overlap of two blocks, in pixels; smaller pictures are one block
 BLOCK, FADE = 1024, 96
-#: pixels at a block's border that are not used, for it cannot see beyond
+#: pixels at the border of a block that are not used, since it lacks their surroundings
 MARGIN = 16
 
 Tell = Callable[[int, int, float], None]
@@ -31,23 +31,23 @@ def posterior_in_blocks(vfm: VFM, operator: Operator, y: Tensor, sigma: float, s
                         block: int = BLOCK) -> tuple[Tensor, Tensor]:
     """The posterior of :func:`posterior_of` for a picture of any size, block by block.
 
-    Blocks fade into each other: means by weights that sum to 1, deviations, which are drawn for each block by itself,
-    by weights whose squares do, so that they are as large there as elsewhere.
+    Overlapping blocks are blended. Means use weights that sum to 1. Deviations are drawn independently for each block
+    and use weights whose squares sum to 1, so that they have the same size in overlaps as elsewhere.
 
     Args:
-        vfm: for colour images of any size.
-        operator: what the picture was seen through; each of its pixels sees what is near.
-        y: ``(1, *measurement_shape)``.
-        sigma: noise level.
-        samples: how many.
-        generator: source of randomness.
-        tell: called after each block, where there are several, with how many are done, how many there are, and the
-            seconds that the others will take.
-        block: side of a block in pixels of the image.
+        vfm: Solver for colour images of any size.
+        operator: Forward operator of the picture; each measured pixel must depend only on nearby pixels.
+        y: Measurement ``(1, *measurement_shape)``.
+        sigma: Noise level.
+        samples: Number of samples.
+        generator: Random generator.
+        tell: Called after each block, if there are several, with the number of blocks done, their total number, and
+            the estimated remaining seconds.
+        block: Side of a block in pixels of the image.
 
     Returns:
-        Mean ``(C, H, W)``, and how far each sample lies from it, ``(samples, C, H, W)``: of several blocks in half
-        precision.
+        Mean ``(C, H, W)``, and the deviations of the samples from it, ``(samples, C, H, W)``, in half precision if
+        there are several blocks.
     """
     shape, of = tuple(operator.image_shape), operator
     factor = shape[1] // y.shape[2]
@@ -78,7 +78,7 @@ def posterior_in_blocks(vfm: VFM, operator: Operator, y: Tensor, sigma: float, s
 
 
 def _cuts(length: int, side: int, overlap: int) -> list[tuple[int, int]]:
-    """Where blocks of at most one side begin and end, evenly spread, with at least this overlap."""
+    """Start and end of evenly spaced blocks of at most this side, with at least this overlap."""
     if length <= side:
         return [(0, length)]
     steps = math.ceil((length - side) / (side - overlap))
@@ -87,7 +87,7 @@ def _cuts(length: int, side: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def _shares(cuts: list[tuple[int, int]], length: int, margin: int) -> tuple[Tensor, Tensor]:
-    """Shares of each block in each row or column, ``(blocks, length)``: with sum 1, and with squares of sum 1."""
+    """Weights of each block in each row or column, ``(blocks, length)``: with sum 1, and with squares of sum 1."""
     place, rising = torch.arange(length), torch.zeros(len(cuts), length)
     for k, (start, stop) in enumerate(cuts):
         own = torch.ones(length)
@@ -105,7 +105,7 @@ def _of_a_block(vfm: VFM, operator: Operator, y: Tensor, seen: Any, sigma: float
     mask: Tensor | None = getattr(operator, "mask", None)
     part, scale = y[seen], operator.image_shape[1] // y.shape[2]
     shape = (part.shape[1], part.shape[2] * scale, part.shape[3] * scale)
-    if mask is not None and not bool(mask[seen].any()):  # a hole larger than a block: what is there is anybody's guess
+    if mask is not None and not bool(mask[seen].any()):  # a hole larger than a block, with nothing observed in it
         grey = (y.sum((2, 3)) / mask.expand_as(y).sum((2, 3)).clamp(min=1))[0, :, None, None].expand(shape)
         drawn = vfm.prior_samples(max(1, samples), (3, *shape[1:]), generator=generator)[:samples]
         drawn = drawn if len(grey) == 3 else drawn.mean(1, keepdim=True)

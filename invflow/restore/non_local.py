@@ -1,4 +1,4 @@
-"""Non-local means: what noise alone leaves of a picture that repeats itself."""
+"""Non-local means: denoising of pictures with repeated structure, without a network."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from torch.nn.functional import avg_pool2d, pad
 
 __all__ = ["non_local_means"]
 
-#: side of the patches that are compared, and how far apart they may lie, in pixels
+#: side of the compared patches, and the largest distance between them, in pixels
 PATCH, REACH = 5, 5
 
 
 def non_local_means(y: Tensor, sigma: float, strength: float = 0.6) -> Tensor:
-    """Means over pixels whose surroundings look alike (Buades, Coll and Morel 2005).
+    """Average pixels with similar neighbourhoods (Buades, Coll and Morel 2005).
 
-    What two patches differ by is compared with what noise makes them differ by, as in scikit-image; a pair of pixels is
-    looked at once for both. Takes as long as a hundred filters of the picture.
+    The difference of two patches is compared with the difference expected from noise, as in scikit-image. Each pair of
+    pixels is compared once. It takes as long as filtering the picture a hundred times.
 
     Args:
-        y: ``(1, C, H, W)``.
-        sigma: its noise.
-        strength: over what multiple of the noise a patch's difference makes it count less.
+        y: Noisy picture ``(1, C, H, W)``.
+        sigma: Its noise level.
+        strength: Multiple of the noise above which the difference of a patch lowers its weight.
 
     Returns:
         ``(1, C, H, W)``.

@@ -1,4 +1,4 @@
-"""The posterior of one picture, with a mean that is no worse than the picture itself."""
+"""The posterior of one picture, with a mean that is at least as good as the picture itself."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _BINS = 1024
 
 def posterior_of(vfm: VFM, operator: Operator, y: Tensor, sigma: float, samples: int,
                  generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mean ``(C, H, W)`` and samples ``(samples, C, H, W)`` of one picture, in its own channels.
+    """Compute the mean ``(C, H, W)`` and samples ``(samples, C, H, W)`` of one picture, in its own channels.
 
     Args:
-        vfm: for colour images of any size; grey pictures become three channels whose mean they are.
-        operator: what the picture was seen through.
-        y: ``(1, *measurement_shape)``.
-        sigma: noise level; what the network is told is kept within what it was trained for.
-        samples: how many.
-        generator: source of randomness.
+        vfm: Solver for colour images of any size; a grey picture is treated as the mean of three channels.
+        operator: Forward operator of the picture.
+        y: Measurement ``(1, *measurement_shape)``.
+        sigma: Noise level; the value given to the network is clamped to its training range.
+        samples: Number of samples.
+        generator: Random generator.
     """
     grey = y.shape[1] == 1 and vfm.prior.image_shape[0] == 3
     scale = math.sqrt(3) if grey else 1.0
@@ -71,7 +71,7 @@ def told(vfm: VFM, operator: Operator, sigma: float) -> float:
 
 @contextmanager
 def _symmetries(vfm: VFM, most: int) -> Iterator[None]:
-    """At most so many symmetries in the adapter's average, for a while."""
+    """Limit the number of symmetries in the adapter's average inside the ``with`` block."""
     adapter: Any = vfm.adapter
     before = getattr(adapter, "symmetries", None)
     if before is not None:
@@ -85,21 +85,21 @@ def _symmetries(vfm: VFM, most: int) -> Iterator[None]:
 
 def no_worse_than_the_picture(vfm: VFM, operator: Operator, y: Tensor, sigma: float, mean: Tensor,
                               generator: torch.Generator, grey: bool = False) -> Tensor:
-    """A mixture of estimates of a noisy picture: network, the picture's own Wiener filter, non-local means, itself.
+    """Mix estimates of a noisy picture: network, the picture's own Wiener filter, non-local means, the picture itself.
 
-    A network that knows smooth pictures takes the detail of a sharp one for noise. How far it does can be seen without
-    the truth: noise e is added to the picture, y + a e, and taken off, y - e / a, which makes two pictures with
-    independent noise (Oliveira, Lei and Tibshirani 2024). What is estimated from the first is compared with the second,
-    and the mixture is that which comes closest.
+    A network trained on smooth pictures mistakes the detail of a sharp one for noise. This can be measured without
+    the truth: with further noise e, the pictures y + a e and y - e / a have
+    independent noise (Oliveira, Lei and Tibshirani 2024). Estimates from the first are compared with the second,
+    and the mixture with the smallest error is used.
 
     Args:
-        vfm: whose adapter knows denoising.
-        operator: the identity.
-        y: ``(1, C, H, W)``.
-        sigma: its noise.
-        mean: the network's estimate of it.
-        generator: draws e.
-        grey: whether the mean over the channels, whose noise is independent, is all that counts.
+        vfm: Solver whose adapter was trained for denoising.
+        operator: The identity.
+        y: Noisy picture ``(1, C, H, W)``.
+        sigma: Its noise level.
+        mean: The network's estimate.
+        generator: Generator for e.
+        grey: Whether only the mean over the channels, whose noise is independent, counts.
 
     Returns:
         ``(1, C, H, W)``.
@@ -122,11 +122,11 @@ def no_worse_than_the_picture(vfm: VFM, operator: Operator, y: Tensor, sigma: fl
     repeated = [non_local_means(counted(image), s / own).expand_as(y) for image, s in ((y, sigma), (seen, level))]
     weights = best_mixture([counted(x) for x in (network, wiener[1], repeated[1], seen)], counted(unseen))
     mixed = sum((w * x for w, x in zip(weights, (mean, wiener[0], repeated[0], y), strict=True)), torch.zeros_like(y))
-    return with_slow_cosines(mixed, slow_cosines(wiener[0]))  # where the noise is nothing beside the picture
+    return with_slow_cosines(mixed, slow_cosines(wiener[0]))  # where the noise is negligible
 
 
 def fitted_wiener(vfm: VFM, spectrum: Spectrum, y: Tensor, sigma: float) -> Tensor:
-    """The best linear estimate of a noisy picture ``(1, C, H, W)``, once the prior's spectrum is scaled for it.
+    """The best linear estimate of a noisy picture ``(1, C, H, W)``, after scaling the prior's spectrum to it.
 
     A factor for each opponent colour maximises the marginal likelihood N(y; mean, k S + sigma^2).
     """
@@ -151,7 +151,7 @@ def fitted_wiener(vfm: VFM, spectrum: Spectrum, y: Tensor, sigma: float) -> Tens
 
 
 def best_mixture(estimates: list[Tensor], target: Tensor) -> list[float]:
-    """Weights of at least 0 that sum to 1, with which estimates come closest to a target in the mean square."""
+    """Weights of at least 0 that sum to 1 and minimise the mean squared error of the mixture to a target."""
     errors = torch.stack([(x - target).flatten().double() for x in estimates])
     gram, n = (errors @ errors.T) / errors.shape[1], len(estimates)
     best, found = math.inf, [1.0] + [0.0] * (n - 1)
@@ -171,19 +171,19 @@ def in_colour(grey: GaussianLikelihood, operator: Operator, generator: torch.Gen
     """The likelihood of colour images whose mean over channels was measured, with independent noise in each.
 
     Args:
-        grey: of one channel.
-        operator: the same one for three channels.
-        generator: draws the differences between the channels' noises.
+        grey: Likelihood of one channel.
+        operator: The same operator for three channels.
+        generator: Generator for the differences between the noise of the channels.
 
     Raises:
-        ValueError: for an operator that does not measure each channel by itself.
+        ValueError: If the operator does not measure each channel separately.
     """
     shape = tuple(grey.operator.measurement_shape)
     if tuple(operator.measurement_shape) != (3, *shape[1:]):
-        raise ValueError(f"{operator} does not measure each channel by itself: save the grey file as colour")
+        raise ValueError(f"{operator} does not measure each channel separately: save the grey file as colour")
     sigma = math.sqrt(3) * grey.sigma
     noise = torch.randn((1, 3, *shape[1:]), generator=generator).to(grey.y)
-    # differences between channels that make the three noises independent, and leave their mean alone
+    # differences between channels that make their noise independent and do not change the mean
     return GaussianLikelihood(operator, grey.y + sigma * (noise - noise.mean(1, keepdim=True)), sigma)
 
 
@@ -191,9 +191,9 @@ def built_again(operator: Operator, shape: tuple[int, ...], seen: Any = ...) -> 
     """The same operator for images ``(C, H, W)`` of another size or number of channels.
 
     Args:
-        operator: that sees each channel by itself.
-        shape: of the images.
-        seen: which part of its mask is taken, where it has one.
+        operator: Operator that measures each channel separately.
+        shape: Shape of the images.
+        seen: Part of its mask to use, if it has one.
     """
     from invflow import operators
 

@@ -1,4 +1,4 @@
-"""Restoring files: scratches, noise, blur and smallness, one after the other, written back as what they were."""
+"""Restores files one by one (scratches, noise, blur, low resolution) and writes them in their own format."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ Say = Callable[[str], None]
 
 @dataclass
 class Restoration:
-    """What is wrong with pictures, and what is wanted of them.
+    """Degradation of pictures and options for restoring them.
 
     Attributes:
-        mask: file that says what is to be filled in.
-        mask_hides: the paint of it that hides, ``"white"`` or ``"black"``; None as
-            :func:`~invflow.datasets.files.read_mask` has it.
-        kernel: file of the blur.
-        factor: by which they are to be enlarged.
-        filter: by which they were made small, as :class:`~invflow.operators.SuperResolution` names it; None:
-            ``"bicubic"``, which serves the others best where it is none of its own.
-        sigma: noise standard deviation on a scale of 0 to 1; None: estimated of each.
-        value_range: what is black and white in files of numbers.
-        keep_observed: whether pixels that were observed stay as they are, under a mask.
-        samples: posterior samples to be written beside each.
-        seed: of the random numbers of each file.
+        mask: File of the mask of the area to fill in.
+        mask_hides: Colour of the mask's hidden pixels, ``"white"`` or ``"black"``; None for the rule of
+            :func:`~invflow.datasets.files.read_mask`.
+        kernel: File of the blur kernel.
+        factor: Factor by which to enlarge.
+        filter: Downsampling filter, as named by :class:`~invflow.operators.SuperResolution`; None means
+            ``"bicubic"``, which works best if the true filter is unknown.
+        sigma: Standard deviation of the noise, on a scale of 0 to 1; None to estimate it for each picture.
+        value_range: Values of black and white in files of numbers.
+        keep_observed: Whether observed pixels stay unchanged under a mask.
+        samples: Number of posterior samples to write for each picture.
+        seed: Random seed for each file.
     """
 
     mask: Path | None = None
@@ -61,24 +61,24 @@ class Restoration:
     def __post_init__(self) -> None:
         asked = [f"--{name}" for name in ("mask", "kernel", "factor") if getattr(self, name) is not None]
         if len(asked) > 1:
-            raise ValueError(f"{' and '.join(asked)}: one at a time; restore what the first leaves with the second")
+            raise ValueError(f"{' and '.join(asked)}: pass one at a time; restore the result again with the other")
         if self.mask_hides is not None and self.mask is None:
-            raise ValueError("--mask-hides says how to read a mask: pass --mask FILE")
+            raise ValueError("--mask-hides needs a mask: pass --mask FILE too")
         if self.filter is not None and self.factor is None:
-            raise ValueError("--filter says how a picture was made small: pass --factor 2, 3 or 4 to enlarge it")
+            raise ValueError("--filter belongs to enlarging: pass --factor 2, 3 or 4 too")
         if self.sigma is not None and not 0 <= self.sigma <= 1:
             raise ValueError(f"sigma={self.sigma:g}: noise on pixels in [0, 1] has a standard deviation from 0 to 1; "
-                             f"on a scale of 0 to 255 it is {self.sigma / 255:.3g} here")
+                             f"if you mean a scale of 0 to 255, pass {self.sigma / 255:.3g}")
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What came of a file.
+    """Result of restoring a file.
 
     Attributes:
-        files: written, the restored picture first.
-        sigma: the noise level that was taken.
-        seconds: of wall time.
+        files: Files written, the restored picture first.
+        sigma: The noise level used.
+        seconds: Wall time.
     """
 
     files: list[Path]
@@ -87,7 +87,7 @@ class Restored:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The pictures of a folder, by their suffixes and in order; not those of folders in it."""
+    """The pictures in a folder by their suffixes, in order, without subfolders."""
     from PIL import Image
 
     Image.init()
@@ -98,20 +98,19 @@ def files_in(folder: Path) -> list[Path]:
 
 def restore_file(vfm: VFM, source: Path, target: Path, what: Restoration, say: Say = print,
                  tell: Tell | None = None) -> Restored:
-    """Restore a file, and write it with its format, bits, colour profile, EXIF and transparency.
+    """Restore a file, and write it with its format, bit depth, colour profile, EXIF data and transparency.
 
     Args:
-        vfm: for colour images of any size, such as ``VFM.load("photos")``.
-        source: the file.
-        target: where it is written; its suffix is exchanged for one that can be, where need be. Samples go into a
-            folder beside it.
-        what: is wrong with it.
-        say: called with a sentence for each thing assumed, changed or lost.
-        tell: called after each block of a large picture; see :func:`~invflow.restore.blocks.posterior_in_blocks`.
+        vfm: Solver for colour images of any size, such as ``VFM.load("photos")``.
+        source: The file.
+        target: Output path; its suffix is changed if the format cannot be written. Samples go into a folder next to it.
+        what: The degradation.
+        say: Called with a sentence for each assumption, change or loss.
+        tell: Called after each block of a large picture; see :func:`~invflow.restore.blocks.posterior_in_blocks`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for a file that cannot be read or restored, with what would help.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read or restored; the message says what helps.
     """
     start = time.perf_counter()
     picture = read_picture(source, value_range=what.value_range, say=say)
@@ -122,7 +121,7 @@ def restore_file(vfm: VFM, source: Path, target: Path, what: Restoration, say: S
     scale = math.sqrt(3) if len(picture.values) == 1 else 1.0  # a grey picture's noise in each of three channels
     least = told(vfm, operator, scale * sigma) / scale
     if not math.isclose(least, sigma, rel_tol=1e-3):
-        say(f"noise of {sigma:.2g} is beyond what the prior was trained for: taken as {least:.2g}")
+        say(f"noise of {sigma:.2g} is outside the range that the prior was trained for: using {least:.2g}")
     mean, away = posterior_in_blocks(vfm, operator, y, sigma, what.samples, generator, tell)
     observed = operator.observed()
 
@@ -131,7 +130,7 @@ def restore_file(vfm: VFM, source: Path, target: Path, what: Restoration, say: S
         return replace(picture, values=torch.where(observed[0], y[0], image) if keep else image)  # type: ignore[index]
 
     if picture.suffix is not None and target.suffix.lower() != picture.suffix:
-        say(f"{source.name} is written as PNG: {picture.kind} is only read here")
+        say(f"{source.name} is written as PNG: {picture.kind} can only be read")
         target = target.with_suffix(picture.suffix)
     write_picture(finished(mean), target, say=say)
     files = [target]
@@ -151,7 +150,7 @@ def _operator(vfm: VFM, picture: Picture, what: Restoration, say: Say) -> Operat
         shape = (shape[0], *(side * (what.factor or 1) for side in shape[1:]))
     known = None if picture.known is None else picture.known.float()
     if known is not None and (what.kernel or what.factor):
-        raise ValueError("it holds values that are no numbers, where nothing was observed: fill them in first, without "
+        raise ValueError("it contains NaN, where nothing was observed: fill these pixels in first, without "
                          "--kernel and --factor")
     if what.kernel is not None:
         kernel = read_kernel(what.kernel, say=say)
@@ -172,14 +171,14 @@ def _operator(vfm: VFM, picture: Picture, what: Restoration, say: Say) -> Operat
     if what.mask is not None:
         mask = read_mask(what.mask, shape, hides=what.mask_hides, say=say)
     if known is not None:
-        say(f"{1 - float(known.mean()):.2%} of the picture is no number, and is filled in")
+        say(f"{1 - float(known.mean()):.2%} of the picture is NaN and is filled in")
         mask = mask * known
     kind = operators.find("MaskInpainting")
     return kind(mask, shape)  # type: ignore[no-any-return]
 
 
 def _sigma(picture: Picture, operator: Operator, y: Tensor, what: Restoration, say: Say) -> float:
-    """The noise level: given, or estimated, and at least that of rounding."""
+    """The noise level, given or estimated, and at least that of rounding."""
     rounding = (1 / 255 if picture.bits == 8 else 1 / 65535) / math.sqrt(12)
     if what.sigma is not None:
         return max(what.sigma, rounding)
@@ -188,25 +187,25 @@ def _sigma(picture: Picture, operator: Operator, y: Tensor, what: Restoration, s
         level = noise_levels(y, observed)[0]
     except ValueError as error:
         if observed is None or min(y.shape[2:]) < 15:
-            raise ValueError("the noise cannot be estimated from so small or so plain a picture: pass --sigma, such as "
+            raise ValueError("the picture is too small or too uniform to estimate the noise: pass --sigma, such as "
                              "0.02 for a little grain") from error
         return rounding  # a drawing, a screenshot
-    lossy = picture.kind in ("JPEG", "WEBP", "AVIF", "HEIC", "JPEG2000")  # correlated noise is the likelier there
-    enlarged = what.factor is not None  # little depends on it: twice the noise costs a tenth of a decibel
+    lossy = picture.kind in ("JPEG", "WEBP", "AVIF", "HEIC", "JPEG2000")  # likely to have correlated noise
+    enlarged = what.factor is not None  # it matters little here: twice the noise costs a tenth of a decibel
     if level.known or observed is not None or lossy or enlarged:
         sigma = level.sigma if level.known else level.high if lossy else level.low
         if enlarged and not level.known:
             sigma = (level.low + level.high) / 2
         say(f"noise estimated as {sigma:.2g}, between {level.low:.2g} and {level.high:.2g}"
-            + (f", for {level.doubt}" if level.doubt else "") + "; --sigma takes another")
+            + (f", for {level.doubt}" if level.doubt else "") + "; --sigma sets another value")
         return max(sigma, rounding)
     raise ValueError(f"its noise is between {level.low:.2g} and {level.high:.2g}: {level.doubt}; pass --sigma")
 
 
 def each(sources: list[Path], work: Callable[[Path], Restored]) -> Iterator[tuple[Path, Restored | Exception]]:
-    """Work on files one by one; what fails is given back in place of what was restored."""
+    """Process files one by one; if one fails, its error is yielded instead of a result."""
     for source in sources:
         try:
             yield source, work(source)
-        except Exception as error:  # whatever one file fails with, it is not to cost the others
+        except Exception as error:  # no error in one file may prevent the others
             yield source, error

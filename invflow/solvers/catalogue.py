@@ -1,4 +1,4 @@
-"""The solvers that come with the library, by their names: what the entry point ``invflow.solvers`` finds."""
+"""The built-in solvers by name, for the entry point ``invflow.solvers``."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = [
 
 
 def build_exact(source: Any, *, max_entries: int | None = None) -> Solver:
-    """The closed form that a problem brings, or that of a mixture.
+    """Build the exact posterior of a problem or of a mixture.
 
     Args:
-        source: a problem, or a :class:`~invflow.GaussianMixtureFlow`.
-        max_entries: of :class:`~invflow.ExactPosterior`.
+        source: A problem, or a :class:`~invflow.GaussianMixtureFlow`.
+        max_entries: Setting of :class:`~invflow.ExactPosterior`.
 
     Raises:
-        TypeError: if none is known.
-        ValueError: for ``max_entries`` where the problem brings a closed form of another kind.
+        TypeError: If no exact posterior is known.
+        ValueError: If ``max_entries`` is passed but the problem has another kind of exact solver.
     """
     from invflow.solvers.exact import ExactPosterior
 
@@ -33,7 +33,7 @@ def build_exact(source: Any, *, max_entries: int | None = None) -> Solver:
     if max_entries is None:
         return known
     if not isinstance(known, ExactPosterior):
-        raise ValueError(f"the exact posterior of {source!r} has no setting 'max_entries': it is no ExactPosterior")
+        raise ValueError(f"the exact posterior of {source!r} has no setting 'max_entries': it is not an ExactPosterior")
     return ExactPosterior(known.prior, max_entries=max_entries)
 
 

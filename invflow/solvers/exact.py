@@ -51,7 +51,7 @@ class _System(NamedTuple):
 
 
 class ExactPosterior(Solver):
-    r"""Independent draws of the exact posterior of a mixture prior, where A is linear and the noise Gaussian.
+    r"""Independent draws from the exact posterior of a mixture prior, for linear A and Gaussian noise.
 
     With A = U diag(l) V^T, the component N(mu_k, s_k^2 I) of the prior becomes one of the posterior with
 
@@ -64,11 +64,11 @@ class ExactPosterior(Solver):
     whatever the type of the prior.
 
     Args:
-        mixture: the prior.
-        max_entries: largest number of entries of the operator's dense matrices, (sets) m d.
+        mixture: The prior.
+        max_entries: Largest number of entries of the operator's dense matrices, (sets) m d.
 
     Raises:
-        TypeError: if the prior is not a :class:`~invflow.GaussianMixtureFlow`.
+        TypeError: If the prior is not a :class:`~invflow.GaussianMixtureFlow`.
 
     Example:
         >>> import torch, invflow
@@ -97,9 +97,9 @@ class ExactPosterior(Solver):
             ``component_weights`` ``(B, K)`` of the posterior mixture.
 
         Raises:
-            TypeError: for a reward that is not a :class:`~invflow.GaussianLikelihood`.
-            ValueError: for an operator that is not linear, whose images are not the prior's, or whose dense
-                matrix is too large.
+            TypeError: If the reward is not a :class:`~invflow.GaussianLikelihood`.
+            ValueError: If the operator is not linear, has another image shape than the prior, or has a dense
+                matrix that is too large.
         """
         likelihood = self._supported(reward)
         observations, device = len(likelihood.y), self.prior.means.device
@@ -126,14 +126,14 @@ class ExactPosterior(Solver):
         """Exact posterior mean and covariance.
 
         Args:
-            likelihood: over B observations.
+            likelihood: A likelihood over B observations.
 
         Returns:
             mean: ``(B, *image_shape)``.
             covariance: ``(B, d, d)``, d the number of values in an image.
 
         Raises:
-            TypeError, ValueError: as :meth:`sample`.
+            TypeError, ValueError: As in :meth:`sample`.
         """
         variance = self.prior.std.double().square()
         means, covariances = [], []
@@ -158,7 +158,7 @@ class ExactPosterior(Solver):
     # -- the closed form ------------------------------------------------------------------------------------
 
     def _conditionals(self, likelihood: GaussianLikelihood) -> Iterator[tuple[slice, _Conditional]]:
-        """The posterior of some observations at a time, as many as memory holds with all components."""
+        """The posterior for chunks of observations, as many as fit in memory with all components."""
         means, std = self.prior.means.double().flatten(1), self.prior.std.double()
         y = likelihood.y.flatten(1).to(means)
         noise = likelihood.sigma.to(means).square()[:, None, None]
@@ -231,12 +231,12 @@ class ExactPosterior(Solver):
 
 
 class DrawnPosterior(Solver):
-    """Independent draws of one known law p(x) e^{r(x)}, in closed form or by rejection: the truth to compare with.
+    """Independent draws from one known law p(x) e^{r(x)}, in closed form or by rejection, as a reference.
 
     Args:
-        sampler: ``(n, generator)`` to independent draws ``(n, *image_shape)``.
-        reward: r, of any number of observations.
-        prior: the flow map that is tilted.
+        sampler: Function from ``(n, generator)`` to independent draws ``(n, *image_shape)``.
+        reward: The reward r, of any number of observations.
+        prior: The flow map that is tilted.
 
     Example:
         >>> import torch, invflow
@@ -254,7 +254,7 @@ class DrawnPosterior(Solver):
         """Draw from the tilted law; see :meth:`Solver.sample`.
 
         Raises:
-            TypeError: for another reward than the one whose law is known.
+            TypeError: If the reward is not the one whose law is known.
         """
         count = reward.num_observations or 1
         samples = self.sampler(count * n, generator).unflatten(0, (count, n))
@@ -262,7 +262,7 @@ class DrawnPosterior(Solver):
         return Posterior(samples)
 
     def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
-        """Draw from the prior, ``(n, *image_shape)``: from the law itself where it has one, else in one step."""
+        """Draw from the prior, ``(n, *image_shape)``: from its exact law if known, otherwise in one step."""
         from invflow.models.mixture import GaussianMixtureFlow
 
         if isinstance(self.prior, GaussianMixtureFlow):
@@ -270,7 +270,7 @@ class DrawnPosterior(Solver):
         return self.prior.generate(n, generator=generator)
 
     def _check(self, reward: Reward, images: Tensor) -> None:
-        """Whether a reward agrees with the known one on images: its law is no other's."""
+        """Check that a reward agrees with the known one on images."""
         own = score(self.reward.to(images.device), images)
         try:
             given = score(reward, images)

@@ -1,4 +1,4 @@
-"""Values that are not finite stop a solver, with an error that says where they came up."""
+"""Stops a solver at values that are not finite, with an error that says where they occurred."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ADVICE = {
 
 
 def first_row(bad: Tensor) -> int | None:
-    """The first row that is True, of ``(n,)`` or ``(n, ...)``; None where there is none."""
+    """Index of the first row that is True, in ``(n,)`` or ``(n, ...)``; None if there is none."""
     rows = bad.flatten(1).any(1) if bad.ndim > 1 else bad
     return int(rows.nonzero()[0]) if bool(rows.any()) else None
 
@@ -35,17 +35,17 @@ def not_finite(solver: str, what: str, where: str, observation: int, particle: i
 
 
 def check_finite(solver: str, where: str, count: int, images: Tensor, scores: Tensor | None = None) -> None:
-    """Raise where images are not finite, or scores NaN or +inf.
+    """Raise an error if images are not finite, or scores are NaN or +inf.
 
     Args:
-        solver: its name.
-        where: the step.
-        count: N, particles of each observation.
-        images: ``(B N, *image_shape)``.
-        scores: ``(B N,)``: rewards, or log weights made of them.
+        solver: Name of the solver.
+        where: Name of the step.
+        count: N, the number of particles per observation.
+        images: Images ``(B N, *image_shape)``.
+        scores: Rewards or log weights, ``(B N,)``.
 
     Raises:
-        ValueError: with the solver, the step, the observation and the particle.
+        ValueError: If a value is not finite; the message names solver, step, observation and particle.
     """
     if scores is None and math.isfinite(images.sum().item()):
         return  # where sums overflow, the images are looked at one by one

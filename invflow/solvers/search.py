@@ -32,14 +32,14 @@ __all__ = ["BeamSearch", "BestOfN", "SearchState", "TopKSearch"]
 
 @dataclass(frozen=True)
 class SearchState:
-    """What a search holds after one of its rounds.
+    """State of a search after a round.
 
     Attributes:
-        step: rounds done, from 1.
-        time: from which the images were looked ahead to.
-        images: ``(B, N, *image_shape)``.
-        rewards: ``(B, N)``, theirs.
-        ancestors: ``(B, N)``, the index of each one's ancestor among the first N.
+        step: Number of rounds done, from 1.
+        time: Time from which the look-ahead images were predicted.
+        images: Images ``(B, N, *image_shape)``.
+        rewards: Their rewards, ``(B, N)``.
+        ancestors: Index of each image's ancestor among the first N, ``(B, N)``.
     """
 
     step: int
@@ -50,9 +50,9 @@ class SearchState:
 
 
 class SearchSolver(Solver):
-    """What searches share: the budget, and a result that says what it is.
+    """Base class of searches: holds the budget and marks the result as a search.
 
-    A subclass writes :meth:`iterate`, whose last state is returned.
+    A subclass defines :meth:`iterate`, whose last state is returned.
     """
 
     _derived = frozenset({"_jumps"})
@@ -62,7 +62,7 @@ class SearchSolver(Solver):
             raise TypeError(f"{type(self).__name__} searches through a FlowMap, not a {type(prior).__name__}: pass "
                             "invflow.load_prior('mnist'), say")
         if budget < 1 or budget != int(budget) :
-            raise ValueError(f"budget={budget} is a whole number of calls for each sample, at least 1")
+            raise ValueError(f"budget={budget} must be a whole number of calls per sample, at least 1")
         self.prior, self.budget, self.chunk_size = prior, int(budget), check_chunk_size(chunk_size)
         self._jumps = JumpCalls(prior)
 
@@ -72,31 +72,31 @@ class SearchSolver(Solver):
     @abstractmethod
     def iterate(self, reward: Reward, num_samples: int, *,
                 generator: torch.Generator | int | None = None) -> Iterator[SearchState]:
-        """The images after each round of the search; :meth:`sample` is a loop over it.
+        """Yield the images after each round of the search; :meth:`sample` is a loop over it.
 
         Args:
-            reward: over B observations; one that scores any number alike stands for B = 1.
-            num_samples: N, images for each observation.
-            generator: source of all random numbers.
+            reward: A reward over B observations; one without observations of its own means B = 1.
+            num_samples: N, the number of images for each observation.
+            generator: Generator for all random numbers.
         """
 
     def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
-        """Search for images of high reward. The result is no posterior sample, whatever the budget.
+        """Search for images of high reward. The result is not a posterior sample, whatever the budget.
 
         Args:
-            reward: over B observations.
-            n: N, images for each observation.
-            generator: source of all random numbers.
-            progress: show a progress bar.
+            reward: A reward over B observations.
+            n: N, the number of images for each observation.
+            generator: Generator for all random numbers.
+            progress: Whether to show a progress bar.
 
         Returns:
             Samples without weights or evidence. ``diagnostics`` holds ``kind``, "search"; ``reward`` ``(B, N)``;
-            ``reward_path`` ``(B, rounds)``, the mean reward after each round, beside ``calls_path``, the calls for each
-            sample by then; ``budget`` and ``calls``, those used, forward and backward together, at most the budget;
-            ``distinct_ancestors`` ``(B,)``.
+            ``reward_path`` ``(B, rounds)``, the mean reward after each round, and ``calls_path``, the calls per
+            sample up to then; ``budget`` and ``calls``, the calls used, forward and backward together, at most the
+            budget; ``distinct_ancestors`` ``(B,)``.
 
         Raises:
-            ValueError: for a budget that cannot be met, with the least that can; for a reward that is NaN.
+            ValueError: If the budget is too small (the message has the smallest possible one), or a reward is NaN.
         """
         from tqdm import tqdm
 
@@ -114,23 +114,23 @@ class SearchSolver(Solver):
 
 
 class BestOfN(SearchSolver):
-    """Best of N: each sample is the best of as many prior draws as the budget pays for. Optimisation, not sampling.
+    """Best of N: each sample is the best of as many prior draws as the budget allows. Optimisation, not sampling.
 
-    With ``selections=1`` the candidates are independent draws of the prior. More selections share the budget among
+    With ``selections=1`` the candidates are independent draws of the prior. More selections divide the budget among
     rounds along the path, t = 0, 1/R, ... (**multi-best-of-N**, the searches of arXiv 2511.22688, which gives no code;
-    this is how it is done here): each round adds fresh noise to the best image so far, back to time t, looks ahead
-    from there with the flow map, and keeps the best seen. The samples are searched for apart, so they are independent.
+    this implementation is our reading): each round adds new noise to the best image so far, back to time t, looks ahead
+    from there with the flow map, and keeps the best image. The samples have separate searches, so they are independent.
 
     Args:
-        prior: the flow map.
-        budget: calls for each sample, all rounds together.
-        selections: R, rounds.
-        steps: jumps of the flow map to the image of a candidate.
-        chunk_size: rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
+        prior: The flow map.
+        budget: Calls per sample, over all rounds.
+        selections: R, the number of rounds.
+        steps: Number of jumps of the flow map to the image of a candidate.
+        chunk_size: Number of rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
 
     Raises:
-        TypeError: for a prior that is no flow map.
-        ValueError: for a budget that does not pay for one candidate in each round, or a setting out of range.
+        TypeError: If the prior is not a flow map.
+        ValueError: If the budget does not allow one candidate in each round, or a setting is out of range.
 
     Example:
         >>> import torch, invflow
@@ -168,7 +168,7 @@ class BestOfN(SearchSolver):
     @torch.no_grad()
     def iterate(self, reward: Reward, num_samples: int, *,
                 generator: torch.Generator | int | None = None) -> Iterator[SearchState]:
-        """The best images after each round; see :meth:`SearchSolver.iterate`."""
+        """Yield the best images after each round; see :meth:`SearchSolver.iterate`."""
         generator, reward = as_generator(generator), reward.to(self.prior.device)
         shape = (reward.num_observations or 1, num_samples)
         size = self._size()
@@ -210,22 +210,22 @@ class BestOfN(SearchSolver):
 
 
 class BeamSearch(BestOfN):
-    """Beam search: N beams branch along the path, and the N best of all branches go on. Optimisation, not sampling.
+    """Beam search: N beams branch along the path, and the N best of all branches continue. Optimisation, not sampling.
 
-    At each of the times 0, 1/R, 2/R, ... every beam branches: fresh noise takes its image back to that time, the flow
-    map looks ahead from there, and the N best of all that an observation has seen are its beams from then on. Beams
-    compete, so they come to share ancestors and modes.
+    At each of the times 0, 1/R, 2/R, ... every beam branches: new noise takes its image back to that time, the flow
+    map looks ahead from there, and the N best images of an observation so far become its beams. Beams
+    compete, so they end up sharing ancestors and modes.
 
     Args:
-        prior: the flow map.
-        budget: calls for each beam; it decides the number of rounds, R = budget / (branches steps).
-        branches: of each beam in each round.
-        steps: jumps of the flow map to the image of a branch.
-        chunk_size: rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
+        prior: The flow map.
+        budget: Calls per beam; it determines the number of rounds, R = budget / (branches steps).
+        branches: Number of branches of each beam in each round.
+        steps: Number of jumps of the flow map to the image of a branch.
+        chunk_size: Number of rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
 
     Raises:
-        TypeError: for a prior that is no flow map.
-        ValueError: for a budget that does not pay for one round, or a setting out of range.
+        TypeError: If the prior is not a flow map.
+        ValueError: If the budget does not allow one round, or a setting is out of range.
 
     Example:
         >>> import torch, invflow
@@ -262,20 +262,20 @@ class BeamSearch(BestOfN):
 class TopKSearch(SearchSolver):
     """Top-k search: FMTT's dynamics, whose particles are replaced by copies of the k best. Optimisation, not sampling.
 
-    The particles follow :class:`~invflow.FMTT` with the reward's gradient where it has one. At selections evenly spaced
-    along the path the k of highest look-ahead reward take the place of all N (arXiv 2511.22688). It finds maximisers,
-    and collapses modes: the more selections, the fewer are left.
+    The particles follow :class:`~invflow.FMTT` with the gradient of the reward, if it has one. At selections evenly
+    spaced along the path, copies of the k particles with the highest look-ahead reward replace all N (arXiv
+    2511.22688). The search finds maximisers and loses modes: the more selections, the fewer remain.
 
     Args:
-        prior: a flow map trained with noise independent of the data.
-        budget: calls for each sample, forward and backward; it decides the number of steps.
-        k: particles kept at a selection; at most N.
-        selections: how often.
-        look_ahead, look_ahead_steps, kernel, max_shift, time_grid, chunk_size: as for :class:`~invflow.FMTT`.
+        prior: A flow map trained with noise independent of the data.
+        budget: Calls per sample, forward and backward; it determines the number of steps.
+        k: Number of particles kept at a selection; at most N.
+        selections: Number of selections.
+        look_ahead, look_ahead_steps, kernel, max_shift, time_grid, chunk_size: Same as in :class:`~invflow.FMTT`.
 
     Raises:
-        TypeError: for a prior that is no flow map.
-        ValueError: for a setting out of range; in :meth:`sample`, for a budget that does not pay for a step between
+        TypeError: If the prior is not a flow map.
+        ValueError: If a setting is out of range; in :meth:`sample`, if the budget does not allow a step between
             selections.
 
     Example:
@@ -294,7 +294,7 @@ class TopKSearch(SearchSolver):
         if k < 1 or selections < 1:
             raise ValueError(f"k={k} and selections={selections} must be at least 1")
         if not isinstance(time_grid, str) and not callable(time_grid):
-            raise ValueError("the budget decides the number of steps, so the times cannot be given one by one: pass "
+            raise ValueError("the budget determines the number of steps, so the times cannot be given one by one: pass "
                              "time_grid='uniform', 'logit', or a function of the number of steps")
         self.k, self.selections = k, selections
         self.options: dict[str, Any] = {
@@ -335,10 +335,10 @@ class TopKSearch(SearchSolver):
 
     def iterate(self, reward: Reward, num_samples: int, *,
                 generator: torch.Generator | int | None = None) -> Iterator[SearchState]:
-        """The particles after each step; see :meth:`SearchSolver.iterate`.
+        """Yield the particles after each step; see :meth:`SearchSolver.iterate`.
 
         Raises:
-            ValueError: for fewer particles than k; as :meth:`SearchSolver.sample`.
+            ValueError: If there are fewer particles than k; also as in :meth:`SearchSolver.sample`.
         """
         if self.k > num_samples:
             raise ValueError(f"of {num_samples} particles no k={self.k} can be kept: pass num_samples={self.k} or more")

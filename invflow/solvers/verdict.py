@@ -1,4 +1,4 @@
-"""What can be said at once of samples that come without weights: do they meet the data, and was it trained for."""
+"""A verdict on samples without weights: whether they fit the data, and whether the solver was trained for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["MEETS", "MISSES", "sentence"]
 
-#: residuals of samples, in the noise's deviations, up to which they meet a measurement; and beyond which they miss it
+#: residuals of samples, in units of sigma, within which they fit a measurement, and above which they do not
 MEETS, MISSES = (0.8, 1.2), 2.0
 
 
@@ -18,16 +18,16 @@ def sentence(residual: Tensor, level_known: Tensor | None, operator_known: Tenso
     """A verdict on the samples of B observations, in words.
 
     Args:
-        residual: root mean square of (y - A x) / sigma over the samples, ``(B,)``.
-        level_known: whether each noise level lies in the range trained for, ``(B,)``; None where nobody wrote that
-            range down.
-        operator_known: likewise for the operator.
-        stand_in: the class that the operator was taken for, where it is none that was trained for.
-        moved: root mean square of what the correction by the data changed, ``(B,)``, in image units.
+        residual: Root mean square of (y - A x) / sigma over the samples, ``(B,)``.
+        level_known: Whether each noise level lies in the training range, ``(B,)``; None if that range was not
+            recorded.
+        operator_known: The same for the operator.
+        stand_in: The class used for the operator, if its own class was not trained for.
+        moved: Root mean square of the change made by the correction, ``(B,)``, in image units.
 
     Returns:
-        One or more sentences. They say what was found, not that the samples are right: only a certificate
-        (:func:`invflow.calibrate`) speaks of the spread where nothing was measured.
+        One or more sentences. They report these findings and do not show that the samples are correct: only a
+        certificate (:func:`invflow.calibrate`) tests the spread where nothing was measured.
     """
     given = (residual, level_known, operator_known, moved)
     # numbers on the host, all in one copy: a GPU is waited for once, and tensors of a few cost more than all the rest

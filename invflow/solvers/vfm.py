@@ -44,42 +44,43 @@ WHOLE, TILE, SMALLEST_TILE = 2**20, 512, 64
 
 
 class VFM(Solver):
-    r"""Variational Flow Map: an adapter proposes noise, the flow map turns it into a posterior sample.
+    r"""Variational Flow Map: an adapter proposes noise, and the flow map turns it into a posterior sample.
 
-    x = decode(X_{0,1}(z)) with z ~ q(z | y, c) (arXiv 2603.07276). One call of the adapter for each observation and
-    ``steps`` calls of the map for each sample. The samples are as good as the training made them, and come without
-    weights unless ``importance`` asks for them.
+    x = decode(X_{0,1}(z)) with z ~ q(z | y, c) (arXiv 2603.07276). It takes one call of the adapter per observation and
+    ``steps`` calls of the map per sample. The quality of the samples depends on the training. They have no
+    weights unless ``importance`` is set.
 
-    Where map and adapter are fully convolutional (``prior.resizable``) the image may have any size: that of the
-    likelihood's operator. The noise has the size of the image, and one call restores the whole of it.
+    If map and adapter are fully convolutional (``prior.resizable``), the image may have any size: that of the
+    likelihood's operator. The noise has the size of the image, and one call restores the whole image.
 
     Args:
-        prior: the map that was trained together with the adapter.
-        adapter: the noise adapter.
-        steps: jumps from noise to data; more follow the same flow map over equal sub-intervals.
-        chunk_size: rows through the map at a time, of the size that it was trained on. Of larger images so many fewer
-            as they have more pixels (256 rows of 64 x 64 are one row of 1024 x 768). None for 256 on a CPU, and as many
-            as fit on a GPU. Samples do not depend on it beyond rounding.
-        tile: side in pixels of the overlapping tiles in which the networks work on images that are larger than those
-            that they were trained on; samples are the same up to rounding. None takes whole images up to about one
-            megapixel and tiles of 512 beyond; where a single row does not fit in memory, tiles that do.
-        importance: attach the log weights r(f(z)) + log N(z; 0, I) - log q(z) of the same samples, with the log
-            evidence and, in the diagnostics, their tail index ``k_hat``: it says whether these samples can be
-            trusted for this observation (:func:`invflow.smc.reliable_k_hat`). With several steps f is the map in
-            as many steps, a function of z too: the weights then lead to the posterior of that prior, the law of
-            :meth:`prior_samples`. Costs one reward for each sample, no network call.
-        consistency: move each sample towards its measurement by one linear step without a network
-            (:func:`invflow.linear.correction.correct`), with the adapter's deviations for how far each pixel may move.
-            None does so for the problem classes that the adapter has factors of the deviations for
+        prior: The map that was trained together with the adapter.
+        adapter: The noise adapter.
+        steps: Number of jumps from noise to data; several jumps follow the same flow map over equal sub-intervals.
+        chunk_size: Number of rows through the map at a time, for images of the training size. For larger images it is
+            reduced in proportion to their pixels (256 rows of 64 x 64 are one row of 1024 x 768). None for 256 on a
+            CPU, and as many as fit on a GPU. Samples do not depend on it beyond rounding.
+        tile: Side in pixels of the overlapping tiles in which the networks process images larger than those of the
+            training; samples are the same up to rounding. None uses whole images up to about one
+            megapixel and tiles of 512 beyond; if a single row does not fit in memory, it uses tiles that fit.
+        importance: Whether to compute the log weights r(f(z)) + log N(z; 0, I) - log q(z) of the samples, with the log
+            evidence and, in the diagnostics, their tail index ``k_hat``, which shows whether the samples can be
+            trusted for this observation (:func:`invflow.smc.reliable_k_hat`). With several steps, f is the map in
+            that many steps, also a function of z. The target is then the posterior under that prior, the law of
+            :meth:`prior_samples`. It costs one evaluation of the reward per sample and no network call.
+        consistency: Whether to move each sample towards its measurement by one linear step without a network
+            (:func:`invflow.linear.correction.correct`). The adapter's standard deviations determine how far each pixel
+            may move. None does this for the problem classes for which the adapter has factors of the deviations
             (``adapter.consistency``); False never; True always, with a factor of 1 for the other classes; a number is
-            the factor for all. y is then counted twice: the samples spread less, and are calibrated only as far as
-            their error had nothing to do with the measurement's noise. Costs a few applications of the operator, which
-            ``diagnostics["consistency_steps"]`` counts. Goes without importance weights, which belong to f(z).
+            the factor for all. This uses y twice: the samples spread less, and are calibrated only to the extent that
+            their error is independent of the measurement noise. It costs a few applications of the operator, counted
+            in ``diagnostics["consistency_steps"]``. It cannot be combined with importance weights, which belong to
+            f(z).
 
     Raises:
-        ValueError: if the adapter belongs to another map, if a setting is under 1, for tiles with networks that
-            cannot be cut (a perceptron, or a U-Net with attention), for a correction of an adapter that says no
-            deviations, or of weighted samples.
+        ValueError: If the adapter belongs to another map, a setting is below 1, tiles are requested for networks that
+            cannot be tiled (a perceptron, or a U-Net with attention), or a correction is requested for an adapter
+            without deviations or for weighted samples.
 
     Example:
         >>> import torch, invflow
@@ -108,7 +109,7 @@ class VFM(Solver):
         adapter.check_map(prior)
         self.consistency = _checked_consistency(consistency, adapter, importance)
         if tile is not None and not _cuttable(prior, adapter):
-            raise ValueError(f"tile={tile}, but the networks of this VFM see the whole image at once, so that tiles "
+            raise ValueError(f"tile={tile}, but the networks of this VFM process the whole image at once, so tiles "
                              "would change the samples: leave tile=None")
         self.prior, self.adapter, self.tile = prior, adapter, tile
         self._trained_shape = tuple(prior.image_shape)  # also of a resized copy
@@ -119,11 +120,11 @@ class VFM(Solver):
         """Draw posterior samples; see :meth:`Solver.sample`.
 
         Raises:
-            ValueError: for a likelihood or reward that the adapter was not trained for; names the problem classes
-                that it knows and the solvers that need no training. For images of another size than those trained
-                on, unless map and adapter take any.
+            ValueError: If the adapter was not trained for the likelihood or reward; the message names its problem
+                classes and the solvers that need no training. Also if the images have another size than in training,
+                unless map and adapter accept any size.
         """
-        self.adapter.class_index(reward, quiet=True)  # before anything of the images' size is made
+        self.adapter.class_index(reward, quiet=True)  # before allocating anything of the size of the images
         operator = getattr(reward, "operator", None)
         prior, adapter = self._for_images(self.prior.image_shape if operator is None else operator.image_shape)
         with self._sized(prior, adapter) as size:
@@ -131,10 +132,10 @@ class VFM(Solver):
             rows = len(mean) * n
             correction = self._correction(adapter, reward, deviation, n, generator)
             noise = draw_noise((rows, *prior.state_shape), generator, mean.device).to(mean)
-            # in the noise's place: sixteen samples of a large photograph are most of what is held
+            # overwrites the noise, since sixteen samples of a large photograph take most of the memory
             same = noise.shape[1:] == prior.image_shape
             images = noise if same else noise.new_empty((rows, *prior.image_shape))
-            # twice: rewards pick observations on the host, and would wait for a GPU to bring the indices
+            # on both devices: rewards select observations on the host, and would wait for a GPU to copy the indices
             alone = len(mean) == 1
             on_host = torch.zeros(rows, dtype=torch.long) if alone else torch.arange(len(mean)).repeat_interleave(n)
             owner = on_host if alone else on_host.to(mean.device)
@@ -185,7 +186,7 @@ class VFM(Solver):
         return Posterior(images.unflatten(0, (len(mean), n)), log_weights, log_evidence, diagnostics=diagnostics)
 
     def _made(self, prior: NeuralFlowMap, adapter: Adapter, z: Tensor) -> Tensor:
-        """Images of noise; a copy, of which rewards may take gradients."""
+        """Map noise to images; a copy, so that rewards may compute gradients."""
         with without_gradients():
             made = prior.decode(prior.flow(adapter.to_state(z), self.steps))
         return made.clone()
@@ -206,12 +207,12 @@ class VFM(Solver):
         """Draw from the map's own law, ``(n, *image_shape)``, in the same number of steps as :meth:`sample`.
 
         Args:
-            n: number of samples.
-            image_shape: ``(C, H, W)`` of the images; None: that which the map was trained on.
-            generator: source of randomness.
+            n: Number of samples.
+            image_shape: Image shape ``(C, H, W)``; None for the training shape of the map.
+            generator: Random generator, or a seed.
 
         Raises:
-            ValueError: for a shape that the map does not take.
+            ValueError: If the map does not accept the shape.
         """
         if n < 1:
             raise ValueError(f"prior_samples takes n >= 1, not n={n}")
@@ -244,8 +245,8 @@ class VFM(Solver):
                 smaller = min(TILE if now is None else now // 2, max(prior.image_shape[1:], default=0) // 2)
                 if smaller < SMALLEST_TILE or not _cuttable(prior, adapter):
                     return False
-                warnings.warn(f"VFM: a single image of {prior.image_shape} does not fit in memory ({said}): goes on "
-                              f"in tiles, with the same random numbers; tile={smaller} spares the attempt",
+                warnings.warn(f"VFM: a single image of {prior.image_shape} does not fit in memory ({said}): continuing "
+                              f"in tiles, with the same random numbers; tile={smaller} avoids the attempt",
                               stacklevel=2)
                 now = smaller
                 cut(now)
@@ -308,11 +309,11 @@ class VFM(Solver):
         return found
 
     def settings(self) -> dict[str, Any]:
-        """Settings as JSON holds them, with digests of the weights, by which map and adapter know each other."""
+        """Settings as JSON values, with digests of the weights that identify map and adapter."""
         return {**super().settings(), "map": remembered(self.prior, fingerprint), **self.adapter.settings()}
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
-        """Write map and adapter into ``folder/map`` and ``folder/adapter``, and a ``config.json`` beside them."""
+        """Write map and adapter into ``folder/map`` and ``folder/adapter``, and a ``config.json`` into ``folder``."""
         self.prior.save_pretrained(Path(folder) / "map", dtype)
         self.adapter.save_pretrained(Path(folder) / "adapter", dtype)
         text = json.dumps({"kind": "vfm", "steps": self.steps}, indent=2) + "\n"
@@ -325,16 +326,16 @@ class VFM(Solver):
         """Load a trained VFM.
 
         Args:
-            name: of a shipped one, such as ``"mnist"``; a folder that :meth:`save_pretrained` wrote; or a Hub
+            name: Name of a shipped VFM, such as ``"mnist"``; a folder that :meth:`save_pretrained` wrote; or a Hub
                 repository id ``owner/name``.
-            steps: jumps from noise to data; None takes what the folder says.
-            chunk_size: rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
-            importance: attach importance weights to the samples.
-            tile: side of the tiles for large images.
-            consistency: correct the samples by the data; None as the adapter says for each problem class.
+            steps: Number of jumps from noise to data; None uses the value in the folder.
+            chunk_size: Number of rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
+            importance: Whether to compute importance weights.
+            tile: Side of the tiles for large images.
+            consistency: Whether to correct the samples by the data; None uses the adapter's setting for each class.
 
         Raises:
-            ValueError: if it is not there, is no VFM, or its files are damaged or do not fit each other.
+            ValueError: If it does not exist, is not a VFM, or its files are damaged or do not fit each other.
         """
         shipped = Path(__file__).parents[1] / "weights" / f"{name}-vfm"
         folder = shipped if shipped.is_dir() else resolve_folder(name, "vfm")
@@ -347,22 +348,22 @@ class VFM(Solver):
 
 
 def _checked_consistency(consistency: bool | float | None, adapter: Adapter, importance: bool) -> bool | float | None:
-    """The setting as it was passed, once it is one that the adapter can do."""
+    """Check that the adapter supports the setting, and return it."""
     if consistency is None or consistency is False:
         return consistency
     if not 0 <= consistency < math.inf:
         raise ValueError(f"consistency={consistency}: pass True, False, None, or a factor of at least 0")
     if not adapter.deviations:
-        raise ValueError(f"consistency={consistency}, but this adapter says no deviations of pixels to correct by: "
+        raise ValueError(f"consistency={consistency}, but this adapter gives no standard deviations of pixels: "
                          "train one with consistency=True (invflow.training.train_vfm), or leave consistency=None")
     if importance:
-        raise ValueError("consistency moves samples that importance weights: the weights belong to samples as the map "
-                         "makes them, so pass one of the two")
+        raise ValueError("consistency moves the samples, but importance weights belong to the unmoved samples: pass "
+                         "one of the two")
     return consistency
 
 
 def _cuttable(prior: NeuralFlowMap, adapter: Adapter) -> bool:
-    """Whether tiles change nothing: a map without a network has nothing to cut."""
+    """Whether tiles leave the samples unchanged; a map without a network cannot be tiled."""
     return (prior.network is None or can_tile(prior)) and can_tile(adapter)
 
 

@@ -1,4 +1,4 @@
-"""What the views need of a posterior: a structural type, so that they know tensors and no noun."""
+"""The part of a posterior that the views use, as a structural type, so that they need not import the class."""
 
 # ruff: noqa: D102 - a list of what is used, not a description
 
@@ -13,7 +13,7 @@ __all__ = ["Draws"]
 
 
 class Draws(Protocol):
-    """N samples of each of B observations, perhaps weighted; see :class:`invflow.Posterior`."""
+    """N samples, possibly weighted, for each of B observations; see :class:`invflow.Posterior`."""
 
     samples: Tensor
     log_weights: Tensor

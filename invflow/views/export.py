@@ -1,4 +1,4 @@
-"""A posterior in a notebook, and as what xarray and arviz work with."""
+"""Exports a posterior to notebooks, xarray and arviz."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["posterior_html", "to_arviz", "to_xarray"]
 
 
 def posterior_html(posterior: Draws, facts: dict[str, str]) -> str:
-    """The facts as a table and, of pictures and of points in the plane, a figure of the first observations."""
+    """The facts as a table and, for pictures and points in the plane, a figure of the first observations."""
     rows = "".join(f"<tr><th style='text-align:left'>{html.escape(k)}</th><td style='text-align:left'>{html.escape(v)}"
                    "</td></tr>" for k, v in facts.items())
     table = f"<table><caption>Posterior</caption>{rows}</table>"
@@ -30,7 +30,7 @@ def posterior_html(posterior: Draws, facts: dict[str, str]) -> str:
 
 
 def _png(posterior: Draws) -> bytes | None:
-    """The figure, with the truth and the observation where they are among the diagnostics."""
+    """The figure, with truth and observation if they are among the diagnostics."""
     shape = posterior.image_shape
     if shape != (2,) and not (len(shape) == 3 and min(shape[1:]) > 1 and max(shape[1:]) <= 1024):
         return None
@@ -109,7 +109,7 @@ def _numpy(values: Tensor) -> Any:
 
 
 def _attributes(posterior: Draws, rest: dict[str, Any]) -> dict[str, Any]:
-    """What a netCDF file can hold: numbers and strings; everything else as JSON."""
+    """Attributes that a netCDF file can hold: numbers and strings, and everything else as JSON."""
     from invflow._core.records import as_json, versions
 
     held = {"calls_forward": posterior.nfe.forward, "calls_backward": posterior.nfe.backward,

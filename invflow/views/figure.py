@@ -1,6 +1,6 @@
-"""The figure of a posterior. Matplotlib's objects only, no pyplot: works without a screen and in notebooks.
+"""The figure of a posterior. It uses matplotlib's objects, not pyplot, and works without a screen and in notebooks.
 
-The one module that imports matplotlib at its head; it is itself imported where a figure is asked for.
+This is the only module that imports matplotlib at the top; it is itself imported only when a figure is made.
 """
 
 from __future__ import annotations
@@ -46,32 +46,32 @@ class PosteriorFigure(Figure):
 def posterior_figure(posterior: Draws, truth: Tensor | None = None, observation: Tensor | None = None, *,
                      observed: Tensor | None = None, rows: int = 4, samples: int = 5, cell: float = 1.2,
                      title: str | None = None) -> PosteriorFigure:
-    """Figure with a row for each observation: truth, observation, samples, mean, standard deviation.
+    """Plot a row for each observation: truth, observation, samples, mean, standard deviation.
 
-    A single photograph, over 64 pixels a side, is shown in larger pictures on several lines.
+    A single photograph of over 64 pixels a side is shown with larger panels on several lines.
 
-    Images are clipped to [0, 1] here and only here. A measurement is shown at its own resolution; one that is
-    no picture, as a curve. All standard deviations share one colour bar. Under the mean stands its PSNR
-    against the truth, of the unclipped image. The samples of a weighted posterior are resampled by their
-    weights, always in the same way. Where images are points in the plane, they are scattered.
+    Images are clipped to [0, 1] here and only here. A measurement is shown at its own resolution, or as a curve if it
+    is not a picture. All standard deviations share one colour bar. Below the mean is its PSNR
+    against the truth, computed without clipping. The samples of a weighted posterior are resampled by their
+    weights, always with the same seed. Points in the plane are shown as a scatter plot.
 
     Args:
-        posterior: of B observations.
-        truth: ``(B, *image_shape)`` or None.
-        observation: ``(B, *measurement_shape)`` or None.
-        observed: ``(1 or B, *measurement_shape)`` in bool, from ``operator.observed()``: pixels that were not
-            observed are painted blue.
-        rows: observations shown, from the first.
-        samples: samples shown for each.
-        cell: side of one image, in inches; of images that are not square, the side of the square of the same area.
-            A photograph's is 2.6 times as long.
-        title: a line above it all.
+        posterior: Posterior of B observations.
+        truth: Truths ``(B, *image_shape)`` or None.
+        observation: Measurements ``(B, *measurement_shape)`` or None.
+        observed: Mask ``(1 or B, *measurement_shape)`` in bool, from ``operator.observed()``: unobserved pixels are
+            painted blue.
+        rows: Number of observations shown, starting with the first.
+        samples: Number of samples shown for each.
+        cell: Side of one image, in inches; for images that are not square, the side of the square of the same area.
+            For a photograph it is 2.6 times as long.
+        title: Title of the figure.
 
     Returns:
         A matplotlib figure with 150 dots per inch; ``figure.savefig("figure.png")`` writes it.
 
     Raises:
-        ValueError: if a shape does not fit.
+        ValueError: If a shape does not fit.
     """
     _check(posterior, truth, observation)
     with matplotlib.rc_context(STYLE):
@@ -119,7 +119,7 @@ class _Layout:
     gap, group, margin, top = 0.05, 0.2, 0.1, 0.27
 
     def left(self, column: int) -> float:
-        """Left edge of a column; a wider gap parts what has another name."""
+        """Left edge of a column; columns with different names have a wider gap between them."""
         pairs = zip(self.names[:column], self.names[1 : column + 1], strict=True)
         return self.margin + sum(self.width + (self.gap if a == b else self.group) for a, b in pairs)
 
@@ -143,7 +143,7 @@ def _grid_figure(posterior: Draws, truth: Tensor | None, observation: Tensor | N
     width, height = _cell(posterior.image_shape, cell)
     layout = _Layout([name for name, _ in columns], len(posterior), width, height, bar=0.62 if pictures else 0.1,
                      caption=0.06 if truth is None else 0.2, heading=0.0 if title is None else 0.3)
-    # every cell is placed by hand: constrained layout, which a style may switch on, would only warn
+    # all cells are placed explicitly: constrained layout, which a style may enable, would only warn
     figure = PosteriorFigure(figsize=layout.size, dpi=150, facecolor="white", layout="none")
     deviations = torch.stack([rms_over_channels(image) for image in std]).nan_to_num(0.0)
     scale = Normalize(0.0, max(float(deviations.max()), 1e-3))
@@ -164,7 +164,7 @@ def _grid_figure(posterior: Draws, truth: Tensor | None, observation: Tensor | N
 
 def _columns(posterior: Draws, truth: Tensor | None, observation: Tensor | None,
              samples: int) -> tuple[list[tuple[str, Tensor]], Tensor, Tensor]:
-    """Names and images ``(B, ...)`` of what is shown, and among them mean and standard deviation."""
+    """Names and images ``(B, ...)`` of the columns, including mean and standard deviation."""
     samples = min(samples, posterior.num_samples)
     draws = posterior
     if posterior.weighted:
@@ -179,7 +179,7 @@ def _columns(posterior: Draws, truth: Tensor | None, observation: Tensor | None,
 
 def _photograph_figure(posterior: Draws, truth: Tensor | None, observation: Tensor | None,
                        observed: Tensor | None, samples: int, title: str | None, side: float) -> PosteriorFigure:
-    """One observation, its pictures side by side on as many lines as it takes."""
+    """Plot one observation, its pictures side by side on as many lines as needed."""
     columns, mean, std = _columns(posterior, truth, observation, samples)
     width, height = _cell(posterior.image_shape, side)
     gap, caption, margin, bar = 0.12, 0.34, 0.1, 0.62
@@ -228,7 +228,7 @@ def _fewer_pixels(image: Tensor, most: int) -> Tensor:
 
 
 def as_picture(image: Tensor) -> Tensor | None:
-    """``(H, W)`` or ``(H, W, 3)`` of a picture, with other channels their magnitude; None if it is none."""
+    """Picture ``(H, W)`` or ``(H, W, 3)``, the magnitude if there are other channels; None if it is not a picture."""
     if image.ndim == 3 and image.shape[0] == 3:
         return image.permute(1, 2, 0)
     if image.ndim == 3:

@@ -1,4 +1,4 @@
-"""The figure of samples in the plane beside exact draws. Imported only where a figure is asked for."""
+"""The figure of samples in the plane next to exact draws. Imported only when a figure is made."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _POINTS = 2000
 
 def plane_figure(posterior: Draws, *, exact: Tensor | None = None, prior: Tensor | None = None, repeats: int = 3,
                  side: float = 2.4, title: str | None = None) -> PosteriorFigure:
-    """Samples of a tilted law in the plane over draws of the prior, a panel for each repeat, and exact draws beside.
+    """Plot samples of a tilted law in the plane over draws of the prior, one panel per repeat, next to exact draws.
 
-    Weighted samples are resampled by their weights, always in the same way.
+    Weighted samples are resampled by their weights, always with the same seed.
 
     Args:
-        posterior: of B repeats, with images of shape ``(2,)``.
-        exact: ``(n, 2)``, draws of the tilted law itself, or None where they cannot be had.
-        prior: ``(n, 2)``, draws of what was tilted, in grey.
-        repeats: panels of samples, at most.
-        side: of a panel, in inches.
-        title: a line above it all.
+        posterior: Posterior of B repeats, with images of shape ``(2,)``.
+        exact: Draws of the tilted law itself, ``(n, 2)``, or None if unavailable.
+        prior: Draws of the prior, ``(n, 2)``, shown in grey.
+        repeats: Largest number of panels of samples.
+        side: Side of a panel, in inches.
+        title: Title of the figure.
 
     Returns:
         A matplotlib figure with 150 dots per inch.
 
     Raises:
-        ValueError: if the samples are not in the plane.
+        ValueError: If the samples are not in the plane.
     """
     if posterior.image_shape != (2,):
         raise ValueError(f"plane_figure draws points of shape (2,), not {posterior.image_shape}: see posterior.plot")

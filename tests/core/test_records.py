@@ -92,7 +92,7 @@ def test_an_edited_verdict_is_refused(tmp_path: Path) -> None:
     invflow.calibrate(problem.exact_posterior(), problem, num_simulations=40, num_samples=9, output=tmp_path / "good",
                       generator=torch.Generator().manual_seed(0))
     path.write_text((tmp_path / "good" / "certificate.json").read_text())
-    with pytest.raises(ValueError, match="not the certificate of the simulations beside it"):
+    with pytest.raises(ValueError, match="does not belong to the simulations in its folder"):
         Certificate.load(tmp_path)
 
 
@@ -145,7 +145,7 @@ def test_an_old_comparison_is_read_and_not_gone_on_with(tmp_path: Path) -> None:
     assert read.to_csv() == new.to_csv()
     assert torch.equal(read.examples(PROBLEM, "exact")["mean"], new.examples(PROBLEM, "exact")["mean"])
     assert read_part(part) is not None
-    with pytest.raises(ValueError, match="did not keep what parts are made of"):
+    with pytest.raises(ValueError, match="did not record what determines a part"):
         invflow.compare(PROBLEM, ["exact"], num_observations=2, num_samples=20, output=tmp_path)
 
 
@@ -168,5 +168,5 @@ def test_an_old_certificate_is_read_and_judged_again(tmp_path: Path) -> None:
     assert Certificate.load(tmp_path).verdict == "fails"
     found["judgement"]["verdict"] = "passes"
     path.write_text(json.dumps(found))
-    with pytest.raises(ValueError, match="not the certificate of the simulations"):
+    with pytest.raises(ValueError, match="does not belong to the simulations"):
         Certificate.load(tmp_path)

@@ -101,7 +101,7 @@ def test_the_first_of_several_images(tmp_path) -> None:
     first.save(tmp_path / "a.tif", save_all=True, append_images=[second])
     said = Said()
     assert torch.equal(read_image(tmp_path / "a.tif", say=said)[0], torch.from_numpy(GREY) / 255)
-    assert "took the first" in said[0]
+    assert "using the first" in said[0]
 
 
 def test_what_is_no_image(tmp_path) -> None:
@@ -215,6 +215,6 @@ def test_written_images_come_back(tmp_path, channels: int) -> None:
 def test_writing_refuses_other_shapes_and_formats(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"\(2, 4, 4\)"):
         write_image(torch.zeros(2, 4, 4), tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"end in \.png"):
+    with pytest.raises(ValueError, match=r"use a name that ends in \.png"):
         write_image(torch.zeros(1, 4, 4), tmp_path / "a.xyz")
     assert list(tmp_path.iterdir()) == []

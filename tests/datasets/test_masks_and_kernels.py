@@ -81,7 +81,7 @@ def test_kernels_are_centred(tmp_path: Path, height: int, width: int, row: float
     assert np.abs(centre_of(found)).max() <= 0.51
     off = max(abs(row - height // 2), abs(column - width // 2))
     assert [s.rsplit(": ")[-1] for s in said] == (
-        ["centred to the pixel"] if off > 0.5 else ["left as it is"] if off > 0.25 else [])
+        ["centred to the nearest pixel"] if off > 0.5 else ["left unchanged"] if off > 0.25 else [])
     assert not any("e-" in sentence for sentence in said)
     rows = torch.arange(found.shape[0]) - found.shape[0] // 2 - centre_of(found)[0]
     assert float((found.sum(1) * rows.square()).sum()) == pytest.approx(1.5**2, rel=0.01)  # moved, not changed

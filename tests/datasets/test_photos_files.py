@@ -202,7 +202,7 @@ def test_sixteen_bits_with_transparency_are_laid_on_white(tmp_path) -> None:
         said = Said()
         (tmp_path / name).write_bytes(data)
         image = read_image(tmp_path / name, say=said)
-        assert ["laid on white" in s for s in said] == [True]
+        assert ["blended with white" in s for s in said] == [True]
         torch.testing.assert_close(image.double()[:, 2], 0.2 * EXACT[:, 2] + 0.8, rtol=0, atol=1e-6)
         torch.testing.assert_close(image.double()[:, :2], EXACT[:, :2], rtol=0, atol=1e-6)
     grey = np.concatenate([COLOUR[..., :1], np.full((5, 7, 1), 65535, np.uint16)], 2)
@@ -216,7 +216,7 @@ def test_what_keeps_eight_bits_is_said(tmp_path) -> None:
     assert (read_image(tmp_path / "a.png", say=said) - eight).abs().max() < 0.01
     (tmp_path / "a.tif").write_bytes(tiff(COLOUR, t317=3))  # a predictor for floating-point numbers
     assert read_image(tmp_path / "a.tif", say=said).shape == (3, 5, 7)
-    assert ["of which 8 are read" in s for s in said] == [True, True]
+    assert ["but only 8 are read" in s for s in said] == [True, True]
     Image.fromarray((COLOUR >> 8).astype(np.uint8)).save(tmp_path / "lzw.tif", compression="tiff_lzw")
     assert torch.equal(read_image(tmp_path / "lzw.tif", say=silent),
                        torch.from_numpy((COLOUR >> 8).astype(np.uint8)).permute(2, 0, 1) / 255)
@@ -305,5 +305,5 @@ def test_jpegs_are_written_well_and_sixteen_bits_refused(tmp_path) -> None:
     write_image(ramp, tmp_path / "a.jpg")
     assert (read_image(tmp_path / "a.jpg", say=silent) - ramp).abs().max() < 0.03
     for path, bits in (("a.jpg", 16), ("a.png", 12)):
-        with pytest.raises(ValueError, match=rf"{bits} bits is not written.* \.png or \.tif"):
+        with pytest.raises(ValueError, match=rf"{bits} bits is not supported.* \.png or \.tif"):
             write_image(ramp, tmp_path / path, bits=bits)

@@ -120,7 +120,7 @@ def test_a_killed_comparison_goes_on_and_gives_the_same_table(tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         invflow.compare(posed, dying, output=tmp_path, **settings)
     assert not (tmp_path / "comparison.json").exists()
-    with pytest.raises(FileNotFoundError, match="goes on"):
+    with pytest.raises(FileNotFoundError, match="resumes with the same call"):
         Comparison.load(tmp_path)
     done = sorted(tmp_path.glob("parts/*/*/*.safetensors"))
     assert len(done) == 5  # a: 3, b: 2
@@ -277,7 +277,7 @@ def test_processes_share_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         try:
             shared = invflow.compare(posed, solvers[process], output=tmp_path, **settings)
         except ValueError as error:  # the first of them finds the other's parts missing
-            assert process == 1 and "once more" in str(error)  # noqa: PT017, PT018
+            assert process == 1 and "run the same call again" in str(error)  # noqa: PT017, PT018
     assert [len(solvers[p][s].seen) for p in (0, 1) for s in ("a", "b")] == [2, 1, 1, 2]
     monkeypatch.undo()
     alone = invflow.compare(posed, {"a": Shifted(posed), "b": Shifted(posed, 0.5)}, **settings)

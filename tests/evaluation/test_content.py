@@ -304,7 +304,7 @@ class Unknown(Narrow):
 
 def test_what_cannot_be_identified_is_computed_again(tmp_path: Path) -> None:
     solvers = {"unknown": Unknown(), "known": Narrow(1.0)}
-    with pytest.warns(UserWarning, match="cannot be told from another.*held"):
+    with pytest.warns(UserWarning, match="cannot be identified.*held"):
         first = invflow.compare(denoising(), solvers, output=tmp_path, **SETTINGS)
     assert solvers["unknown"].calls == 2
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("parts/*/known/*")}
@@ -370,7 +370,7 @@ def test_a_wrong_number_of_samples_is_a_failure(count: int, image: tuple[int, ..
             return Posterior(torch.zeros(reward.num_observations, count, *image))
 
     found = invflow.compare(denoising(), {"wrong": Wrong(1.0), "right": Narrow(1.0)}, **SETTINGS)
-    assert f"gave samples {(2, count, *image)} and not (2, 4, 1, 4, 4)" in found.failures["one name"]["wrong"]
+    assert f"returned samples {(2, count, *image)}, not (2, 4, 1, 4, 4)" in found.failures["one name"]["wrong"]
     assert list(found.values["one name"]) == ["right"]
 
 

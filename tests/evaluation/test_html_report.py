@@ -212,7 +212,7 @@ def test_words() -> None:
     assert "by paired differences: third (" in text
     assert EVIL not in text
     values["plain"]["coverage"] = [0.5, 1.0, 0.7, 1.0, 0.8, 1.0, 0.9, 1.0]
-    assert "no evidence against" in render_report(found)
+    assert "consistent with their level" in render_report(found)
     values["plain"]["coverage"] = [0.99, 1.0, 0.98, 1.0, 0.99, 1.0, 0.99, 1.0]
     assert "too wide" in render_report(found)
 

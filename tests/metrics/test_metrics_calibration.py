@@ -374,7 +374,7 @@ def test_highest_density_coverage_is_nominal():
     (lambda: metrics.ecdf_band(0, 9), "at least 1"),
     (lambda: metrics.tarp_ranks(randn(3, 4, 2), randn(3, 2), randn(2)), "one reference image"),
     (lambda: metrics.residual_chi_square(randn(3, 4), 1.0), r"\(B, N, \*measurement_shape\)"),
-    (lambda: metrics.residual_chi_square(randn(3, 4, 2), 0.0), "over 0"),
+    (lambda: metrics.residual_chi_square(randn(3, 4, 2), 0.0), "above 0"),
     (lambda: metrics.residual_chi_square(randn(3, 4, 2), 1.0, torch.ones(3, 3).bool()), "observed has shape"),
     (lambda: metrics.highest_density_interval(randn(2, 9), 90), "between 0 and 1"),
 ])

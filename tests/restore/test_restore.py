@@ -286,12 +286,12 @@ def test_what_makes_no_sense_is_refused(prior: Path, tmp_path: Path, options: tu
 def test_nothing_is_written_over_and_folders_have_to_hold_something(prior: Path, tmp_path: Path) -> None:
     write_image(noisy(), tmp_path / "a.png")
     _, said = run(tmp_path / "a.png", "--prior", prior, "--output", tmp_path / "a.png", code=2)
-    assert "over the file itself" in said
+    assert "would overwrite the source file" in said
     _, said = run(tmp_path, "--prior", prior, "--output", tmp_path, code=2)
-    assert "over the file itself" in said
+    assert "would overwrite the source file" in said
     (tmp_path / "empty").mkdir()
     _, said = run(tmp_path / "empty", "--prior", prior, code=2)
-    assert "holds no picture" in said
+    assert "contains no picture" in said
     _, said = run(tmp_path / "none.png", "--prior", prior, code=2)
     assert "there is no file" in said
 

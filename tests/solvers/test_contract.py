@@ -58,9 +58,9 @@ def test_contract(name: str) -> None:
 @pytest.mark.parametrize("name", list_solvers())
 def test_what_is_no_reward_gets_one_sentence(name: str) -> None:
     solver, likelihood = posed(name)
-    for given, words in ((likelihood.y, "a measurement y goes in with its operator"),
+    for given, words in ((likelihood.y, "pass a measurement y with its operator"),
                          (load_problem("gaussian/linear"), r"truth, likelihood = problem.simulate"),
-                         ((likelihood.y, likelihood), "take the reward out of it"), (len, "FunctionReward"),
+                         ((likelihood.y, likelihood), "unpack it and pass the reward"), (len, "FunctionReward"),
                          ("picture.png", "an image or a measurement")):
         with pytest.raises(TypeError, match=f"{type(solver).__name__}.sample takes a Reward, .*{words}"):
             solver.sample(given, 2)  # type: ignore[arg-type]
@@ -94,7 +94,7 @@ def test_solver_that_writes_nothing_says_what_to_write() -> None:
     class Empty(invflow.Solver):
         pass
 
-    with pytest.raises(TypeError, match=r"writes _sample\(reward, n, generator, progress\)"):
+    with pytest.raises(TypeError, match=r"must define _sample\(reward, n, generator, progress\)"):
         Empty().sample(invflow.FunctionReward(lambda x: x[:, 0]), 1)
 
 

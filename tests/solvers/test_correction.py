@@ -201,7 +201,7 @@ def test_the_adapter_says_which_classes_are_corrected():
 
 
 def test_a_correction_that_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="predicts no deviations"):
+    with pytest.raises(ValueError, match="gives no standard deviations"):
         tiny_vfm(deviations=False, consistency=True)
     with pytest.raises(ValueError, match="one of the two"):
         tiny_vfm(consistency=True, importance=True)

@@ -197,8 +197,9 @@ def test_damaged_folders_are_refused(tmp_path):
         shutil.copy(folder / "other" / "model.safetensors", folder / "model.safetensors")
 
     cases = {
-        "truncated": (truncate, "truncated or no safetensors"),
-        "pickled": (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04pickle"), "truncated or no safetensors"),
+        "truncated": (truncate, "truncated or not a safetensors"),
+        "pickled": (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04pickle"),
+                    "truncated or not a safetensors"),
         "no weights": (lambda f: (f / "model.safetensors").unlink(), "pickled weights are never loaded"),
         "other weights": (other_weights, "does not fit"),
         "no json": (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),

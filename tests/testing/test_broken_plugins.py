@@ -169,7 +169,7 @@ OPERATORS = [
     (CountsItsDraws, r"\['draws'\] changed in randomize.*must not change in use"),
     (RemembersItsUses, r"before and after randomize.*relative difference.*must not change in use"),
     (Tiled, r"repeat_interleave, a a b b, not a b a b \(repeat\)"),
-    (ThroughNumpy, r"leaves torch for NumPy, where no gradient can follow.*make its matrix once"),
+    (ThroughNumpy, r"leaves torch for NumPy, where no gradient can follow.*compute its matrix once"),
     (WithoutGradient, "forward carries no gradient in x.*differentiate"),
     (Unfinished, r"TypeError: Unfinished writes no forward\(x\)"),
     (OtherSize, r"made \(1, 1, 8, 7\).*expected a tensor \(n, \*measurement_shape\) = \(1, 1, 8, 8\)"),

@@ -72,8 +72,9 @@ def test_the_default_folder_is_named_after_the_operator(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(("name", "words"), [
-    ("3d", "names no class"), ("li/ne", "names no class"), ("Düne", "names no class"), ("", "names no class"),
-    ("-", "names no class"), ("../x", "names no class"), ("None", "names no class"),
+    ("3d", "cannot name a class"), ("li/ne", "cannot name a class"), ("Düne", "cannot name a class"),
+    ("", "cannot name a class"),
+    ("-", "cannot name a class"), ("../x", "cannot name a class"), ("None", "cannot name a class"),
     ("gaussian-blur", "there is an operator GaussianBlur already"), ("gaussianblur", "GaussianBlur already"),
     ("Operators", "package invflow_operators is installed already"),
 ])

@@ -1,4 +1,4 @@
-"""The certificate of a calibration: what was simulated, what was found, and what that is worth."""
+"""The certificate of a calibration: simulations, results, and the errors that they could have detected."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _JSON, _RECORD = "certificate.json", "simulations.safetensors"
 
 @dataclass(frozen=True)
 class Certificate:
-    """What :func:`invflow.calibrate` found.
+    """Result of :func:`invflow.calibrate`.
 
     Attributes:
-        problem, solver: their names.
-        source: where truths came from, ``"prior"`` or ``"data"``.
-        num_simulations: S, pairs of a truth and a measurement.
-        num_samples: N, samples that each truth was ranked among.
-        num_particles: particles that the solver ran, of which N were resampled.
-        alpha: chance of any false alarm among all checks.
-        judgement: verdict, checks and what they could have found.
-        record: the numbers of each simulation: ``ranks`` ``(S, Q)`` of the first Q checks, ``tarp_ranks`` ``(S,)``
+        problem, solver: Their names.
+        source: Source of the truths, ``"prior"`` or ``"data"``.
+        num_simulations: S, the number of pairs of a truth and a measurement.
+        num_samples: N, the number of samples among which each truth was ranked.
+        num_particles: Number of particles that the solver ran, from which N were resampled.
+        alpha: Probability of any false alarm among all checks.
+        judgement: Verdict, checks, and the errors that they could have detected.
+        record: Numbers of each simulation: ``ranks`` ``(S, Q)`` of the first Q checks, ``tarp_ranks`` ``(S,)``
             and more.
-        settings: of the solver and of the simulations.
-        calls: network calls of a simulation, ``{"forward": ..., "backward": ...}``.
-        seconds: time of the solver, all simulations together.
+        settings: Settings of the solver and of the simulations.
+        calls: Network calls per simulation, ``{"forward": ..., "backward": ...}``.
+        seconds: Time of the solver, summed over all simulations.
 
     Example:
         >>> import invflow
@@ -69,10 +69,10 @@ class Certificate:
         """Judge the numbers of all simulations.
 
         Args:
-            record: as :func:`invflow.evaluation.certificate.judgement.judge` takes it, with ``forward``, ``backward``
+            record: Record for :func:`invflow.evaluation.certificate.judgement.judge`, with ``forward``, ``backward``
                 and ``seconds`` ``(S,)``.
-            names: of the quantities, in the order of the columns of ``ranks``.
-            about: the fields from ``problem`` to ``alpha``, and ``settings``.
+            names: Names of the quantities, in the order of the columns of ``ranks``.
+            about: The fields from ``problem`` to ``alpha``, and ``settings``.
         """
         record = dict(record)
         judgement = judge(record, names, about["num_samples"], about["alpha"])
@@ -88,17 +88,17 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """Whether no check rejects and the simulations were enough to find out."""
+        """Whether no check rejects and there were enough simulations to certify."""
         return self.verdict == "passes"
 
     @property
     def checks(self) -> dict[str, Check]:
-        """Verdicts by the name of the quantity."""
+        """Checks by the name of the quantity."""
         return {check.name: check for check in self.judgement.checks}
 
     @property
     def coverage(self) -> dict[float, tuple[float, float]]:
-        """Coverage of all pixels' central intervals by nominal level, each with its standard error."""
+        """Coverage of the central intervals of all pixels by nominal level, each with its standard error."""
         values = self.record["pixel_coverage"]
         error = values.std(0) / math.sqrt(len(values)) if len(values) > 1 else torch.full((len(LEVELS),), math.nan)
         return {level: (float(values[:, k].mean()), float(error[k])) for k, level in enumerate(LEVELS)}
@@ -116,13 +116,13 @@ class Certificate:
             text = (f"{what} is not calibrated: in {runs}, {worst.name}{others} reject{'' if len(found) > 1 else 's'} "
                     f"({worst.reading}; corrected p = {_p(worst.p_adjusted)}).")
             if self.source == "data":
-                text += " The prior's misfit to the data shows here too: source='prior' asks about the solver alone."
+                text += " The prior's misfit to the data shows here too: source='prior' tests the solver alone."
             return text
         power = self._power()
         if self.passed:
             return f"{what} passes: in {runs}, none of {total} checks rejects at {self.alpha:g}. {power}"
         return (f"Too few simulations to certify {what}: in {runs}, none of {total} checks rejects at {self.alpha:g}, "
-                f"but a spread wrong by a factor of {CERTIFIABLE:g} could have gone unseen. {power}")
+                f"but a spread wrong by a factor of {CERTIFIABLE:g} could have been missed. {power}")
 
     def _power(self) -> str:
         j, chance = self.judgement, f"{POWER:.0%}"
@@ -135,7 +135,7 @@ class Certificate:
         if j.detectable_shift < math.inf:
             text += (", or " if text else "") + f"a mean off by {j.detectable_shift:.2f} standard deviations"
         if not text:
-            return f"No error would have been found with {chance} probability in any one quantity."
+            return f"No error in a single quantity would have been found with {chance} probability."
         return (f"In any one quantity {text} would have been found with {chance} probability; smaller errors may be "
                 "there.")
 
@@ -183,7 +183,7 @@ class Certificate:
         return f"<p>{html.escape(self.sentence)}</p><table>{head}{body}</table>"
 
     def plot(self, **options: Any) -> Figure:
-        """Figure of the rank functions in their bands, the TARP curve, coverage, z-scores and contraction.
+        """Plot rank functions with their bands, the TARP curve, coverage, z-scores and contraction.
 
         Args:
             **options: see :func:`invflow.evaluation.certificate.figure.certificate_figure`.
@@ -195,7 +195,7 @@ class Certificate:
     # -- files -----------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``certificate.json`` and ``simulations.safetensors`` into a folder; each whole or not at all."""
+        """Write ``certificate.json`` and ``simulations.safetensors`` into a folder, each atomically."""
         folder = Path(folder)
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("record", "judgement")}
         simulations = write_simulations(folder, self.record, self.settings)
@@ -205,12 +205,12 @@ class Certificate:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Certificate:
-        """Read what :meth:`save` wrote. Nothing in it is executed.
+        """Read a certificate written by :meth:`save`. Nothing in it is executed.
 
         Raises:
-            FileNotFoundError: if there is no certificate.
-            ValueError: if a file is damaged, was changed, or holds something else; if the verdict is not that of the
-                simulations.
+            FileNotFoundError: If there is no certificate.
+            ValueError: If a file is damaged, was changed, or holds something else, or if the verdict does not follow
+                from the simulations.
         """
         path = Path(folder) / _JSON
         try:
@@ -225,17 +225,17 @@ class Certificate:
             judgement = Judgement(checks=checks, **_numbers(Judgement, found))
             plain = {f.name: header[f.name] for f in fields(cls) if f.name not in ("record", "judgement")}
             read = cls(judgement=judgement, record=record, **plain)
-            read.to_markdown()  # which takes every number
+            read.to_markdown()  # this uses every number
             if header["format"] == _KINDS[0]:
                 fits = header["simulations"] == digest
-            else:  # without a digest of its own: judged again, as it was done then
+            else:  # an older file without a digest: judge it again by the old rule
                 again = judge(record, settings["quantities"], read.num_samples, read.alpha, merge=False)
                 fits = _verdicts(again) == _verdicts(judgement)
-        except Exception as error:  # what a table of something else fails with is any error
-            raise ValueError(f"{path} holds no certificate that can be read ({type(error).__name__}: "
+        except Exception as error:  # another kind of file can raise any error
+            raise ValueError(f"{path} does not hold a readable certificate ({type(error).__name__}: "
                              f"{error})") from error
         if not fits:
-            raise ValueError(f"{path} is not the certificate of the simulations beside it: one of them was changed")
+            raise ValueError(f"{path} does not belong to the simulations in its folder: one of them was changed")
         return read
 
 
@@ -243,22 +243,22 @@ class Certificate:
 
 
 def write_simulations(folder: Path, record: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
-    """Write the numbers of the simulations so far, whole or not at all; returns their digest."""
+    """Write the numbers of the simulations so far, atomically, and return their digest."""
     return write_record(folder / _RECORD, _SIMULATIONS[0], {"settings": finite(as_json(settings, "settings"))}, record)
 
 
 def read_simulations(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`write_simulations` wrote: numbers and settings.
+    """Read numbers and settings written by :func:`write_simulations`.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is damaged, or was changed.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or was changed.
     """
     return _read(folder)[:2]
 
 
 def clear(folder: Path) -> None:
-    """Remove what is made of the simulations: the certificate as JSON, text and figure."""
+    """Remove the files derived from the simulations: the certificate as JSON, text and figure."""
     for name in (_JSON, "certificate.md", "figure.png"):
         (folder / name).unlink(missing_ok=True)
 
@@ -268,11 +268,11 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
     try:
         return record, dict(header["settings"]), header["digest"]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / _RECORD} holds no simulations: {error!r}") from error
+        raise ValueError(f"{folder / _RECORD} does not hold simulations: {error!r}") from error
 
 
 def _verdicts(judgement: Judgement) -> list[Any]:
-    """What a reader takes from a judgement, to as many digits as machines agree on."""
+    """The results of a judgement, rounded to the digits on which machines agree."""
     return [judgement.verdict, *((c.name, c.passed, f"{c.p_value:.3e}", f"{c.p_adjusted:.3e}")
                                  for c in judgement.checks)]
 

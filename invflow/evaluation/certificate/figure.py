@@ -1,4 +1,4 @@
-"""The figure of a certificate. Matplotlib's objects only, no pyplot; imported where a figure is asked for."""
+"""The figure of a certificate. It uses matplotlib's objects, not pyplot, and is imported only when needed."""
 
 
 
@@ -25,7 +25,7 @@ _GOOD, _BAD, _BAND, _LINE = "#3b4cc0", "#b40426", "#dddddd", "#666666"
 
 
 class Certified(Protocol):
-    """What the figure shows of a certificate; see :class:`invflow.Certificate`."""
+    """The parts of a certificate that the figure shows; see :class:`invflow.Certificate`."""
 
     @property
     def problem(self) -> str: ...
@@ -50,15 +50,15 @@ class Certified(Protocol):
 
 
 def certificate_figure(certificate: Certified, *, columns: int = 5, cell: float = 1.9) -> PosteriorFigure:
-    """Rank functions in their bands, the TARP curve, coverage, and z-score against contraction.
+    """Plot rank functions with their bands, the TARP curve, coverage, and z-score against contraction.
 
-    A rank function is drawn as its difference to the uniform one, in grey its simultaneous band: it leaves the band
-    with probability alpha at most if it were the only one. Red: rejected after the correction for all of them.
+    A rank function is drawn as its difference from the uniform one, with its simultaneous band in grey. If it were the
+    only test, it would leave the band with probability at most alpha. Red marks rejection after correction for all.
 
     Args:
-        certificate: from :func:`invflow.calibrate`.
-        columns: of the grid, at least 3.
-        cell: side of a panel, in inches.
+        certificate: Certificate from :func:`invflow.calibrate`.
+        columns: Number of columns of the grid, at least 3.
+        cell: Side of a panel, in inches.
 
     Returns:
         A matplotlib figure; ``figure.savefig("figure.png")`` writes it.

@@ -1,4 +1,4 @@
-"""From the numbers of all simulations to verdicts: tests, their correction, and what they could have found."""
+"""Turns the numbers of all simulations into verdicts: tests, their correction, and their power."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ __all__ = ["CERTIFIABLE", "LEVELS", "Check", "Judgement", "judge", "rank_coverag
 
 #: nominal levels at which coverage is reported
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-#: a calibration that could miss a standard deviation wrong by this factor certifies nothing
+#: a calibration that could miss a standard deviation wrong by this factor is not certified
 CERTIFIABLE = 2.0
 POWER = 0.8
-#: ranks, in [0, 1], that differ by less in the mean are those of one quantity: two that are apart come to 1/3
+#: ranks, in [0, 1], with a smaller mean difference count as one quantity; for independent ones it is 1/3
 _ALIKE = 1e-3
 
 
 @dataclass(frozen=True)
 class Check:
-    """One quantity's verdict.
+    """Verdict on one quantity.
 
     Attributes:
-        name: of the quantity.
-        p_value: of its ranks being uniform, or, for all pixels together, of its mean being right.
-        p_adjusted: corrected for the number of checks (Holm); of a quantity that orders all images as an earlier one
-            does, the earlier one's, for the two are one check.
-        passed: whether ``p_adjusted`` is over alpha.
-        reading: how it is wrong, such as ``"samples too narrow"``, or ``""``.
-        z_mean, z_std: mean and standard deviation of (posterior mean - truth) / (posterior standard deviation);
+        name: Name of the quantity.
+        p_value: p-value of the test that its ranks are uniform or, for all pixels together, that its mean is correct.
+        p_adjusted: p-value corrected for the number of checks (Holm). A quantity that orders all images like an earlier
+            one has the value of that one, since both are one check.
+        passed: Whether ``p_adjusted`` is above alpha.
+        reading: Kind of error, such as ``"samples too narrow"``, or ``""``.
+        z_mean, z_std: Mean and standard deviation of (posterior mean - truth) / (posterior standard deviation);
             near 0 and 1. NaN where they do not apply.
         contraction: 1 - (mean posterior variance) / (variance of the truths).
-        coverage, coverage_error: of central 90% intervals, with the standard error over simulations.
+        coverage, coverage_error: Coverage of central 90% intervals and its standard error over simulations.
     """
 
     name: str
@@ -61,15 +61,16 @@ class Check:
 
 @dataclass(frozen=True)
 class Judgement:
-    """All checks, and what they are worth.
+    """All checks and their power.
 
     Attributes:
-        checks: a :class:`Check` for each quantity, then TARP and the two of all pixels together.
+        checks: A :class:`Check` for each quantity, then TARP and the two for all pixels together.
         verdict: ``"passes"``, ``"fails"`` or ``"too few to certify"``.
-        detectable_narrow, detectable_wide: a posterior with a standard deviation under the first or over the second
-            times the right one is found with 80% power by any one quantity at the corrected level.
-        detectable_shift: likewise for an error of its mean, in standard deviations.
-        spread_skill, spread_skill_error: ratio of spread to skill over all pixels; 1 if calibrated.
+        detectable_narrow, detectable_wide: Any single quantity detects, with 80% power at the corrected level, a
+            posterior whose standard deviation is below the first or above the second times the correct one.
+        detectable_shift: The same for an error of its mean, in standard deviations.
+        spread_skill, spread_skill_error: Ratio of spread to skill over all pixels and its standard error; the ratio is
+            1 if calibrated.
     """
 
     checks: tuple[Check, ...]
@@ -88,15 +89,17 @@ def judge(record: dict[str, Tensor], names: Sequence[str], num_samples: int, alp
     Args:
         record: ``ranks``, ``truths``, ``means``, ``stds`` ``(S, Q)``, ``tarp_ranks``, ``pixel_rank``,
             ``pixel_dispersion``, ``pixel_spread``, ``pixel_skill`` ``(S,)``, ``pixel_coverage`` ``(S, len(LEVELS))``.
-        names: of the Q quantities.
-        num_samples: N, that each truth was ranked among.
-        alpha: chance of any false alarm.
-        merge: count quantities that order images alike as one check; False corrects as versions up to 0.1 did.
+        names: Names of the Q quantities.
+        num_samples: N, the number of samples among which each truth was ranked.
+        alpha: Probability of any false alarm.
+        merge: Whether to count quantities that order images in the same way as one check; False corrects like versions
+            up to 0.1.
 
     Returns:
-        Verdicts. Rule: it fails if any check rejects after Holm's correction. Else it passes if a single quantity
-        at the most severely corrected level, alpha over the number of checks, would have found a posterior of
-        half or twice the right standard deviation with 80% power; else there were too few simulations to certify.
+        The verdicts. The calibration fails if any check rejects after Holm's correction. Otherwise it passes if a
+        single quantity, at the strictest corrected level (alpha over the number of checks), would have found a
+        posterior with half or twice the correct standard deviation with 80% power. Otherwise there were too few
+        simulations to certify.
     """
     simulations = len(record["tarp_ranks"])
     # name, p-value, reading; z-scores and contraction; coverage and its error
@@ -119,13 +122,13 @@ def judge(record: dict[str, Tensor], names: Sequence[str], num_samples: int, alp
     ):
         rows.append((name, _p_value(test, simulations), wrong, none, covered[:2]))
     repeats = _repeats(record["ranks"], num_samples) if merge else {}
-    # an earlier one stands for both: two p-values that differ in rounding only would be corrected as two
+    # use the earlier p-value for both, since two p-values that differ only by rounding would be corrected as two
     tested = [row[1] if k not in repeats else math.nan for k, row in enumerate(rows)]
     adjusted = holm(torch.tensor(tested, dtype=torch.float64)).tolist()
     checks = []
     for k, (name, p_value, reading, facts, inside) in enumerate(rows):
         corrected = adjusted[repeats.get(k, k)]
-        passed = not corrected <= alpha  # NaN, of a test that was not made, finds nothing
+        passed = not corrected <= alpha  # NaN, from a test that was not run, does not reject
         checks.append(Check(name, p_value, corrected, passed, "" if passed else reading, *facts, *inside))
     level = alpha / max(1, sum(not math.isnan(p_value) for p_value in tested))
     narrow, wide = detectable_spread(simulations, num_samples, level, POWER)
@@ -137,7 +140,7 @@ def judge(record: dict[str, Tensor], names: Sequence[str], num_samples: int, alp
 
 
 def _repeats(ranks: Tensor, num_samples: int) -> dict[int, int]:
-    """Columns of ranks ``(S, Q)`` that are an earlier one's, or its mirror image, but for rounding; by their numbers.
+    """Columns of ranks ``(S, Q)`` that equal an earlier one or its mirror image up to rounding, by index.
 
     The residual and the log likelihood of Gaussian noise are such a pair.
     """
@@ -155,7 +158,7 @@ def _repeats(ranks: Tensor, num_samples: int) -> dict[int, int]:
 def rank_coverage(ranks: Tensor, num_samples: int, level: float = 0.9) -> tuple[float, float]:
     """Coverage of the central interval at this level and its standard error, from ranks ``(S,)``.
 
-    A rank r stands for the probabilities from r / (N + 1) to (r + 1) / (N + 1), of which a part may lie inside.
+    A rank r represents the probabilities from r / (N + 1) to (r + 1) / (N + 1), which may lie partly inside.
     """
     low, high = (1 - level) / 2 * (num_samples + 1), (1 + level) / 2 * (num_samples + 1)
     inside = ((ranks + 1.0).clamp(max=high) - ranks.double().clamp(min=low)).clamp(0, 1)
@@ -164,7 +167,7 @@ def rank_coverage(ranks: Tensor, num_samples: int, level: float = 0.9) -> tuple[
 
 
 def _p_value(test: MeanTest, simulations: int) -> float:
-    """Student's approximation takes a few simulations."""
+    """p-value of a test; Student's approximation needs a few simulations."""
     return test.p_value if simulations >= 10 else math.nan
 
 
@@ -177,7 +180,7 @@ def _facts(truth: Tensor, mean: Tensor, std: Tensor) -> tuple[float, float, floa
 
 
 def _reading(ranks: Tensor, num_samples: int, low: str = "samples too low", high: str = "samples too high") -> str:
-    """What ranks that are not uniform say: their mean against their dispersion, in standard errors."""
+    """Kind of error that non-uniform ranks show: the larger of mean and dispersion, in standard errors."""
     u = (ranks + 0.5) / (num_samples + 1)
     scale = math.sqrt(len(ranks))
     bias = float((u.mean() - 0.5) * math.sqrt(12) * scale)

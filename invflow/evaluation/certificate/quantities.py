@@ -1,4 +1,4 @@
-"""Test quantities of calibration: numbers of an image, of which the truth is ranked among the samples."""
+"""Test quantities of calibration: functions of an image by which the truth is ranked among the samples."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def default_quantities(pilot: Tensor, generator: torch.Generator, *, num_pixels:
                        num_projections: int = 4, num_blocks: int = 4) -> dict[str, Quantity]:
     """Random pixels and projections, means over blocks of pixels, squared residual, log likelihood, total variation.
 
-    Each pixel's intervals can be right where a region's are always or never: samples whose pixels vary together too
-    little, or too much. Means over blocks, of a quarter and a half of the image's side, see that.
+    If the pixels of samples vary together too little or too much, the intervals of single pixels can be right while
+    those of a region are wrong. Means over blocks, with a quarter and a half of the image's side, detect this.
 
-    The last three depend on the measurement or on all pixels (Modrak et al. 2023 show that a quantity which
-    sees the likelihood finds posteriors that ignore the data). For Gaussian noise the residual and the log
-    likelihood order images alike, and their ranks mirror each other.
+    The last three depend on the measurement or on all pixels (Modrak et al. 2023 show that quantities that
+    depend on the likelihood detect posteriors that ignore the data). For Gaussian noise the residual and the log
+    likelihood order images in the same way, and their ranks are mirror images.
 
     Args:
-        pilot: truths ``(n, *image_shape)`` that are not among the simulations; pixels are drawn in proportion
-            to their variance here, so that none is a constant border.
-        generator: chooses pixels and directions.
-        num_pixels: at most; no pixel twice.
-        num_projections: onto random unit vectors, for images of more than one pixel.
-        num_blocks: at most, of pictures (C, H, W), each around a random pixel, drawn as above.
+        pilot: Truths ``(n, *image_shape)`` that are not among the simulations. Pixels are drawn in proportion
+            to their variance here, so that no constant border is chosen.
+        generator: Generator for pixels and directions.
+        num_pixels: Largest number of pixels; none appears twice.
+        num_projections: Number of projections onto random unit vectors, for images of more than one pixel.
+        num_blocks: Largest number of blocks, for pictures (C, H, W), each around a random pixel, drawn as above.
 
     Returns:
         Quantities by name.
@@ -78,7 +78,7 @@ def _projection(direction: Tensor) -> Quantity:
 
 
 def _around(place: int, side: int, share: int) -> range:
-    """About a place, this share of a side, within it."""
+    """Range around a place, of length side / share, inside the image."""
     length = max(1, side // share)
     first = min(max(0, place - length // 2), side - length)
     return range(first, first + length)
@@ -114,19 +114,19 @@ def total_variation(x: Tensor, reward: Reward | None = None) -> Tensor:
 
 @torch.no_grad()
 def evaluate(quantities: Mapping[str, Quantity], x: Tensor, reward: Reward) -> Tensor:
-    """All quantities of images ``(B, N, *image_shape)``: ``(B, N, Q)`` in double precision.
+    """Evaluate all quantities on images ``(B, N, *image_shape)``: ``(B, N, Q)`` in double precision.
 
     Raises:
-        ValueError: if a quantity returns another shape, or a number that is NaN.
+        ValueError: If a quantity returns another shape, or NaN.
     """
     columns = []
     for name, quantity in quantities.items():
         values = quantity(x, reward)
         if not isinstance(values, Tensor) or tuple(values.shape) != tuple(x.shape[:2]):
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(f"the quantity {name!r} gave {got} for images {tuple(x.shape)}, expected one number for "
-                             f"each, {tuple(x.shape[:2])}: reduce the image axes, as in x.flatten(2).mean(2)")
+            raise ValueError(f"the quantity {name!r} returned {got} for images {tuple(x.shape)}, expected one number "
+                             f"for each, {tuple(x.shape[:2])}: reduce the image axes, as in x.flatten(2).mean(2)")
         if bool(values.isnan().any()):
-            raise ValueError(f"the quantity {name!r} gave NaN, which has no rank")
+            raise ValueError(f"the quantity {name!r} returned NaN, which has no rank")
         columns.append(values.double())
     return torch.stack(columns, 2)

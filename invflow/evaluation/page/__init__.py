@@ -1,1 +1,1 @@
-"""The page of a comparison: one HTML file that needs nothing but itself."""
+"""The page of a comparison: one self-contained HTML file."""

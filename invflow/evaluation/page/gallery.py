@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Extent", "choose_extent", "gallery", "palette"]
 
-#: values of all pictures of a page together
+#: limit on the number of values in all pictures of a page
 _BUDGET = 8_000_000
 #: in the coverage map: the truth lies inside the interval, in some channels only, outside
 _COVERED = ((216, 220, 230), (246, 178, 107), (205, 70, 20))
@@ -26,11 +26,11 @@ _COVERED = ((216, 220, 230), (246, 178, 107), (205, 70, 20))
 
 @dataclass(frozen=True)
 class Extent:
-    """How much of the gallery is shown.
+    """Size of the gallery.
 
     Attributes:
-        observations: of each problem, at most.
-        samples: of each observation, at most.
+        observations: Largest number of observations per problem.
+        samples: Largest number of samples per observation.
     """
 
     observations: int
@@ -38,13 +38,13 @@ class Extent:
 
 
 def palette(levels: int = 32) -> list[tuple[int, int, int]]:
-    """Colours of standard deviations, from none to the most."""
+    """Colours of standard deviations, from zero to the largest."""
     colours = matplotlib.colormaps["magma"](torch.linspace(0, 1, levels).numpy())
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b, _ in colours.tolist()]
 
 
 def choose_extent(examples: list[dict[str, Tensor]]) -> Extent:
-    """As much as keeps the page small: at most 4 observations and 16 samples each, fewer of large images."""
+    """Choose a size that keeps the page small: at most 4 observations and 16 samples each, fewer for large images."""
     for extent in (Extent(4, 16), Extent(4, 8), Extent(3, 8), Extent(2, 8), Extent(2, 4)):
         total = 0
         for found in examples:
@@ -57,16 +57,16 @@ def choose_extent(examples: list[dict[str, Tensor]]) -> Extent:
 
 def gallery(comparison: Results, problem: str, examples: dict[str, dict[str, Tensor]],
             extent: Extent) -> dict[str, Any]:
-    """The gallery of one problem, for the page's template.
+    """The gallery of one problem, for the template of the page.
 
     Args:
-        comparison: of solvers.
-        problem: its name.
-        examples: :meth:`Results.examples` by solver, those that have any.
-        extent: how much to show.
+        comparison: Comparison of solvers.
+        problem: Name of the problem.
+        examples: :meth:`Results.examples` by solver, for the solvers that have any.
+        extent: Size of the gallery.
 
     Returns:
-        Cards with pictures for each observation: what was given, and then each solver's.
+        Cards with pictures for each observation: truth and observation first, then each solver's results.
     """
     some = next(iter(examples.values()))
     observations = min(extent.observations, *(len(found["samples"]) for found in examples.values()))
@@ -89,7 +89,7 @@ def gallery(comparison: Results, problem: str, examples: dict[str, dict[str, Ten
 
 
 def _highest_deviation(examples: dict[str, dict[str, Tensor]], observations: int) -> float:
-    """End of the colour scale: the largest deviation, unless one solver's would leave all others dark."""
+    """End of the colour scale: the largest deviation, unless one solver's would make all others look dark."""
     peaks = torch.tensor([float(found["std"][:observations].nan_to_num(0.0).max()) for found in examples.values()])
     return max(1e-6, min(float(peaks.max()), 3 * float(peaks.median())))
 
@@ -129,7 +129,7 @@ def _solved(found: dict[str, Tensor], solver: str, psnr: float | None, most: int
 
 def _show(image: Tensor, name: str, measurement: bool = False, observed: Tensor | None = None) -> dict[str, Any]:
     if image.is_complex():
-        image = torch.view_as_real(image).movedim(-1, 0).flatten(0, 1)  # channels, of which the magnitude is shown
+        image = torch.view_as_real(image).movedim(-1, 0).flatten(0, 1)  # as channels, whose magnitude is shown
     if as_picture(image) is not None:
         return {"uri": _prepared(image, measurement, observed), "words": "observation" if measurement else "image"}
     if image.numel() <= 12:
@@ -138,7 +138,7 @@ def _show(image: Tensor, name: str, measurement: bool = False, observed: Tensor 
 
 
 def _prepared(image: Tensor, measurement: bool = False, observed: Tensor | None = None) -> str:
-    """A picture as an address; measurements that are no intensities are stretched to the range of one."""
+    """A picture as a data URI; measurements that are not intensities are scaled to [0, 1]."""
     picture = as_picture(image.detach().cpu().double())
     assert picture is not None
     low, high = float(picture.min()), float(picture.max())

@@ -1,4 +1,4 @@
-"""A comparison, and certificates of calibration, as one HTML page that needs nothing but itself."""
+"""Renders a comparison and certificates of calibration as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
 
 __all__ = ["render_report", "write_report"]
 
-#: of calling honest intervals too narrow or too wide
+#: probability of calling calibrated intervals too narrow or too wide
 _CHANCE = 0.01
 
 
 def write_report(comparison: Results, path: str | os.PathLike[str], **options: Any) -> None:
-    """Write :func:`render_report` to a file, whole or not at all; folders above it are made."""
+    """Write the page of :func:`render_report` to a file, atomically; parent folders are created."""
     page = render_report(comparison, **options)
     write_atomically(Path(path), lambda name: Path(name).write_text(page, encoding="utf-8"))
 
 
 def render_report(comparison: Results, *, reference: str | None = None,
                   certificates: Mapping[str, Certificate] | None = None, command: str | None = None) -> str:
-    """The page as text.
+    """Render the page as text.
 
     Args:
-        comparison: of solvers.
-        reference: what the differences are to when the page opens: a solver's name, ``"best"``, or None for the first
-            solver. Readers of the page can choose another.
-        certificates: from :func:`invflow.calibrate`, by the names they get on the page.
-        command: that made the comparison; None shows the call instead.
+        comparison: Comparison of solvers.
+        reference: Solver to which differences are shown when the page opens: its name, ``"best"``, or None for the
+            first solver. Readers of the page can choose another.
+        certificates: Certificates from :func:`invflow.calibrate`, by their names on the page.
+        command: Command that made the comparison; None shows the Python call instead.
 
     Raises:
-        KeyError: for a reference that is no solver.
-        TypeError: for certificates of another type.
+        KeyError: If the reference is not a solver.
+        TypeError: If the certificates have the wrong type.
     """
     if reference not in (None, "best", *comparison.solvers):
         raise KeyError(f"there is no solver {reference!r}: choose one of {', '.join(comparison.solvers)}, or 'best'")
@@ -66,7 +66,7 @@ def render_report(comparison: Results, *, reference: str | None = None,
                  "gallery": gallery(comparison, p, examples[p], extent) if examples[p] else None}
                 for p in comparison.problems]
     counts = _count(len(comparison.solvers), "solver"), _count(len(comparison.problems), "problem")
-    # autoescape: names of problems and solvers are whatever somebody called them
+    # autoescape, since names of problems and solvers can be any text
     engine = Environment(loader=PackageLoader("invflow"), autoescape=True, undefined=StrictUndefined,
                          trim_blocks=True, lstrip_blocks=True)
     return engine.get_template("report.html").render(
@@ -81,7 +81,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _plots(comparison: Results, problem: str) -> list[dict[str, Any]]:
-    """Quality against calls, a drawing for each metric worth one."""
+    """Plots of quality against calls, one for each suitable metric."""
     plots = []
     for metric in plotted_metrics(comparison, problem):
         points = points_of(comparison, problem, metric)
@@ -97,7 +97,7 @@ def _plots(comparison: Results, problem: str) -> list[dict[str, Any]]:
 
 
 def _sentences(comparison: Results, problem: str) -> list[str]:
-    """Which solver is best, at what cost, and whether its intervals are honest."""
+    """Sentences on the best solver, its cost, and the coverage of its intervals."""
     metric = next((m for m in ("crps", "sliced_wasserstein", "psnr", "rmse", "residual")
                    if comparison.best(problem, m) is not None), None)
     best = None if metric is None else comparison.best(problem, metric)
@@ -115,7 +115,7 @@ def _sentences(comparison: Results, problem: str) -> list[str]:
 
 
 def _honesty(comparison: Results, problem: str, solver: str) -> list[str]:
-    """Coverage against its level by Student's t, since few observations give a standard error that is itself rough."""
+    """Test of coverage by Student's t, since with few observations the standard error itself is uncertain."""
     from scipy import stats
 
     if "coverage" not in comparison.values[problem][solver]:
@@ -129,7 +129,7 @@ def _honesty(comparison: Results, problem: str, solver: str) -> list[str]:
         return [f"{text} of the truth's values; too few observations to judge that."]
     distance = abs(share - LEVEL) / error
     if 2 * float(stats.t.sf(distance, count - 1)) > _CHANCE:
-        found = f"which is no evidence against their level ({distance:.1f} standard errors off)"
+        found = f"which is consistent with their level ({distance:.1f} standard errors off)"
     else:
         found = f"so they are too {'narrow' if share < LEVEL else 'wide'} ({distance:.1f} standard errors off)"
     return [f"{text} ± {100 * error:.1f}% of the truth's values, {found}."]
@@ -156,7 +156,7 @@ def _certificate(name: str, certificate: Certificate) -> dict[str, Any]:
 
 
 def _fewer_colours(png: bytes) -> bytes:
-    """The same figure in a third of the space."""
+    """Compress a figure to a third of its size."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -182,7 +182,7 @@ def _reproduce(comparison: Results, command: str | None) -> dict[str, Any]:
 
 
 def _plain(found: Any) -> str:
-    """Settings as a line of text."""
+    """Format settings as a line of text."""
     if isinstance(found, Mapping):
         return "; ".join(f"{key}: {{{_plain(value)}}}" if isinstance(value, Mapping) else f"{key}: {_plain(value)}"
                          for key, value in found.items())

@@ -1,4 +1,4 @@
-"""Pictures and figures as text inside a page: images as PNG in an address, matplotlib's figures as SVG elements."""
+"""Embeds pictures and figures in a page: images as PNG data URIs, matplotlib figures as SVG elements."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from torch import Tensor
 
 __all__ = ["curves", "data_uri", "drawing", "image_uri", "plane", "svg"]
 
-#: colours of figures that follow the page's, which may be dark
+#: colours in figures that are replaced by the page's, which may be dark
 INK, FAINT, FRONT, TRUTH = "#222222", "#999999", "#3b4cc0", "#b3470a"
 _THEME = {INK: "ink", FAINT: "faint", FRONT: "accent", TRUTH: "worse", "#000000": "ink"}
-#: points of a curve that are drawn
+#: largest number of points drawn on a curve
 _MOST = 160
 
 
 def data_uri(content: bytes) -> str:
-    """A PNG as an address that needs no network."""
+    """A PNG as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def image_uri(picture: Tensor, palette: list[tuple[int, int, int]] | None = None) -> str:
-    """A picture as PNG at its own resolution.
+    """A picture as a PNG data URI at its own resolution.
 
     Args:
-        picture: ``(H, W)`` or ``(H, W, 3)`` in [0, 1], clipped to it; with a palette, ``(H, W)`` whole numbers.
-        palette: colours that the numbers stand for, at most 256.
+        picture: Picture ``(H, W)`` or ``(H, W, 3)`` in [0, 1], clipped to it; with a palette, integers ``(H, W)``.
+        palette: Colours of the integers, at most 256.
     """
     from PIL import Image
 
@@ -51,12 +51,13 @@ def image_uri(picture: Tensor, palette: list[tuple[int, int, int]] | None = None
 
 
 def svg(figure: Figure, words: str, name: str) -> Markup:
-    """A figure as an SVG element, in the colours and with the letters of the page.
+    """A figure as an SVG element in the colours and fonts of the page.
 
     Args:
-        figure: of the colours :data:`INK`, :data:`FAINT`, :data:`FRONT` and :data:`TRUTH`, which become the page's.
-        words: what it shows, for those who cannot see it.
-        name: unlike those of all other figures of the page.
+        figure: Figure in the colours :data:`INK`, :data:`FAINT`, :data:`FRONT` and :data:`TRUTH`, which are replaced by
+            the page's.
+        words: Text alternative for screen readers.
+        name: Name that is unique on the page.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
@@ -72,7 +73,7 @@ def svg(figure: Figure, words: str, name: str) -> Markup:
 
 
 def drawing(draw: Callable[[Axes], str], name: str, size: tuple[float, float]) -> Markup:
-    """A figure without axes: ``draw`` draws it, and says in words what it shows."""
+    """A figure without axes: ``draw`` draws it and returns its text alternative."""
     figure = Figure(figsize=size)
     axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
     axes.set_axis_off()
@@ -86,7 +87,7 @@ def plane(samples: Tensor, mean: Tensor, std: Tensor, truth: Tensor | None, name
         samples: ``(n, 2)``.
         mean, std: ``(2,)``.
         truth: ``(2,)`` or None.
-        name: of the figure.
+        name: Name of the figure.
     """
     def draw(axes: Axes) -> str:
         x, centre, arms = _numbers(samples), _numbers(mean), _numbers(std)
@@ -108,9 +109,9 @@ def curves(samples: Tensor, mean: Tensor | None, std: Tensor | None, truth: Tens
     Args:
         samples: ``(n, ...)``, flattened.
         mean: ``(...)`` or None.
-        std: ``(...)`` or None; a band of one standard deviation on both sides of the mean.
+        std: ``(...)`` or None; drawn as a band of one standard deviation on both sides of the mean.
         truth: ``(...)`` or None.
-        name: of the figure.
+        name: Name of the figure.
     """
     def draw(axes: Axes) -> str:
         size = samples[0].numel()

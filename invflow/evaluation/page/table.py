@@ -19,25 +19,25 @@ _COSTS = {
     "forward": ("calls forward", "network rows for each sample, forward"),
     "backward": ("backward", "network rows for each sample, backward"),
     "seconds": ("seconds", "for each observation with all its samples"),
-    "memory": ("memory", "peak above what the solver itself takes, the largest of any part"),
+    "memory": ("memory", "peak above the memory of the solver itself, the largest over all parts"),
 }
 _ARROWS = {"low": "↓", "high": "↑"}
 
 
 def signed(difference: float, error: float) -> str:
-    """A difference with its sign and as many digits as its standard error allows."""
+    """Format a difference with its sign and as many digits as its standard error allows."""
     if math.isnan(difference):
         return "—"
     return ("−" if difference < 0 else "+") + with_error(abs(difference), error)
 
 
 def problem_table(comparison: Results, problem: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The table of one problem, for the page's template: groups of columns, heads and cells with their attributes.
+    """The table of one problem, for the template of the page: column groups, headers and cells with their attributes.
 
     Args:
-        comparison: of solvers.
-        problem: its name.
-        rows: of :meth:`Results.rows`, which the cells hold as they are.
+        comparison: Comparison of solvers.
+        problem: Name of the problem.
+        rows: Rows of :meth:`Results.rows`, whose values the cells hold unchanged.
     """
     numbers = {(row["solver"], row["metric"]): row for row in rows if row["problem"] == problem}
     groups = _groups(comparison.metrics(problem))
@@ -64,7 +64,7 @@ def problem_table(comparison: Results, problem: str, rows: list[dict[str, Any]])
 
 
 def _groups(metrics: list[str]) -> dict[str, list[str]]:
-    """Metrics by group; quantities of a problem's own are what its solvers are to get right."""
+    """Metrics by group; a problem's own quantities measure quality, since they are the solvers' task."""
     groups: dict[str, list[str]] = {"quality": [], "honesty": []}
     for metric in metrics:
         groups[METRICS[metric].group if metric in METRICS else "quality"].append(metric)
@@ -90,7 +90,7 @@ def _metric_cell(comparison: Results, problem: str, metric: str, row: dict[str, 
     mean, error = float(row["mean"]), float(row["standard_error"])
     cell: dict[str, Any] = {"text": with_error(mean, error), "leads": row["solver"] in leaders, "attributes": {
         "data-metric": metric, "data-error": repr(error), "data-value": None if math.isnan(mean) else _exact(mean)}}
-    # others have no value for each observation, so no paired difference
+    # other metrics have no value per observation and therefore no paired difference
     if "observations" in row and comparison.complete(problem, row["solver"]):
         cell["attributes"]["data-paired"] = ""
         cell["under"] = _difference(row, metric, cell["attributes"])
@@ -98,7 +98,7 @@ def _metric_cell(comparison: Results, problem: str, metric: str, row: dict[str, 
 
 
 def _difference(row: dict[str, Any], metric: str, attributes: dict[str, Any]) -> dict[str, Any]:
-    """What is written under the number, and into the cell's attributes the numbers themselves."""
+    """The text below the number; the numbers themselves are written into the cell's attributes."""
     if "reference" not in row:
         return {"text": ""}
     if row["reference"] == row["solver"]:
@@ -127,7 +127,7 @@ def _exact(value: float) -> str:
 def _pair_errors(comparison: Results, problem: str, metrics: list[str]) -> dict[str, list[float | None]]:
     """Standard errors of paired differences, above the diagonal row by row; None where there is none.
 
-    Differences themselves follow from the means; these do not.
+    The differences follow from the means; their standard errors do not.
     """
     solvers, own = list(comparison.solvers), comparison.values[problem]
     found = {}
@@ -151,7 +151,7 @@ def _short(value: torch.Tensor) -> float | None:
 
 
 def column_notes(comparison: Results) -> list[tuple[str, str]]:
-    """What the columns mean, by title."""
+    """Explanations of the columns, by title."""
     used = {m for p in comparison.problems for m in comparison.metrics(p)}
     notes = [(METRICS[m].title, METRICS[m].note) for m in METRICS if m in used] + list(_COSTS.values())
     if any(comparison.collapsed(p, s) for p in comparison.problems for s in comparison.solvers):

@@ -1,1 +1,1 @@
-"""What a comparison found: parts on disk, numbers with paired errors, text and figure. Knows no page."""
+"""Results of a comparison: parts on disk, numbers with paired errors, text and figure. Independent of the page."""

@@ -1,4 +1,4 @@
-"""Running the parts of a comparison: observations, solvers, what tells both by their content, and what came out."""
+"""Runs the parts of a comparison: builds observations and solvers, identifies their content, computes results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bench"]
 
-#: images of an observation that are kept for a gallery
+#: number of samples per observation stored for a gallery
 _GALLERY_SAMPLES = 8
 
 
@@ -41,11 +41,11 @@ class Bench:
     """Builds observations and solvers when they are first needed, and runs tasks.
 
     Attributes:
-        problems, sources: by name; of solvers, what makes them.
+        problems, sources: Problems and the sources of solvers, by name.
         settings: ``num_samples``, ``seed``, ``split``, ``source``, ``gallery`` and ``level``.
-        stages: of each problem, the observations that are simulated together.
-        device: where solvers run; None leaves them where they are.
-        timeout: seconds that a part may take.
+        stages: For each problem, the groups of observations that are simulated together.
+        device: Device of the solvers; None leaves them where they are.
+        timeout: Time limit of a part in seconds.
     """
 
     problems: Mapping[str, Problem]
@@ -59,13 +59,13 @@ class Bench:
     _described: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     _contents: dict[tuple[str, ...], str | None] = field(default_factory=dict)
 
-    # -- what makes a part -----------------------------------------------------------------------------------------
+    # -- the setup of a part -----------------------------------------------------------------------------------------
 
     def setup(self, task: Task) -> dict[str, Any]:
-        """What decides the numbers of a part: a file of another setup is not taken for this one.
+        """Everything that determines the numbers of a part; a file with another setup is not reused.
 
-        Names and settings are there to be read; what they cannot tell is in three digests of the content: of the
-        solver, of the observations with their truths, and of what they are judged by.
+        Names and settings are for readers. Everything else is in three digests: of the
+        solver, of the observations with their truths, and of the exact solver and quantities that judge them.
         """
         stage = self._stage(task)
         return {**self.settings, "problem": task.problem, "label": task.solver, "start": task.start, "stop": task.stop,
@@ -77,12 +77,12 @@ class Bench:
                                                        partial(self._solver, task))}
 
     def identified(self, task: Task) -> bool:
-        """Whether the content of all that decides a part is known, so that the part can be told from another's."""
+        """Whether everything that determines a part could be identified."""
         setup = self.setup(task)
         return all(setup[key] is not None for key in setup if key.startswith("content"))
 
     def described(self, solver: str) -> dict[str, Any]:
-        """Settings of a solver, by problem where they differ."""
+        """Settings of a solver, by problem if they differ."""
         found = {problem: self._describe(Task(problem, solver, 0, 1)) for problem in self.problems}
         first = next(iter(found.values()))
         return first if all(value == first for value in found.values()) else found
@@ -97,19 +97,19 @@ class Bench:
         return self._described[key]
 
     def _content(self, key: tuple[str, ...], make: Callable[[], Any]) -> str | None:
-        """The digest of what a function makes; None where it cannot be identified."""
+        """The digest of the result of a function; None if it cannot be identified."""
         if key not in self._contents:
             value = make()
             try:
                 self._contents[key] = identity(value)
-            except Exception as error:  # also what somebody's fingerprint() fails with
-                warnings.warn(f"the {' '.join(key)} cannot be told from another ({error}): what depends on it is "
+            except Exception as error:  # including any error in a user's fingerprint()
+                warnings.warn(f"the {' '.join(key)} cannot be identified ({error}): results that depend on it are "
                               "computed again by each call", stacklevel=2)
                 self._contents[key] = None
         return self._contents[key]
 
     def _judged_by(self, task: Task) -> Any:
-        """What scores depend on besides the observations: an exact solver, where there is one, and quantities."""
+        """What scores depend on in addition to the observations: an exact solver, if there is one, and quantities."""
         problem = self.problems[task.problem]
         try:
             exact: Solver | None = problem.exact_posterior()
@@ -130,13 +130,13 @@ class Bench:
         return None if truth is None else truth[rows], reward.select(rows)
 
     def first_reward(self, name: str) -> Any:
-        """The reward of the observations of a problem that come first."""
+        """The reward of the first observations of a problem."""
         return self._observations(name, self.stages[name][0])[1]
 
     def _observations(self, name: str, stage: Stage) -> tuple[Tensor | None, Any]:
         if (name, stage) not in self._simulated:
             s, problem = self.settings, self.problems[name]
-            # the first stage is what a comparison that is never extended has
+            # a comparison that is never extended has only the first stage
             purpose = ("observations",) if stage.start == 0 else ("observations", stage.start)
             generator = torch.Generator().manual_seed(derive_seed(s["seed"], name, *purpose))
             shared: dict[str, Any] = {"shuffle": False} if s["source"] == "data" else {}
@@ -149,7 +149,7 @@ class Bench:
         return self._simulated[name, stage]
 
     def _solver(self, task: Task) -> Solver | str:
-        """The solver, or the reason why there is none for this problem."""
+        """The solver, or the reason why it cannot be built for this problem."""
         key = (task.problem, task.solver)
         if key not in self._built:
             from invflow.registry import solver_by_name
@@ -161,11 +161,11 @@ class Bench:
                 else:
                     found = source if isinstance(source, Solver) else source(problem)
                 if not isinstance(found, Solver):
-                    raise TypeError(f"the function for {task.solver!r} made a {type(found).__name__}, not a Solver")
+                    raise TypeError(f"the function for {task.solver!r} returned a {type(found).__name__}, not a Solver")
                 if self.device is not None:
                     found.to(self.device)
                 self._built[key] = found
-            except (Exception, SystemExit) as error:  # a third party's constructor may fail with anything
+            except (Exception, SystemExit) as error:  # the constructor of a third party may raise anything
                 if isinstance(source, str) and "there is no solver" in str(error):
                     raise
                 self._built[key] = "cannot be built: " + _reason(error)
@@ -174,7 +174,7 @@ class Bench:
     # -- one part ------------------------------------------------------------------------------------------------------
 
     def run(self, task: Task) -> Part:
-        """Solve and judge; whatever fails becomes the part's reason."""
+        """Solve and score; any error becomes the part's failure."""
         seed = derive_seed(self.settings["seed"], task.problem, task.start, "solver")
         solver = self._solver(task)
         if isinstance(solver, str):
@@ -183,7 +183,7 @@ class Bench:
         try:
             with time_limit(self.timeout):
                 return self._run(task, solver, seed, truth, reward)
-        except (Exception, SystemExit) as error:  # what one solver fails with is not to cost the others
+        except (Exception, SystemExit) as error:  # no error of one solver may affect the others
             return Part(seed=seed, failure=_reason(error))
 
     def _run(self, task: Task, solver: Solver, seed: int, truth: Tensor | None, reward: Any) -> Part:
@@ -191,13 +191,13 @@ class Bench:
         place = torch.device(getattr(getattr(solver, "prior", None), "device", None) or "cpu")
         memory = PeakMemory(place)
         start = time.perf_counter()
-        with solver.counting() as cost:  # a third party's sample may state nothing
+        with solver.counting() as cost:  # the sample method of a third party may not report its calls
             posterior = solver.sample(reward.to(place), count, generator=torch.Generator().manual_seed(seed))
         seconds = time.perf_counter() - start
         used = memory.read()
         expected = (task.stop - task.start, count, *problem.image_shape)
         if tuple(posterior.samples.shape) != expected:
-            raise ValueError(f"it gave samples {tuple(posterior.samples.shape)} and not {expected}, (observations, "
+            raise ValueError(f"it returned samples {tuple(posterior.samples.shape)}, not {expected}, (observations, "
                              "samples, *image_shape)")
         generator = torch.Generator().manual_seed(derive_seed(self.settings["seed"], task.problem, task.start, "judge"))
         reward = reward.to(posterior.samples.device)
@@ -237,7 +237,7 @@ def _gallery(posterior: Posterior, reward: Reward, truth: Tensor | None, count: 
             kept["observed"] = observed.expand(len(y), *y.shape[1:])[:count]
     if truth is not None:
         kept["truth"] = truth[:count].to(first.samples)
-        effective = first.ess()  # fewer than the interval takes have a narrower one
+        effective = first.ess()  # with too few effective samples the interval is narrower than its level
         fewest = first.num_samples if effective is None else float(effective.min())
         if fewest >= least_samples(LEVEL) and not first.diagnostics.get("point_estimate", False):
             low, high = first.interval(LEVEL)

@@ -1,4 +1,4 @@
-"""What a problem is, as lines of text: for the page of a comparison."""
+"""Describes a problem in lines of text, for the page of a comparison."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["describe"]
 
 
 def describe(problem: Problem, reward: Reward) -> dict[str, str]:
-    """Lines of text by name.
+    """Describe a problem in lines of text by name.
 
     Args:
-        problem: of a comparison.
-        reward: of some of its observations.
+        problem: Problem of a comparison.
+        reward: Reward of some of its observations.
 
     Example:
         >>> import invflow
@@ -45,19 +45,19 @@ def _prior(problem: Problem) -> str:
         return problem.prior_name
     try:
         return type(problem.prior).__name__
-    except ValueError:  # the solvers bring theirs
+    except ValueError:  # the solvers have their own
         return "none of the problem's own"
 
 
 def _operator(operator: Operator, random: bool) -> str:
-    """The call that would build it, as far as it remembers: parameters that are tensors are left out."""
+    """The call that builds an operator, from its recorded arguments; tensors are left out."""
     words = [str(operator.image_shape)]
     for name in inspect.signature(type(operator).__init__).parameters:
         value = getattr(operator, name, None)
         drawn = isinstance(value, tuple) and any(isinstance(v, float) for v in value)  # a range to draw from
         if name != "image_shape" and isinstance(value, (int, float, str, tuple)) and (random or not drawn):
             words.append(f"{name}={value!r}")
-    return f"{type(operator).__name__}({', '.join(words)})" + (", drawn anew each time" if random else "")
+    return f"{type(operator).__name__}({', '.join(words)})" + (", drawn for each observation" if random else "")
 
 
 def _measured(operator: Operator) -> str:

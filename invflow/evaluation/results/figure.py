@@ -1,4 +1,4 @@
-"""Quality against calls, as a figure."""
+"""The figure of quality against calls."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ if TYPE_CHECKING:
 
 __all__ = ["direction", "pareto_figure", "pareto_panel", "plotted_metrics", "points_of"]
 
-#: where a name may be beside its point, the best place first
+#: possible positions of a name next to its point, best first
 _AROUND = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
 _INK, _FAINT, _FRONT = "#222222", "#999999", "#3b4cc0"
 _STYLE: Any = {"font.family": "sans-serif", "font.size": 8, "text.color": _INK, "axes.edgecolor": _FAINT,
           "xtick.color": _INK, "ytick.color": _INK, "axes.labelcolor": _INK, "axes.spines.top": False,
-          "axes.spines.right": False, "text.parse_math": False}  # a solver's name is no formula
+          "axes.spines.right": False, "text.parse_math": False}  # a solver's name is not a formula
 
 
 def pareto_figure(comparison: Results, metric: str = "crps", columns: int = 3) -> PosteriorFigure:
-    """Mean of a metric with its standard error against calls for each sample, forward and backward together.
+    """Plot the mean of a metric with its standard error against calls per sample, forward and backward together.
 
-    On the front are the solvers that no other beats at as few calls. Solvers without any network call are at 0.
+    The front connects the solvers for which no other is better with as few calls. Solvers without network calls are
+    at 0.
 
     Args:
-        comparison: of solvers.
-        metric: such as ``"crps"``.
-        columns: panels side by side.
+        comparison: Comparison of solvers.
+        metric: Name of the metric, such as ``"crps"``.
+        columns: Number of panels in a row.
 
     Raises:
-        ValueError: if no problem has the metric.
+        ValueError: If no problem has the metric.
     """
     problems = [p for p in comparison.problems if metric in comparison.metrics(p)]
     if not problems:
@@ -65,7 +66,7 @@ def pareto_panel(comparison: Results, problem: str, metric: str) -> PosteriorFig
 
 
 def direction(metric: str) -> str:
-    """The title of a metric, and where it is best."""
+    """The title of a metric and its best direction or value."""
     shown = METRICS.get(metric)
     better = shown.better if shown else None
     return f"{shown.title if shown else metric}" + (
@@ -79,7 +80,7 @@ def _empty_figure(columns: int, rows: int) -> PosteriorFigure:
 def _draw(axes: matplotlib.axes.Axes, comparison: Results, problem: str, metric: str) -> None:
     points, front = points_of(comparison, problem, metric), comparison.pareto(problem, metric)
     called = [calls for calls, _, _ in points.values() if calls > 0]
-    edge = min([1.0, *called]) / 3  # where no call is drawn
+    edge = min([1.0, *called]) / 3  # position of zero calls
     right = max([1.0, *called]) * 4
     place = {solver: max(calls, edge) for solver, (calls, _, _) in points.items()}
     better = METRICS[metric].better if metric in METRICS else None
@@ -113,7 +114,7 @@ def _draw(axes: matplotlib.axes.Axes, comparison: Results, problem: str, metric:
 
 
 def _place_names(figure: PosteriorFigure) -> None:
-    """Move each name to where it covers no point and no other name, the nearest such place first."""
+    """Move each name to the nearest place where it covers no point and no other name."""
     figure.draw_without_rendering()
     for axes in figure.axes:
         names: list[Any] = list(axes.texts)
@@ -132,7 +133,7 @@ def _place_names(figure: PosteriorFigure) -> None:
 
 
 def plotted_metrics(comparison: Results, problem: str, most: int = 4) -> list[str]:
-    """Metrics that are worth a drawing, the most telling first."""
+    """Metrics to plot, the most informative first."""
     order = ["crps", "coverage", "psnr", "frechet", "sliced_wasserstein", "reward", "residual", "rmse"]
     having = [m for m in order if m in comparison.metrics(problem)]
     return [m for m in having if len(points_of(comparison, problem, m)) > 1][:most]

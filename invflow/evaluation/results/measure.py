@@ -1,4 +1,4 @@
-"""What is measured and limited around a part of a comparison: its peak memory, and how long it may take."""
+"""Measures the peak memory of a part of a comparison and limits its time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PeakMemory", "check_timeout", "time_limit"]
 
 
 class PeakMemory:
-    """Peak memory of a span of code above what was in use when it began; None where the system does not tell."""
+    """Peak memory of a block of code above the memory in use at its start; None if the system does not report it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self._before = device, None
@@ -25,7 +25,7 @@ class PeakMemory:
             return
         try:
             _give_back_freed_memory()
-            Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is in use now
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the memory in use now
             self._before = _resident("VmRSS")
         except OSError:
             pass
@@ -39,10 +39,10 @@ class PeakMemory:
 
 
 def _give_back_freed_memory() -> None:
-    """Ask the C library, so that what an earlier solver has freed does not hide what this one takes."""
+    """Have the C library return freed memory, so that memory of an earlier solver does not hide that of this one."""
     import ctypes
 
-    with contextlib.suppress(OSError, AttributeError):  # of another C library: the peak is then a lower bound
+    with contextlib.suppress(OSError, AttributeError):  # another C library: the peak is then a lower bound
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
@@ -52,25 +52,25 @@ def _resident(name: str) -> int:
 
 
 def check_timeout(seconds: float | None) -> None:
-    """Refuse a time limit that cannot be kept.
+    """Check that a time limit can be enforced.
 
     Raises:
-        ValueError: if it is not over 0, or where nothing can interrupt the code: outside the main thread, on Windows.
+        ValueError: If it is not above 0, or if code cannot be interrupted: outside the main thread, or on Windows.
     """
     if seconds is None:
         return
     if not 0 < seconds < float("inf"):
-        raise ValueError(f"timeout={seconds}: pass seconds over 0, or None for no limit")
+        raise ValueError(f"timeout={seconds}: pass seconds above 0, or None for no limit")
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         raise ValueError("timeout= interrupts the main thread, on Linux and macOS: pass timeout=None here")
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Interrupt the block after so many seconds, between two operations of Python; None never does.
+    """Interrupt the block after this many seconds, between two operations of Python; None sets no limit.
 
     Raises:
-        TimeoutError: if it took longer.
+        TimeoutError: If it took longer.
     """
     if seconds is None:
         yield
@@ -82,7 +82,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
             raise TimeoutError(f"stopped after {seconds:g} s, the time limit of a part")
 
     previous = signal.signal(signal.SIGALRM, stop)
-    # again each second, for code that goes on after whichever error
+    # repeated each second, for code that catches all errors and continues
     delay, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield

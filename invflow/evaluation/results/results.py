@@ -1,4 +1,4 @@
-"""A comparison: what each solver reached on each problem, as tables with standard errors and paired differences."""
+"""Results of a comparison: each solver on each problem, as tables with standard errors and paired differences."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ _COSTS = ("forward", "backward", "seconds", "memory")
 
 @dataclass
 class Results:
-    """Solvers x problems x observations: the numbers. :class:`invflow.Comparison` adds texts, figures and files.
+    """Numbers by problem, solver and observation. :class:`invflow.Comparison` adds text, figures and files.
 
     Attributes:
-        values: metrics of each observation, ``values[problem][solver][metric]``, a list of B numbers; NaN where the
+        values: Metrics of each observation, ``values[problem][solver][metric]``, a list of B numbers; NaN where the
             solver failed on that observation.
-        sets: metrics of all samples together, ``sets[problem][solver][metric]`` as (value, standard error): the Frechet
+        sets: Metrics of all samples together, ``sets[problem][solver][metric]`` as (value, standard error): the Frechet
             distance, with a jackknife over observations.
         costs: ``costs[problem][solver]``: ``forward`` and ``backward`` calls for each sample, ``seconds`` for each
             observation with all its samples, ``memory`` in bytes, the largest of any part, or None.
-        failures: ``failures[problem][solver]``, why there is no result on any observation.
-        settings: numbers of observations and samples, seed, split and the like.
-        solvers: settings of each solver by name, in the order they were given.
-        seeds: ``seeds[problem]``, of the solvers' random numbers, one for each observation's part.
-        versions: of what made the parts; several with commas between.
-        folder: where the parts are, or None.
-        missing: ``missing[problem][solver]`` of a solver that failed on some observations: ``"observations"``, their
-            numbers, and ``"reason"``. Its means are over the others, so that they are not compared with those of
-            solvers that have all: it is never the best.
-        descriptions: ``descriptions[problem]``, what the problem is, as lines of text by name: operator, noise, prior,
-            how much is measured.
+        failures: ``failures[problem][solver]``, the reason why there is no result on any observation.
+        settings: Numbers of observations and samples, seed, split and similar.
+        solvers: Settings of each solver by name, in the given order.
+        seeds: ``seeds[problem]``, the seeds of the solvers, one for each observation's part.
+        versions: Versions of the libraries used for the parts, separated by commas if there are several.
+        folder: Folder of the parts, or None.
+        missing: ``missing[problem][solver]`` for a solver that failed on some observations: ``"observations"``, their
+            indices, and ``"reason"``. Its means are over the other observations, so they are not compared with those of
+            solvers with all observations, and it is never the best.
+        descriptions: ``descriptions[problem]``, the problem in lines of text by name: operator, noise, prior,
+            size of the measurement.
     """
 
     values: dict[str, dict[str, dict[str, list[float]]]]
@@ -70,13 +70,13 @@ class Results:
         return list(self.values)
 
     def waiting(self) -> int:
-        """How many parts belong to another shard and are not there yet; see ``shard`` of :func:`invflow.compare`."""
+        """Number of missing parts that belong to another shard; see ``shard`` of :func:`invflow.compare`."""
         return sum(part.failure == WAITING for part in (self._parts or {}).values())
 
     # -- numbers -----------------------------------------------------------------------------------------------------
 
     def metrics(self, problem: str) -> list[str]:
-        """Metrics that any solver has on a problem, in the order of the table."""
+        """Metrics that at least one solver has on a problem, in the order of the table."""
         found = {name for table in (self.values, self.sets) for row in table[problem].values() for name in row}
         return [*(name for name in METRICS if name in found), *sorted(found - set(METRICS))]
 
@@ -84,7 +84,7 @@ class Results:
         """Mean over observations and its standard error (NaN for a single observation).
 
         Raises:
-            KeyError: if there is no such number.
+            KeyError: If there is no such number.
         """
         if metric in self.sets[problem].get(solver, {}):
             return self.sets[problem][solver][metric]
@@ -92,16 +92,16 @@ class Results:
         return _mean(values[self._solved(problem, solver)])
 
     def difference(self, problem: str, solver: str, metric: str, reference: str | None = None) -> tuple[float, float]:
-        """Mean over the observations that both solved of the paired difference to another, and its standard error.
+        """Mean paired difference to another solver and its standard error, over the observations that both solved.
 
         Args:
-            problem: name.
-            solver: name.
-            metric: of single observations.
-            reference: the solver that is subtracted; the first by default, or ``"best"``.
+            problem: Name of the problem.
+            solver: Name of the solver.
+            metric: A metric of single observations.
+            reference: The solver that is subtracted; the first by default, or ``"best"``.
 
         Raises:
-            KeyError: if there is no such number.
+            KeyError: If there is no such number.
         """
         own = self.values[problem]
         other = self.reference(problem, metric, reference)
@@ -119,7 +119,7 @@ class Results:
         return [b for b in range(count) if b not in gaps]
 
     def reference(self, problem: str, metric: str, reference: str | None = None) -> str:
-        """The solver that others are compared with: the first that has the metric, the named one, or the best."""
+        """The solver with which others are compared: the first that has the metric, the named one, or the best."""
         having = [name for name in self.solvers if metric in self.values[problem].get(name, {})]
         having = [name for name in having if self.complete(problem, name)] or having
         if reference is not None and reference != "best":
@@ -131,10 +131,10 @@ class Results:
         return self.best(problem, metric) or having[0]
 
     def best(self, problem: str, metric: str) -> str | None:
-        """The solver with the best mean over all observations, of those that have not collapsed; None where neither
-        direction is better.
+        """The solver with the best mean over all observations, without collapsed weights; None where neither direction
+        is better.
 
-        It is found on the same observations that it is then compared on: a difference to it is too favourable to it.
+        It is chosen and compared on the same observations, so differences to it are biased in its favour.
         """
         better = METRICS[metric].better if metric in METRICS else None
         means = {}
@@ -153,10 +153,10 @@ class Results:
         return min(means, key=lambda name: abs(means[name] - better))
 
     def leaders(self, problem: str, metric: str) -> list[str]:
-        """The best solver and those that cannot be told apart from it: within two paired standard errors.
+        """The best solver and all solvers within two paired standard errors of it.
 
         Returns:
-            None of them where there is nothing to tell: a single candidate, a single observation, or a metric of all
+            An empty list if there is nothing to compare: a single candidate, a single observation, or a metric of all
             observations together, which has no paired errors.
         """
         best, means = self.best(problem, metric), {}
@@ -171,7 +171,7 @@ class Results:
         target, up = (better, None) if isinstance(better, float) else (0.0, better == "low")
 
         def losses(solver: str) -> Tensor:
-            """Of each observation; their mean is the distance from a value that is best."""
+            """Loss of each observation; the mean is the distance from the best value."""
             values = torch.tensor(self.values[problem][solver][metric], dtype=torch.float64) - target
             return values if (means[solver] >= target if up is None else up) else -values
 
@@ -189,7 +189,7 @@ class Results:
         return float(costs["forward"] or 0) + float(costs["backward"] or 0)
 
     def pareto(self, problem: str, metric: str = "crps") -> list[str]:
-        """Solvers that no other beats in the metric at as few calls, by their calls; none with collapsed weights."""
+        """Solvers on the Pareto front of metric and calls, ordered by calls; none with collapsed weights."""
         better = METRICS[metric].better if metric in METRICS else "low"
 
         def loss(solver: str) -> float:
@@ -214,7 +214,7 @@ class Results:
         """The tidy table: a dictionary for each problem, solver and metric, and for each cost.
 
         Args:
-            reference: of the paired differences; see :meth:`difference`.
+            reference: Reference of the paired differences; see :meth:`difference`.
         """
         rows: list[dict[str, Any]] = []
         for problem in self.problems:
@@ -242,7 +242,7 @@ class Results:
         return rows
 
     def gap(self, problem: str, solver: str) -> str:
-        """On how many observations a solver failed, and why; of one that :attr:`missing` names."""
+        """Describe on how many observations a solver in :attr:`missing` failed, and why."""
         gap = self.missing[problem][solver]
         return f"failed on {len(gap['observations'])} of {len(self.seeds[problem])} observations: {gap['reason']}"
 
@@ -266,9 +266,9 @@ class Results:
         """Images of the first observations of a problem.
 
         Returns:
-            ``truth``, ``observation``, ``observed`` (which entries of the measurement are), ``mean``, ``std`` and
+            ``truth``, ``observation``, ``observed`` (mask of the observed entries), ``mean``, ``std`` and
             ``covered`` (whether the truth lies in the 90% interval), each ``(b, ...)``, and ``samples`` ``(b, n,
-            ...)``; those that there are.
+            ...)``, where available.
         """
         known = dict(self._parts or {})
         if not known and self.folder is not None:
@@ -295,7 +295,7 @@ def _as_csv(rows: list[dict[str, Any]], columns: list[str]) -> str:
 
 
 def _no_formula(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula: a label that begins like one gets an apostrophe before it."""
+    """A cell that spreadsheets do not treat as a formula: an apostrophe is put before a label that looks like one."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
@@ -304,7 +304,7 @@ def _no_formula(value: Any) -> Any:
 
 def gather(kind: type[R], parts: dict[Task, Part], problems: dict[str, Problem], settings: dict[str, Any],
            solvers: dict[str, Any]) -> R:
-    """Put the parts together as results of a kind, whatever order they were made in."""
+    """Combine the parts into results of a given class; their order does not matter."""
     comparison = kind({p: {} for p in problems}, {p: {} for p in problems}, {p: {} for p in problems},
                       {p: {} for p in problems}, settings, solvers, {}, _joined_versions(parts), None, parts,
                       {p: {} for p in problems})

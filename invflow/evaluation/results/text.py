@@ -1,4 +1,4 @@
-"""A comparison as markdown."""
+"""Formats a comparison as markdown."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 __all__ = ["COLLAPSE_NOTE", "cells", "in_a_cell", "markdown", "with_error"]
 
-COLLAPSE_NOTE = (f"Collapsed: under {COLLAPSED} effective samples in half of the observations or more; the numbers are "
-                 "those of a few samples, and never called best.")
+COLLAPSE_NOTE = (f"Collapsed: under {COLLAPSED} effective samples in half of the observations or more; the numbers "
+                 "come from a few samples and are never called best.")
 
 
 def with_error(mean: float, error: float) -> str:
-    """A number with as many digits as its standard error allows: ``0.1234 ± 0.0012``."""
+    """Format a number with as many digits as its standard error allows: ``0.1234 ± 0.0012``."""
     if not math.isfinite(mean):
         return "—" if math.isnan(mean) else str(mean)
     if not (math.isfinite(error) and error > 0):
@@ -28,12 +28,12 @@ def with_error(mean: float, error: float) -> str:
 
 
 def in_a_cell(text: str) -> str:
-    """Text that neither ends a cell of a markdown table nor its row."""
+    """Escape text so that it ends neither a cell of a markdown table nor its row."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
 def cells(comparison: Results, problem: str, metrics: list[str] | None) -> list[list[str]]:
-    """Rows of text of one problem's table, the first one its head; the leaders in asterisks."""
+    """Rows of text of one problem's table, the header first; the leaders are in asterisks."""
     names = [m for m in (comparison.metrics(problem) if metrics is None else metrics)
              if m in comparison.metrics(problem)]
     rows = [["solver", *(METRICS[m].title if m in METRICS else m for m in names), "calls forward", "backward",
@@ -59,7 +59,7 @@ def cells(comparison: Results, problem: str, metrics: list[str] | None) -> list[
 
 
 def markdown(comparison: Results, metrics: list[str] | None) -> str:
-    """All tables, and what their columns mean."""
+    """All tables, and the meaning of their columns."""
     settings = comparison.settings
     lines = []
     for problem in comparison.problems:
@@ -80,7 +80,7 @@ def markdown(comparison: Results, metrics: list[str] | None) -> str:
     lines.append(
         f"{settings.get('num_observations')} observations ({truths} where the problem has images) x "
         f"{settings.get('num_samples')} samples, seed {settings.get('seed')}; means ± standard errors over "
-        "observations; in bold the best, and what lies within two standard errors of the paired difference to it. "
+        "observations; in bold the best, and those within two standard errors of the paired difference to it. "
         "Calls are network rows for each sample, seconds for each observation with all its samples, memory the peak "
-        "above what the solver itself takes. " + "; ".join(notes) + ".")
+        "above the memory of the solver itself. " + "; ".join(notes) + ".")
     return "\n".join(lines)

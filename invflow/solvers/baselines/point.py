@@ -49,7 +49,7 @@ class PointEstimator(Solver):
             reward: a Gaussian likelihood of B observations.
             n: N, copies of each estimate.
             generator: not used: nothing is drawn.
-            progress: show a progress bar.
+            progress: Whether to show a progress bar.
 
         Returns:
             A posterior without weights or evidence, all samples of an observation equal.

@@ -29,36 +29,37 @@ def powers(first: float, last: float, steps: int, rho: float = 7.0) -> list[floa
 class DAPS(RowSampler):
     r"""Decoupled annealing posterior sampling (Zhang, Chu, Berner, Meng, Anandkumar and Song 2024, arXiv 2407.01521).
 
-    At each noise level :math:`\sigma_t` of an annealing from 100 to 0.1: the probability-flow ODE carries
-    :math:`x_t = x_0 + \sigma_t \epsilon` to an estimate :math:`\hat x_0`; Langevin steps sample
+    The noise level :math:`\sigma_t` is annealed from 100 to 0.1. At each level the probability-flow ODE carries
+    :math:`x_t = x_0 + \sigma_t \epsilon` to an estimate :math:`\hat x_0`. Langevin steps then sample
 
     .. math:: p(x_0 \mid x_t, y) \propto N(x_0; \hat x_0, r_t^2 I)\, p(y \mid x_0), \qquad r_t = \sigma_t,
 
-    and fresh noise of the next level is added. The Gaussian around :math:`\hat x_0` is a guess of the denoising
-    posterior: the samples are approximate, for a Gaussian prior too.
+    and new noise of the next level is added. The Gaussian around :math:`\hat x_0` only approximates the denoising
+    posterior, so the samples are approximate even for a Gaussian prior.
 
-    Levels and steps are in units of states, which for priors of images are the paper's, images in [-1, 1]. The defaults
-    are those of the authors' code, but for ``tau``: they take 0.01 for noise of 0.05, which sharpens the likelihood.
+    Levels and steps are in units of states. For priors of images these are the paper's units, images in [-1, 1]. The
+    defaults are those of the authors' code, except ``tau``: they use 0.01 for noise of 0.05, which sharpens the
+    likelihood.
 
     Args:
-        prior: a flow map; its denoiser is used, so that noise coupled to the data will do.
-        steps: N_A, noise levels.
-        ode_steps: N_ode, Euler steps from each level to the estimate, each a network call.
-        langevin_steps: N, at each level.
-        sigma_max: first noise level.
-        sigma_min: at which the annealing ends.
-        ode_end: level at which the ODE ends before it jumps to 0.
-        step_size: eta_0, of the Langevin steps, in squared units of states; stable under 2 / (1 / tau^2 + 1 / sigma^2)
-            for operators of norm 1.
-        step_ratio: delta, what is left of the step size at the last level; linear in between.
-        tau: standard deviation of the noise that the Langevin steps assume, in units of the measurement; None for the
+        prior: A flow map; only its denoiser is used, so noise coupled to the data is allowed.
+        steps: N_A, the number of noise levels.
+        ode_steps: N_ode, the number of Euler steps from each level to the estimate, each one network call.
+        langevin_steps: N, the number of Langevin steps at each level.
+        sigma_max: First noise level.
+        sigma_min: Noise level at which the annealing ends.
+        ode_end: Noise level at which the ODE ends before it jumps to 0.
+        step_size: eta_0, the size of the Langevin steps, in squared units of states; stable below
+            2 / (1 / tau^2 + 1 / sigma^2) for operators of norm 1.
+        step_ratio: delta, the ratio of last to first step size; linear in between.
+        tau: Standard deviation of the noise that the Langevin steps assume, in units of the measurement; None for the
             likelihood's own.
-        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples
-            do not depend on it beyond rounding.
+        chunk_size: Number of rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU.
+            Samples do not depend on it beyond rounding.
 
     Raises:
-        TypeError, ValueError: for a prior or a setting that does not fit; in ``sample``, for a likelihood that is not
-            Gaussian, or steps that are too large.
+        TypeError, ValueError: If the prior or a setting does not fit; in ``sample``, if the likelihood is not
+            Gaussian, or the steps are too large.
 
     Example:
         >>> import torch, invflow

@@ -25,18 +25,18 @@ __all__ = ["DDRM"]
 class DDRM(DiffusionSampler):
     r"""Denoising diffusion restoration models (Kawar, Elad, Ermon and Song 2022, equations 7 and 8).
 
-    Works on the coefficients of the operator's singular value decomposition, each observed down to its own noise
-    level: so it takes operators whose decomposition is at hand, which are entry-by-entry ones (masks, denoising),
-    circular convolutions, and dense matrices up to a few thousand values. deepinv's form divides all noise by the root
-    of two, which makes it too narrow, on levels that fall evenly from ``sigma_max`` to 0.
+    The method works on the coefficients of the operator's singular value decomposition, each with its own noise
+    level. It therefore needs operators with a known decomposition: entry-by-entry ones (masks, denoising),
+    circular convolutions, and dense matrices of up to a few thousand values. deepinv's form divides all noise by the
+    square root of two, which makes the samples too narrow, and uses levels that fall evenly from ``sigma_max`` to 0.
 
     Args:
-        prior: as for :class:`DiffusionSampler`, as are the settings not listed here.
-        steps: network calls.
-        eta: share of fresh noise where the measurement says nothing new, in [0, 1].
-        eta_observed: :math:`\eta_b`, how far coefficients that are noisier than the measurement are set to it, in
+        prior: Same as in :class:`DiffusionSampler`, as are the settings not listed here.
+        steps: Number of network calls.
+        eta: Share of new noise where the measurement has no new information, in [0, 1].
+        eta_observed: :math:`\eta_b`, the degree to which coefficients noisier than the measurement are set to it, in
             [0, 1].
-        sigma_max: of deepinv's form: first noise level, for images in [0, 1], at least 1; 1 unless said.
+        sigma_max: For deepinv's form only: first noise level, for images in [0, 1], at least 1; default 1.
 
     Example:
         >>> import torch, invflow

@@ -29,29 +29,29 @@ class WeightedDiamondMaps(RowSampler):
 
     .. math:: \log w = r(z) + \log N(x; t z, (1 - t)^2) + \log p_{t'}(x') - \log q(x' | x),
 
-    whose gradient, averaged by the weights, is that of the value. Of the log density only its difference between x'
-    and x counts, taken by a trapezoid of scores, :math:`(s_{t'}(x) + s_{t'}(x')) \cdot (x' - x) / 2`: right for
-    Gaussian densities, approximate for others. The authors' code has :math:`s_t(x)` in place of :math:`s_{t'}(x)`,
-    which saves a call and is wrong for a Gaussian too, however many particles. The first step, from pure noise,
-    takes the mean of fresh draws by their rewards.
+    whose weighted average gradient is the gradient of the value. Only the difference of the log density between x'
+    and x matters. It is computed by the trapezoidal rule from scores, :math:`(s_{t'}(x) + s_{t'}(x')) \cdot (x' - x) /
+    2`, which is exact for Gaussian densities and approximate for others. The authors' code uses :math:`s_t(x)` instead
+    of :math:`s_{t'}(x)`, which saves a call and is wrong even for a Gaussian with any number of particles. The first
+    step, from pure noise, uses the mean of new draws weighted by their rewards.
 
     The authors' code, which makes images for a prompt, divides each term of the gradient by its norm and uses one
     length for all; here the gradient is that of the value.
 
     Args:
-        prior: a flow map, trained with noise independent of the data.
-        steps: Euler steps.
-        particles: K, of each step of each sample; the authors take 4.
-        snr: by how much t' lowers the ratio of signal to noise, as powers; over 1. The authors take 5, and 1.1 and
+        prior: A flow map trained with noise independent of the data.
+        steps: Number of Euler steps.
+        particles: K, the number of particles in each step of each sample; the authors use 4.
+        snr: Factor by which t' lowers the signal-to-noise ratio (of powers), above 1. The authors use 5, and 1.1 and
             20 for their two models.
         weights: ``"density"`` for the weights above; ``"published"`` for those with the score at t; ``"reward"`` for
             the share of :math:`e^{r(z)}` alone, which the authors use for images, where the weights of a few particles
             differ too much.
-        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples
-            do not depend on it beyond rounding.
+        chunk_size: Number of rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU.
+            Samples do not depend on it beyond rounding.
 
     Raises:
-        TypeError, ValueError: for a prior or a setting that does not fit; in ``sample``, for a reward that is not a
+        TypeError, ValueError: If the prior or a setting does not fit; in ``sample``, if the reward is not a
             likelihood.
 
     Example:

@@ -32,16 +32,17 @@ class DiffPIR(DiffusionSampler):
 
     Each step denoises, clips to [-1, 1], moves the image to the minimum of
     :math:`\|y - A x\|^2 + \rho_t \|x - \hat x_0\|^2` with :math:`\rho_t = \lambda \sigma^2 / \bar\sigma_t^2`, and adds
-    noise back, a share zeta of it fresh. As in the authors' code :math:`\sigma` is the noise on images in [0, 1],
-    :math:`\bar\sigma_t` that on [-1, 1]: a lambda of 4 weighs both as the model would, and more of it smooths. In
-    deepinv's form the proximal step is for :math:`2 \rho_t`, so that the paper's lambda is twice deepinv's.
+    noise back, a share zeta of which is new. As in the authors' code, :math:`\sigma` is the noise on images in [0, 1]
+    and :math:`\bar\sigma_t` the noise on images in [-1, 1]. A lambda of 4 gives both terms the weights of the model; a
+    larger one smooths. In deepinv's form the proximal step is for :math:`2 \rho_t`, so the paper's lambda is twice
+    deepinv's.
 
     Args:
-        prior: as for :class:`DiffusionSampler`, as are the settings not listed here.
-        steps: noise levels, with a network call for each but the last (deepinv's: for each).
+        prior: Same as in :class:`DiffusionSampler`, as are the settings not listed here.
+        steps: Number of noise levels, with one network call for each except the last (in deepinv's form, for each).
         lambda_: :math:`\lambda`.
-        zeta: share of fresh noise, in [0, 1].
-        regularisation: was half of the paper's lambda; refused.
+        zeta: Share of new noise, in [0, 1].
+        regularisation: Former setting, half of the paper's lambda; raises an error.
 
     Example:
         >>> import torch, invflow

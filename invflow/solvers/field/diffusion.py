@@ -1,5 +1,4 @@
-"""What the field's diffusion samplers share: their common settings, the noise levels, and images as the papers scale
-them."""
+"""Shared parts of the existing diffusion samplers: settings, noise levels, and images in the scale of the papers."""
 
 from __future__ import annotations
 
@@ -37,8 +36,8 @@ class RangedSampler(RowSampler):
     """A sampler made for images in a known range.
 
     Args:
-        prior: a flow map trained with noise independent of the data, whose decoding is affine.
-        value_range: (low, high), what the method is to take for the range of images; leave it for images in [0, 1].
+        prior: A flow map trained with noise independent of the data, with affine decoding.
+        value_range: (low, high), the range of images that the method assumes; keep the default for images in [0, 1].
         chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples
             do not depend on it beyond rounding.
     """
@@ -57,22 +56,22 @@ class RangedSampler(RowSampler):
 
 
 class DiffusionSampler(RangedSampler):
-    r"""A sampler that goes through the noise levels of a diffusion model, as its authors wrote it.
+    r"""A sampler that steps through the noise levels of a diffusion model, as published by its authors.
 
-    The papers' images x lie in [-1, 1], and so do the noise levels and step sizes here; ``value_range`` says which
-    images these are. Where deepinv's implementation is another method, ``variant="deepinv"`` runs deepinv's.
+    The papers' images x lie in [-1, 1], and noise levels and step sizes are in these units; ``value_range`` says which
+    images these are. If deepinv's implementation is a different method, ``variant="deepinv"`` runs that one.
 
     Args:
-        prior: a flow map trained with noise independent of the data, whose decoding is affine.
-        steps: noise levels.
+        prior: A flow map trained with noise independent of the data, with affine decoding.
+        steps: Number of noise levels.
         variant: ``"paper"``, or ``"deepinv"`` for the form of deepinv 0.5, whose settings are in its own units.
-        value_range: (low, high) of images, which the method takes for its [-1, 1] (deepinv's for its [0, 1]).
+        value_range: (low, high), the range of images that maps to the method's [-1, 1] (in deepinv's form, [0, 1]).
         chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples
             do not depend on it beyond rounding.
 
     Raises:
-        TypeError, ValueError: for a prior or a setting that does not fit; in ``sample``, for an operator that the
-            method cannot take, with the solvers that can.
+        TypeError, ValueError: If the prior or a setting does not fit; in ``sample``, if the method cannot handle the
+            operator (the message names solvers that can).
     """
 
     #: of the paper's form; None: as many as you like
@@ -112,7 +111,7 @@ class DiffusionSampler(RangedSampler):
         """Refuse settings of the paper's form in deepinv's."""
         for name, value in values.items():
             if value is not None and self.variant == "deepinv":
-                raise ValueError(f"{name}={value} is a setting of the paper's form, which variant='deepinv' has not: "
+                raise ValueError(f"{name}={value} is a setting of the paper's form, absent from variant='deepinv': "
                                  "leave one of them out")
 
     def _run(self, rows: Rows) -> Tensor:

@@ -42,13 +42,13 @@ def run_chains(target: NoiseTarget, draws: Draws, move: Move, *, num_moves: int,
         acceptance: towards which the step size goes; None: it stays.
         step_size: the largest first h; the first one of moves with a gradient is shorter where that is steep.
         resampling: name of the resampler.
-        generator: source of randomness.
+        generator: Random generator.
 
     Yields:
         A :class:`NoiseSMCState` before the first move and after each.
 
     Raises:
-        ValueError: if no draw of an observation has a finite weight.
+        ValueError: If no draw of an observation has a finite weight.
     """
     rows = torch.arange(target.num_observations, device=draws.noise.device)
     particles = target.evaluate(draws.noise, rows)

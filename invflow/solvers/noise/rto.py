@@ -158,8 +158,8 @@ class NoiseRTO(Solver):
         Args:
             reward: a :class:`~invflow.GaussianLikelihood`; the operator may be nonlinear.
             n: N, at least 1.
-            generator: source of randomness.
-            progress: show a progress bar.
+            generator: Random generator.
+            progress: Whether to show a progress bar.
 
         Returns:
             Independent samples, without weights, or weighted ones with ``weights``. Diagnostics, for each
@@ -222,7 +222,7 @@ class NoiseRTO(Solver):
         Args:
             reward: a :class:`~invflow.GaussianLikelihood` over B observations.
             num_samples: N, at least 1.
-            generator: source of randomness.
+            generator: Random generator.
 
         Yields:
             A :class:`NoiseRTOState` of a chunk after each of its iterations, and before the first. A chunk that does

@@ -95,8 +95,8 @@ class NoiseSMC(Solver):
         step_size: h of the first temperature, in (0, 1]; a move keeps sqrt(1 - h^2) of its noise.
         temperatures: ascending, the last 1, in place of adaptive ones.
         resampling: one of ``"multinomial"``, ``"stratified"``, ``"systematic"``, ``"residual"``, ``"ssp"``.
-        chunk_size: rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU. Results do
-            not depend on it beyond rounding.
+        chunk_size: Number of rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
+            Results do not depend on it beyond rounding.
         max_temperatures: of an adaptive run; the last of them is 1, however few particles survive it.
 
     Raises:
@@ -215,7 +215,7 @@ class NoiseSMC(Solver):
         Args:
             reward: over B observations, or any number (taken as one).
             num_samples: N, at least 1.
-            generator: source of randomness.
+            generator: Random generator.
 
         Yields:
             A :class:`NoiseSMCState` for temperature 0, and one after each step. An observation that has arrived at

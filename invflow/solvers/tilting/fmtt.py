@@ -1,4 +1,4 @@
-"""Flow map trajectory tilting: particles follow a base sampler, drawn to reward, with weights that correct them."""
+"""Flow map trajectory tilting: particles follow a base sampler, guided by the reward, with correcting weights."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ __all__ = ["FMTT", "FMTTState"]
 class FMTT(Solver):
     r"""Flow map trajectory tilting: samples of p(x) e^{r(x)} by steps along the path that look ahead to its end.
 
-    At time t the particles are tilted by :math:`r_t(x) = g(t)\, r(L_t(x))`, the reward of the image that the
-    look-ahead :math:`L_t` sees coming (arXiv 2511.22688). A base step, the Gaussian kernel
-    :math:`p(x' \mid x) = N(m(x), v I)`, is shifted by :math:`\tfrac{v}{2} \nabla r_t`, and importance weights make up
-    for what the shift does not do.
+    At time t the particles are tilted by :math:`r_t(x) = g(t)\, r(L_t(x))`, the reward of the image predicted by the
+    look-ahead :math:`L_t` (arXiv 2511.22688). A base step, the Gaussian kernel
+    :math:`p(x' \mid x) = N(m(x), v I)`, is shifted by :math:`\tfrac{v}{2} \nabla r_t`, and importance weights correct
+    for the remaining difference.
 
     **Twisted weights** are exact at any number of steps. With q the shifted kernel,
 
@@ -60,49 +60,49 @@ class FMTT(Solver):
     :math:`dA = (\partial_t + b_t \cdot \nabla) r_t dt` otherwise. They hold as steps grow and, with the flow map, as
     far as the map is exact; the integral is taken by the trapezoidal rule.
 
-    Particles of an observation are resampled where their effective sample size is under a threshold. Of a reward
-    without gradient, resampling alone does the work, and twisted weights remain exact.
+    Particles of an observation are resampled when their effective sample size falls below a threshold. For a reward
+    without gradient, resampling alone tilts the particles, and twisted weights remain exact.
 
-    A shift by the gradient overshoots where sigma is small against the step. For a Gaussian likelihood with a linear
+    A shift by the gradient overshoots if sigma is small compared with the step. For a Gaussian likelihood with a linear
     operator ``proposal="conjugate"`` conditions each step on the measurement instead, in closed form and without a
-    gradient of the network, see :class:`~invflow.solvers.tilting.conjugate.Conjugate`. Even so, a sharp measurement of
-    hundreds of pixels leaves any weights to a few particles; ``weights="none"`` keeps all of them, equally weighted, as
-    an approximation whose error the weights left out would have told: ``converged`` says so.
+    gradient of the network, see :class:`~invflow.solvers.tilting.conjugate.Conjugate`. Even so, with a sharp
+    measurement of hundreds of pixels a few particles hold all the weight. ``weights="none"`` keeps all particles,
+    equally weighted, as an approximation. The weights left out would have shown its error; ``converged`` reports it.
 
     Args:
-        prior: a flow map trained with noise independent of the data.
-        steps: K, steps from noise to data.
+        prior: A flow map trained with noise independent of the data.
+        steps: K, the number of steps from noise to data.
         look_ahead: ``"flow_map"`` for :math:`X_{t,1}`, ``"denoiser"`` for E[m | x_t], or ``"none"`` for the state.
-        look_ahead_steps: jumps of the flow map, over equal parts of [t, 1].
-        weights: ``"twisted"``, ``"jarzynski"``, or ``"none"``: the draws of the proposals as they are, never
-            resampled, equally weighted, approximate. The diagnostics are those of twisted weights.
+        look_ahead_steps: Number of jumps of the flow map, over equal parts of [t, 1].
+        weights: ``"twisted"``, ``"jarzynski"``, or ``"none"`` for the unchanged draws of the proposals, never
+            resampled, equally weighted, approximate. The diagnostics are then those of twisted weights.
         kernel: ``"sde"``, Euler-Maruyama of dx = (b + eps s) dt + sqrt(2 eps) dW with a last step along the flow;
             ``"ancestral"``, the steps of denoising diffusion models, one call each with the denoiser as look-ahead;
             or ``"renoise"``, jumps of the flow map after which noise is added back, whose marginals are exact for an
-            exact map at any number of steps. Jarzynski weights take the SDE, or its second-order steps, ``"heun"``, for
-            twice the calls, which no other weights take.
+            exact map at any number of steps. Jarzynski weights need the SDE, or its second-order steps, ``"heun"``,
+            which take twice the calls and work with no other weights.
         proposal: ``"gradient"``; ``"conjugate"``; or a :class:`~invflow.solvers.tilting.conjugate.Conjugate` with
             settings, or another :class:`~invflow.solvers.tilting.proposals.Proposal`.
-        resample_threshold: share of N under which the effective sample size leads to resampling; 0 for never.
+        resample_threshold: Resample when the effective sample size is below this share of N; 0 for never.
         resampling: ``"systematic"``, ``"stratified"``, ``"multinomial"``, ``"residual"`` or ``"ssp"``; or a
-            :class:`~invflow.solvers.tilting.selection.Selection`, which decides by itself, without the threshold.
+            :class:`~invflow.solvers.tilting.selection.Selection`, which makes its own decisions, without the threshold.
         schedule: ``"linear"`` for g(t) = t, ``"annealed"`` for a Gaussian likelihood whose variance shrinks to
             sigma^2, by :class:`~invflow.solvers.tilting.schedules.AnnealedVariance` or, for separate modes,
             :class:`~invflow.solvers.tilting.annealing.AnnealedCovariance`; or an increasing g(t) that ends at g(1) = 1.
-        diffusion: eps(t), zero at t = 1; a number c stands for c (1 - t), v = 2 eps dt. For modes that part early,
+        diffusion: eps(t), zero at t = 1; a number c means c (1 - t), v = 2 eps dt. For modes that separate early,
             with renoising, :class:`~invflow.solvers.tilting.annealing.ReversalDiffusion`.
-        time_grid: ``"uniform"``; ``"logit"``, even in log t / (1 - t), for data in many dimensions, whose modes part
-            early; a function of the steps; or the times themselves, whose number then decides the steps.
-        max_shift: greatest root mean square of a shift over the values of a state, in units of sqrt(v), the noise of
-            the step. Twisted weights remain exact, and with a lower cap their tails are lighter; Jarzynski weights need
-            the whole shift, and none of theirs is capped.
-        chunk_size: rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples do
-            not depend on it beyond rounding.
+        time_grid: ``"uniform"``; ``"logit"``, even in log t / (1 - t), for data in many dimensions, whose modes
+            separate early; a function of the steps; or the times themselves, whose number then determines the steps.
+        max_shift: Largest root mean square of a shift over the values of a state, in units of sqrt(v), the noise of
+            the step. Twisted weights remain exact, and a lower cap makes their tails lighter. Jarzynski weights need
+            the whole shift, so it is not capped for them.
+        chunk_size: Number of rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
+            Samples do not depend on it beyond rounding.
 
     Raises:
-        TypeError: for a prior that is no flow map.
-        ValueError: for a map whose noise depends on its data; for Jarzynski weights of renoising; for a setting that
-            is unknown or out of range.
+        TypeError: If the prior is not a flow map.
+        ValueError: If the map's noise depends on its data, if Jarzynski weights are combined with renoising, or if a
+            setting is unknown or out of range.
 
     Example:
         >>> import math, torch, invflow
@@ -159,20 +159,20 @@ class FMTT(Solver):
             A posterior whose ``log_evidence`` is an estimate of log E[e^r] under :meth:`prior_samples` (unbiased
             before the logarithm with twisted weights), and whose diagnostics hold ``times`` and, for each
             observation: ``ess_path`` and ``reward_path`` ``(B, K + 1)``, the effective sample size and the weighted
-            mean of the look-ahead's reward, beside ``calls_path``, the calls that a particle had taken by then;
+            mean of the look-ahead's reward, and ``calls_path``, the calls per particle up to then;
             ``increment_std`` ``(B, K)``, the standard deviation of each step's log weight increments;
             ``thermodynamic_length``, ``total_discrepancy`` and ``discrepancy_path``, see
             :class:`~invflow.solvers.tilting.record.PathRecord`; ``least_ess``, ``resamplings``, ``distinct_ancestors``
-            and ``effective_ancestors``, how many independent particles those left are worth, ``k_hat`` of the final
+            and ``effective_ancestors``, the equivalent number of independent particles, ``k_hat`` of the final
             weights (NaN under 25 particles) and ``k_hat_path`` ``(B, K + 1)`` of all (NaN where they are even,
             with an effective sample size over half of N), ``capped_share`` of the shifts, and ``converged``.
 
         Raises:
-            ValueError: for Jarzynski weights or an annealed schedule of a reward that does not
-                fit them; where the reward or its gradient is NaN or inf, with the step, observation and particle.
+            ValueError: If Jarzynski weights or an annealed schedule do not fit the reward, or if the reward or its
+                gradient is NaN or inf; the message names step, observation and particle.
 
         Warns:
-            UserWarning: where it has not converged, with the figures.
+            UserWarning: If it has not converged; the message has the figures.
         """
         from tqdm import tqdm
 
@@ -191,12 +191,12 @@ class FMTT(Solver):
 
     def iterate(self, reward: Reward, num_samples: int, *,
                 generator: torch.Generator | int | None = None) -> Iterator[FMTTState]:
-        """The particles at time 0 and after each of the K steps, for plots and for solvers built on this one.
+        """Yield the particles at time 0 and after each of the K steps, for plots and for solvers built on this one.
 
         Args:
-            reward: over B observations; one that scores any number alike stands for B = 1.
-            num_samples: N, particles for each observation.
-            generator: source of all random numbers.
+            reward: A reward over B observations; one without observations of its own means B = 1.
+            num_samples: N, the number of particles for each observation.
+            generator: Random generator.
 
         Yields:
             K + 1 states; their tensors are never written to afterwards.
@@ -214,7 +214,7 @@ class FMTT(Solver):
 
     @torch.no_grad()
     def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
-        """Draw from the law that is tilted, the base dynamics in the same steps: ``(n, *image_shape)``."""
+        """Draw from the law that is tilted, the base dynamics with the same steps: ``(n, *image_shape)``."""
         if n < 1:
             raise ValueError(f"prior_samples draws at least one image, not n={n}")
         generator, size = as_generator(generator), self._size()
@@ -272,17 +272,17 @@ class FMTT(Solver):
 
     @torch.no_grad()
     def step(self, state: Particles, *, generator: torch.Generator | int | None = None) -> tuple[Particles, StepInfo]:
-        """Select, move and weigh: the particles at the next time, and what happened; the old ones stay as they are.
+        """Select, move and weight: return the particles at the next time and a record; the old state is unchanged.
 
         Args:
-            state: of :meth:`init` or of this method.
-            generator: source of randomness.
+            state: A state from :meth:`init` or from this method.
+            generator: Random generator.
 
         Raises:
             ValueError: where the reward or its gradient is NaN or inf; after the last step.
         """
         if state.index >= self.steps:
-            raise ValueError(f"all {self.steps} steps are done: begin anew with init(reward, num_samples)")
+            raise ValueError(f"all {self.steps} steps are done: start again with init(reward, num_samples)")
         step, generator = self.base_steps[state.index], as_generator(generator)
         old, resampled = self.selection(state, self.weighting, generator, step.variance > 0)
         before = self.weighting.log_weights(old)

@@ -27,7 +27,7 @@ class Selection(ABC):
         Args:
             particles: those there are.
             weighting: theirs.
-            generator: source of randomness.
+            generator: Random generator.
             moves: whether the step adds noise, which parts the copies of a particle.
 
         Returns:

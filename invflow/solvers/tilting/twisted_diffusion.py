@@ -17,25 +17,25 @@ __all__ = ["TwistedDiffusion"]
 class TwistedDiffusion(FMTT):
     r"""Twisted diffusion sampler (Wu, Trippe, Naesseth, Blei and Cunningham 2023), exact as particles grow.
 
-    FMTT with the denoiser for look-ahead, the ancestral kernel of diffusion models, and the likelihood of the denoised
-    image at all times for twisting function, :math:`r_t(x) = r(D_t(x))`, the schedule g = 1. A step's mean is that of
-    the denoised image :math:`D_t(x) + ((1 - t)^2 / t) \nabla r_t(x)`, by the score that the twisting function adds to.
-    The weights are FMTT's twisted ones: with many particles the samples are those of e^r times the law of
-    :meth:`prior_samples`, whatever the steps.
+    This is FMTT with the denoiser as look-ahead and the ancestral kernel of diffusion models. The twisting function is
+    the likelihood of the denoised image at all times, :math:`r_t(x) = r(D_t(x))`, so the schedule is g = 1. The mean of
+    a step uses the denoised image :math:`D_t(x) + ((1 - t)^2 / t) \nabla r_t(x)`, which follows from adding the
+    gradient of the twisting function to the score. The weights are FMTT's twisted weights: with many particles the
+    samples follow e^r times the law of :meth:`prior_samples`, for any number of steps.
 
     Args:
         prior: a flow map trained with noise independent of the data.
-        steps: from noise to data.
-        resample_threshold: share of N under which the effective sample size leads to resampling.
-        resampling: as for :class:`~invflow.FMTT`.
+        steps: Number of steps from noise to data.
+        resample_threshold: Resample when the effective sample size is below this share of N.
+        resampling: Same as in :class:`~invflow.FMTT`.
         schedule: g(t); ``"constant"`` is the paper's, ``"annealed"`` and ``"linear"`` are FMTT's. A sharp likelihood
             with the constant schedule shifts the particles out of the data's range in the first steps.
-        time_grid: as for :class:`~invflow.FMTT`.
-        max_shift: as for :class:`~invflow.FMTT`; infinite, as in the paper, by default.
-        chunk_size: as for :class:`~invflow.FMTT`.
+        time_grid: Same as in :class:`~invflow.FMTT`.
+        max_shift: Same as in :class:`~invflow.FMTT`, but infinite by default, as in the paper.
+        chunk_size: Same as in :class:`~invflow.FMTT`.
 
     Raises:
-        TypeError, ValueError: as for :class:`~invflow.FMTT`.
+        TypeError, ValueError: Same as in :class:`~invflow.FMTT`.
 
     Example:
         >>> import torch, invflow

@@ -354,8 +354,8 @@ def test_the_contract_sees_a_truth_of_another_law() -> None:
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({}, "pass an operator and sigma .*, or a reward in place of both"),
-    ({"operator": 1, "sigma": 1.0, "reward": 1}, "or a reward in place"),
+    ({}, "pass an operator and sigma .*, or a reward instead of both"),
+    ({"operator": 1, "sigma": 1.0, "reward": 1}, "or a reward instead"),
     ({"reward": 1}, "takes a prior or its name"), ({"reward": 1, "prior": 1, "random": True}, "no random operators"),
     ({"operator": 1, "sigma": 1.0, "sampler": 1, "quantities": {"a": 1}}, "belong to a problem with a reward"),
 ])
