@@ -124,7 +124,7 @@ def test_refusals(options: dict[str, Any], error: type[Exception], words: str) -
 
 
 def test_a_likelihood_that_is_none_is_named() -> None:
-    with pytest.raises(TypeError, match=r"made a float, expected an invflow.Likelihood"):
+    with pytest.raises(TypeError, match=r"returned a float, expected an invflow.Likelihood"):
         problem_of(lambda operator, y: 3.0).simulate(2)
 
 

@@ -299,7 +299,7 @@ def bad_y(value: float) -> torch.Tensor:
     (lambda: PoissonLikelihood(Denoising(SHAPE), -torch.ones(2, *SHAPE), 1.0), "expected counts"),
     (lambda: PoissonLikelihood(Denoising(SHAPE), torch.ones(2, *SHAPE), 0.0), "gain is .*> 0"),
     (lambda: PoissonLikelihood(Denoising(SHAPE), torch.ones(2, *SHAPE), 1.0, -1.0), "background is .*>= 0"),
-    (lambda: FunctionReward(lambda x: x.mean())(rand(2, 3, *SHAPE)), r"gave shape \(\).*\(6,\)"),
+    (lambda: FunctionReward(lambda x: x.mean())(rand(2, 3, *SHAPE)), r"returned shape \(\).*\(6,\)"),
     (lambda: FunctionReward(lambda x: x)(rand(2, 8)), r"\(2, 8\).*x\[None\]"),
 ])
 def test_bad_input_is_named_with_what_would_work(make, message):

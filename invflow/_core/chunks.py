@@ -131,6 +131,6 @@ class ChunkSize:
             return None
         self.rows = min(self.rows, -(-count // 2))
         warnings.warn(
-            f"{self._name}: {count} rows at a time do not fit in memory ({said}): goes on with {self.rows}, with the "
-            f"same random numbers; chunk_size={self.rows} spares the attempt", stacklevel=2)
+            f"{self._name}: {count} rows at a time do not fit in memory ({said}): continuing with {self.rows}, with "
+            f"the same random numbers; chunk_size={self.rows} avoids the attempt", stacklevel=2)
         return None

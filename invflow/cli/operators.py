@@ -123,7 +123,7 @@ def _check_settings(key: str, settings: Mapping[str, Any], parameters: Mapping[s
         if name == "factor" and with_factor:
             continue
         if name in options and name in parameters:
-            raise ValueError(f"the {name} of {key} is set by {options[name]}, not by --operator-set")
+            raise ValueError(f"the {name} of {key} is given by {options[name]}, not by --operator-set")
         if name not in known:
             knows = f"it has {', '.join(known)}" if known else "it has none"
             raise ValueError(f"the operator {key} has no setting {name!r}: {knows}")

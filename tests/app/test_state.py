@@ -300,6 +300,6 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(app, ["app", "--host", "0.0.0.0"])
     assert done.exit_code == 2
     note, error = done.stderr.splitlines()
-    assert "everybody who reaches 0.0.0.0" in note
+    assert "anyone who can reach 0.0.0.0" in note
     assert error.startswith("error: invflow app needs gradio 6")
     assert "pip install" in error

@@ -288,7 +288,7 @@ def test_an_untrained_class_is_refused(digit: Path, small_vfm: Path) -> None:
 def test_a_file_that_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing to see")
     options = ("--operator", "denoising", "--solver", "lmmse")
-    assert "is no image" in refuse("solve", "--image", tmp_path / "notes.txt", *options)
+    assert "is not an image" in refuse("solve", "--image", tmp_path / "notes.txt", *options)
     assert "no file" in refuse("solve", "--image", tmp_path / "absent.png", *options)
 
 

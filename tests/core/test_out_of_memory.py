@@ -109,7 +109,7 @@ def test_a_single_row_that_does_not_fit_says_what_was_asked(name: str) -> None:
 
 
 def test_the_warning_names_the_solver_and_both_sizes() -> None:
-    with pytest.warns(UserWarning, match=r"FMTT: 16 rows at a time do not fit.*goes on with 8.*chunk_size=8"):
+    with pytest.warns(UserWarning, match=r"FMTT: 16 rows at a time do not fit.*continuing with 8.*chunk_size=8"):
         FMTT(Limited(8), steps=2, chunk_size=16).sample(likelihood(), 16, generator=torch.Generator().manual_seed(0))
 
 

@@ -108,7 +108,7 @@ def test_what_is_no_image(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="no file"):
         read_image(tmp_path / "absent.png")
     (tmp_path / "text.png").write_text("not an image")
-    with pytest.raises(ValueError, match="is no image"):
+    with pytest.raises(ValueError, match="is not an image"):
         read_image(tmp_path / "text.png")
     noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
     Image.fromarray(noise).save(tmp_path / "whole.png")

@@ -333,7 +333,7 @@ def test_problems_are_described_and_columns_that_are_not_there_explained(tmp_pat
                             output=tmp_path)
     for kept in (found, Comparison.load(tmp_path)):
         described = kept.descriptions["mnist/random-inpainting"]
-        assert described["operator"] == "RandomInpainting((1, 28, 28), keep=(0.3, 0.7)), drawn anew each time"
+        assert described["operator"] == "RandomInpainting((1, 28, 28), keep=(0.3, 0.7)), drawn for each observation"
         assert described["noise"] == "Gaussian, sigma 0.025"
         assert described["prior"] == "mnist"
     problem = invflow.load_problem("mnist/random-inpainting")

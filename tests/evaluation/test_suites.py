@@ -98,7 +98,7 @@ def test_the_command_runs_a_suite_in_shares(tmp_path: Path, monkeypatch: pytest.
     run = ["compare", "--suite", "tiny", "--output", str(tmp_path)]
     half = CliRunner().invoke(app, [*run, "--shard", "1/2"], catch_exceptions=False)
     assert half.exit_code == 0
-    assert "2 parts of other shares are not there yet" in half.output
+    assert "2 parts of other shares are still missing" in half.output
     done = CliRunner().invoke(app, [*run, "--shard", "2/2"], catch_exceptions=False)
     assert done.exit_code == 0
     for file in ("table.csv", "comparison.json", "report.html"):

@@ -107,7 +107,7 @@ def test_a_folder_of_twenty_files(prior: Path, tmp_path: Path) -> None:
     made = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert made == sorted({name.replace("g.gif", "g.png") for name in names} - {"s.jpg", "t.png"})
     assert "error: s.jpg" in said
-    assert "error: t.png: the noise cannot be estimated" in said
+    assert "error: t.png: the picture is too small or too uniform to estimate the noise" in said
     assert "2 of 20 files were not restored" in said
     assert all(f"/20] {name}" in out for name in names if name not in ("s.jpg", "t.png"))
     assert "s left" in out
@@ -272,7 +272,7 @@ def test_heic_is_read_by_its_plug_in_or_the_plug_in_is_named(prior: Path, tmp_pa
 
 
 @pytest.mark.parametrize(("options", "match"), [
-    (("--sigma", 5), "on a scale of 0 to 255 it is 0.0196"), (("--sigma", -1), "from 0 to 1"),
+    (("--sigma", 5), "a scale of 0 to 255, pass 0.0196"), (("--sigma", -1), "from 0 to 1"),
     (("--mask-hides", "white"), "pass --mask FILE"),
     (("--filter", "lanczos"), "pass --factor 2"), (("--factor", 2, "--kernel", "k.npy"), "one at a time"),
     (("--range", 0, 255), "--range belongs to files of numbers"),
@@ -302,7 +302,7 @@ def test_samples_of_an_earlier_run_go_and_noise_beyond_the_training_is_said(prio
     (tmp_path / "a-restored-samples" / "notes.txt").write_text("mine")
     run(tmp_path / "a.png", "--prior", prior, "--samples", 3)
     _, said = run(tmp_path / "a.png", "--prior", prior, "--samples", 1, "--sigma", 0.001)
-    assert "beyond what the prior was trained for: taken as 0.01" in said
+    assert "outside the range that the prior was trained for: using 0.01" in said
     assert sorted(path.name for path in (tmp_path / "a-restored-samples").iterdir()) == ["0.png", "notes.txt"]
 
 

@@ -132,7 +132,7 @@ def test_where_memory_ends_tiles_go_on_with_the_same_noise(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return work(self, x, embedding)
     monkeypatch.setattr(UNet, "_whole", scarce)
-    with pytest.warns(UserWarning, match=r"\(3, 150, 300\) does not fit in memory .* tile=75 spares the attempt"):
+    with pytest.warns(UserWarning, match=r"\(3, 150, 300\) does not fit in memory .* tile=75 avoids the attempt"):
         posterior = vfm.sample(likelihood, 2, generator=seeded(7, 0, 0))
     torch.testing.assert_close(posterior.samples, whole, atol=1e-5, rtol=0)
     limit = 100
@@ -229,5 +229,5 @@ def test_where_memory_ends_the_shipped_weights_go_on_in_tiles(monkeypatch):
         return work(self, x, embedding)
 
     monkeypatch.setattr(UNet, "_whole", scarce)
-    with pytest.warns(UserWarning, match="tile=300 spares the attempt"):
+    with pytest.warns(UserWarning, match="tile=300 avoids the attempt"):
         vfm.sample(likelihood, 1)

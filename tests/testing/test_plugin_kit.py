@@ -200,7 +200,7 @@ def test_a_package_of_another_kind_installs_and_is_known_to_every_command(kind: 
 
 @pytest.mark.parametrize(("kind", "name", "words"), [
     ("solver", "noise-smc", "there is a solver noise-smc already"), ("solver", "NoiseSMC", "noise-smc already"),
-    ("prior", "Mnist", "there is a prior mnist already"), ("metric", "Mine", "makes no 'metric'"),
+    ("prior", "Mnist", "there is a prior mnist already"), ("metric", "Mine", "cannot write a 'metric'"),
 ])
 def test_names_that_are_taken_by_its_own_kind_write_nothing(kind: str, name: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):

@@ -55,7 +55,7 @@ def test_a_step_leaves_its_state_as_it_was(settings: dict[str, Any]) -> None:
         with pytest.raises(dataclasses.FrozenInstanceError):
             state.index = 0  # type: ignore[misc]
         state = one
-    with pytest.raises(ValueError, match=r"all 3 steps are done: begin anew with init\(reward, num_samples\)"):
+    with pytest.raises(ValueError, match=r"all 3 steps are done: start again with init\(reward, num_samples\)"):
         solver.step(state, generator=generator(7))
 
 
