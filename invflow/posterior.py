@@ -191,8 +191,8 @@ class Posterior:
             least, what = float(size.min()), "effective samples" if self.weighted else "samples"
             most = max(0.0, (least - 1) / (least + 1))
             which = "" if bool(few.all()) else f" ({int(few.sum())} of {len(few)} observations have too few)"
-            warnings.warn(f"{least:.4g} {what} give no interval of more than {most:.1%}{which}: returned the widest "
-                          f"one, from the smallest to the largest sample; {level:.4g} needs {least_samples(level)}",
+            warnings.warn(f"{least:.4g} {what} hold no interval of more than {most:.1%}{which}: returned the widest "
+                          f"one, from the smallest to the largest sample; {level:.4g} takes {least_samples(level)}",
                           stacklevel=3)
         low, high = self._quantiles((1 - level) / 2, (1 + level) / 2)
         return low, high

@@ -124,7 +124,7 @@ def test_pickles_are_never_run(name: str, tmp_path: Path) -> None:
 
 def test_postscript_under_a_pictures_name_is_not_handed_to_ghostscript(tmp_path: Path) -> None:
     (tmp_path / "i.png").write_bytes(_postscript(tmp_path / "ran"))
-    with pytest.raises(ValueError, match="is no image"):
+    with pytest.raises(ValueError, match="is not an image"):
         read_image(tmp_path / "i.png")
     assert not (tmp_path / "ran").exists()
 

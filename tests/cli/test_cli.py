@@ -237,7 +237,7 @@ def test_own_photograph_is_scaled_when_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("arguments", "message"), [
     (["mnist/box-inpaintin"], "did you mean 'mnist/box-inpainting'"),
     (["mnist/denoising", "--solver", "vmf"], "did you mean 'vfm'"),
-    (["mnist/denoising", "--solver", "lmmse", "--steps", "3"], "no setting 'steps': it knows chunk_size"),
+    (["mnist/denoising", "--solver", "lmmse", "--steps", "3"], "no setting 'steps': it has chunk_size"),
     (["mnist/denoising", "--solver", "lmmse", "--set", "steps"], "NAME=VALUE"),
     (["mnist/denoising", "--solver", "lmmse", "--device", "gpu"], "'gpu' cannot be used"),
     (["mnist/denoising", "--solver", "lmmse", "--observations", "10000000"], "10000000"),
@@ -369,7 +369,7 @@ def test_solvers_by_name() -> None:
     assert isinstance(solver_by_name("lmmse", invflow.load_problem("mnist/denoising")), invflow.LinearMMSE)
     with pytest.raises(ValueError, match="by the name of its prior"):
         solver_by_name("vfm", problem.prior)
-    with pytest.raises(ValueError, match="'max_entry': it knows max_entries"):
+    with pytest.raises(ValueError, match="'max_entry': it has max_entries"):
         solver_by_name("exact", problem.prior, max_entry=5)
 
 

@@ -243,7 +243,7 @@ def test_a_solver_class_is_built_on_the_prior_and_its_settings_are_checked(monke
         assert isinstance(built, Plain)
         assert built.steps == 3
         assert isinstance(solver_by_name("no-prior", "mnist"), NoPrior)  # the prior is not even loaded
-        with pytest.raises(ValueError, match="no setting 'step': it knows steps"):
+        with pytest.raises(ValueError, match="no setting 'step': it has steps"):
             solver_by_name("plain", invflow.load_problem("gaussian/linear"), step=3)
         with pytest.raises(ValueError, match="steps of the solver 'plain' is 'many': it takes int, such as steps=1"):
             solver_by_name("plain", invflow.load_problem("gaussian/linear"), steps="many")

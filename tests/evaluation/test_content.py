@@ -547,7 +547,7 @@ def test_a_calibration_of_another_problem_by_that_name_is_refused(tmp_path: Path
 def test_a_calibration_that_cannot_be_identified_does_not_go_on(tmp_path: Path) -> None:
     options = {"output": tmp_path, "generator": generator(), **CALIBRATION}
     assert invflow.calibrate(Unknown(), denoising(), **options).num_simulations == 12
-    with pytest.raises(ValueError, match="the same solver cannot be told"):
+    with pytest.raises(ValueError, match="cannot determine whether they have the same solver"):
         invflow.calibrate(Unknown(), denoising(), **{**options, "generator": generator()})
 
 

@@ -171,8 +171,8 @@ OPERATORS = [
     (Tiled, r"repeat_interleave, a a b b, not a b a b \(repeat\)"),
     (ThroughNumpy, r"leaves torch for NumPy, where no gradient can follow.*compute its matrix once"),
     (WithoutGradient, "forward carries no gradient in x.*differentiate"),
-    (Unfinished, r"TypeError: Unfinished writes no forward\(x\)"),
-    (OtherSize, r"made \(1, 1, 8, 7\).*expected a tensor \(n, \*measurement_shape\) = \(1, 1, 8, 8\)"),
+    (Unfinished, r"TypeError: Unfinished does not define forward\(x\)"),
+    (OtherSize, r"returned \(1, 1, 8, 7\).*expected a tensor \(n, \*measurement_shape\) = \(1, 1, 8, 8\)"),
 ]
 
 
