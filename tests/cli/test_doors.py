@@ -273,7 +273,7 @@ def test_a_prior_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     run("calibrate", *options, "--simulations", 20, "--samples", 9, "--output", "calibrated")
     with pytest.raises(ValueError, match="is a GaussianMixtureFlow, but training starts from a NeuralFlowMap"):
         load_trainable("my_priors:wide")
-    assert "makes images (2,)" in refuse("solve", "mnist/denoising", "--solver", "fmtt", "--prior", "my_priors:wide")
+    assert "has images (2,)" in refuse("solve", "mnist/denoising", "--solver", "fmtt", "--prior", "my_priors:wide")
 
 
 # -- sample files, version -----------------------------------------------------------------------------------------
@@ -445,7 +445,7 @@ def of_the_problem(problem):
     assert found.descriptions["gaussian/linear"]["prior"] == "own_parts:prior"
     assert found.leaders("gaussian/linear", "sliced_wasserstein")[-1] == "exact"
     run("solve", "gaussian/linear", "--solver", "own_parts:Guess", "--samples", 4, "--set", "scale=2", "--output", "a")
-    for wrong, words in (("own_parts:torch", "is a module: expected a class of solvers"),
+    for wrong, words in (("own_parts:torch", "is a module: expected a solver class"),
                          ("nowhere:Guess", "No module named 'nowhere'; pass package.module:name"),
                          ("fmtt:steps", "takes NAME=VALUE")):
         assert words in refuse("compare", "gaussian/linear", "--solver", wrong, "--output", "none")
