@@ -187,7 +187,7 @@ def test_a_file_has_at_least_the_noise_of_its_rounding(photo_vfm: Path, tmp_path
     write_image(smooth(3, 40, 52), tmp_path / "a.png", bits=bits)
     _, said = run("--image", tmp_path / "a.png", "--observed", "--operator", "denoising", "--prior", photo_vfm,
                   "--samples", 1, "--sigma", 1e-9, "--output", tmp_path / "out")
-    assert "less than what rounding leaves in a.png" in said
+    assert "below the rounding noise of a.png" in said
     assert metrics(tmp_path / "out")["settings"]["sigma"] == [pytest.approx(least / np.sqrt(12))]
 
 
