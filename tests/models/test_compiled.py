@@ -134,7 +134,7 @@ def test_both_networks_of_a_vfm_are_compiled(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_has_no_network_is_refused() -> None:
-    with pytest.raises(ValueError, match="no network in this GaussianMixtureFlow"):
+    with pytest.raises(ValueError, match="GaussianMixtureFlow contains no network to compile"):
         invflow.compile_networks(invflow.GaussianMixtureFlow([[0.0, 1.0]], std=0.5))
 
 
