@@ -606,7 +606,7 @@ MUTATIONS = [
              "if part is not None and part.failure is None:", "if part is not None:",
              "tests/evaluation/test_content.py::test_a_mended_fault_is_not_listed_any_more"),
     Mutation("errors of some kinds only", "invflow/evaluation/results/bench.py",
-             "except (Exception, SystemExit) as error:  # what one", "except (TypeError, ValueError) as error:  #",
+             "except (Exception, SystemExit) as error:  # no error", "except (TypeError, ValueError) as error:  #",
              "tests/evaluation/test_content.py::test_any_error_is_the_reason_of_its_part_alone"),
     Mutation("any number of samples", "invflow/evaluation/results/bench.py",
              "if tuple(posterior.samples.shape) != expected:", "if False:",

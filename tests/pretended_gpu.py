@@ -120,10 +120,13 @@ class PretendGPU(TorchFunctionMode):
 
     def __enter__(self) -> Counter[str]:
         super().__enter__()
+        # tensors that wrap another one cannot be viewed in inference mode; those of a real GPU can
+        self._inference_mode, torch.inference_mode = torch.inference_mode, lambda mode=True: torch.no_grad()
         _LOG.append(Counter())
         return _LOG[-1]
 
     def __exit__(self, *error: Any) -> None:
+        torch.inference_mode = self._inference_mode
         _LOG.pop()
         super().__exit__(*error)
 

@@ -154,7 +154,7 @@ CLASSES: dict[str, tuple[Callable[[], invflow.FlowMap], str]] = {
     "PixArtTransformer2DModel": (of(pixart, "DPMSolverMultistepScheduler", True, steps=2, added_cond_kwargs={
         "resolution": None, "aspect_ratio": None}, **TEXT), "velocity"),
     "QwenImageTransformer2DModel": (of(qwen, "FlowMatchEulerDiscreteScheduler", steps=2, state_shape=(4, 4, 4), **TEXT),
-                                    "the clock of QwenImageTransformer2DModel is not known here"),
+                                    "the timesteps of QwenImageTransformer2DModel are unknown"),
     "ZImageTransformer2DModel": (of(z_image, "FlowMatchEulerDiscreteScheduler", steps=2), "invflow.from_velocity"),
     "deepinv DRUNet": (deepinv_prior("DRUNet", {"nc": (4, 4, 4, 4), "nb": 1, "pretrained": None}), "velocity"),
     "deepinv NCSNpp": (deepinv_prior("NCSNpp", {"img_resolution": 16, "model_channels": 32, "channel_mult": [1, 1],

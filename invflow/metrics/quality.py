@@ -339,10 +339,13 @@ def exact_distances(x: Tensor, y: Tensor) -> Tensor:
 
 def _pair(x: Tensor, truth: Tensor, name: str, data_range: float = 1.0) -> tuple[Tensor, Tensor, int]:
     """Truth unsqueezed to meet ``x``, and the number of leading axes of the result."""
-    for argument, images in (("x", x), ("truth", truth)):
-        if data_range == 1 and images.numel() and float(images.max()) > 30 and float(images.min()) >= 0:
-            warnings.warn(f"{name}: {argument} has values up to {float(images.max()):.4g}, which looks like [0, 255]: "
-                          f"images are in [0, 1], so pass {argument} / 255, or data_range=255", stacklevel=4)
+    if data_range == 1 and x.numel() and truth.numel():
+        # in one copy: a GPU is waited for once
+        ends = torch.stack([end.to(x) for images in (x, truth) for end in images.aminmax()]).tolist()
+        for argument, low, high in (("x", *ends[:2]), ("truth", *ends[2:])):
+            if high > 30 and low >= 0:
+                warnings.warn(f"{name}: {argument} has values up to {high:.4g}, which looks like [0, 255]: images are "
+                              f"in [0, 1], so pass {argument} / 255, or data_range=255", stacklevel=4)
     if x.shape == truth.shape and x.ndim >= 2:
         return x, truth, 1
     if x.ndim == truth.ndim + 1 >= 3 and (x.shape[0], *x.shape[2:]) == tuple(truth.shape):

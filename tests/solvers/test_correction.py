@@ -250,7 +250,7 @@ def test_noise_levels_are_told_within_the_range(recwarn):
     torch.testing.assert_close(adapter.proposal(nothing).mean, adapter.proposal(least).mean)
     assert not recwarn.list
     adapter.levels = {"denoising": (0.0, 0.5)}
-    with pytest.warns(UserWarning, match=r"sigma=2 .* 0 to 0\.5 .* told 0\.5"):
+    with pytest.warns(UserWarning, match=r"sigma=2 .* 0 to 0\.5 .* uses 0\.5"):
         told = adapter.proposal(much).mean
     torch.testing.assert_close(told, adapter.proposal(most).mean)
 

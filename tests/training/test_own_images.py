@@ -106,7 +106,7 @@ def test_wrong_calls(small: None, tmp_path: Path) -> None:
         (own.prior, "pass --data FOLDER", {}),
         (own.distil, "pass --prior NAME", {"data": folder}),
         (own.vfm, "pass --data FOLDER", {}),
-        (own.distil, "has its own size", {"size": 16}),
+        (own.distil, "has a fixed size", {"size": 16}),
         (own.prior, "has its own operators", {"operators": ["denoising"]}),
         (own.vfm, "did you mean 'BoxInpainting'", {"prior": "cifar10", "operators": ["box-inpaintin"]}),
         (own.vfm, "no setting 'factr=2'", {"prior": "cifar10", "operators": ["super-resolution:factr=2"]}),
