@@ -88,7 +88,7 @@ class Recipe:
         """
         for option, value in (("size", size), ("operators", operators)):
             if value and option not in self.takes:
-                raise ValueError(f"the training {self.name!r} has a fixed {option}: leave out --{option}; "
+                raise ValueError(f"the training {self.name!r} takes no --{option}: leave it out; "
                                  f"{'invflow train prior' if option == 'size' else 'invflow train vfm'} takes any")
         known = {f.name for f in dataclasses.fields(LoopSettings)}
         unknown = sorted(set(changes) - known)

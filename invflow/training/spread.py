@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -57,7 +58,10 @@ def spread_factors(vfm: VFM, images: Tensor, problems: Sequence[TrainingProblem]
         num_samples: Samples of each posterior, for its mean and its standard deviation.
         seed: Random seed.
     """
-    factors = {}
+    # slow cosines have deviations that are known, which no factor scales
+    vfm, factors = copy.copy(vfm), {}
+    vfm.adapter = copy.copy(vfm.adapter)
+    vfm.adapter.slow_cosines = lambda reward, n, generator: None  # type: ignore[method-assign]
     for index, problem in enumerate(problems):
         g = torch.Generator().manual_seed(seed * 1000 + index)
         operator, sigma = problem.operator.randomize(len(images), g), problem.draw_sigma(len(images), g)

@@ -146,10 +146,9 @@ def test_the_spread_is_fitted_on_the_validation_images(small, tmp_path, monkeypa
     # the estimate under a Gaussian is unsure of real images, of hardly one as it should be
     assert max(abs(factor - 1) for factor in first.values()) > 0.1
     # the same random numbers, so that all errors over deviations are divided by the factor that was found, but for the
-    # scatter of a mean of 60 samples, which grows with the factor: by at most a hundred-and-twentieth; and but for
-    # the slow cosines, whose deviation is known and is not scaled: up to a fiftieth more
+    # scatter of a mean of 60 samples, which grows with the factor: by at most a hundred-and-twentieth
     for name, factor in first.items():
-        assert second[name] == pytest.approx(factor, rel=0.035)
+        assert second[name] == pytest.approx(factor, rel=0.015)
 
 
 def test_the_settings_are_for_loops():
