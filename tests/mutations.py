@@ -66,7 +66,7 @@ MUTATIONS = [
              "    return value(x) + rise + 1e-6", "    return value(x) - 2.0",
              "tests/problems/test_exact_problems.py::test_no_image_is_likelier_than_the_bound"),
     Mutation("a density at two times", "invflow/solvers/field/diamond.py",
-             'here = self._score(x, before) if self.weights == "density" else score', "here = score",
+             'here = self.prior.score(x, before) if self.weights == "density" else score', "here = score",
              "tests/solvers/field/test_written_samplers.py::"
              "test_the_gradient_of_the_value_is_that_of_the_closed_form"),
     Mutation("DAPS with half the noise in its Langevin steps", "invflow/solvers/field/daps.py",

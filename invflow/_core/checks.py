@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "as_index", "as_levels", "as_shape", "check_setting", "checked_evidence", "checked_samples", "Index",
+    "as_index", "as_levels", "as_shape", "check_setting", "checked_evidence", "checked_samples", "host_memory", "Index",
     "looks_like_image", "looks_measured_in", "normalised", "precise", "to_tensor_hint", "warn_of_range",
 ]
 
@@ -22,6 +23,14 @@ _JUDGED = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,),
            "tuple": (tuple, list), "list": (tuple, list), "Sequence": (tuple, list)}
 
 Index: TypeAlias = "int | slice | Sequence[int] | Tensor"
+
+
+def host_memory() -> float:
+    """Bytes of this machine's memory. The system may grant more, and end the process once it is used."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):  # not known on this system
+        return math.inf
 
 
 def as_index(index: Index, n: int) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import math
 import os
 import time
 import warnings
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from invflow._core.checks import host_memory
 from invflow._core.explained import explained
 from invflow._core.files import alone_in
 from invflow._core.identity import identity
@@ -115,7 +115,7 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
             weighted = _uses_weights(solver, likelihood.select(0), _child(seed, "probe"))
             num_particles = 10 * num_samples if weighted else num_samples
         values = num_particles * max(1, truth[0].numel())
-        if 4 * values * truth.element_size() > _host_memory():  # samples, resampled, and what they are ranked by
+        if 4 * values * truth.element_size() > host_memory():  # samples, resampled, and what they are ranked by
             raise MemoryError(f"{num_particles} particles of {truth[0].numel()} values are more than fit, of one "
                               "measurement alone; pass a smaller num_samples or num_particles")
         if chunk_size is None:
@@ -150,14 +150,6 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
         if folder is not None:
             certificate.save(folder)
     return certificate
-
-
-def _host_memory() -> float:
-    """Bytes of this machine: what exceeds them is not refused by the system, which ends the process later instead."""
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):  # where the system does not tell
-        return math.inf
 
 
 def _named(solver: Solver | str, problem: Problem | str) -> tuple[Solver, Problem]:

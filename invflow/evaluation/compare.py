@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from invflow._core.checks import host_memory
 from invflow._core.explained import explained
 from invflow._core.files import alone_in, check_writable
 from invflow.evaluation.comparison import Comparison
@@ -94,7 +96,7 @@ def compare(problems: Problem | str | Sequence[Problem | str],
                          ("part_size", part_size)):
         if number < 1:
             raise ValueError(f"{name}={number}: compare takes at least 1")
-    posed = _named_problems(problems)
+    posed = _that_fit(_named_problems(problems), num_observations)
     sources = _named_solvers(solvers)
     check_timeout(timeout)
     process, processes = _place()
@@ -196,6 +198,15 @@ def _named_problems(problems: Problem | str | Sequence[Problem | str]) -> dict[s
     return named
 
 
+def _that_fit(problems: dict[str, Problem], num_observations: int) -> dict[str, Problem]:
+    """The problems, whose truths are all drawn at once."""
+    for name, problem in problems.items():
+        if 4 * num_observations * math.prod(problem.image_shape) > host_memory():
+            raise MemoryError(f"{num_observations} observations of {name}, of {math.prod(problem.image_shape)} values "
+                              "each, do not fit into memory: pass a smaller num_observations")
+    return problems
+
+
 def _named_solvers(solvers: Mapping[str, SolverSource] | Sequence[str | Solver]) -> dict[str, SolverSource]:
     if isinstance(solvers, str):
         raise ValueError(f"solvers={solvers!r}: pass a list of names, [{solvers!r}], or {{'label': solver}}")
@@ -206,6 +217,9 @@ def _named_solvers(solvers: Mapping[str, SolverSource] | Sequence[str | Solver])
     if not named or (not isinstance(solvers, Mapping) and len(named) != len(solvers)):
         raise ValueError(f"solvers {list(solvers)}: pass at least one, each once, as {{'label': solver}}")
     for label, source in named.items():
+        if isinstance(source, type) and source.__module__.startswith("invflow."):
+            raise TypeError(f"solver {label!r} is the class {source.__name__}: pass a solver made of it, or a function "
+                            f"of a problem that makes one, lambda problem: invflow.{source.__name__}(problem.prior)")
         if not isinstance(source, Solver | str) and not callable(source):
             raise TypeError(f"solver {label!r} is a {type(source).__name__}: pass a solver, the name of one, or a "
                             "function of a problem that builds one")

@@ -245,6 +245,8 @@ CALLS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: invflow.compare(["exact"], "gaussian/linear"), ValueError, "there is no problem 'exact'"),
     (lambda: invflow.compare("exact", "gaussian/linear"), TypeError, "takes the problems first and then the solvers"),
     (lambda: invflow.compare({"a": "exact"}, gaussian()), TypeError, "takes the problems first and then the solvers"),
+    (lambda: invflow.compare("gaussian/linear", ["exact"], num_observations=10**12), MemoryError, "smaller num_obs"),
+    (lambda: invflow.compare("gaussian/linear", {"a": invflow.FMTT}), TypeError, r"lambda problem: invflow.FMTT\("),
     (lambda: invflow.compare("gaussian/linear"), TypeError, "missing a required argument: 'solvers'"),
     (lambda: invflow.VFM("mnist"), TypeError, r"missing a required argument: 'adapter'.*invflow.VFM.load\('mnist'\)"),
     (lambda: invflow.VFM(MIXTURE, MIXTURE), TypeError, r"takes a map and then its adapter, .*VFM\(prior, adapter\)"),

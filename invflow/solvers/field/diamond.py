@@ -105,7 +105,7 @@ class WeightedDiamondMaps(RowSampler):
     def _value_gradient(self, rows: Rows, x: Tensor, t: float, score: Tensor) -> Tensor:
         """Gradient of the value at states of time t, whose score is given."""
         before, factor, spread = self.earlier(t)
-        here = self._score(x, before) if self.weights == "density" else score
+        here = self.prior.score(x, before) if self.weights == "density" else score
         logits, gradients = [], []
         for _ in range(self.particles):
             noise = rows.noise(x)
@@ -117,7 +117,7 @@ class WeightedDiamondMaps(RowSampler):
                 fit = -_half_square(state - t * end) / (1 - t) ** 2
                 gradient = torch.autograd.grad((reward + fit).sum(), state)[0]
             renoised = renoised.detach()
-            there = self._score(renoised, before)
+            there = self.prior.score(renoised, before)
             gradients.append(gradient + factor * there - score)
             logit = reward.detach()
             if self.weights != "reward":
@@ -125,9 +125,6 @@ class WeightedDiamondMaps(RowSampler):
                 logit = logit + fit.detach() + ratio + _half_square(noise)
             logits.append(logit)
         return _average(torch.stack(logits), torch.stack(gradients))
-
-    def _score(self, x: Tensor, t: float) -> Tensor:
-        return (t * self.prior.velocity(x, t) - x) / (1 - t)
 
     def _reward(self, rows: Rows, state: Tensor) -> Tensor:
         """Log likelihood of data states ``(n, *state_shape)``, ``(n,)``."""
