@@ -103,7 +103,7 @@ def test_nan_and_another_kind_of_numbers_among_the_weights(tmp_path: Path) -> No
     tensors = load_file(tmp_path / "model.safetensors")
     name = "network.last.weight"
     for value, said in ((torch.full_like(tensors[name], torch.nan), "not finite"),
-                        (tensors[name].int(), "another kind"), (tensors[name][:1], "does not fit")):
+                        (tensors[name].int(), "a different kind"), (tensors[name][:1], "does not fit")):
         save_file({**tensors, name: value.contiguous()}, tmp_path / "model.safetensors")
         with pytest.raises(ValueError, match=said):
             target.load(tmp_path)

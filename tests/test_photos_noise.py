@@ -137,7 +137,8 @@ def test_no_worse_than_the_wavelets_of_scikit_image(name: str, sigma: float) -> 
 def test_noise_that_was_saved_as_jpeg(name: str, quality: int, sigma: float, least: float, most: float) -> None:
     y = as_jpeg(noisy(name, sigma), quality, subsampling=2)
     truth = float((y - clean(name)).std())  # of an entry, after what the JPEG and its clipping leave
-    with pytest.warns(UserWarning, match=r"uncertain: 0\.\d+, between 0\.\d+ and 0\.\d+, for its colours are coarser"):
+    with pytest.warns(UserWarning,
+                      match=r"uncertain: 0\.\d+, between 0\.\d+ and 0\.\d+, because its colours are coarser"):
         assert least < float(estimate_sigma(y)) / truth < most
     assert noise_levels(y)[0].low < truth < noise_levels(y)[0].high
 
@@ -147,7 +148,7 @@ def test_noise_that_was_demosaiced(name: str) -> None:
     x = clean(name)
     y = demosaiced(with_noise(x, 0.05))
     truth = float((y - demosaiced(x)).std())
-    with pytest.warns(UserWarning, match="correlated from pixel to pixel"):
+    with pytest.warns(UserWarning, match="correlated between pixels"):
         assert 0.75 < float(estimate_sigma(y)) / truth < 1.0
     assert noise_levels(y)[0].low < truth < noise_levels(y)[0].high
 

@@ -109,7 +109,7 @@ def test_third_party_problems_are_found_and_double_names_left_out(monkeypatch):
     monkeypatch.setattr(plugins, "offers", lambda group: tuple(offered))
     assert load_problem("hospital/scanner").name == "hospital/scanner"
     offered.append(("scanner", second, "clinic"))
-    with pytest.warns(UserWarning, match="'clinic' .* left out: 'hospital' has one of that name"):
+    with pytest.warns(UserWarning, match="'clinic' .* left out: 'hospital' already offers that name"):
         assert list_problems() == {"hospital/scanner": first}
 
 

@@ -1,1 +1,1 @@
-"""Helpers that know none of the library's nouns."""
+"""Helpers that do not depend on the library's main classes."""

@@ -1,4 +1,4 @@
-"""Names that modules had before: a finder that answers them from one table, so that old imports go on working."""
+"""Old names of modules: an import finder that resolves them from one table, so that old imports keep working."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["install"]
 
 
 class _Alias(Loader):
-    """Makes a module that has the names of others, looked up when they are asked for."""
+    """Loader for a module that has the names of other modules, looked up on access."""
 
     def __init__(self, places: Sequence[str]) -> None:
         self.places = places
@@ -27,7 +27,7 @@ class _Alias(Loader):
 
 
 def _lend(module: ModuleType, places: Sequence[str]) -> None:
-    """Give a module the names of others, where it has none of its own."""
+    """Let a module look up the names that it lacks in other modules."""
 
     def lookup(name: str) -> Any:
         for place in () if name.startswith("__") and name != "__all__" else places:
@@ -62,10 +62,10 @@ class _Finder(MetaPathFinder):
 
 
 def install(moved: Mapping[str, Sequence[str]], lent: Mapping[str, Sequence[str]]) -> None:
-    """Answer imports of old names from now on.
+    """Resolve imports of old names from now on.
 
     Args:
-        moved: modules that are gone, by their old dotted names, with those that have their names now.
-        lent: modules that are there but gave some of their names to others, with those others.
+        moved: Removed modules, by their old dotted names, each with the modules that have its names now.
+        lent: Existing modules that have moved some of their names, each with the modules that have them now.
     """
     sys.meta_path.insert(0, _Finder(moved, lent))

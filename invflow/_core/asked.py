@@ -1,4 +1,4 @@
-"""What the command line asks an operator's class, so that it has to know none of them by name."""
+"""Questions that the command line asks an operator's class, so that it needs no knowledge of single operators."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ __all__ = ["FILES", "Asked"]
 
 A = TypeVar("A", bound="Asked")
 
-#: parameters that files may give, each by the option of its name: ``--mask FILE``, ``--kernel FILE``
+#: parameters that can be read from files, each with the option of the same name: ``--mask FILE``, ``--kernel FILE``
 FILES = ("mask", "kernel")
 
 
 class Asked:
-    """Answers for an operator of which nothing is known but its ``__init__``; a class that knows better overrides them.
+    """Default answers, derived from an operator's ``__init__``. Operator classes override them where needed.
 
-    Its first parameter is ``image_shape``. Parameters called ``mask`` and ``kernel`` may be given by files,
-    ``factor`` by ``--factor``, and all others by ``--operator-set``. A parameter ``generator`` says that an operator
-    draws what it is not given: a measurement that exists already was made by no such draw.
+    The first parameter is ``image_shape``. Parameters called ``mask`` and ``kernel`` can be read from files, ``factor``
+    is set by ``--factor``, and all others by ``--operator-set``. A parameter ``generator`` means that the operator
+    draws parameters that it is not given; such a draw cannot explain a measurement that already exists.
     """
 
     @classmethod
     def file_parameters(cls) -> tuple[str, ...]:
-        """Which of :data:`FILES` may give this operator its parameters: those that ``__init__`` has."""
+        """Those of :data:`FILES` that are parameters of ``__init__``."""
         return tuple(name for name in FILES if name in inspect.signature(cls).parameters)
 
     @classmethod
@@ -35,35 +35,35 @@ class Asked:
         """Build the operator that files describe.
 
         Args:
-            image_shape: ``(C, H, W)``.
-            files: one or more of :meth:`file_parameters`: a mask ``(C, H, W)`` of zeros and ones, a kernel ``(h, w)``
+            image_shape: Shape of an image, ``(C, H, W)``.
+            files: One or more of :meth:`file_parameters`: a mask ``(C, H, W)`` of zeros and ones, a kernel ``(h, w)``
                 that sums to 1.
-            settings: other parameters, by name.
-            say: called with a sentence for each thing that is assumed.
+            settings: Other parameters, by name.
+            say: Function called with a sentence for each assumption.
         """
         return cls(image_shape=image_shape, **files, **settings)  # type: ignore[call-arg]
 
     @classmethod
     def assumptions(cls, image_shape: tuple[int, ...], given: Mapping[str, Any], *,
                     observed: bool) -> list[tuple[dict[str, Any], str]]:
-        """Settings to take where nobody chose them, each lot with a sentence that says so.
+        """Default settings for what the user did not choose, each set with a sentence that states the assumption.
 
         Args:
-            image_shape: ``(C, H, W)``.
-            given: the settings that were given, and the tensors of files.
-            observed: whether somebody else made the measurement.
+            image_shape: Shape of an image, ``(C, H, W)``.
+            given: Settings that were given, and the tensors from files.
+            observed: Whether the measurement already exists, rather than being simulated.
         """
         options = [f"--{name} FILE" for name in cls.file_parameters()]
         if observed and options and not given:
-            return [({}, f"assumed the defaults of {cls.__name__}: pass {' or '.join(options)} for others")]
+            return [({}, f"assumed the defaults of {cls.__name__}: pass {' or '.join(options)} to change them")]
         return []
 
     @classmethod
     def image_size(cls, size: tuple[int, int], settings: Mapping[str, Any]) -> tuple[int, int]:
-        """Height and width of the image of which a measurement has some size: here the same.
+        """Height and width of the image for a measurement of a given size; by default the same.
 
         Args:
-            size: height and width of a measurement.
-            settings: that the operator will be built with.
+            size: Height and width of the measurement.
+            settings: Settings that the operator will be built with.
         """
         return size

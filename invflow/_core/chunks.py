@@ -1,4 +1,4 @@
-"""Rows worked on in chunks: how many at a time, and halved where one does not fit in memory."""
+"""Processing of rows in chunks, whose size is halved when a chunk does not fit in memory."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["ROWS", "ChunkSize", "check_chunk_size", "is_out_of_memory"]
 
 T = TypeVar("T")
 
-#: rows at a time on a CPU, where more bring nothing
+#: rows at a time on a CPU, where more give no speed-up
 ROWS = 256
 
-# what RuntimeErrors say of failed allocations: CUDA and MPS, the CPU's allocator, the libraries of CUDA
+# texts of RuntimeErrors for failed allocations: CUDA and MPS, the CPU's allocator, the CUDA libraries
 _SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
 
 
@@ -33,33 +33,34 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def check_chunk_size(chunk_size: int | None) -> int | None:
-    """A chunk size as it was passed, once it is one: at least 1, or None.
+    """Check a chunk size and return it: at least 1, or None.
 
     Raises:
-        ValueError: for under one row.
+        ValueError: For less than one row.
     """
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size}: at least 1 row at a time, or None to choose by the free memory")
+        raise ValueError(f"chunk_size={chunk_size}: pass at least 1 row, or None to choose it from the free memory")
     return chunk_size
 
 
 class ChunkSize:
-    """How many rows are worked on at a time; halved, with a warning, when so many do not fit in memory.
+    """Number of rows processed at a time. It is halved, with a warning, when a chunk does not fit in memory.
 
-    What has once failed is not tried again: one object serves all chunks and steps of a call. Random numbers are drawn
-    before, for all rows, so that the results are those of a smaller chunk size, equal to rounding.
+    A size that has failed is not tried again: one object serves all chunks and steps of a call. Random numbers are
+    drawn beforehand for all rows, so a smaller chunk size gives the same results up to rounding.
 
     Args:
-        rows: at a time, at least 1.
-        name: of the solver or the map, for what is said.
-        shrink: called where a single row does not fit, with what the allocator said: makes the work on a row smaller,
-            says so, and returns True; or returns False, where nothing is left to do. Default: nothing is.
+        rows: Number of rows at a time, at least 1.
+        name: Name of the solver or the map, for messages.
+        shrink: Function called with the allocator's message when a single row does not fit. It makes the work on a row
+            smaller, reports that, and returns True; or it returns False if that is impossible. Default: it is
+            impossible.
 
     Attributes:
-        rows: at a time, by now.
+        rows: Current number of rows at a time.
 
     Raises:
-        ValueError: for under one row.
+        ValueError: For less than one row.
 
     Example:
         >>> import torch
@@ -70,21 +71,21 @@ class ChunkSize:
 
     def __init__(self, rows: int, name: str, shrink: Callable[[str], bool] | None = None) -> None:
         if rows < 1:
-            raise ValueError(f"chunk_size={rows}: at least 1 row at a time")
+            raise ValueError(f"chunk_size={rows}: pass at least 1 row at a time")
         self.rows, self._asked, self._name, self._shrink = rows, rows, name, shrink
 
     def over(self, total: int, work: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
-        """Work on rows 0 to ``total - 1``, in order.
+        """Process rows 0 to ``total - 1``, in order.
 
         Args:
-            total: number of rows.
-            work: done for each slice of them; where it fails for want of memory, once more for smaller ones.
+            total: Number of rows.
+            work: Function called for each slice of rows, and again for smaller slices if it runs out of memory.
 
         Yields:
-            The slices, and what the work gave.
+            Each slice and its result.
 
         Raises:
-            torch.OutOfMemoryError: if a single row does not fit.
+            torch.OutOfMemoryError: If a single row does not fit.
         """
         start = 0
         while start < total:
@@ -95,11 +96,12 @@ class ChunkSize:
                 start = part.stop
 
     def map(self, work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """A function of rows ``(n, ...)``, chunk by chunk: ``(n, ...)``."""
+        """Apply a function to rows ``(n, ...)`` in chunks: ``(n, ...)``."""
         return torch.cat([out for _, out in self.over(len(x), lambda part: work(x[part]))])
 
     def stream(self, total: int, work: Callable[[slice], Iterator[T]]) -> Iterator[T]:
-        """As :meth:`over` for work that yields as it goes; work that runs out of memory begins again, in halves."""
+        """Same as :meth:`over` for work that yields results. If it runs out of memory, it restarts with half the rows.
+        """
         start = 0
         while start < total:
             part = slice(start, min(start + self.rows, total))
@@ -111,7 +113,7 @@ class ChunkSize:
                 yield done[0]
 
     def attempt(self, count: int, work: Callable[[], T]) -> tuple[T] | None:
-        """Work on ``count`` rows: ``(what it gave,)``, or None where they do not fit and fewer are to be tried."""
+        """Process ``count`` rows: ``(result,)``, or None if they do not fit and fewer rows should be tried."""
         try:
             return (work(),)
         except (RuntimeError, MemoryError) as error:
@@ -120,10 +122,10 @@ class ChunkSize:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             if count <= 1 and not (self._shrink is not None and self._shrink(said)):
                 raise torch.OutOfMemoryError(
-                    f"{self._name}: a single row does not fit in memory, where chunk_size={self._asked} was asked "
-                    f"for: {said}. Take smaller images, a smaller network, or another device"
+                    f"{self._name}: a single row does not fit in memory (chunk_size={self._asked} was requested): "
+                    f"{said}. Use smaller images, a smaller network, or another device"
                 ) from error
-        # only here, with the error gone, does nothing hold on to the tensors of the attempt any more
+        # the error is gone only here, so the tensors of the attempt are no longer referenced
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -131,6 +133,6 @@ class ChunkSize:
             return None
         self.rows = min(self.rows, -(-count // 2))
         warnings.warn(
-            f"{self._name}: {count} rows at a time do not fit in memory ({said}): continuing with {self.rows}, with "
+            f"{self._name}: {count} rows at a time do not fit in memory ({said}): continuing with {self.rows} and "
             f"the same random numbers; chunk_size={self.rows} avoids the attempt", stacklevel=2)
         return None

@@ -1,4 +1,4 @@
-"""Conjugate gradients with a preconditioner, for systems that are known by what they do."""
+"""Preconditioned conjugate gradients for linear systems that are given as functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["conjugate_gradient", "Map", "solve"]
 
 Map = Callable[[Tensor], Tensor]
 
-#: steps after which a system too badly conditioned is given up
+#: number of steps after which a badly conditioned system is abandoned
 _MOST_STEPS = 1000
 
 
@@ -24,19 +24,19 @@ def solve(apply: Map, right: Tensor, precondition: Map | None, iterations: int, 
           start: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Solve M x = right for a symmetric positive definite M, by preconditioned conjugate gradients, row by row.
 
-    Hestenes and Stiefel (1952). A row that has arrived stays where it is, so that no row depends on the others.
+    Hestenes and Stiefel (1952). A row that has converged is not updated further, so that no row depends on the others.
 
     Args:
-        apply: M, of rows ``(n, ...)``.
-        right: ``(n, ...)``.
-        precondition: roughly the inverse of M, symmetric and positive definite; None is the identity.
-        iterations: at most so many.
-        tolerance: a row has arrived where its residual, in the preconditioner's norm, is this share of that of
-            ``right``; 0 takes all the steps.
-        start: first guess; default 0.
+        apply: Function that applies M to rows ``(n, ...)``.
+        right: Right-hand sides, ``(n, ...)``.
+        precondition: Approximate inverse of M, symmetric and positive definite. None is the identity.
+        iterations: Maximum number of iterations.
+        tolerance: Relative residual, in the preconditioner's norm, at which a row has converged. With 0 all iterations
+            are used.
+        start: Initial guess; default 0.
 
     Returns:
-        The solution, and the steps that each row took, ``(n,)``.
+        The solution, and the number of steps that each row took, ``(n,)``.
     """
     if start is None:
         return _iterate(apply, None, None, right, precondition, iterations, tolerance)[:2]
@@ -51,10 +51,10 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _iterate(forward: Map, back: Map | None, x: Tensor | None, residual: Tensor, precondition: Map | None,
              iterations: int, tolerance: float, first: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps from x (None: 0) for M = ``forward``, or for ``back`` after it, whose residual is kept before ``back``.
+    """Iterate from x (None: 0) for M = ``forward``, or ``back`` after ``forward`` with the residual before ``back``.
 
     Returns:
-        The solution, each row's steps ``(n,)``, and the square of what is left of its first residual, ``(n,)``.
+        The solution, the steps of each row ``(n,)``, and the squared ratio of its last residual to its first, ``(n,)``.
     """
     def seen(residual: Tensor) -> tuple[Tensor, Tensor]:
         gradient = residual if back is None else back(residual)
@@ -66,7 +66,7 @@ def _iterate(forward: Map, back: Map | None, x: Tensor | None, residual: Tensor,
     x = torch.zeros_like(direction) if x is None else x
     first = size if first is None else first
     target, taken = first * tolerance**2, torch.zeros_like(size)
-    # a GPU would be waited for at each step; the steps that it takes in vain are of length zero
+    # checking each step would synchronise with the GPU each time; superfluous steps have length zero
     asked = 1 if x.device.type == "cpu" else 8
     for k in range(iterations):
         active = size > target
@@ -84,7 +84,7 @@ def _iterate(forward: Map, back: Map | None, x: Tensor | None, residual: Tensor,
 
 
 class Linear(Protocol):
-    """A linear operator, as far as conjugate gradients need it."""
+    """The part of a linear operator that conjugate gradients need."""
 
     image_shape: tuple[int, ...]
 
@@ -98,20 +98,21 @@ def conjugate_gradient(operator: Linear, y: Tensor, iterations: int | None = Non
     """Least-squares image of smallest norm, by conjugate gradients on the normal equations.
 
     Hestenes and Stiefel (1952), in the stable form CGLS of Bjorck (1996, section 7.4). All rows advance
-    together, each with its own step lengths, so that a row's answer does not depend on the others.
+    together, each with its own step lengths, so that the result of a row does not depend on the others.
 
     Args:
-        operator: linear.
-        y: ``(n, *measurement_shape)``; entries that were not observed are ignored.
-        iterations: at most so many; few of them regularise. None: until the tolerance is reached, within twenty steps
-            for each unknown and 1,000 in all.
-        tolerance: stop a row once |A'(y - A x)| falls to this share of |A'y|; default ten times the rounding.
+        operator: Linear forward operator.
+        y: Measurements, ``(n, *measurement_shape)``. Unobserved entries are ignored.
+        iterations: Maximum number of iterations; a small number regularises. None iterates to the tolerance, with at
+            most twenty steps per unknown and 1,000 in total.
+        tolerance: Share of |A'y| to which |A'(y - A x)| must fall before a row stops. Default: ten times the machine
+            precision.
 
     Returns:
         ``(n, *image_shape)``.
 
     Warns:
-        UserWarning: where the tolerance was to be reached and was not, with what is left.
+        UserWarning: If ``iterations`` is None and the tolerance was not reached, with the remaining share.
     """
     tolerance = 10 * torch.finfo(y.dtype).eps if tolerance is None else tolerance
     seen = only_observed(y, operator.observed())
@@ -119,10 +120,10 @@ def conjugate_gradient(operator: Linear, y: Tensor, iterations: int | None = Non
     if iterations is None:
         iterations = min(_MOST_STEPS, max(100, 20 * min(math.prod(operator.image_shape), y[0].numel())))
     image, _, left = _iterate(operator, operator.adjoint, None, seen, None, iterations, tolerance)
-    if to_the_end and bool((left > tolerance**2).any()):  # a GPU is waited for, once
+    if to_the_end and bool((left > tolerance**2).any()):  # synchronises with the GPU once
         share = math.sqrt(float(left.max()))
         warnings.warn(f"the pseudo-inverse of {type(operator).__name__} was not reached: after {iterations} conjugate "
-                      f"gradient steps {share:.1g} of the gradient is left (asked for: {tolerance:.1g}), so that the "
-                      "image is a regularised one: the operator is badly conditioned, and the noise that is blown up "
-                      "on the rest of the way is better left to a solver", stacklevel=2)
+                      f"gradient steps {share:.1g} of the gradient is left (tolerance: {tolerance:.1g}). The image is "
+                      "therefore regularised. The operator is badly conditioned, and further steps would amplify the "
+                      "noise: use a solver instead", stacklevel=2)
     return image

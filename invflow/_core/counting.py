@@ -1,4 +1,4 @@
-"""Counting network calls in a scope, so that every sampler can state what its samples cost."""
+"""Counting of network calls in a scope, so that every sampler can report its cost."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Calls:
     """Rows that went through a network inside one ``with module.count() as calls`` scope.
 
     Attributes:
-        forward: rows evaluated.
-        backward: rows differentiated (a Jacobian-vector product adds one here and one to ``forward``, by
-            itself: code that takes one through a counted method records nothing more).
+        forward: Number of rows evaluated.
+        backward: Number of rows differentiated. A Jacobian-vector product through a counted method adds one here and
+            one to ``forward`` by itself; nothing more needs to be recorded.
     """
 
     forward: int = 0
@@ -33,25 +33,25 @@ class Calls:
 
 @dataclass
 class _Scope:
-    """A scope: whose calls it counts, and whether it still does."""
+    """One scope: the module whose calls it counts, and whether it is still open."""
 
     module: Countable
     calls: Calls
     open: bool = True
 
 
-#: scopes of this context, in the order in which they were opened: of one thread or task, never of another
+#: scopes of the current thread or task only, in the order in which they were opened
 _SCOPES: ContextVar[tuple[_Scope, ...]] = ContextVar("invflow_call_scopes", default=())
 
 
 class Countable(torch.nn.Module):
-    """A module whose evaluations can be counted; scopes nest, and each sees what happens inside it.
+    """Module whose evaluations can be counted. Scopes nest, and each counts what happens inside it.
 
-    A scope belongs to the thread or task that opened it, and to one module: a copy has scopes of its own. What goes
-    through a copy that shares the weights (:meth:`counted_with`) is seen by the module's scopes too.
+    A scope belongs to the thread or task that opened it, and to one module: a copy has its own scopes. Calls of a copy
+    that shares the weights (:meth:`counted_with`) are also counted by the module's scopes.
     """
 
-    _derived = frozenset({"_counted_with"})  # says nothing about the numbers: see invflow._core.identity
+    _derived = frozenset({"_counted_with"})  # does not affect the numbers: see invflow._core.identity
     _counted_with: tuple[Countable, ...] = ()
 
     @contextmanager
@@ -59,20 +59,20 @@ class Countable(torch.nn.Module):
         """Count the rows evaluated and differentiated while the scope is open.
 
         Yields:
-            The live :class:`Calls`; its numbers stay readable after the scope has closed.
+            The live :class:`Calls`, which can still be read after the scope has closed.
         """
         scope = _Scope(self, Calls())
         _SCOPES.set((*_SCOPES.get(), scope))
         try:
             yield scope.calls
         finally:
-            # a generator that is closed elsewhere leaves its scope behind here, where the next one drops it
+            # a generator closed in another context leaves its scope here, and the next scope removes it
             scope.open = False
             _SCOPES.set(tuple(s for s in _SCOPES.get() if s.open))
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Count nothing of what happens while the context is open, in no scope: for what no sample is made of."""
+        """Suspend counting in all scopes while the context is open, for work that does not contribute to samples."""
         before = _SCOPES.get()
         _SCOPES.set(tuple(s for s in before if not self._is_seen_by(s)))
         try:
@@ -81,10 +81,10 @@ class Countable(torch.nn.Module):
             _SCOPES.set(before)
 
     def counted_with(self: C, owner: Countable) -> C:
-        """Let the scopes of another module see the calls of this one too: of its copy for images of another size.
+        """Let the scopes of another module count this one's calls too, for a copy that takes images of another size.
 
         Args:
-            owner: whose weights this one shares.
+            owner: Module whose weights this one shares.
 
         Returns:
             The module itself.
@@ -94,28 +94,28 @@ class Countable(torch.nn.Module):
         return self
 
     def call_scopes(self) -> list[Calls]:
-        """What counts this module's calls now, in this thread, in the order in which it was opened."""
+        """Counts of this module's open scopes in this thread, in the order in which they were opened."""
         return [s.calls for s in _SCOPES.get() if s.open and self._is_seen_by(s)]
 
     def _is_seen_by(self, scope: _Scope) -> bool:
         return scope.module is self or any(owner._is_seen_by(scope) for owner in self._counted_with)
 
     def record(self, forward: int = 0, backward: int = 0) -> None:
-        """Add rows to every open scope. Code that evaluates a network by other means calls this itself."""
+        """Add rows to every open scope. Code that evaluates a network in another way must call this itself."""
         for calls in self.call_scopes():
             calls.forward += forward
             calls.backward += backward
 
     def record_output(self, output: Tensor, rows: int) -> Tensor:
-        """Record ``rows`` evaluations that made ``output``, and as many backward where it is differentiated.
+        """Record the ``rows`` evaluations that gave ``output``, and as many backward calls if it is differentiated.
 
-        Both ways of differentiating are seen: a Jacobian-vector product (forward mode) by the tangent that
-        the output carries, reverse mode by a hook that fires once for each backward pass through the output.
-        The scopes open now are the ones that a later backward pass is added to.
+        Both kinds of differentiation are counted: a Jacobian-vector product (forward mode) through the tangent of the
+        output, and reverse mode through a hook that runs once for each backward pass through the output. A later
+        backward pass is added to the scopes that are open now.
 
         Args:
-            output: what the evaluations made; returned as it is.
-            rows: how many were evaluated; several to a row of ``output`` where it took several velocities.
+            output: Result of the evaluations; returned unchanged.
+            rows: Number of rows evaluated. There are several per row of ``output`` if it took several velocities.
 
         Returns:
             ``output``.

@@ -1,7 +1,7 @@
-"""What is said of a call that went wrong because of what it was given: the argument, and the call that works.
+"""Error messages for calls with wrong arguments: they name the argument and show a call that works.
 
-Nothing is looked at while a call goes well. Only when it fails, and not by an error that the library raises itself, are
-the arguments compared with the annotations.
+A call that succeeds is not checked. The arguments are compared with the annotations only when the call fails with an
+error that the library did not raise itself.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ __all__ = ["TellingModule", "explained"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: words of annotations by which an argument is judged; with any other word among them it is not
+#: annotation words that arguments are checked against; an annotation with any other word is not checked
 _KINDS: dict[str, tuple[type, ...]] = {
     "int": (numbers.Integral,), "float": (numbers.Real,), "bool": (bool,), "str": (str,), "None": (type(None),),
     "tuple": (tuple, list), "list": (tuple, list), "Sequence": (tuple, list), "slice": (slice,), "Tensor": (Tensor,),
     "Time": (numbers.Real, Tensor), "PathLike": (os.PathLike,), "Generator": (torch.Generator,), "os": (), "torch": (),
 }
-#: how they are called in a sentence
+#: names of these types in messages
 _SPOKEN = {"Real": "a number", "Integral": "a whole number", "NoneType": "None"}
 
 
@@ -47,12 +47,12 @@ def explained(function: None = None, *, arrays: bool = ..., like: str = ...) -> 
 
 
 def explained(function: Callable[..., Any] | None = None, *, arrays: bool = False, like: str = "") -> Any:
-    """A function whose errors name the argument that is of the wrong kind, missing, or not known.
+    """Wrap a function so that its errors name the argument that has the wrong type, is missing, or is unknown.
 
     Args:
-        function: what to wrap; a constructor goes by the name of its class.
-        arrays: take NumPy arrays for parameters that are tensors.
-        like: a call that works.
+        function: Function to wrap. A constructor is named by its class.
+        arrays: Whether to accept NumPy arrays for tensor parameters.
+        like: Example of a call that works.
     """
     if function is None:
         return functools.partial(explained, arrays=arrays, like=like)
@@ -74,7 +74,7 @@ def explained(function: Callable[..., Any] | None = None, *, arrays: bool = Fals
 
 
 def _name(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
-    """What a caller writes for a function: of a constructor its class, of a method its class too."""
+    """Name of a function as a caller writes it: constructors and methods include their class."""
     first = next(iter(inspect.signature(function).parameters), "")
     if not args or first not in ("self", "cls"):
         return function.__name__
@@ -83,19 +83,19 @@ def _name(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
 
 
 def _was_meant(error: Exception) -> bool:
-    """Whether the library raised the error itself, in words of its own."""
+    """Whether the library raised the error itself, with its own message."""
     step = error.__traceback__
     while step is not None and step.tb_next is not None:
         step = step.tb_next
     if step is None or not step.tb_frame.f_globals.get("__name__", "").startswith("invflow") or (
-            step.tb_frame.f_code.co_name == "__getattr__"):  # which knows not what was to be done
+            step.tb_frame.f_code.co_name == "__getattr__"):  # it does not know what the caller was doing
         return False
     return step.tb_frame.f_code.co_code[step.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _what_is_wrong(owner: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any],
                    like: str) -> str | None:
-    """A sentence on the first argument that does not fit; None where all do."""
+    """Message about the first argument that does not fit; None if all fit."""
     parameters = [p for p in signature.parameters.values() if p.name not in ("self", "cls")]
     try:
         given = signature.bind(*args, **kwargs).arguments
@@ -108,9 +108,9 @@ def _what_is_wrong(owner: str, signature: inspect.Signature, args: tuple[Any, ..
 
 
 def _words(annotation: object) -> list[str]:
-    """The words of an annotation that judge, or none of them."""
+    """Words of an annotation; empty if the annotation cannot be checked."""
     text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-    while "[" in text:  # what is in a tuple is the callee's business
+    while "[" in text:  # the function itself checks the items of a tuple
         text, before = re.sub(r"\[[^\[\]]*\]", "", text), text
         if text == before:
             break
@@ -127,11 +127,11 @@ def _fits(value: object, annotation: object) -> bool:
 
 
 def _of_the_wrong_kind(owner: str, parameter: inspect.Parameter, value: Any, like: str) -> str:
-    """A sentence on one argument: what it is, what it should be, and what would do."""
+    """Message about one argument: what it is, what it should be, and a value that works."""
     name, words = parameter.name, _words(parameter.annotation)
     if "Tensor" in words and callable(getattr(value, "interval", None)) and hasattr(value, "samples"):
         return (f"{name} of {owner} is a {type(value).__name__}: pass its samples (B, N, *image_shape), "
-                f"{name}=posterior.samples, or one image for each observation, posterior.mean()")
+                f"{name}=posterior.samples, or one image per observation, posterior.mean()")
     if "Tensor" in words and not isinstance(value, str | numbers.Number):
         return f"{owner}: {to_tensor_hint(value, name)}"
     kinds = dict.fromkeys(kind.__name__ for word in words for kind in _KINDS[word])
@@ -156,7 +156,7 @@ def _is_array(value: object) -> bool:
 
 def _without_arrays(signature: inspect.Signature, args: tuple[Any, ...],
                     kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with tensors in the place of arrays, where tensors are due; bytes stay, for they need a scale."""
+    """Convert arrays to tensors for tensor parameters. Arrays of uint8 are left as they are: they need scaling."""
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError:
@@ -169,37 +169,37 @@ def _without_arrays(signature: inspect.Signature, args: tuple[Any, ...],
 
 
 class TellingModule(torch.nn.Module):
-    """A module that says what its ``__init__`` forgot."""
+    """Module that explains a missing ``super().__init__()``."""
 
     def __getattr__(self, name: str) -> Any:
-        """Say that ``super().__init__()`` is missing, where something of it is missed."""
+        """Look up an attribute; report a missing ``super().__init__()``."""
         self._check_begun(name)
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Say the same where a module or a parameter is kept too early."""
+        """Set an attribute; report a module or parameter that is set before ``super().__init__()``."""
         if isinstance(value, torch.nn.Module | torch.nn.Parameter):
             self._check_begun(name, "sets")
         super().__setattr__(name, value)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move to a device, as of a torch module; a device that torch does not know is named with those it does."""
+        """Move to a device, as in torch. The error for an unknown device lists the known ones."""
         try:
             return super().to(*args, **kwargs)
         except RuntimeError as error:
             if "device type" not in str(error) and "device string" not in str(error):
                 raise
             named = next((value for value in (*args, *kwargs.values()) if isinstance(value, str)), None)
-            raise ValueError(f"there is no device {named!r}: pass 'cpu', 'cuda' for an NVIDIA GPU or 'mps' for a "
-                             "Mac's") from error
+            raise ValueError(f"there is no device {named!r}: pass 'cpu', 'cuda' for an NVIDIA GPU, or 'mps' for a "
+                             "Mac's GPU") from error
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """Keep a tensor that moves with the module."""
+        """Register a tensor that moves with the module."""
         self._check_begun(name)
         super().register_buffer(name, tensor, persistent)
 
     def _check_begun(self, name: str, does: str = "has no") -> None:
         if "_buffers" not in self.__dict__:
             what = f"sets self.{name}" if does == "sets" else f"has no {name!r}"
-            raise AttributeError(f"{type(self).__name__} {what}, for its __init__ does not begin with "
+            raise AttributeError(f"{type(self).__name__} {what}, because its __init__ does not begin with "
                                  "super().__init__()")

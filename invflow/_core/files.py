@@ -1,4 +1,4 @@
-"""Files written whole or not at all, with the user's permissions; folders that one run has to itself."""
+"""Atomic writing of files with the user's permissions, and folders locked for a single run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 try:
     import fcntl
-except ImportError:  # pragma: no cover - Windows has no flock: nothing is locked there, and no orphan removed
+except ImportError:  # pragma: no cover - Windows has no flock: nothing is locked and no orphan is removed there
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["alone_in", "check_writable", "remove_orphans", "write_atomically"]
 
-#: ends the name of a file that is being written
+#: ending of the name of a file that is being written
 _SUFFIX = ".partial"
-#: less free space than this is a full disk, and nothing is begun
+#: with less free space than this the disk counts as full, and no work is started
 _LEAST_SPACE = 2**20
 _UNSUPPORTED = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EACCES}
 #: folders whose orphans this process has removed
@@ -28,13 +28,14 @@ _CLEANED: set[str] = set()
 
 
 def write_atomically(path: Path, write: Any) -> None:
-    """Call ``write(temporary_path)`` beside ``path``, then rename: readers see the old file or the new, never half.
+    """Call ``write(temporary_path)`` in the folder of ``path``, then rename the file.
 
-    A new file gets the permissions that the user's umask leaves, and one that is replaced keeps its own. What a killed
-    process left half-written in the folder is removed.
+    Readers see the complete old file or the complete new one. A new file gets the permissions that the user's umask
+    allows, and a replaced file keeps its permissions. Half-written files that a killed process left in the folder are
+    removed.
 
     Raises:
-        OSError: if the file cannot be written, naming it and the reason.
+        OSError: If the file cannot be written, with its name and the reason.
     """
     path = Path(path)
     name = None
@@ -60,10 +61,10 @@ def write_atomically(path: Path, write: Any) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder if it is not there, and find out that files can be written into it, before work is spent on them.
+    """Create a folder if needed, and check before the work begins that files can be written into it.
 
     Raises:
-        OSError: if they cannot, naming the folder and the reason; also where less than a megabyte is free.
+        OSError: If they cannot, with the folder and the reason; also if less than a megabyte is free.
     """
     folder = Path(folder)
     try:
@@ -74,20 +75,20 @@ def check_writable(folder: Path) -> None:
         if shutil.disk_usage(folder).free < _LEAST_SPACE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
-        reason = f"nothing can be written into this folder, pass another: {error.strerror}"
+        reason = f"cannot write into this folder, pass another: {error.strerror}"
         raise OSError(error.errno, reason, str(folder)) from error
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep a folder for this run until the block ends, or the process does, however it does.
+    """Reserve a folder for this run until the block or the process ends, whichever way it ends.
 
-    The folder itself is locked (flock), so that nothing is left behind. What killed runs left half-written in it and
-    below is removed. On file systems that lock nothing, the block runs unlocked.
+    The folder itself is locked (flock), so no lock file is left behind. Half-written files that killed runs left in it
+    and its subfolders are removed. On file systems without locks, the block runs unlocked.
 
     Raises:
-        ValueError: if another run has it.
-        OSError: if nothing can be written there; see :func:`check_writable`.
+        ValueError: If another run has locked the folder.
+        OSError: If the folder is not writable; see :func:`check_writable`.
     """
     check_writable(folder)
     handle = _lock_folder(folder)
@@ -101,11 +102,11 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def remove_orphans(folder: Path) -> None:
-    """Remove the half-written files in a folder whose writers are gone; those being written are locked, and stay."""
+    """Remove half-written files whose writers have ended. Files that are still being written are locked, and stay."""
     if fcntl is None:
         return
     for path in folder.glob(f".*{_SUFFIX}"):
-        with contextlib.suppress(OSError):  # taken by its writer, or gone already
+        with contextlib.suppress(OSError):  # renamed by its writer, or removed already
             handle = os.open(path, os.O_RDWR)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,19 +123,19 @@ def _clean_once(folder: Path) -> None:
 
 
 def _temporary(path: Path) -> tuple[int, str]:
-    """A new file beside a path, made with the user's umask and locked while it is open."""
+    """Create a file in the folder of ``path``, with the user's umask, locked while it is open."""
     while True:
         name = str(path.parent / f".{path.name}.{os.urandom(6).hex()}{_SUFFIX}")
         handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         if fcntl is None or not _try_lock(handle):
             return handle, name
-        if os.path.exists(name):  # between its making and its locking nobody took it for an orphan
+        if os.path.exists(name):  # no other process removed it as an orphan before it was locked
             return handle, name
         os.close(handle)
 
 
 def _try_lock(handle: int) -> bool:
-    """Lock an open file; whether its file system can."""
+    """Lock an open file. Returns whether its file system supports locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError:
@@ -152,13 +153,13 @@ def _lock_folder(folder: Path) -> int | None:
         os.close(handle)
         if error.errno in _UNSUPPORTED:
             return None
-        raise ValueError(f"another run is at work in {folder}: wait until it has ended, or pass another folder") \
+        raise ValueError(f"another run is using {folder}: wait until it has ended, or pass another folder") \
             from error
     return handle
 
 
 def _reason(error: BaseException) -> tuple[int, str] | None:
-    """Number and text of an error of the operating system, also where safetensors wrapped it; None of any other."""
+    """Number and text of an operating-system error, also if safetensors wrapped it; None for other errors."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno, error.strerror or os.strerror(error.errno)
     text = str(error)

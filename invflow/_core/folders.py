@@ -1,4 +1,5 @@
-"""Models as folders: a ``config.json`` and safetensors, on disk or on the Hugging Face Hub. Pickles are never read."""
+"""Models as folders with a ``config.json`` and safetensors, on disk or on the Hugging Face Hub. Pickles are never read.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ SHIPPED = Path(__file__).parents[1] / "weights"
 
 
 def shipped_names(kind: str | None = None) -> list[str]:
-    """Names of the models that come with the library, all of them or of one kind, as ``load`` takes them."""
+    """Names of the shipped models, all or those of one kind, as ``load`` takes them."""
     names = []
     for path in SHIPPED.glob(f"*/{CONFIG}"):
         found = json.loads(path.read_text(encoding="utf-8"))["kind"]
@@ -39,26 +40,26 @@ def resolve_folder(name: str | os.PathLike[str], kind: str) -> Path:
     """Find the folder of a model.
 
     Args:
-        name: a folder, that of a training that is done, the name of a shipped model, or a Hub repository id
+        name: A folder, the folder of a finished training, the name of a shipped model, or a Hub repository id
             ``owner/name``.
-        kind: what is asked for, as configurations name it, such as ``"flow-map"``.
+        kind: Kind of model, as configurations name it, such as ``"flow-map"``.
 
     Returns:
-        The folder, downloaded where it had to be.
+        The folder, downloaded if necessary.
 
     Raises:
-        ValueError: if nothing is found, with the nearest shipped name.
+        ValueError: If nothing is found, with the nearest shipped name.
     """
     path = Path(name)
     if (path / CONFIG).is_file():
         return path
-    if (SHIPPED / str(name) / CONFIG).is_file():  # also where a data set of that name lies in the current folder
+    if (SHIPPED / str(name) / CONFIG).is_file():  # even if the current folder has a data set of that name
         return SHIPPED / str(name)
-    for inner in (path / "prior", path / "vfm"):  # where a training leaves its result
+    for inner in (path / "prior", path / "vfm"):  # where a training saves its result
         if (inner / CONFIG).is_file():
             return inner
     if any(path.glob("checkpoint*.safetensors")):
-        raise ValueError(f"the training in {str(name)!r} is not done: the command that began it goes on from its "
+        raise ValueError(f"the training in {str(name)!r} is not finished: the command that started it resumes from its "
                          "checkpoint")
     if path.is_dir():
         raise ValueError(f"the folder {str(name)!r} holds no {CONFIG}: pass a folder that save_pretrained wrote")
@@ -68,7 +69,7 @@ def resolve_folder(name: str | os.PathLike[str], kind: str) -> Path:
     hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(
         f"no {kind} named {str(name)!r}{hint} Known: {', '.join(shipped_names(kind)) or 'none'}; a folder that "
-        "save_pretrained wrote; a Hub repository id 'owner/name'; or, of a prior, a function 'package.module:function'"
+        "save_pretrained wrote; a Hub repository id 'owner/name'; or, for a prior, a function 'package.module:function'"
     )
 
 
@@ -81,20 +82,20 @@ def _download(repo_id: str, kind: str) -> Path:
     )
 
     try:
-        # weights and their description only: nothing else of a repository is ever opened
+        # weights and their description only: nothing else in a repository is ever opened
         return Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors", "*.md"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
-            f"no {kind} at {repo_id!r}: it is neither a folder nor a Hub repository that can be reached "
+            f"no {kind} at {repo_id!r}: it is neither a folder nor an accessible Hub repository "
             f"({type(error).__name__}). Shipped: {', '.join(shipped_names(kind))}"
         ) from error
 
 
 def kind_of(name: str | os.PathLike[str]) -> str:
-    """What a model is, such as ``"flow-map"`` or ``"vfm"``, for callers that take more than one kind.
+    """Kind of a model, such as ``"flow-map"`` or ``"vfm"``, for callers that take more than one kind.
 
     Raises:
-        ValueError: if it is not there, or its ``config.json`` names no kind.
+        ValueError: If the model is missing, or its ``config.json`` names no kind.
     """
     registered = {plugins.kebab(own) for own in plugins.names("invflow.priors")}
     if plugins.is_reference(name) or (str(name) in registered and not (SHIPPED / str(name)).is_dir()):
@@ -103,14 +104,14 @@ def kind_of(name: str | os.PathLike[str]) -> str:
     try:
         return str(parse_json(path.read_text(encoding="utf-8"))["kind"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} names no kind of model: pass a folder that save_pretrained wrote") from error
+        raise ValueError(f"{path} does not name a kind of model: pass a folder that save_pretrained wrote") from error
 
 
 def read_config(folder: Path, kind: str) -> dict[str, Any]:
     """Read and check ``config.json``.
 
     Raises:
-        ValueError: if it is missing, not JSON, or describes another kind of model.
+        ValueError: If it is missing, not JSON, or describes another kind of model.
     """
     path = folder / CONFIG
     try:
@@ -122,21 +123,21 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("kind") != kind:
         found = config.get("kind") if isinstance(config, dict) else type(config).__name__
         name = folder.name.removesuffix("-vfm") if folder.parent == SHIPPED else str(folder)
-        loads = {"vfm": f"invflow.VFM.load({name!r}), whose prior is a map, loads it", "flow-map":
-                 f"invflow.load_prior({name!r}) loads it"}.get(str(found), "pass another folder")
+        loads = {"vfm": f"load it with invflow.VFM.load({name!r}), whose prior is a map", "flow-map":
+                 f"load it with invflow.load_prior({name!r})"}.get(str(found), "pass another folder")
         raise ValueError(f"{path} describes a model of kind {found!r}, but kind {kind!r} was expected: {loads}")
     return config
 
 
 def save_module(module: nn.Module, folder: str | os.PathLike[str], config: dict[str, Any],
                 dtype: torch.dtype | None = None) -> None:
-    """Write a module's tensors and its configuration into a folder; each file appears whole or not at all.
+    """Write a module's tensors and its configuration into a folder. Each file is written atomically.
 
     Args:
-        module: the module.
-        folder: made if it does not exist.
-        config: JSON-serialisable, with a ``kind``; a ``digest`` of it and of the tensors is added.
-        dtype: type that floating-point tensors are stored in, such as ``torch.float16``; None keeps theirs.
+        module: Module to save.
+        folder: Folder, created if it does not exist.
+        config: JSON-serialisable configuration with a ``kind``. A ``digest`` of it and of the tensors is added.
+        dtype: Type in which floating-point tensors are stored, such as ``torch.float16``. None keeps their type.
     """
     tensors = {
         k: v.detach().to("cpu", dtype if dtype and v.is_floating_point() else v.dtype).contiguous()
@@ -148,42 +149,44 @@ def save_module(module: nn.Module, folder: str | os.PathLike[str], config: dict[
 
 
 def load_built(build: Callable[[], M], folder: Path, config: Mapping[str, Any], what: str) -> M:
-    """Build a module and load its tensors, in its own types; nothing large is made before the file is known to fit.
+    """Build a module and load its tensors, in the module's types.
+
+    The file is checked before anything large is allocated.
 
     Args:
-        build: makes the module from the configuration. It is called on torch's meta device first, where tensors have
-            shapes only.
-        folder: that the tensors lie in.
-        config: of :func:`read_config`.
-        what: is built, for errors.
+        build: Function that builds the module from the configuration. It is first called on torch's meta device, where
+            tensors only have shapes.
+        folder: Folder of the tensors.
+        config: Configuration from :func:`read_config`.
+        what: Name of what is built, for errors.
 
     Raises:
-        ValueError: for a configuration that nothing can be built from; if the file is missing, truncated or not
-            safetensors, its tensors do not fit, or they are not those that were saved.
+        ValueError: If nothing can be built from the configuration; if the file is missing, truncated or not
+            safetensors; or if its tensors do not fit or are not those that were saved.
     """
     try:
         with torch.device("meta"):
             frame = build()
     except Exception as error:  # a configuration may break a constructor in any way
-        raise ValueError(f"{folder / CONFIG} describes no {what} that can be built: {error!r}") from error
+        raise ValueError(f"no {what} can be built from {folder / CONFIG}: {error!r}") from error
     tensors = _read_tensors(folder, frame)
     known = config.get("digest")
     if known is not None and known != digest(tensors, {k: v for k, v in config.items() if k != "digest"}):
-        raise ValueError(f"{folder}: {CONFIG} or {WEIGHTS} is not as it was saved: fetch both again; after a change on "
-                         f'purpose, take the "digest" out of {CONFIG}')
+        raise ValueError(f"{folder}: {CONFIG} or {WEIGHTS} is not as it was saved: fetch both again. If you changed "
+                         f'them on purpose, remove the "digest" from {CONFIG}')
     module = build()
     module.load_state_dict(tensors)
     return module
 
 
 def _read_tensors(folder: Path, module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a folder, which fit a module and are finite."""
+    """Read the tensors of a folder; check that they fit a module and are finite."""
     path = folder / WEIGHTS
     try:
         tensors = load_file(path)
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no {WEIGHTS}: pickled weights are never loaded") from error
-    except Exception as error:  # safetensors has errors of its own, and KeyErrors for types that torch lacks
+    except Exception as error:  # safetensors has its own errors, and raises KeyError for types that torch lacks
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
     own = module.state_dict()
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
@@ -197,7 +200,7 @@ def _read_tensors(folder: Path, module: nn.Module) -> dict[str, Tensor]:
         )
     kinds = [f"{k} {tensors[k].dtype}" for k in own if tensors[k].is_floating_point() != own[k].is_floating_point()]
     if kinds:
-        raise ValueError(f"{path} holds numbers of another kind than the model takes: {kinds[:3]}")
+        raise ValueError(f"{path} holds numbers of a different kind than the model takes: {kinds[:3]}")
     broken = [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
     if broken:
         raise ValueError(f"{path} holds values that are not finite, in {broken[:3]}")

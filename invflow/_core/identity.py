@@ -1,4 +1,4 @@
-"""What decides an object's numbers, as a digest of its content: equal digests, equal numbers."""
+"""Digests of everything that determines an object's numbers: objects with equal digests give equal numbers."""
 
 from __future__ import annotations
 
@@ -40,26 +40,31 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 class UnidentifiedError(TypeError):
-    """For an object whose content cannot be read, so that no digest can stand for it."""
+    """Raised for an object whose content cannot be read, and which therefore has no digest."""
 
 
 def identity(value: object) -> str:
-    """Digest of an object by its content, the same in every process: 32 hexadecimal digits.
+    """Digest of an object's content, the same in every process: 32 hexadecimal digits.
 
-    Two objects of the same digest give the same numbers. What counts: numbers, strings and containers by value; tensors
-    and arrays by type, shape and bytes, wherever they live; modules by all their parameters and buffers, stored or not,
-    and by their attributes; other objects by their class and attributes. Functions and classes count by name,
-    bytecode, defaults and what they close over, those of a user's own code also by the globals that they read; classes
-    of this library, and all of the packages that it stands on, by name and version.
+    Two objects with the same digest give the same numbers. The digest covers:
 
-    An object may decide for itself: the string that its ``fingerprint()`` gives, where its class writes one, counts in
-    place of its content, and attributes named in the class's ``_derived`` (caches) are left out.
+    - numbers, strings and containers by value;
+    - tensors and arrays by type, shape and bytes, on any device;
+    - modules by all their parameters and buffers, stored or not, and by their attributes;
+    - functions and classes by name, bytecode, defaults and closure, and those of a user's own code also by the globals
+      that they read;
+    - classes of this library, and everything in its dependencies, by name and version;
+    - other objects by class and attributes.
+
+    A class may define its own ``fingerprint()``: the string that it returns replaces the content. Attributes named in
+    the class's ``_derived`` (caches) are left out.
 
     Args:
-        value: anything.
+        value: Any object.
 
     Raises:
-        UnidentifiedError: for what cannot be read, such as an open file, a socket or a lock, with the way to it.
+        UnidentifiedError: For an object that cannot be read, such as an open file, a socket or a lock, with the path
+            of attributes that leads to it.
 
     Example:
         >>> import torch
@@ -76,12 +81,12 @@ def identity(value: object) -> str:
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
 
-#: digests of tensors that live, by their ids
+#: digests of tensors that still exist, by id
 _TENSORS: dict[int, tuple[weakref.ref[Tensor], int, int, bytes]] = {}
 
 
 def _tensor_bytes(x: Tensor, exact: bool) -> bytes:
-    """Digest of a tensor; unless ``exact``, the last one where it has not been written to since."""
+    """Digest of a tensor. Unless ``exact``, the last digest is reused if the tensor has not been written to since."""
     written, key = version(x), id(x)
     known = _TENSORS.get(key)
     if not exact and known is not None and known[0]() is x and known[1:3] == (written, x.data_ptr()):
@@ -89,7 +94,7 @@ def _tensor_bytes(x: Tensor, exact: bool) -> bytes:
     found = hashlib.blake2b(f"{x.dtype} {tuple(x.shape)}".encode(), digest_size=16)
     if x.numel():
         plain = x.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        # of size 1 along a dimension, a contiguous tensor may have any stride there: flattened, it would keep it
+        # along a dimension of size 1 a contiguous tensor may have any stride, which flattening would keep
         flat = plain.as_strided((plain.numel(),), (1,), plain.storage_offset())
         found.update(flat.view(torch.uint8).numpy().data)
     digest = found.digest()
@@ -100,7 +105,7 @@ def _tensor_bytes(x: Tensor, exact: bool) -> bytes:
 
 
 def _is(key: int, reference: weakref.ref[Tensor]) -> bool:
-    """Whether an entry is still that of the tensor that went, not of a later one with its id."""
+    """Whether an entry still belongs to the deleted tensor, not to a later one with the same id."""
     known = _TENSORS.get(key)
     return known is not None and known[0] is reference
 
@@ -109,11 +114,11 @@ def _is(key: int, reference: weakref.ref[Tensor]) -> bool:
 
 
 class Reader:
-    """One walk through an object, in which parts that occur twice are read once."""
+    """One traversal of an object. Parts that occur twice are read once."""
 
     def __init__(self, exact: bool = True) -> None:
         self.exact, self.tensors, self.asked = exact, list[Tensor](), False
-        self._done: dict[int, tuple[object, bytes]] = {}  # with the object, so that its id is not given away
+        self._done: dict[int, tuple[object, bytes]] = {}  # holds the object too, so that its id is not reused
         self._open: dict[int, int] = {}
         self._way: list[str] = []
 
@@ -124,7 +129,7 @@ class Reader:
         key = id(value)
         if key in self._done:
             return self._done[key][1]
-        if key in self._open:  # a part that leads back to the whole
+        if key in self._open:  # a reference back to an enclosing object
             return _hash("back", str(len(self._open) - self._open[key]).encode())
         self._open[key] = len(self._open)
         try:
@@ -143,8 +148,8 @@ class Reader:
     def _fail(self, value: object, why: str = "its content cannot be read") -> UnidentifiedError:
         way = "".join(self._way).lstrip(".") or "the object"
         return UnidentifiedError(f"{way} is a {type(value).__module__}.{type(value).__qualname__}, which cannot be "
-                                 f"identified: {why}. Its class may write fingerprint(), a string that changes with "
-                                 "whatever decides its numbers")
+                                 f"identified: {why}. Define fingerprint() in its class: a string that changes with "
+                                 "everything that determines its numbers")
 
     def _all(self, kind: str, parts: Iterable[tuple[str, object]]) -> bytes:
         """Digest of named parts in their order."""
@@ -204,7 +209,7 @@ class Reader:
         return _hash("set", self._named(value, set, frozenset), *sorted(self.read(item) for item in value))
 
     def _named(self, value: object, *plain: type) -> bytes:
-        """The class and the attributes of a container, unless it is one of Python's own."""
+        """Digest of a container's class and attributes; empty for Python's own containers."""
         if type(value) in plain:
             return b""
         return _hash("container", self.read(type(value)),
@@ -233,7 +238,7 @@ class Reader:
         place = version_of(value.__module__)
         found = [f"{value.__module__}.{value.__qualname__}".encode(), place.encode()]
         if not is_known(value.__module__):
-            found.append(self._code(value.__code__))  # of ours too: two lambdas may have the same name
+            found.append(self._code(value.__code__))  # also for our own code: two lambdas may have the same name
         if not by_version(value.__module__) and not installed(value.__module__):
             parts += [(f"({name})", item) for name, item in globals_of(value)]
         with self._at(f".{value.__name__}"):
@@ -274,7 +279,7 @@ class Reader:
         return _hash("enum", self.read(type(value)), value.name.encode())
 
     def _library(self, value: types.ModuleType) -> bytes:
-        """A module of Python: one that was installed by its version, a user's own by all that is in it."""
+        """Digest of a Python module: by version if it was installed, by its content if it is the user's own."""
         name = f"module {value.__name__}".encode()
         if by_version(value.__name__) or installed(value.__name__):
             return _hash("name", name, version_of(value.__name__).encode())
@@ -297,7 +302,7 @@ class Reader:
         return self._reduced(value)
 
     def _reduced(self, value: object) -> bytes:
-        """What a pickle would be made of, of an object whose content is not, or not all, in its attributes."""
+        """Digest of what a pickle would contain, for objects whose attributes do not hold all of their content."""
         try:
             reduced: Any = value.__reduce_ex__(2)
         except Exception as error:
@@ -322,7 +327,7 @@ _READERS: list[tuple[Any, str]] = [
 
 
 def _hash(kind: str, *parts: bytes) -> bytes:
-    """Digest of parts, none of which can pass for another's end."""
+    """Digest of parts with their lengths, so that no two lists of parts look the same."""
     found = hashlib.blake2b(kind.encode(), digest_size=16)
     for part in parts:
         found.update(len(part).to_bytes(8, "little"))
@@ -331,7 +336,7 @@ def _hash(kind: str, *parts: bytes) -> bytes:
 
 
 def _attributes(value: object, without: AbstractSet[str] = frozenset()) -> dict[str, object]:
-    """Attributes of an object, in its dictionary or in slots, without what was computed from the others."""
+    """Attributes of an object, in its dictionary or in slots, without those derived from others."""
     kind = type(value)
     found = dict(getattr(value, "__dict__", {}))
     for base in kind.__mro__:
@@ -344,24 +349,24 @@ def _attributes(value: object, without: AbstractSet[str] = frozenset()) -> dict[
 
 
 class _Plain:
-    """A class whose objects hold attributes, and nothing else."""
+    """A class whose objects hold attributes and nothing else."""
 
 
 def _slots(kind: type) -> tuple[str, ...]:
-    """Names of the slots that a class itself writes."""
+    """Names of the slots that a class itself defines."""
     slots = vars(kind).get("__slots__", ())
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _holds_more(kind: type) -> bool:
-    """Whether objects of a class hold more than attributes: those of files, sockets or random states, say, in C."""
+    """Whether objects of a class hold more than attributes, such as the C data of files, sockets or random states."""
     slots = sum(isinstance(vars(base).get(name), types.MemberDescriptorType) for base in kind.__mro__
                 for name in _slots(base))
     return bool(kind.__itemsize__) or kind.__basicsize__ > _Plain.__basicsize__ + slots * tuple.__itemsize__
 
 
 def _own_fingerprint(value: object) -> Callable[[], object] | None:
-    """The ``fingerprint`` that a class of somebody else's writes for its objects."""
+    """The ``fingerprint`` method that a third-party class defines for its objects."""
     method = getattr(type(value), "fingerprint", None)
     if not isinstance(method, types.FunctionType) or by_version(method.__module__):
         return None

@@ -1,4 +1,4 @@
-"""Networks that somebody else has trained: held in evaluation mode, and called with their arguments in their order."""
+"""Third-party networks: kept in evaluation mode, and called with their arguments in the order that they expect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 __all__ = ["Condition", "Network", "argument_order", "networks_of", "settle"]
 
-#: how the arguments of networks are called, by what they are
+#: usual names of network arguments, by role
 STATES = frozenset(("x", "x_t", "xt", "z", "z_t", "zt", "y_t", "state", "states", "sample", "samples", "input",
                     "inputs", "image", "images", "img", "imgs", "latent", "latents", "hidden_states", "noisy"))
 TIMES = frozenset(("t", "time", "times", "timestep", "timesteps", "ts", "tau", "sigma", "sigmas", "noise_level",
@@ -23,10 +23,10 @@ ROLES = {"x": STATES, "t": TIMES, "r": TARGETS}
 
 
 def networks_of(function: Any, depth: int = 2) -> list[nn.Module]:
-    """The modules that a function runs, as far as that can be seen.
+    """Modules that a function runs, as far as they can be found.
 
-    Itself, what it is a method of, what it closes over or names, and the same of the functions that it calls, ``depth``
-    levels down.
+    These are the function itself, the object that a method belongs to, closure variables and globals, and the same for
+    the functions that it calls, down to ``depth`` levels.
     """
     if isinstance(function, nn.Module):
         return [function]
@@ -54,7 +54,7 @@ def _held(thing: Any) -> list[Any]:
 
 
 def settle(function: Any) -> list[nn.Module]:
-    """Put the networks of a function into evaluation mode: dropout then draws nothing, and BatchNorm learns nothing.
+    """Put the networks of a function into evaluation mode, so that dropout is off and BatchNorm is not updated.
 
     Returns:
         The networks.
@@ -67,20 +67,20 @@ def settle(function: Any) -> list[nn.Module]:
 
 
 def argument_order(function: Any, roles: Sequence[str], order: str | None, call: str) -> tuple[str, ...]:
-    """In which order a function takes a state ``x``, its time ``t`` and, of an average velocity, the second time ``r``.
+    """Order of a function's arguments: state ``x``, its time ``t`` and, for an average velocity, the second time ``r``.
 
     Args:
-        function: a function or a module, whose arguments have names.
-        roles: those that it takes, such as ``("x", "t")``.
-        order: what the caller says, such as ``"t, x"``; None to find it out from the names.
-        call: what to call in place of this call, up to the order, for the message.
+        function: Function or module with named arguments.
+        roles: Roles of its arguments, such as ``("x", "t")``.
+        order: Order stated by the caller, such as ``"t, x"``. None infers it from the names.
+        call: Call to suggest in the error message, up to the order.
 
     Returns:
         The roles in the function's order.
 
     Raises:
-        TypeError: if the names do not tell.
-        ValueError: for an order that does not name each role once.
+        TypeError: If the order cannot be inferred from the names.
+        ValueError: For an order that does not name each role once.
     """
     if order is not None:
         stated = tuple(part.strip() for part in order.split(","))
@@ -101,8 +101,8 @@ def argument_order(function: Any, roles: Sequence[str], order: str | None, call:
     examples = " or ".join(f"order={', '.join(example)!r}" for example in (tuple(roles), (*roles[1:], roles[0])))
     meaning = {"x": "x the state", "t": "t its time", "r": "r the second time"}
     taken = "arguments whose names cannot be read" if names is None else f"({', '.join(names)})"
-    raise TypeError(f"{_name(function)} takes {taken}, which does not tell in which order it takes "
-                    f"{', '.join(meaning[role] for role in roles)}: say so, {call}, {examples})")
+    raise TypeError(f"{_name(function)} takes {taken}, which does not show the order of "
+                    f"{', '.join(meaning[role] for role in roles)}: pass the order, {call}, {examples})")
 
 
 def _positional(function: Any) -> list[str] | None:
@@ -124,14 +124,16 @@ def _name(function: Any) -> str:
 
 
 class Condition(nn.Module):
-    """Arguments held fixed: one row of each tensor, repeated for the batch; tensors move and change type with it.
+    """Fixed arguments: one row of each tensor, repeated for the batch.
+
+    The tensors move and change type with the module.
 
     Args:
-        values: by argument name: tensors ``(1, ...)``, numbers (one for each row), dictionaries of such, or anything
-            else, which is passed as it is.
+        values: Values by argument name: tensors ``(1, ...)``, numbers (used for every row), dictionaries of these, or
+            anything else, which is passed unchanged.
 
     Raises:
-        ValueError: for a tensor with several rows.
+        ValueError: For a tensor with several rows.
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -147,8 +149,8 @@ class Condition(nn.Module):
                 tensor = tensor[None] if tensor.ndim == 0 else tensor
                 if tensor.shape[0] != 1:
                     raise ValueError(
-                        f"{name} has shape {tuple(tensor.shape)}, {tensor.shape[0]} rows: a prior has one condition, "
-                        f"held fixed; pass one row, (1, {', '.join(map(str, tensor.shape[1:])) or '...'})"
+                        f"{name} has shape {tuple(tensor.shape)}, {tensor.shape[0]} rows, but a prior has one "
+                        f"fixed condition: pass one row, (1, {', '.join(map(str, tensor.shape[1:])) or '...'})"
                     )
                 self.names.append(name)
                 self.register_buffer(f"value_{name}", tensor, persistent=False)
@@ -156,7 +158,7 @@ class Condition(nn.Module):
                 self.plain[name] = value
 
     def rows(self, n: int, dtype: torch.dtype) -> dict[str, Any]:
-        """The arguments for n rows, floating-point tensors in ``dtype``."""
+        """Arguments for n rows, with floating-point tensors in ``dtype``."""
         found: dict[str, Any] = dict(self.plain)
         for name in self.names:
             tensor: Tensor = getattr(self, f"value_{name}")
@@ -166,28 +168,30 @@ class Condition(nn.Module):
 
 
 class _Seen(list[nn.Module]):
-    """Modules that belong to somebody else: a copy of the list holds the same."""
+    """Modules that belong to other objects. A copy of the list holds the same modules."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Seen:
         return self
 
 
 class Network(nn.Module):
-    """A function of a state and of times, whoever wrote it, with all else that it takes held fixed.
+    """Third-party function of a state and of times, with all its other arguments fixed.
 
-    Its networks are put into evaluation mode and stay there: neither ``train()`` of what holds this, nor of the network
-    itself between two calls, brings dropout and BatchNorm back.
+    Its networks are put into evaluation mode and stay there. Calling ``train()`` on a parent module, or on the network
+    itself between two calls, does not re-enable dropout or BatchNorm updates.
 
     Args:
-        function: what is called. A module becomes a submodule, and so does what a method belongs to.
-        condition: its other arguments, by name.
-        order: of the state x, the time t and the second time r; see :func:`argument_order`.
-        roles: which of them it takes.
-        call: for messages, what made this.
+        function: Function or module to call. A module becomes a submodule, and so does the module that a method
+            belongs to.
+        condition: Other arguments, by name.
+        order: Order of the state x, the time t and the second time r; see :func:`argument_order`.
+        roles: Which of these the function takes.
+        call: Call that builds this network, for messages.
 
     Raises:
-        TypeError: if it cannot be called, its order cannot be told, or it takes no argument of a condition's name.
-        ValueError: for an order that does not name each once.
+        TypeError: If the function cannot be called, its order cannot be inferred, or it has no argument with the name
+            of a condition.
+        ValueError: For an order that does not name each role once.
     """
 
     def __init__(self, function: Callable[..., Any], condition: Mapping[str, Any] | None = None,
@@ -200,7 +204,7 @@ class Network(nn.Module):
         owner = getattr(function, "__self__", None)
         self.owner = owner if isinstance(owner, nn.Module) else None
         mine = {id(module) for module in (function, owner) if isinstance(module, nn.Module)}
-        #: those that a closure runs: they neither move nor are copied with this
+        #: modules in a closure: they neither move nor are copied with this module
         self.elsewhere = _Seen(module for module in networks_of(function) if id(module) not in mine)
         device = next((p.device for p in self.parameters()), None)
         if device is not None:
@@ -208,18 +212,18 @@ class Network(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Network:
-        """Evaluation mode, whatever the mode."""
+        """Stay in evaluation mode, whatever ``mode`` is."""
         self.training = False
         settle(self.function)
         return self
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Floating-point type of the network's weights; None for a function without any."""
+        """Floating-point type of the network's weights; None for a function without weights."""
         return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
 
     def forward(self, x: Tensor, *times: Tensor) -> Any:
-        """What the function makes of states ``(n, *shape)`` and times ``(n,)``."""
+        """Evaluate the function at states ``(n, *shape)`` and times ``(n,)``."""
         for module in (self.function, self.owner, *self.elsewhere):
             if isinstance(module, nn.Module) and module.training:
                 module.eval()
@@ -228,7 +232,7 @@ class Network(nn.Module):
 
 
 def _check_names(function: Any, roles: Sequence[str], condition: Mapping[str, Any], call: str) -> None:
-    """Refuse conditions that the function does not take, and expect those that it cannot do without."""
+    """Check that the function takes every condition, and that every required argument has one."""
     target = getattr(function, "_orig_mod", function)
     try:
         parameters = inspect.signature(target.forward if isinstance(target, nn.Module) else target).parameters
@@ -242,5 +246,5 @@ def _check_names(function: Any, roles: Sequence[str], condition: Mapping[str, An
                 if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     missing = [name for name in required[len(roles):] if name not in condition]
     if missing:
-        raise TypeError(f"{_name(function)} also takes {', '.join(missing)}, held fixed in a prior: pass "
-                        f"{call}, {', '.join(f'{name}=...' for name in missing)}), a number or one row of each")
+        raise TypeError(f"{_name(function)} also takes {', '.join(missing)}, fixed in a prior: pass "
+                        f"{call}, {', '.join(f'{name}=...' for name in missing)}), each a number or one row")

@@ -1,4 +1,4 @@
-"""The noise level of pictures, from cosines of small blocks, and how far it can be trusted."""
+"""Noise levels of images, estimated from cosine transforms of small blocks, and how reliable they are."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 __all__ = ["NoiseLevel", "estimate_sigma", "noise_level", "noise_levels", "trusted"]
 
 _SIDE = 8
-#: at most so many blocks are looked at, and at least so many are needed
+#: largest number of blocks used, and smallest number needed
 _MOST, _LEAST = 20000, 64
-#: sums of the two frequencies of a block's cosines: what says how busy a block is, and where noise is looked for
+#: sums of a cosine's two frequencies: the range that measures activity in a block, and two ranges that measure noise
 _SLOW, _MIDDLE, _FAST = (1, 4), (5, 7), (10, 14)
 # second differences along both axes, then a diagonal difference where the mask leaves no larger window
 _STENCILS = (
@@ -25,21 +25,21 @@ _STENCILS = (
 #: brightness and two differences of colours, orthonormal
 _OPPONENT = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
 _OPPONENT = _OPPONENT / _OPPONENT.norm(dim=1, keepdim=True)
-#: noise of an entry, over that of the brightness at fine scales, where colour was averaged over 2 x 2 pixels: only
-#: the luminance of ITU-R BT.601 keeps its noise at the three quarters of finer cosines
+#: noise of an entry divided by the fine-scale noise of the brightness, where colour was averaged over 2 x 2 pixels:
+#: only the luminance of ITU-R BT.601 keeps its noise in the finer three quarters of the cosines
 _COARSE_COLOUR = 0.66
 
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """An estimated noise level, and what is known of its error.
+    """Estimated noise level and its uncertainty.
 
     Attributes:
-        sigma: standard deviation of an entry.
-        low: the least that the estimates allow.
-        high: the most.
-        doubt: why they differ, as a sentence; empty where they agree.
-        known: False where no single value can be given.
+        sigma: Standard deviation of the noise of an entry.
+        low: Smallest level consistent with the estimates.
+        high: Largest level consistent with the estimates.
+        doubt: Reason why they differ, as a sentence. Empty if they agree.
+        known: False if no single value can be given.
     """
 
     sigma: float
@@ -51,7 +51,8 @@ class NoiseLevel:
 
 @dataclass(frozen=True)
 class _Channel:
-    """Levels of one channel: in the calmest blocks at middle and fine scales, and where texture would end."""
+    """Noise levels of one channel: in the smoothest blocks at middle and fine scales, and extrapolated to zero texture.
+    """
 
     middle: float
     fast: float
@@ -61,37 +62,37 @@ class _Channel:
 
     @property
     def white(self) -> bool:
-        """Whether noise is as strong at middle scales as at fine ones."""
+        """Whether noise is as strong at middle scales as at fine scales."""
         return self.middle <= 1.25 * (1 + 2 * self.error) * self.fast
 
     @property
     def textured(self) -> bool:
-        """Whether what middle scales hold more falls from busy to calm blocks as texture does."""
+        """Whether the excess at middle scales falls from textured to smooth blocks as texture does."""
         return self.slope > 0.05 and self.middle < 3 * self.fast and self.without_texture >= 0.75 * self.fast
 
     @property
     def level(self) -> float:
-        """The level without texture, where noise is white."""
+        """Level without texture, for white noise."""
         return min(max(self.without_texture, 0.8 * self.fast), 1.05 * self.fast)
 
     def coarser_than(self, other: _Channel) -> bool:
-        """Whether the channel has lost its noise to a lower resolution, where another has kept it."""
+        """Whether a lower resolution has removed noise from this channel but not from the other."""
         return self.middle < 0.3 * other.middle and (not self.white or self.fast < 0.2 * other.fast)
 
 
 def noise_levels(y: Tensor, observed: Tensor | None = None) -> list[NoiseLevel]:
-    """Noise levels of pictures with what is known of their error; see :func:`estimate_sigma`.
+    """Noise levels of images, with their uncertainty; see :func:`estimate_sigma`.
 
     Args:
-        y: ``(B, C, H, W)``.
-        observed: ``(1 or B, C, H, W)`` bool, or None: all of it.
+        y: Noisy images, ``(B, C, H, W)``.
+        observed: Mask of the observed entries, ``(1 or B, C, H, W)`` bool. None: all are observed.
 
     Raises:
-        ValueError: for measurements that are no pictures, too small, without noise, or observed in too few places.
+        ValueError: If ``y`` is not a batch of images, is too small, has no noise, or is observed in too few places.
     """
     if y.ndim != 4 or min(y.shape[2:]) < 3:
         raise ValueError(
-            f"sigma=None estimates the noise of pictures (B, C, H, W), but y has shape {tuple(y.shape)}: "
+            f"sigma=None estimates the noise of images (B, C, H, W), but y has shape {tuple(y.shape)}: "
             "pass sigma=..."
         )
     valid = torch.ones_like(y) if observed is None else observed.to(y).expand_as(y)
@@ -99,40 +100,40 @@ def noise_levels(y: Tensor, observed: Tensor | None = None) -> list[NoiseLevel]:
     if any(level is None for level in found):
         raise ValueError(
             f"the noise cannot be estimated from y of shape {tuple(y.shape)}: fewer than 15 x 15 pixels, or too few "
-            "neighbouring entries are observed, or most of them carry no noise (a constant ground, black or white that "
-            "is cut off); pass sigma=..."
+            "neighbouring entries are observed, or most of them carry no noise (a constant background, or clipped "
+            "black or white); pass sigma=..."
         )
     return [level for level in found if level is not None]
 
 
 def estimate_sigma(y: Tensor, observed: Tensor | None = None) -> Tensor:
-    """Noise standard deviation of pictures, from cosines of their calm blocks of 8 x 8 pixels.
+    """Estimate the noise standard deviation of images, from cosine transforms of their smooth blocks of 8 x 8 pixels.
 
-    Independent noise is as strong at middle scales as at fine ones. Where it is not, the picture is textured even in
-    its calmest blocks, or its noise is correlated from pixel to pixel: how the two scales fall together from busy to
-    calm blocks says which, and of a picture in colour so do brightness and colours apart. Texture is then left out, and
-    the level of correlated noise is that of middle scales; where neither is sure, that is an error: no smaller
-    estimate is ever taken because it is smaller.
+    Independent noise is as strong at middle scales as at fine scales. If an image has more at middle scales, either it
+    is textured even in its smoothest blocks, or its noise is correlated between pixels. Two comparisons distinguish the
+    cases: how the two scales fall together from textured to smooth blocks, and, in colour images, brightness against
+    colours. Texture is then excluded. For correlated noise, the level is that of the middle scales. If the cases cannot
+    be distinguished, an error is raised; an estimate is never chosen because it is the smaller one.
 
-    Of fourteen photographs with independent noise of 0.01 to 0.1, halved or not, it was off by 3 to 4% in the geometric
-    mean (the wavelets of scikit-image: 18 to 28%), of measurements under four-fold super-resolution by 5%, where a
-    level was given at all; grass with noise of 0.025 was found at 1.26 times that, with 0.01 not at all. Noise that was
-    saved as JPEG of quality 95, 85 or 75 at half the resolution of colour: off by 7, 19 and 44%; after bilinear
-    demosaicing a fifth too low. ``benchmarks.tables.noise_table`` measures it.
+    On fourteen photographs with independent noise of 0.01 to 0.1, at full or half size, the geometric mean error was 3
+    to 4% (the wavelets of scikit-image: 18 to 28%). On measurements under four-fold super-resolution it was 5%, where a
+    level was given at all. For grass, noise of 0.025 was estimated at 1.26 times that, and noise of 0.01 could not be
+    estimated. Noise saved as JPEG of quality 95, 85 or 75 at half the resolution of colour was off by 7, 19 and 44%;
+    after bilinear demosaicing it was a fifth too low. ``benchmarks.tables.noise_table`` measures this.
 
     Args:
-        y: ``(B, C, H, W)``.
-        observed: ``(1 or B, C, H, W)`` bool, or None: all of it. Where no block of 8 x 8 pixels is whole, differences
-            of neighbours have to do, which take fine texture for noise.
+        y: Noisy images, ``(B, C, H, W)``.
+        observed: Mask of the observed entries, ``(1 or B, C, H, W)`` bool. None: all are observed. If no block of 8 x 8
+            pixels is complete, differences of neighbours are used, which mistake fine texture for noise.
 
     Returns:
-        ``(B,)``; :func:`noise_levels` gives the range with it.
+        Noise levels, ``(B,)``. :func:`noise_levels` also returns their ranges.
 
     Raises:
-        ValueError: as :func:`noise_levels`, and where texture and correlated noise cannot be told apart.
+        ValueError: As in :func:`noise_levels`, and if texture and correlated noise cannot be distinguished.
 
     Warns:
-        UserWarning: where the level is in doubt, with its range and the reason.
+        UserWarning: If the level is uncertain, with its range and the reason.
 
     Example:
         >>> import torch
@@ -145,32 +146,32 @@ def estimate_sigma(y: Tensor, observed: Tensor | None = None) -> Tensor:
 
 
 def trusted(levels: list[NoiseLevel]) -> list[NoiseLevel]:
-    """The same, once each is known; a warning where one is in doubt."""
+    """Return the levels if all are known; warn if some are uncertain."""
     for level in levels:
         if not level.known:
-            raise ValueError(f"the noise of a picture is between {level.low:.2g} and {level.high:.2g}: "
+            raise ValueError(f"the noise of an image is between {level.low:.2g} and {level.high:.2g}: "
                              f"{level.doubt}; pass sigma=...")
     doubtful = [level for level in levels if level.doubt]
     for level in doubtful[:1]:
-        warnings.warn(f"the noise of {len(doubtful)} of {len(levels)} pictures is uncertain: {level.sigma:.2g}, "
-                      f"between {level.low:.2g} and {level.high:.2g}, for {level.doubt}; pass sigma=... if you know it",
+        warnings.warn(f"the noise of {len(doubtful)} of {len(levels)} images is uncertain: {level.sigma:.2g}, between "
+                      f"{level.low:.2g} and {level.high:.2g}, because {level.doubt}; pass sigma=... if you know it",
                       stacklevel=3)
     return levels
 
 
 def noise_level(y: Tensor, observed: Tensor) -> NoiseLevel | None:
-    """The noise level of one picture; None where it is too small, or shows no noise.
+    """Noise level of one image; None if the image is too small or shows no noise.
 
-    Cosines of blocks of 8 x 8 pixels are compared at middle and fine scales, in the tenth of the blocks with the least
-    at slow ones: independent noise is as strong at both. Where middle scales hold more, it is either texture, of which
-    fine scales hold a fixed share: then the two fall together from busy to calm blocks, and the line meets the noise
-    where they are equal; or noise that is correlated from pixel to pixel, where the line leads to none. Brightness and
-    two differences of colours are looked at each by itself, for texture is mostly brightness, and colours of
-    most JPEG files have half the resolution.
+    The method compares cosines of blocks of 8 x 8 pixels at middle and fine scales, in the tenth of the blocks with the
+    least power at coarse scales. Independent noise is as strong at both. More power at middle scales has one of two
+    causes. Texture has a fixed share at fine scales, so both scales fall together from textured to smooth blocks, and
+    the line reaches the noise level where they are equal. If the noise is correlated between pixels, the line leads to
+    no noise. Brightness and two colour differences are analysed separately, because texture is mostly brightness, and
+    most JPEG files store colours at half the resolution.
 
     Args:
-        y: ``(C, H, W)``.
-        observed: ``(C, H, W)``, 1 where it was.
+        y: Noisy image, ``(C, H, W)``.
+        observed: Mask, ``(C, H, W)``, 1 where an entry was observed.
     """
     if y.shape[1] < 3 or y.shape[2] < 3:
         return None
@@ -181,14 +182,14 @@ def noise_level(y: Tensor, observed: Tensor) -> NoiseLevel | None:
 
 
 def _blocks(y: Tensor, observed: Tensor) -> Tensor | None:
-    """Cosines ``(n, C, 64)`` of whole blocks that nothing clips; None where there are too few."""
+    """Cosines ``(n, C, 64)`` of complete, unclipped blocks; None if there are too few."""
     if min(y.shape[1:]) < _SIDE:
         return None
     places = (y.shape[1] - _SIDE + 1) * (y.shape[2] - _SIDE + 1)
     stride = max(1, int((places / _MOST) ** 0.5))
-    stride += 1 - stride % 2  # an odd one meets all places of an 8 x 8 grid, as JPEG has it
+    stride += 1 - stride % 2  # an odd stride visits all positions of an 8 x 8 grid, such as JPEG's
     y = y.float().cpu()
-    # noise that black or white has cut off, or a constant ground, says nothing
+    # noise clipped at black or white, and constant backgrounds, carry no information
     clipped = ((y == y.amin()) | (y == y.amax())).float()
     lost = F.unfold(clipped[None], _SIDE, stride=stride)[0].sum(0) > 2 * len(y)
     whole = F.unfold(observed.float().cpu()[None], _SIDE, stride=stride)[0].amin(0) > 0.5
@@ -221,16 +222,16 @@ def _channel(cosines: Tensor) -> _Channel:
     da, db = a - (weight * a).sum(), b - (weight * b).sum()
     slope = float((weight * da * db).sum() / (weight * da.square()).sum().clamp(min=1e-30))
     end = float((weight * (b - slope * a)).sum() / (1 - slope)) if slope < 1 else 0.0
-    if float(a.max()) < 2 * float(a.min()):  # as calm everywhere: what is left of a slope is chance
+    if float(a.max()) < 2 * float(a.min()):  # equally smooth everywhere: any remaining slope is chance
         slope, end = 0.0, float(fast[:calm].mean())
-    # overlapping blocks share pixels: of n in a row of 8 pixels there is about one by itself
+    # overlapping blocks share pixels: the n blocks that start within 8 pixels count as about one
     alone = max(calm * min(1.0, 1 / 9), 1.0) * 15
     return _Channel(float(middle[:calm].mean().sqrt()), float(fast[:calm].mean().sqrt()), max(end, 0.0) ** 0.5,
                     slope, (0.5 / alone) ** 0.5)
 
 
 def _judged(channels: list[_Channel]) -> NoiseLevel | None:
-    """One level from those of the brightness and, of a picture in colour, two differences of colours."""
+    """One level from the levels of the brightness and, for colour images, two colour differences."""
     brightness, colours = channels[0], channels[1:]
     if brightness.fast <= 1e-7:
         return None
@@ -238,9 +239,9 @@ def _judged(channels: list[_Channel]) -> NoiseLevel | None:
     if colours and all(channel.coarser_than(brightness) for channel in colours):
         level = _COARSE_COLOUR * max(brightness.middle, brightness.fast)
         return NoiseLevel(level, level / 1.3, level * (1.3 if brightness.white else 3), "its colours are coarser than "
-                          "its brightness, as in most JPEG files, whose noise is not independent from pixel to pixel")
+                          "its brightness, as in most JPEG files, whose noise is not independent between pixels")
     if colours and all(channel.white for channel in colours):
-        # texture is least there: what the brightness has more is texture
+        # colours have the least texture: any excess of the brightness is texture
         level = math.sqrt(sum(channel.level**2 for channel in colours) / 2)
         return NoiseLevel(level, level / by_chance, level * max(by_chance, min(brightness.level / level, 1.3)))
     if brightness.white:
@@ -251,16 +252,16 @@ def _judged(channels: list[_Channel]) -> NoiseLevel | None:
         return NoiseLevel(level, 0.7 * level, brightness.middle, "it is textured down to its finest scales")
     if colours and not any(channel.white for channel in channels):
         level = math.sqrt(sum(channel.middle**2 for channel in channels) / 3)
-        return NoiseLevel(level, 0.9 * level, 1.5 * level, "its noise is correlated from pixel to pixel, as after "
+        return NoiseLevel(level, 0.9 * level, 1.5 * level, "its noise is correlated between pixels, as after "
                           "demosaicing, scaling or JPEG")
     return NoiseLevel(brightness.middle, min(brightness.without_texture, brightness.fast), brightness.middle,
-                      "texture and noise that is correlated from pixel to pixel cannot be told apart", known=False)
+                      "texture cannot be distinguished from noise that is correlated between pixels", known=False)
 
 
 def _by_differences(y: Tensor, observed: Tensor) -> NoiseLevel | None:
-    """The median absolute fine-scale difference over 0.6745 (Donoho and Johnstone 1994), where no block is whole.
+    """Median absolute fine-scale difference over 0.6745 (Donoho and Johnstone 1994), for images with no complete block.
 
-    The differences are Immerkaer's (1996), which annihilate edges along the axes and smooth shading, not texture.
+    The differences are those of Immerkaer (1996). They remove edges along the axes and smooth shading, but not texture.
     """
     y, observed = y.float().cpu()[:, None], observed.float().cpu()[:, None]
     for stencil in _STENCILS:

@@ -1,4 +1,4 @@
-"""Runge-Kutta steps along a flow, with times that may differ from row to row."""
+"""Runge-Kutta steps along a flow, with times that may differ between rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Time: TypeAlias = "float | Tensor"
 
 
 class Tableau(NamedTuple):
-    """An explicit Runge-Kutta method: when each stage is, what makes it, and what ends the step."""
+    """Explicit Runge-Kutta method: times of the stages, their coefficients, and the weights of the step."""
 
     nodes: tuple[float, ...]
     rows: tuple[tuple[float, ...], ...]
@@ -45,24 +45,24 @@ def expand_time(t: Time, x: Tensor) -> Tensor:
     """Shape a time for broadcasting against a batch.
 
     Args:
-        t: a float, a 0-d tensor or an ``(n,)`` tensor.
-        x: ``(n, *shape)``.
+        t: A float, a 0-d tensor or an ``(n,)`` tensor.
+        x: Batch, ``(n, *shape)``.
 
     Returns:
         ``(n, 1, ..., 1)`` with as many axes as ``x``, in its dtype and on its device.
 
     Raises:
-        ValueError: if ``t`` has neither one entry nor ``n``.
+        ValueError: If ``t`` has neither one entry nor ``n``.
     """
     if not isinstance(x, Tensor):
         raise TypeError(to_tensor_hint(x, "x"))
-    if isinstance(t, float | int):  # filled in where x is: copied there, it would make a GPU wait at each call
+    if isinstance(t, float | int):  # created on the device of x: a copy to it would synchronise the GPU at each call
         t = torch.full((), t, dtype=x.dtype, device=x.device)
     else:
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (1, x.shape[0])):
         raise ValueError(
-            f"a time has shape {tuple(t.shape)}, but the batch has {x.shape[0]} rows: pass a float or a "
+            f"the time has shape {tuple(t.shape)}, but the batch has {x.shape[0]} rows: pass a float or a "
             f"tensor of shape ({x.shape[0]},)"
         )
     return with_axes(t.expand(x.shape[0]), x.ndim)
@@ -73,14 +73,14 @@ def runge_kutta_step(velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, st
     """One explicit Runge-Kutta step of dx/dt = velocity(x, t).
 
     Args:
-        velocity: ``(n, *shape), (n, 1, ..., 1) -> (n, *shape)``.
-        x: ``(n, *shape)``, the state at time ``start``.
-        start: ``(n, 1, ..., 1)``.
-        end: ``(n, 1, ..., 1)``.
-        tableau: the method.
+        velocity: Velocity, ``(n, *shape), (n, 1, ..., 1) -> (n, *shape)``.
+        x: State at time ``start``, ``(n, *shape)``.
+        start: Start time, ``(n, 1, ..., 1)``.
+        end: End time, ``(n, 1, ..., 1)``.
+        tableau: Runge-Kutta method.
 
     Returns:
-        ``(n, *shape)``, the state at time ``end``.
+        State at time ``end``, ``(n, *shape)``.
     """
     h = end - start
     slopes: list[Tensor] = []
@@ -100,24 +100,24 @@ def integrate(velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, s: Time, 
     """Solve dx/dt = velocity(x, t) from s to t in equal steps.
 
     Args:
-        velocity: ``(n, *shape), (n,) -> (n, *shape)``.
-        x: ``(n, *shape)``, the state at time ``s``.
-        s: start, a float or ``(n,)``.
-        t: end, a float or ``(n,)``; rows may run either way.
-        steps: steps of equal length, for each row its own; at least 1.
-        method: ``"euler"``, ``"midpoint"``, ``"heun"``, ``"rk4"`` or ``"dopri5"``: 1, 2, 2, 4 or 6
-            velocities a step, of order 1, 2, 2, 4 or 5.
+        velocity: Velocity, ``(n, *shape), (n,) -> (n, *shape)``.
+        x: State at time ``s``, ``(n, *shape)``.
+        s: Start time, a float or ``(n,)``.
+        t: End time, a float or ``(n,)``. Rows may run forwards or backwards.
+        steps: Number of steps, at least 1. All steps of a row have the same length.
+        method: ``"euler"``, ``"midpoint"``, ``"heun"``, ``"rk4"`` or ``"dopri5"``, with 1, 2, 2, 4 or 6
+            velocities per step, of order 1, 2, 2, 4 or 5.
 
     Returns:
-        ``(n, *shape)``, the state at time ``t``.
+        State at time ``t``, ``(n, *shape)``.
 
     Raises:
-        ValueError: for an unknown method, or under 1 step.
+        ValueError: For an unknown method, or less than 1 step.
     """
     if method not in TABLEAUS:
         raise ValueError(f"no integration method is called {method!r}: choose one of {', '.join(TABLEAUS)}")
     if steps < 1:
-        raise ValueError(f"an ODE is solved in at least 1 step, not {steps}")
+        raise ValueError(f"steps={steps}: an ODE needs at least 1 step")
     start, end = expand_time(s, x), expand_time(t, x)
     for i in range(steps):
         x = runge_kutta_step(lambda state, now: velocity(state, now.flatten()), x,

@@ -1,4 +1,4 @@
-"""Records on disk: tensors beside JSON, with a digest, written whole or not at all. Pickles are never read."""
+"""Records on disk: tensors and JSON with a digest, written atomically. Pickles are never read."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ _EMPTY = "empty"  # stands in a file without tensors, which safetensors does not
 
 
 def write_record(path: Path, kind: str, plain: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> str:
-    """Write a record: plain data and tensors under one digest, whole or not at all.
+    """Write a record atomically: plain data and tensors under one digest.
 
     Args:
-        path: of the file.
-        kind: what it is and in which version, such as ``"invflow.posterior/2"``.
-        plain: what JSON holds.
-        tensors: by name, which make a safetensors file; None for a JSON file.
+        path: Path of the file.
+        kind: Kind and version of the record, such as ``"invflow.posterior/2"``.
+        plain: Data that JSON can hold.
+        tensors: Tensors by name, for a safetensors file. None writes a JSON file.
 
     Returns:
-        Its digest, by which other records can name it.
+        The digest, by which other records can refer to this one.
 
     Raises:
-        TypeError: for what JSON cannot hold, naming the entry.
-        OSError: if the file cannot be written.
+        TypeError: For data that JSON cannot hold, with the name of the entry.
+        OSError: If the file cannot be written.
     """
-    # as it will be read, so that tuples and keys that are numbers have the same digest on both sides
+    # converted to what will be read, so that tuples and numeric keys have the same digest on both sides
     header = json.loads(json.dumps({"format": kind, **as_json(plain, "record")}))
     if tensors is None:
         whole = digest({}, header)
@@ -57,7 +57,7 @@ def write_record(path: Path, kind: str, plain: Mapping[str, Any], tensors: Mappi
     # clones, because safetensors refuses tensors that share memory
     stored = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
     stored = stored or {_EMPTY: torch.zeros(1)}
-    header["content"] = digest(stored, {})  # apart, so that the plain data can be read and checked alone
+    header["content"] = digest(stored, {})  # separate, so that the plain data can be read and checked alone
     whole = digest({}, header)
     metadata = {"invflow": json.dumps({**header, "digest": whole})}
     write_atomically(path, lambda name: save_file(stored, name, metadata))
@@ -65,19 +65,19 @@ def write_record(path: Path, kind: str, plain: Mapping[str, Any], tensors: Mappi
 
 
 def read_record(path: Path, *kinds: str, tensors: bool | None = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read what :func:`write_record` wrote, or what versions before it did.
+    """Read what :func:`write_record` or its earlier versions wrote.
 
     Args:
-        path: of the file.
-        kinds: that are taken; the first is the one that is written today, and must have its digest.
-        tensors: whether to read these too; None for a JSON file.
+        path: Path of the file.
+        kinds: Accepted kinds. The first is the one written today, and must have its digest.
+        tensors: Whether to read the tensors too. None for a JSON file.
 
     Returns:
         The plain data with its ``format`` and its ``digest`` (None in old files without one), and the tensors.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, was changed, or is of another kind.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, was changed, or is of another kind.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
@@ -89,9 +89,9 @@ def read_record(path: Path, *kinds: str, tensors: bool | None = True) -> tuple[d
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds no {what} ({type(error).__name__}: {error})") from error
     if kind not in kinds:
-        raise ValueError(f"{path}: its format is {kind!r}, this version of invflow reads {' and '.join(kinds)}")
+        raise ValueError(f"{path}: its format is {kind!r}, but this version of invflow reads {' and '.join(kinds)}")
     content = header.get("content")
-    if kind != kinds[0] and content is None:  # old files have one digest of everything, the oldest have none
+    if kind != kinds[0] and content is None:  # old files have one digest for everything, the oldest have none
         changed = known is not None and tensors and known != digest(held, header)
     else:
         changed = known != digest({}, header) or (tensors and content is not None and content != digest(held, {}))
@@ -105,7 +105,7 @@ def _read_json(path: Path) -> tuple[str, dict[str, Tensor]]:
     try:
         return path.read_text(encoding="utf-8"), {}
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is truncated or no JSON file: {error}") from error
+        raise ValueError(f"{path} is truncated or not a JSON file: {error}") from error
 
 
 def _read_safetensors(path: Path, tensors: bool) -> tuple[str, dict[str, Tensor]]:
@@ -113,7 +113,7 @@ def _read_safetensors(path: Path, tensors: bool) -> tuple[str, dict[str, Tensor]
         with safe_open(str(path), framework="pt") as file:
             held = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118 - not a dict
             return (file.metadata() or {}).get("invflow", "{}"), held
-    except Exception as error:  # safetensors has errors of its own, and KeyErrors for types that torch lacks
+    except Exception as error:  # safetensors has its own errors, and raises KeyError for types that torch lacks
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
 
 
@@ -122,7 +122,7 @@ def _read_safetensors(path: Path, tensors: bool) -> tuple[str, dict[str, Tensor]
 
 def write_posterior(path: Path, tensors: Mapping[str, Tensor], diagnostics: Mapping[str, Any],
                     settings: Mapping[str, Any], nfe: Mapping[str, float], seconds: float) -> None:
-    """Write what a posterior is made of; see :meth:`invflow.Posterior.save`."""
+    """Write the contents of a posterior; see :meth:`invflow.Posterior.save`."""
     tensors, plain = dict(tensors), {}
     for key, value in diagnostics.items():
         if isinstance(value, Tensor):
@@ -139,11 +139,11 @@ def write_posterior(path: Path, tensors: Mapping[str, Tensor], diagnostics: Mapp
 
 
 def read_posterior(path: Path) -> dict[str, Any]:
-    """Read what :func:`write_posterior` wrote, as keyword arguments of Posterior, with ``nfe`` a dictionary.
+    """Read what :func:`write_posterior` wrote, as keyword arguments of Posterior, with ``nfe`` as a dictionary.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is truncated, no safetensors file, or holds something else than a posterior.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated, not a safetensors file, or does not hold a posterior.
     """
     try:
         header, tensors = read_record(path, *_POSTERIOR)
@@ -155,7 +155,7 @@ def read_posterior(path: Path) -> dict[str, Any]:
         settings["versions"] = header["versions"]
         samples, seconds = tensors["samples"], float(header["seconds"])
     except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
-        raise ValueError(f"{path} holds no posterior that can be read ({type(error).__name__}: {error}): pass one that "
+        raise ValueError(f"{path} holds no readable posterior ({type(error).__name__}: {error}): pass a file that "
                          "Posterior.save wrote") from error
     for key, value in tensors.items():
         if key.startswith(_DIAGNOSTIC):
@@ -170,10 +170,10 @@ def read_posterior(path: Path) -> dict[str, Any]:
 
 
 def as_json(value: Any, where: str) -> Any:
-    """Plain JSON data for settings and diagnostics.
+    """Convert settings and diagnostics to plain JSON data.
 
     Raises:
-        TypeError: for what JSON cannot hold, naming the entry.
+        TypeError: For data that JSON cannot hold, with the name of the entry.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -186,32 +186,32 @@ def as_json(value: Any, where: str) -> Any:
     if isinstance(value, (torch.dtype, torch.device, os.PathLike)):
         return str(value)
     raise TypeError(
-        f"{where} is a {type(value).__name__}, which JSON cannot hold: keep numbers, strings, lists and "
-        "dictionaries there, and tensors at the top of diagnostics"
+        f"{where} is a {type(value).__name__}, which JSON cannot hold: use numbers, strings, lists and "
+        "dictionaries there, and put tensors at the top level of diagnostics"
     )
 
 
 def versions() -> dict[str, str]:
-    """Versions of what makes a posterior."""
+    """Versions of the software that computes a posterior."""
     return {"invflow": VERSION, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def code_versions() -> dict[str, str]:
-    """Versions of the code that decides numbers, with a digest of the library's own; Python's does not."""
+    """Versions of the code that determines numbers, with a digest of the library's code. Python's version does not."""
     known = {key: value for key, value in versions().items() if key != "python"}
     return {**known, "code": code_digest()}
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON; also text that nests a thousandfold fails with a ValueError."""
+    """Parse JSON. Text that is nested a thousandfold also fails with a ValueError."""
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise ValueError("it nests too deeply") from error
+        raise ValueError("it is nested too deeply") from error
 
 
 def digest(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> str:
-    """Digest of tensors, bit for bit, and of plain data that JSON holds: it tells damage that file formats do not."""
+    """Digest of tensors, bit for bit, and of plain JSON data. It detects damage that the file formats do not."""
     found = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]
@@ -221,7 +221,7 @@ def digest(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> str:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Digest of a module's weights, rounded to half precision so that storing them so does not change it."""
+    """Digest of a module's weights, rounded to half precision so that saving in half precision does not change it."""
     digest = hashlib.sha256()
     tensors: dict[str, Tensor] = dict(module.state_dict())
     for name in sorted(tensors):
@@ -233,7 +233,7 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def finite(value: Any) -> Any:
-    """Plain data without the numbers that JSON lacks: NaN becomes null, infinities words."""
+    """Plain data without the numbers that JSON lacks: NaN becomes null, and infinities become words."""
     if isinstance(value, Mapping):
         return {key: finite(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
@@ -244,7 +244,7 @@ def finite(value: Any) -> Any:
 
 
 def bytes_of(value: Tensor) -> bytes:
-    """A tensor's numbers in their own type, row by row, whatever its strides."""
+    """Bytes of a tensor in its own type, in row-major order whatever its strides."""
     value = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    # of size 1 along a dimension, a contiguous tensor may have any stride there: flattened, it would keep it
+    # along a dimension of size 1 a contiguous tensor may have any stride, which flattening would keep
     return value.as_strided((value.numel(),), (1,)).view(torch.uint8).numpy().tobytes()

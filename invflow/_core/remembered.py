@@ -1,4 +1,4 @@
-"""Digests that are asked for at each sample: remembered as long as tensors are not written to."""
+"""Cached digests for use at each sample. They are kept as long as tensors are not written to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["quick_identity", "remembered", "trusting"]
 
 @dataclasses.dataclass
 class _Trust:
-    """That versions of tensors are trusted; and the objects that were looked at, by their ids, if once is enough."""
+    """State of :func:`trusting`: the objects that were checked, by id, if one check is enough."""
 
     once: bool
     looked: dict[int, object] = dataclasses.field(default_factory=dict)
@@ -30,10 +30,10 @@ _TRUST: ContextVar[_Trust | None] = ContextVar("invflow_trust_versions", default
 
 @contextmanager
 def trusting(*, once: bool = False) -> Iterator[None]:
-    """Let digests be remembered as long as the versions of tensors stay: for what is asked at each sample.
+    """Cache digests as long as the versions of tensors do not change, for digests needed at each sample.
 
     Args:
-        once: whether nothing changes inside, so that each object is looked at once.
+        once: Whether nothing changes inside, so that each object is checked only once.
     """
     before = _TRUST.set(_Trust(once))
     try:
@@ -43,11 +43,11 @@ def trusting(*, once: bool = False) -> Iterator[None]:
 
 
 def quick_identity(value: object) -> str | None:
-    """As ``identity``, but None for what cannot be identified, and quick inside :func:`trusting`.
+    """Same as ``identity``, but None for objects that cannot be identified, and fast inside :func:`trusting`.
 
-    The content is then read anew only where one of its tensors was written to or replaced, or an attribute of the
-    object itself was set. Writing through ``tensor.data`` and setting an attribute of a part are not seen. What answers
-    by a ``fingerprint()`` of its own is asked each time.
+    There the content is read again only if one of its tensors was written to or replaced, or an attribute of the object
+    itself was set. Writes through ``tensor.data`` and attributes set on a part are not detected. Objects with their own
+    ``fingerprint()`` are asked each time.
     """
     reader = Reader(exact=_TRUST.get() is None)
 
@@ -61,11 +61,11 @@ def quick_identity(value: object) -> str | None:
 
 
 def remembered(module: nn.Module, digest: Callable[[nn.Module], str]) -> str:
-    """A digest of a module's weights; inside :func:`trusting`, found anew only where one was written to or replaced.
+    """Digest of a module's weights; inside :func:`trusting`, recomputed only if one was written to or replaced.
 
     Args:
-        module: whose weights.
-        digest: of a module, a function that depends on its weights alone.
+        module: Module with the weights.
+        digest: Function of a module that depends only on its weights.
     """
     found = _remembered(module, digest, lambda: digest(module), None)
     assert found is not None
@@ -73,9 +73,9 @@ def remembered(module: nn.Module, digest: Callable[[nn.Module], str]) -> str:
 
 
 def _remembered(value: object, key: object, compute: Callable[[], str | None], reader: Reader | None) -> str | None:
-    """A digest as it was found before, inside :func:`trusting` and where the object has not changed since."""
+    """Digest from the cache, inside :func:`trusting` and if the object has not changed; computed otherwise."""
     trust = _TRUST.get()
-    # tensors are compared number by number, also as keys; what cannot be hashed or referred to weakly is none
+    # tensors compare element by element, even as keys; objects without hashes or weak references are not cached
     if trust is None or isinstance(value, Tensor):
         return compute()
     try:
@@ -88,7 +88,7 @@ def _remembered(value: object, key: object, compute: Callable[[], str | None], r
         found = compute()
         if reader is not None and reader.asked:
             return found
-        # by one digest an object may hold more tensors than are its parameters: both are watched
+        # an object may hold tensors that are not its parameters: both are watched
         read = [] if reader is None else reader.tensors
         known = _Seen(value, read, {} if known is None else known.digests, [] if known is None else known.tensors())
         known.digests[key] = found
@@ -97,12 +97,12 @@ def _remembered(value: object, key: object, compute: Callable[[], str | None], r
         except TypeError:
             return found
     if trust.once:
-        trust.looked[id(value)] = value  # itself, so that its id is not given away
+        trust.looked[id(value)] = value  # holds the object, so that its id is not reused
     return known.digests[key]
 
 
 class _Seen:
-    """Digests of an object, and what tells whether they still hold."""
+    """Digests of an object, and the information that shows whether they are still valid."""
 
     def __init__(self, value: object, read: Iterable[Tensor], digests: dict[object, str | None],
                  before: Iterable[Tensor]) -> None:
@@ -110,24 +110,24 @@ class _Seen:
         own = (*value.parameters(), *value.buffers()) if isinstance(value, nn.Module) else ()
         watched = list({id(x): x for x in (*own, *read, *before)}.values())
         self._tensors, self._versions = [weakref.ref(x) for x in watched], [version(x) for x in watched]
-        # of some: what moves a module, or changes its type, gives all of its tensors another place
+        # some are enough: moving a module or changing its type gives all of its tensors new addresses
         self._places = [(weakref.ref(x), x.data_ptr()) for x in watched[:1] + watched[-1:]]
         self._surface = _surface(value)
-        # the ids of numbers and words are theirs as long as these are held
+        # the ids of numbers and strings stay valid as long as these are held
         self._kept = [item for item in getattr(value, "__dict__", {}).values()
                       if isinstance(item, (bool, int, float, str, tuple))]
 
     def tensors(self) -> list[Tensor]:
-        """Those that are watched."""
+        """Tensors that are watched."""
         return [x for x in (reference() for reference in self._tensors) if x is not None]
 
     def holds(self, value: object) -> bool:
-        """Whether no tensor was written to, none replaced (so that it is gone), and no attribute set."""
+        """Whether no tensor was written to or replaced (and thereby deleted), and no attribute was set."""
         try:
             return (all(x().data_ptr() == place for x, place in self._places)  # type: ignore[union-attr]
                     and [x()._version for x in self._tensors] == self._versions  # type: ignore[union-attr]
                     and _surface(value) == self._surface)
-        except (AttributeError, RuntimeError):  # a tensor that is gone, or of inference mode
+        except (AttributeError, RuntimeError):  # the tensor is gone, or was made in inference mode
             return False
 
 
@@ -135,7 +135,7 @@ _SEEN: weakref.WeakKeyDictionary[Any, _Seen] = weakref.WeakKeyDictionary()
 
 
 def _surface(value: object) -> tuple[list[str], list[int]]:
-    """An object's own attributes, and a module's parts: by name, and by which they are."""
+    """Names and ids of an object's own attributes and a module's parts."""
     parts = getattr(value, "__dict__", {})
     if isinstance(value, nn.Module):
         parts = {**parts, **value._modules}

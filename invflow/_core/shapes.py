@@ -1,4 +1,4 @@
-"""Shapes that broadcast: one number for each row, the three axes of a picture, and what was not observed."""
+"""Helpers for shapes: one number per row, the three axes of a picture, and masks of unobserved entries."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ __all__ = ["as_pictures", "column", "only_observed", "with_axes"]
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:
-    """One number a row, ``(n,)``, shaped and typed to multiply ``(n, ...)``."""
+    """One number per row, ``(n,)``, with the shape and type to multiply ``(n, ...)``."""
     return with_axes(values.to(like), like.ndim)
 
 
 def with_axes(values: Tensor, ndim: int) -> Tensor:
-    """The values with further axes of length 1 at the end, so that they have ``ndim``."""
+    """Append axes of length 1 until the values have ``ndim`` axes."""
     return values.reshape(*values.shape, *[1] * (ndim - values.ndim))
 
 
 def only_observed(values: Tensor, observed: Tensor | None) -> Tensor:
-    """Values ``(B, *shape)`` or ``(B, N, *shape)`` with zeros where nothing was observed; None observes all.
+    """Values ``(B, *shape)`` or ``(B, N, *shape)`` with zeros at unobserved entries.
 
     Args:
-        values: of measurements.
-        observed: ``(1 or B, *shape)`` bool.
+        values: Values in the shape of measurements.
+        observed: Mask of observed entries, ``(1 or B, *shape)`` bool. None: all are observed.
     """
     if observed is None:
         return values
@@ -31,10 +31,10 @@ def only_observed(values: Tensor, observed: Tensor | None) -> Tensor:
 
 
 def as_pictures(image_shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """(C, H, W) of a picture; a vector is a picture of one row, an array (H, W) has one channel.
+    """(C, H, W) of a picture. A vector counts as a picture with one row, and an array (H, W) as one channel.
 
     Raises:
-        ValueError: for more than three axes.
+        ValueError: For more than three axes.
     """
     if len(image_shape) > 3:
         raise ValueError(f"images have shape {image_shape}: expected (C, H, W), or fewer axes")

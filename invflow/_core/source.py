@@ -1,4 +1,4 @@
-"""The library's own code as a digest, by which results of a changed source are told from those before."""
+"""Digest of the library's own code, which distinguishes results of a changed source from earlier ones."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from types import CodeType
 
 __all__ = ["code_digest"]
 
-#: rooms whose code makes no numbers: what shows them, asks for them, times or checks them
+#: packages whose code computes no numbers: it displays, requests, times or checks them
 _SILENT = frozenset({"bench", "cli", "templates", "testing", "views"})
-#: of a function's code since Python 3.13; before, a function's first constant was its docstring, or None
+#: flag of a function's code since Python 3.13; before, a function's first constant was its docstring or None
 _DOCSTRING = 0x4000000
 _PACKAGES = ("invflow", "invflow_operators", "invflow_problems")
 
 
 @functools.cache
 def code_digest(*without: str) -> str:
-    """Digest of the code of this library, without comments and docstrings: 16 hexadecimal digits, the same until the
-    source changes. Taken once in a process, of the source as it is then.
+    """Digest of this library's code without comments and docstrings: 16 hexadecimal digits.
 
-    The interpreter's own compiled files are read where they are up to date, so that it takes a fraction of a second.
+    It is the same until the source changes. It is computed once per process, from the source at that time. Python's
+    compiled files are used if they are up to date, so that this takes a fraction of a second.
 
     Args:
-        without: further rooms, such as ``"metrics"``, that make none of the numbers in question.
+        without: Further packages, such as ``"metrics"``, that do not affect the numbers in question.
     """
     found, silent = hashlib.blake2b(digest_size=8), _SILENT.union(without)
     for name in _PACKAGES:
@@ -51,14 +51,14 @@ def _code(file: Path) -> CodeType:
 
 
 def _digest(code: CodeType) -> bytes:
-    """Digest of what code does: not where its lines are, nor its docstrings."""
+    """Digest of what code does, without line numbers and docstrings."""
     text = _docstring(code)
     found = hashlib.blake2b(code.co_code, digest_size=16)
     found.update(repr((code.co_name, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars,
                        code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount,
                        code.co_flags & ~_DOCSTRING)).encode())
     for place, constant in enumerate(code.co_consts):
-        # sets, which frozen constants may be, have no order
+        # constants may be frozen sets, which have no order
         plain = sorted(map(repr, constant)) if isinstance(constant, frozenset) else repr(constant)
         found.update(_digest(constant) if isinstance(constant, CodeType) else b"" if place == text else
                      f"{type(constant).__name__} {plain}".encode())
@@ -67,7 +67,8 @@ def _digest(code: CodeType) -> bytes:
 
 
 def _docstring(code: CodeType) -> int | None:
-    """Which constant is the docstring: what a module or a class keeps as its ``__doc__``; of a function, the first."""
+    """Index of the docstring among the constants: a module or class stores it as ``__doc__``; a function has it first.
+    """
     if code.co_flags & inspect.CO_NEWLOCALS:  # its names are locals: a function
         has = not code.co_name.startswith("<") and (code.co_flags & _DOCSTRING or sys.version_info < (3, 13))
         return 0 if has and code.co_consts and isinstance(code.co_consts[0], str) else None

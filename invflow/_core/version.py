@@ -1,3 +1,3 @@
-"""The version, which everything that is written to disk names."""
+"""Version of the library, recorded in everything that is written to disk."""
 
 VERSION = "0.1.0"

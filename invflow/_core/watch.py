@@ -1,4 +1,4 @@
-"""Mistakes that would change samples without a word: images written to in place, gradients where there are none."""
+"""Checks for mistakes that would change samples silently: images modified in place, and gradients that are disabled."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ __all__ = ["check_gradients", "check_untouched", "version", "watched", "without_
 
 
 def without_gradients() -> AbstractContextManager[Any]:
-    """Inference mode for networks of ours where gradients are off already: by a twentieth quicker for a single image.
+    """Inference mode for the library's networks if gradients are already off: a twentieth faster for a single image.
 
-    What is made inside takes no part in gradients later: copy what leaves it.
+    Tensors made inside cannot take part in gradients later: copy those that leave the context.
     """
     return nullcontext() if torch.is_grad_enabled() else torch.inference_mode()
 
 
 def version(x: Any) -> int | None:
-    """How often a tensor was written to; None for what does not count it, as tensors of inference mode do not."""
+    """Number of writes to a tensor; None if they are not counted, as for tensors of inference mode."""
     if not isinstance(x, Tensor) or torch.compiler.is_compiling() or x.is_inference():
         return None
     return int(x._version)
 
 
 def check_untouched(x: Any, before: int | None, what: str) -> None:
-    """Refuse what has written to the images that it was given.
+    """Raise if a function has modified its input images in place.
 
     Raises:
-        ValueError: with the mend.
+        ValueError: If it has; the message says how to avoid it.
     """
     if before is not None and version(x) != before:
-        raise ValueError(f"{what} changed its images in place, which the caller goes on with: write x = x - 2 for "
-                         "x.sub_(2), or begin with x = x.clone()")
+        raise ValueError(f"{what} changed its images in place, but the caller still uses them: write x = x - 2 instead "
+                         "of x.sub_(2), or begin with x = x.clone()")
 
 
 def watched(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A reward's ``__call__`` that is refused if it writes to its images."""
+    """Wrap a reward's ``__call__`` so that it raises if it modifies its images."""
 
     @functools.wraps(method)
     def wrapper(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -53,11 +53,11 @@ def watched(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def check_gradients(what: str) -> None:
-    """Refuse to go on without gradients where they are needed.
+    """Raise if gradients are needed but cannot be enabled.
 
     Raises:
-        RuntimeError: in :func:`torch.inference_mode`, which nothing inside of it can undo for tensors made there.
+        RuntimeError: In :func:`torch.inference_mode`, which cannot be undone for tensors made inside it.
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError(f"{what} takes gradients, and torch.inference_mode() forbids them: leave it out, or use "
-                           "torch.no_grad(), within which solvers switch them on where they need them")
+                           "torch.no_grad(), inside which solvers enable gradients where they need them")

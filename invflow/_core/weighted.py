@@ -1,7 +1,7 @@
-"""Weighted samples: quantiles, ranks, and what corrects for how few there are. Each is written here, once.
+"""Weighted samples: quantiles, ranks, and corrections for small numbers of samples.
 
-Samples are ``(B, N, ...)``, weights ``(B, N)`` sum to one over N. A sample of weight zero has no say in any of them,
-and the effective sample size 1 / sum w^2 takes the place of N.
+Samples are ``(B, N, ...)``, and weights ``(B, N)`` sum to one over N. Samples of weight zero have no effect, and the
+effective sample size 1 / sum w^2 replaces N.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from invflow._core.checks import precise
 
 __all__ = ["effective_size", "least_samples", "pair_mass", "pieces", "quantiles", "rank_window", "variance_weights"]
 
-VALUES_AT_A_TIME = 2**21  # working on this many at a time takes under 100 MB
+VALUES_AT_A_TIME = 2**21  # processing this many at a time takes under 100 MB
 
 
 def effective_size(weights: Tensor) -> Tensor:
@@ -25,32 +25,32 @@ def effective_size(weights: Tensor) -> Tensor:
 
 
 def least_samples(level: float, sides: int = 2) -> int:
-    """Samples without which no interval has this level: the outermost leave ``sides`` / (N + 1) outside.
+    """Smallest number of samples for an interval of this level: the widest interval leaves ``sides`` / (N + 1) outside.
 
     Raises:
-        ValueError: for a level out of (0, 1).
+        ValueError: For a level outside (0, 1).
     """
     if not 0 < level < 1:
-        raise ValueError(f"level={level}: an interval has a level between 0 and 1, such as 0.9")
+        raise ValueError(f"level={level}: pass a level between 0 and 1, such as 0.9")
     return max(1, math.ceil(sides / (1 - level) - 1 - 1e-9))
 
 
 def pair_mass(weights: Tensor) -> Tensor:
-    """Weight of the pairs of different samples, 1 - sum w^2, without the cancellation: (B, N) to (B,)."""
+    """Total weight of pairs of different samples, 1 - sum w^2, computed without cancellation: (B, N) to (B,)."""
     return 2 * (weights[:, 1:] * weights.cumsum(1)[:, :-1]).sum(1)
 
 
 def variance_weights(weights: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Weights of squared deviations from the weighted mean: for the variance, and for that of the mean itself.
+    r"""Weights of squared deviations from the weighted mean: for the variance, and for the variance of the mean.
 
-    The weighted mean has the variance :math:`M = \sum w_i^2 (x_i - m)^2 / (1 - \sum w^2)` (the estimate usual for
-    self-normalised weights, with the divisor that equal ones need; Owen 2013, "Monte Carlo theory, methods and
-    examples", section 9.2), by which :math:`\sum w_i (x_i - m)^2` falls short of the variance. With equal weights
-    the sum of both has the divisor N - 1. Where one sample has all weight both vanish; to divide by
-    :math:`1 - \sum w^2` instead would find there the spread of the samples that have none.
+    The weighted mean has the variance :math:`M = \sum w_i^2 (x_i - m)^2 / (1 - \sum w^2)`. This is the usual estimate
+    for self-normalised weights, with the divisor that equal weights need (Owen 2013, "Monte Carlo theory, methods and
+    examples", section 9.2). The sum :math:`\sum w_i (x_i - m)^2` is smaller than the variance by M. With equal weights
+    the sum of both has the divisor N - 1. If one sample has all the weight, both vanish; dividing by
+    :math:`1 - \sum w^2` instead would give the spread of the samples without weight.
 
     Args:
-        weights: ``(B, N)``.
+        weights: Normalised weights, ``(B, N)``.
 
     Returns:
         ``(whole, mean)``, ``(B, N)`` each: multiply by ``(x - m)^2`` and sum over N.
@@ -74,10 +74,10 @@ def quantiles(samples: Tensor, weights: Tensor | None, levels: tuple[float, ...]
     """Quantiles of each pixel; see :meth:`invflow.Posterior.quantile`.
 
     Args:
-        samples: ``(B, N, *shape)``.
-        weights: ``(B, N)``; None: equal ones.
-        levels: each in [0, 1].
-        values: sorted at a time.
+        samples: Samples, ``(B, N, *shape)``.
+        weights: Normalised weights, ``(B, N)``. None: equal weights.
+        levels: Levels, each in [0, 1].
+        values: Number of values to sort at a time.
 
     Returns:
         ``(B, *shape)`` for each level.
@@ -92,7 +92,7 @@ def quantiles(samples: Tensor, weights: Tensor | None, levels: tuple[float, ...]
 
 
 def _quantiles(values: Tensor, weights: Tensor | None, levels: tuple[float, ...]) -> list[Tensor]:
-    """Of values ``(b, N, p)``: ``(b, p)`` for each level."""
+    """Quantiles of values ``(b, N, p)``: ``(b, p)`` for each level."""
     count = values.shape[1]
     ordered, index = values.sort(1)
     found = []
@@ -107,24 +107,24 @@ def _quantiles(values: Tensor, weights: Tensor | None, levels: tuple[float, ...]
     cumulative = weights.unsqueeze(2).expand_as(values).gather(1, index).cumsum(1)
     for q in levels:
         position_of = (q * (size + 1)).clamp(min=1).minimum(size)
-        # the share of the window [(h - 1) / n, h / n] that lies under each step of the cumulative weights
+        # share of the window [(h - 1) / n, h / n] that lies below each step of the cumulative weights
         covered = (cumulative * size - (position_of - 1)).clamp(0, 1)
-        covered[:, -1] = 1.0  # the sum of the weights, but for rounding
+        covered[:, -1] = 1.0  # the sum of the weights, up to rounding
         share = covered.diff(dim=1, prepend=torch.zeros_like(covered[:, :1]))
         found.append((share * ordered).sum(1).to(values.dtype))
     return found
 
 
 def rank_window(below: Tensor, equal: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Ends of the interval in which the rank of a truth, as a share, is uniform once ties are decided at random.
+    """Interval of a truth's rank, as a share. The rank is uniform within it, and ties are broken at random.
 
-    For N equal weights the truth's rank r among them stands for r / (N + 1) to (r + 1) / (N + 1). It is the same
-    window that a quantile is the mean over: a truth is under the quantile at q, randomised, where its rank is under q.
+    For N equal weights, the truth's rank r represents r / (N + 1) to (r + 1) / (N + 1). A quantile is the mean over the
+    same window: with randomisation, a truth is below the quantile at q if its rank is below q.
 
     Args:
-        below: weight of the samples under the truth, ``(b, ...)``.
-        equal: weight of those equal to it.
-        size: effective sample size, broadcast against them.
+        below: Weight of the samples below the truth, ``(b, ...)``.
+        equal: Weight of the samples equal to the truth.
+        size: Effective sample size, broadcast against both.
 
     Returns:
         ``(low, high)``, in [0, 1].

@@ -173,7 +173,7 @@ def test_sizes_and_draws_are_asked_for(theirs: None, tmp_path: Path) -> None:
         operator_by_name("zoom", SHAPE, observed=True)
     said: list[str] = []
     operator_by_name("stripe-inpainting", SHAPE, observed=True, say=said.append)
-    assert said == ["assumed the defaults of StripeInpainting: pass --mask FILE for others"]
+    assert said == ["assumed the defaults of StripeInpainting: pass --mask FILE to change them"]
 
 
 def test_an_identity_that_says_so_costs_what_ours_costs() -> None:
@@ -259,8 +259,8 @@ def test_a_prior_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert float(invflow.load_prior("my_priors:wide").generate(4000, generator=torch.Generator().manual_seed(0)).std()
                  ) == pytest.approx(3, rel=0.05)
     assert sys.path == before
-    for name, words in (("my_priors:number", "not a FlowMap"), ("my_priors:nothing", "cannot be had"),
-                        ("no_such_module:x", "lies in the current folder")):
+    for name, words in (("my_priors:number", "not a FlowMap"), ("my_priors:nothing", "cannot be imported"),
+                        ("no_such_module:x", "installed or in the current folder")):
         with pytest.raises((ValueError, TypeError), match=words):
             invflow.load_prior(name)
     options = ("gaussian/linear", "--solver", "exact", "--prior", "my_priors:wide")

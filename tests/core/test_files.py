@@ -128,12 +128,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 def test_one_run_at_a_time_in_a_folder(tmp_path: Path) -> None:
     process = hold(tmp_path, RUNS)
     try:
-        with pytest.raises(ValueError, match="another run is at work"), alone_in(tmp_path):
+        with pytest.raises(ValueError, match="another run is using"), alone_in(tmp_path):
             pass
-        with pytest.raises(ValueError, match="another run is at work"):
+        with pytest.raises(ValueError, match="another run is using"):
             invflow.compare(PROBLEM, ["exact"], num_observations=2, num_samples=4, output=tmp_path)
         problem = invflow.load_problem(PROBLEM)
-        with pytest.raises(ValueError, match="another run is at work"):
+        with pytest.raises(ValueError, match="another run is using"):
             invflow.calibrate(problem.exact_posterior(), problem, num_simulations=2, num_samples=4, output=tmp_path)
         with alone_in(tmp_path / "another"):  # which is free
             pass
@@ -173,7 +173,7 @@ def test_an_output_that_cannot_be_written_is_one_line_before_the_work(tmp_path: 
     errors = [line for line in run.output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert str(tmp_path / "file") in errors[0]
-    assert "nothing can be written" in errors[0]
+    assert "cannot write into this folder" in errors[0]
 
 
 def test_a_file_too_large_for_the_disk_is_named_with_the_reason(tmp_path: Path) -> None:

@@ -279,5 +279,5 @@ def test_a_row_that_cannot_be_weighed_runs_alone(monkeypatch: pytest.MonkeyPatch
 ])
 def test_a_chunk_of_no_rows_is_refused(make: Callable[[int | None], invflow.Solver]) -> None:
     make(None)
-    with pytest.raises(ValueError, match=r"chunk_size=0: at least 1 row at a time, or None"):
+    with pytest.raises(ValueError, match=r"chunk_size=0: pass at least 1 row, or None"):
         make(0)

@@ -60,7 +60,7 @@ def test_what_was_changed_is_refused(tmp_path: Path) -> None:
     # without the tensors, the plain data are checked alone
     save_file({"a": tensors["a"] + 1}, path, {"invflow": json.dumps(header)})
     assert read_record(path, KIND, tensors=False)[0]["seed"] == 3
-    with pytest.raises(ValueError, match=r"'invflow.thing/2', this version of invflow reads invflow.other/1"):
+    with pytest.raises(ValueError, match=r"'invflow.thing/2', but this version of invflow reads invflow.other/1"):
         read_record(path, "invflow.other/1")
 
 

@@ -83,7 +83,7 @@ def test_order_is_found_or_asked_for() -> None:
         prior = invflow.from_average_velocity(network, **settings).double()
         torch.testing.assert_close(prior.jump(x, 0.2, 0.7), wanted)
     for unclear in (lambda a, b, c: u(a, b, c), lambda x, s, t: u(x, s, t)):
-        with pytest.raises(TypeError, match=r"say so, from_average_velocity\(..., order='x, t, r'"):
+        with pytest.raises(TypeError, match=r"pass the order, from_average_velocity\(..., order='x, t, r'"):
             invflow.from_average_velocity(unclear, **settings)
         prior = invflow.from_average_velocity(unclear, order="x, t, r", **settings).double()
         torch.testing.assert_close(prior.jump(x, 0.2, 0.7), wanted)

@@ -119,7 +119,7 @@ def test_refusals() -> None:
         invflow.from_consistency(lambda x, t: x, SHAPE, path="straight")
     with pytest.raises(ValueError, match="sigma_min < sigma_max"):
         invflow.from_consistency(lambda x, t: x, SHAPE, sigma_max=0.001)
-    with pytest.raises(TypeError, match="say so, from_consistency"):
+    with pytest.raises(TypeError, match="pass the order, from_consistency"):
         invflow.from_consistency(lambda a, b: a, SHAPE)
     with pytest.raises(ValueError, match="shape of the states"):
         invflow.from_consistency(lambda x, t: x[:, :1], SHAPE).generate(2)

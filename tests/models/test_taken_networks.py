@@ -133,7 +133,7 @@ def test_order_is_read_from_the_names(network: Any) -> None:
 
 def test_order_is_asked_for() -> None:
     for unclear in (lambda a, b: a, lambda *args: args[0], lambda x, y, t: x):
-        with pytest.raises(TypeError, match=r"say so, from_velocity\(..., order='x, t' or order='t, x'\)"):
+        with pytest.raises(TypeError, match=r"pass the order, from_velocity\(..., order='x, t' or order='t, x'\)"):
             invflow.from_velocity(unclear, SHAPE, steps=1)
     swapped = invflow.from_velocity(lambda a, b: -a.reshape(-1, 1, 1, 1) * b, SHAPE, steps=1, order="t, x")
     torch.testing.assert_close(swapped.velocity(torch.ones(2, *SHAPE), 0.5), -0.5 * torch.ones(2, *SHAPE))

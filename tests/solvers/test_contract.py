@@ -67,7 +67,7 @@ def test_what_is_no_reward_gets_one_sentence(name: str) -> None:
     for count, error in ((0, ValueError), (2.0, TypeError), (True, TypeError)):
         with pytest.raises(error, match=f"num_samples is {count}"):
             solver.sample(likelihood, count)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="an int for a seed"):
+    with pytest.raises(TypeError, match="an int as a seed"):
         solver.sample(likelihood, 2, generator="seed")  # type: ignore[arg-type]
 
 

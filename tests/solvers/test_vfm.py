@@ -205,9 +205,9 @@ def test_damaged_folders_are_refused(tmp_path):
         "no json": (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
         "a list": (lambda f: (f / "config.json").write_text("[]"), "kind 'list'"),
         "another kind": (lambda f: edit(f, kind="adapter"), "kind 'adapter'"),
-        "another network": (lambda f: edit(f, network="resnet"), "no flow map that can be built"),
+        "another network": (lambda f: edit(f, network="resnet"), "no flow map can be built"),
         "another size": (lambda f: edit(f, options={**NETWORK, "channels": [8, 32]}), "does not fit"),
-        "no shape": (lambda f: edit(f, state_shape=None), "no flow map that can be built"),
+        "no shape": (lambda f: edit(f, state_shape=None), "no flow map can be built"),
     }
     for name, (change, message) in cases.items():
         with pytest.raises(ValueError, match=message):

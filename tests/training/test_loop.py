@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_names_the_one_before(tmp_path: Path) -> None:
 
 
 def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
-    with alone_in(tmp_path), pytest.raises(ValueError, match="another run is at work"):
+    with alone_in(tmp_path), pytest.raises(ValueError, match="another run is using"):
         train(tmp_path, Fit())
 
 

@@ -118,7 +118,7 @@ def test_wrong_calls(small: None, tmp_path: Path) -> None:
             recipe(tmp_path / "out", say=lambda _: None, **arguments)
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "checkpoint.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="is not done"):
+    with pytest.raises(ValueError, match="is not finished"):
         own.vfm(tmp_path / "out", prior=str(tmp_path / "half"), data=folder)
 
 
