@@ -1,1 +1,1 @@
-"""Classical restorations and the best linear estimate."""
+"""Classical restoration methods and the best linear estimate."""

@@ -1,4 +1,4 @@
-"""BM3D, through the package of its authors, for denoising and for circular blurs."""
+"""BM3D, through its authors' package, for denoising and circular blurs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BM3D"]
 
-#: profiles of the package by the names that it has for them, and their classes
+#: profiles of the package: their names there, and their classes
 _PROFILES = {"np": "BM3DProfile", "refilter": "BM3DProfileRefilter", "high": "BM3DProfileHigh", "vn": "BM3DProfileVN",
              "deb": "BM3DProfileDeb"}
 
@@ -29,21 +29,21 @@ class BM3D(PointEstimator):
 
     Similar blocks of the image are stacked and filtered together (Dabov, Foi, Katkovnik and Egiazarian 2007, "Image
     denoising by sparse 3-D transform-domain collaborative filtering", with the exact variances of Mäkinen, Azzari and
-    Foi 2020, "Collaborative filtering of correlated noise"). A circular blur is undone by a regularised inverse first,
-    and the noise that this colours is filtered (Dabov et al. 2008). Blocks of a noisy colour photograph are matched by
-    its brightness; of a blurred one each opponent colour is restored by itself.
+    Foi 2020, "Collaborative filtering of correlated noise"). For a circular blur, a regularised inverse is applied
+    first, and the coloured noise that it leaves is filtered (Dabov et al. 2008). In a noisy colour photograph, blocks
+    are matched by brightness. In a blurred one, each opponent colour is restored separately.
 
-    The work is done by the authors' package ``bm3d``, which comes with ``pip install 'invflow[baselines]'``. **Its
-    licence allows non-commercial use only**, and asks that the authors are named where results are published. It is no
-    part of invflow, and is never imported but when this solver runs.
+    The computation is done by the authors' package ``bm3d``, installed by ``pip install 'invflow[baselines]'``. **Its
+    licence allows non-commercial use only**, and requires that publications of results name the authors. The package is
+    not part of invflow, and is imported only when this solver runs.
 
     Args:
-        profile: of the package: ``"np"``, the normal one; ``"refilter"``, ``"high"``, ``"vn"``, ``"deb"``.
-        chunk_size: observations at a time, one after the other; the estimates do not depend on it.
+        profile: Profile of the package: ``"np"``, the normal one; ``"refilter"``, ``"high"``, ``"vn"``, ``"deb"``.
+        chunk_size: Number of observations at a time, restored one after the other. The estimates do not depend on it.
 
     Raises:
-        ImportError: where the package is not installed.
-        ValueError: for an unknown profile.
+        ImportError: If the package is not installed.
+        ValueError: For an unknown profile.
 
     Example:
         >>> import torch, invflow
@@ -69,28 +69,28 @@ class BM3D(PointEstimator):
         transfer = transfer_function(likelihood) if min(picture[1:]) >= 8 else None
         if transfer is None:
             raise ValueError(
-                f"BM3D takes pictures of 8 x 8 or more with white noise, or blurred circularly, and "
+                f"BM3D takes images of 8 x 8 or more with white noise or a circular blur, but "
                 f"{type(operator).__name__} of {shape} is neither: use invflow.TotalVariation() or invflow.Wiener(), "
-                "which take any linear operator, or for a blur padding='circular' (--operator-set padding=circular)"
+                "which take any linear operator, or, for a blur, padding='circular' (--operator-set padding=circular)"
             )
         transfer = transfer.expand(len(y), *picture)
         rows = [self._restore(y[b].reshape(picture), float(likelihood.sigma[b]), transfer[b]) for b in range(len(y))]
         return torch.stack(rows).to(y).reshape(-1, *shape), {}
 
     def _restore(self, y: Tensor, sigma: float, transfer: Tensor) -> Tensor:
-        """One picture ``(C, H, W)``."""
+        """Restore one image ``(C, H, W)``."""
         bm3d = _package()
         profile = getattr(bm3d, _PROFILES[self.profile])()
         profile.num_threads = torch.get_num_threads()
         channels, deblur = len(y), bool((transfer - 1).abs().max() > 1e-5)
         if channels not in (1, 3) or bool((transfer != transfer[:1]).any()):
-            # no colours to mix: each channel by itself
+            # no colours to mix: each channel separately
             return torch.cat([self._restore(y[c : c + 1], sigma, transfer[c : c + 1]) for c in range(channels)])
         picture = y.double().cpu().permute(1, 2, 0).numpy()
         if not deblur:
             clean = bm3d.bm3d if channels == 1 else bm3d.bm3d_rgb
             out = clean(picture.squeeze(), sigma, profile)
-        else:  # opponent colours one by one, scaled so that brightness lies in [0, 1]: all the package has for blurs
+        else:  # the package deblurs single channels only: opponent colours, scaled so that brightness lies in [0, 1]
             colours, scale = opponent_matrix(channels, torch.float64).numpy(), channels**-0.5
             mixed, kernel = scale * picture @ colours.T, _kernel(transfer[0])
             parts = [bm3d.bm3d_deblurring(mixed[..., c : c + 1], scale * sigma, kernel, profile).squeeze()
@@ -100,7 +100,7 @@ class BM3D(PointEstimator):
 
 
 class _Numpy:
-    """Numpy with the old name of the trapezoidal rule."""
+    """NumPy with the old name of the trapezoidal rule."""
 
     def __getattr__(self, name: str) -> Any:
         import numpy
@@ -109,21 +109,21 @@ class _Numpy:
 
 
 def _package() -> Any:
-    """The package, able to run with numpy from 2.4."""
+    """The package, patched to run with NumPy 2.4 or later."""
     import bm3d
     import bm4d
     import numpy
 
-    if not hasattr(numpy, "trapz"):  # which the package calls where noise is coloured: given to it alone
+    if not hasattr(numpy, "trapz"):  # the package calls it for coloured noise; only the package gets it
         bm4d.np = _Numpy()
     return bm3d
 
 
 def _kernel(transfer: Tensor) -> np.ndarray[Any, Any]:
-    """The kernel of a transfer function ``(H, W)``, with its origin in the middle of odd sides."""
+    """Kernel of a transfer function ``(H, W)``, with odd sides and its origin in the centre."""
     kernel = torch.fft.fftshift(torch.fft.ifft2(transfer).real).double().cpu()
     for axis, side in enumerate(kernel.shape):
-        if side % 2 == 0:  # what is farthest from the origin, which no kernel smaller than the image reaches
+        if side % 2 == 0:  # drop the entries farthest from the origin, which no kernel smaller than the image reaches
             kernel = kernel.narrow(axis, 1, side - 1)
     result: np.ndarray[Any, Any] = kernel.numpy()
     return result

@@ -1,4 +1,4 @@
-"""The oldest baselines: bicubic interpolation and the Wiener filter."""
+"""Classical baselines: bicubic interpolation and the Wiener filter."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["Bicubic", "Wiener"]
 
 
 class Bicubic(PointEstimator):
-    """Bicubic interpolation: what a restoration must at least beat.
+    """Bicubic interpolation, the minimal baseline for any restoration.
 
-    A measurement that is a smaller picture, its sides whole parts of the image's, is enlarged with Keys's kernel (1981,
-    a = -1/2), as Pillow and MATLAB have it. Any other measurement of the image's shape is returned as it is, with the
-    mean of the channel's observed pixels where nothing was observed; what is no picture goes through the operator's
-    pseudo-inverse. Noise is left in.
+    A measurement that is a smaller image, with sides that divide the image's sides, is enlarged with Keys's kernel
+    (1981, a = -1/2), as in Pillow and MATLAB. A measurement of the image's shape is returned unchanged, with unobserved
+    pixels set to the mean of the channel's observed pixels. Any other measurement goes through the operator's
+    pseudo-inverse. Noise is not removed.
 
     Args:
-        chunk_size: observations at a time; the estimates do not depend on it.
+        chunk_size: Number of observations at a time. The estimates do not depend on it.
 
     Example:
         >>> import torch, invflow
@@ -49,37 +49,37 @@ class Bicubic(PointEstimator):
             return torch.where(seen, y, mean), {}
         smaller = len(shape) == len(measured) == 3 and shape[0] == measured[0]
         if smaller and all(a >= b and a % b == 0 for a, b in zip(shape[1:], measured[1:], strict=True)):
-            # "antialias" changes nothing where an image grows, but for a = -1/2 in place of torch's own -3/4
+            # when an image is enlarged, the only effect of "antialias" is a = -1/2 instead of torch's default -3/4
             return F.interpolate(y, shape[1:], mode="bicubic", antialias=True, align_corners=False), {}
         return operator.pseudo_inverse(y), {}
 
 
 class Wiener(PointEstimator):
-    r"""The Wiener filter: the best linear estimate of a stationary image with the power spectrum of photographs.
+    r"""Wiener filter: the best linear estimate of a stationary image with the power spectrum of photographs.
 
-    The image is taken for a Gaussian of mean 1/2 whose Fourier coefficients are independent, in opponent colours for
+    The image is modelled as a Gaussian of mean 1/2 with independent Fourier coefficients, in opponent colours for
     three channels, with the variance
 
     .. math:: S_c(f) = a_c^2 |f|^{-p}, \qquad S_c(0) = H W \ell^2,
 
-    f in cycles per pixel (Field 1987: p is about 2 in photographs of nature). The estimate is the posterior's mean,
+    with f in cycles per pixel (Field 1987: p is about 2 in photographs of nature). The estimate is the posterior mean
 
     .. math:: m + S A^T (A S A^T + \sigma^2 I)^{-1} (y - A m).
 
-    For denoising and circular blurs it is a product in the Fourier domain (Wiener 1949); for any other linear operator
-    preconditioned conjugate gradients solve the normal equations. An image is taken to go on periodically, so a narrow
-    border suffers where opposite sides differ.
+    For denoising and circular blurs it is a product in the Fourier domain (Wiener 1949). For any other linear operator
+    preconditioned conjugate gradients solve the normal equations. Images are treated as periodic, so a narrow border is
+    less accurate if opposite sides differ.
 
     Args:
         amplitude: a, one number, or one for each opponent colour (brightness, red against blue, green against both).
         exponent: p.
-        level: standard deviation of an image's mean.
-        iterations: of conjugate gradients, at most.
-        tolerance: they end where the residual is this share of the first.
-        chunk_size: observations at a time; the estimates do not depend on it.
+        level: Standard deviation of an image's mean.
+        iterations: Maximum number of conjugate gradient iterations.
+        tolerance: Relative residual at which they stop.
+        chunk_size: Number of observations at a time. The estimates do not depend on it.
 
     Raises:
-        ValueError: for a setting that is not positive.
+        ValueError: For a setting that is not positive.
 
     Example:
         >>> import torch, invflow
@@ -106,11 +106,11 @@ class Wiener(PointEstimator):
         """Fit amplitudes and exponent to images, by a straight line through the logarithm of their mean spectrum.
 
         Args:
-            images: ``(n, C, H, W)`` in [0, 1], at least 16 x 16.
-            level, chunk_size: as for the class.
+            images: Images in [0, 1], ``(n, C, H, W)``, at least 16 x 16.
+            level, chunk_size: As in the class.
 
         Raises:
-            ValueError: for images of another kind.
+            ValueError: For images of another kind.
 
         Example:
             >>> import torch, invflow
@@ -123,21 +123,21 @@ class Wiener(PointEstimator):
             raise ValueError(f"fit takes images (n, C, H, W) of 16 x 16 or more in [0, 1], not {tuple(images.shape)} "
                              f"of {images.dtype}")
         colours = mix_channels(opponent_matrix(images.shape[1], torch.float64), images.double())
-        # a window, for an image does not go on periodically; without the mean, which it would smear
+        # a window, because images are not periodic; the mean is removed first, because the window would smear it
         window = torch.outer(*(torch.hann_window(n, periodic=False, dtype=torch.float64) for n in images.shape[2:]))
         window = window / window.square().mean().sqrt()
         centred = colours - (colours * window).mean((2, 3), keepdim=True) / window.mean()
         power = torch.fft.fft2(centred * window, norm="ortho").abs().square().mean(0)
         radius = _radius(images.shape[2], images.shape[3])
         near = (radius > 3 / min(images.shape[2:])) & (radius <= 0.5)
-        # rings count by their width in the logarithm, not by how many coefficients they hold
+        # rings are weighted by their logarithmic width, not by their number of coefficients
         log_radius, weight = radius[near].log(), radius[near] ** -2
         log_power = power[:, near].clamp(min=1e-20).log()
         centre = (weight * log_radius).sum() / weight.sum()
         means = (weight * log_power).sum(1) / weight.sum()
         slopes = (weight * (log_radius - centre) * log_power).sum(1) / (weight * (log_radius - centre) ** 2).sum()
         share = means.exp() / means.exp().sum()
-        slope = float((share * slopes).sum())  # one for all colours, by the power of each
+        slope = float((share * slopes).sum())  # one slope for all colours, weighted by their power
         amplitudes = tuple((0.5 * (means - slope * centre)).exp().tolist())
         return cls(amplitude=amplitudes, exponent=max(0.0, -slope), level=level, chunk_size=chunk_size)
 
@@ -145,10 +145,10 @@ class Wiener(PointEstimator):
         """Variances S of the orthonormal Fourier coefficients, ``(C, H, W)`` float64, in opponent colours.
 
         Raises:
-            ValueError: if there are neither one amplitude nor one for each channel.
+            ValueError: If there are neither one amplitude nor one for each channel.
         """
         channels, height, width = as_pictures(image_shape)
-        # a grey picture has brightness alone, which is the sum of three equal channels over the root of three
+        # a grey image has only brightness: the sum of three equal channels divided by the root of three
         grey = channels == 1 and len(self.amplitude) == 3
         amplitudes = (self.amplitude[0] / 3**0.5,) if grey else self.amplitude
         if len(amplitudes) not in (1, channels):
@@ -180,9 +180,9 @@ class Wiener(PointEstimator):
 
     def _solve(self, likelihood: GaussianLikelihood, residual: Tensor, power: Tensor,
                colours: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Solve (A' A + sigma^2 S^{-1}) x = A' residual; images, and the steps that each row took.
+        r"""Solve (A' A + sigma^2 S^{-1}) x = A' residual; return images and the number of steps of each row.
 
-        The preconditioner has a multiple of the identity in place of A' A.
+        The preconditioner replaces A' A by a multiple of the identity.
         """
         picture = tuple(power.shape)
         right = likelihood.operator.adjoint(residual)

@@ -1,4 +1,4 @@
-"""The linear minimum-mean-square-error estimate: the posterior of a Gaussian fitted to training images."""
+"""Linear minimum-mean-square-error estimate: the posterior under a Gaussian prior fitted to training images."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from invflow.solver import Solver
 __all__ = ["LinearMMSE"]
 
 KIND = "linear-mmse"
-#: largest image that a dense covariance is fitted for; its square is held in float64
+#: largest number of values in an image for which a dense covariance is fitted; its square is stored in float64
 LARGEST = 8192
-_VALUES_AT_A_TIME = 2**19  # of noise, in double precision
+_VALUES_AT_A_TIME = 2**19  # noise values in double precision
 
 
 class LinearMMSE(Solver):
@@ -35,18 +35,18 @@ class LinearMMSE(Solver):
     .. math:: m + K (y - A m), \quad C - K A C, \quad K = C A^T (A C A^T + \sigma^2 I)^{-1}.
 
     Its mean has the least mean squared error of all affine estimates (Kay 1993, "Fundamentals of Statistical
-    Signal Processing", chapter 12): the baseline that a learned prior has to beat. Samples follow Matheron's
-    rule: a prior draw plus the gain times what it fails to explain of a perturbed measurement. Work is in
-    float64, with one dense solve for each observation, or a single one where all share operator and noise
-    level.
+    Signal Processing", chapter 12), so it is the baseline that a learned prior has to beat. Samples follow Matheron's
+    rule: a prior draw plus the gain times its residual on a perturbed measurement. The computation is in float64, with
+    one dense solve per observation, or a single one if all share operator and noise level.
 
     Args:
-        mean: ``(*image_shape,)``.
-        covariance: ``(d, d)``, symmetric and positive semidefinite, d the number of values in an image.
-        chunk_size: observations whose own operators are solved for at a time.
+        mean: Mean image, ``(*image_shape,)``.
+        covariance: Covariance, ``(d, d)``, symmetric and positive semidefinite, where d is the number of values in an
+            image.
+        chunk_size: Number of observations with their own operators that are solved at a time.
 
     Raises:
-        ValueError: for shapes that do not fit, or a covariance that is not symmetric positive semidefinite.
+        ValueError: For shapes that do not fit, or a covariance that is not symmetric positive semidefinite.
 
     Example:
         >>> import torch, invflow
@@ -68,17 +68,17 @@ class LinearMMSE(Solver):
             )
         covariance = covariance.double()
         asymmetry = float((covariance - covariance.mT).abs().max())
-        if not asymmetry <= 1e-4 * float(covariance.abs().max()):  # also for NaN
+        if not asymmetry <= 1e-4 * float(covariance.abs().max()):  # also true for NaN
             raise ValueError("covariance is not symmetric: pass (covariance + covariance.T) / 2")
         values, vectors = torch.linalg.eigh(covariance)
         if float(values[0]) < -1e-4 * float(values[-1]):
-            raise ValueError(f"covariance is not positive semidefinite: least eigenvalue {values[0]:.4g}")
-        # triangular, with factor^T factor = C; it exists also where some pixels never vary
+            raise ValueError(f"covariance is not positive semidefinite: its least eigenvalue is {values[0]:.4g}")
+        # triangular, with factor^T factor = C; it also exists if some pixels never vary
         self._set(mean, torch.linalg.qr((vectors * values.clamp(min=0).sqrt()).mT, mode="r").R, chunk_size)
 
     def _set(self, mean: Tensor, factor: Tensor, chunk_size: int) -> None:
         if chunk_size < 1:
-            raise ValueError(f"chunk_size={chunk_size}: at least 1")
+            raise ValueError(f"chunk_size={chunk_size}: pass at least 1")
         self.image_shape = tuple(mean.shape)
         self.mean, self.factor, self.chunk_size = mean.double(), factor.double(), chunk_size
         self.covariance = self.factor.mT @ self.factor
@@ -88,12 +88,12 @@ class LinearMMSE(Solver):
         """Fit mean and covariance to training images.
 
         Args:
-            images: ``(n, *image_shape)``, n >= 2; floating point in [0, 1], or bytes, which are divided by
-                255.
-            chunk_size: as for the class.
+            images: Training images, ``(n, *image_shape)``, n >= 2; floating point in [0, 1], or bytes, which are
+                divided by 255.
+            chunk_size: As in the class.
 
         Raises:
-            ValueError: for fewer than two images, values that are not finite, or images that are too large
+            ValueError: For fewer than two images, values that are not finite, or images that are too large
                 for a dense covariance.
         """
         if images.ndim < 2 or len(images) < 2:
@@ -128,8 +128,8 @@ class LinearMMSE(Solver):
             ``mean`` and ``std``, each ``(B, *image_shape)``.
 
         Raises:
-            TypeError: for anything but a Gaussian likelihood with a linear operator.
-            ValueError: if the images have another shape.
+            TypeError: For anything but a Gaussian likelihood with a linear operator.
+            ValueError: If the images have another shape.
         """
         from tqdm import tqdm
 
@@ -147,7 +147,7 @@ class LinearMMSE(Solver):
                                       "std": std.to(likelihood.y).reshape(shape)})
 
     def _together(self, likelihood: GaussianLikelihood) -> int:
-        """How many observations are solved for together: all, where they share operator and noise level."""
+        """Number of observations solved together: all if they share operator and noise level."""
         shared = likelihood.operator.num_sets == 1 and bool((likelihood.sigma == likelihood.sigma[0]).all())
         return len(likelihood.y) if shared else self.chunk_size
 
@@ -156,12 +156,12 @@ class LinearMMSE(Solver):
         y, sigma = likelihood.y.flatten(1).double(), likelihood.sigma.double()
         centre, factor = self.mean.flatten().to(y.device), self.factor.to(y.device)
         covariance = self.covariance.to(y.device)
-        level = sigma[:1] if bool((sigma == sigma[0]).all()) else sigma  # at best, one solve serves all
-        # rows that were not observed are zero: they pull at nothing
+        level = sigma[:1] if bool((sigma == sigma[0]).all()) else sigma  # with equal levels, one solve serves all
+        # rows of unobserved entries are zero, so that they have no effect
         matrix = dense_matrix(likelihood)
         cross = covariance @ matrix.mT
         innovation = matrix @ cross
-        # one operator may meet as many noise levels as there are observations
+        # with one operator there may still be as many noise levels as observations
         innovation = innovation + torch.diag_embed(level[:, None].square().expand(-1, innovation.shape[-1]))
         chol = torch.linalg.cholesky(innovation)
         gain = torch.cholesky_solve(cross.mT, chol).mT
@@ -172,7 +172,7 @@ class LinearMMSE(Solver):
 
         samples = noise.new_empty((*noise.shape[:2], len(centre)), dtype=likelihood.y.dtype)
         for part in torch.arange(noise.shape[1]).split(max(1, _VALUES_AT_A_TIME // noise[:, 0].numel())):
-            rows = slice(int(part[0]), int(part[-1]) + 1)  # double precision of all at once would be many copies
+            rows = slice(int(part[0]), int(part[-1]) + 1)  # double precision for all at once would take many copies
             white_noise = noise[:, rows].double()
             draw = white_noise[..., : len(centre)] @ factor
             error = sigma[:, None, None] * white_noise[..., len(centre) :]
@@ -182,7 +182,7 @@ class LinearMMSE(Solver):
         log_det = chol.diagonal(dim1=1, dim2=2).log().sum(1)
         entries = y.shape[1]
         log_evidence = -0.5 * white.square().sum(1) - log_det - 0.5 * entries * math.log(2 * math.pi)
-        # an entry that was not observed has added the density of sigma e at 0
+        # each unobserved entry has added the log density of sigma e at 0
         missing = entries - likelihood.count_observed().double()
         return samples, mean, std, log_evidence + missing * (sigma * math.sqrt(2 * math.pi)).log()
 
@@ -197,8 +197,8 @@ class LinearMMSE(Solver):
             if isinstance(reward, GaussianLikelihood):
                 what = f"the operator {type(reward.operator).__name__}, which is not linear"
             raise TypeError(
-                f"LinearMMSE needs a GaussianLikelihood with a linear operator, not {what}: use a solver for "
-                "any differentiable reward, such as invflow.VFM trained for it"
+                f"LinearMMSE needs a GaussianLikelihood with a linear operator, not {what}: use a solver that "
+                "takes any differentiable reward, such as invflow.VFM trained for it"
             )
         if tuple(reward.operator.image_shape) != self.image_shape:
             raise ValueError(
@@ -211,15 +211,15 @@ class LinearMMSE(Solver):
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float16,
                         **notes: Any) -> None:
-        """Write mean and packed triangular factor of the covariance into a folder.
+        """Write the mean and the packed triangular factor of the covariance into a folder.
 
-        Rounding a factor, not the covariance, keeps the matrix positive semidefinite and its small
-        eigenvalues right relative to their own size.
+        Rounding the factor instead of the covariance keeps the matrix positive semidefinite and its small
+        eigenvalues accurate relative to their size.
 
         Args:
-            folder: made if it does not exist.
-            dtype: type that the numbers are stored in.
-            **notes: further entries of ``config.json``, such as how many images it was fitted to.
+            folder: Folder, created if it does not exist.
+            dtype: Type in which the numbers are stored.
+            **notes: Further entries of ``config.json``, such as the number of training images.
         """
         config = {"kind": KIND, "image_shape": list(self.image_shape), **notes}
         stored = _Stored(self.mean.flatten(), self.factor[_upper(self.mean.numel())])
@@ -230,19 +230,19 @@ class LinearMMSE(Solver):
         """Load a fitted estimate.
 
         Args:
-            name: of a shipped one, ``"mnist"`` or ``"fashion-mnist"``; a folder that :meth:`save_pretrained`
+            name: Name of a shipped estimate, ``"mnist"`` or ``"fashion-mnist"``; a folder that :meth:`save_pretrained`
                 wrote; or a Hub repository id ``owner/name``.
-            chunk_size: as for the class.
+            chunk_size: As in the class.
 
         Raises:
-            ValueError: if it is not there, is no linear estimate, or its files are damaged.
+            ValueError: If it does not exist, is not a linear estimate, or its files are damaged.
         """
         shipped = SHIPPED / f"{name}-lmmse"
         folder = shipped if shipped.is_dir() else resolve_folder(name, "linear-mmse")
         config = read_config(folder, KIND)
         shape = config.get("image_shape")
         if not isinstance(shape, list) or not all(isinstance(side, int) and side > 0 for side in shape):
-            raise ValueError(f"{Path(folder)} states no valid image_shape in its config.json, but {shape!r}")
+            raise ValueError(f"{Path(folder)} has no valid image_shape in its config.json, but {shape!r}")
         size = math.prod(shape)
         stored = load_built(lambda: _Stored(torch.zeros(size), torch.zeros(size * (size + 1) // 2)), Path(folder),
                             config, "linear estimate")

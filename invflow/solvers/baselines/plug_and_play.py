@@ -1,4 +1,4 @@
-"""Plug-and-play restoration: half-quadratic splitting with the flow's denoiser in the place of a regulariser."""
+"""Plug-and-play restoration: half-quadratic splitting with the flow's denoiser as the regulariser."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ __all__ = ["PlugAndPlay"]
 class PlugAndPlay(PointEstimator):
     r"""Half-quadratic splitting with a denoiser (Zhang, Li, Zuo, Zhang, Van Gool and Timofte 2021, "DPIR").
 
-    For noise levels s that fall from ``first`` to that of the measurement, evenly in the logarithm, two steps in turn:
+    The noise level s falls from ``first`` to the level of the measurement, evenly in the logarithm. At each level the
+    method alternates two steps:
 
     .. math:: x \leftarrow \arg\min_x \; |y - A x|^2 / (2 \sigma^2) + \kappa |x - z|^2 / (2 s^2), \qquad
               z \leftarrow D_s(x),
 
-    with D_s the prior's own denoiser at the time whose noise level (1 - t) / t is s. With a denoiser that is exact for
-    a Gaussian prior of covariance C and s held fixed, it converges to the posterior mean of a Gaussian prior of
-    covariance (C + s^2 I) / kappa. White noise alone (A = I) is the denoiser's own task: it gets one call, at the
-    measurement's noise level. The image may have any size that the prior takes.
+    where D_s is the prior's denoiser at the time whose noise level (1 - t) / t is s. With a denoiser that is exact for
+    a Gaussian prior of covariance C, and with s held fixed, it converges to the posterior mean under a Gaussian prior
+    of covariance (C + s^2 I) / kappa. White noise alone (A = I) is exactly the denoiser's task, and takes one call at
+    the measurement's noise level. The image may have any size that the prior takes.
 
     Args:
-        prior: a flow map with an affine decoding.
-        steps: network calls for each observation.
-        regularisation: kappa; the paper takes 0.23.
-        first: noise level of the first step, in units of images; the paper takes 49 / 255, which fills no large hole.
-        last: of the last step; None is the measurement's own, as in the paper.
-        iterations: of conjugate gradients in a data step whose operator is diagonal in neither pixels nor frequencies.
-        chunk_size: observations at a time; the estimates do not depend on it beyond rounding.
+        prior: Flow map with an affine decoding.
+        steps: Number of network calls per observation.
+        regularisation: kappa; the paper uses 0.23.
+        first: Noise level of the first step, in units of images. The paper uses 49 / 255, which fills no large hole.
+        last: Noise level of the last step. None is the level of the measurement, as in the paper.
+        iterations: Number of conjugate gradient iterations in a data step whose operator is diagonal in neither pixels
+            nor frequencies.
+        chunk_size: Number of observations at a time. The estimates do not depend on it beyond rounding.
 
     Raises:
-        TypeError, ValueError: for a prior or a setting that does not fit.
+        TypeError, ValueError: For a prior or a setting that does not fit.
 
     Example:
         >>> import torch, invflow
@@ -60,7 +62,7 @@ class PlugAndPlay(PointEstimator):
             raise ValueError(reason)
         if prior.decode_affine is None:
             raise ValueError(
-                f"PlugAndPlay measures the states themselves, and the images of this {type(prior).__name__} are no "
+                f"PlugAndPlay works on the states themselves, but the images of this {type(prior).__name__} are not an "
                 "affine function of its states: use invflow.FMTT(prior) or invflow.NoiseSMC(prior), which decode"
             )
         if steps < 1 or iterations < 1 or not (regularisation > 0 and first > 0 and (last is None or last > 0)):
@@ -81,8 +83,8 @@ class PlugAndPlay(PointEstimator):
         resized = getattr(self.prior, "resized", None)
         if resized is None:
             raise ValueError(
-                f"the operator measures images of shape {image_shape}, the prior makes images of shape "
-                f"{tuple(self.prior.image_shape)}: build one of them with the other's image_shape"
+                f"the operator measures images of shape {image_shape}, but the prior generates images of shape "
+                f"{tuple(self.prior.image_shape)}: build one of them with the image_shape of the other"
             )
         fitting: FlowMap = resized(image_shape)
         return fitting.counted_with(self.prior)
@@ -100,26 +102,26 @@ class PlugAndPlay(PointEstimator):
         last = likelihood.sigma if self.last is None else torch.full_like(likelihood.sigma, self.last)
         for k in range(self.steps):
             share = k / (self.steps - 1) if self.steps > 1 else 1.0
-            level = (self.first ** (1 - share) * last**share).clamp(min=last)  # never under the measurement's own
+            level = (self.first ** (1 - share) * last**share).clamp(min=last)  # never below the measurement's level
             z = denoised(prior, self._data_step(likelihood, system, z, level), level)
         return z
 
     def _data_step(self, likelihood: GaussianLikelihood, system: SingularSystem | None, z: Tensor,
                    level: Tensor) -> Tensor:
-        """The minimiser over x, for noise levels ``(B,)``."""
-        # what matters is the ratio of variance and squared noise level: a variance of 1 for all rows
+        """Minimiser over x for noise levels ``(B,)``."""
+        # only the ratio of variance and squared noise level matters: use a variance of 1 for all rows
         ratio = (self.regularisation**0.5 / level).to(z)
         scaled = GaussianLikelihood(likelihood.operator, likelihood.y.to(z), likelihood.sigma.to(z) * ratio)
         return regularised_solution(scaled, system, z, scaled.y, 1.0, iterations=self.iterations)
 
 
 def denoised(prior: FlowMap, image: Tensor, level: Tensor) -> Tensor:
-    """The prior's mean of clean images given noisy ones.
+    """Mean of clean images given noisy images, under the prior.
 
     Args:
-        prior: with an affine decoding.
-        image: ``(n, *image_shape)``, with white noise.
-        level: ``(n,)``, the noise's standard deviation in units of images.
+        prior: Flow map with an affine decoding.
+        image: Images with white noise, ``(n, *image_shape)``.
+        level: Standard deviation of the noise, in units of images, ``(n,)``.
 
     Returns:
         ``(n, *image_shape)``.

@@ -1,4 +1,4 @@
-"""What solvers share that give one image for each observation: the checks, the copies, and how they look at A."""
+"""Base class of solvers that give one image per observation: checks, copies, and the structure of A."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ __all__ = ["PointEstimator"]
 
 
 class PointEstimator(Solver):
-    """A solver that restores: one image for each observation, without a word about how far to trust it.
+    """Base class of restoration solvers: one image per observation, without any uncertainty.
 
-    Its posterior holds N equal copies of the image, which take the memory of one, and says so in
-    ``diagnostics["point_estimate"]``. The CRPS of a point estimate is its mean absolute error; a coverage it has not,
-    and comparisons leave it out. A subclass writes :meth:`_estimate`.
+    The posterior holds N equal copies of the image, which take the memory of one, and marks this in
+    ``diagnostics["point_estimate"]``. The CRPS of a point estimate is its mean absolute error. It has no coverage, and
+    comparisons leave coverage out. A subclass defines :meth:`_estimate`.
 
     Args:
-        chunk_size: observations at a time; the estimates do not depend on it.
+        chunk_size: Number of observations at a time. The estimates do not depend on it.
 
     Raises:
-        ValueError: for a chunk size under 1.
+        ValueError: For a chunk size under 1.
     """
 
     def __init__(self, *, chunk_size: int = 8) -> None:
         if chunk_size < 1:
-            raise ValueError(f"chunk_size={chunk_size}: at least 1 observation at a time")
+            raise ValueError(f"chunk_size={chunk_size}: pass at least 1 observation at a time")
         self.chunk_size = chunk_size
 
     @abstractmethod
     def _estimate(self, likelihood: GaussianLikelihood) -> tuple[Tensor, dict[str, Tensor]]:
-        """Images ``(B, *image_shape)``, and diagnostics with a row for each observation."""
+        """Return images ``(B, *image_shape)``, and diagnostics with a row for each observation."""
 
     @torch.no_grad()
     def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
         """Restore each observation; see :meth:`Solver.sample`.
 
         Args:
-            reward: a Gaussian likelihood of B observations.
-            n: N, copies of each estimate.
-            generator: not used: nothing is drawn.
+            reward: Gaussian likelihood of B observations.
+            n: Number N of copies of each estimate.
+            generator: Random generator; not used, because nothing is drawn.
             progress: Whether to show a progress bar.
 
         Returns:
-            A posterior without weights or evidence, all samples of an observation equal.
+            A posterior without weights or evidence, in which all samples of an observation are equal.
 
         Raises:
-            TypeError: for anything but a Gaussian likelihood.
-            ValueError: for an operator that the method cannot take.
+            TypeError: For anything but a Gaussian likelihood.
+            ValueError: For an operator that the method cannot take.
         """
         from tqdm import tqdm
 
@@ -75,9 +75,9 @@ class PointEstimator(Solver):
     def _supported(self, reward: Reward) -> GaussianLikelihood:
         name = type(self).__name__
         if not isinstance(reward, GaussianLikelihood):
-            raise TypeError(f"{name} takes a GaussianLikelihood, not a {type(reward).__name__}: invflow.FMTT(prior) "
-                            "and invflow.NoiseSMC(prior) take any reward")
+            raise TypeError(f"{name} takes a GaussianLikelihood, not a {type(reward).__name__}: use "
+                            "invflow.FMTT(prior) or invflow.NoiseSMC(prior), which take any reward")
         if not reward.operator.linear:
-            raise ValueError(f"{name} takes linear operators, and {type(reward.operator).__name__} is not linear: "
-                             "invflow.DPS(prior) takes any operator that can be differentiated")
+            raise ValueError(f"{name} takes linear operators, but {type(reward.operator).__name__} is not linear: "
+                             "use invflow.DPS(prior), which takes any differentiable operator")
         return reward

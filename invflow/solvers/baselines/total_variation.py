@@ -1,4 +1,4 @@
-"""Total variation: the image of least variation that explains the measurement, a convex problem."""
+"""Total variation: the image of least variation that explains the measurement, from a convex problem."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ __all__ = ["TotalVariation", "gradient", "gradient_adjoint", "total_variation"]
 class TotalVariation(PointEstimator):
     r"""Total variation (Rudin, Osher and Fatemi 1992), for any linear operator.
 
-    The estimate is the minimiser of the convex
+    The estimate minimises the convex function
 
     .. math:: |y - A x|^2 / 2 + \lambda \sum_i |(D x)_i|, \qquad \lambda = \mathrm{weight} \cdot q^{1/4} \sigma^{3/2},
 
-    D being the differences of a pixel to the next below and to the right, zero at the last, and q the mean eigenvalue
-    of A' A (1 for denoising, 1 / 256 for averages of 4 x 4 pixels). The rule and its weight were chosen on the
-    validation photographs, over noise levels from 0.005 to 0.2. With ``joint`` all channels of a pixel share one norm,
-    so that edges of different colours fall together (Bresson and Chan 2008); otherwise each channel is restored by
-    itself, as scikit-image and deepinv do. Solved by the alternating direction method of multipliers (Boyd et al.
-    2011), over-relaxed, whose linear systems conjugate gradients solve with a preconditioner that is diagonal in
-    cosines, or in the Fourier domain for a circular blur.
+    where D takes the differences of a pixel to its neighbours below and to the right (zero at the last pixel), and q is
+    the mean eigenvalue of A' A (1 for denoising, 1 / 256 for averages of 4 x 4 pixels). The rule and its weight were
+    chosen on the validation photographs, over noise levels from 0.005 to 0.2. With ``joint``, all channels of a pixel
+    share one norm, so that edges of different colours coincide (Bresson and Chan 2008). Otherwise each channel is
+    restored separately, as in scikit-image and deepinv. The solver is the alternating direction method of multipliers
+    (Boyd et al. 2011) with over-relaxation. Its linear systems are solved by conjugate gradients with a preconditioner
+    that is diagonal in cosines, or in the Fourier domain for a circular blur.
 
     Args:
-        weight: of the variation, as above.
-        strength: lambda itself, in place of the rule.
-        joint: whether the channels of a pixel share one norm.
-        iterations: at most so many.
-        tolerance: they end where neither the image nor its differences change by more than this, root mean square.
-        chunk_size: observations at a time; the estimates do not depend on it.
+        weight: Weight of the variation, as above.
+        strength: lambda itself, instead of the rule.
+        joint: Whether the channels of a pixel share one norm.
+        iterations: Maximum number of iterations.
+        tolerance: Root mean square change of the image and of its differences below which the iteration stops.
+        chunk_size: Number of observations at a time. The estimates do not depend on it.
 
     Raises:
-        ValueError: for a setting that is not positive.
+        ValueError: For a setting that is not positive.
 
     Example:
         >>> import torch, invflow
@@ -64,7 +64,7 @@ class TotalVariation(PointEstimator):
         self.iterations, self.tolerance = iterations, tolerance
 
     def _strength(self, likelihood: GaussianLikelihood) -> Tensor:
-        """Lambda for each observation, ``(B,)``."""
+        """lambda for each observation, ``(B,)``."""
         if self.strength is not None:
             return torch.full_like(likelihood.sigma, self.strength)
         share = passed_share(likelihood).to(likelihood.sigma)
@@ -77,7 +77,7 @@ class TotalVariation(PointEstimator):
         x = operator.embed(y).reshape(-1, *picture)
         chosen = self._strength(likelihood).to(x)
         strength = column(chosen, x)
-        # shrinking by a tenth, of differences in [-1, 1], converged fastest on photographs
+        # shrinking differences in [-1, 1] by a tenth converged fastest on photographs
         penalty = 10 * strength
         normal, right = normal_operator(likelihood), operator.adjoint(observed_residual(likelihood, torch.zeros_like(
             x.reshape(-1, *shape)))).reshape(-1, *picture)
@@ -91,7 +91,7 @@ class TotalVariation(PointEstimator):
         moving, taken = torch.ones(len(x), dtype=torch.bool, device=x.device), torch.zeros(len(x), device=x.device)
         for _ in range(self.iterations):
             new, _ = solve(system, right + penalty * gradient_adjoint(split - dual), precondition, 6, 1e-6, start=x)
-            slope = 1.7 * gradient(new) - 0.7 * split  # over-relaxed
+            slope = 1.7 * gradient(new) - 0.7 * split  # over-relaxation
             shrunk = self._shrink(slope + dual, strength[:, :, None] / wide)
             change = torch.stack([_size(new - x), _size(shrunk - split), _size(gradient(new) - shrunk)]).amax(0)
             keep = column(moving, x).bool()
@@ -107,12 +107,12 @@ class TotalVariation(PointEstimator):
         return image, {"iterations": taken, "objective": misfit + chosen * variation, "strength": chosen}
 
     def _shrink(self, slope: Tensor, threshold: Tensor) -> Tensor:
-        """Shorten each vector of differences by the threshold, to zero at least."""
+        """Shorten each vector of differences by the threshold, down to zero at most."""
         length = _length(slope, self.joint)
         return slope * (1 - threshold / length.clamp(min=1e-30)).clamp(min=0)
 
     def _preconditioner(self, likelihood: GaussianLikelihood, penalty: Tensor, picture: tuple[int, int, int]):  # type: ignore[no-untyped-def]
-        """Roughly the inverse of A' A + penalty D' D."""
+        """Approximate inverse of A' A + penalty D' D."""
         transfer = transfer_function(likelihood)
         if transfer is not None and not bool((transfer == 1).all()):
             rows, columns = (2 - 2 * torch.cos(2 * math.pi * torch.fft.fftfreq(n)) for n in picture[1:])
@@ -133,7 +133,7 @@ def gradient(x: Tensor) -> Tensor:
 
 
 def gradient_adjoint(slope: Tensor) -> Tensor:
-    """Transposed of :func:`gradient`: ``(n, C, 2, H, W)`` to ``(n, C, H, W)``."""
+    """Transpose of :func:`gradient`: ``(n, C, 2, H, W)`` to ``(n, C, H, W)``."""
     down, right = slope[:, :, 0, :-1], slope[:, :, 1, :, :-1]
     x = torch.zeros_like(slope[:, :, 0])
     x[:, :, 1:] += down
@@ -144,11 +144,11 @@ def gradient_adjoint(slope: Tensor) -> Tensor:
 
 
 def total_variation(x: Tensor, joint: bool = True) -> Tensor:
-    """Isotropic total variation of pictures, ``(n, C, H, W)`` to ``(n,)``.
+    """Isotropic total variation of images, ``(n, C, H, W)`` to ``(n,)``.
 
     Args:
-        x: pictures.
-        joint: one norm for all channels of a pixel; False adds up the channels.
+        x: Images.
+        joint: Whether all channels of a pixel share one norm. False adds up the channels.
 
     Example:
         >>> import torch

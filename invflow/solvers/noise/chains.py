@@ -1,4 +1,4 @@
-"""Markov chains at temperature 1 from draws of randomise-then-optimise: one chain for each draw."""
+"""Markov chains at temperature 1 that start at draws of randomise-then-optimise: one chain per draw."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from invflow.solvers.noise.target import NoiseTarget, Particles
 
 __all__ = ["ChainRecord", "run_chains"]
 
-_GAIN = 3.0  # of the logarithm of the step size, per unit of acceptance: few adaptations have to do
-_GREATEST_CHANGE = math.log(3.0)  # of it, so that one bad trajectory is not the end
-_FIRST_ANGLE = 0.3  # in a metric, in units of the score's inverse length: the metric knows the places seen, no others
+_GAIN = 3.0  # change of the log step size per unit of acceptance: there are few adaptations, so it must be large
+_GREATEST_CHANGE = math.log(3.0)  # limit of that change, so that one bad trajectory does no lasting damage
+_FIRST_ANGLE = 0.3  # with a metric, in units of the score's inverse length: the metric only knows the points seen
 _LEAST_STEP_SIZE = 1e-6
 
 
@@ -29,19 +29,19 @@ def run_chains(target: NoiseTarget, draws: Draws, move: Move, *, num_moves: int,
                generator: torch.Generator) -> Iterator[NoiseSMCState]:
     """Move draws of randomise-then-optimise at temperature 1.
 
-    First come ``num_adaptations`` moves, of half to full length for Hamiltonian ones, between which step size and
-    metric change; then both are frozen, and ``num_moves`` moves follow, each of which leaves the posterior invariant.
-    Draws with weights are resampled by them beforehand.
+    The first ``num_adaptations`` moves adapt step size and metric; Hamiltonian moves then have half to full length.
+    After that both are frozen, and ``num_moves`` moves follow, each of which leaves the posterior invariant. Weighted
+    draws are resampled first.
 
     Args:
-        target: over all B observations, without proposal.
-        draws: B observations with N draws each.
-        move: of all chains.
-        num_moves: at least 1.
-        num_adaptations: at least 0.
-        acceptance: towards which the step size goes; None: it stays.
-        step_size: the largest first h; the first one of moves with a gradient is shorter where that is steep.
-        resampling: name of the resampler.
+        target: Target over all B observations, without proposal.
+        draws: Draws for B observations, N each.
+        move: Markov move of all chains.
+        num_moves: Number of moves after adaptation, at least 1.
+        num_adaptations: Number of adaptation moves, at least 0.
+        acceptance: Target acceptance of the step size. None keeps the step size.
+        step_size: Largest initial h. Moves with a gradient start with a shorter one where the gradient is steep.
+        resampling: Name of the resampler.
         generator: Random generator.
 
     Yields:
@@ -94,7 +94,7 @@ def _resampled(state: NoiseSMCState, log_weights: Tensor, resampling: str, rows:
     if not bool(evidence.isfinite().all()):
         b = int((~evidence.isfinite()).nonzero()[0])
         raise ValueError(f"no draw of observation {b} has a finite weight: the equations with a fixed linearisation "
-                         "had no solution; start from draws without weights, start='rto'")
+                         "had no solution; start from draws without weights with start='rto'")
     index = RESAMPLERS[resampling](log_weights.softmax(1), log_weights.shape[1], generator)
     return NoiseSMCState(state.particles.gather(rows, index), state.temperature, state.log_weights, evidence, index,
                          state.step_size, state.first_temperature, effective_sample_size(log_weights),
@@ -103,7 +103,7 @@ def _resampled(state: NoiseSMCState, log_weights: Tensor, resampling: str, rows:
 
 def _first_step_size(move: Move, particles: Particles, preconditioner: Preconditioner | None,
                      largest: float) -> Tensor:
-    """A step size that is safe before anything is known: the inverse length of the score, ``(B,)``."""
+    """Safe initial step size, ``(B,)``: the inverse length of the score."""
     if particles.gradient is None:
         return torch.full_like(particles.log_reward[:, 0], largest)
     score, scale = particles.gradient.flatten(2), 1.0
@@ -113,17 +113,17 @@ def _first_step_size(move: Move, particles: Particles, preconditioner: Precondit
 
 
 class ChainRecord:
-    """What is seen of chains while they run, for the diagnostics."""
+    """Record of running chains, for the diagnostics."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.potentials: list[Tensor] = []  # of the frozen chains, their start included
+        self.potentials: list[Tensor] = []  # for the frozen chains, including their start
         self.angle: Tensor | None = None
         self._start: Particles | None = None
         self._end: Particles | None = None
 
     def add(self, state: NoiseSMCState) -> None:
-        """Take in a state."""
+        """Add a state."""
         particles = state.particles
         potential = 0.5 * precise(particles.noise).flatten(2).square().sum(2) - particles.log_reward
         if state.adapting or self._start is None:
@@ -137,10 +137,10 @@ class ChainRecord:
     def diagnostics(self) -> dict[str, Tensor]:
         """``share_moved``, ``quarter_turns``, ``drift`` and ``memory`` of the frozen chains, each ``(B,)``.
 
-        The drift is the mean change of the potential |z|^2 / 2 - r over the latter half of the moves, over its standard
-        error: from chains in equilibrium a standard normal number, nearly. The memory is the correlation, over chains
-        and pixels, of the images at the start and at the end, each less its mean over the chains: near 0 for chains
-        that have forgotten where they started, whatever their number.
+        The drift is the mean change of the potential |z|^2 / 2 - r over the second half of the moves, divided by its
+        standard error. For chains in equilibrium it is nearly a standard normal number. The memory is the correlation,
+        over chains and pixels, between the images at the start and at the end, each minus its mean over the chains. It
+        is near 0 for chains that have forgotten their start, whatever their number.
         """
         assert self.angle is not None
         assert self._start is not None

@@ -25,29 +25,31 @@ __all__ = ["DFlow"]
 class DFlow(Solver):
     r"""D-Flow (Ben-Hamu, Puny, Gat, Karrer, Singer and Lipman 2024, arXiv 2402.14017): optimisation, not sampling.
 
-    Minimises :math:`-r(f(z))`, for a measurement :math:`|y - A f(z)|^2 / (2 \sigma^2)`, over the noise z, with f the
-    flow's ODE, by L-BFGS. Nothing keeps z likely but the start and the number of iterations. The start is
+    It minimises :math:`-r(f(z))` over the noise z by L-BFGS, where f is the flow's ODE. For a measurement the objective
+    is :math:`|y - A f(z)|^2 / (2 \sigma^2)`. Only the start and the number of iterations keep z likely. The start is
 
     .. math:: z_0 = \sqrt{\alpha} \, X_{1,0}(A^+ y) + \sqrt{1 - \alpha} \, \epsilon,
 
-    the pseudo-inverse carried back to noise, blended with noise. The samples differ by this noise alone: their spread
-    is no posterior's. For the posterior in noise space use :class:`~invflow.NoiseSMC` or
+    the pseudo-inverse mapped back to noise, blended with fresh noise. The samples differ only by this noise, so their
+    spread is not that of the posterior. For the posterior in noise space use :class:`~invflow.NoiseSMC` or
     :class:`~invflow.NoiseLangevin`.
 
     Args:
-        prior: a flow map.
-        iterations: of L-BFGS, each a call forward and backward for every ODE velocity, and more where a step is
-            shortened.
-        ode_steps: midpoint steps from noise to data, two velocities each; the paper takes 6. None: the map's jump.
-        blend: alpha, in [0, 1]; the paper takes 0.1 for linear operators. Without a Gaussian likelihood of one it is 0.
-        memory: curvature pairs of L-BFGS.
-        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU.
+        prior: Flow map.
+        iterations: Number of L-BFGS iterations. Each takes a forward and a backward call per ODE velocity, and more if
+            a step is shortened.
+        ode_steps: Number of midpoint steps from noise to data, with two velocities each. The paper uses 6. None uses
+            the map's jump.
+        blend: alpha, in [0, 1]. The paper uses 0.1 for linear operators. Without a Gaussian likelihood and a linear
+            operator it is 0.
+        memory: Number of curvature pairs of L-BFGS.
+        chunk_size: Number of rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU.
 
-    The authors search along each step until Wolfe's conditions hold; here steps are halved until the objective falls.
+    The authors use a line search with Wolfe conditions; here steps are halved until the objective falls.
 
     Raises:
-        TypeError: for a prior that is no flow map.
-        ValueError: for a setting out of range; in ``sample``, for a reward without a gradient.
+        TypeError: For a prior that is not a flow map.
+        ValueError: For a setting out of range; in ``sample``, for a reward without a gradient.
 
     Example:
         >>> import torch, invflow
@@ -69,7 +71,7 @@ class DFlow(Solver):
                              f"blend={blend} in [0, 1]")
         reason = None if ode_steps is None else prior.refusal("velocity", "DFlow(ode_steps=6)")
         if reason is not None:
-            raise ValueError(f"{reason}. Or pass ode_steps=None, for the map's jump")
+            raise ValueError(f"{reason}. Or pass ode_steps=None to use the map's jump")
         self.prior, self.iterations, self.ode_steps, self.blend = prior, iterations, ode_steps, blend
         self.memory, self.chunk_size = memory, check_chunk_size(chunk_size)
 
@@ -82,7 +84,7 @@ class DFlow(Solver):
         from tqdm import tqdm
 
         if not reward.differentiable:
-            raise ValueError(f"DFlow follows the reward's gradient, and this {type(reward).__name__} has none: use "
+            raise ValueError(f"DFlow needs the reward's gradient, but this {type(reward).__name__} has none: use "
                              "invflow.BestOfN(prior)")
         check_gradients("DFlow")
         prior, reward = self.prior, reward.to(self.prior.device)
@@ -120,11 +122,11 @@ class DFlow(Solver):
 
     @torch.no_grad()
     def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
-        """Images of noise that nothing was searched for, ``(n, *image_shape)``."""
+        """Images of random noise without optimisation, ``(n, *image_shape)``."""
         return self._image(self.prior.noise(n, generator=generator))
 
     def _start(self, reward: Reward, count: int, n: int, generator: torch.Generator) -> Tensor:
-        """Where the search begins, ``(count n, *state_shape)``."""
+        """Start of the optimisation, ``(count n, *state_shape)``."""
         prior = self.prior
         noise = draw_noise((count * n, *prior.state_shape), generator, prior.device).to(prior.dtype)
         if self.blend == 0 or not isinstance(reward, GaussianLikelihood) or not reward.operator.linear:

@@ -1,4 +1,4 @@
-"""Hamiltonian moves in noise space, with or without a metric of the likelihood."""
+"""Hamiltonian moves in noise space, with or without a metric learnt from the likelihood."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from invflow.solvers.noise.target import NoiseTarget, Particles
 
 __all__ = ["MOVES", "Hamiltonian"]
 
-_TRUSTED = -3.0  # the change of the log density over a trajectory, above which what it saw is used
-_MOST_SEEN = 2048  # gradients of an observation that are kept of one move
-_JITTER = 0.2  # of each particle's step, so that no trajectory closes on itself
+_TRUSTED = -3.0  # change of the log density over a trajectory above which its gradients are used
+_MOST_SEEN = 2048  # gradients kept per observation and move
+_JITTER = 0.2  # jitter of each particle's step, so that no trajectory closes on itself
 
 
 class Hamiltonian(Move):
     r"""Hamiltonian Monte Carlo on function space (Beskos, Pinski, Sanz-Serna, Stuart 2011).
 
-    In units w in which the reference is N(0, I), the target is :math:`e^{-|w|^2 / 2 - \psi(w)}`. A velocity
-    v ~ N(0, I) is drawn, then each of L steps kicks it by :math:`-(\theta / 2) \nabla \psi`, rotates (w, v) by the
-    angle :math:`\theta`, which is exact for the Gaussian, and kicks again; sin(theta) is the step size. The end is
-    accepted with the change of the energy, which neither the rotations nor the dimension add to. One step is a
-    Langevin move.
+    In units w in which the reference is N(0, I), the target is :math:`e^{-|w|^2 / 2 - \psi(w)}`. The move draws a
+    velocity v ~ N(0, I). Each of L steps then kicks v by :math:`-(\theta / 2) \nabla \psi`, rotates (w, v) by the angle
+    :math:`\theta`, which is exact for the Gaussian, and kicks again; sin(theta) is the step size. The end point is
+    accepted according to the change of the energy. Neither the rotations nor the dimension contribute to this change. A
+    single step is a Langevin move.
 
-    Plain, w = u is noise in units of the reference and psi = -lambda r. With a metric
+    Without a metric, w = u is noise in units of the reference and psi = -lambda r. With a metric
     (:class:`~invflow.solvers.noise.metric.Metric`), u = K w, and
-    :math:`\psi = (|K w|^2 - |w|^2) / 2 - \lambda r`: the kicks then know how sharp the likelihood is along each
-    direction, and on images the step may be many times as large.
+    :math:`\psi = (|K w|^2 - |w|^2) / 2 - \lambda r`. The kicks are then adapted to the sharpness of the likelihood
+    along each direction, and on images the step can be many times as large.
 
     Args:
-        steps: L, calls forward and backward for each move.
-        preconditioned: whether to ask for a metric.
+        steps: L, the number of steps and of forward and backward calls per move.
+        preconditioned: Whether to use a metric.
     """
 
     uses_gradient = True
@@ -55,7 +55,7 @@ class Hamiltonian(Move):
     def __call__(self, target: NoiseTarget, particles: Particles, rows: Tensor, temperature: Tensor,
                  step_size: Tensor, random: MoveRandom,
                  preconditioner: Preconditioner | None = None) -> tuple[Particles, Tensor]:
-        """One move; see :class:`Move`. It tells the preconditioner what it sees of the gradient."""
+        """One move; see :class:`Move`. It passes its gradients to the preconditioner."""
         mean, std = target.reference(temperature, rows)
         whole = None if preconditioner is None else preconditioner.metric
         metric = None if whole is None else whole.select(rows)
@@ -66,7 +66,7 @@ class Hamiltonian(Move):
         cosine, sine = angle.cos(), angle.sin()
 
         def kick_of(particles: Particles, w: Tensor) -> tuple[Tensor, Tensor]:
-            """-grad psi, ``(b, N, d)``, and what psi holds beside the reward, ``(b, N)``."""
+            """-grad psi, ``(b, N, d)``, and the part of psi without the reward, ``(b, N)``."""
             force = (level * std * gradient_of(particles)).flatten(2)
             if metric is None:
                 return force, torch.zeros_like(particles.log_reward)
@@ -77,7 +77,7 @@ class Hamiltonian(Move):
         w = w if metric is None else metric.whiten(w)
         velocity = random.standard.flatten(2)
         current, (kick, start) = particles, kick_of(particles, w)
-        gained = torch.zeros_like(start)  # kinetic energy, kick by kick: no difference of nearly equal sums is left
+        gained = torch.zeros_like(start)  # kinetic energy, kick by kick: avoids a difference of nearly equal sums
         extra, visited = start, []
         recording = preconditioner is not None and preconditioner.recording
         stride = max(1, shape[1] * self.steps // _MOST_SEEN)

@@ -23,33 +23,33 @@ class NoiseLangevin(Solver):
     r"""Langevin chains for the posterior in noise space, :math:`\pi(z) \propto N(z; 0, I) e^{r(f(z))}`, f one jump.
 
     ``preconditioner="prior"`` takes semi-implicit steps (Cotter, Roberts, Stuart and White 2013), which leave the prior
-    exactly invariant where there is no reward:
+    exactly invariant without a reward:
 
     .. math:: z' = \rho z + (1 - \rho) \nabla r(f(z)) + \sqrt{1 - \rho^2} \xi, \qquad \rho = \sqrt{1 - h^2},
 
-    with a Metropolis test where ``adjusted``. ``preconditioner="rmsprop"`` is the dynamics of D-Flow SGLD
-    (arXiv 2602.21469), whose preconditioner is that of Li, Chen, Carlson and Carin 2016 (pSGLD):
+    with a Metropolis test if ``adjusted``. ``preconditioner="rmsprop"`` uses the dynamics of D-Flow SGLD
+    (arXiv 2602.21469) with the preconditioner of Li, Chen, Carlson and Carin 2016 (pSGLD):
 
     .. math:: V \leftarrow \alpha V + (1 - \alpha) g^2, \quad G = (\lambda + \sqrt{V})^{-1}, \quad
         z' = z + \tfrac{\epsilon}{2} G g + \sqrt{\epsilon G} \xi, \quad g = \nabla r(f(z)) - z,
 
-    without a test and without the term of the changing preconditioner, as is usual: its law is biased. Each sample is
-    the end of a chain of its own, which starts from the prior. A chain that has not forgotten its start, or sits in one
-    mode of several, says nothing of it: for a solver that does, use :class:`~invflow.NoiseSMC`.
+    without a test and, as usual, without the term for the changing preconditioner, so its distribution is biased. Each
+    sample is the end of its own chain, which starts from the prior. Nothing reports a chain that has not forgotten its
+    start or stays in one of several modes. For a solver that reports this, use :class:`~invflow.NoiseSMC`.
 
     Args:
-        prior: any flow map; its jump is used.
-        steps: of each chain, each a network call forward and one backward.
-        step_size: h in (0, 1), or epsilon over 0 for ``"rmsprop"``.
+        prior: Any flow map; its jump is used.
+        steps: Number of steps of each chain. Each takes one forward and one backward network call.
+        step_size: h in (0, 1), or epsilon > 0 for ``"rmsprop"``.
         preconditioner: ``"prior"`` or ``"rmsprop"``.
-        adjusted: test each step (Metropolis and Hastings), for ``"prior"``: exact in the limit of long chains.
+        adjusted: Whether to test each step (Metropolis-Hastings), for ``"prior"``; exact in the limit of long chains.
         decay: alpha, in [0, 1].
         damping: lambda, over 0.
-        chunk_size: rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
+        chunk_size: Number of rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
 
     Raises:
-        TypeError: for a prior that is no flow map.
-        ValueError: for a setting out of range; in ``sample``, for a reward without a gradient.
+        TypeError: For a prior that is not a flow map.
+        ValueError: For a setting out of range; in ``sample``, for a reward without a gradient.
 
     Example:
         >>> import torch, invflow
@@ -66,7 +66,7 @@ class NoiseLangevin(Solver):
                  chunk_size: int | None = None) -> None:
         if not isinstance(prior, FlowMap):
             raise TypeError(f"NoiseLangevin takes a FlowMap, not a {type(prior).__name__}: pass "
-                            "invflow.load_prior('mnist'), say")
+                            "invflow.load_prior('mnist'), for example")
         if preconditioner not in PRECONDITIONERS:
             raise ValueError(f"preconditioner={preconditioner!r}: choose one of {', '.join(PRECONDITIONERS)}")
         if steps < 1 or not step_size > 0 or (preconditioner == "prior" and not step_size < 1):
@@ -82,12 +82,12 @@ class NoiseLangevin(Solver):
         """Draw; see :meth:`Solver.sample`.
 
         Returns:
-            A posterior without weights or evidence; in the diagnostics ``acceptance`` ``(B,)`` where there is a test.
+            A posterior without weights or evidence. Its diagnostics hold ``acceptance`` ``(B,)`` if there is a test.
         """
         from tqdm import tqdm
 
         if not reward.differentiable:
-            raise ValueError(f"NoiseLangevin follows the reward's gradient, and this {type(reward).__name__} has none: "
+            raise ValueError(f"NoiseLangevin needs the reward's gradient, but this {type(reward).__name__} has none: "
                              'use invflow.NoiseSMC(prior, moves="crank-nicolson")')
         reward = reward.to(self.prior.device)
         target = NoiseTarget(self.prior, reward, gradient=True, chunk_size=self.chunk_size)
@@ -125,5 +125,5 @@ class NoiseLangevin(Solver):
         return target.evaluate(moved, rows), square
 
     def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
-        """Draw from the one-step law that the chains tilt, ``(n, *image_shape)``."""
+        """Draw from the one-step prior that the chains tilt, ``(n, *image_shape)``."""
         return self.prior.generate(n, generator=generator, chunk_size=self.chunk_size)

@@ -1,4 +1,4 @@
-"""Limited-memory BFGS for many small problems at once, each row with its own steps and its own end."""
+"""Limited-memory BFGS for many small problems in parallel. Each row has its own steps and stops by itself."""
 
 from __future__ import annotations
 
@@ -11,68 +11,68 @@ from invflow.smc import precise
 
 __all__ = ["BatchedLBFGS", "Objective"]
 
-#: value ``(k,)`` in float64 and gradient ``(k, d)`` at points ``(k, d)`` of the rows ``(k,)``
+#: function that returns values ``(k,)`` in float64 and gradients ``(k, d)`` at points ``(k, d)`` of the rows ``(k,)``
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _ARMIJO = 1e-4
 _MAX_BACKTRACKS = 12
-_WINDOW = 10  # iterations over which the fall of the objective is looked at
-_LEAST_CURVATURE = 1e-10  # of a step, in units of |step| |change of gradient|
+_WINDOW = 10  # iterations over which the decrease of the objective is measured
+_LEAST_CURVATURE = 1e-10  # smallest curvature of a step, in units of |step| |change of gradient|
 
 
 class BatchedLBFGS:
-    """Minimises ``n`` functions of ``d`` variables, all rows abreast (Nocedal and Wright 2006, algorithm 7.4).
+    """Minimiser of ``n`` functions of ``d`` variables in parallel (Nocedal and Wright 2006, algorithm 7.4).
 
-    The rows share nothing but the batch: step lengths, curvature pairs and the end are each row's own. A row ends
-    once its objective has fallen by less than ``tolerance`` in ten iterations, or once no step along its direction
-    lowers it; then it costs nothing more. Step lengths come from backtracking with quadratic interpolation.
+    The rows share only the batch: each has its own step lengths, curvature pairs and stopping time. A row stops when
+    its objective has fallen by less than ``tolerance`` in ten iterations, or when no step along its direction lowers
+    it. It then costs nothing more. Step lengths come from backtracking with quadratic interpolation.
 
     Args:
-        objective: values and gradients of some rows.
-        start: ``(n, d)``.
-        scale: ``(n, d)`` or broadcastable, over 0: guess of each variable's range, whose square is the first
-            guess of the inverse Hessian; None: 1.
-        memory: curvature pairs kept; each takes two tensors like ``start``.
-        tolerance: see above, in units of the objective.
-        max_step: largest length of the first trial step of an iteration, in units of ``scale``.
+        objective: Function that returns values and gradients of given rows.
+        start: Initial points, ``(n, d)``.
+        scale: Guess of each variable's range, ``(n, d)`` or broadcastable, over 0. Its square is the initial inverse
+            Hessian. None: 1.
+        memory: Number of curvature pairs kept; each takes two tensors like ``start``.
+        tolerance: Smallest decrease in ten iterations, in units of the objective; see above.
+        max_step: Largest length of the first trial step of an iteration, in units of ``scale``.
 
     Attributes:
-        point: ``(n, d)``, the best so far.
-        value: ``(n,)``, float64.
-        gradient: ``(n, d)``, at ``point``.
-        active: ``(n,)``, whether a row still goes on.
-        levelled: ``(n,)``, whether a row has ended as it should.
-        iterations: ``(n,)``.
+        point: Best points so far, ``(n, d)``.
+        value: Values at ``point``, ``(n,)``, float64.
+        gradient: Gradients at ``point``, ``(n, d)``.
+        active: Whether a row is still running, ``(n,)``.
+        levelled: Whether a row has converged, ``(n,)``.
+        iterations: Number of iterations of each row, ``(n,)``.
     """
 
     def __init__(self, objective: Objective, start: Tensor, *, scale: Tensor | None = None, memory: int = 50,
                  tolerance: float = 1.0, max_step: float = 8.0) -> None:
         self.objective, self.memory, self.tolerance, self.max_step = objective, memory, tolerance, max_step
-        self._rows = torch.arange(len(start), device=start.device)  # those that go on
+        self._rows = torch.arange(len(start), device=start.device)  # rows that are still running
         self.point = start.clone()
         self.value, self.gradient = objective(start, self._rows)
         self._scale = torch.ones_like(start) if scale is None else scale.to(start).expand_as(start).clone()
         self.active = torch.ones_like(self._rows, dtype=torch.bool)
         self.levelled = torch.zeros_like(self.active)
         self.iterations = torch.zeros_like(self._rows)
-        self._steps: list[Tensor] = []  # each of the rows that go on, oldest first
+        self._steps: list[Tensor] = []  # for the running rows, oldest first
         self._changes: list[Tensor] = []
-        self._values = [self.value.clone()]  # of the last iterations, all rows
+        self._values = [self.value.clone()]  # values of all rows in the last iterations
 
     @property
     def running(self) -> bool:
-        """Whether any row still goes on."""
+        """Whether any row is still running."""
         return len(self._rows) > 0
 
     def step(self) -> None:
-        """One iteration of every row that goes on."""
+        """Do one iteration of every running row."""
         rows = self._rows
         if len(rows) == 0:
             return
         point, value, gradient = self.point[rows], self.value[rows], self.gradient[rows]
         direction = -self._apply_inverse_hessian(gradient)
         slope = _dot(gradient, direction)
-        # rounding can spoil the pairs: the gradient itself always goes downhill
+        # rounding can corrupt the pairs; the negative gradient is always a descent direction
         uphill = ~(slope < 0)
         scaled = -self._scale[rows].square() * gradient
         direction = torch.where(uphill[:, None], scaled, direction)
@@ -86,7 +86,7 @@ class BatchedLBFGS:
         self._finish(rows, found, -slope)
 
     def _apply_inverse_hessian(self, gradient: Tensor) -> Tensor:
-        """The two-loop recursion; without any pair, a step of unit length in units of the scale."""
+        """Two-loop recursion. Without pairs, a step of unit length in units of the scale."""
         scale = self._scale[self._rows].square()
         if not self._steps:
             moved = scale * gradient
@@ -108,7 +108,7 @@ class BatchedLBFGS:
 
     def _search(self, rows: Tensor, point: Tensor, value: Tensor, gradient: Tensor, direction: Tensor,
                 slope: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Points with a sufficient decrease, and for which rows one was found; else where they were."""
+        """Points with a sufficient decrease, and a mask of the rows that found one. Other rows keep their points."""
         point, value, gradient, start = point.clone(), value.clone(), gradient.clone(), point
         first, slope = value.clone(), precise(slope)
         length = torch.ones_like(slope)
@@ -116,9 +116,9 @@ class BatchedLBFGS:
         for _ in range(_MAX_BACKTRACKS):
             trial = start[pending] + length[pending, None].to(start) * direction[pending]
             trial_value, trial_gradient = self.objective(trial, rows[pending])
-            # a value of NaN fails too
+            # NaN fails too
             enough = trial_value <= first[pending] + _ARMIJO * length[pending] * slope[pending]
-            # how many rows are left decides what the next trial costs: a GPU is waited for
+            # the number of rows left decides the cost of the next trial: this synchronises with the GPU
             fell, left = enough.nonzero()[:, 0], (~enough).nonzero()[:, 0]
             done = pending[fell]
             point[done], value[done], gradient[done] = trial[fell], trial_value[fell], trial_gradient[fell]
@@ -134,23 +134,23 @@ class BatchedLBFGS:
         return point, value, gradient, found
 
     def _remember(self, step: Tensor, change: Tensor) -> None:
-        """Keep a pair where the curvature along it is positive; a pair of zeros does nothing."""
+        """Keep a pair if the curvature along it is positive; a pair of zeros has no effect."""
         curved = _dot(step, change) > _LEAST_CURVATURE * step.norm(dim=1) * change.norm(dim=1)
         self._steps.append(torch.where(curved[:, None], step, 0.0))
         self._changes.append(torch.where(curved[:, None], change, 0.0))
         del self._steps[: -self.memory], self._changes[: -self.memory]
 
     def _finish(self, rows: Tensor, found: Tensor, promised: Tensor) -> None:
-        """End the rows that have levelled off or cannot go on."""
+        """Stop the rows that have converged or cannot make progress."""
         self._values = [*self._values[-_WINDOW:], self.value.clone()]
         level = torch.zeros_like(found)
         if len(self._values) > _WINDOW:
             level = (self._values[0] - self.value)[rows] < self.tolerance
-        # without a decrease only rounding is left, if little was promised
+        # if no decrease was found and little was expected, only rounding is left
         level = level | (~found & (promised < self.tolerance))
         keep = found & ~level
         self.levelled[rows], self.active[rows] = level, keep
-        kept = keep.nonzero()[:, 0]  # a GPU is waited for: rows that have ended cost no more calls
+        kept = keep.nonzero()[:, 0]  # synchronises with the GPU, so that rows that have stopped cost no more calls
         if len(kept) < len(rows):
             self._rows = rows[kept]
             self._steps = [s[kept] for s in self._steps]

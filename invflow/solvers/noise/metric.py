@@ -1,4 +1,4 @@
-"""What the likelihood knows of each direction of the noise, learnt from gradients that were computed anyway."""
+"""Metric of the likelihood in noise space, learnt from gradients that are computed anyway."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from invflow.smc import precise
 __all__ = ["Metric", "Preconditioner"]
 
 _MAX_RANK = 256
-_MAX_VECTORS = 512  # gradients from which a metric is made: their Gram matrix is decomposed
-_LEAST_INFORMATION = 0.01  # of a direction over the reference's: below, the direction is the reference's
+_MAX_VECTORS = 512  # gradients used for a metric: their Gram matrix is decomposed
+_LEAST_INFORMATION = 0.01  # information of a direction relative to the reference; with less it is left unchanged
 
 
 @dataclass(frozen=True)
 class Metric:
-    r"""Coordinates w in which a density is closer to N(0, I): u = K w, one linear map for each observation.
+    r"""Coordinates w in which a density is closer to N(0, I): u = K w, with one linear map per observation.
 
-    K = I + V diag(c - 1) V^T shrinks k directions and leaves all others as they are, so that nothing depends on the
+    K = I + V diag(c - 1) V^T shrinks k directions and leaves all others unchanged, so that nothing depends on the
     dimension (likelihood-informed subspaces: Cui, Law, Marzouk 2016). u is noise in units of the reference.
 
     Attributes:
-        basis: ``(b, d, k)``, V, orthonormal columns.
-        shrink: ``(b, k)``, c in (0, 1].
+        basis: V with orthonormal columns, ``(b, d, k)``.
+        shrink: c in (0, 1], ``(b, k)``.
     """
 
     basis: Tensor
     shrink: Tensor
 
     def select(self, rows: Tensor) -> Metric:
-        """Those of some observations."""
+        """Metrics of some observations."""
         return Metric(self.basis[rows], self.shrink[rows])
 
     def stretch(self, w: Tensor) -> Tensor:
@@ -55,28 +55,28 @@ class Metric:
 
 
 class Preconditioner:
-    r"""Learns the metric of each observation from the gradients at the particles.
+    r"""Learner of each observation's metric from the gradients at its particles.
 
     At a temperature lambda the score of the likelihood, lambda grad r, has the covariance
     :math:`\lambda F`, where F is the expected Gauss-Newton curvature :math:`E[J^T A^T A J] / \sigma^2` of a Gaussian
     likelihood (Fisher's identity; as a preconditioner, Titsias 2023, "Optimal preconditioning and Fisher adaptive
-    Langevin sampling"). F is estimated from gradients that earlier moves computed anyway, in z-space, and the metric
-    for the moves to come has :math:`c = (1 + \lambda F)^{-p/2}` along its eigenvectors.
+    Langevin sampling"). F is estimated in z-space from gradients that earlier moves computed anyway. The metric for the
+    next moves has :math:`c = (1 + \lambda F)^{-p/2}` along the eigenvectors of F.
 
-    A metric is fitted between moves and held fixed while they run: each of them leaves its target invariant whatever
-    the metric. That it is chosen by looking at the same particles' past is the usual adaptation of sequential Monte
-    Carlo, consistent as the particles grow (Beskos, Jasra, Kantas, Thiery 2016); chains freeze it.
+    A metric is fitted between moves and held fixed while they run: each move leaves its target invariant whatever the
+    metric. Choosing it from the past of the same particles is the usual adaptation of sequential Monte Carlo, which is
+    consistent as the number of particles grows (Beskos, Jasra, Kantas, Thiery 2016). Chains freeze the metric.
 
     Args:
-        num_observations: B.
-        power: p, in (0, 1]. At 1 a Gaussian posterior becomes N(., I). But one metric serves all particles of an
-            observation, and on images the sharp directions of each are its own: what is sharp on average is flat at
-            most of them, and is crossed too slowly at 1. At 0.7 trajectories of MNIST stayed as stable, and the
-            residual came to rest within one of them.
+        num_observations: Number of observations B.
+        power: p, in (0, 1]. With 1 a Gaussian posterior becomes N(., I). But all particles of an observation share one
+            metric, and on images each particle has its own sharp directions: a direction that is sharp on average is
+            flat at most particles, and with 1 they cross it too slowly. With 0.7, trajectories on MNIST stayed as
+            stable, and the residual settled within one trajectory.
 
     Attributes:
-        metric: of all B observations; None before the first fit.
-        recording: whether gradients are kept.
+        metric: Metric of all B observations; None before the first fit.
+        recording: Whether gradients are kept.
     """
 
     def __init__(self, num_observations: int, power: float = 0.7) -> None:
@@ -90,32 +90,32 @@ class Preconditioner:
         """Keep gradients of r at particles of the observations ``rows``.
 
         Args:
-            rows: ``(b,)``.
-            gradient: ``(b, N, *state_shape)``.
-            trusted: ``(b, N)``, where to keep them: a trajectory that has left the target's bulk sees gradients so
-                steep that nothing else would be left in the metric; None: everywhere.
+            rows: Indices of the observations, ``(b,)``.
+            gradient: Gradients, ``(b, N, *state_shape)``.
+            trusted: Mask of the gradients to keep, ``(b, N)``. A trajectory that has left the bulk of the target has
+                gradients so steep that they would dominate the metric. None keeps all.
         """
         if not self.recording:
             return
         if self._rows is None or not (rows is self._rows or torch.equal(rows, self._rows)):
             self._seen = []
-        self._rows = rows  # for the next time: a GPU need not be asked whether a tensor equals itself
+        self._rows = rows  # kept for the next call: comparing the object avoids a GPU synchronisation
         gradient = gradient.flatten(2)
-        # a row of zeros is none
+        # a row of zeros counts as no gradient
         self._seen.append(gradient if trusted is None else torch.where(trusted[..., None], gradient, 0.0))
 
     def forget(self) -> None:
-        """Drop the gradients kept so far, not the metric."""
+        """Drop the gradients kept so far, but not the metric."""
         self._seen = []
 
     def fit(self, rows: Tensor, seen_at: Tensor, temperature: Tensor, std: Tensor) -> None:
-        """Make the metric of some observations from what was seen.
+        """Fit the metric of some observations to the gradients that were kept.
 
         Args:
-            rows: ``(b,)``, which observations; all of them must have been seen.
-            seen_at: ``(b,)``, the temperature at which the gradients were seen.
-            temperature: ``(b,)``, of the moves to come.
-            std: of the reference at that temperature, to broadcast against ``(b, N, *state_shape)``.
+            rows: Indices of the observations, ``(b,)``. Each must have gradients.
+            seen_at: Temperature at which the gradients were computed, ``(b,)``.
+            temperature: Temperature of the next moves, ``(b,)``.
+            std: Standard deviation of the reference at that temperature, broadcastable to ``(b, N, *state_shape)``.
         """
         if not self._seen or self._rows is None:
             return
@@ -125,7 +125,7 @@ class Preconditioner:
         scale = std.expand(len(rows), 1, *std.shape[2:]).flatten(2) if std.ndim > 2 else std
         vectors = vectors * scale * level
         for b, gradients in zip(rows.tolist(), vectors):
-            # how many there are decides how they are thinned out: a GPU is waited for
+            # the number of gradients decides how they are thinned out: this synchronises with the GPU
             kept = gradients[(gradients != 0).any(1) & gradients.isfinite().all(1)]
             count = min(len(kept), _MAX_VECTORS)
             if count == 0:
@@ -137,7 +137,7 @@ class Preconditioner:
             self._put(b, basis[:, :_MAX_RANK], (1 + information) ** (-0.5 * self.power))
 
     def _put(self, b: int, basis: Tensor, shrink: Tensor) -> None:
-        """Replace the metric of one observation; directions that it lacks are zero and not shrunk."""
+        """Replace the metric of one observation. Missing directions are zero and not shrunk."""
         dimension, rank = basis.shape
         old = self.metric
         if old is None:
@@ -147,7 +147,7 @@ class Preconditioner:
         new = Metric(torch.nn.functional.pad(old.basis, (0, more)), torch.nn.functional.pad(old.shrink, (0, more),
                                                                                            value=1.0))
         if more == 0:
-            new = Metric(old.basis.clone(), old.shrink.clone())  # a metric in use never changes
+            new = Metric(old.basis.clone(), old.shrink.clone())  # a metric that is in use must not change
         new.basis[b], new.shrink[b] = 0.0, 1.0
         new.basis[b, :, :rank], new.shrink[b, :rank] = basis, shrink
         self.metric = new

@@ -20,27 +20,27 @@ __all__ = [
     "CrankNicolson", "CrankNicolsonLangevin", "EllipticalSlice", "Move", "MoveRandom", "accept_or_stay", "gradient_of",
 ]
 
-_MAX_SHRINKS = 40  # the bracket shrinks by half or so each time: what is left then is rounding
+_MAX_SHRINKS = 40  # the bracket roughly halves each time, so that only rounding is left in the end
 
 
 @dataclass(frozen=True)
 class MoveRandom:
-    """The random numbers of one move of b observations.
+    """Random numbers for one move of b observations.
 
     Attributes:
-        standard: ``(b, N, *state_shape)``, standard normal.
-        uniform: ``(b, N, k)``, in [0, 1).
+        standard: Standard normal numbers, ``(b, N, *state_shape)``.
+        uniform: Uniform numbers in [0, 1), ``(b, N, k)``.
     """
 
     standard: Tensor
     uniform: Tensor
 
     def select(self, rows: Tensor) -> MoveRandom:
-        """Those of some observations."""
+        """Random numbers of some observations."""
         return MoveRandom(self.standard[rows.to(self.standard.device)], self.uniform[rows.to(self.uniform.device)])
 
     def to(self, like: Tensor) -> MoveRandom:
-        """On the device of ``like``, the normal ones also in its type."""
+        """Move to the device of ``like``; the normal numbers also take its type."""
         return MoveRandom(self.standard.to(like), precise(self.uniform.to(like.device)))
 
 
@@ -48,11 +48,11 @@ class Move(ABC):
     """One move of every particle, reversible with respect to the tempered target.
 
     Attributes:
-        uses_gradient: whether particles must carry the gradient of r(f(z)).
-        tunable: whether there is a step size.
-        uniforms: uniform random numbers that one move of one particle takes.
-        preconditioned: whether it uses a metric where it is given one.
-        best_acceptance: share of proposals accepted at which it moves farthest for its calls.
+        uses_gradient: Whether particles must carry the gradient of r(f(z)).
+        tunable: Whether there is a step size.
+        uniforms: Number of uniform random numbers per move and particle.
+        preconditioned: Whether it uses a metric if one is given.
+        best_acceptance: Share of accepted proposals at which it moves farthest per network call.
     """
 
     uses_gradient = False
@@ -62,9 +62,9 @@ class Move(ABC):
     best_acceptance = 0.57
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator | int | None) -> MoveRandom:
-        """Random numbers for a move of ``shape = (B, N, *state_shape)``.
+        """Draw random numbers for a move of ``shape = (B, N, *state_shape)``.
 
-        How many are drawn never depends on the data: an observation's do not depend on the others.
+        Their number never depends on the data, so that an observation's numbers do not depend on the others.
         """
         generator = as_generator(generator)
         wide = torch.float32 if generator.device.type == "mps" else torch.float64
@@ -78,25 +78,25 @@ class Move(ABC):
         """Move b observations.
 
         Args:
-            target: over all B observations.
-            particles: of the b observations.
-            rows: ``(b,)``, which of the B they are.
-            temperature: ``(b,)``, lambda.
-            step_size: ``(b,)``, h in (0, 1]; ignored by a move that is not tunable.
-            random: from :meth:`draw`.
-            preconditioner: gives the metric to a move that uses one, and is told the gradients; others ignore it.
+            target: Target over all B observations.
+            particles: Particles of the b observations.
+            rows: Indices of these among the B observations, ``(b,)``.
+            temperature: lambda, ``(b,)``.
+            step_size: h in (0, 1], ``(b,)``; ignored by moves that are not tunable.
+            random: Random numbers from :meth:`draw`.
+            preconditioner: Source of the metric and receiver of the gradients; ignored by moves without a metric.
 
         Returns:
-            The particles, and ``(b,)``, the share of proposals that was accepted.
+            The particles, and the share of accepted proposals, ``(b,)``.
         """
 
 
 class CrankNicolson(Move):
     r"""Preconditioned Crank-Nicolson: in units of the reference, u' = rho u + h xi, rho = sqrt(1 - h^2).
 
-    It leaves the Gaussian reference invariant at any h, so that the acceptance ratio holds the reward alone,
+    It leaves the Gaussian reference invariant for any h. The acceptance ratio therefore contains only the reward,
     :math:`e^{\lambda (r' - r)}`, and does not fall with the dimension (Neal 1999; Cotter, Roberts, Stuart,
-    White 2013, "MCMC methods for functions"). Needs no gradient.
+    White 2013, "MCMC methods for functions"). It needs no gradient.
     """
 
     def __call__(self, target: NoiseTarget, particles: Particles, rows: Tensor, temperature: Tensor,
@@ -115,14 +115,14 @@ class CrankNicolson(Move):
 class CrankNicolsonLangevin(Move):
     r"""Crank-Nicolson with a Langevin drift (Cotter, Roberts, Stuart, White 2013).
 
-    In units of the reference, with v the gradient of lambda r(f(z)) in them, :math:`u' = \rho u + s` with the
-    step :math:`s = (1 - \rho) v + h \xi`. The symmetric part of the proposal's density cancels against the
-    reference's, which leaves the log acceptance ratio
+    In units of the reference, let v be the gradient of lambda r(f(z)). Then :math:`u' = \rho u + s` with the
+    step :math:`s = (1 - \rho) v + h \xi`. The symmetric part of the proposal density cancels against the
+    reference, which leaves the log acceptance ratio
 
     .. math:: \lambda (r' - r) + \frac{\langle h^2 u - \rho s, v' \rangle - \langle s, v \rangle
         - \frac{1 - \rho}{2} (|v'|^2 - |v|^2)}{1 + \rho},
 
-    v' being the gradient at u'. Written so, no difference of nearly equal densities is left in it.
+    where v' is the gradient at u'. This form has no difference of nearly equal densities.
     """
 
     uses_gradient = True
@@ -148,15 +148,15 @@ class CrankNicolsonLangevin(Move):
 
 
 def gradient_of(particles: Particles) -> Tensor:
-    """Of r(f(z)) with respect to z, at the particles."""
+    """Gradient of r(f(z)) with respect to z, at the particles."""
     if particles.gradient is None:
-        raise ValueError("a Langevin move needs particles with gradients: NoiseTarget(..., gradient=True)")
+        raise ValueError("a Langevin move needs particles with gradients: pass NoiseTarget(..., gradient=True)")
     return particles.gradient
 
 
 def accept_or_stay(particles: Particles, proposed: Particles, gain: Tensor,
                    random: MoveRandom) -> tuple[Particles, Tensor]:
-    """Accept with probability e^gain, and never where it is NaN."""
+    """Accept with probability e^gain, and never if it is NaN."""
     accept = random.uniform[..., 0].log() < gain
     return particles.choose(accept, proposed), precise(accept).mean(1)
 
@@ -164,10 +164,10 @@ def accept_or_stay(particles: Particles, proposed: Particles, gain: Tensor,
 class EllipticalSlice(Move):
     """Elliptical slice sampling (Murray, Adams, MacKay 2010): no step size, no gradient.
 
-    A level under the current tempered reward is drawn, then points of the ellipse through the particle and a
-    fresh draw of the reference, from a bracket that shrinks towards the particle, until one lies above the
-    level. Every point costs a call; the acceptance that is reported is one over the points tried. A particle
-    that finds none in 40 stays, which is reversible too.
+    The move draws a level below the current tempered reward. It then tries points on the ellipse through the particle
+    and a fresh draw of the reference, from a bracket that shrinks towards the particle, until one lies above the level.
+    Every point costs a call; the reported acceptance is one over the number of points tried. A particle that finds no
+    point in 40 tries stays, which is reversible too.
     """
 
     tunable = False
@@ -195,7 +195,7 @@ class EllipticalSlice(Move):
             found = target.evaluate_rows(mean[pending] + std[pending] * point, owner[pending], pending % batch[1])
             tried[pending] += 1
             inside = scale_log(level[pending], found.log_reward) > height[pending]
-            # how many are left decides what the next round costs: a GPU is waited for
+            # the number of particles left decides the cost of the next round: this synchronises with the GPU
             done, left = inside.nonzero()[:, 0], (~inside).nonzero()[:, 0]
             current = current.write(pending[done], found.map(partial(_rows, chosen=done)))
             pending = pending[left]

@@ -1,4 +1,4 @@
-"""The randomised problem whose minimiser is a draw: a perturbed measurement and a perturbed centre."""
+"""Randomised optimisation problem whose minimiser is a draw: perturbed measurement and perturbed prior mean."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["PerturbedProblem"]
 
 
 class PerturbedProblem:
-    """The problems of one chunk: noise xi, and a measurement with fresh noise.
+    """Problems of one chunk: noise xi, and a measurement with fresh noise.
 
     Args:
-        prior: f(z) = ``prior.one_step(z)``.
-        likelihood: of n observations, one for each draw.
-        xi: ``(n, *state_shape)``.
-        error: ``(n, *measurement_shape)``, standard normal.
-        places: (first, N): row r is draw ``first + r`` of all B N, for errors.
+        prior: Flow map with f(z) = ``prior.one_step(z)``.
+        likelihood: Likelihood of n observations, one per draw.
+        xi: Prior noise, ``(n, *state_shape)``.
+        error: Standard normal measurement noise, ``(n, *measurement_shape)``.
+        places: (first, N), for errors: row r is draw ``first + r`` of all B N.
 
     Attributes:
-        iteration: of the optimiser, for errors; it is kept up to date from outside.
+        iteration: Iteration of the optimiser, for errors; set by the caller.
     """
 
     iteration = 0
@@ -36,14 +36,14 @@ class PerturbedProblem:
         self.prior, self.likelihood, self.xi, self.error, self.places = prior, likelihood, xi, error, places
         self.perturbed = likelihood.select(slice(None))
         sigma = with_axes(likelihood.sigma, error.ndim)
-        self.perturbed.y = likelihood.y + sigma * error  # entries that were not observed count for nothing
+        self.perturbed.y = likelihood.y + sigma * error  # unobserved entries have no effect
 
     def value_and_gradient(self, noise: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The objective: ``(k, d)`` of the rows ``(k,)`` to ``(k,)`` in float64 and ``(k, d)``."""
+        """Objective and gradient: noise ``(k, d)`` of the rows ``(k,)`` to ``(k,)`` in float64 and ``(k, d)``."""
         check_gradients("NoiseRTO")
         count = self.perturbed.count_observed()
         count = precise(count.expand(len(self.xi))[rows])
-        likelihood = self.perturbed.select(rows)  # a GPU is waited for: which are left
+        likelihood = self.perturbed.select(rows)  # synchronises with the GPU: the remaining rows are needed on the host
         with torch.enable_grad():
             z = noise.detach().unflatten(1, self.xi.shape[1:]).requires_grad_()
             image = self.prior.one_step(z)
@@ -57,7 +57,7 @@ class PerturbedProblem:
 
     @torch.no_grad()
     def check(self, noise: Tensor, images: Tensor, misfit: Tensor, rows: Tensor) -> None:
-        """Raise where an image is not finite or a misfit NaN; not for trial steps of over a hundred deviations."""
+        """Raise if an image is not finite or a misfit is NaN, except at trial steps beyond a hundred deviations."""
         broken = ~images.flatten(1).isfinite().all(1)
         row = first_row((broken | misfit.isnan()) & (noise.flatten(1).abs().amax(1) <= FARTHEST))
         if row is not None:

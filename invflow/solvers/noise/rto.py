@@ -1,4 +1,4 @@
-"""Randomise, then optimise, in noise space: independent draws, each the solution of a perturbed problem."""
+"""Randomise-then-optimise in noise space: independent draws, each the solution of a perturbed problem."""
 
 from __future__ import annotations
 
@@ -27,25 +27,26 @@ from invflow.solvers.noise.target import NoiseProposal, check_prior_and_proposal
 
 __all__ = ["Draws", "NoiseRTO", "NoiseRTOState"]
 
-# with weights, how many further starts look for other solutions, of how many draws of an observation, and how far out
-# in standard deviations: what fewer than a few in a hundred draws have missed biases the weights by as little
+# with weights: number of further starts that search for other solutions, number of draws per observation that are
+# checked, and distance of the starts in standard deviations. Solutions missed by fewer than a few in a hundred draws
+# bias the weights by as little
 _STARTS, _MOST_CHECKED, _START_SPREAD = 4, 64, 2.0
 
 
 @dataclass(frozen=True)
 class NoiseRTOState:
-    """Where one chunk of draws stands after one iteration.
+    """State of one chunk of draws after one iteration.
 
     Attributes:
-        rows: which of the B N draws, observation after observation.
-        noise: ``(n, *state_shape)``, z.
-        objective: ``(n,)``, |z - xi|^2 / 2 + misfit; with ``weights``, half the squared residual of the equations.
-        gradient_norm: ``(n,)``, of the objective; with ``weights``, the residual of the equations.
-        iterations: ``(n,)``.
-        active: ``(n,)``, whether a draw still goes on.
-        converged: ``(n,)``, whether it has ended as it should.
-        log_weights: ``(n,)``; None without ``weights``.
-        missed: ``(n,)``, log weights of solutions that other starts led to, see
+        rows: Indices of the draws among all B N, ordered by observation.
+        noise: z, ``(n, *state_shape)``.
+        objective: |z - xi|^2 / 2 + misfit, ``(n,)``; with ``weights``, half the squared residual of the equations.
+        gradient_norm: Norm of the objective's gradient, ``(n,)``; with ``weights``, the residual of the equations.
+        iterations: Number of iterations, ``(n,)``.
+        active: Whether a draw is still being optimised, ``(n,)``.
+        converged: Whether it has converged, ``(n,)``.
+        log_weights: Log weights, ``(n,)``; None without ``weights``.
+        missed: Log weights of solutions found from other starts, ``(n,)``, see
             :func:`~invflow.solvers.noise.rto_weights.find_missed`; only with ``weights``, in the last state.
     """
 
@@ -62,12 +63,12 @@ class NoiseRTOState:
 
 @dataclass(frozen=True)
 class Draws:
-    """What a run of :class:`NoiseRTO` ends with, B observations with N draws each.
+    """Result of a run of :class:`NoiseRTO`: B observations with N draws each.
 
     Attributes:
-        noise: ``(B, N, *state_shape)``.
-        objective, gradient_norm, iterations, converged: ``(B, N)``, see :class:`NoiseRTOState`.
-        log_weights, missed: ``(B, N)``; None without ``weights``.
+        noise: z, ``(B, N, *state_shape)``.
+        objective, gradient_norm, iterations, converged: Each ``(B, N)``, see :class:`NoiseRTOState`.
+        log_weights, missed: Each ``(B, N)``; None without ``weights``.
     """
 
     noise: Tensor
@@ -79,7 +80,7 @@ class Draws:
     missed: Tensor | None = None
 
     def missed_share(self) -> Tensor:
-        """Share of the posterior in solutions that were missed by draws that looked for others, ``(B,)``, at least."""
+        """Lower bound on the posterior share of solutions that the checked draws have missed, ``(B,)``."""
         assert self.log_weights is not None
         assert self.missed is not None
         both = torch.stack([part[:, :_MOST_CHECKED].logsumexp(1) for part in (self.missed, self.log_weights)])
@@ -89,45 +90,47 @@ class Draws:
 class NoiseRTO(Solver):
     r"""Randomise-then-optimise in noise space (Bardsley, Solonen, Haario, Laine 2014).
 
-    The one-step prior x = f(z), z ~ N(0, I), and y = A(x) + sigma e. Each draw takes fresh xi ~ N(0, I) and
-    e ~ N(0, I) and minimises, by L-BFGS with all draws abreast,
+    The prior is the one-step prior x = f(z) with z ~ N(0, I), and y = A(x) + sigma e. Each draw takes fresh
+    xi ~ N(0, I) and e ~ N(0, I). L-BFGS, with all draws in parallel, then minimises
 
     .. math:: |z - \xi|^2 / 2 + |y + \sigma e - A f(z)|^2 / (2 \sigma^2).
 
-    Draws are independent and share no ancestor. Where A f is linear they are exact posterior draws. Elsewhere
-    they are **an approximation** (also known as randomised maximum likelihood, Oliver, He, Reynolds 1996): they
-    explain the measurement to the noise level and spread over its explanations, but the share that each explanation
-    gets is not the posterior's, and no weight corrects it. ``diagnostics["approximate"]`` says so, and ``converged``
-    is True only where the draws show A f to be linear between them (``bend``). To correct them, let them move:
+    Draws are independent and share no ancestor. If A f is linear, they are exact posterior draws. Otherwise they are
+    **an approximation** (also known as randomised maximum likelihood, Oliver, He, Reynolds 1996): they explain the
+    measurement to the noise level and spread over its explanations, but the share of each explanation is not that of
+    the posterior, and no weight corrects it. ``diagnostics["approximate"]`` reports this, and ``converged`` is True
+    only if the draws show A f to be linear between them (``bend``). Moves correct the draws:
     ``NoiseSMC(prior, start="rto")``.
 
-    With ``weights=True`` they are importance-weighted and converge to the posterior as N grows. The draws then
-    solve, with the linearisation :math:`G_*` of :math:`A f / \sigma` held fixed at one point for each observation,
-    :math:`z - \xi + G_*^T (A f(z) - y - \sigma e) / \sigma = 0`, whose solutions have a known density,
+    With ``weights=True`` the draws are importance-weighted and converge to the posterior as N grows. They then solve
+    :math:`z - \xi + G_*^T (A f(z) - y - \sigma e) / \sigma = 0`, where the linearisation :math:`G_*` of
+    :math:`A f / \sigma` is fixed at one point per observation. The solutions have the known density
 
     .. math:: q(z) \propto |\det(I + G(z) G_*^T)| \,
         e^{-v^T (I + G_*^T G_*)^{-1} v / 2}, \quad v = z + G_*^T (A f(z) - y) / \sigma,
 
-    provided that the equation has one solution. It takes m calls backward for each of its iterations, m being the
-    number of measured values: for small m only. A draw without a solution has weight zero. Where f folds the equation
-    has several solutions, and the posterior at those that were not drawn is missing. So up to 64 draws of each
-    observation are solved from four more starts each (with 64 draws, five times the cost); what they find elsewhere is
-    ``missed_share``, in shares of the posterior, and over 2% of it the draws have not converged.
+    provided that the equation has one solution. Each iteration takes m backward calls, where m is the number of
+    measured values, so this is only for small m. A draw without a solution has weight zero. Where f folds, the equation
+    has several solutions, and the posterior at solutions that were not drawn is missing. Up to 64 draws of each
+    observation are therefore solved from four more starts each (with 64 draws, five times the cost). The posterior
+    share of the other solutions that they find is ``missed_share``. Over 2%, the draws have not converged.
 
     Args:
-        prior: any flow map; the map that the adapter was trained with where there is a proposal.
-        proposal: an :class:`~invflow.Adapter`; draws start at its noise, and its standard deviation scales the
-            optimiser. It changes the cost, not what is minimised. None: they start at xi.
-        weights: see above.
-        max_iterations: of L-BFGS, a little over one call forward and one backward each; of Newton with ``weights``.
-        memory: curvature pairs kept for each draw.
-        tolerance: a draw ends once ten iterations have lowered its objective, a negative log density, by less.
-        chunk_size: draws through the map at a time; None for 256 on a CPU, and as many as fit on a GPU. Results do
-            not depend on it beyond rounding.
+        prior: Any flow map. With a proposal, the map that the adapter was trained with.
+        proposal: An :class:`~invflow.Adapter`. Draws start at its noise, and its standard deviation scales the
+            optimiser. It changes the cost, but not the minimised objective. None: draws start at xi.
+        weights: Whether to weight the draws; see above.
+        max_iterations: Maximum number of iterations: of L-BFGS, with a little over one forward and one backward call
+            each, or of Newton's method with ``weights``.
+        memory: Number of curvature pairs kept for each draw.
+        tolerance: Smallest decrease of the objective (a negative log density) in ten iterations; with less a draw
+            stops.
+        chunk_size: Number of draws through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
+            Results do not depend on it beyond rounding.
 
     Raises:
-        TypeError: for a prior or a proposal that is none.
-        ValueError: for a setting out of range; for an adapter of another map.
+        TypeError: For a prior or a proposal of the wrong type.
+        ValueError: For a setting out of range; for an adapter of another map.
 
     Example:
         >>> import torch, invflow
@@ -156,27 +159,26 @@ class NoiseRTO(Solver):
         """Draw posterior samples; see :meth:`Solver.sample`.
 
         Args:
-            reward: a :class:`~invflow.GaussianLikelihood`; the operator may be nonlinear.
-            n: N, at least 1.
+            reward: A :class:`~invflow.GaussianLikelihood`; the operator may be nonlinear.
+            n: Number of samples N, at least 1.
             generator: Random generator.
             progress: Whether to show a progress bar.
 
         Returns:
-            Independent samples, without weights, or weighted ones with ``weights``. Diagnostics, for each
-            observation: ``residual``, root mean square of (y - A x) / sigma, y unperturbed; ``objective``,
-            ``gradient_norm`` and ``iterations``, means over the draws; ``solved``, the share of draws whose
-            optimiser ended as it should, at no worse a minimum than most; ``k_hat`` and ``missed_share`` with
-            ``weights``;
-            ``approximate``, whether the draws are an approximation; without weights ``bend``, how far A f is from
-            linear between the draws, see :meth:`bend`; ``converged``, whether all of these are as they should be,
-            see the warning: of draws without weights, only where they show A f to be linear.
+            Independent samples, weighted if ``weights`` is set. Diagnostics for each observation: ``residual``, the
+            root mean square of (y - A x) / sigma with the unperturbed y; ``objective``, ``gradient_norm`` and
+            ``iterations``, means over the draws; ``solved``, the share of draws whose optimiser converged, to a minimum
+            no worse than most; ``k_hat`` and ``missed_share`` with ``weights``; ``approximate``, whether the draws are
+            an approximation; without weights ``bend``, how far A f is from linear between the draws, see :meth:`bend`;
+            and ``converged``, whether all of these pass their checks, see the warning. Without weights it is True only
+            if the draws show A f to be linear.
 
         Raises:
-            TypeError: for a reward that is no Gaussian likelihood.
-            ValueError: with ``weights`` for over 256 measured values.
+            TypeError: For a reward that is not a Gaussian likelihood.
+            ValueError: With ``weights``, for over 256 measured values.
 
         Warns:
-            UserWarning: of observations for which it has not converged, with what was seen.
+            UserWarning: For observations that have not converged, with the reason.
         """
         draws = self.draw(reward, n, generator=generator, progress=progress)
         images = self._size().map(self.prior.one_step, draws.noise.flatten(0, 1))
@@ -184,7 +186,7 @@ class NoiseRTO(Solver):
         bend = None if self.weights else self.bend(draws.noise, images, cast(GaussianLikelihood, reward))
         diagnostics, complaint = self.examine(draws, images, reward, bend)
         if complaint is not None:
-            warnings.warn(complaint, stacklevel=5)  # over the decorators and Solver.sample
+            warnings.warn(complaint, stacklevel=5)  # above the decorators and Solver.sample
         evidence = None
         if draws.log_weights is not None:
             evidence = log_mean_weight(torch.zeros_like(draws.log_weights), draws.log_weights)
@@ -193,7 +195,7 @@ class NoiseRTO(Solver):
     @torch.no_grad()
     def draw(self, reward: Reward, num_samples: int, *, generator: torch.Generator | int | None = None,
              progress: bool = False) -> Draws:
-        """Run all chunks to their end; arguments and errors as :meth:`sample`, in noise space."""
+        """Run all chunks to their end, in noise space. Arguments and errors are those of :meth:`sample`."""
         from tqdm import tqdm
 
         ends: dict[int, NoiseRTOState] = {}
@@ -220,16 +222,16 @@ class NoiseRTO(Solver):
         """Run the chunks one after another, as :meth:`sample` does.
 
         Args:
-            reward: a :class:`~invflow.GaussianLikelihood` over B observations.
-            num_samples: N, at least 1.
+            reward: A :class:`~invflow.GaussianLikelihood` over B observations.
+            num_samples: Number of samples N, at least 1.
             generator: Random generator.
 
         Yields:
-            A :class:`NoiseRTOState` of a chunk after each of its iterations, and before the first. A chunk that does
-            not fit in memory begins again, in halves.
+            A :class:`NoiseRTOState` of a chunk before its first iteration and after each. A chunk that does not fit in
+            memory restarts with half the rows.
 
         Raises:
-            TypeError, ValueError: as :meth:`sample`.
+            TypeError, ValueError: As in :meth:`sample`.
         """
         likelihood = self._checked(reward, num_samples)
         generator, prior = as_generator(generator), self.prior
@@ -244,7 +246,7 @@ class NoiseRTO(Solver):
             proposal = (mean.detach().to(xi), std.detach().to(xi))
         owner = torch.arange(observations, device=xi.device).repeat_interleave(num_samples)
         linearisation = self._linearise(likelihood, proposal) if self.weights else None
-        checked = min(num_samples, _MOST_CHECKED)  # of the draws of each observation, which come first
+        checked = min(num_samples, _MOST_CHECKED)  # the first draws of each observation
         index = torch.arange(num_samples, device=xi.device).repeat(observations)
         starts = _START_SPREAD * draw_noise((_STARTS, observations, checked, *prior.state_shape), generator,
                                             prior.device).to(xi).flatten(3) if self.weights else None
@@ -295,13 +297,13 @@ class NoiseRTO(Solver):
         if num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
         if not isinstance(reward, GaussianLikelihood):
-            raise TypeError(f"the reward is a {type(reward).__name__}, but randomise-then-optimise perturbs a "
+            raise TypeError(f"the reward is a {type(reward).__name__}, but randomise-then-optimise needs a "
                             "measurement with Gaussian noise: pass an invflow.GaussianLikelihood, or use NoiseSMC, "
                             "which takes any reward")
         return reward
 
     def _linearise(self, likelihood: GaussianLikelihood, proposal: tuple[Tensor, Tensor] | None) -> Linearisation:
-        """The fixed linearisation, at the most probable noise of each observation."""
+        """Fixed linearisation at the most probable noise of each observation."""
         zero = torch.zeros((len(likelihood.y), *self.prior.state_shape), device=self.prior.device,
                            dtype=self.prior.dtype)
         problem = PerturbedProblem(self.prior, likelihood, zero, torch.zeros_like(likelihood.y))
@@ -318,18 +320,18 @@ class NoiseRTO(Solver):
     def bend(self, noise: Tensor, images: Tensor, likelihood: GaussianLikelihood) -> Tensor:
         r"""How far the scaled measurement h = A f / sigma is from linear between the draws.
 
-        Draws are exact where h is linear, and are known to be no further than they show it to be: the root mean square,
-        over pairs of draws, of :math:`|h((z + z') / 2) - (h(z) + h(z')) / 2|`, which is zero if h is linear in their
-        convex hull. A pair in two modes with something else between them bends by their distance in units of the noise.
-        One call forward for each draw.
+        Draws are exact if h is linear, and are only known to be exact as far as they show h to be linear. The bend is
+        the root mean square, over pairs of draws, of :math:`|h((z + z') / 2) - (h(z) + h(z')) / 2|`. It is zero if h is
+        linear in the convex hull of the draws. A pair in two modes with something else between them bends by their
+        distance in units of the noise. It takes one forward call per draw.
 
         Args:
-            noise: ``(B, N, *state_shape)``, of the draws.
-            images: ``(B, N, *image_shape)``, theirs.
-            likelihood: of the B observations.
+            noise: Noise of the draws, ``(B, N, *state_shape)``.
+            images: Images of the draws, ``(B, N, *image_shape)``.
+            likelihood: Likelihood of the B observations.
 
         Returns:
-            ``(B,)``, in float64; NaN of a single draw, which shows nothing.
+            ``(B,)``, in float64; NaN for a single draw, which shows nothing.
         """
         if noise.shape[1] < 2:
             return torch.full((len(noise),), torch.nan, dtype=torch.float64, device=noise.device)
@@ -349,7 +351,7 @@ class NoiseRTO(Solver):
             "iterations": precise(draws.iterations).mean(1), "approximate": not self.weights,
         }
         residual = residual_of_samples(reward, images, weights, self._size().rows)
-        assert residual is not None  # a Gaussian likelihood has one
+        assert residual is not None  # a Gaussian likelihood has a residual
         diagnostics["residual"] = residual
         if draws.log_weights is not None:
             diagnostics["k_hat"] = pareto_k_hat(draws.log_weights)

@@ -1,4 +1,5 @@
-"""Randomise-then-optimise with a known density: equations with a fixed linearisation, and their weights."""
+"""Randomise-then-optimise with a known density: equations with a fixed linearisation, and weights of their solutions.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +19,20 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_MEASURED", "Linearisation", "Solution", "find_missed", "solve_linearised"]
 
-MAX_MEASURED = 256  # values: a determinant of that size for each draw and iteration, and a call for each row of it
+MAX_MEASURED = 256  # each draw and iteration takes a determinant of this size, and a call for each of its rows
 _MAX_HALVINGS = 10
-_APART = 0.05  # in noise space: solutions that are one but for rounding are closer
+_APART = 0.05  # distance in noise space below which two solutions are the same up to rounding
 
 
 @dataclass(frozen=True)
 class Linearisation:
-    r"""The derivative of the scaled measurement h(z) = A f(z) / sigma at one point for each observation.
+    r"""Derivative of the scaled measurement h(z) = A f(z) / sigma at one point per observation.
 
     Attributes:
-        point: ``(B, d)``, where it was taken.
-        value: ``(B, m)``, h there.
-        jacobian: ``(B, m, d)``, :math:`G_*`.
-        columns: ``(m,)``, which entries of the flattened measurement are observed in any observation.
+        point: Points of linearisation, ``(B, d)``.
+        value: h at these points, ``(B, m)``.
+        jacobian: :math:`G_*`, ``(B, m, d)``.
+        columns: Entries of the flattened measurement that are observed in any observation, ``(m,)``.
     """
 
     point: Tensor
@@ -40,7 +41,7 @@ class Linearisation:
     columns: Tensor
 
     def select(self, owner: Tensor) -> Linearisation:
-        """Those of the observations ``owner`` ``(n,)``."""
+        """Linearisations of the observations ``owner`` ``(n,)``."""
         return Linearisation(self.point[owner], self.value[owner], self.jacobian[owner], self.columns)
 
     @classmethod
@@ -48,12 +49,12 @@ class Linearisation:
         """Linearise the problems of B observations at ``(B, *state_shape)``.
 
         Raises:
-            ValueError: for more than 256 measured values.
+            ValueError: For more than 256 measured values.
         """
         columns = _observed_columns(problem.likelihood)
         if len(columns) > MAX_MEASURED:
             raise ValueError(
-                f"weights take a determinant over the measured values, of which there are {len(columns)}, more than "
+                f"weights need a determinant over the measured values, and there are {len(columns)}, more than "
                 f"{MAX_MEASURED}: use NoiseRTO without weights and correct it, invflow.NoiseSMC(prior, start='rto')")
         value, jacobian, _ = _linearise(problem, noise, torch.arange(len(noise), device=noise.device), columns)
         return cls(noise.flatten(1), value, jacobian, columns)
@@ -64,10 +65,10 @@ class Solution:
     """Draws of one chunk after one iteration; see :class:`~invflow.solvers.noise.rto.NoiseRTOState`.
 
     Attributes:
-        noise: ``(n, *state_shape)``.
-        residual: ``(n,)``, norm of the equations.
-        iterations, active, converged: ``(n,)``.
-        log_weights: ``(n,)``; -inf where there is no solution yet.
+        noise: z, ``(n, *state_shape)``.
+        residual: Norm of the equations' residual, ``(n,)``.
+        iterations, active, converged: Each ``(n,)``.
+        log_weights: Log weights, ``(n,)``; -inf for draws without a solution so far.
     """
 
     noise: Tensor
@@ -78,24 +79,25 @@ class Solution:
     log_weights: Tensor
 
     def take(self, index: Tensor) -> Solution:
-        """Some of the draws."""
+        """Select some of the draws."""
         return Solution(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
 def find_missed(problem: PerturbedProblem, linearisation: Linearisation, solution: Solution, starts: Tensor,
                 max_iterations: int) -> Tensor:
-    """Log weights of solutions that a draw has missed, found from other starts.
+    """Log weights of solutions that the draws have missed, found from other starts.
 
-    The density of the draws holds if each equation has one solution, and it is the one that was found. The weight of
-    another is that of the posterior there which no draw stands for: far out, where there is none, it does no harm.
+    The density of the draws is valid if each equation has only the solution that was found. The weight of another
+    solution measures the posterior there, which no draw represents. Far out, where the posterior is negligible, such a
+    solution does no harm.
 
     Args:
-        problem, linearisation, max_iterations: as for :func:`solve_linearised`.
-        solution: of each draw.
-        starts: ``(k, n, d)``, noise next to which to start, as far as the equations reach.
+        problem, linearisation, max_iterations: As in :func:`solve_linearised`.
+        solution: Solution of each draw.
+        starts: Noise near which to start, as far as the equations allow, ``(k, n, d)``.
 
     Returns:
-        ``(n,)``, the largest; -inf where no other was found, which is no proof that there is none.
+        Largest log weight, ``(n,)``; -inf if no other solution was found, which does not prove that there is none.
     """
     missed = torch.full_like(solution.log_weights, -torch.inf)
     inverse = torch.linalg.pinv(linearisation.jacobian.mT)
@@ -112,23 +114,24 @@ def solve_linearised(problem: PerturbedProblem, linearisation: Linearisation, ma
                      start: Tensor | None = None) -> Iterator[Solution]:
     r"""Solve z - xi + G*^T (h(z) - d) = 0 for each draw, d = (y + sigma e) / sigma, by damped Newton steps.
 
-    All solutions are z = xi + G*^T u with u in R^m, which leaves m equations, u + h(xi + G*^T u) - d = 0, with the
+    All solutions are z = xi + G*^T u with u in R^m. This leaves the m equations u + h(xi + G*^T u) - d = 0 with the
     derivative I + G(z) G*^T.
 
     Args:
-        problem: of n draws.
-        linearisation: of the n draws.
-        max_iterations: of Newton; each takes 1 call forward and m backward, and a call for each halving.
-        start: ``(n, m)``, the first u; None: the solution if the linearisation were exact.
+        problem: Problem of n draws.
+        linearisation: Linearisation of the n draws.
+        max_iterations: Maximum number of Newton iterations. Each takes 1 forward call and m backward calls, and a call
+            for each halving.
+        start: Initial u, ``(n, m)``. None: the solution for an exact linearisation.
 
     Yields:
-        A :class:`Solution` after each iteration, and before the first.
+        A :class:`Solution` before the first iteration and after each.
     """
     jacobian, columns = linearisation.jacobian, linearisation.columns
     xi, rows = problem.xi.flatten(1), torch.arange(len(problem.xi), device=problem.xi.device)
     target, measured = (_measured(lik, columns).to(xi) for lik in (problem.perturbed, problem.likelihood))
     gram = _with_unit(jacobian @ jacobian.mT)
-    # where the linearisation is exact this is the solution
+    # if the linearisation is exact, this is the solution
     offset = target - linearisation.value - (jacobian @ (xi - linearisation.point)[..., None])[..., 0]
     u = torch.linalg.solve(gram, offset) if start is None else start.clone()
     tolerance = 10 * math.sqrt(torch.finfo(u.dtype).eps)
@@ -165,7 +168,7 @@ def solve_linearised(problem: PerturbedProblem, linearisation: Linearisation, ma
 
 def _halve(problem: PerturbedProblem, jacobian: Tensor, columns: Tensor, target: Tensor, u: Tensor, rows: Tensor,
            step: Tensor, norm: Tensor) -> Tensor:
-    """Take the steps, halved until the equations' norm falls; ``u`` is written to. Which rows found one."""
+    """Take steps, halved until the norm of the equations falls. Writes to ``u``; returns which rows found a step."""
     length, pending = torch.ones_like(norm), torch.arange(len(rows), device=rows.device)
     start = u[rows]
     for _ in range(_MAX_HALVINGS):
@@ -191,7 +194,7 @@ def _log_weights(z: Tensor, residual: Tensor, log_likelihood: Tensor, derivative
     z, residual, derivative, jacobian, gram = (precise(v) for v in (z, residual, derivative, jacobian, gram))
     v = z + (jacobian.mT @ residual[..., None])[..., 0]
     image = (jacobian @ v[..., None])[..., 0]
-    # |v|^2 - |G v|^2 in the norm of (I + G G^T)^-1: the quadratic form of (I + G^T G)^-1
+    # |v|^2 - |G v|^2 in the norm of (I + G G^T)^-1 is the quadratic form of (I + G^T G)^-1
     form = v.square().sum(1) - (image * torch.linalg.solve(gram, image)).sum(1)
     log_q = torch.linalg.slogdet(derivative)[1] - 0.5 * torch.linalg.slogdet(gram)[1] - 0.5 * form
     result: Tensor = precise(log_likelihood) - 0.5 * z.square().sum(1) - log_q
@@ -222,7 +225,7 @@ def _scaled(problem: PerturbedProblem, noise: Tensor, rows: Tensor, columns: Ten
 
 
 def _measured(likelihood: GaussianLikelihood, columns: Tensor) -> Tensor:
-    """y / sigma, ``(n, m)``; zero where it was not observed."""
+    """y / sigma, ``(n, m)``; zero at unobserved entries."""
     y = likelihood.y.flatten(1)[:, columns] / likelihood.sigma[:, None]
     observed = _mask(likelihood, columns)
     return y if observed is None else y * observed

@@ -1,4 +1,4 @@
-"""Where a run of sequential Monte Carlo in noise space stands."""
+"""State of a run of sequential Monte Carlo in noise space."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ __all__ = ["NoiseSMCState"]
 
 @dataclass(frozen=True)
 class NoiseSMCState:
-    """Where a run stands after one temperature; B observations with N particles each.
+    """State of a run after one temperature, for B observations with N particles each.
 
     Attributes:
-        particles: with ``noise`` ``(B, N, *state_shape)`` and ``images`` ``(B, N, *image_shape)``.
-        temperature: ``(B,)``, lambda, from 0 to 1.
-        log_weights: ``(B, N)``, of the particles; all 0 where they have been resampled.
-        log_evidence: ``(B,)``, of the target at this temperature; NaN where it is not known.
-        ancestors: ``(B, N)``, the initial particle that each descends from.
-        step_size: ``(B,)``, h of this step's moves.
-        first_temperature: ``(B,)``, the first one over 0, which tells how informative the reward is; 0 before.
-        ess: ``(B,)``, effective sample size of this step's weights, in particles; NaN where none was made.
-        k_hat: ``(B,)``, tail index of this step's weights; NaN where none was made.
-        acceptance: ``(B,)``, mean over this step's moves; NaN where none was made.
-        adapting: whether step size or metric were still to change after this step, so that it was no move of the
-            frozen chains; only with a start by randomise-then-optimise.
+        particles: Particles with ``noise`` ``(B, N, *state_shape)`` and ``images`` ``(B, N, *image_shape)``.
+        temperature: lambda, from 0 to 1, ``(B,)``.
+        log_weights: Log weights of the particles, ``(B, N)``; all 0 after resampling.
+        log_evidence: Log evidence of the target at this temperature, ``(B,)``; NaN if unknown.
+        ancestors: Initial particle that each particle descends from, ``(B, N)``.
+        step_size: h of this step's moves, ``(B,)``.
+        first_temperature: First temperature above 0, which shows how informative the reward is, ``(B,)``; 0 before it.
+        ess: Effective sample size of this step's weights, in particles, ``(B,)``; NaN in a step without weights.
+        k_hat: Tail index of this step's weights, ``(B,)``; NaN in a step without weights.
+        acceptance: Mean acceptance of this step's moves, ``(B,)``; NaN in a step without moves.
+        adapting: Whether step size or metric still changed after this step, so that it does not belong to the frozen
+            chains; only with a start by randomise-then-optimise.
     """
 
     particles: Particles

@@ -1,4 +1,4 @@
-"""The posterior in noise space: rewards of the one-step prior, and the densities that lead to it."""
+"""Posterior in noise space: rewards of the one-step prior, and the tempered densities that lead to the posterior."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ __all__ = ["NoiseProposal", "NoiseTarget", "Particles", "check_prior_and_proposa
 
 @runtime_checkable
 class NoiseProposal(Protocol):
-    """What NoiseSMC needs of a proposal; :class:`~invflow.Adapter` is one."""
+    """Interface of a proposal for NoiseSMC, such as :class:`~invflow.Adapter`."""
 
     def check_map(self, prior: FlowMap) -> None:
-        """Raise a ValueError for a map that the proposal was not made for."""
+        """Raise a ValueError if the proposal was made for another map."""
 
     def propose(self, reward: Reward) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the noise of B observations, each ``(B, *state_shape)``."""
 
 
 def check_prior_and_proposal(prior: object, proposal: object) -> None:
-    """Refuse what is no flow map, what is no proposal, and proposals for another map or in other coordinates."""
+    """Check that the prior is a flow map, and that the proposal is for this map, in the coordinates of its state."""
     if not isinstance(prior, FlowMap):
         raise TypeError(f"the prior is a {type(prior).__name__}, expected an invflow.FlowMap, such as "
                         "invflow.load_prior('mnist')")
     if proposal is not None:
         if not isinstance(proposal, NoiseProposal):
-            raise TypeError(f"a {type(proposal).__name__} is no proposal, which needs check_map(prior) and "
-                            "propose(reward): pass an invflow.Adapter, such as vfm.adapter")
+            raise TypeError(f"a {type(proposal).__name__} is not a proposal: it needs check_map(prior) and "
+                            "propose(reward); pass an invflow.Adapter, such as vfm.adapter")
         proposal.check_map(prior)
         if getattr(proposal, "turned", False):
-            raise ValueError(f"a {type(proposal).__name__} proposes noise in coordinates of its own; the solvers in "
-                             "noise space take Gaussians that are diagonal in the state's: leave out proposal, or use "
-                             "VFM(prior, adapter, importance=True)")
+            raise ValueError(f"a {type(proposal).__name__} proposes noise in coordinates of its own, but the solvers "
+                             "in noise space need Gaussians that are diagonal in the coordinates of the state: leave "
+                             "out proposal, or use VFM(prior, adapter, importance=True)")
 
 
 @dataclass(frozen=True)
 class Particles:
-    """N particles for each of B observations, with all that has been computed at them.
+    """N particles for each of B observations, with everything computed at them.
 
     Attributes:
-        noise: ``(B, N, *state_shape)``, z.
-        images: ``(B, N, *image_shape)``, f(z).
-        log_reward: ``(B, N)``, r(f(z)); -inf where the noise is so far out that the map or the reward overflows.
-        gradient: ``(B, N, *state_shape)``, of r(f(z)) with respect to z; None where no move needs it.
+        noise: z, ``(B, N, *state_shape)``.
+        images: f(z), ``(B, N, *image_shape)``.
+        log_reward: r(f(z)), ``(B, N)``; -inf for noise so far out that the map or the reward overflows.
+        gradient: Gradient of r(f(z)) with respect to z, ``(B, N, *state_shape)``; None if no move needs it.
     """
 
     noise: Tensor
@@ -64,16 +64,16 @@ class Particles:
     gradient: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Particles:
-        """The particles with a function applied to each tensor."""
+        """Apply a function to each tensor."""
         gradient = None if self.gradient is None else function(self.gradient)
         return Particles(function(self.noise), function(self.images), function(self.log_reward), gradient)
 
     def gather(self, rows: Tensor, index: Tensor) -> Particles:
-        """Particles ``index`` ``(b, n)`` of the observations ``rows`` ``(b,)``."""
+        """Select the particles ``index`` ``(b, n)`` of the observations ``rows`` ``(b,)``."""
         return self.map(lambda values: values[rows[:, None], index])
 
     def write(self, rows: Tensor, other: Particles) -> Particles:
-        """A copy in which the observations ``rows`` ``(b,)`` hold ``other``."""
+        """Return a copy in which the observations ``rows`` ``(b,)`` hold ``other``."""
         gradient = self.gradient
         if gradient is not None and other.gradient is not None:
             gradient = gradient.index_copy(0, rows, other.gradient)
@@ -82,7 +82,7 @@ class Particles:
                          self.log_reward.index_copy(0, rows, other.log_reward), gradient)
 
     def choose(self, accept: Tensor, other: Particles) -> Particles:
-        """``other`` where ``accept`` ``(B, N)`` is true, else these."""
+        """Return ``other`` where ``accept`` ``(B, N)`` is true, and these particles elsewhere."""
 
         def pick(new: Tensor, old: Tensor) -> Tensor:
             return torch.where(with_axes(accept, new.ndim), new, old)
@@ -99,9 +99,9 @@ def log_prior_over_proposal(noise: Tensor, mean: Tensor, std: Tensor, batch_dims
 
     Args:
         noise: z, with ``batch_dims`` leading dimensions that are kept.
-        mean: of the proposal, broadcast against z.
-        std: of the proposal, over 0.
-        batch_dims: leading dimensions of the result.
+        mean: Mean of the proposal, broadcast against z.
+        std: Standard deviation of the proposal, over 0.
+        batch_dims: Number of leading dimensions of the result.
     """
     noise, mean, std = precise(noise), precise(mean), precise(std)
     terms = std.log() + 0.5 * ((noise - mean) / std).square() - 0.5 * noise.square()
@@ -109,22 +109,22 @@ def log_prior_over_proposal(noise: Tensor, mean: Tensor, std: Tensor, batch_dims
 
 
 class NoiseTarget:
-    r"""The densities from a proposal q to the posterior in noise space, pi(z) = N(z; 0, I) e^{r(f(z))}.
+    r"""Densities from a proposal q to the posterior in noise space, pi(z) = N(z; 0, I) e^{r(f(z))}.
 
-    At temperature lambda it is :math:`q^{1-\lambda} \pi^\lambda = N(\mu_\lambda, S_\lambda) \,
+    The density at temperature lambda is :math:`q^{1-\lambda} \pi^\lambda = N(\mu_\lambda, S_\lambda) \,
     e^{\lambda r(f(z))}` up to a constant. With q = N(mu, S) the Gaussian reference has :math:`S_\lambda =
-    ((1-\lambda) S^{-1} + \lambda I)^{-1}` and :math:`\mu_\lambda = (1-\lambda) S_\lambda S^{-1} \mu`; with
-    q = N(0, I) it is N(0, I) throughout.
+    ((1-\lambda) S^{-1} + \lambda I)^{-1}` and :math:`\mu_\lambda = (1-\lambda) S_\lambda S^{-1} \mu`. With
+    q = N(0, I) it is N(0, I) at every temperature.
 
     Args:
-        prior: the map; f(z) = ``prior.one_step(z)``.
-        reward: r, over B observations or any number (taken as one).
-        proposal: mean and standard deviation of q, each ``(B, *state_shape)``; None: q = N(0, I).
-        gradient: whether particles carry the gradient of r(f(z)).
-        chunk_size: rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
+        prior: Flow map, with f(z) = ``prior.one_step(z)``.
+        reward: Reward r over B observations, or over any number (treated as one).
+        proposal: Mean and standard deviation of q, each ``(B, *state_shape)``. None: q = N(0, I).
+        gradient: Whether particles carry the gradient of r(f(z)).
+        chunk_size: Number of rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
 
     Attributes:
-        where: the step, to be said in errors; the caller keeps it up to date.
+        where: Name of the current step, for errors; set by the caller.
     """
 
     where = "step 0"
@@ -135,13 +135,13 @@ class NoiseTarget:
         self.gradient, self._size = gradient, ChunkSize(rows_at_a_time(chunk_size, prior), "NoiseSMC")
         self.num_observations = 1 if reward.num_observations is None else reward.num_observations
         self.proposal = None if proposal is None else self._checked(*proposal)
-        self._known: tuple[Tensor, Tensor] | None = None  # rows of observations, and the same on the host
+        self._known: tuple[Tensor, Tensor] | None = None  # rows of observations, and their copy on the host
 
     def _checked(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         expected = (self.num_observations, *self.prior.state_shape)
         if tuple(mean.shape) != expected or tuple(std.shape) != expected:
             raise ValueError(
-                f"the proposal gave a mean {tuple(mean.shape)} and a std {tuple(std.shape)}, expected both "
+                f"the proposal gave a mean {tuple(mean.shape)} and a std {tuple(std.shape)}, but both must be "
                 f"(B, *state_shape) = {expected}: return one Gaussian for each observation of the reward"
             )
         if not bool((torch.isfinite(mean) & torch.isfinite(std) & (std > 0)).all()):
@@ -151,7 +151,7 @@ class NoiseTarget:
         return mean.detach().to(device, dtype), std.detach().to(device, dtype)
 
     def initial(self, standard: Tensor) -> Tensor:
-        """Draws from q out of standard normal numbers: ``(B, N, *state_shape)`` to the same."""
+        """Turn standard normal numbers into draws from q: ``(B, N, *state_shape)`` to the same shape."""
         if self.proposal is None:
             return standard
         mean, std = self.proposal
@@ -169,11 +169,11 @@ class NoiseTarget:
         """Mean and standard deviation of the Gaussian reference at a temperature.
 
         Args:
-            temperature: ``(b,)``.
-            rows: ``(b,)``, which observations.
+            temperature: lambda, ``(b,)``.
+            rows: Indices of the observations, ``(b,)``.
 
         Returns:
-            Each of a shape that broadcasts against ``(b, N, *state_shape)``.
+            Two tensors that broadcast against ``(b, N, *state_shape)``.
         """
         if self.proposal is None:
             one = torch.ones((), device=self.prior.device, dtype=self.prior.dtype)
@@ -190,7 +190,7 @@ class NoiseTarget:
         return flat.map(lambda values: values.unflatten(0, (len(rows), count)))
 
     def _on_host(self, rows: Tensor) -> Tensor:
-        """Rows where rewards pick observations, brought there once for all the moves that name the same ones."""
+        """Rows on the host, where rewards select observations. They are copied once for all moves of the same rows."""
         if self._known is None or self._known[0] is not rows:
             self._known = rows, rows.cpu()
         return self._known[1]
@@ -200,23 +200,23 @@ class NoiseTarget:
 
         Args:
             noise: z.
-            owner: the observation of each; on the host, for a GPU would be waited for.
-            particle: ``(n,)``, the index of each among its observation's, to be said in errors; None: 0, 1, ... in
+            owner: Observation of each row, on the host to avoid synchronising with the GPU.
+            particle: Index of each row among the particles of its observation, for errors, ``(n,)``. None: 0, 1, ... in
                 the order of the rows of each observation.
 
         Returns:
-            Particles whose tensors have the one batch dimension n.
+            Particles whose tensors have the single batch dimension n.
 
         Raises:
-            ValueError: where the map's image is not finite, or the reward NaN or +inf, at noise within a hundred
-                standard deviations. Farther out, where only a trial step that fails leads, the reward is -inf: such
-                noise is never accepted.
+            ValueError: If the map's image is not finite, or the reward is NaN or +inf, at noise within a hundred
+                standard deviations. Farther out, where only failed trial steps lead, the reward is -inf, so such noise
+                is never accepted.
         """
         images = noise.new_empty((len(noise), *self.prior.image_shape))
         scores = precise(noise.new_empty(len(noise)))
         gradient = torch.empty_like(noise) if self.gradient else None
         if self.gradient:
-            check_gradients("NoiseSMC with moves by the reward's gradient")
+            check_gradients("NoiseSMC with moves that use the reward's gradient")
 
         def run(part: slice) -> None:
             z = noise[part].detach()
@@ -231,18 +231,18 @@ class NoiseTarget:
         for _ in self._size.over(len(noise), run):
             pass
         scores = self._checked_scores(noise, images, scores, owner, particle)
-        if gradient is not None:  # where it is not finite, the drift of a proposal may be anything
+        if gradient is not None:  # if it is not finite, the drift of a proposal may have any value
             gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         return Particles(noise, images, scores, gradient)
 
     def _checked_scores(self, noise: Tensor, images: Tensor, scores: Tensor, owner: Tensor,
                         particle: Tensor | None) -> Tensor:
-        """The rewards, -inf where the noise is too far out; else an error that names the first bad one."""
+        """Rewards, with -inf for bad values at noise too far out; other bad values raise an error about the first."""
         broken = ~images.flatten(1).isfinite().all(1)
         bad = broken | scores.isnan() | (scores == torch.inf)
-        if not bool(bad.any()):  # a GPU is waited for, once a call: the error has to tell which
+        if not bool(bad.any()):  # synchronises with the GPU once per call: the error must name the particle
             return scores
-        row = first_row(bad & (noise.flatten(1).abs().amax(1) <= FARTHEST))  # NaN is not within it either
+        row = first_row(bad & (noise.flatten(1).abs().amax(1) <= FARTHEST))  # NaN does not count as within it
         if row is None:
             return torch.where(bad, -torch.inf, scores)
         b = int(owner[row])
@@ -252,8 +252,8 @@ class NoiseTarget:
     def _differentiate(self, score: Tensor, z: Tensor) -> Tensor:
         if not score.requires_grad:
             raise ValueError(
-                f"the reward {type(self.reward).__name__} says that it is differentiable, but no gradient comes "
-                'back from it: use moves="crank-nicolson" or "elliptical-slice", or FunctionReward(fn, '
+                f"the reward {type(self.reward).__name__} has differentiable=True but gives no gradient: "
+                'use moves="crank-nicolson" or "elliptical-slice", or FunctionReward(fn, '
                 "differentiable=False) for a black box"
             )
         return torch.autograd.grad(score.sum(), z)[0]

@@ -1,4 +1,4 @@
-"""Sequential Monte Carlo in noise space: exact for the one-step prior as the particles grow."""
+"""Sequential Monte Carlo in noise space: exact for the one-step prior as the number of particles grows."""
 
 from __future__ import annotations
 
@@ -39,69 +39,72 @@ from invflow.solvers.noise.target import NoiseProposal, NoiseTarget, Particles, 
 __all__ = ["NoiseSMC", "NoiseSMCState"]
 
 _LEAST_STEP_SIZE = 1e-6
-# the acceptance of Langevin moves falls by 1.15 per unit of log h at 57%: a little more than Newton's step
+# the acceptance of Langevin moves falls by 1.15 per unit of log h at 57%; this is a little more than a Newton step
 _GAIN = 1.2
 
 
 class NoiseSMC(Solver):
     r"""Tempered sequential Monte Carlo in noise space (Del Moral, Doucet, Jasra 2006).
 
-    The one-step prior x = f(z) with z ~ N(0, I) makes the posterior one over noise, :math:`\pi(z) \propto
-    N(z; 0, I) e^{r(f(z))}`. N particles start at the proposal q, which is N(0, I) or an adapter's Gaussian,
+    With the one-step prior x = f(z), z ~ N(0, I), the posterior is a density over noise, :math:`\pi(z) \propto
+    N(z; 0, I) e^{r(f(z))}`. N particles start from the proposal q, which is N(0, I) or an adapter's Gaussian,
     and pass through :math:`q^{1-\lambda} \pi^\lambda` for lambda from 0 to 1. Each lambda is the largest that
-    keeps the conditional effective sample size; then the particles are resampled and moved by Markov steps that
-    leave the new density invariant. No trajectory is needed, and no score: maps trained jointly with an
-    adapter will do.
+    keeps the conditional effective sample size. The particles are then resampled and moved by Markov steps that
+    leave the new density invariant. This needs neither trajectories nor scores, so maps trained jointly with an
+    adapter can be used.
 
-    It converges to the posterior of the one-step prior as N grows, with any number of moves; how fast depends on
-    the moves. Temperatures and step sizes are each observation's own, a step size is changed between
-    temperatures only. The estimate of the evidence e^{log_evidence} is consistent, and unbiased where
-    ``temperatures`` and the step size (``acceptance=None``) are given beforehand.
+    It converges to the posterior of the one-step prior as N grows, with any number of moves; the rate depends on
+    the moves. Each observation has its own temperatures and step sizes. A step size changes only between
+    temperatures. The estimate of the evidence e^{log_evidence} is consistent. It is unbiased if ``temperatures``
+    and the step size (``acceptance=None``) are fixed beforehand.
 
-    **Sharp likelihoods on images** defeat the plain moves: the posterior is thin along a hundred directions that turn
-    from place to place, and particles resampled at dozens of temperatures all descend from a few. Two things help.
-    ``moves="preconditioned-hamiltonian"`` follows the posterior in a metric learnt from gradients of earlier moves
-    (:class:`~invflow.solvers.noise.metric.Preconditioner`). ``start="rto"`` takes the particles from
-    :class:`~invflow.NoiseRTO`, independent draws that explain the measurement but are no exact sample, straight to
-    temperature 1. There ``num_adaptations`` moves set step size and metric; both are frozen, and ``num_moves``
-    Metropolis-corrected moves follow. Every particle is then the end of a Markov chain of its own, which converges to
-    the posterior as the moves go on, not as N grows; there is no log evidence. The moves correct what is local; from
-    one explanation of the measurement to another they rarely lead, and then the shares of explanations are those of
-    the draws, which ``memory`` in the diagnostics tells and ``converged`` takes account of. With
-    ``start=NoiseRTO(prior, weights=True)``, for small measurements, the draws are weighted and resampled first: then
-    there is log evidence, and it converges as N grows too, unless the map folds (``missed_share``).
+    **Sharp likelihoods on images** are too hard for the plain moves: the posterior is thin along a hundred directions
+    that change from place to place, and particles resampled at dozens of temperatures all descend from a few. Two
+    options help. ``moves="preconditioned-hamiltonian"`` follows the posterior in a metric learnt from gradients of
+    earlier moves (:class:`~invflow.solvers.noise.metric.Preconditioner`). ``start="rto"`` starts the particles at
+    temperature 1 from :class:`~invflow.NoiseRTO`, independent draws that explain the measurement but are not an exact
+    sample. There, ``num_adaptations`` moves set step size and metric. Both are then frozen, and ``num_moves``
+    Metropolis-corrected moves follow. Every particle is then the end of its own Markov chain, which converges to the
+    posterior as the number of moves grows, not as N grows, and there is no log evidence. The moves correct local
+    errors. They rarely lead from one explanation of the measurement to another; then the shares of explanations are
+    those of the draws. ``memory`` in the diagnostics shows this, and ``converged`` accounts for it. With
+    ``start=NoiseRTO(prior, weights=True)``, for small measurements, the draws are first weighted and resampled. There
+    is then a log evidence, and it also converges as N grows, unless the map folds (``missed_share``).
 
     With ``num_moves`` 0 it is importance sampling: one step from q to the posterior. With an adapter this is the
-    importance-weighted VFM, and its k-hat says whether VFM alone can be trusted for this observation.
+    importance-weighted VFM, and its k-hat shows whether VFM alone can be trusted for this observation.
 
     Args:
-        prior: any flow map; the map that the adapter was trained with where there is a proposal.
-        proposal: an :class:`~invflow.Adapter`, or any object with ``check_map(prior)`` and ``propose(reward)``;
-            None: the particles start at N(0, I).
-        start: ``"prior"``: at temperature 0, in the proposal or N(0, I); ``"rto"`` or a :class:`~invflow.NoiseRTO` of
-            the same prior: at temperature 1, in its draws, where a proposal only helps the optimiser.
+        prior: Any flow map. With a proposal, the map that the adapter was trained with.
+        proposal: An :class:`~invflow.Adapter`, or any object with ``check_map(prior)`` and ``propose(reward)``.
+            None: the particles start from N(0, I).
+        start: Start of the particles. ``"prior"``: at temperature 0, from the proposal or N(0, I). ``"rto"`` or a
+            :class:`~invflow.NoiseRTO` with the same prior: at temperature 1, from its draws; a proposal then only helps
+            the optimiser.
         moves: ``"crank-nicolson-langevin"``, ``"hamiltonian"`` or ``"preconditioned-hamiltonian"``;
             ``"crank-nicolson"`` or ``"elliptical-slice"``, which need no gradient. None: the first for differentiable
-            rewards, else ``"crank-nicolson"``; the third with a start by randomise-then-optimise.
-        num_moves: moves of each particle at each temperature, at least 0 (few of them at many temperatures beat many
-            at few); None: 6, or 10 with a start by randomise-then-optimise.
-        leapfrog_steps: of each Hamiltonian move, calls forward and backward; None: 40 with a start by
-            randomise-then-optimise, else 10.
-        num_adaptations: moves before step size and metric are frozen, with a start by randomise-then-optimise.
-        ess_threshold: conditional effective sample size to be kept, as a share of N in (0, 1).
-        acceptance: share of proposals to be accepted, towards which the step size goes, in (0, 1); None leaves
-            the step size as it is. ``"best"``: 0.57, which suits Langevin moves (Roberts and Rosenthal 1998), 0.8 for
-            Hamiltonian ones.
+            rewards, otherwise ``"crank-nicolson"``; the third with a start by randomise-then-optimise.
+        num_moves: Number of moves of each particle at each temperature, at least 0 (few moves at many temperatures beat
+            many moves at few). None: 6, or 10 with a start by randomise-then-optimise.
+        leapfrog_steps: Number of steps of each Hamiltonian move, and of its forward and backward calls. None: 40 with a
+            start by randomise-then-optimise, otherwise 10.
+        num_adaptations: Number of moves before step size and metric are frozen, with a start by
+            randomise-then-optimise.
+        ess_threshold: Conditional effective sample size to keep, as a share of N in (0, 1).
+        acceptance: Target share of accepted proposals, in (0, 1), to which the step size adapts. None keeps the step
+            size. ``"best"``: 0.57, which suits Langevin moves (Roberts and Rosenthal 1998), or 0.8 for Hamiltonian
+            moves.
         step_size: h of the first temperature, in (0, 1]; a move keeps sqrt(1 - h^2) of its noise.
-        temperatures: ascending, the last 1, in place of adaptive ones.
-        resampling: one of ``"multinomial"``, ``"stratified"``, ``"systematic"``, ``"residual"``, ``"ssp"``.
+        temperatures: Ascending temperatures that end with 1, instead of adaptive ones.
+        resampling: One of ``"multinomial"``, ``"stratified"``, ``"systematic"``, ``"residual"``, ``"ssp"``.
         chunk_size: Number of rows through the map at a time; None for 256 on a CPU, and as many as fit on a GPU.
             Results do not depend on it beyond rounding.
-        max_temperatures: of an adaptive run; the last of them is 1, however few particles survive it.
+        max_temperatures: Maximum number of temperatures of an adaptive run. The last one is 1, however few particles
+            survive it.
 
     Raises:
-        TypeError: for a prior or a proposal that is none.
-        ValueError: for a setting out of range or an unknown name; for an adapter of another map.
+        TypeError: For a prior or a proposal of the wrong type.
+        ValueError: For a setting out of range or an unknown name; for an adapter of another map.
 
     Example:
         >>> import torch, invflow
@@ -122,16 +125,16 @@ class NoiseSMC(Solver):
         check_prior_and_proposal(prior, proposal)
         for kind, name, known in (("moves", moves, MOVES), ("resampling", resampling, RESAMPLERS)):
             if name is not None and name not in known:
-                raise ValueError(f"{kind}={name!r} is not known: {nearest(name, list(known))}")
+                raise ValueError(f"{kind}={name!r} is unknown: {nearest(name, list(known))}")
         num_moves = (6 if start == "prior" else 10) if num_moves is None else num_moves
         leapfrog_steps = (10 if start == "prior" else 40) if leapfrog_steps is None else leapfrog_steps
         if num_moves < 0 or min(max_temperatures, leapfrog_steps) < 1 or num_adaptations < 0:
             raise ValueError(f"num_moves={num_moves} and num_adaptations={num_adaptations} must be at least 0, "
                              f"max_temperatures={max_temperatures} and leapfrog_steps={leapfrog_steps} at least 1")
-        share = 0.5 if acceptance in ("best", None) else acceptance  # which may still be a word
+        share = 0.5 if acceptance in ("best", None) else acceptance  # may still be a string
         if not 0 < ess_threshold < 1 or isinstance(share, str) or not 0 < share < 1 or not 0 < step_size <= 1:
             raise ValueError(f"ess_threshold={ess_threshold} and acceptance={acceptance} must lie in (0, 1), "
-                             f"step_size={step_size} in (0, 1]; acceptance may be None or 'best', too")
+                             f"step_size={step_size} in (0, 1]; acceptance may also be None or 'best'")
         self.temperatures = None if temperatures is None else _checked_temperatures(temperatures)
         if num_moves == 0 and self.temperatures is not None and len(self.temperatures) > 1:
             raise ValueError("without moves the weights take one step to temperature 1: pass temperatures only "
@@ -148,25 +151,26 @@ class NoiseSMC(Solver):
         """Draw posterior samples; see :meth:`Solver.sample`.
 
         Returns:
-            With moves, particles that were resampled and then moved: equal weights, so that ``ess()`` is None, and
-            dependent, as ``distinct_ancestors`` tells. Without moves, weighted particles. Diagnostics, for each
-            observation: ``temperatures`` and ``acceptance`` ``(B, T)`` (after an observation has arrived: 1 and NaN);
-            ``distinct_ancestors``, initial particles with descendants left, and ``effective_ancestors``, how many
-            independent particles these are worth; ``least_ess``, the least effective sample size of a step's weights,
-            in particles; ``k_hat``, the largest of a step's weights; ``step_size``, the last; ``residual``, root mean
-            square of (y - A x) / sigma, where the reward has one; and ``converged``, whether all of these are as they
-            should be, see the warning. With a start by randomise-then-optimise also: ``solved``, the share of its draws
-            that reached a minimum; ``share_moved``, of the frozen chains; ``quarter_turns``, how often they could have
-            crossed the prior's width; ``drift``, of the potential |z|^2 / 2 - r in standard errors, large while they
-            are on their way; ``memory``, the correlation between the images at the start and the end of the frozen
-            chains; and, of weighted draws, ``missed_share``, see :class:`~invflow.NoiseRTO`.
+            With moves, particles that were resampled and then moved. They have equal weights, so ``ess()`` is None, and
+            they are dependent, as ``distinct_ancestors`` shows. Without moves, weighted particles. Diagnostics for each
+            observation: ``temperatures`` and ``acceptance`` ``(B, T)`` (1 and NaN after an observation has reached 1);
+            ``distinct_ancestors``, the number of initial particles with descendants left, and ``effective_ancestors``,
+            the equivalent number of independent particles; ``least_ess``, the least effective sample size of a step's
+            weights, in particles; ``k_hat``, the largest of a step's weights; ``step_size``, the last one;
+            ``residual``, the root mean square of (y - A x) / sigma, if the reward has one; and ``converged``, whether
+            all of these pass their checks, see the warning. With a start by randomise-then-optimise also: ``solved``,
+            the share of its draws that reached a minimum; ``share_moved``, the share of the frozen chains that moved;
+            ``quarter_turns``, how often they could have crossed the prior's width; ``drift``, the drift of the
+            potential |z|^2 / 2 - r in standard errors, large before equilibrium; ``memory``, the correlation between
+            the images at the start and the end of the frozen chains; and, for weighted draws, ``missed_share``, see
+            :class:`~invflow.NoiseRTO`.
 
         Raises:
-            ValueError: for Langevin moves with a reward that has no gradient; if no particle of
-                an observation has a finite reward; where a reward or an image is NaN, with step and particle.
+            ValueError: For Langevin moves with a reward that has no gradient; if no particle of
+                an observation has a finite reward; if a reward or an image is NaN, with step and particle.
 
         Warns:
-            UserWarning: of observations for which it has not converged, with what was seen.
+            UserWarning: For observations that have not converged, with the reason.
         """
         from tqdm import tqdm
 
@@ -187,7 +191,7 @@ class NoiseSMC(Solver):
             "distinct_ancestors": count_distinct(state.ancestors),
             "effective_ancestors": effective_ancestors(state.ancestors, state.log_weights),
             "least_ess": ess.nan_to_num(nan=torch.inf).amin(1),
-            # without a single number, NaN
+            # NaN if there is no number at all
             "k_hat": torch.where(k_hat.isnan().all(1), torch.nan, k_hat.nan_to_num(nan=-torch.inf).amax(1)),
             "step_size": state.step_size,
         }
@@ -202,7 +206,7 @@ class NoiseSMC(Solver):
         else:
             diagnostics["converged"], complaint = judge(diagnostics, reward, n, moved=self.num_moves > 0)
         if complaint is not None:
-            warnings.warn(complaint, stacklevel=5)  # over the decorators and Solver.sample
+            warnings.warn(complaint, stacklevel=5)  # above the decorators and Solver.sample
         evidence = None if bool(state.log_evidence.isnan().all()) else state.log_evidence
         return Posterior(state.particles.images, None if self.num_moves else state.log_weights, evidence,
                          diagnostics=diagnostics)
@@ -213,16 +217,17 @@ class NoiseSMC(Solver):
         """Run the particles through the temperatures, as :meth:`sample` does.
 
         Args:
-            reward: over B observations, or any number (taken as one).
-            num_samples: N, at least 1.
+            reward: Reward over B observations, or over any number (treated as one).
+            num_samples: Number of samples N, at least 1.
             generator: Random generator.
 
         Yields:
-            A :class:`NoiseSMCState` for temperature 0, and one after each step. An observation that has arrived at
-            1 stays as it is. With a start by randomise-then-optimise, one for its draws, and one after each move.
+            A :class:`NoiseSMCState` for temperature 0, and one after each step. An observation that has reached
+            temperature 1 no longer changes. With a start by randomise-then-optimise, one state for its draws, and one
+            after each move.
 
         Raises:
-            ValueError: as :meth:`sample`.
+            ValueError: As in :meth:`sample`.
         """
         generator = as_generator(generator)
         draws = None if self.start == "prior" else self._draw(reward, num_samples, generator, False)
@@ -250,13 +255,13 @@ class NoiseSMC(Solver):
         preconditioner = Preconditioner(target.num_observations) if move.preconditioned else None
         yield state
         step = 0
-        while bool((state.temperature < 1).any()):  # a GPU is waited for: the weights decide how many there are
+        while bool((state.temperature < 1).any()):  # synchronises with the GPU: the weights decide the number of steps
             state = self._advance(target, move, state, step, generator, preconditioner)
             step += 1
             yield state
 
     def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
-        """Draw from the one-step prior that is tilted, ``(n, *image_shape)``."""
+        """Draw from the one-step prior f(z), which the solver tilts, ``(n, *image_shape)``."""
         return self.prior.generate(n, 1, generator=generator,
                                    chunk_size=rows_at_a_time(self.chunk_size, self.prior))
 
@@ -267,7 +272,7 @@ class NoiseSMC(Solver):
         name = self.moves or (langevin if reward.differentiable else "crank-nicolson")
         if MOVES[name].uses_gradient and self.num_moves > 0 and not reward.differentiable:
             raise ValueError(
-                f"moves={name!r} take gradients, which the reward {type(reward).__name__} says it has not "
+                f"moves={name!r} need gradients, but the reward {type(reward).__name__} has none "
                 '(differentiable=False): use moves="crank-nicolson" or moves="elliptical-slice"'
             )
         move = MOVES[name]
@@ -288,19 +293,19 @@ class NoiseSMC(Solver):
 
     def _advance(self, target: NoiseTarget, move: Move, state: NoiseSMCState, step: int,
                  generator: torch.Generator, preconditioner: Preconditioner | None) -> NoiseSMCState:
-        """One temperature: reweight, and with moves resample and move."""
+        """Do one temperature: reweight and, with moves, resample and move."""
         active, last = state.temperature < 1, state.temperature
         log_ratio = target.log_ratio(state.particles)
         temperature = self._next_temperature(log_ratio, state.temperature, step)
         step_size = self._adapted(move, state, temperature)
         increments = scale_log((temperature - state.temperature)[:, None], log_ratio)
         gained = log_mean_weight(torch.zeros_like(increments), increments)
-        if not bool(torch.isfinite(gained).all()):  # a GPU is waited for: later the error could not tell why
+        if not bool(torch.isfinite(gained).all()):  # synchronises with the GPU: a later error could not name the cause
             b = int((~torch.isfinite(gained)).nonzero()[0])
             raise ValueError(
-                f"the rewards of observation {b} give its {increments.shape[1]} particles no weight to go on with: "
+                f"the rewards of observation {b} give no weight to any of its {increments.shape[1]} particles: "
                 f"they lie between {float(log_ratio[b].min())} and {float(log_ratio[b].max())}; a reward may be -inf "
-                "at some images, not at all of them: check it, or take more particles"
+                "at some images, but not at all of them: check it, or use more particles"
             )
         state = replace(
             state, temperature=temperature, log_evidence=state.log_evidence + gained, step_size=step_size,
@@ -309,16 +314,16 @@ class NoiseSMC(Solver):
             k_hat=torch.where(active, pareto_k_hat(increments), torch.nan))
         if self.num_moves == 0:
             return replace(state, log_weights=increments)
-        # drawn for all observations, so that the random numbers of one do not depend on when others arrive
+        # drawn for all observations, so that the random numbers of one do not depend on when others finish
         index = RESAMPLERS[self.resampling](increments.softmax(1), increments.shape[1], generator)
-        rows = active.nonzero()[:, 0]  # a GPU is waited for: how many go on decides what the moves cost
+        rows = active.nonzero()[:, 0]  # synchronises with the GPU: the number of active rows decides the moves' cost
         particles = state.particles.gather(rows, index[rows])
         accepted = torch.zeros_like(temperature[rows])
         if preconditioner is not None:
             self._fit(preconditioner, target, particles, rows, None if step == 0 else last[rows], temperature[rows])
         for k in range(self.num_moves):
             target.where = f"step {step + 1}, move {k + 1} of {self.num_moves}"
-            # moved first: rows are on the map's device, and the numbers are where the generator is
+            # moved first: rows are on the map's device, but the numbers are on the generator's
             random = move.draw(tuple(state.particles.noise.shape), generator).to(particles.noise).select(rows)
             particles, rate = move(target, particles, rows, temperature[rows], state.step_size[rows], random,
                                    preconditioner)
@@ -337,33 +342,33 @@ class NoiseSMC(Solver):
 
     def _fit(self, preconditioner: Preconditioner, target: NoiseTarget, particles: Particles, rows: Tensor,
              last: Tensor | None, temperature: Tensor) -> None:
-        """A metric for the moves to come, from what the moves at the last temperature saw of the gradient."""
+        """Fit a metric for the next moves to the gradients from the moves at the last temperature."""
         seen_at = temperature if last is None else last
-        if last is None and particles.gradient is not None:  # at the first: from the particles themselves
+        if last is None and particles.gradient is not None:  # at the first temperature: from the particles themselves
             preconditioner.see(rows, particles.gradient)
         preconditioner.fit(rows, seen_at, temperature, target.reference(temperature, rows)[1])
         preconditioner.forget()
 
     def _aim(self, move: Move) -> float | None:
-        """Share of proposals to be accepted."""
+        """Target share of accepted proposals."""
         return move.best_acceptance if self.acceptance == "best" else self.acceptance  # type: ignore[return-value]
 
     def _adapted(self, move: Move, state: NoiseSMCState, temperature: Tensor) -> Tensor:
-        """Step size at the next temperature, from the acceptance at the last and from both temperatures.
+        """Step size at the next temperature, from the last acceptance and from both temperatures.
 
-        Along a direction of which e^r knows the inverse variance L, the target has the inverse variance 1 + lambda L
-        in units of the reference, and h goes with its inverse square root. The first temperature is where the reward
-        begins to tell the particles apart, L = 1 / first: without this forecast h would trail behind.
+        Along a direction in which e^r has the inverse variance L, the target has the inverse variance 1 + lambda L
+        in units of the reference, and h is proportional to its inverse square root. At the first temperature the reward
+        begins to distinguish the particles, so L = 1 / first. Without this forecast h would lag behind.
         """
         aim = self._aim(move)
         if aim is None or not move.tunable:
             return state.step_size
         first, last = state.first_temperature, state.temperature
         change = _GAIN * (state.acceptance - aim)
-        if not move.preconditioned:  # a metric has the forecast in it
+        if not move.preconditioned:  # a metric already contains the forecast
             change = change - 0.5 * ((first + temperature) / (first + last)).log()
         adapted = (state.step_size * change.exp()).clamp(_LEAST_STEP_SIZE, 1.0)
-        # as it was before the first temperature, and after the last
+        # unchanged before the first temperature and after the last
         return torch.where(state.acceptance.isnan() | (last == 1), state.step_size, adapted)
 
 
@@ -371,18 +376,18 @@ def _checked_temperatures(temperatures: Sequence[float]) -> tuple[float, ...]:
     values = tuple(float(t) for t in temperatures)
     ascending = all(low < high for low, high in zip((0.0, *values), values))
     if not values or not ascending or values[-1] != 1.0:
-        raise ValueError(f"temperatures are {values}, expected ascending ones over 0 of which the last is 1, such "
+        raise ValueError(f"temperatures are {values}: pass ascending ones over 0 that end with 1, such "
                          "as [0.01, 0.1, 1.0]")
     return values
 
 
 def _checked_start(start: str | NoiseRTO, prior: FlowMap, temperatures: object, num_moves: int) -> str | NoiseRTO:
     if isinstance(start, str) and start not in ("prior", "rto"):
-        raise ValueError(f"start={start!r} is not known: pass 'prior', 'rto' or an invflow.NoiseRTO")
+        raise ValueError(f"start={start!r} is unknown: pass 'prior', 'rto' or an invflow.NoiseRTO")
     if not isinstance(start, str | NoiseRTO):
-        raise TypeError(f"the start is a {type(start).__name__}, expected 'prior', 'rto' or an invflow.NoiseRTO")
+        raise TypeError(f"the start is a {type(start).__name__}: pass 'prior', 'rto' or an invflow.NoiseRTO")
     if isinstance(start, NoiseRTO) and start.prior is not prior:
-        raise ValueError("the start draws from another prior: pass NoiseRTO(prior, ...) with the same one")
+        raise ValueError("the start draws from another prior: pass NoiseRTO(prior, ...) with the same prior")
     if start != "prior" and (num_moves == 0 or temperatures is not None):
         raise ValueError("a start by randomise-then-optimise is moved at temperature 1: pass num_moves over 0 and no "
                          "temperatures")

@@ -268,7 +268,7 @@ def test_it_says_when_chains_have_not_gone_far_enough() -> None:
         stuck.sample(sharp, 40, generator=generator())
     # x1 is nearly 4 (x0^2 - 1) and measured: x0 has two signs, and chains keep theirs
     folded, across = Bent(a=4.0), measured([12.0], 0.3, torch.tensor([[0.0, 1.0]], dtype=F64))
-    with pytest.warns(UserWarning, match="remember their starts"):
+    with pytest.warns(UserWarning, match="correlated with their starts"):
         posterior = NoiseSMC(folded, start="rto", num_moves=2, leapfrog_steps=5).sample(
             across, 40, generator=generator())
     assert float(posterior.diagnostics["memory"][0]) > 0.8

@@ -265,7 +265,7 @@ def test_refuses() -> None:
     with pytest.raises(ValueError, match="at least one sample"):
         NoiseSMC(gaussian()).sample(likelihood, 0)
 
-    with pytest.raises(ValueError, match="no gradient comes back"):
+    with pytest.raises(ValueError, match="gives no gradient"):
         NoiseSMC(gaussian()).sample(FunctionReward(lambda x: x.detach()[:, 0]), 5)
     with pytest.raises(ValueError, match=r"observation 0.*-inf"):
         NoiseSMC(gaussian()).sample(FunctionReward(lambda x: x[:, 0] * torch.nan), 5)
