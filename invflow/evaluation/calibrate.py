@@ -65,7 +65,7 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
             means ten times N for solvers with importance weights or resampling, which are exact only for many
             particles, and N for others.
         source: ``"prior"`` for truths from ``solver.prior_samples`` (from the problem's prior if the solver has none):
-            an exact solver passes. ``"data"`` for the problem's own truths: misfit of the prior shows too.
+            an exact solver passes. ``"data"`` for the problem's own truths: a misfit of the prior is detected too.
         split: Split of a problem with images, for ``source="data"``.
         quantities: Your own quantities by name, ``(images (B, N, *image_shape), likelihood) -> (B, N)``, in addition
             to the default ones.
@@ -115,9 +115,9 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
             weighted = _uses_weights(solver, likelihood.select(0), _child(seed, "probe"))
             num_particles = 10 * num_samples if weighted else num_samples
         values = num_particles * max(1, truth[0].numel())
-        if 4 * values * truth.element_size() > host_memory():  # samples, resampled, and what they are ranked by
-            raise MemoryError(f"{num_particles} particles of {truth[0].numel()} values are more than fit, of one "
-                              "measurement alone; pass a smaller num_samples or num_particles")
+        if 4 * values * truth.element_size() > host_memory():  # samples, resampled samples, and their quantities
+            raise MemoryError(f"{num_particles} particles of {truth[0].numel()} values do not fit into memory, even "
+                              "for one measurement: pass a smaller num_samples or num_particles")
         if chunk_size is None:
             chunk_size = max(1, min(_MOST_AT_A_TIME, num_simulations, _VALUES_AT_A_TIME // values))
         settings = {
@@ -180,11 +180,11 @@ def _check(problem: Problem, source: str, num_simulations: int, num_samples: int
         raise ValueError(f"num_simulations={num_simulations} must be at least 2, num_samples={num_samples} at least 3, "
                          f"alpha={alpha} in (0, 1)")
     if num_particles is not None and num_particles < num_samples:
-        raise ValueError(f"num_particles={num_particles} must be at least num_samples={num_samples}, which are drawn "
-                         "of them")
+        raise ValueError(f"num_particles={num_particles} must be at least num_samples={num_samples}, since the samples "
+                         "are drawn from the particles")
     if getattr(problem, "tilts", False):
-        raise ValueError(f"the problem {problem.name!r} tilts its prior by a reward: it has no measurements to "
-                         "simulate; calibrate on an inverse problem")
+        raise ValueError(f"the problem {problem.name!r} tilts its prior by a reward and has no measurements to "
+                         "simulate: calibrate on an inverse problem")
     if source not in ("prior", "data"):
         raise ValueError(f"unknown source {source!r}: pass source='prior' or source='data'")
 

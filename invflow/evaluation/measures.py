@@ -75,7 +75,7 @@ METRICS: dict[str, Metric] = {
                          needs="known truths that are images, and at least two samples"),
     "psnr": Metric("PSNR of mean", "high", "peak signal-to-noise ratio of the posterior mean, dB",
                    needs="known truths that are images"),
-    "psnr_sample": Metric("PSNR of samples", "high", "mean over samples of their own peak signal-to-noise ratio, dB",
+    "psnr_sample": Metric("PSNR of samples", "high", "peak signal-to-noise ratio of single samples, their mean, dB",
                           needs="known truths that are images"),
     "ssim": Metric("SSIM of mean", "high", "structural similarity of the posterior mean",
                    needs="known truths that are images of at least 11 x 11 pixels"),
@@ -85,19 +85,20 @@ METRICS: dict[str, Metric] = {
                    needs="a measurement of known truths"),
     "sliced_wasserstein": Metric("sliced W1", "low", "sliced Wasserstein distance to exact posterior draws",
                                  needs="a problem whose exact posterior is known"),
-    "floor_ratio": Metric("W1 over floor", "low", "sliced Wasserstein distance to the exact posterior, in units of "
-                          "what as many exact draws reach; 1 is as good as exact",
+    "floor_ratio": Metric("W1 over floor", "low", "sliced Wasserstein distance to the exact posterior, divided by "
+                          "that of as many exact draws; near 1 for exact draws",
                           needs="a problem whose exact posterior is known"),
     "mean_gap": Metric("gap of the mean", "low", "squared error of the mean over that of the mean of exact draws, dB",
                        needs="a problem whose exact posterior is known, and known truths"),
-    "frechet": Metric("Frechet", "low", "Frechet distance to real images in features of a small classifier; it has no "
-                      "paired errors, so that no solver is in bold", needs="a prior with a shipped classifier"),
+    "frechet": Metric("Frechet", "low", "Frechet distance to real images in features of a small classifier; no solver "
+                      "is in bold, because the distance has no paired errors",
+                      needs="a prior with a shipped classifier"),
     "reward": Metric("reward", None, "weighted mean of the reward", needs="a problem that tilts its prior by a reward"),
     "coverage": Metric("90% coverage", LEVEL, "share of the truth's pixels in the central 90% interval", "honesty",
                        needs="known truths, at least 19 effective samples, and more than one image as the answer"),
-    "coverage_near_ink": Metric("90% coverage near ink", LEVEL, "the same share, of pixels within two of one above 0.1 "
-                                "in the truth", "honesty", needs="known truths that are images on black, and at least "
-                                "19 effective samples"),
+    "coverage_near_ink": Metric("90% coverage near ink", LEVEL, "the same share, over pixels within two of a pixel "
+                                "above 0.1 in the truth", "honesty", needs="known truths that are images on black, and "
+                                "at least 19 effective samples"),
     "density_coverage": Metric("90% by density", LEVEL, "share of truths in the highest-density region of 90%",
                                "honesty", needs="a problem whose posterior density is known, and known truths"),
     "residual": Metric("residual", 1.0, "root mean square of (y - A x) / sigma over samples; 1 for the truth",
@@ -106,7 +107,7 @@ METRICS: dict[str, Metric] = {
                      needs="at least two samples, and more than one image as the answer"),
     "ess": Metric("ESS", None, "effective sample size of the weights, in samples", "honesty",
                   needs="a solver with weights"),
-    "k_hat": Metric("k-hat", None, "Pareto tail index of the weights; beyond 0.7 they cannot be trusted", "honesty",
+    "k_hat": Metric("k-hat", None, "Pareto tail index of the weights; above 0.7 they cannot be trusted", "honesty",
                     needs="a solver with weights that estimates it"),
 }
 
@@ -210,7 +211,7 @@ def _against_truth(posterior: Posterior, truth: Tensor, log_weights: Tensor | No
 
 def _covered(samples: Tensor, truth: Tensor, log_weights: Tensor | None,
              rule: Callable[..., Tensor] = coverage) -> Tensor:
-    with warnings.catch_warnings():  # the column's note says so
+    with warnings.catch_warnings():  # the column's requirements state it
         warnings.filterwarnings("ignore", "coverage: a level")
         return rule(samples, truth, LEVEL, log_weights).double()
 

@@ -127,7 +127,7 @@ __all__ = [
     "z_scores",
 ]
 
-# each takes NumPy arrays too, and says which argument is of the wrong kind; under both of its names, for pickles
+# wrapped to accept NumPy arrays and to name an argument of the wrong kind; under both names, for pickles
 for _name in __all__:
     _function = globals()[_name]
     if inspect.isfunction(_function):

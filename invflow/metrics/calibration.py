@@ -76,7 +76,7 @@ def tarp_curve(ranks: Tensor, num_samples: int, levels: Tensor) -> Tensor:
     """Expected coverage of the random balls: the share of simulations with rank / N below each level.
 
     Args:
-        ranks: ``(B,)``, of :func:`tarp_ranks`.
+        ranks: ``(B,)``, from :func:`tarp_ranks`.
         num_samples: N.
         levels: ``(K,)``, credibility levels in [0, 1].
 
@@ -100,11 +100,11 @@ def z_scores(samples: Tensor, truth: Tensor, log_weights: Tensor | None = None) 
         log_weights: ``(B, N)`` or None.
 
     Returns:
-        ``(B, *image_shape)``. For an exact Gaussian posterior of mean 0 and variance (1 + 1/N)(N - 1)/(N - 3);
-        infinite, or NaN for an error of 0, where the samples have no spread.
+        ``(B, *image_shape)``. For an exact Gaussian posterior, the mean is 0 and the variance
+        (1 + 1/N)(N - 1)/(N - 3). Where the samples have no spread, the score is infinite, or NaN for an error of 0.
 
     Raises:
-        ValueError: If the shapes do not fit or N is under 2.
+        ValueError: If the shapes do not fit or N is below 2.
     """
     weights = _check(samples, truth, log_weights, "z_scores", fair=True)
     mean = torch.einsum("bn,bn...->b...", weights, samples)
@@ -158,7 +158,7 @@ def spread_skill(samples: Tensor, truth: Tensor, log_weights: Tensor | None = No
         ``spread`` and ``skill``, ``(B,)`` each, in the units of the image.
 
     Raises:
-        ValueError: If the shapes do not fit or N is under 2.
+        ValueError: If the shapes do not fit or N is below 2.
     """
     weights = _check(samples, truth, log_weights, "spread_skill", fair=True)
     mean = torch.einsum("bn,bn...->b...", weights, samples)
@@ -183,11 +183,11 @@ def mean_test(values: Tensor, expected: float) -> MeanTest:
 
     Args:
         values: ``(B,)``, one number for each simulation.
-        expected: the mean under the null hypothesis.
+        expected: Mean under the null hypothesis.
 
     Returns:
-        Mean, standard error, p-value; without any spread the p-value is 1 at the expected mean, else 0. For B =
-        1 the last two are NaN.
+        Mean, standard error, p-value. If all values are equal, the p-value is 1 at the expected mean, otherwise 0. For
+        B = 1 the last two are NaN.
     """
     from scipy.special import stdtr
 
@@ -212,13 +212,13 @@ class CoverageCurve(NamedTuple):
 def coverage_curve(pit: Tensor, levels: Sequence[float] | Tensor) -> CoverageCurve:
     """Coverage of central intervals against their nominal level, over all pixels.
 
-    A pixel is covered at level p where \\|PIT - 1/2\\| <= p / 2, which has the probability p exactly for an exact
-    posterior with any number of samples, any level, and ties. Pixels of one simulation depend on each other:
-    the standard error is over simulations.
+    A pixel is covered at level p if \\|PIT - 1/2\\| <= p / 2. For an exact posterior this has probability exactly p,
+    with any number of samples, at any level, and with ties. Pixels of one simulation depend on each other, so the
+    standard error is over simulations.
 
     Args:
-        pit: ``(B, ...)``, of :func:`random_pit`.
-        levels: in (0, 1).
+        pit: ``(B, ...)``, from :func:`random_pit`.
+        levels: Nominal levels in (0, 1).
 
     Returns:
         Levels, coverage and standard error, ``(K,)`` each; NaN errors for B = 1.

@@ -17,7 +17,7 @@ __all__ = ["max_sliced_wasserstein", "median_distance", "mmd", "mmd_root", "slic
 
 
 def median_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Median Euclidean distance among the pooled samples, pairs of different ones only.
+    """Median Euclidean distance between pairs of different samples from the pooled sets.
 
     Args:
         x: ``(B, N, *shape)``.
@@ -41,10 +41,10 @@ def mmd(x: Tensor, y: Tensor, log_weights: Tensor | None = None, y_log_weights: 
     Args:
         x: ``(B, N, *shape)``, N >= 2.
         y: ``(B, M, *shape)``, M >= 2.
-        log_weights: of x, ``(B, N)`` or None.
-        y_log_weights: of y, ``(B, M)`` or None.
-        bandwidth: h, a number or ``(B,)``; None takes :func:`median_distance`. Only with a fixed h are values
-            comparable between methods, and exactly unbiased.
+        log_weights: Log weights of x, ``(B, N)`` or None.
+        y_log_weights: Log weights of y, ``(B, M)`` or None.
+        bandwidth: h, a number or ``(B,)``; None for :func:`median_distance`. Values are comparable between methods, and
+            without weights exactly unbiased, only with a fixed h.
 
     Returns:
         ``(B,)``.
@@ -66,11 +66,11 @@ def mmd(x: Tensor, y: Tensor, log_weights: Tensor | None = None, y_log_weights: 
 
 
 def mmd_root(x: Tensor, y: Tensor) -> Tensor:
-    """Root of the unbiased squared MMD clamped at 0, kernel exp(-d^2 / 2m), m the median *squared* distance.
+    """Root of the unbiased squared MMD clamped at 0, with the kernel exp(-d^2 / 2m), m the median *squared* distance.
 
-    The variant that the published Variational Flow Maps code tabulates for its checkerboard (arXiv
-    2603.07276). The clamp makes it positive on average for equal laws (about 0.03 for 100 against 100 draws
-    in two dimensions): compare it only with values of the same N and M, and use :func:`mmd` elsewhere.
+    The published Variational Flow Maps code tabulates this variant for its checkerboard (arXiv 2603.07276). The clamp
+    makes it positive on average for equal laws (about 0.03 for 100 against 100 draws in two dimensions). Compare it
+    only with values of the same N and M, and use :func:`mmd` elsewhere.
 
     Args:
         x: ``(B, N, *shape)``, N >= 2.
@@ -79,7 +79,7 @@ def mmd_root(x: Tensor, y: Tensor) -> Tensor:
     Returns:
         ``(B,)``, at least 0.
     """
-    # torch's median is one of the values, so that the median of squares is the square of the median
+    # torch's median is one of the values, so the median of squares is the square of the median
     return mmd(x, y).clamp(min=0).sqrt()
 
 
@@ -93,12 +93,12 @@ def sliced_wasserstein(x: Tensor, y: Tensor, p: int = 1, *, num_projections: int
         x: ``(B, N, *shape)``.
         y: ``(B, M, *shape)``; M may differ from N.
         p: 1 or 2.
-        num_projections: random directions, the same for all b.
-        projections: directions to use in place of random ones, ``(P, *shape)``, scaled to length 1 here.
-        log_weights: of x, ``(B, N)`` or None.
-        y_log_weights: of y, ``(B, M)`` or None.
+        num_projections: Number of random directions, the same for all b.
+        projections: Directions to use in place of random ones, ``(P, *shape)``, scaled to length 1 here.
+        log_weights: Log weights of x, ``(B, N)`` or None.
+        y_log_weights: Log weights of y, ``(B, M)`` or None.
         generator: Generator for the directions.
-        max_entries: projected values held in memory at a time.
+        max_entries: Number of projected values in memory at a time.
 
     Returns:
         ``(B,)``, in the units of the samples.
@@ -107,7 +107,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, p: int = 1, *, num_projections: int
         ValueError: If the shapes do not fit or p is neither 1 nor 2.
     """
     if p not in (1, 2):
-        raise ValueError(f"p={p}: sliced_wasserstein is written for p=1 and p=2")
+        raise ValueError(f"p={p}: sliced_wasserstein supports only p=1 and p=2")
     a, b = _flat_pair(x, y, "sliced_wasserstein")
     directions = _directions(projections, num_projections, a, generator)
     plain = log_weights is None and y_log_weights is None and a.shape[1] == b.shape[1]
@@ -135,11 +135,11 @@ def max_sliced_wasserstein(x: Tensor, y: Tensor, p: int = 2, *, num_projections:
         x: ``(B, N, *shape)``.
         y: ``(B, M, *shape)``.
         p: 1 or 2.
-        num_projections: random directions to start from, and the axis between the two means.
-        projections: directions to try in place of these, ``(P, *shape)``.
-        steps: of the ascent (Adam); 0 takes the best direction tried.
-        log_weights: of x, ``(B, N)`` or None.
-        y_log_weights: of y, ``(B, M)`` or None.
+        num_projections: Number of random directions to start from, in addition to the axis between the two means.
+        projections: Directions to try in place of these, ``(P, *shape)``.
+        steps: Number of steps of the ascent (Adam); 0 takes the best direction tried.
+        log_weights: Log weights of x, ``(B, N)`` or None.
+        y_log_weights: Log weights of y, ``(B, M)`` or None.
         generator: Generator for the directions.
 
     Returns:
@@ -149,7 +149,7 @@ def max_sliced_wasserstein(x: Tensor, y: Tensor, p: int = 2, *, num_projections:
         ValueError: If the shapes do not fit or p is neither 1 nor 2.
     """
     if p not in (1, 2):
-        raise ValueError(f"p={p}: max_sliced_wasserstein is written for p=1 and p=2")
+        raise ValueError(f"p={p}: max_sliced_wasserstein supports only p=1 and p=2")
     a, b = _flat_pair(x, y, "max_sliced_wasserstein")
     plain = log_weights is None and y_log_weights is None and a.shape[1] == b.shape[1]
     wa = normalised_weights(log_weights, a, "max_sliced_wasserstein")
@@ -211,7 +211,7 @@ def _weighted_transport(u: Tensor, wu: Tensor, v: Tensor, wv: Tensor, p: int) ->
         levels.append(cumulative / cumulative[..., -1:])
     grid = torch.cat(levels, -1).sort(-1).values
     width = torch.diff(grid, dim=-1, prepend=torch.zeros_like(grid[..., :1]))
-    # the quantile function is constant between levels: evaluate it in the middle of each, where ties do not matter
+    # the quantile function is constant between levels: evaluate it in the middle, where ties do not matter
     middle = grid - 0.5 * width
     quantiles = []
     for ordered, level in zip(values, levels, strict=True):
@@ -225,9 +225,10 @@ def _kernel(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
 
 
 def _within(a: Tensor, weights: Tensor, h: Tensor) -> Tensor:
-    """Squared norm of the law's mean in the kernel's space, without the bias of the weighted mean's own error.
+    """Squared norm of the law's mean in the kernel's space, corrected for the error of the weighted mean.
 
-    Equal weights: the mean of the kernel over pairs of different samples. One sample with all the weight: 1.
+    With equal weights, it is the mean of the kernel over pairs of different samples; if one sample has all the weight,
+    it is 1.
     """
     kernel = _kernel(a, a, h)
     own = torch.einsum("bij,bj->bi", kernel, weights)

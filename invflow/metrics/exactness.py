@@ -25,7 +25,7 @@ def mean_gap(samples: Tensor, exact: Tensor, truth: Tensor, log_weights: Tensor 
         samples: ``(B, N, *image_shape)``.
         exact: Draws of the exact posterior, ``(B, M, *image_shape)``; the more, the better.
         truth: ``(B, *image_shape)``.
-        log_weights: of the samples, ``(B, N)`` or None.
+        log_weights: Log weights of the samples, ``(B, N)`` or None.
 
     Returns:
         ``(B,)``, in dB.
@@ -59,21 +59,21 @@ def floor_ratio(samples: Tensor, exact: Tensor, log_weights: Tensor | None = Non
 
     Args:
         samples: ``(B, N, *image_shape)``.
-        exact: independent draws, ``(B, 3 N, *image_shape)``.
-        log_weights: of the samples, ``(B, N)`` or None.
-        num_projections: directions, the same for all distances.
+        exact: Independent draws of the exact posterior, ``(B, 3 N, *image_shape)``.
+        log_weights: Log weights of the samples, ``(B, N)`` or None.
+        num_projections: Number of directions, the same for all distances.
         generator: Generator for the directions.
 
     Returns:
         ``(B,)``.
 
     Raises:
-        ValueError: for another number of exact draws.
+        ValueError: If there is another number of exact draws.
     """
     n = samples.shape[1]
     if exact.shape[1] != 3 * n or exact.shape[2:] != samples.shape[2:]:
-        raise ValueError(f"{tuple(samples.shape)} samples take {3 * n} exact draws of the same shape, not "
-                         f"{tuple(exact.shape)}")
+        raise ValueError(f"samples {tuple(samples.shape)} need {3 * n} exact draws of the same shape for each "
+                         f"observation, not {tuple(exact.shape)}")
     d = samples[0, 0].numel()
     device = generator.device if generator is not None else samples.device
     directions = torch.randn(num_projections, d, generator=generator, device=device).to(samples)

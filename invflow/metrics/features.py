@@ -32,7 +32,7 @@ def classifier_features(images: Tensor, name: str = "mnist", chunk_size: int = 1
     Args:
         images: ``(n, *image_shape)``, nominally in [0, 1]; clipped.
         name: ``"mnist"``, ``"fashion-mnist"``, ``"cifar10"``, or a folder that ``Classifier.save_pretrained`` wrote.
-        chunk_size: images at a time.
+        chunk_size: Number of images at a time.
 
     Returns:
         ``(n, 128)`` for the shipped ones, float32, on the CPU.
@@ -66,9 +66,9 @@ def inception_features(images: Tensor, weights: str | os.PathLike[str] | None = 
 
     Args:
         images: ``(n, 1 or 3, H, W)``, nominally in [0, 1]; clipped, and scaled to 299 x 299.
-        weights: a safetensors file, or a folder that holds ``inception_v3_google-0cc3c7bd.safetensors``; None looks
-            for that in the checkpoint folder of ``torch.hub``.
-        chunk_size: images at a time.
+        weights: A safetensors file, or a folder that contains ``inception_v3_google-0cc3c7bd.safetensors``; None for
+            the checkpoint folder of ``torch.hub``.
+        chunk_size: Number of images at a time.
 
     Returns:
         ``(n, 2048)``, on the CPU.
@@ -102,14 +102,14 @@ def frechet_distance(x: Tensor, y: Tensor, log_weights: Tensor | None = None,
                      y_log_weights: Tensor | None = None) -> Tensor:
     r"""Squared Frechet distance of the Gaussians with the moments of two sets of features (Heusel et al. 2017).
 
-    :math:`\|\mu_x - \mu_y\|^2 + \mathrm{tr}(S_x + S_y - 2 (S_x S_y)^{1/2})`, with unbiased covariances. It is
-    biased upwards by few samples: compare values of the same n and m only, both well over d.
+    :math:`\|\mu_x - \mu_y\|^2 + \mathrm{tr}(S_x + S_y - 2 (S_x S_y)^{1/2})`, with unbiased covariances. With few
+    samples it is biased upwards, so compare only values of the same n and m, both well above d.
 
     Args:
         x: ``(n, d)``, n >= 2.
         y: ``(m, d)``, m >= 2.
-        log_weights: of x, ``(n,)`` or None.
-        y_log_weights: of y, ``(m,)`` or None.
+        log_weights: Log weights of x, ``(n,)`` or None.
+        y_log_weights: Log weights of y, ``(m,)`` or None.
 
     Returns:
         A number, float64, at least 0.
@@ -119,7 +119,7 @@ def frechet_distance(x: Tensor, y: Tensor, log_weights: Tensor | None = None,
     """
     _check_features(x, y, "frechet_distance", 2)
     (mean_x, factor_x), (mean_y, factor_y) = (_moments(z, w) for z, w in ((x, log_weights), (y, y_log_weights)))
-    # tr (S_x S_y)^{1/2} is the sum of singular values of F_x F_y^T, S = F^T F: no root of a near-singular product
+    # tr (S_x S_y)^{1/2} is the sum of singular values of F_x F_y^T, S = F^T F; avoids a near-singular matrix root
     cross = torch.linalg.svdvals(factor_x @ factor_y.mT).sum()
     distance = (mean_x - mean_y).square().sum() + factor_x.square().sum() + factor_y.square().sum() - 2 * cross
     result: Tensor = distance.clamp(min=0)
@@ -137,17 +137,17 @@ def precision_recall(x: Tensor, truth: Tensor, k: int = 3, *, log_weights: Tenso
                      chunk_size: int = 4096) -> PrecisionRecall:
     """Improved precision and recall (Kynkaanniemi, Karras, Laine, Lehtinen, Aila 2019).
 
-    A set's manifold is the union of balls around its points, each as wide as the distance to its k-th nearest
-    neighbour in the set. Precision is the share of x inside the manifold of the truths, recall the share of
-    truths inside that of x. Compare values of the same n and m only.
+    A set's manifold is the union of balls around its points, each with the distance to its k-th nearest
+    neighbour in the set as radius. Precision is the share of x inside the manifold of the truths, recall the share of
+    truths inside that of x. Compare only values of the same n and m.
 
     Args:
-        x: features of generated images, ``(n, d)``, n > k.
-        truth: features of real images, ``(m, d)``, m > k.
-        k: neighbours.
+        x: Features of generated images, ``(n, d)``, n > k.
+        truth: Features of real images, ``(m, d)``, m > k.
+        k: Index of the neighbour.
         log_weights: Log weights of x, ``(n,)`` or None. They weight precision. Only points with a weight of at least
             1 / 2n, expected at least half a time among n resampled ones, belong to the manifold.
-        chunk_size: rows of distances at a time.
+        chunk_size: Number of rows of distances at a time.
 
     Returns:
         ``precision``: share of x that looks real; ``recall``: share of the real images that x covers.
@@ -160,7 +160,8 @@ def precision_recall(x: Tensor, truth: Tensor, k: int = 3, *, log_weights: Tenso
     weights = torch.full_like(x[:, 0], 1 / len(x)) if log_weights is None else log_weights.double().softmax(0)
     support = x[weights >= 0.5 / len(x)]
     if len(support) <= k:
-        raise ValueError(f"only {len(support)} of x have weight to speak of: precision_recall takes more than k={k}")
+        raise ValueError(f"only {len(support)} of x have a weight of at least 1 / 2n: precision_recall takes more "
+                         f"than k={k}")
     precise = _inside(x, truth, k, chunk_size)
     recalled = _inside(truth, support, k, chunk_size)
     return PrecisionRecall(float((weights * precise).sum()), float(recalled.double().mean()))
@@ -209,8 +210,8 @@ def _inception(path: str) -> nn.Module:
     try:
         model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path!r} holds no Inception v3 of torchvision as safetensors (pickles are not read): "
-                         f"help(inception_features) tells how to make one. {str(error)[:200]}") from error
+        raise ValueError(f"{path!r} does not hold torchvision's Inception v3 as safetensors (pickles are not read): "
+                         f"help(inception_features) shows how to make one. {str(error)[:200]}") from error
     model.fc = nn.Identity()
     result: nn.Module = model.eval().requires_grad_(False)
     return result

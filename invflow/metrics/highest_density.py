@@ -18,7 +18,7 @@ from invflow.metrics.quality import _check, normalised_weights
 
 __all__ = ["highest_density_coverage", "highest_density_interval"]
 
-_VALUES = 2**19  # at a time: some ten tensors of this size are held
+_VALUES = 2**19  # number of values at a time; about ten tensors of this size are in memory
 
 
 def highest_density_interval(samples: Tensor, level: float = 0.9,
@@ -44,8 +44,8 @@ def highest_density_interval(samples: Tensor, level: float = 0.9,
         samples.
 
     Raises:
-        ValueError: for a level out of range, log weights of another shape, or N too small for the level, as for
-            :func:`central_interval`.
+        ValueError: If the level is out of range, the log weights have another shape, or N is too small for the level,
+            as in :func:`central_interval`.
     """
     few = too_few(samples, level, log_weights, "highest_density_interval")
     x = samples.reshape(*samples.shape[:2], -1)
@@ -75,7 +75,7 @@ def _shortest(x: Tensor, level: float) -> Tensor:
     left = torch.arange(len(ordered), device=x.device)
     for gaps in range(max(1, math.floor(level * count) - 1), count):
         rows = ordered[left]
-        # the widest there is serves the rest
+        # the rest get the widest interval
         done = (_held(rows, gaps).sum(1) >= needed) | (gaps == count - 1)
         rows, ready = rows[done], left[done]
         start = (rows[:, gaps:] - rows[:, : count - gaps]).argmin(1, keepdim=True)
@@ -87,9 +87,9 @@ def _shortest(x: Tensor, level: float) -> Tensor:
 
 
 def _held(ordered: Tensor, gaps: int) -> Tensor:
-    """Which of the ordered samples ``(n, N)`` lie in the shortest interval over so many gaps between the others."""
+    """Whether each ordered sample ``(n, N)`` lies in the shortest interval over ``gaps`` gaps between the others."""
     count = ordered.shape[1]
-    # without sample i: the intervals over one gap more that have it inside, and those that do not reach it
+    # without sample i: intervals over one more gap that contain it, and intervals that do not reach it
     if gaps + 1 < count:
         around = F.pad(ordered[:, gaps + 1 :] - ordered[:, : count - gaps - 1], (gaps, gaps + 1), value=torch.inf)
         around = _sliding_min(around, gaps)[:, :count]

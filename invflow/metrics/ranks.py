@@ -1,7 +1,7 @@
 """Simulation-based calibration: ranks of truths among samples, and exact tests of their uniformity.
 
 If a truth and N samples of its posterior are exchangeable given the measurement, the rank of the truth among
-them, by any quantity, is uniform on 0 .. N (Talts, Betancourt, Simpson, Vehtari, Gelman 2018, "Validating
+the samples is uniform on 0 .. N for any quantity (Talts, Betancourt, Simpson, Vehtari, Gelman 2018, "Validating
 Bayesian inference algorithms with simulation-based calibration"). The quantity may depend on the measurement
 (Modrak, Moon, Kim, Buerkner, Huurre, Faltejskova, Gelman, Vehtari 2023).
 """
@@ -23,25 +23,25 @@ __all__ = ["RankTest", "detectable_shift", "detectable_spread", "ecdf_band", "ho
            "rank_test"]
 
 _GREATEST_SPREAD = 64.0
-_FLOOR = 1e-10  # rounding in the recursion reaches 1e-12 from below a few thousand simulations
+_FLOOR = 1e-10  # rounding in the recursion reaches 1e-12 at a few thousand simulations
 
 
 def random_ranks(samples: Tensor, truth: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Rank of each truth among its samples, ties decided at random.
+    """Rank of each truth among its samples, with ties broken at random.
 
-    Among k samples equal to the truth each of the k + 1 places is equally likely, so that the rank is uniform
-    for discrete quantities too.
+    If k samples equal the truth, each of the k + 1 places is equally likely, so the rank is uniform for discrete
+    quantities too.
 
     Args:
         samples: ``(B, N, *shape)``, equally weighted: resample weighted ones first.
         truth: ``(B, *shape)``.
-        generator: decides ties; drawn from in any case.
+        generator: Generator for breaking ties; used even if there are none.
 
     Returns:
         ``(B, *shape)`` int64, from 0 (all samples above the truth) to N.
 
     Raises:
-        ValueError: If the shapes do not fit, or for a value that is NaN.
+        ValueError: If the shapes do not fit, or a value is NaN.
     """
     if samples.ndim != truth.ndim + 1 or (samples.shape[0], *samples.shape[2:]) != tuple(truth.shape):
         raise ValueError(f"random_ranks: samples {tuple(samples.shape)} do not fit the truth {tuple(truth.shape)}: "
@@ -57,13 +57,14 @@ def random_ranks(samples: Tensor, truth: Tensor, generator: torch.Generator | No
 
 @dataclass(frozen=True)
 class RankTest:
-    """Whether ranks are uniform: their distribution function against its simultaneous band.
+    """Test of uniform ranks: their distribution function and its simultaneous band.
 
     Attributes:
-        p_value: exact; under ``alpha`` just where the function leaves the band of that level.
-        ecdf: ``(N,)``, share of ranks under k, for k = 1 .. N.
-        lower, upper: ``(N,)``, the band; the function stays inside with probability at least 1 - alpha.
-        alpha: level of the band.
+        p_value: Exact p-value; below ``alpha`` exactly if the function leaves the band of that level.
+        ecdf: ``(N,)``, share of ranks below k, for k = 1 .. N.
+        lower, upper: ``(N,)``, the band. The function of uniform ranks stays inside with probability at least
+            1 - alpha.
+        alpha: Level of the band.
     """
 
     p_value: float
@@ -73,28 +74,28 @@ class RankTest:
     alpha: float
 
     def __str__(self) -> str:
-        """The p-value, to two digits; under 1e-10, where rounding leaves the exact computation none, its bound."""
+        """The p-value to two digits; below 1e-10, where rounding errors leave no correct digit, the bound itself."""
         return f"p < {_FLOOR:.0e}" if self.p_value < _FLOOR else f"p = {self.p_value:.2g}"
 
 
 def rank_test(ranks: Tensor, num_samples: int, alpha: float = 0.05) -> RankTest:
     r"""Test that ranks are uniform on 0 .. N, by simultaneous bands of their distribution function.
 
-    The statistic is the least pointwise binomial tail, :math:`\gamma = 2 \min_k \min(P(R_k \le r_k), P(R_k \ge
-    r_k))`, with :math:`R_k \sim \text{Bin}(B, k / (N + 1))` the number of ranks under k (Saeilynoja, Buerkner,
-    Vehtari 2022, "Graphical test for discrete uniformity and its applications"). Its law is computed exactly,
-    by recursion over k: counts of the rank values are independent Poisson variables given their sum.
+    The statistic is the smallest pointwise binomial tail, :math:`\gamma = 2 \min_k \min(P(R_k \le r_k), P(R_k \ge
+    r_k))`, with :math:`R_k \sim \text{Bin}(B, k / (N + 1))` the number of ranks below k (Saeilynoja, Buerkner,
+    Vehtari 2022, "Graphical test for discrete uniformity and its applications"). A recursion over k computes its law
+    exactly: counts of the rank values are independent Poisson variables given their sum.
 
     Args:
-        ranks: ``(B,)``, integers from 0 to N, of independent simulations.
+        ranks: ``(B,)``, integers from 0 to N, from independent simulations.
         num_samples: N.
-        alpha: level of the band, in (0, 1).
+        alpha: Level of the band, in (0, 1).
 
     Returns:
-        p-value and band. P(p-value <= a) is at most a, a little less since ranks are discrete.
+        p-value and band. P(p-value <= a) is at most a, and slightly less since ranks are discrete.
 
     Raises:
-        ValueError: for ranks of another shape or out of range.
+        ValueError: If the ranks have another shape or are out of range.
 
     Example:
         >>> import torch
@@ -104,13 +105,13 @@ def rank_test(ranks: Tensor, num_samples: int, alpha: float = 0.05) -> RankTest:
         True
     """
     if ranks.ndim != 1 or len(ranks) == 0 or ranks.is_floating_point():
-        raise ValueError(f"rank_test takes integer ranks (B,), not {tuple(ranks.shape)} of {ranks.dtype}: test the "
+        raise ValueError(f"rank_test takes integer ranks (B,), not {tuple(ranks.shape)} of {ranks.dtype}: pass the "
                          "ranks of one quantity at a time, ranks[:, i]")
     if not 0 <= int(ranks.min()) <= int(ranks.max()) <= num_samples:
-        raise ValueError(f"ranks lie between {int(ranks.min())} and {int(ranks.max())}, expected 0 to {num_samples}, "
-                         "the number of samples that each truth was ranked among")
+        raise ValueError(f"ranks lie between {int(ranks.min())} and {int(ranks.max())}, expected 0 to {num_samples}: "
+                         "pass the number of samples among which each truth was ranked as num_samples")
     count = len(ranks)
-    below = torch.bincount(ranks.cpu(), minlength=num_samples + 1).cumsum(0)[:-1]  # ranks under 1 .. N
+    below = torch.bincount(ranks.cpu(), minlength=num_samples + 1).cumsum(0)[:-1]  # number of ranks below 1 .. N
     tails = _pointwise_tails(count, num_samples)
     observed = 2 * float(tails[np.arange(num_samples), below.numpy()].min())
     lower, upper = ecdf_band(count, num_samples, alpha)
@@ -123,14 +124,14 @@ def ecdf_band(num_simulations: int, num_samples: int, alpha: float = 0.05) -> tu
     Args:
         num_simulations: B.
         num_samples: N.
-        alpha: the function leaves the band with at most this probability.
+        alpha: Largest probability with which the function leaves the band.
 
     Returns:
-        ``(lower, upper)``, each ``(N,)``: least and greatest share of ranks under k inside the band, k = 1 .. N.
+        ``(lower, upper)``, each ``(N,)``: smallest and largest share of ranks below k inside the band, k = 1 .. N.
     """
     if num_simulations < 1 or num_samples < 1 or not 0 < alpha < 1:
-        raise ValueError("a band takes simulations and samples of at least 1 and alpha in (0, 1), not "
-                         f"{num_simulations}, {num_samples} and {alpha}")
+        raise ValueError("ecdf_band takes at least 1 simulation and 1 sample and alpha in (0, 1), not "
+                         f"num_simulations={num_simulations}, num_samples={num_samples} and alpha={alpha}")
     level = _critical_level(num_simulations, num_samples, alpha)
     inside = 2 * _pointwise_tails(num_simulations, num_samples) > level
     first = inside.argmax(1)
@@ -140,16 +141,16 @@ def ecdf_band(num_simulations: int, num_samples: int, alpha: float = 0.05) -> tu
 
 def rank_power(num_simulations: int, num_samples: int, alpha: float = 0.05, *, spread: float = 1.0,
                shift: float = 0.0) -> float:
-    """Probability that :func:`rank_test` rejects samples of a wrong Gaussian, exactly.
+    """Probability that :func:`rank_test` rejects samples from a wrong Gaussian, without simulation error.
 
     The truth is a draw from N(0, 1), the samples come from N(shift, spread^2).
 
     Args:
         num_simulations: B.
         num_samples: N.
-        alpha: level of the test, in (0, 1).
-        spread: standard deviation of the samples over the right one: under 1 overconfident.
-        shift: error of their mean, in right standard deviations.
+        alpha: Level of the test, in (0, 1).
+        spread: Ratio of the samples' standard deviation to the correct one; below 1 means overconfident.
+        shift: Error of the samples' mean, in units of the correct standard deviation.
 
     Returns:
         The power; for spread 1 and shift 0 the size of the test, at most alpha.
@@ -162,18 +163,18 @@ def rank_power(num_simulations: int, num_samples: int, alpha: float = 0.05, *, s
 @functools.lru_cache(maxsize=256)
 def detectable_spread(num_simulations: int, num_samples: int, alpha: float = 0.05,
                       power: float = 0.8) -> tuple[float, float]:
-    """Errors of the spread that :func:`rank_test` finds with this power.
+    """Errors of the spread that :func:`rank_test` detects with this power.
 
     Args:
         num_simulations: B.
         num_samples: N.
-        alpha: level of the test.
-        power: in (alpha, 1).
+        alpha: Level of the test.
+        power: Probability of detection, in (alpha, 1).
 
     Returns:
-        ``(narrow, wide)``: ratios of the samples' standard deviation to the right one; posteriors narrower than
-        the first or wider than the second are rejected with at least this power (Gaussian ones, see
-        :func:`rank_power`). 0 and infinity where none between 1/64 and 64 is.
+        ``(narrow, wide)``: ratios of the samples' standard deviation to the correct one. Gaussian posteriors narrower
+        than the first or wider than the second are rejected with at least this power (see :func:`rank_power`). 0 and
+        infinity if no ratio between 1/64 and 64 is.
     """
     def rejects(log_ratio: float) -> bool:
         return rank_power(num_simulations, num_samples, alpha, spread=math.exp(log_ratio)) >= power
@@ -184,15 +185,15 @@ def detectable_spread(num_simulations: int, num_samples: int, alpha: float = 0.0
 
 @functools.lru_cache(maxsize=256)
 def detectable_shift(num_simulations: int, num_samples: int, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Error of the mean, in right standard deviations, that :func:`rank_test` finds with this power.
+    """Error of the mean, in correct standard deviations, that :func:`rank_test` detects with this power.
 
-    Arguments as :func:`detectable_spread`; infinity where none up to 8 is.
+    The arguments are those of :func:`detectable_spread`. Infinity if no error up to 8 is detected.
     """
     return _least_found(lambda shift: rank_power(num_simulations, num_samples, alpha, shift=shift) >= power, 8.0)
 
 
 def _least_found(rejects: Callable[[float], bool], end: float) -> float:
-    """Between 0 and ``end``, where power begins to be enough; infinity of its sign where it is not even there."""
+    """Smallest value from 0 to ``end`` with enough power; infinity with the sign of ``end`` if there is none."""
     if not rejects(end):
         return math.copysign(math.inf, end)
     missed, caught = 0.0, end
@@ -203,13 +204,13 @@ def _least_found(rejects: Callable[[float], bool], end: float) -> float:
 
 
 def holm(p_values: Tensor) -> Tensor:
-    """Adjusted p-values: rejecting those under alpha keeps the chance of any false rejection under alpha (Holm 1979).
+    """Adjusted p-values: rejecting those up to alpha keeps the chance of any false rejection at alpha (Holm 1979).
 
     Args:
-        p_values: ``(m,)``; NaN for a test that was not made, which does not count.
+        p_values: ``(m,)``; NaN for a test that was not run, which does not count.
 
     Returns:
-        ``(m,)``, at least as large, at most 1.
+        ``(m,)``, at least as large as the p-values, at most 1.
     """
     adjusted = torch.full_like(p_values, torch.nan)
     made = (~p_values.isnan()).nonzero()[:, 0]
@@ -226,19 +227,19 @@ def holm(p_values: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=32)
 def _pointwise_tails(count: int, num_samples: int) -> np.ndarray:
     """The smaller binomial tail, P(R_k <= r) or P(R_k >= r), for k = 1 .. N and r = 0 .. B: ``(N, B + 1)``."""
-    from scipy.special import bdtr  # far lighter than scipy.stats
+    from scipy.special import bdtr  # imports much faster than scipy.stats
 
     share = np.arange(1, num_samples + 1)[:, None] / (num_samples + 1)
     below = bdtr(np.arange(count + 1.0), count, share)
-    # by symmetry, so that both tails round alike: R_k >= r just where B - R_k, of share 1 - k / (N + 1), is <= B - r
+    # by symmetry, so that both tails round alike: R_k >= r exactly if B - R_k, with share 1 - k / (N + 1), is <= B - r
     result: np.ndarray = np.minimum(below, below[::-1, ::-1])
     return result
 
 
 @functools.lru_cache(maxsize=256)
 def _critical_level(count: int, num_samples: int, alpha: float) -> float:
-    """Largest value g with P(gamma <= g) <= alpha; a function is inside the band where all of its tails are over g."""
-    # the statistic takes these values only
+    """Largest value g with P(gamma <= g) <= alpha; a function is inside the band if all of its tails are above g."""
+    # the statistic takes only these values
     values = np.unique(2 * _pointwise_tails(count, num_samples))
     low, high = -1, len(values)
     while high - low > 1:
@@ -253,7 +254,7 @@ def _critical_level(count: int, num_samples: int, alpha: float) -> float:
 @functools.lru_cache(maxsize=8192)
 def _probability_of_less(level: float, count: int, num_samples: int) -> float:
     """P(gamma <= level) for uniform ranks."""
-    inside = 2 * _pointwise_tails(count, num_samples) > level * (1 + 1e-9)  # with a margin for rounding of ties
+    inside = 2 * _pointwise_tails(count, num_samples) > level * (1 + 1e-9)  # a margin for rounding of ties
     uniform = (1 / (num_samples + 1),) * (num_samples + 1)
     return min(1.0, max(0.0, 1 - _probability_inside(inside, count, uniform)))
 
@@ -261,8 +262,8 @@ def _probability_of_less(level: float, count: int, num_samples: int) -> float:
 def _probability_inside(inside: np.ndarray, count: int, probabilities: Sequence[float]) -> float:
     """Probability that cumulative counts of a multinomial stay where ``inside`` ``(N, B + 1)`` is true.
 
-    Given their sum, independent Poisson counts are multinomial: the law of the running sum is convolved with
-    one Poisson law for each rank value, and cut to what is inside.
+    Given their sum, independent Poisson counts are multinomial. The law of the running sum is convolved with
+    one Poisson law for each rank value, and set to zero outside.
     """
     law = np.zeros(count + 1)
     law[0] = 1.0

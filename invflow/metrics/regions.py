@@ -1,7 +1,7 @@
-"""Where an image has something to show: coverage near ink, energy score over patches, means over blocks of pixels.
+"""Metrics of regions: coverage near ink, energy score of patches, means over blocks of pixels.
 
-A background that every sample gets right covers itself, and scores of single pixels do not see how they depend on each
-other. Samples are ``(B, N, C, H, W)`` with log weights ``(B, N)`` or None, truths ``(B, C, H, W)``.
+A background that every sample reproduces is always covered, and scores of single pixels do not detect how pixels depend
+on each other. Samples are ``(B, N, C, H, W)`` with log weights ``(B, N)`` or None, truths ``(B, C, H, W)``.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ __all__ = ["block_means", "coverage_near_ink", "near_ink", "patch_energy_score"]
 
 
 def near_ink(truth: Tensor, threshold: float = 0.1, distance: int = 2) -> Tensor:
-    """Pixels within a distance of a value above a threshold, chosen from the truth and not from any solver.
+    """Pixels within a distance of a value above a threshold, determined by the truth and not by any solver.
 
     Args:
-        truth: ``(B, C, H, W)``; a pixel is ink where any channel is above the threshold.
-        threshold: of the truth's values.
-        distance: in pixels, along both axes at a time: at 2 the 5 x 5 around a pixel are near it.
+        truth: ``(B, C, H, W)``; a pixel is ink if any channel is above the threshold.
+        threshold: Threshold for the truth's values.
+        distance: Distance in pixels along each axis; at 2, the 5 x 5 pixels around a pixel are near it.
 
     Returns:
         ``(B, C, H, W)`` in bool, the same for all channels.
 
     Raises:
-        ValueError: If the truth is no picture or the distance under 0.
+        ValueError: If the truth is not a picture or the distance is below 0.
 
     Example:
         >>> import torch
@@ -45,17 +45,17 @@ def near_ink(truth: Tensor, threshold: float = 0.1, distance: int = 2) -> Tensor
 
 def coverage_near_ink(samples: Tensor, truth: Tensor, level: float = 0.9, log_weights: Tensor | None = None, *,
                       threshold: float = 0.1, distance: int = 2) -> Tensor:
-    """Mean of the :func:`coverage` over the pixels that are :func:`near_ink`.
+    """Mean :func:`coverage` of the pixels that are :func:`near_ink`.
 
-    The pixels depend on the truth alone. An exact posterior covers them less or more often than its level where the
-    threshold selects truths that were bright by chance: compare solvers, or with exact draws.
+    The pixels depend only on the truth. Because the threshold selects truths that were bright by chance, the coverage
+    of an exact posterior can differ from the level. Compare solvers with each other, or with exact draws.
 
     Args:
         samples: ``(B, N, C, H, W)``.
         truth: ``(B, C, H, W)``.
-        level: in (0, 1).
+        level: Nominal level in (0, 1).
         log_weights: ``(B, N)`` or None.
-        threshold, distance: as for :func:`near_ink`.
+        threshold, distance: Same as in :func:`near_ink`.
 
     Returns:
         ``(B,)``; NaN for a truth without ink, and, with a warning, for too few effective samples.
@@ -72,19 +72,20 @@ def coverage_near_ink(samples: Tensor, truth: Tensor, level: float = 0.9, log_we
 def patch_energy_score(samples: Tensor, truth: Tensor, log_weights: Tensor | None = None, *, size: int = 7,
                        stride: int | None = None, fair: bool = True, max_pairs: int = 1 << 21,
                        generator: torch.Generator | None = None) -> Tensor:
-    """Mean over patches of their :func:`energy_score`: it sees how near pixels depend on each other.
+    """Mean :func:`energy_score` of patches, which detects how neighbouring pixels depend on each other.
 
-    The energy score of a whole image is mostly the error of its mean, the more the larger the image (Pinson and Tastu
-    2013); of small patches it tells laws apart that differ in their correlations.
+    The energy score of a whole image is mostly the error of its mean, increasingly so for larger images (Pinson and
+    Tastu 2013). That of small patches distinguishes laws that differ in their correlations.
 
     Args:
         samples: ``(B, N, C, H, W)``.
         truth: ``(B, C, H, W)``.
         log_weights: ``(B, N)`` or None.
-        size: side of the square patches, at most that of the image.
-        stride: between patches; None: ``size``, so that none overlap. Pixels beyond the last whole patch are left out.
-        fair: as for :func:`energy_score`.
-        max_pairs, generator: as for :func:`energy_score`.
+        size: Side of the square patches, at most that of the image.
+        stride: Distance between patches; None for ``size``, so that none overlap. Pixels beyond the last whole patch
+            are left out.
+        fair: Same as in :func:`energy_score`.
+        max_pairs, generator: Same as in :func:`energy_score`.
 
     Returns:
         ``(B,)``, in the units of the image times the root of a patch's number of values.
@@ -103,13 +104,13 @@ def patch_energy_score(samples: Tensor, truth: Tensor, log_weights: Tensor | Non
 
 
 def block_means(images: Tensor, size: int = 4) -> Tensor:
-    """Means over square blocks of pixels, to be scored in place of the pixels by :func:`crps` or :func:`coverage`.
+    """Means over square blocks of pixels, for use in place of pixels in :func:`crps` or :func:`coverage`.
 
-    Intervals of single pixels can be right while the sums over a region are covered always or never.
+    Intervals of single pixels can have the right coverage although sums over a region are always or never covered.
 
     Args:
         images: ``(..., C, H, W)``, samples or truths.
-        size: side of a block, at most that of the image. Pixels beyond the last whole block are left out.
+        size: Side of a block, at most that of the image. Pixels beyond the last whole block are left out.
 
     Returns:
         ``(..., C, H // size, W // size)``.

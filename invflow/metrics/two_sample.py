@@ -1,4 +1,4 @@
-"""Classifier two-sample test: can a small network tell two sets of samples apart?"""
+"""Classifier two-sample test: whether a small network can tell two sets of samples apart."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["C2ST", "classifier_two_sample_test"]
 
 
 class C2ST(NamedTuple):
-    """Accuracy on held-out samples, ``(B,)``, and the p-value of the laws being equal, ``(B,)``."""
+    """Accuracy on held-out samples, ``(B,)``, and the p-value of the hypothesis that the laws are equal, ``(B,)``."""
 
     accuracy: Tensor
     p_value: Tensor
@@ -28,29 +28,29 @@ def classifier_two_sample_test(x: Tensor, y: Tensor, log_weights: Tensor | None 
                                y_log_weights: Tensor | None = None, *, hidden: int = 64, steps: int = 300,
                                learning_rate: float = 1e-2, weight_decay: float = 1e-2,
                                generator: torch.Generator | None = None) -> C2ST:
-    r"""Classifier two-sample test (Lopez-Paz and Oquab 2017): half of the samples train, the other half judge.
+    r"""Classifier two-sample test (Lopez-Paz and Oquab 2017): one half of the samples trains, the other half tests.
 
-    For each b a network with one hidden layer learns which set a sample is from, on standardised values; all b
-    are trained at once. The accuracy is the mean of both sets' shares judged right, 1/2 for equal laws whatever N
-    and M. Given the trained network, the two shares judged "first" have the same expectation for equal laws: the
-    p-value is that of their difference being larger, one-sided, by the normal approximation.
+    For each b a network with one hidden layer learns, on standardised values, which set a sample is from. All b are
+    trained at once. The accuracy is the mean of both sets' shares of correct answers, 1/2 for equal laws at any N and
+    M. Given the trained network, the shares of the two sets that are classified as "first" have the same expectation
+    for equal laws. The p-value is one-sided, for their difference, by the normal approximation.
 
-    A large p-value says that this classifier saw no difference in this many samples, no more.
+    A large p-value only means that this classifier found no difference with this many samples.
 
     Args:
-        x: ``(B, N, *shape)``, N >= 4; the features of :func:`classifier_features` where images are large.
+        x: ``(B, N, *shape)``, N >= 4; for large images, the features of :func:`classifier_features`.
         y: ``(B, M, *shape)``, M >= 4.
-        log_weights: of x, ``(B, N)`` or None. The number of samples is then the effective one.
-        y_log_weights: of y, ``(B, M)`` or None.
-        hidden: units.
-        steps: of Adam, on the whole training half at a time.
-        learning_rate: of Adam.
-        weight_decay: of Adam, decoupled.
-        generator: source of the halves and of the first weights.
+        log_weights: Log weights of x, ``(B, N)`` or None. The number of samples is then the effective one.
+        y_log_weights: Log weights of y, ``(B, M)`` or None.
+        hidden: Number of hidden units.
+        steps: Number of steps of Adam, each on the whole training half.
+        learning_rate: Learning rate of Adam.
+        weight_decay: Decoupled weight decay of Adam.
+        generator: Generator for the halves and the initial weights.
 
     Returns:
-        ``accuracy`` and ``p_value``, ``(B,)`` each. NaN, with a warning, where a law has fewer than four effective
-        samples, or a half of them no weight at all.
+        ``accuracy`` and ``p_value``, ``(B,)`` each. NaN, with a warning, if a law has fewer than four effective
+        samples, or if one of its halves has no weight.
 
     Raises:
         ValueError: If the shapes do not fit or a set has fewer than four samples.
@@ -71,7 +71,7 @@ def classifier_two_sample_test(x: Tensor, y: Tensor, log_weights: Tensor | None 
         few |= (masses[-1][:, :half].sum(1) == 0) | (masses[-1][:, half:].sum(1) == 0)
     if bool(few.any()):
         warnings.warn(f"classifier_two_sample_test: {int(few.sum())} of {len(few)} comparisons have fewer than four "
-                      "effective samples to train or to judge with: their results are NaN", stacklevel=3)
+                      "effective samples for training or testing: their results are NaN", stacklevel=3)
     halves = [values.shape[1] // 2 for values in sets]
     train = torch.cat([v[:, :h] for v, h in zip(sets, halves)], 1)
     mass = torch.cat([_share(w[:, :h]) / 2 for w, h in zip(masses, halves)], 1)
@@ -105,7 +105,7 @@ def classifier_two_sample_test(x: Tensor, y: Tensor, log_weights: Tensor | None 
 
 
 def _share(weights: Tensor) -> Tensor:
-    """Weights of one half, summing to 1; equal ones where it has no weight at all, so that training stays finite."""
+    """Weights of one half, which sum to 1; equal if the half has no weight, so that training stays finite."""
     total = weights.sum(1, keepdim=True)
     return torch.where(total > 0, weights / total.clamp(min=1e-30), 1 / weights.shape[1])
 
@@ -113,7 +113,7 @@ def _share(weights: Tensor) -> Tensor:
 def _first_weights(batch: int, inputs: int, hidden: int, generator: torch.Generator, like: Tensor) -> list[Tensor]:
     shapes = [(inputs, hidden), (1, hidden), (hidden, 1)]
     gains = [math.sqrt(2 / inputs), 0.5, math.sqrt(1 / hidden)]
-    # the same first weights for all b: the result of one does not depend on how many there are
+    # the same initial weights for all b, so that the result for one does not depend on their number
     values = [draw_noise(shape, generator).to(like) * gain for shape, gain in zip(shapes, gains)]
     return [value.expand(batch, *value.shape).clone().requires_grad_() for value in values]
 

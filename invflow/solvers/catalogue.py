@@ -43,11 +43,11 @@ def _entry(name: str, place: str, description: str, takes: Any = "prior") -> Sol
 
 vfm = _entry("vfm", "vfm:VFM.load", "one network call for each sample; trained for certain problem classes", "name")
 fmtt = _entry("fmtt", "tilting.fmtt:FMTT", "iterative tilting along the path, with weights; needs no training")
-lmmse = _entry("lmmse", "baselines.lmmse:LinearMMSE.load", "best linear estimate and its Gaussian, a baseline", "name")
+lmmse = _entry("lmmse", "baselines.lmmse:LinearMMSE.load", "best linear estimate and its Gaussian; a baseline", "name")
 noise_smc = _entry("noise-smc", "noise.tempered:NoiseSMC",
-                   "sequential Monte Carlo in noise space, exact as particles grow")
+                   "sequential Monte Carlo in noise space; converges as the number of particles grows")
 noise_rto = _entry("noise-rto", "noise.rto:NoiseRTO",
-                   "randomise-then-optimise in noise space, independent draws for sharp rewards")
+                   "randomise-then-optimise in noise space: independent draws for sharp rewards")
 dps = _entry("dps", "field.dps:DPS", "diffusion posterior sampling; a baseline")
 pigdm = _entry("pigdm", "field.pigdm:PiGDM", "pseudoinverse-guided diffusion; a baseline")
 moment_matching = _entry("moment-matching", "field.moment_matching:MomentMatching",
@@ -69,10 +69,10 @@ noise_langevin = _entry("noise-langevin", "noise.langevin:NoiseLangevin",
 d_flow = _entry("d-flow", "noise.d_flow:DFlow",
                 "the noise whose image fits the measurement: optimisation, not sampling")
 tds = _entry("tds", "tilting.twisted_diffusion:TwistedDiffusion",
-             "twisted diffusion sampling, exact as particles grow; a baseline")
+             "twisted diffusion sampling; converges as the number of particles grows; a baseline")
 top_k = _entry("top-k", "search:TopKSearch", "tilted dynamics that keep the best particles: optimisation, not sampling")
 beam = _entry("beam", "search:BeamSearch",
-              "branches along the path, of which the best go on: optimisation, not sampling")
+              "branches along the path and keeps the best: optimisation, not sampling")
 best_of_n = _entry("best-of-n", "search:BestOfN", "the best of many prior draws: optimisation, not sampling")
 bicubic = _entry("bicubic", "baselines.classical:Bicubic",
                  "bicubic interpolation: one image, no posterior; a baseline", "nothing")
@@ -84,5 +84,5 @@ bm3d = _entry("bm3d", "baselines.block_matching:BM3D",
               "block matching, for noise and circular blurs: one image; a baseline", "nothing")
 plug_and_play = _entry("plug-and-play", "baselines.plug_and_play:PlugAndPlay",
                        "splitting with the prior's denoiser: one image; a baseline")
-exact = _entry("exact", "catalogue:build_exact", "closed form, for Gaussian mixtures and problems that know theirs",
+exact = _entry("exact", "catalogue:build_exact", "exact posterior of Gaussian mixtures and of problems that provide it",
                "source")

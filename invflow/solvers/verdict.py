@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["MEETS", "MISSES", "sentence"]
 
-#: residuals of samples, in units of sigma, within which they fit a measurement, and above which they do not
+#: residuals of samples, in units of sigma: range in which they fit a measurement, limit above which they do not
 MEETS, MISSES = (0.8, 1.2), 2.0
 
 
@@ -30,26 +30,26 @@ def sentence(residual: Tensor, level_known: Tensor | None, operator_known: Tenso
         certificate (:func:`invflow.calibrate`) tests the spread where nothing was measured.
     """
     given = (residual, level_known, operator_known, moved)
-    # numbers on the host, all in one copy: a GPU is waited for once, and tensors of a few cost more than all the rest
+    # all numbers in one copy to the host, which waits for the GPU only once; small tensors would take most of the time
     rows = iter(torch.stack([x.to(residual) for x in given if x is not None]).tolist())
     values: list[float] = next(rows)
     levels, operators, moves = (None if x is None else next(rows) for x in given[1:])
     said = [_fit(values)]
     strange = []
     if levels is not None and not all(levels):
-        strange.append(f"{_lower([not known for known in levels])} noise lies outside the levels that it was trained "
-                       "for")
+        strange.append(f"{_lower([not known for known in levels])} noise lies outside the levels that the adapter was "
+                       "trained for")
     if stand_in is not None:
-        strange.append(f"the operator was taken for one of {stand_in}")
+        strange.append(f"the operator was treated as one of {stand_in}")
     elif operators is not None and not all(operators):
-        strange.append(f"{_lower([not known for known in operators])} operator lies outside those that it was trained "
-                       "for")
+        strange.append(f"{_lower([not known for known in operators])} operator lies outside those that the adapter was "
+                       "trained for")
     if strange:
-        said.append(f"But {', and '.join(strange)}: the answer is an extrapolation.")
+        said.append(f"But {', and '.join(strange)}: the samples are an extrapolation.")
     elif levels is not None or operators is not None:
         inside = [what for what, known in (("noise", levels), ("operator", operators)) if known is not None]
-        said.append(f"{' and '.join(inside).capitalize()} {'are' if len(inside) > 1 else 'is'} within what it was "
-                    "trained for.")
+        said.append(f"{' and '.join(inside).capitalize()} {'are' if len(inside) > 1 else 'is'} within the range "
+                    "that the adapter was trained for.")
     if moves is not None:
         said.append(f"The correction by the data moved the samples by {math.hypot(*moves) / len(moves) ** 0.5:.3f} "
                     "(root mean square).")
@@ -60,15 +60,15 @@ def _fit(values: list[float]) -> str:
     low, high = min(values), max(values)
     span = f"{low:.2f}" + (f" to {high:.2f}" if len(values) > 1 else "")
     if high > MISSES:
-        return (f"{_share([v > MISSES for v in values])} measurement is missed by the samples, by {span} times its "
-                "noise where 1 is right: they are no draws of the posterior.")
+        return (f"{_share([v > MISSES for v in values])} samples do not fit the measurement: residuals of {span} times "
+                "the noise, where 1 is expected. They are not draws from the posterior.")
     if high > MEETS[1]:
-        return (f"{_share([v > MEETS[1] for v in values])} measurement is not quite met: the samples miss by {span} "
-                "times its noise, 1 is right.")
+        return (f"{_share([v > MEETS[1] for v in values])} samples do not quite fit the measurement: residuals of "
+                f"{span} times the noise, where 1 is expected.")
     if low < MEETS[0]:
-        return (f"{_share([v < MEETS[0] for v in values])} measurement is met too closely, its noise included: {span} "
-                "times it, 1 is right.")
-    return f"The samples meet the measurement{'s' * (len(values) > 1)}: residuals of {span} times the noise."
+        return (f"{_share([v < MEETS[0] for v in values])} samples fit the measurement too closely, including its "
+                f"noise: residuals of {span} times the noise, where 1 is expected.")
+    return f"The samples fit the measurement{'s' * (len(values) > 1)}: residuals of {span} times the noise."
 
 
 def _share(rows: list[bool]) -> str:

@@ -370,7 +370,7 @@ def test_one_process_does_what_is_not_shared(command: tuple[str, ...], monkeypat
     ("solve mnist", "there are mnist/box-inpainting"),
     ("solve mnist/tilt-3 --solver vfm", "--solver fmtt"),
     ("calibrate gaussian/linear --solver exact --simulations 100000000000", "not enough memory"),
-    ("calibrate gaussian/linear --solver exact --simulations 2 --samples 100000000000", "more than fit"),
+    ("calibrate gaussian/linear --solver exact --simulations 2 --samples 100000000000", "do not fit into memory"),
     ("train checkerboard --set log_every=0 --output OUT", "log_every is 0: pass at least 1"),
     ("train checkerboard --set batch_size=abc --output OUT", "batch_size is 'abc': pass a whole number"),
     ("train checkerboard --set learning_rate=nan --output OUT", "learning_rate is 'nan': pass a number"),

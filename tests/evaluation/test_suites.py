@@ -147,7 +147,7 @@ def test_mean_gap_is_the_ratio_of_squared_errors() -> None:
 
 
 def test_sizes_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="take 30 exact draws"):
+    with pytest.raises(ValueError, match="need 30 exact draws"):
         floor_ratio(torch.zeros(1, 10, 2), torch.zeros(1, 20, 2))
     with pytest.raises(ValueError, match="do not fit"):
         mean_gap(torch.zeros(1, 10, 2), torch.zeros(1, 20, 3), torch.zeros(1, 2))

@@ -103,5 +103,5 @@ def test_arrays_are_read_as_they_were_written(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps(arrays))
     assert np.array_equal(read_arrays(path)["a"]["kernel"], arrays["a"]["kernel"])
     path.write_bytes(pickle.dumps(arrays)[:-20])
-    with pytest.raises(ValueError, match="no file of arrays"):
+    with pytest.raises(ValueError, match="is not a file of arrays"):
         read_arrays(path)

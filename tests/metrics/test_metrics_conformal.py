@@ -69,7 +69,7 @@ def test_conformal_intervals_take_a_posterior():
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: metrics.conformal_scale(randn(8, 39), randn(8), 0.9), "it takes 9"),
+    (lambda: metrics.conformal_scale(randn(8, 39), randn(8), 0.9), "for level 0.9: pass 9"),
     (lambda: metrics.conformal_scale(randn(9, 39), randn(9), 0.9, kind="pixels"), "'pixel', 'average', 'image'"),
 ])
 def test_errors_say_what_is_wrong(call, message):

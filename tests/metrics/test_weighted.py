@@ -109,7 +109,7 @@ def test_a_weighted_metric_is_that_of_the_resampled_law(name: str) -> None:
 def test_precision_and_recall_and_the_classifier_refuse_one_effective_sample() -> None:
     x = randn(1, COUNT, 3)
     log_weights = tempered(x, 1.0001)
-    with pytest.raises(ValueError, match="have weight to speak of"):
+    with pytest.raises(ValueError, match="have a weight of at least"):
         metrics.precision_recall(x[0], randn(50, 3, seed=1), log_weights=log_weights[0])
     with pytest.warns(UserWarning, match="fewer than four effective samples"):
         found = metrics.classifier_two_sample_test(x, randn(1, 50, 3, seed=1), log_weights, steps=2)
@@ -146,10 +146,10 @@ def test_conformal_intervals_of_one_sample_hold_every_value() -> None:
     with pytest.warns(UserWarning, match="needs 9 effective samples, but 20 of 60 observations have fewer"):
         found = metrics.conformal_scale(samples, truth, 0.8, log_weights)
     assert bool((found.scale < equal.scale).all())  # those of the others may miss more often
-    with pytest.warns(UserWarning, match="theirs hold every value"):
+    with pytest.warns(UserWarning, match="their intervals contain every value"):
         low, high = found.interval(samples[:30], log_weights[:30])
     assert bool((low[:20] == -torch.inf).all() & (high[:20] == torch.inf).all() & high[20:].isfinite().all())
-    with pytest.warns(UserWarning, match="theirs hold every value"):
+    with pytest.warns(UserWarning, match="their intervals contain every value"):
         covered = found.covered(samples, truth, log_weights)
     assert float(covered.double().mean()) >= 0.8
     with pytest.warns(UserWarning, match="20 of 20 observations have fewer"):

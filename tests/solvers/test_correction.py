@@ -288,15 +288,15 @@ def test_likelihood_without_noise_has_no_density():
 def test_verdicts_in_words():
     inside, outside = torch.tensor([True, True]), torch.tensor([True, False])
     good = sentence(torch.tensor([0.95, 1.1]), inside, inside)
-    assert good == ("The samples meet the measurements: residuals of 0.95 to 1.10 times the noise. Noise and operator "
-                    "are within what it was trained for.")
+    assert good == ("The samples fit the measurements: residuals of 0.95 to 1.10 times the noise. Noise and operator "
+                    "are within the range that the adapter was trained for.")
     assert sentence(torch.tensor([1.0]), None, None).count(".") == 2
     missed = sentence(torch.tensor([0.95, 2.5]), inside, None)
-    assert missed.startswith("In 1 of 2 observations the measurement is missed")
-    assert "met too closely" in sentence(torch.tensor([0.5]), None, None)
-    assert "not quite met" in sentence(torch.tensor([1.5]), None, None)
+    assert missed.startswith("In 1 of 2 observations the samples do not fit the measurement")
+    assert "fit the measurement too closely" in sentence(torch.tensor([0.5]), None, None)
+    assert "do not quite fit" in sentence(torch.tensor([1.5]), None, None)
     assert "in 1 of 2 observations the noise lies outside" in sentence(torch.tensor([1.0, 1.0]), outside, None)
-    assert "taken for one of random-inpainting" in sentence(torch.tensor([1.0]), None, None, "random-inpainting")
+    assert "treated as one of random-inpainting" in sentence(torch.tensor([1.0]), None, None, "random-inpainting")
 
 
 def test_operators_beyond_the_training_are_told_apart():

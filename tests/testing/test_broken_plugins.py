@@ -377,7 +377,7 @@ REWARDS = [
 
 
 class Importance(Solver):
-    """Draws of the prior, weighted by the likelihood: exact as particles grow."""
+    """Draws of the prior, weighted by the likelihood: they converge as the number of draws grows."""
 
     chunk_size: int | None = None  # as the library's own solvers have it
 

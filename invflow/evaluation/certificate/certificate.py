@@ -186,7 +186,7 @@ class Certificate:
         """Plot rank functions with their bands, the TARP curve, coverage, z-scores and contraction.
 
         Args:
-            **options: see :func:`invflow.evaluation.certificate.figure.certificate_figure`.
+            **options: See :func:`invflow.evaluation.certificate.figure.certificate_figure`.
         """
         from invflow.evaluation.certificate.figure import certificate_figure
 

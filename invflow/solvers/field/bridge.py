@@ -1,4 +1,4 @@
-"""What a flow map and a likelihood look like to deepinv. Imports deepinv, so it is itself imported where it is used."""
+"""A flow map and a likelihood as deepinv objects. Imports deepinv, so import this module only where it is used."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ __all__ = ["FlowDenoiser", "NoiseFrom", "TogetherPhysics", "direct_physics", "gu
            "physics_of", "spectral_physics"]
 
 
-class FlowDenoiser(Denoiser):  # type: ignore[misc]  # deepinv says no types
+class FlowDenoiser(Denoiser):  # type: ignore[misc]  # deepinv has no types
     r"""The denoiser of a flow map, D(x, sigma) for images x plus noise of standard deviation sigma.
 
     With images decode(m) = scale m + shift, the state x_t = (1 - t) z + t m divided by t is m + ((1 - t) / t) z: an
     image at noise level sigma = |scale| (1 - t) / t, so that t = 1 / (1 + sigma / |scale|).
 
     Args:
-        prior: with affine decoding.
-        value_range: (low, high), which deepinv gets to see as [0, 1].
-        rows: images are handed over as one batch entry ``(1, n, ...)`` in place of ``(n, ...)``.
+        prior: A flow map with affine decoding.
+        value_range: (low, high), the range of images that deepinv sees as [0, 1].
+        rows: Number of images n if they are passed as one batch entry ``(1, n, ...)``; None for ``(n, ...)``.
     """
 
     def __init__(self, prior: FlowMap, value_range: tuple[float, float], rows: int | None = None) -> None:
         super().__init__()
-        # in a tuple, so that the map does not become a submodule, to be moved and counted with this one
+        # in a tuple, so that the map is not registered as a submodule, which would be moved and counted with this one
         self._prior = (prior,)
         self.low, self.span, self.rows = value_range[0], value_range[1] - value_range[0], rows
 
@@ -57,9 +57,9 @@ class FlowDenoiser(Denoiser):  # type: ignore[misc]  # deepinv says no types
 
 
 class NoiseFrom(TorchFunctionMode):
-    """While it is open, ``torch.randn_like`` draws from rows' noise, not from the global generator.
+    """Context in which ``torch.randn_like`` draws from the noise of the rows, not from the global generator.
 
-    Some of deepinv's samplers draw from the global generator alone, and a seed of 0 leaves even that unset.
+    Some of deepinv's samplers draw only from the global generator, and do not even seed it when the seed is 0.
     """
 
     def __init__(self, noise: RowNoise, rows: int | None = None) -> None:
@@ -75,11 +75,11 @@ class NoiseFrom(TorchFunctionMode):
 
 
 def measured(rows: Rows, value_range: tuple[float, float], whiten: bool) -> tuple[Tensor, Tensor]:
-    """Measurements of images in units of [0, 1], in float32, and what they are divided by.
+    """Measurements of images in units of [0, 1], in float32, and the level that they are divided by.
 
     Returns:
-        y: ``(n, *measurement_shape)``, less what the lower end of the range measures (of a linear operator).
-        level: ``(n,)``, sigma where the measurement is to be whitened, else ones.
+        y: ``(n, *measurement_shape)``; for a linear operator, minus the measurement of the lower end of the range.
+        level: ``(n,)``, sigma if the measurement is whitened, otherwise ones.
     """
     likelihood = rows.likelihood
     y = likelihood.y.float()
@@ -91,13 +91,13 @@ def measured(rows: Rows, value_range: tuple[float, float], whiten: bool) -> tupl
 
 
 def direct_physics(rows: Rows, value_range: tuple[float, float], level: Tensor, sigma: Tensor | float) -> Physics:
-    """The operator of each row, divided by its level, of images in units of [0, 1].
+    """The operator of each row, divided by its level, for images in units of [0, 1].
 
     Args:
-        rows: whose operators; linear or not.
-        value_range: what [0, 1] stands for.
-        level: ``(n,)``.
-        sigma: the noise that is left, a number or ``(n,)``.
+        rows: Rows with their operators, linear or not.
+        value_range: (low, high), the range of images that maps to [0, 1].
+        level: ``(n,)``, the level of each row, from :func:`measured`.
+        sigma: Standard deviation of the noise after the division, a number or ``(n,)``.
     """
     operator = rows.likelihood.operator
     low, span = value_range[0], value_range[1] - value_range[0]
@@ -119,7 +119,7 @@ def direct_physics(rows: Rows, value_range: tuple[float, float], level: Tensor, 
 
 def spectral_physics(rows: Rows, value_range: tuple[float, float], level: Tensor,
                      sigma: Tensor | float) -> DecomposablePhysics:
-    """The same from its singular system, with which deepinv inverts exactly."""
+    """Same as :func:`direct_physics`, built from the singular system, with which deepinv inverts in closed form."""
     system, span = rows.system, value_range[1] - value_range[0]
     assert system is not None
     values = span * system.values.float() / level.reshape(-1, 1)
@@ -128,14 +128,14 @@ def spectral_physics(rows: Rows, value_range: tuple[float, float], level: Tensor
 
 
 def physics_of(rows: Rows, value_range: tuple[float, float], level: Tensor, sigma: Tensor | float) -> Physics:
-    """From the singular system where there is one."""
+    """The physics of the rows, built from the singular system if there is one."""
     build = direct_physics if rows.system is None else spectral_physics
     return build(rows, value_range, level, sigma)
 
 
 def guided_diffusion(prior: FlowMap, rows: Rows, value_range: tuple[float, float], steps: int,
                      fidelity: NoisyDataFidelity) -> Tensor:
-    """Ancestral sampling of deepinv's variance-preserving diffusion, with its approximation of the likelihood.
+    """Run ancestral sampling of deepinv's variance-preserving diffusion, with its approximation of the likelihood.
 
     Returns:
         Images in units of [0, 1], ``(n, *image_shape)``.
@@ -159,10 +159,10 @@ def guided_diffusion(prior: FlowMap, rows: Rows, value_range: tuple[float, float
 
 
 class TogetherPhysics:
-    """What DDRM reads of a physics, with all n rows as one batch entry.
+    """The part of a physics that DDRM uses, with all n rows as one batch entry.
 
-    DDRM repeats one set of singular values for all images; as a single entry of n d coefficients, each row keeps its
-    own.
+    DDRM uses one set of singular values for all images. As a single entry of n d coefficients, each row keeps its own
+    set.
     """
 
     def __init__(self, rows: Rows, value_range: tuple[float, float], level: Tensor) -> None:
@@ -173,7 +173,7 @@ class TogetherPhysics:
         self.noise_model = GaussianNoise(sigma=1.0)
 
     def U_adjoint(self, y: Tensor) -> Tensor:
-        """``(1, n, *measurement_shape)`` to ``(1, n, d)``; a copy, which DDRM may write to."""
+        """``(1, n, *measurement_shape)`` to ``(1, n, d)``; a copy, since DDRM may write to it."""
         return self.system.u_adjoint(y[0])[None].clone()
 
     def V(self, z: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ __all__ = ["DAPS", "powers"]
 
 
 def powers(first: float, last: float, steps: int, rho: float = 7.0) -> list[float]:
-    """Noise levels that are even in their rho-th root (Karras et al. 2022), ``steps`` of them and a final 0.
+    """Noise levels evenly spaced in their rho-th root (Karras et al. 2022): ``steps`` levels and a final 0.
 
-    The last level itself is left out: the level 0 takes its place, as in the authors' code of DAPS.
+    The level ``last`` itself is omitted; 0 takes its place, as in the DAPS authors' code.
     """
     a, b = first ** (1 / rho), last ** (1 / rho)
     return [(a + k / steps * (b - a)) ** rho for k in range(steps)] + [0.0]

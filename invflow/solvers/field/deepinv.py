@@ -1,4 +1,4 @@
-"""The samplers that deepinv runs too, by the name of the module that held them all."""
+"""Former module of the samplers that deepinv implements too; kept for its import path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weighted Diamond Maps: the value of a state, estimated with any flow map by adding noise and jumping."""
+"""Weighted Diamond Maps: guidance by the value of a state, estimated by adding noise and jumping with a flow map."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class WeightedDiamondMaps(RowSampler):
         self.steps, self.particles, self.snr, self.weights = steps, particles, snr, weights
 
     def earlier(self, t: float) -> tuple[float, float, float]:
-        """Time t' that noise takes a state of time t back to, with the factor and the noise of x' given x."""
+        """Time t' to which noise takes a state back from time t, with the factor and the noise level of x' given x."""
         factor = 1 / (t + math.sqrt(self.snr) * (1 - t))
         before = factor * t
         return before, factor, math.sqrt((1 - before) ** 2 - (factor * (1 - t)) ** 2)

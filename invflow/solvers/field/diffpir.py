@@ -73,7 +73,7 @@ class DiffPIR(DiffusionSampler):
             bar, after = alpha_bars()[time], alpha_bars()[following]
             level = math.sqrt((1 - bar) / bar)
             denoised = scene.denoise(x / math.sqrt(bar), level).clamp(-1, 1)
-            # of images of the library: rho / sigma^2 = lambda / level^2 in units of [0, 1]
+            # for images of the library: rho / sigma^2 = lambda / level^2 in units of [0, 1]
             variance = level**2 / self.lambda_ * (2 * scene.half) ** 2
             likelihood = scene.rows.likelihood
             fitted = regularised_solution(likelihood, scene.rows.system, scene.image(denoised), likelihood.y.to(x),
@@ -99,6 +99,6 @@ class DiffPIR(DiffusionSampler):
 
 
 def quadratic(steps: int) -> list[int]:
-    """Falling times from 999 to 0, closer and closer; fewer than ``steps`` where whole numbers fall together."""
+    """Decreasing times from 999 to 0, at shrinking distances; fewer than ``steps`` where rounding makes some equal."""
     passed = [min(int(TRAINED_STEPS * math.sqrt(k / (steps - 1))), TRAINED_STEPS - 1) for k in range(steps)]
     return [TRAINED_STEPS - 1 - k for k in dict.fromkeys(passed)]

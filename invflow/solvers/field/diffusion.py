@@ -20,7 +20,7 @@ from invflow.solvers.field.rows import Rows, RowSampler
 __all__ = ["DiffusionSampler", "RangedSampler", "Scaled", "SharedSettings", "alpha_bars", "evenly",
            "require_positive"]
 
-#: steps of the diffusion that Ho, Jain and Abbeel (2020) train, of which these samplers visit some
+#: number of steps of the diffusion that Ho, Jain and Abbeel (2020) train; these samplers use a subset of them
 TRAINED_STEPS = 1000
 
 
@@ -38,8 +38,8 @@ class RangedSampler(RowSampler):
     Args:
         prior: A flow map trained with noise independent of the data, with affine decoding.
         value_range: (low, high), the range of images that the method assumes; keep the default for images in [0, 1].
-        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples
-            do not depend on it beyond rounding.
+        chunk_size: Number of rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU.
+            Samples do not depend on it beyond rounding.
     """
 
     def __init__(self, prior: FlowMap, *, value_range: tuple[float, float] = (0.0, 1.0),
@@ -51,7 +51,7 @@ class RangedSampler(RowSampler):
         self.value_range = (low, high)
 
     def _from_unit(self, x: Tensor) -> Tensor:
-        """Images of what deepinv made in [0, 1], one for each row: ``(n, 1, *image_shape)``."""
+        """Images from deepinv's output in [0, 1], one for each row: ``(n, 1, *image_shape)``."""
         return (self.value_range[0] + (self.value_range[1] - self.value_range[0]) * x.double())[:, None]
 
 
@@ -66,15 +66,15 @@ class DiffusionSampler(RangedSampler):
         steps: Number of noise levels.
         variant: ``"paper"``, or ``"deepinv"`` for the form of deepinv 0.5, whose settings are in its own units.
         value_range: (low, high), the range of images that maps to the method's [-1, 1] (in deepinv's form, [0, 1]).
-        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples
-            do not depend on it beyond rounding.
+        chunk_size: Number of rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU.
+            Samples do not depend on it beyond rounding.
 
     Raises:
         TypeError, ValueError: If the prior or a setting does not fit; in ``sample``, if the method cannot handle the
             operator (the message names solvers that can).
     """
 
-    #: of the paper's form; None: as many as you like
+    #: largest number of steps of the paper's form; None for no limit
     most_steps: int | None = TRAINED_STEPS
 
     def __init__(self, prior: FlowMap, steps: int, *, variant: str = "paper",
@@ -84,7 +84,7 @@ class DiffusionSampler(RangedSampler):
             raise ValueError(f"there is no variant {variant!r}: choose 'paper' or 'deepinv'")
         most = math.inf if self.most_steps is None or variant == "deepinv" else self.most_steps
         if not 2 <= steps <= most:
-            raise ValueError(f"steps={steps}: {type(self).__name__} takes at least 2 of them"
+            raise ValueError(f"steps={steps}: {type(self).__name__} takes at least 2 steps"
                              + (f" and at most {most}" if most < math.inf else ""))
         self.steps, self.variant = steps, variant
 
@@ -101,14 +101,14 @@ class DiffusionSampler(RangedSampler):
         init.__signature__ = own.replace(parameters=parameters)
 
     def _only_deepinv(self, mend: str, **values: Any) -> None:
-        """Refuse settings of deepinv's form in the paper's, with what to pass."""
+        """Refuse settings of deepinv's form in the paper's form; ``mend`` says what to pass instead."""
         for name, value in values.items():
             if value is not None and self.variant == "paper":
                 raise ValueError(f"{name}={value} is a setting of deepinv's form: {mend}, or pass variant='deepinv' "
                                  "with it")
 
     def _only_paper(self, **values: Any) -> None:
-        """Refuse settings of the paper's form in deepinv's."""
+        """Refuse settings of the paper's form in deepinv's form."""
         for name, value in values.items():
             if value is not None and self.variant == "deepinv":
                 raise ValueError(f"{name}={value} is a setting of the paper's form, absent from variant='deepinv': "
@@ -122,26 +122,26 @@ class DiffusionSampler(RangedSampler):
 
     @abstractmethod
     def _paper(self, scene: Scaled) -> Tensor:
-        """Images x in [-1, 1], ``(n, *image_shape)``, by the paper's algorithm."""
+        """Images x in [-1, 1], ``(n, *image_shape)``, from the paper's algorithm."""
 
     @abstractmethod
     def _deepinv(self, rows: Rows) -> Tensor:
-        """Images ``(n, 1, *image_shape)`` by deepinv's."""
+        """Images ``(n, 1, *image_shape)`` from deepinv's algorithm."""
 
 
 class Scaled:
     """Rows in the units of the papers: images x in [-1, 1], measured as y = A x + sigma noise.
 
-    Images of the library are mid + half x. Measurements are less what mid measures and divided by half, noise too. Of
-    an operator that is not linear, only the difference to the measurement is divided.
+    Images of the library are mid + half x. Measurements are reduced by the measurement of mid and divided by half, and
+    so is the noise. For a nonlinear operator, only the residual is divided.
 
     Args:
-        prior: with affine decoding.
-        rows: whose measurements.
-        value_range: (low, high) of images.
+        prior: A flow map with affine decoding.
+        rows: Rows with their measurements.
+        value_range: (low, high), the range of images.
 
     Attributes:
-        sigma: noise of the measurements in these units, ``(n,)``.
+        sigma: Noise level of the measurements in these units, ``(n,)``.
     """
 
     def __init__(self, prior: FlowMap, rows: Rows, value_range: tuple[float, float]) -> None:
@@ -150,7 +150,7 @@ class Scaled:
         self.sigma = rows.likelihood.sigma.to(self.zeros()) / self.half
 
     def zeros(self) -> Tensor:
-        """In the shape and type of x, ``(n, *image_shape)``."""
+        """Zeros in the shape and type of x, ``(n, *image_shape)``."""
         prior = self.prior
         return torch.zeros(len(self.rows.likelihood.y), *prior.image_shape, device=prior.device, dtype=prior.dtype)
 
@@ -171,18 +171,18 @@ class Scaled:
         return (found - self.mid) / self.half
 
     def tweedie(self, x: Tensor, bar: float) -> tuple[Tensor, Tensor]:
-        """The state of a variance-preserving diffusion as a leaf, and its denoised image, to be differentiated."""
+        """The state of a variance-preserving diffusion as a leaf, and its denoised image with a gradient graph."""
         check_gradients("guided diffusion")
         leaf = x.detach().requires_grad_()
         with torch.enable_grad():
             return leaf, self.denoise(leaf / math.sqrt(bar), math.sqrt((1 - bar) / bar))
 
     def forward(self, x: Tensor) -> Tensor:
-        """A x, of a linear operator."""
+        """A x, for a linear operator."""
         return observed_forward(self.rows.likelihood, x)
 
     def adjoint(self, v: Tensor) -> Tensor:
-        """A^T v, of a linear operator."""
+        """A^T v, for a linear operator."""
         operator = self.rows.likelihood.operator
         return operator.adjoint(zero_unobserved(operator, v))
 
@@ -199,12 +199,12 @@ def alpha_bars() -> tuple[float, ...]:
 
 
 def evenly(steps: int) -> Sequence[float]:
-    """``alpha_bars`` at ``steps`` times k 1000 / steps from 0 on, as of DDIM: the last is short of 1,000."""
+    """``alpha_bars`` at the times k 1000 / steps for k = 0, ..., steps - 1, as in DDIM; the last is below 1,000."""
     return [alpha_bars()[k * TRAINED_STEPS // steps] for k in range(steps)]
 
 
 def require_positive(**values: float) -> None:
-    """Raise for a setting that is not over 0."""
+    """Raise an error for a setting that is not above 0."""
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{name}={value} must be over 0")

@@ -16,36 +16,37 @@ __all__ = ["DPnP"]
 
 
 class DPnP(RowSampler):
-    r"""Diffusion plug-and-play (Xu and Chi 2024, arXiv 2403.17042), a split Gibbs sampler with exact steps.
+    r"""Diffusion plug-and-play (Xu and Chi 2024, arXiv 2403.17042), a split Gibbs sampler.
 
-    Alternates, at a level :math:`\eta_k` that falls, between two draws: one of the likelihood times a Gaussian,
+    Each iteration draws twice, at a falling level :math:`\eta_k`. The first draw is from the likelihood times a
+    Gaussian,
 
-    .. math:: z \sim p(y \mid z) \, e^{-|z - x|^2 / (2 \eta^2)},
+    .. math:: z \sim p(y \mid z) \, e^{-|z - x|^2 / (2 \eta^2)}.
 
-    and one of the prior given its noisy version z, :math:`x \sim p(x) \, e^{-|x - z|^2 / (2 \eta^2)}`, by the reverse
-    diffusion from noise level eta down. At a fixed eta, were both exact, the chain would converge to the posterior with
-    a likelihood that is blurred by eta; so it is exact in the limit of slow annealing to 0 and fine diffusion steps
-    (Vono, Dobigeon and Chainais 2019 for split Gibbs; Wu et al. 2024, arXiv 2405.18782 for the same with diffusions).
-    The first draw is exact here, for linear operators.
+    The second is from the prior given its noisy version z, :math:`x \sim p(x) \, e^{-|x - z|^2 / (2 \eta^2)}`, by the
+    reverse diffusion from noise level eta down to 0. If both draws were exact and eta fixed, the chain would converge
+    to the posterior with a likelihood blurred by eta. The sampler therefore converges to the posterior in the limit of
+    slow annealing to 0 and fine diffusion steps (Vono, Dobigeon and Chainais 2019 for split Gibbs; Wu et al. 2024,
+    arXiv 2405.18782 for the same with diffusions). For linear operators, as here, the first draw is exact up to the
+    accuracy of the linear solver; the second is approximate at any finite number of diffusion steps.
+
+    With few diffusion steps the draws from the prior are too narrow, and this error adds up over the iterations.
+
+    The levels (1 to 0.1 in 40 iterations, the first fifth at 1) are those of the benchmark of arXiv 2509.12821. The
+    authors run the diffusion of their network, with up to a thousand steps; here its levels are evenly spaced in their
+    seventh root.
 
     Args:
-        prior: a flow map whose decoding is affine.
-        iterations: K.
-        eta_first: eta_0, in units of states; held for the first fifth of the iterations.
-        eta_last: at the last iteration; geometric in between.
-        diffusion_steps: network calls of each draw of the prior.
-        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU. Samples
-            do not depend on it beyond rounding.
-
-    Few diffusion steps narrow what they draw, and the narrowing adds up over the iterations.
-
-    The levels (1 to 0.1 in 40 iterations, the first fifth at the first) are those of the benchmark of
-    arXiv 2509.12821. The authors run the diffusion of their network, of up to a thousand steps; here its levels are
-    even in their seventh root.
+        prior: A flow map with affine decoding.
+        iterations: K, the number of iterations.
+        eta_first: eta_0, the first level, in units of states; kept for the first fifth of the iterations.
+        eta_last: Level at the last iteration; geometric in between.
+        diffusion_steps: Number of network calls for each draw from the prior.
+        chunk_size: Number of rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU.
+            Samples do not depend on it beyond rounding.
 
     Raises:
-        TypeError, ValueError: for a prior or a setting that does not fit; in ``sample``, for an operator that is not
-            linear.
+        TypeError, ValueError: If the prior or a setting does not fit; in ``sample``, if the operator is not linear.
 
     Example:
         >>> import torch, invflow
@@ -93,7 +94,7 @@ class DPnP(RowSampler):
         return prior.decode(x)[:, None]
 
     def _reverse(self, rows: Rows, x: Tensor, eta: float) -> Tensor:
-        """The reverse diffusion from noise level eta to 0: each step is right for the denoiser's own image."""
+        """Reverse diffusion from noise level eta to 0; each step would be exact if the image were the denoised one."""
         roots = [(1 - k / self.diffusion_steps) * eta ** (1 / 7) for k in range(self.diffusion_steps + 1)]
         levels = [root**7 for root in roots]
         for level, after in itertools.pairwise(levels):

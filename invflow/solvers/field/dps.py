@@ -28,22 +28,22 @@ __all__ = ["DPS"]
 class DPS(DiffusionSampler):
     r"""Diffusion posterior sampling (Chung, Kim, McCann, Klasky and Ye 2023, algorithm 1).
 
-    After each ancestral step the image is moved by :math:`-\zeta \nabla \|y - A(\hat x_0(x_t))\|`: the likelihood at a
-    noisy image is taken to be that of the denoised one, and its width is given up for a step of fixed length. No
-    likelihood has it as its gradient, so that the posterior is wrong also for a Gaussian prior. The step's length is
-    that of the paper's 1,000 steps: with fewer, the measurement is heard less.
+    After each ancestral step the image moves by :math:`-\zeta \nabla \|y - A(\hat x_0(x_t))\|`. The method replaces the
+    likelihood of a noisy image by that of the denoised image, and its width by a fixed step length. This step is not
+    the gradient of any log likelihood, so the posterior is wrong even for a Gaussian prior. The step length is chosen
+    for the paper's 1,000 steps; with fewer steps, the measurement has less influence.
 
-    deepinv's form multiplies the gradient by the noise of each step, so that its ``weight`` is some hundreds where
-    zeta is about 1, and has a ``guidance="annealed"``: the gradient for a Gaussian of variance
+    deepinv's form multiplies the gradient by the noise of each step, so its ``weight`` is a few hundred where zeta is
+    about 1. It also offers ``guidance="annealed"``, the gradient for a Gaussian of variance
     :math:`\sigma^2 + \sigma_t^2`.
 
     Args:
-        prior: as for :class:`DiffusionSampler`, as are the settings not listed here.
-        steps: network calls, each with a backward pass.
-        zeta: :math:`\zeta`, 0.1 to 1 in the paper; 1 unless said.
-        clip: keep denoised images in [-1, 1], as the authors' code does and their algorithm does not.
-        weight: of deepinv's form; 1 unless said.
-        guidance: of deepinv's form, ``"norm"`` or ``"annealed"``.
+        prior: Same as in :class:`DiffusionSampler`, as are the settings not listed here.
+        steps: Number of network calls, each with a backward pass.
+        zeta: :math:`\zeta`, the step length, 0.1 to 1 in the paper; default 1.
+        clip: Whether to clip denoised images to [-1, 1], as the authors' code does but their algorithm does not.
+        weight: For deepinv's form only: factor of the gradient; default 1.
+        guidance: For deepinv's form only: ``"norm"`` or ``"annealed"``.
 
     Example:
         >>> import torch, invflow
@@ -102,5 +102,5 @@ class DPS(DiffusionSampler):
 
 
 def spaced(steps: int) -> list[int]:
-    """Times from 0 to 999 with both ends, as far apart as whole numbers allow."""
+    """Integer times from 0 to 999, both included, as evenly spaced as rounding allows."""
     return [round(k * (TRAINED_STEPS - 1) / (steps - 1)) for k in range(steps)]

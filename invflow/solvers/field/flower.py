@@ -16,24 +16,23 @@ __all__ = ["Flower"]
 class Flower(RowSampler):
     r"""Flower (Pourya, El Rawas and Unser 2025, arXiv 2509.26287), a flow-matching solver for linear inverse problems.
 
-    Each step takes the data point that the flow is heading for, D_t(x), for a Gaussian around it with the variance
+    Each step models the data point at the end of the path by a Gaussian around the denoised state D_t(x), with variance
 
-    .. math:: \nu_t^2 = s^2 (1 - t)^2 / ((1 - t)^2 + s^2 t^2),
+    .. math:: \nu_t^2 = s^2 (1 - t)^2 / ((1 - t)^2 + s^2 t^2).
 
-    conditions that Gaussian on the measurement, draws from the result (``sampling=True``) or takes its mean, and brings
-    it back to the path with fresh noise. With s the standard deviation of white Gaussian data all this is exact, at any
-    number of steps; the paper takes s = 1 and recommends the mean. For other data the variance is a guess.
+    It conditions that Gaussian on the measurement, draws from the result (``sampling=True``) or takes its mean, and
+    returns to the path by adding fresh noise. If the data are white and Gaussian with standard deviation s, drawing is
+    exact at any number of steps. The paper uses s = 1 and recommends the mean. For other data the variance is a guess.
 
     Args:
-        prior: a flow map whose decoding is affine, also one trained with noise coupled to its data.
-        steps: network calls.
-        sampling: draw from the conditioned Gaussian; False takes its mean.
-        spread: s, in units of states.
-        chunk_size: as for :class:`DiffusionSampler`.
+        prior: A flow map with affine decoding; noise coupled to the data is allowed.
+        steps: Number of network calls.
+        sampling: Whether to draw from the conditioned Gaussian; False takes its mean.
+        spread: s, the standard deviation of the data, in units of states.
+        chunk_size: Same as in :class:`DiffusionSampler`.
 
     Raises:
-        TypeError, ValueError: for a prior or a setting that does not fit; in ``sample``, for an operator that is not
-            linear.
+        TypeError, ValueError: If the prior or a setting does not fit; in ``sample``, if the operator is not linear.
 
     Example:
         >>> import torch, invflow

@@ -1,4 +1,4 @@
-"""Langevin sampling, on a flow map's denoiser."""
+"""Langevin sampling with the denoiser of a flow map."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ __all__ = ["ULA", "operator_norm"]
 class ULA(RangedSampler):
     r"""Plug-and-play unadjusted Langevin algorithm (Laumont et al. 2022, algorithm 2, projected), through deepinv.
 
-    Each chain goes from x to the projection onto ``clip`` of :math:`x + \delta \nabla \log p(y | x) + \delta \alpha
-    (D_\epsilon(x) - x) / \epsilon + \sqrt{2 \delta} z`, with the score of the images blurred by noise of variance
-    :math:`\epsilon`; never corrected, so each step adds its own bias. Several chains for each observation, each of
-    which gives several samples: those of one chain depend on each other, and a chain may never leave the mode that it
-    fell into. The paper runs chains of millions of steps: within the thousand of ``burn_in`` they hardly move.
+    Each step of a chain takes x to the projection onto ``clip`` of :math:`x + \delta \nabla \log p(y | x) + \delta
+    \alpha (D_\epsilon(x) - x) / \epsilon + \sqrt{2 \delta} z`. It uses the score of the images blurred by noise of
+    variance :math:`\epsilon`, and has no accept-reject correction, so the discretisation biases the samples. Each
+    observation has several chains, and each chain gives several samples. Samples of one chain are correlated, and a
+    chain may never leave the mode that it first reached. The paper runs chains of millions of steps; in the thousand
+    steps of ``burn_in`` they hardly move.
 
     Args:
-        prior: as for :class:`DiffusionSampler`.
-        burn_in: steps before the first sample.
-        thinning: steps between the samples of a chain.
-        chains: for each observation; None: as many as samples, each of which then costs ``burn_in`` calls.
-        step: :math:`\delta` in units of 1 / (alpha / epsilon + |A|^2 / sigma^2), a third in the paper; the chain
-            diverges beyond 2.
+        prior: Same as in :class:`DiffusionSampler`.
+        burn_in: Number of steps before the first sample.
+        thinning: Number of steps between the samples of a chain.
+        chains: Number of chains for each observation; None for one chain for each sample, so that each sample costs
+            ``burn_in`` calls.
+        step: :math:`\delta`, in units of 1 / (alpha / epsilon + |A|^2 / sigma^2); one third in the paper. The chain
+            diverges above 2.
         denoiser_sigma: :math:`\sqrt{\epsilon}`, for images in [0, 1]; 5 / 255 in the paper.
-        alpha: weight of the prior.
-        clip: C, the range that the chain is kept to, in units of [0, 1]; None for none.
-        value_range: as for :class:`DiffusionSampler`, whose [0, 1] these images are.
-        chunk_size: as for :class:`DiffusionSampler`.
+        alpha: Weight of the prior.
+        clip: C, the range that the chain is projected onto, in units of [0, 1]; None for no projection.
+        value_range: Same as in :class:`DiffusionSampler`; the range of images that maps to [0, 1] here.
+        chunk_size: Same as in :class:`DiffusionSampler`.
 
     Raises:
-        TypeError, ValueError: for a prior or a setting that does not fit; in ``sample``, for an operator that is not
-            linear.
+        TypeError, ValueError: If the prior or a setting does not fit; in ``sample``, if the operator is not linear.
 
     Example:
         >>> import torch, invflow
@@ -72,13 +73,13 @@ class ULA(RangedSampler):
     def _run(self, rows: Rows) -> Tensor:
         steps = self._step_sizes(rows)
         out = torch.empty(len(steps), rows.kept, *self.prior.image_shape, dtype=torch.float64, device=steps.device)
-        for step in steps.unique():  # deepinv takes one step size for all; there is one but for mixed noise levels
+        for step in steps.unique():  # deepinv takes one step size for all rows; mixed noise levels need several
             index = (steps == step).nonzero().flatten()
             out[index] = self._chains(rows.take(index), float(step))
         return out
 
     def _step_sizes(self, rows: Rows) -> Tensor:
-        """Step size of each row, ``(n,)``, cut to eighths of an octave so that few differ."""
+        """Step size of each row, ``(n,)``, rounded down to eighths of an octave so that few values differ."""
         span = self.value_range[1] - self.value_range[0]
         norm = operator_norm(rows.likelihood) if rows.system is None else rows.system.values.amax(1)
         curvature = self.alpha / self.denoiser_sigma**2 + (span * norm / rows.likelihood.sigma.to(norm)).square()
@@ -115,7 +116,7 @@ class ULA(RangedSampler):
 
 
 def operator_norm(likelihood: GaussianLikelihood, iterations: int = 30) -> Tensor:
-    """Largest singular value of each row's operator by power iteration, ``(n,)``; a little too small."""
+    """Largest singular value of each row's operator by power iteration, ``(n,)``; slightly underestimated."""
     operator = likelihood.operator
     x = torch.randn(1, *operator.image_shape, generator=torch.Generator().manual_seed(0)).to(likelihood.y)
     x = x.expand(len(likelihood.y), *x.shape[1:])

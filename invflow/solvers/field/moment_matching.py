@@ -27,16 +27,18 @@ _LEVELS = (100.0, 0.001)
 class MomentMatching(DiffusionSampler):
     r"""Moment matching posterior sampling (Rozet, Andry, Lanusse and Louppe 2024).
 
-    Ancestral sampling with the denoiser of the posterior, that of the prior plus :math:`\sigma_t^2` times the gradient
-    of the likelihood, for the image's covariance that the denoiser itself implies, :math:`\sigma_t^2 J_D`: right for
-    every Gaussian prior. The noise level falls from 100 to 0.001, evenly in the logarithm. deepinv's form has the same
-    gradient on the noise levels of a variance-preserving diffusion.
+    Ancestral sampling with a denoiser for the posterior: the prior's denoiser plus :math:`\sigma_t^2` times the
+    gradient of the log likelihood. The likelihood uses the covariance of the image that the denoiser itself implies,
+    :math:`\sigma_t^2 J_D`, which is the right one for every Gaussian prior. The noise level falls from 100 to 0.001,
+    evenly in its logarithm. deepinv's form has the same gradient, on the noise levels of a variance-preserving
+    diffusion.
 
     Args:
-        prior: as for :class:`DiffusionSampler`, as are the settings not listed here.
-        steps: network calls, each with ``iterations + 1`` backward passes (deepinv's ``iterations + 2``).
-        iterations: conjugate gradient steps for each linear system.
-        weight: multiplies the gradient.
+        prior: Same as in :class:`DiffusionSampler`, as are the settings not listed here.
+        steps: Number of network calls, each with ``iterations + 1`` backward passes (``iterations + 2`` in deepinv's
+            form).
+        iterations: Number of conjugate gradient steps for each linear system.
+        weight: Factor of the gradient.
 
     Example:
         >>> import torch, invflow
@@ -80,7 +82,7 @@ class MomentMatching(DiffusionSampler):
             return column(scene.sigma**2, v) * v + level**2 * scene.forward(pull_back(v))
 
         residual = scene.residual(denoised.detach())
-        # a tolerance of 0: the same number of iterations whatever the other rows do
+        # a tolerance of 0, so that the number of iterations does not depend on the other rows
         found = solve(covariance, residual, None, self.iterations, 0.0)[0]
         return denoised.detach() + self.weight * level**2 * pull_back(found)
 

@@ -23,17 +23,17 @@ __all__ = ["PiGDM"]
 class PiGDM(DiffusionSampler):
     r"""Pseudoinverse-guided diffusion (Song, Vahdat, Mardani and Kautz 2023, algorithm 1).
 
-    The image given its noisy version is taken for a Gaussian around the denoised image with variance
-    :math:`r_t^2 = 1 - \bar\alpha_t`, which is right for white data of unit variance and too wide for any other. DDIM
-    steps are moved by :math:`\sqrt{\bar\alpha_s \bar\alpha_t} r_t^2` times the gradient of the likelihood: the weight
-    that the authors' code has for every noise level. deepinv's form follows the likelihood's gradient unweighted, in an
+    The method treats the image given its noisy version as a Gaussian around the denoised image with variance
+    :math:`r_t^2 = 1 - \bar\alpha_t`. This is right for white data of unit variance and too wide for any other. DDIM
+    steps are shifted by :math:`\sqrt{\bar\alpha_s \bar\alpha_t} r_t^2` times the gradient of the log likelihood, the
+    weight that the authors' code uses at every noise level. deepinv's form uses the gradient unweighted, in an
     ancestral sampler, with variance :math:`\sigma_t^2 / (1 + \sigma_t^2)` for images in [0, 1].
 
     Args:
-        prior: as for :class:`DiffusionSampler`, as are the settings not listed here.
-        steps: network calls, each with a backward pass.
-        eta: share of fresh noise of DDIM, in [0, 1]; 1 unless said: the ancestral sampler.
-        weight: multiplies the gradient.
+        prior: Same as in :class:`DiffusionSampler`, as are the settings not listed here.
+        steps: Number of network calls, each with a backward pass.
+        eta: Share of new noise in DDIM, in [0, 1]; the default 1 is the ancestral sampler.
+        weight: Factor of the gradient.
 
     Example:
         >>> import torch, invflow
@@ -88,7 +88,7 @@ class PiGDM(DiffusionSampler):
 
 
 def explained(scene: Scaled, residual: Tensor, variance: float) -> Tensor:
-    """A^T (variance A A^T + sigma^2)^-1 of a residual, ``(n, *image_shape)``."""
+    """A^T (variance A A^T + sigma^2)^-1 applied to a residual, ``(n, *image_shape)``."""
     system = scene.rows.system
     if system is not None:
         values = system.values.to(residual)
@@ -98,5 +98,5 @@ def explained(scene: Scaled, residual: Tensor, variance: float) -> Tensor:
     def covariance(v: Tensor) -> Tensor:
         return variance * scene.forward(scene.adjoint(v)) + column(scene.sigma**2, v) * v
 
-    # as many iterations whatever the other rows do
+    # a fixed number of iterations, so that it does not depend on the other rows
     return scene.adjoint(solve(covariance, residual, None, 20, 0.0)[0])

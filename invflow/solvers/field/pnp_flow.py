@@ -16,29 +16,30 @@ __all__ = ["PnPFlow"]
 class PnPFlow(RowSampler):
     r"""PnP-Flow (Martin, Gagneux, Hagemann and Steidl 2025, arXiv 2410.02423): restoration, not sampling.
 
-    For t = 0, 1/K, ..., 1 - 1/K: a gradient step on the data term, :math:`z = x - \gamma (1 - t)^\alpha A^T (A x - y)`,
-    then the mean of D_t((1 - t) xi + t z) over a few noises xi. It seeks one good image. Its randomness is that of the
-    noises, which the mean takes most of, so the spread of its samples is no posterior's: far too small. The noise
-    level enters nowhere, so ``gamma`` is to be tuned for each problem.
+    For t = 0, 1/K, ..., 1 - 1/K, the method takes a gradient step on the data term,
+    :math:`z = x - \gamma (1 - t)^\alpha A^T (A x - y)`, and then the mean of D_t((1 - t) xi + t z) over a few draws of
+    noise xi. It looks for one good image. Its only randomness is the noise, and the mean removes most of it, so the
+    spread of its samples is far smaller than that of the posterior. The method does not use the noise level, so tune
+    ``gamma`` for each problem.
 
-    With ``look_ahead`` the denoiser is that of a flow map (arXiv 2606.19802): the average velocity up to a later time,
-    extended to the end,
+    With ``look_ahead`` the denoiser is that of a flow map (arXiv 2606.19802), the average velocity up to a later time
+    extrapolated to the end,
 
-    .. math:: x + (1 - t) u(x, t, t'), \qquad t' = t + \ell (1 - t), \quad u(x, t, t') = (X_{t,t'}(x) - x) / (t' - t):
+    .. math:: x + (1 - t) u(x, t, t'), \qquad t' = t + \ell (1 - t), \quad u(x, t, t') = (X_{t,t'}(x) - x) / (t' - t).
 
-    the mean D_t(x) at 0, a sharp image X_{t,1}(x) at 1.
+    At 0 this is the mean D_t(x), at 1 a sharp image X_{t,1}(x).
 
     Args:
-        prior: a flow map, also one trained with noise coupled to its data, as by optimal transport.
-        steps: K.
-        gamma: step of the data term, in units of images; stable under 2 / |A|^2.
-        alpha: power of its decay, at least 0.
-        average: noises at each step, each a network call; the paper takes 5.
-        look_ahead: l, in [0, 1]: how far the denoiser looks ahead. Over 0 a call is one jump of the map.
-        chunk_size: as for :class:`DiffusionSampler`.
+        prior: A flow map; noise coupled to the data is allowed, as in optimal transport.
+        steps: K, the number of steps.
+        gamma: Step size of the data term, in units of images; stable below 2 / |A|^2.
+        alpha: Exponent of its decay, at least 0.
+        average: Number of noise draws at each step, each one network call; 5 in the paper.
+        look_ahead: l, in [0, 1], how far the denoiser looks ahead. Above 0 each call is one jump of the map.
+        chunk_size: Same as in :class:`DiffusionSampler`.
 
     Raises:
-        TypeError, ValueError: for a prior or a setting that does not fit.
+        TypeError, ValueError: If the prior or a setting does not fit.
 
     Example:
         >>> import torch, invflow
@@ -82,7 +83,7 @@ class PnPFlow(RowSampler):
         return x + (self.prior.jump(x, t, t + self.look_ahead * (1 - t)) - x) / self.look_ahead
 
     def _gradient(self, rows: Rows, x: Tensor) -> Tensor:
-        """Gradient of |A(decode(x)) - y|^2 / 2 with respect to x, in units of states for a step in units of images."""
+        """Gradient of |A(decode(x)) - y|^2 / 2 in x, scaled so that a step size in units of images moves states."""
         affine = self.prior.decode_affine
         scale = 1.0 if affine is None else affine[0]
         check_gradients("PnP-Flow")

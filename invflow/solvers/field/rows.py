@@ -1,4 +1,4 @@
-"""What samplers share that treat every pair of an observation and a sample by itself: rows, their noise, the checks."""
+"""Shared parts of samplers that treat each pair of observation and sample as one row: rows, their noise, checks."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from invflow.solvers.finite import check_finite
 
 __all__ = ["RowNoise", "RowSampler", "Rows"]
 
-#: rows that share a source of random numbers; a chunk draws for the blocks that it overlaps, and no more
+#: number of rows that share a source of random numbers; a chunk draws only for the blocks that it overlaps
 _BLOCK = 16
 
 
 class RowNoise:
-    """Standard normal noise for consecutive rows, the same however the rows are cut into chunks.
+    """Standard normal noise for consecutive rows, which does not depend on how the rows are split into chunks.
 
-    Each block of 16 rows has a generator of its own, seeded by a draw of the caller's.
+    Each block of 16 rows has its own generator, seeded by a draw from the caller's generator.
 
     Args:
-        seeds: ``(blocks,)`` int64, one for each block of all rows.
-        rows: those that noise is wanted for.
-        device: where the random numbers are made.
+        seeds: ``(blocks,)`` int64, one seed for each block of all rows.
+        rows: Rows for which to draw noise.
+        device: Device on which to draw the random numbers.
     """
 
     def __init__(self, seeds: Tensor, rows: slice, device: torch.device) -> None:
@@ -43,18 +43,18 @@ class RowNoise:
         self._generators = [torch.Generator(device).manual_seed(int(seed)) for seed in self._seeds]
 
     def restart(self, index: Tensor) -> RowNoise:
-        """From the beginning, the noise of some of the rows, ``(k,)`` indices among these."""
+        """The noise of some of the rows from its beginning; ``index`` has shape ``(k,)``, relative to these rows."""
         other = RowNoise(self._seeds, slice(0, _BLOCK * len(self._seeds)), self._device)
         other._index = torch.arange(_BLOCK * len(self._seeds))[self._index][index.cpu()]
         return other
 
     @staticmethod
     def seeds(total: int, generator: torch.Generator) -> Tensor:
-        """One seed for each block of ``total`` rows; all that is taken from the caller's generator."""
+        """One seed for each block of ``total`` rows, the only draws from the caller's generator."""
         return torch.randint(2**62, (-(-total // _BLOCK),), generator=generator, device=generator.device).cpu()
 
     def __call__(self, like: Tensor) -> Tensor:
-        """Fresh noise in the shape, type and place of ``like``, ``(rows, ...)``."""
+        """Fresh noise with the shape, type and device of ``like``, ``(rows, ...)``."""
         shape = (_BLOCK, *like.shape[1:])
         blocks = [torch.randn(shape, generator=g, device=g.device, dtype=torch.float32) for g in self._generators]
         noise = torch.cat(blocks)
@@ -64,14 +64,15 @@ class RowNoise:
 
 @dataclass(frozen=True)
 class Rows:
-    """n rows that run together, each a sample of an observation.
+    """n rows that run together, each a sample for one observation.
 
     Attributes:
-        likelihood: of n observations, one for each row.
-        system: the operator's singular system with n sets, or 1 that all rows share; None where it has none at hand.
-        noise: of these rows.
-        kept: samples that each row is to give; one, but for Markov chains.
-        blank: whether nothing is measured, so that guidance may be left out.
+        likelihood: Likelihood of n observations, one for each row.
+        system: Singular system of the operator with n parameter sets, or 1 that all rows share; None if it is not
+            known.
+        noise: Noise of these rows.
+        kept: Number of samples from each row; one, except for Markov chains.
+        blank: Whether nothing is measured, so that guidance can be skipped.
     """
 
     likelihood: GaussianLikelihood
@@ -81,25 +82,26 @@ class Rows:
     blank: bool = False
 
     def take(self, index: Tensor) -> Rows:
-        """Some of the rows, with their noise from its beginning."""
+        """Some of the rows, with their noise restarted."""
         chosen = self.likelihood.select(index)
         system = None if self.system is None else self.system.select(index)
         return Rows(chosen, system, self.noise.restart(index), self.kept, self.blank)
 
 
 class RowSampler(Solver):
-    """A solver whose samples are independent rows, all of which run through the network together, in chunks.
+    """A solver whose samples are independent rows, which run through the network together in chunks.
 
-    A subclass writes :meth:`_run`. The measurement must be Gaussian; ``linear_only`` and ``uses_system`` say what
-    else the subclass needs, and ``needs`` whether it takes the prior's score or its velocity alone.
+    A subclass implements :meth:`_run`. The measurement must be Gaussian. The attributes ``linear_only`` and
+    ``uses_system`` state what else the subclass needs; ``needs`` states whether it uses the prior's score or only its
+    velocity.
 
     Args:
-        prior: a flow map; trained with noise independent of the data where its score is needed.
-        chunk_size: rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU.
+        prior: A flow map; if its score is needed, one trained with noise independent of the data.
+        chunk_size: Number of rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU.
 
     Raises:
-        TypeError: for a prior that is no flow map.
-        ValueError: for a map without the velocity or the score that is needed.
+        TypeError: If the prior is not a flow map.
+        ValueError: If the map lacks the velocity or the score that is needed.
     """
 
     linear_only = True
@@ -110,23 +112,23 @@ class RowSampler(Solver):
     def __init__(self, prior: FlowMap, chunk_size: int | None) -> None:
         name = type(self).__name__
         if not isinstance(prior, FlowMap):
-            raise TypeError(f"{name} takes a FlowMap, not a {type(prior).__name__}: invflow.load_prior('mnist'), say")
+            raise TypeError(f"{name} takes a FlowMap, not a {type(prior).__name__}: pass invflow.load_prior('mnist')")
         reason = prior.refusal(self.needs, name)
         if reason is not None:
             raise ValueError(reason)
         if self.affine_only and prior.decode_affine is None:
             raise ValueError(
-                f"{name} measures the states themselves, and the images of this {type(prior).__name__} are no affine "
-                "function of its states: use invflow.FMTT(prior) or invflow.NoiseSMC(prior), which decode"
+                f"{name} needs images that are an affine function of the states, and the decoding of this "
+                f"{type(prior).__name__} is not affine: use invflow.FMTT(prior) or invflow.NoiseSMC(prior)"
             )
         self.prior, self.chunk_size = prior, check_chunk_size(chunk_size)
 
     @abstractmethod
     def _run(self, rows: Rows) -> Tensor:
-        """Images ``(n, k, *image_shape)`` of n rows, k for each; see :meth:`_layout`."""
+        """Images ``(n, k, *image_shape)`` of n rows, k from each; see :meth:`_layout`."""
 
     def _layout(self, num_samples: int) -> tuple[int, int]:
-        """Rows of each observation, and samples that each of them gives: one, but for Markov chains."""
+        """Number of rows for each observation, and of samples from each row: one, except for Markov chains."""
         return num_samples, 1
 
     # -- the public calls ----------------------------------------------------------------------------------------------
@@ -135,17 +137,17 @@ class RowSampler(Solver):
         """Draw posterior samples; see :meth:`Solver.sample`.
 
         Returns:
-            A posterior without weights or evidence: the method gives none.
+            A posterior without weights or evidence, since the method gives none.
 
         Raises:
-            TypeError: for anything but a Gaussian likelihood.
-            ValueError: for an operator that the method cannot take, with the solvers that can; for samples that are
-                not finite, which tells of steps or weights that are too large.
+            TypeError: If the reward is not a Gaussian likelihood.
+            ValueError: If the method cannot handle the operator (the message names solvers that can), or if samples
+                are not finite, which means that steps or weights are too large.
         """
         return Posterior(self._draw(self._supported(reward), n, generator, progress=progress))
 
     def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
-        """What the same iteration makes where nothing is measured, ``(n, *image_shape)``."""
+        """Draws of the same iteration without a measurement, ``(n, *image_shape)``."""
         if n < 1:
             raise ValueError(f"prior_samples draws at least one image, not n={n}")
         nothing = _Nothing(self.prior.image_shape)
@@ -184,10 +186,10 @@ class RowSampler(Solver):
         return images.reshape(batch, per_observation * kept, *self.prior.image_shape)[:, :num_samples]
 
     def _check_system(self, likelihood: GaussianLikelihood, system: SingularSystem | None) -> None:
-        """Raise where the method cannot do without a singular system and there is none."""
+        """Raise an error if the method needs a singular system and there is none."""
 
     def _supported(self, reward: Reward) -> GaussianLikelihood:
-        """The likelihood on the prior's device, if the method takes it; else an error that names what does."""
+        """The likelihood on the prior's device; an error that names other solvers if the method cannot use it."""
         name = type(self).__name__
         others = "invflow.FMTT(prior) and invflow.NoiseSMC(prior) take any reward"
         if not isinstance(reward, GaussianLikelihood):
@@ -207,7 +209,7 @@ class RowSampler(Solver):
 
 
 class _Nothing(Operator):
-    """Measures zeros, whatever the image."""
+    """An operator whose measurement is zero for every image."""
 
     def __init__(self, image_shape: tuple[int, ...]) -> None:
         super().__init__()

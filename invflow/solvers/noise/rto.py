@@ -95,12 +95,12 @@ class NoiseRTO(Solver):
 
     .. math:: |z - \xi|^2 / 2 + |y + \sigma e - A f(z)|^2 / (2 \sigma^2).
 
-    Draws are independent and share no ancestor. If A f is linear, they are exact posterior draws. Otherwise they are
-    **an approximation** (also known as randomised maximum likelihood, Oliver, He, Reynolds 1996): they explain the
-    measurement to the noise level and spread over its explanations, but the share of each explanation is not that of
-    the posterior, and no weight corrects it. ``diagnostics["approximate"]`` reports this, and ``converged`` is True
-    only if the draws show A f to be linear between them (``bend``). Moves correct the draws:
-    ``NoiseSMC(prior, start="rto")``.
+    Draws are independent and share no ancestor. If A f is linear, they are posterior draws, exact up to the tolerance
+    of the optimiser. Otherwise they are **an approximation** (also known as randomised maximum likelihood, Oliver, He,
+    Reynolds 1996): they explain the measurement to the noise level and spread over its explanations, but the share of
+    each explanation is not that of the posterior, and no weight corrects it. ``diagnostics["approximate"]`` reports
+    this, and ``converged`` is True only if the draws show A f to be linear between them (``bend``). Moves correct the
+    draws: ``NoiseSMC(prior, start="rto")``.
 
     With ``weights=True`` the draws are importance-weighted and converge to the posterior as N grows. They then solve
     :math:`z - \xi + G_*^T (A f(z) - y - \sigma e) / \sigma = 0`, where the linearisation :math:`G_*` of
@@ -320,10 +320,10 @@ class NoiseRTO(Solver):
     def bend(self, noise: Tensor, images: Tensor, likelihood: GaussianLikelihood) -> Tensor:
         r"""How far the scaled measurement h = A f / sigma is from linear between the draws.
 
-        Draws are exact if h is linear, and are only known to be exact as far as they show h to be linear. The bend is
-        the root mean square, over pairs of draws, of :math:`|h((z + z') / 2) - (h(z) + h(z')) / 2|`. It is zero if h is
-        linear in the convex hull of the draws. A pair in two modes with something else between them bends by their
-        distance in units of the noise. It takes one forward call per draw.
+        If h is linear, draws are exact up to the tolerance of the optimiser; the draws can only show how linear it is
+        between them. The bend is the root mean square, over pairs of draws, of :math:`|h((z + z') / 2) - (h(z) + h(z'))
+        / 2|`. It is zero if h is linear in the convex hull of the draws. A pair in two modes with something else
+        between them bends by their distance in units of the noise. It takes one forward call per draw.
 
         Args:
             noise: Noise of the draws, ``(B, N, *state_shape)``.

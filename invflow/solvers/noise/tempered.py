@@ -1,4 +1,4 @@
-"""Sequential Monte Carlo in noise space: exact for the one-step prior as the number of particles grows."""
+"""Sequential Monte Carlo in noise space: converges to the one-step prior's posterior as particles grow."""
 
 from __future__ import annotations
 

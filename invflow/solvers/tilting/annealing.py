@@ -1,4 +1,4 @@
-"""A schedule for linear-Gaussian rewards from the covariance of the data, and the diffusion that goes with it."""
+"""A schedule for linear-Gaussian rewards based on the covariance of the data, and the diffusion to use with it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from invflow.reward import Reward
 
 __all__ = ["AnnealedCovariance", "ReversalDiffusion"]
 
-#: entries of the operator's dense matrices, all parameter sets together
+#: largest number of entries of the operator's dense matrices, over all parameter sets
 _MOST_ENTRIES = 20_000_000
 
 
 @dataclass(frozen=True)
 class ReversalDiffusion:
-    r"""The diffusion eps(t) = c (1 - t) / t; with c = 1 that of the time reversal of noising.
+    r"""The diffusion eps(t) = c (1 - t) / t; with c = 1 it is that of the time reversal of noising.
 
-    A step from t to t' then adds about the same share of fresh noise wherever it lies in log t / (1 - t): v is close to
-    2 c (1 - t)^2 times the step's length there. With the default eps = 1 - t there is almost none at small t, where
-    well-separated modes in many dimensions part, and particles stay in the modes that their first noise chose. It is
-    infinite at t = 0, which renoising takes (the first step draws all of its noise anew), and the SDE does not.
+    Steps of equal length in log t / (1 - t) then add about the same share of fresh noise: v is close to
+    2 c (1 - t)^2 times that length. With the default eps = 1 - t, steps at small t add almost no noise. There
+    well-separated modes in many dimensions separate, so particles stay in the modes that their first noise chose. The
+    diffusion is infinite at t = 0. Renoising accepts this (the first step replaces all of its noise); the SDE does not.
 
     Args:
-        scale: c, over 0.
+        scale: c, above 0.
 
     Example:
         >>> from invflow.solvers.tilting.annealing import ReversalDiffusion
@@ -53,23 +53,25 @@ class ReversalDiffusion:
 class AnnealedCovariance:
     r"""Schedule of a linear-Gaussian likelihood whose variance shrinks to sigma^2 as fast as the data become known.
 
-    Were the data N(mu, Sigma), a state at time t would leave them the covariance :math:`\Sigma_t = (\Sigma^{-1} +
-    t^2 / (1 - t)^2 I)^{-1}`, and the look-ahead's measurement the covariance :math:`\sigma^2 I + A \Sigma_t A^T`
-    (Rozet, Andry, Lanusse, Louppe 2024, have it per state). The likelihood that is as wide as its widest direction is
+    If the data were N(mu, Sigma), their covariance given a state at time t would be :math:`\Sigma_t = (\Sigma^{-1} +
+    t^2 / (1 - t)^2 I)^{-1}`, and that of the look-ahead's measurement :math:`\sigma^2 I + A \Sigma_t A^T` (Rozet,
+    Andry, Lanusse, Louppe 2024, compute it for each state). An isotropic likelihood as wide as the widest direction of
+    this covariance is the fraction
 
     .. math:: g(t) = \sigma^2 / (\sigma^2 + \lambda_{\max}(A \Sigma_t A^T))
 
-    of the log likelihood. Against :class:`~invflow.solvers.tilting.schedules.AnnealedVariance`, which is this for
-    :math:`\Sigma = s^2 I`, it knows two scales: that of well-separated modes, which are decided early, and that within
-    a mode. Particles then feel the measurement while they can still change modes, and no sooner than it can tell.
+    of the log likelihood. :class:`~invflow.solvers.tilting.schedules.AnnealedVariance` is the special case
+    :math:`\Sigma = s^2 I`. The covariance adds a second scale: one is the distance of well-separated modes, which are
+    decided early, the other the width of a mode. The measurement then acts on particles while they can still change
+    modes, and not before it can tell modes apart.
 
     Args:
-        variances: ``(k,)``, of the data in state space along the directions, over 0.
-        directions: ``(k, *state_shape)``, orthonormal.
-        rest: variance along all others, at least 0.
+        variances: ``(k,)``, variances of the data in state space along the directions, above 0.
+        directions: ``(k, *state_shape)``, orthonormal directions.
+        rest: Variance along all other directions, at least 0.
 
     Raises:
-        ValueError: for variances that are not positive, directions that are not orthonormal.
+        ValueError: If a variance is not positive, or the directions are not orthonormal.
 
     Example:
         >>> import torch, invflow
@@ -93,18 +95,19 @@ class AnnealedCovariance:
             raise ValueError(f"variances of shape {tuple(self.variances.shape)} and rest={self.rest} for "
                              f"{len(flat)} directions: pass one variance over 0 for each, and a rest of at least 0")
         if not torch.allclose(flat @ flat.mT, torch.eye(len(flat)).to(flat), atol=1e-4):
-            raise ValueError("the directions are not orthonormal: pass those of a singular value decomposition")
+            raise ValueError("the directions are not orthonormal: pass the singular vectors of a decomposition by "
+                             "torch.linalg.svd")
 
     @classmethod
     def from_samples(cls, samples: Tensor, count: int) -> AnnealedCovariance:
-        """The principal directions of draws of the prior, the variance left spread evenly over the rest.
+        """The principal directions of draws from the prior; the remaining variance is spread evenly over the rest.
 
         Args:
             samples: ``(n, *state_shape)``, n > 1.
-            count: directions to be kept, under n.
+            count: Number of directions to keep, less than n.
 
         Raises:
-            ValueError: for fewer samples than that takes.
+            ValueError: If there are too few samples for so many directions.
         """
         if not 0 < count < len(samples):
             raise ValueError(f"{len(samples)} samples show {len(samples) - 1} directions at most, not {count}")
@@ -126,12 +129,12 @@ class AnnealedCovariance:
 
     @property
     def first_time(self) -> float:
-        """A time at which nothing has parted yet: the largest of the scales is 0.3 of the noise, t s = 0.3 (1 - t)."""
+        """A time before any modes separate: the largest scale s is 0.3 of the noise there, t s = 0.3 (1 - t)."""
         scale = math.sqrt(max(float(self.variances.max()), self.rest))
         return 0.3 / (0.3 + scale)
 
     def unknown(self, t: float) -> tuple[Tensor, float]:
-        """Sigma_t: ``(k,)`` along the directions, and along all others."""
+        """Sigma_t: variances ``(k,)`` along the directions, and the variance along all others."""
         if t == 1:
             return torch.zeros_like(self.variances), 0.0
         known = (t / (1 - t)) ** 2
@@ -142,18 +145,18 @@ class AnnealedCovariance:
         """g at each time.
 
         Args:
-            times: in [0, 1].
-            reward: a Gaussian likelihood of B observations with a linear operator.
-            scale: of the decoding.
-            known: the time from which the look-ahead knows all, see
+            times: Times in [0, 1].
+            reward: Gaussian likelihood of B observations with a linear operator.
+            scale: Factor of the affine decoding.
+            known: Time from which the look-ahead is taken to know the image, see
                 :class:`~invflow.solvers.tilting.schedules.AnnealedVariance`.
 
         Returns:
             ``(B, len(times))`` in float64 on the CPU; nondecreasing in time.
 
         Raises:
-            TypeError: for any other reward.
-            ValueError: for directions of another shape than the operator's images, or an operator too large.
+            TypeError: If the reward is of another kind.
+            ValueError: If the directions differ in shape from the operator's images, or the operator is too large.
         """
         if not isinstance(reward, GaussianLikelihood) or not reward.operator.linear:
             raise TypeError(f"this schedule needs a GaussianLikelihood with a linear operator, not a "
@@ -161,9 +164,9 @@ class AnnealedCovariance:
         shape, flat = matrix_shape(reward.operator), self.directions.flatten(1).cpu().double()
         entries, size = math.prod(shape), shape[2]
         if flat.shape[1] != size or entries > _MOST_ENTRIES:
-            raise ValueError(f"directions of {flat.shape[1]} values for images of {size}, and matrices of {entries} "
-                             f"entries, of which at most {_MOST_ENTRIES} are made: pass directions of the states' "
-                             "shape, or schedule='annealed'")
+            raise ValueError(f"the directions have {flat.shape[1]} values and the images {size}, and the operator's "
+                             f"matrices have {entries} entries (at most {_MOST_ENTRIES}): pass directions of the "
+                             "states' shape, or schedule='annealed'")
         matrix = scale * dense_matrix(reward).cpu()
         seen, all_seen = matrix @ flat.mT, matrix @ matrix.mT
         last, last_rest = self.unknown(known)

@@ -26,8 +26,8 @@ def check_conjugate(reward: Reward, prior: FlowMap) -> GaussianLikelihood:
     """The reward, if a step can be conditioned on it in closed form.
 
     Raises:
-        TypeError: for anything but a Gaussian likelihood.
-        ValueError: for an operator that is not linear, or a decoding that is not affine.
+        TypeError: If the reward is not a Gaussian likelihood.
+        ValueError: If the operator is not linear, or the decoding is not affine.
     """
     way_out = "pass proposal='gradient', which takes any reward"
     if not isinstance(reward, GaussianLikelihood):
@@ -37,34 +37,34 @@ def check_conjugate(reward: Reward, prior: FlowMap) -> GaussianLikelihood:
         raise ValueError(f"proposal='conjugate' takes linear operators, and {type(reward.operator).__name__} is not "
                          f"linear: {way_out}")
     if prior.decode_affine is None or tuple(prior.image_shape) != tuple(prior.state_shape):
-        raise ValueError(f"proposal='conjugate' measures the states themselves, and the images of this "
-                         f"{type(prior).__name__} are no affine function of its states: {way_out}")
+        raise ValueError(f"proposal='conjugate' needs images that are an affine function of the states, and the "
+                         f"decoding of this {type(prior).__name__} is not affine: {way_out}")
     return reward
 
 
 @dataclass(frozen=True)
 class Conjugate(Proposal):
-    r"""Proposal q(x' | x) that is the base step conditioned on the measurement, of a linear look-ahead.
+    r"""Proposal q(x' | x): the base step conditioned on the measurement, with the look-ahead treated as linear.
 
     With the look-ahead :math:`L(x') \approx \ell + c\,(x' - m)`, the tilt :math:`e^{g r(L(x'))}` of a linear-Gaussian
-    reward is Gaussian in x', and its product with the base step N(m, v I) is the Gaussian
+    reward is Gaussian in x'. Its product with the base step N(m, v I) is the Gaussian
 
     .. math:: q = N(m + s, C), \quad C^{-1} = \frac{I}{v} + \frac{g c^2}{\sigma^2} A^T A, \quad
         s = C\, \frac{g c}{\sigma^2} A^T (y - A \ell).
 
-    It never steps beyond the measurement, however small sigma is against the step, where a gradient step overshoots;
-    and it takes no gradient of the network. The slope c is that of data N(0, s^2 I) (for the denoiser,
-    :math:`t s^2 / ((1 - t)^2 + t^2 s^2)`; Song et al. 2023, "Pseudoinverse-guided diffusion models", have its
-    variance). A slope that is wrong costs weights, not exactness: q is Gaussian with a known density. One that is too
-    large makes q narrower than the target and its weights heavy-tailed. One that is too small oversteps, along
-    directions in which the data vary more than s, and where they vary much more each step undoes the one before by
-    more than it: under a prior of correlated images (:meth:`for_map`) the states then run away. In the
-    eigenvectors of A A^T all of it is diagonal; where they are not to be had (see :func:`find_spectrum`) the shift is
-    found by a fixed number of conjugate gradient steps, and the covariance stays v I.
+    Under this model a step never goes beyond the measurement, even if sigma is small compared with the step, where a
+    gradient step overshoots. It needs no gradient of the network. The slope c is that of data N(0, s^2 I) (for the
+    denoiser, :math:`t s^2 / ((1 - t)^2 + t^2 s^2)`; Song et al. 2023, "Pseudoinverse-guided diffusion models", give its
+    variance). A wrong slope makes the weights uneven but leaves twisted weights exact, since q is Gaussian with a known
+    density. A slope that is too large makes q narrower than the target and its weights heavy-tailed. A slope that is
+    too small overshoots along directions in which the data vary more than s. Where they vary much more, each step
+    overcorrects the one before: with a prior of correlated images (:meth:`for_map`) the states then diverge. In the
+    eigenvectors of A A^T everything is diagonal. If these are not available (see :func:`find_spectrum`), a fixed number
+    of conjugate gradient steps computes the shift, and the covariance stays v I.
 
     Args:
-        spread: s, standard deviation of the data in state space, over 0.
-        iterations: of conjugate gradients.
+        spread: s, the standard deviation of the data in state space, above 0.
+        iterations: Number of conjugate gradient steps.
     """
 
     follows_gradient: ClassVar[bool] = False
@@ -78,10 +78,10 @@ class Conjugate(Proposal):
 
     @classmethod
     def for_map(cls, prior: FlowMap) -> Conjugate:
-        """With the largest standard deviation of a map's own spectrum for a spread; 1 for a map that has none.
+        """The proposal whose spread is the largest standard deviation in the map's spectrum; 1 if it has no spectrum.
 
         Args:
-            prior: a map; those with ``skip="spectral"`` have a spectrum.
+            prior: A flow map; those with ``skip="spectral"`` have a spectrum.
         """
         spectrum = getattr(prior, "spectrum", None)
         if not isinstance(spectrum, spectral.Spectrum):
@@ -89,7 +89,7 @@ class Conjugate(Proposal):
         return cls(spread=max(1.0, float(spectrum.scales(*prior.state_shape[-2:]).max())))
 
     def slope(self, kind: str, t: float) -> float:
-        """Derivative of a look-ahead from time t, for data N(0, s^2 I)."""
+        """Derivative of the look-ahead at time t, for data N(0, s^2 I)."""
         variance = (1 - t) ** 2 + (t * self.spread) ** 2
         if kind == "none":
             return 1.0
@@ -97,11 +97,11 @@ class Conjugate(Proposal):
 
     @staticmethod
     def knows_next(look_ahead: LookAhead, step: BaseStep) -> bool:
-        """Whether the next look is expected to see what this one saw: the denoiser's, along ancestral steps."""
+        """Whether the next look-ahead is expected to equal this one: for the denoiser along ancestral steps."""
         return isinstance(step, AncestralStep) and look_ahead.kind == "denoiser"
 
     def propose(self, move: Move) -> tuple[Tensor, Tensor, Tensor]:
-        """The step conditioned on the measurement, see :meth:`__call__`."""
+        """Draw the step conditioned on the measurement, see :meth:`__call__`."""
         likelihood, index = move.chunk.reward, move.index + 1
         assert move.prior.decode_affine is not None
         assert isinstance(likelihood, GaussianLikelihood)
@@ -120,15 +120,15 @@ class Conjugate(Proposal):
         """Propose the next states of b observations with k particles each, n = b k.
 
         Args:
-            likelihood: of the b observations.
-            spectrum: of their operators, 1 set or b.
+            likelihood: Likelihood of the b observations.
+            spectrum: Spectrum of their operators, with 1 parameter set or b.
             gain: ``(b,)``, g at the end of the step.
-            slope: c.
+            slope: c, the slope of the look-ahead.
             mean: ``(n, *state_shape)``, m.
             variance: v.
-            predicted: ``(n, *image_shape)``, the decoded image of l, where the look-ahead sees the mean.
-            noise: ``(n, *state_shape)``, standard normal.
-            scale: of the decoding.
+            predicted: ``(n, *image_shape)``, the decoded image of l, the look-ahead from the mean.
+            noise: ``(n, *state_shape)``, standard normal noise.
+            scale: Factor of the affine decoding.
 
         Returns:
             The states x' ``(n, *state_shape)``, and log N(x'; m, v I) - log q(x') ``(n,)``.
@@ -148,16 +148,16 @@ class Conjugate(Proposal):
         step = scale * slope
         if spectrum is None:
             bend = variance * step**2 * weight.expand(b, residual.shape[1], 1).flatten(0, 1)
-            # as many steps whatever the other rows do
+            # a fixed number of steps, so that it does not depend on the other rows
             solved, _ = solve(lambda y: y + bend * measure(pull_back(y)).flatten(0, 1),
                               (weight * residual).flatten(0, 1), None, self.iterations, 0.0)
             moved = variance * step * pull_back(solved)
             change, volume = moved + math.sqrt(variance) * noise, precise(mean.new_zeros(b, 1))
         else:
             values = spectrum.values.to(mean)[:, None]
-            known = weight * variance * step**2 * values  # (b, 1, m): what the measurement adds to the precision, by v
+            known = weight * variance * step**2 * values  # (b, 1, m): precision from the measurement, times v
             kept = 1 / (1 + known)
-            # (1 - sqrt(kept)) / values, without the zero over zero of what is not observed
+            # (1 - sqrt(kept)) / values, without zero over zero where nothing is observed
             narrow = weight * variance * step**2 * kept / (1 + kept.sqrt())
             moved = variance * step * pull_back(spectrum.apply(weight * kept, residual))
             narrowed = noise - pull_back(spectrum.apply(narrow, measure(noise)))

@@ -1,4 +1,4 @@
-"""What a path costs before it is run: one particle walks it, along a map that moves nothing and keeps the bill."""
+"""The cost of a path before it is run: one particle follows it on a map that moves nothing and counts the calls."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["JumpCalls", "path_calls"]
 
 
 class JumpCalls:
-    """Calls, forward and backward, of the jumps of a map: one each for a learned map, more for an ODE.
+    """Forward and backward calls of the jumps of a map: one each for a learned map, more for an ODE.
 
-    Each kind of jump is tried once, on one row; a map that takes one call for two different ones is taken to do so
-    for all.
+    Each kind of jump is tried once, on one row. If a map needs one call for two different jumps, it is assumed to need
+    one for all.
 
     Args:
-        prior: the flow map.
+        prior: The flow map.
     """
 
     def __init__(self, prior: FlowMap) -> None:
@@ -37,7 +37,7 @@ class JumpCalls:
         self.constant = self(0.0, 1.0) == self(0.5, 0.75 if prior.has_velocity else 1.0) == (1, 1)
 
     def __call__(self, s: float, t: float) -> tuple[int, int]:
-        """Calls of one jump of one row from time s to time t."""
+        """Calls for one jump of one row from time s to time t."""
         if getattr(self, "constant", False):
             return 1, 1
         if (s, t) not in self.known:
@@ -50,18 +50,18 @@ class JumpCalls:
         return self.known[s, t]
 
     def look(self, t: float, jumps: int) -> tuple[int, int]:
-        """Calls of a look from time t to the end, in so many equal jumps."""
+        """Calls for a look-ahead from time t to the end, in ``jumps`` equal jumps."""
         times = [1 - (1 - t) * (jumps - i) / jumps if i else t for i in range(jumps + 1)]
         counts = [self(*pair) for pair in itertools.pairwise(times)]
         return sum(c[0] for c in counts), sum(c[1] for c in counts)
 
 
 class _Bill(FlowMap):
-    """A map that leaves every state where it is, and writes down what another would have taken.
+    """A map that moves no state and counts the calls that another map would have made.
 
     Args:
-        jumps: what is known about the other map.
-        decodes: whether images are made of the states, on the other map's device; else they are the states, on the CPU.
+        jumps: Calls of the other map's jumps.
+        decodes: Whether states are decoded, on the other map's device; otherwise images are the states, on the CPU.
     """
 
     def __init__(self, jumps: JumpCalls, decodes: bool) -> None:
@@ -76,19 +76,19 @@ class _Bill(FlowMap):
 
     @property
     def decode_affine(self) -> tuple[float, float] | None:
-        """That of the other map."""
+        """The affine decoding of the other map."""
         return self.jumps.prior.decode_affine
 
     def decode(self, state: Tensor) -> Tensor:
-        """That of the other map, or the state itself."""
+        """The other map's decoding, or the state itself."""
         return self.jumps.prior.decode(state) if self.decodes else state
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """One call."""
+        """Count one call."""
         return self._charge(x, (1, 1))
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """As many as the other map takes from s to t."""
+        """Count the calls that the other map needs from s to t."""
         start, end = (float(torch.as_tensor(time).flatten()[0]) for time in (s, t))
         return self._charge(x, self.jumps(start, end))
 
@@ -106,20 +106,21 @@ class _Bill(FlowMap):
 
 
 def path_calls(solver: FMTT, reward: Reward, jumps: JumpCalls | None = None) -> tuple[int, int]:
-    """Calls that :meth:`FMTT.sample` makes for each particle, forward and backward, known beforehand.
+    """Forward and backward calls that :meth:`FMTT.sample` makes for each particle, computed without running it.
 
-    A conjugate proposal measures images that the reward's operator takes; other rewards are not evaluated.
+    With a conjugate proposal the reward's operator is applied to images; other rewards are not evaluated.
 
     Args:
-        solver: with its steps, look-ahead, kernel and proposal.
-        reward: which matters in whether it has a gradient, and in an annealed schedule.
-        jumps: what is known about the map's jumps.
+        solver: Solver with its steps, look-ahead, kernel and proposal.
+        reward: Reward; the cost depends on whether it has a gradient and, through an annealed schedule, on its values
+            of g.
+        jumps: Calls of the map's jumps, if known already.
     """
     measures = isinstance(solver.proposing, Conjugate)
     bill = _Bill(JumpCalls(solver.prior) if jumps is None else jumps, measures)
     dry = copy.copy(solver)
     dry.prior, dry.look_ahead = bill, LookAhead(bill, solver.look_ahead.kind, solver.look_ahead.jumps)
-    dry.selection = AllGoOn()  # which costs no calls
+    dry.selection = AllGoOn()  # selection costs no calls
     gains = schedule_values(solver.schedule, solver.times, reward, solver.prior).amax(0).tolist()
     dry.schedule = dict(zip(solver.times, gains)).__getitem__
     if not measures:

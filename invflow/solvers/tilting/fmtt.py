@@ -50,18 +50,19 @@ class FMTT(Solver):
     :math:`p(x' \mid x) = N(m(x), v I)`, is shifted by :math:`\tfrac{v}{2} \nabla r_t`, and importance weights correct
     for the remaining difference.
 
-    **Twisted weights** are exact at any number of steps. With q the shifted kernel,
+    **Twisted weights** are exact at any number of steps: as the number of particles grows, the weighted particles
+    converge to the tilted law itself. With q the shifted kernel, the sum of
 
     .. math:: \log w \mathrel{+}= \log p(x' \mid x) + r_{t'}(x') - \log q(x' \mid x) - r_t(x)
 
     telescopes, from :math:`\log w = r_0(x_0)`, to the exact tilt by e^r of the law that :meth:`prior_samples` draws
-    from, for any look-ahead, schedule and flow map, learned or wrong (the twisting of Whiteley and Lee 2014).
+    from, for any look-ahead, schedule and flow map, however inaccurate (the twisting of Whiteley and Lee 2014).
     **Jarzynski weights** are those of the continuous process: dA = g'(t) r(X_{t,1}(x)) dt with the exact flow map,
-    :math:`dA = (\partial_t + b_t \cdot \nabla) r_t dt` otherwise. They hold as steps grow and, with the flow map, as
-    far as the map is exact; the integral is taken by the trapezoidal rule.
+    :math:`dA = (\partial_t + b_t \cdot \nabla) r_t dt` otherwise. They hold in the limit of many steps and, with the
+    flow map, only as far as the map is exact. The trapezoidal rule approximates the integral.
 
     Particles of an observation are resampled when their effective sample size falls below a threshold. For a reward
-    without gradient, resampling alone tilts the particles, and twisted weights remain exact.
+    without a gradient, resampling alone tilts the particles, and twisted weights remain exact.
 
     A shift by the gradient overshoots if sigma is small compared with the step. For a Gaussian likelihood with a linear
     operator ``proposal="conjugate"`` conditions each step on the measurement instead, in closed form and without a
@@ -116,7 +117,7 @@ class FMTT(Solver):
         torch.Size([1, 256, 2])
     """
 
-    name = "FMTT"  # in what is said
+    name = "FMTT"  # in messages
 
     def __init__(self, prior: FlowMap, *, steps: int = 50, look_ahead: str = "flow_map", look_ahead_steps: int = 1,
                  weights: str = "twisted", kernel: str = "sde", proposal: str | Proposal = "gradient",
@@ -128,7 +129,7 @@ class FMTT(Solver):
             raise ValueError(f"there are no weights {weights!r}: choose 'twisted', 'jarzynski' or 'none'")
         if proposal not in ("gradient", "conjugate") and not isinstance(proposal, Proposal):
             raise ValueError(f"there is no proposal {proposal!r}: choose 'gradient' or 'conjugate', or pass a "
-                             "Conjugate with settings of its own")
+                             "Conjugate with its own settings")
         if isinstance(schedule, str) and schedule not in ("linear", "annealed"):
             raise ValueError(f"there is no schedule {schedule!r}: choose 'linear' or 'annealed', or pass a function")
         self.prior, self.weights, self.kernel, self.proposal = prior, weights, kernel, proposal
@@ -202,7 +203,7 @@ class FMTT(Solver):
             K + 1 states; their tensors are never written to afterwards.
 
         Raises:
-            ValueError: as :meth:`sample`.
+            ValueError: Same as in :meth:`sample`.
         """
         generator = as_generator(generator)
         state = self.init(reward, num_samples, generator=generator)
@@ -214,7 +215,7 @@ class FMTT(Solver):
 
     @torch.no_grad()
     def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
-        """Draw from the law that is tilted, the base dynamics with the same steps: ``(n, *image_shape)``."""
+        """Draw from the law that is tilted, that of the base dynamics with the same steps: ``(n, *image_shape)``."""
         if n < 1:
             raise ValueError(f"prior_samples draws at least one image, not n={n}")
         generator, size = as_generator(generator), self._size()
@@ -229,28 +230,28 @@ class FMTT(Solver):
         return self._decode(x)
 
     def settings(self) -> dict[str, Any]:
-        """Settings as JSON holds them, kept with each posterior."""
+        """Settings in a form that JSON can hold, kept with each posterior."""
         return {**super().settings(), "look_ahead": self.look_ahead.kind, "look_ahead_steps": self.look_ahead.jumps}
 
     # -- the machine: init and step ------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def init(self, reward: Reward, num_samples: int, *, generator: torch.Generator | int | None = None) -> Particles:
-        """The particles at time 0, which :meth:`step` begins with.
+        """The particles at time 0, from which :meth:`step` starts.
 
         Args:
-            reward: over B observations; one that scores any number alike stands for B = 1.
-            num_samples: N, particles for each observation.
-            generator: source of the noise.
+            reward: A reward over B observations; one without observations of its own means B = 1.
+            num_samples: N, the number of particles for each observation.
+            generator: Random generator.
 
         Raises:
-            ValueError, TypeError: for a reward that weights, schedule or proposal do not fit.
+            ValueError, TypeError: If weights, schedule or proposal do not fit the reward.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}: ask for at least one sample")
         if self.weighting.continuous and not reward.differentiable:
-            raise ValueError("Jarzynski weights hold for dynamics by the reward's gradient, and this reward has none: "
-                             "pass weights='twisted', which stay exact without it")
+            raise ValueError("Jarzynski weights need dynamics guided by the reward's gradient, and this reward has "
+                             "none: pass weights='twisted', which stay exact without it")
         device = self.prior.device
         reward = reward.to(device)
         shape = (reward.num_observations or 1, num_samples)
@@ -279,7 +280,7 @@ class FMTT(Solver):
             generator: Random generator.
 
         Raises:
-            ValueError: where the reward or its gradient is NaN or inf; after the last step.
+            ValueError: If the reward or its gradient is NaN or inf, or if all steps are done.
         """
         if state.index >= self.steps:
             raise ValueError(f"all {self.steps} steps are done: start again with init(reward, num_samples)")
@@ -299,7 +300,7 @@ class FMTT(Solver):
 
     def _move(self, old: Particles, step: BaseStep, chunk: Chunk,
               noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Look]:
-        """New states of a chunk ``(n, ...)``, log p(x' | x) - log q(x' | x) and capped shifts ``(n,)``, new looks."""
+        """New states of a chunk ``(n, ...)``, log p(x' | x) - log q(x' | x), capped shifts ``(n,)``, and new looks."""
         rows, task, index = chunk.rows, old.task, old.index
         x, known = old.x[rows], old.look.take(rows)
         move = Move(self.prior, self.look_ahead, task, chunk, index, step, x,
@@ -310,9 +311,10 @@ class FMTT(Solver):
         return moved, ratio, capped, self._look(task, chunk, moved, index + 1)
 
     def _look(self, task: Task, chunk: Chunk, x: Tensor, index: int, *, at_mean: bool = False) -> Look:
-        """Look ahead from a chunk at the time of that index, for no more than what the next step will use.
+        """Look ahead from a chunk at the time with this index, computing only what the next step will use.
 
-        With ``at_mean``, from the means of a renoising step or what Heun's predicts, for the gradient there.
+        With ``at_mean``, look from the means of a renoising step or the predictions of Heun's step, for the gradient
+        there.
         """
         step = None if index == self.steps else self.base_steps[index]
         jumps = self.kernel == "renoise"
@@ -327,18 +329,18 @@ class FMTT(Solver):
         return look if step is not None and self._uses_landing(step) else look._replace(landing=None)
 
     def _uses_landing(self, step: BaseStep) -> bool:
-        """Whether the step needs the image that the look-ahead saw from its start."""
+        """Whether the step needs the state that the look-ahead predicted from its start."""
         if isinstance(step, RenoiseStep) and step.target == 1 and self.look_ahead.is_one_jump:
             return True
         return isinstance(self.proposing, Conjugate) and self.proposing.knows_next(self.look_ahead, step)
 
     def _floor(self, look: Look, shape: tuple[int, int], index: int) -> tuple[Look, Tensor]:
-        """Looks in which -inf has a finite stand-in: before the end, and with continuous weights at the end too."""
+        """Looks with finite values in place of -inf: before the end, and with continuous weights also at the end."""
         floored, where = floor_rewards(look, shape, self.weighting.margin)
         return (look if index == self.steps and not self.weighting.continuous else floored), where
 
     def _view(self, state: Particles, info: StepInfo) -> FMTTState:
-        """The particles as others see them, with their evidence."""
+        """The public view of the particles, with their evidence."""
         log_weights, shape = self.weighting.log_weights(state), state.task.shape
         evidence = state.log_evidence + log_weights.logsumexp(1) - math.log(shape[1])
         return FMTTState(state.index, self.times[state.index], state.x.unflatten(0, shape), log_weights,
@@ -350,15 +352,15 @@ class FMTT(Solver):
         return self._size().map(self.prior.decode, states)
 
     def _size(self) -> ChunkSize:
-        # a jump is looked ahead by, and differentiated, unless the velocity alone tells where it leads
+        # the look-ahead jumps, with a gradient, unless it needs only the velocity
         velocity = self.look_ahead.kind != "flow_map"
         return ChunkSize(rows_at_a_time(self.chunk_size, self.prior, velocity=velocity), self.name)
 
 
 def _check_prior(prior: FlowMap) -> None:
-    """Refuse what has no score to follow."""
+    """Refuse a prior without a score."""
     if not isinstance(prior, FlowMap):
-        raise TypeError(f"FMTT follows a FlowMap, not a {type(prior).__name__}: pass invflow.load_prior('mnist'), say")
+        raise TypeError(f"FMTT takes a FlowMap, not a {type(prior).__name__}: pass invflow.load_prior('mnist')")
     reason = prior.refusal("score", "FMTT")
     if reason is not None:
         raise ValueError(reason)

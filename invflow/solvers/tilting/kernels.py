@@ -1,4 +1,4 @@
-"""Base kernels of tilted sampling along a path: Gaussian steps of the samplers that are tilted."""
+"""Base kernels of tilted sampling along a path: the Gaussian steps of the base samplers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BaseStep(ABC):
     """One step of a base sampler, the Gaussian kernel N(m(x), v I) from ``start`` to ``end``.
 
     Attributes:
-        start, end: times.
+        start, end: Times at which the step starts and ends.
         variance: v; zero for a deterministic step.
     """
 
@@ -39,10 +39,10 @@ class BaseStep(ABC):
         """The mean m(x).
 
         Args:
-            prior: the flow map.
+            prior: The flow map.
             x: ``(n, *state_shape)``, states at time ``start``.
             velocity: b_start(x), if known already; saves a call.
-            landing: X_{start,1}(x) in one jump, if known already; saves a call where the step jumps there.
+            landing: X_{start,1}(x) in one jump, if known already; saves a call if the step makes this jump.
 
         Returns:
             ``(n, *state_shape)``.
@@ -68,13 +68,14 @@ class EulerStep(BaseStep):
 
 @dataclass(frozen=True)
 class HeunStep(EulerStep):
-    r"""Heun's step of the same SDE: Euler-Maruyama predicts, the mean of the drifts at both ends corrects.
+    r"""Heun's step for the same SDE: Euler-Maruyama predicts, and the mean of the drifts at both ends corrects.
 
     .. math:: \hat x = x + h F(t, x) + \sqrt{v} \xi, \quad
         x' = x + \tfrac{h}{2} (F(t, x) + F(t', \hat x)) + \sqrt{v} \xi
 
-    with v = h (eps_t + eps_{t'}). Its law is of second order in h, since the noise is additive (Kloeden and Platen
-    1992, "Numerical Solution of Stochastic Differential Equations", section 15.1); it is no Gaussian kernel.
+    with v = h (eps_t + eps_{t'}). The error of its law is of second order in h, since the noise is additive (Kloeden
+    and Platen 1992, "Numerical Solution of Stochastic Differential Equations", section 15.1). It is not a Gaussian
+    kernel.
 
     Attributes:
         diffusion_end: eps at the end.
@@ -88,12 +89,12 @@ class HeunStep(EulerStep):
         """The corrected state.
 
         Args:
-            prior: the flow map.
-            x: ``(n, *state_shape)``, at the start.
-            predicted: ``(n, *state_shape)``, by Euler-Maruyama with the same noise and, where there are tilts, the
-                shift h eps grad r_t.
-            velocities: b at x and at what was predicted, if known already.
-            tilts: grad r_t there; None for none.
+            prior: The flow map.
+            x: ``(n, *state_shape)``, states at the start.
+            predicted: ``(n, *state_shape)``, predictions of Euler-Maruyama with the same noise and, if there are
+                tilts, the shift h eps grad r_t.
+            velocities: b at x and at the predictions, if known already.
+            tilts: grad r_t at the same two places; None for no tilt.
 
         Returns:
             ``(n, *state_shape)``.
@@ -105,7 +106,7 @@ class HeunStep(EulerStep):
         return predicted + 0.5 * (self.end - self.start) * (after - before)
 
     def correct_pair(self, prior: FlowMap, pair: Tensor) -> Tensor:
-        """The corrected states without a tilt, of states and predictions side by side, ``(n, 2, *state_shape)``."""
+        """The corrected states without a tilt, from pairs of state and prediction ``(n, 2, *state_shape)``."""
         return self.correct(prior, pair[:, 0], pair[:, 1])
 
 
@@ -117,11 +118,11 @@ def _drift(x: Tensor, t: float, eps: float, b: Tensor, tilt: Tensor | None = Non
 
 @dataclass(frozen=True)
 class AncestralStep(BaseStep):
-    r"""The ancestral kernel of diffusion models: where x' was if x came from it by noising, given the denoised image.
+    r"""The ancestral kernel of diffusion models: the law of x' if x is x' plus noise and the image is the denoised one.
 
     With :math:`\rho = (t (1 - t') / (t' (1 - t)))^2` it has mean :math:`t' (1 - \rho) D_t(x) + \rho (t' / t) x` and
-    variance :math:`(1 - t')^2 (1 - \rho)` (Ho, Jain, Abbeel 2020, in the times used here). Along it, the denoised image
-    of the next state is expected to be that of this one.
+    variance :math:`(1 - t')^2 (1 - \rho)` (Ho, Jain, Abbeel 2020, in the times used here). The denoised image is
+    expected to stay the same over the step.
     """
 
     def mean(self, prior: FlowMap, x: Tensor, velocity: Tensor | None = None,
@@ -138,10 +139,10 @@ class AncestralStep(BaseStep):
 class RenoiseStep(BaseStep):
     """Jump to a time beyond the end, then add noise back: x' = (t'/u) X_{t,u}(x) + sqrt(v) xi.
 
-    With v = (1 - t')^2 - (t' (1 - u) / u)^2 every marginal is exact for an exact map, however few the steps.
+    With v = (1 - t')^2 - (t' (1 - u) / u)^2 every marginal is exact for an exact map, at any number of steps.
 
     Attributes:
-        target: u, at least ``end``; equal to it where v = 0.
+        target: u, at least ``end``; equal to it if v = 0.
     """
 
     target: float = 1.0
@@ -156,17 +157,17 @@ class RenoiseStep(BaseStep):
 def base_steps(kernel: str, times: Sequence[float], diffusion: Diffusion) -> list[BaseStep]:
     """The steps of a base sampler; the last one adds no noise.
 
-    The SDE and renoising add noise of variance v = 2 eps dt at a step; renoising at most (1 - t')^2, which is all the
-    noise there is at its end, and which it adds where it jumps to u = 1. The noise of ancestral steps is their own.
+    A step of the SDE or of renoising adds noise of variance v = 2 eps dt. Renoising adds at most (1 - t')^2, the
+    variance of all noise at the end of the step; it then jumps to u = 1. Ancestral steps have their own noise.
 
     Args:
         kernel: ``"sde"``, ``"heun"``, ``"ancestral"`` or ``"renoise"``.
-        times: increasing from 0 to 1.
-        diffusion: eps(t), nonnegative, and zero at t = 1 for the SDE; a number c stands for c (1 - t). ``math.inf``
-            lets every renoising step jump to u = 1. Not used by ancestral steps.
+        times: Times that increase from 0 to 1.
+        diffusion: eps(t), nonnegative, and zero at t = 1 for the SDE; a number c means c (1 - t). With ``math.inf``
+            every renoising step jumps to u = 1. Ancestral steps do not use it.
 
     Raises:
-        ValueError: for another kernel; for a diffusion that is negative, or does not vanish at 1.
+        ValueError: If the kernel is unknown, or the diffusion is negative or does not vanish at 1.
     """
     if kernel not in KERNELS:
         raise ValueError(f"there is no kernel {kernel!r}: choose 'sde' (Euler-Maruyama), 'heun', 'ancestral' or "
@@ -179,8 +180,8 @@ def base_steps(kernel: str, times: Sequence[float], diffusion: Diffusion) -> lis
             continue
         eps = float(diffusion(start)) if callable(diffusion) else diffusion * (1 - start)
         if not eps >= 0 or (kernel != "renoise" and math.isinf(eps)):
-            raise ValueError(f"the diffusion eps is {eps} at t = {start:.4g}: it must be a number >= 0, finite but "
-                             "for kernel='renoise'; the default is 1 - t, diffusion=1.0")
+            raise ValueError(f"the diffusion eps is {eps} at t = {start:.4g}: it must be a number >= 0, and finite "
+                             "except for kernel='renoise'; the default is 1 - t, diffusion=1.0")
         if kernel == "heun" and end < 1:
             after = float(diffusion(end)) if callable(diffusion) else diffusion * (1 - end)
             steps.append(HeunStep(start, end, (eps + after) * (end - start), eps, after))

@@ -1,4 +1,4 @@
-"""The pieces of tilted sampling along a path: time grids, schedules of the reward, look-aheads."""
+"""Look-aheads of tilted sampling along a path: predictions of the finished image and its reward."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from invflow.solvers.tilting.kernels import BaseStep
 
 __all__ = ["BaseStep", "Look", "LookAhead"]
 
-#: random signs of which the gain of an operator is the mean
+#: number of random sign vectors over which the gain of an operator is averaged
 _PROBES = 16
 
 LOOK_AHEADS = ("flow_map", "denoiser", "none")
@@ -28,31 +28,31 @@ LOOK_AHEADS = ("flow_map", "denoiser", "none")
 
 
 class Look(NamedTuple):
-    """What a look-ahead finds out about n states at one time."""
+    """The result of a look-ahead from n states at one time."""
 
-    value: Tensor  # (n,): r(L_t(x)), the reward of the image that the state is heading for
-    landing: Tensor | None = None  # (n, *state_shape): L_t(x), where the next step can use it
+    value: Tensor  # (n,): r(L_t(x)), the reward of the predicted image
+    landing: Tensor | None = None  # (n, *state_shape): L_t(x), if the next step can use it
     velocity: Tensor | None = None  # (n, *state_shape): b_t(x)
-    gradient: Tensor | None = None  # (n, *state_shape): of the value with respect to x
+    gradient: Tensor | None = None  # (n, *state_shape): gradient of the value in x
     rate: Tensor | None = None  # (n,): (d/dt + b . grad) of the value
 
     def take(self, index: Tensor | slice) -> Look:
-        """Some of the states, in the order of the index."""
+        """The looks of some of the states, in the order of the index."""
         rest = (None if field is None else field[index] for field in self[1:])
         return Look(self.value[index], *rest)
 
     @staticmethod
     def cat(looks: Sequence[Look]) -> Look:
-        """Looks at parts of the states, as one."""
+        """Looks from parts of the states, joined into one."""
         rest = (None if parts[0] is None else torch.cat(parts) for parts in zip(*(look[1:] for look in looks)))
         return Look(torch.cat([look.value for look in looks]), *rest)
 
 
 def _complain(reward: Reward, prior: FlowMap, landing: Tensor, strict: bool) -> None:
-    """Say that a reward guides nothing, although it says that it has a gradient."""
+    """Warn, or raise if ``strict``, that a reward claims to have a gradient but gives none."""
     cut = f"the reward {type(reward).__name__}" if landing.requires_grad else f"the flow map {type(prior).__name__}"
-    said = (f"no gradient comes back from {cut}, which detaches or does not depend on its images: nothing is drawn to "
-            "reward, and the weights alone do the work. Pass FunctionReward(fn, differentiable=False) for a black box")
+    said = (f"no gradient comes back from {cut}, which detaches or does not depend on its images: no gradient guides "
+            "the particles, only their weights. Pass FunctionReward(fn, differentiable=False) for a black box")
     if strict:
         raise ValueError(f"{said}, and weights='twisted', which stay exact without a gradient")
     warnings.warn(said, stacklevel=2)
@@ -60,12 +60,12 @@ def _complain(reward: Reward, prior: FlowMap, landing: Tensor, strict: bool) -> 
 
 @dataclass(frozen=True)
 class LookAhead:
-    """The look-ahead L_t: the image that a state at time t is heading for, and its reward.
+    """The look-ahead L_t: the predicted image at the end of the path from a state at time t, and its reward.
 
     Attributes:
-        prior: the flow map.
+        prior: The flow map.
         kind: ``"flow_map"`` for X_{t,1}(x), ``"denoiser"`` for E[m | x_t = x], ``"none"`` for x itself.
-        jumps: of the flow map, over equal parts of [t, 1].
+        jumps: Number of jumps of the flow map, over equal parts of [t, 1].
     """
 
     prior: FlowMap
@@ -80,16 +80,16 @@ class LookAhead:
 
     @property
     def is_one_jump(self) -> bool:
-        """Whether the look-ahead is X_{t,1}(x) in a single call, which a renoising step to u = 1 needs as well."""
+        """Whether the look-ahead is X_{t,1}(x) in a single call, which a renoising step to u = 1 needs too."""
         return self.kind == "flow_map" and self.jumps == 1
 
     def makes_last_step(self, kernel: str) -> bool:
-        """Whether the last step of a base sampler goes to what the look-ahead sees."""
+        """Whether the last step of a base sampler goes to the state that the look-ahead predicts."""
         return self.is_one_jump if kernel == "renoise" else self.kind == "denoiser"
 
     @torch.no_grad()
     def land(self, x: Tensor, t: float) -> Tensor:
-        """The data state L_t(x) alone: ``(n, *state_shape)`` to the same."""
+        """The predicted data state L_t(x) alone: ``(n, *state_shape)`` to the same shape."""
         return self._land(x, t, t)[0]
 
     def __call__(self, reward: Reward, x: Tensor, t: float, shape: tuple[int, int], *, gradient: bool = False,
@@ -97,27 +97,26 @@ class LookAhead:
         """Look ahead from n = b * k states of b observations.
 
         Args:
-            reward: of those b observations.
+            reward: Reward of those b observations.
             x: ``(n, *state_shape)``, states at time t.
-            t: in [0, 1]; at 1 the look-ahead is the state itself.
+            t: Time in [0, 1]; at 1 the look-ahead is the state itself.
             shape: (b, k).
-            gradient: whether the gradient of the value is asked for. Where the value does not depend on the state
-                it is zero, also where the reward is -inf and its gradient undefined.
-            velocity: whether b_t(x) is; the denoiser needs no call of its own for it.
-            rate: whether (d/dt + b . grad) of the value is. It takes no further call of the network: with the
-                gradient known, b . grad is a product, and d/dt is part of the same backward pass.
-
-            strict: whether a reward that no gradient comes back from is an error, not only a warning.
+            gradient: Whether to compute the gradient of the value. It is zero where the value does not depend on the
+                state, and where the reward is -inf and its gradient undefined.
+            velocity: Whether to compute b_t(x); with the denoiser this takes no extra call.
+            rate: Whether to compute (d/dt + b . grad) of the value. This takes no further network call: given the
+                gradient, b . grad is a product, and d/dt is part of the same backward pass.
+            strict: Whether a missing gradient is an error and not only a warning.
 
         Returns:
             The look, detached.
 
         Raises:
-            ValueError: see ``strict``.
-            RuntimeError: where a gradient is asked for in :func:`torch.inference_mode`.
+            ValueError: See ``strict``.
+            RuntimeError: If a gradient is needed inside :func:`torch.inference_mode`.
 
         Warns:
-            UserWarning: where the gradient that is asked for is cut off.
+            UserWarning: If a gradient is needed and none comes back.
         """
         differentiate = gradient or rate
         if differentiate:
@@ -150,7 +149,7 @@ class LookAhead:
         return Look(value.detach(), landing.detach(), b, slope, change)
 
     def _land(self, x: Tensor, t: float, time: Time) -> tuple[Tensor, Tensor | None]:
-        """L_t(x), and the velocity where it was needed for it."""
+        """L_t(x), and the velocity if L_t(x) needed it."""
         if t == 1 or self.kind == "none":
             return x, None
         if self.kind == "denoiser":

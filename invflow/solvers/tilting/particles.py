@@ -1,4 +1,4 @@
-"""What particle solvers along a path share: chunks of B x N rows, the particles and what a step does, and checks."""
+"""Shared parts of particle solvers along a path: chunks of B x N rows, particles, records of steps, and checks."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Chunk:
-    """A rectangle of B x N particles, which are consecutive rows.
+    """A rectangle out of the B x N particles, stored as consecutive rows.
 
     Attributes:
-        rows: of the B N particles, observation after observation.
-        observations: of the B.
-        shape: (observations, particles of each).
-        reward: of those observations.
+        rows: Its rows among the B N particles, which are ordered by observation.
+        observations: Its observations among the B.
+        shape: (number of observations, particles of each).
+        reward: Reward of these observations.
     """
 
     rows: slice
@@ -43,12 +43,12 @@ class Chunk:
 
     @property
     def count(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         result: int = self.rows.stop - self.rows.start
         return result
 
     def halves(self) -> tuple[Chunk, Chunk]:
-        """The same rows as two chunks: some of the observations each, or half the particles of a single one."""
+        """The same rows as two chunks: each has half the observations, or half the particles of a single one."""
         axis = 0 if self.shape[0] > 1 else 1
         middle, per = self.shape[axis] // 2, self.shape[1] if axis == 0 else 1
         cuts = (slice(0, middle), slice(middle, self.shape[axis]))
@@ -63,7 +63,7 @@ class Chunk:
 
 
 def over_chunks(chunks: list[Chunk], size: ChunkSize, work: Callable[[Chunk], T]) -> list[T]:
-    """Work done chunk by chunk; one that does not fit in memory is halved, in the list too, for what is to come."""
+    """Run ``work`` chunk by chunk; a chunk that does not fit in memory is halved, also in the list for later use."""
     waiting, results = chunks[::-1], []
     chunks.clear()
     while waiting:
@@ -78,7 +78,7 @@ def over_chunks(chunks: list[Chunk], size: ChunkSize, work: Callable[[Chunk], T]
 
 
 def make_chunks(reward: Reward, observations: int, count: int, size: int) -> list[Chunk]:
-    """Cut B x N particles into chunks of at most ``size`` rows: whole observations, or even parts of one."""
+    """Split B x N particles into chunks of at most ``size`` rows: whole observations, or equal parts of one."""
     chunks = []
     if count <= size:
         together = size // count
@@ -98,15 +98,15 @@ def make_chunks(reward: Reward, observations: int, count: int, size: int) -> lis
 
 
 def child_generator(parent: torch.Generator) -> torch.Generator:
-    """A generator seeded by one draw of another, so that what it serves takes nothing more from the other."""
+    """A generator seeded by one draw from another, which its own draws then leave unchanged."""
     seed = torch.randint(2**62, (1,), generator=parent, device=parent.device)
-    return torch.Generator(parent.device).manual_seed(int(seed))  # a GPU is waited for where the parent is on one
+    return torch.Generator(parent.device).manual_seed(int(seed))  # waits for the GPU if the parent is on one
 
 
 def first_bad(look: Look, state: Tensor) -> tuple[str, int] | None:
-    """What is not finite in a look from states ``(n, *state_shape)``, and its first row; None where all is well.
+    """The first non-finite part of a look from states ``(n, *state_shape)``, and its first row; None if all is finite.
 
-    A reward of -inf is no error: it is a weight of zero.
+    A reward of -inf is not an error; it means a weight of zero.
     """
     checks: Sequence[tuple[str, Tensor | None]] = (
         ("state", ~state.isfinite()),
@@ -116,7 +116,7 @@ def first_bad(look: Look, state: Tensor) -> tuple[str, int] | None:
         ("rate of the reward", None if look.rate is None else look.rate.isnan()),
     )
     found = [(what, bad) for what, bad in checks if bad is not None]
-    # asked of all at once, since a GPU is waited for; needed at every look, so that the error can tell the step
+    # all checks at once, since each waits for the GPU; at every look, so that the error can name the step
     if not bool(torch.stack([bad.any() for _, bad in found]).any()):
         return None
     for what, bad in found:
@@ -131,19 +131,19 @@ class FMTTState:
     """The particles of :meth:`FMTT.iterate` after some of the steps.
 
     Attributes:
-        step: steps done, from 0 to K.
-        time: where the particles stand, from 0 to 1.
-        states: ``(B, N, *state_shape)``.
-        log_weights: ``(B, N)``, not normalised, grown since the observation was last resampled. Under them the
-            particles stand for the base sampler's law at this time, tilted by g(t) times the reward of the look-ahead.
-        log_increments: ``(B, N)``, what the step that led here added to the log weights.
-        rewards: ``(B, N)``, r(L_t(x)), the reward of the images that the particles are heading for.
-        ancestors: ``(B, N)``, the index of each particle's ancestor among those at time 0.
+        step: Number of steps done, from 0 to K.
+        time: Time of the particles, from 0 to 1.
+        states: ``(B, N, *state_shape)``, the states.
+        log_weights: ``(B, N)``, not normalised, accumulated since the observation was last resampled. With them the
+            particles represent the base sampler's law at this time, tilted by g(t) times the reward of the look-ahead.
+        log_increments: ``(B, N)``, increments of the log weights in the last step.
+        rewards: ``(B, N)``, r(L_t(x)), the rewards of the predicted images.
+        ancestors: ``(B, N)``, index of each particle's ancestor among those at time 0.
         log_evidence: ``(B,)``, estimate of log E[e^{g(t) r(L_t(x))}] under the base sampler.
-        resampled: ``(B,)``, whether the observation was resampled before the step that led here.
+        resampled: ``(B,)``, whether the observation was resampled before the last step.
         capped: ``(B,)``, share of the particles whose shift was capped in that step.
-        floored: ``(B, N)``, whether the look-ahead's reward was -inf, for which a finite one stands in ``rewards``
-            before the end.
+        floored: ``(B, N)``, whether the look-ahead's reward was -inf; ``rewards`` then holds a finite value before
+            the end.
     """
 
     step: int
@@ -161,15 +161,15 @@ class FMTTState:
 
 @dataclass(frozen=True)
 class Task:
-    """What one call is about, the same at every step.
+    """Settings of one call, the same at every step.
 
     Attributes:
-        chunks: of the particles; cut smaller, in place, where one does not fit in memory.
-        size: rows at a time.
+        chunks: Chunks of the particles; split in place if one does not fit in memory.
+        size: Number of rows at a time.
         gains: ``(B or 1, K + 1)``, g at each time.
-        pulls: whether g is over 0 for any observation, at each time, where no device has to be asked.
+        pulls: Whether g is above 0 for any observation, at each time; kept on the CPU so that no GPU is waited for.
         shape: (B, N).
-        spectrum: of the operators, for a conjugate proposal.
+        spectrum: Spectrum of the operators, for a conjugate proposal.
     """
 
     chunks: list[Chunk]
@@ -180,28 +180,28 @@ class Task:
     spectrum: Spectrum | None = None
 
     def gain(self, chunk: Chunk, index: int) -> Tensor:
-        """g at the time of that index, of each of a chunk's observations."""
+        """g at the time with this index, for each of a chunk's observations."""
         return self.gains[:, index].expand(self.shape[0])[chunk.observations]
 
     def tilt(self, chunk: Chunk, index: int, gradient: Tensor) -> Tensor:
-        """grad r_t of a chunk's particles, from the gradient of the reward of their look-ahead."""
+        """grad r_t for a chunk's particles, from the gradient of the reward of their look-ahead."""
         gain = self.gain(chunk, index).repeat_interleave(chunk.shape[1])
         return column(gain, gradient) * gradient
 
 
 @dataclass(frozen=True)
 class Particles:
-    """The state that FMTT steps from and to; B N particles stand in rows, observation after observation.
+    """FMTT's state between steps: B N particles in rows, ordered by observation.
 
     Attributes:
-        task: what the call is about.
-        index: steps done, from 0 to K.
-        x: ``(B N, *state_shape)``.
-        look: what the look-ahead sees from there, with a finite value in place of -inf before the end.
-        path: ``(B, N)``, the log weights as the weighting keeps them.
-        ancestors: ``(B, N)``, index of each one's ancestor among those at time 0.
-        log_evidence: ``(B,)``, gathered up to the last resampling.
-        floored: ``(B, N)``, whether a finite value stands for -inf.
+        task: Settings of the call.
+        index: Number of steps done, from 0 to K.
+        x: ``(B N, *state_shape)``, the states.
+        look: Look-ahead from these states, with a finite value in place of -inf before the end.
+        path: ``(B, N)``, the log weights in the form that the weighting keeps.
+        ancestors: ``(B, N)``, index of each particle's ancestor among those at time 0.
+        log_evidence: ``(B,)``, accumulated up to the last resampling.
+        floored: ``(B, N)``, whether a finite value replaces -inf.
     """
 
     task: Task
@@ -219,18 +219,18 @@ class Particles:
         return scale_log(self.task.gains[:, self.index, None], precise(self.look.value).view(self.task.shape))
 
     def gather(self, index: Tensor) -> Particles:
-        """Particles ``index`` ``(B, N)`` in the place of all; the weights stay where they are."""
+        """Replace all particles by those of ``index`` ``(B, N)``; the weights stay in place."""
         flat = (index + index.shape[1] * torch.arange(len(index), device=index.device)[:, None]).flatten()
         return replace(self, x=self.x[flat], look=self.look.take(flat), ancestors=self.ancestors.gather(1, index))
 
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What happened in a step.
+    """Record of a step.
 
     Attributes:
-        log_increments: ``(B, N)``, what it added to the log weights.
-        resampled: ``(B,)``, whether the observation was resampled before it.
+        log_increments: ``(B, N)``, increments of the log weights.
+        resampled: ``(B,)``, whether the observation was resampled before the step.
         capped: ``(B,)``, share of the particles whose shift was capped.
     """
 

@@ -1,4 +1,4 @@
-"""How FMTT draws the next state: the base step shifted by the reward's gradient, or as it is."""
+"""Proposals of FMTT's next state: the base step, shifted by the reward's gradient or unshifted."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ __all__ = ["GradientShift", "HeunShift", "Move", "Proposal"]
 
 @dataclass(frozen=True)
 class Move:
-    """What a proposal knows of the particles of a chunk that it is to move by one step.
+    """The inputs of a proposal that moves the n particles of a chunk by one step.
 
     Attributes:
-        prior: the flow map.
-        look_ahead: the look-ahead.
-        task: what the call is about.
-        chunk: whose n particles they are.
-        index: of the time where they stand.
-        step: to be made.
-        x: ``(n, *state_shape)``, where they stand.
+        prior: The flow map.
+        look_ahead: The look-ahead.
+        task: Settings of the call.
+        chunk: Chunk of the n particles.
+        index: Index of the current time.
+        step: Base step to propose from.
+        x: ``(n, *state_shape)``, current states.
         mean: ``(n, *state_shape)``, m(x), the mean of the base step.
-        known: what the look-ahead sees from x.
-        noise: ``(n, *state_shape)``, standard normal.
-        look: from other states at the end of the step, with a gradient.
+        known: Look-ahead from x.
+        noise: ``(n, *state_shape)``, standard normal noise.
+        look: Function that looks ahead from other states at the end of the step, with a gradient.
     """
 
     prior: FlowMap
@@ -52,17 +52,17 @@ class Move:
 
     @property
     def ratio_of_one(self) -> Tensor:
-        """log p - log q of states that are drawn from p, ``(n,)``."""
+        """log p - log q of states drawn from p itself, zeros ``(n,)``."""
         return precise(self.mean.new_zeros(len(self.mean)))
 
     @property
     def none_capped(self) -> Tensor:
-        """No shift was capped, ``(n,)``."""
+        """Zeros ``(n,)``: no shift was capped."""
         return self.mean.new_zeros(len(self.mean))
 
 
 class Proposal(ABC):
-    """The kernel q(x' | x) that particles are moved by."""
+    """The kernel q(x' | x) that moves the particles."""
 
     #: whether it follows the gradient of the reward
     follows_gradient: ClassVar[bool] = True
@@ -72,11 +72,11 @@ class Proposal(ABC):
         """Draw the next states by a step that adds noise.
 
         Args:
-            move: what is known.
+            move: Inputs of the step.
 
         Returns:
-            The states ``(n, *state_shape)``, log p(x' | x) - log q(x' | x) ``(n,)``, and which shifts were capped
-            ``(n,)``, as 0 and 1.
+            The states ``(n, *state_shape)``, log p(x' | x) - log q(x' | x) ``(n,)``, and whether each shift was
+            capped ``(n,)``, as 0 or 1.
         """
 
 
@@ -85,11 +85,11 @@ class GradientShift(Proposal):
     r"""The base step N(m, v I), shifted by c v grad r_t.
 
     Args:
-        strength: c; 1/2 is that of the tilted process, whose noise is as strong as the base's.
-        max_shift: greatest root mean square of a shift, in units of sqrt(v).
+        strength: c; 1/2 for the tilted process with the same noise as the base process.
+        max_shift: Largest root mean square of a shift, in units of sqrt(v).
 
     Raises:
-        ValueError: for settings that are not over 0.
+        ValueError: If a setting is not above 0.
     """
 
     strength: float = 0.5
@@ -102,11 +102,11 @@ class GradientShift(Proposal):
             raise ValueError(f"strength={self.strength} must be over 0")
 
     def share(self, step: BaseStep) -> float:
-        """c at a step."""
+        """c for a step."""
         return self.strength
 
     def propose(self, move: Move) -> tuple[Tensor, Tensor, Tensor]:
-        """Shift and draw; of a reward without gradient, draw from the base step."""
+        """Shift and draw; for a reward without a gradient, draw from the base step."""
         pushed, ratio, capped = move.noise, move.ratio_of_one, move.none_capped
         pull = self._pull(move)
         if pull is not None:
@@ -123,7 +123,7 @@ class GradientShift(Proposal):
         """The whole shift in units of sqrt(v), ``(n, *state_shape)``."""
         index, gradient = move.index, move.known.gradient
         if isinstance(move.step, RenoiseStep) and move.chunk.reward.differentiable:
-            index = move.index + 1  # grad r_{t'} at the mean, where the noise is to be added
+            index = move.index + 1  # grad r_{t'} at the mean, to which the noise is added
             gradient = move.look(move.mean).gradient
         if gradient is None:
             return None
@@ -132,7 +132,7 @@ class GradientShift(Proposal):
 
 @dataclass(frozen=True)
 class HeunShift(Proposal):
-    """Heun's tilted step, whose density is not known: the tilts at both ends count."""
+    """Heun's tilted step, which uses the tilts at both ends; its density is not known."""
 
     def propose(self, move: Move) -> tuple[Tensor, Tensor, Tensor]:
         """Predict, look again, correct."""

@@ -1,4 +1,4 @@
-"""When the reward is let in along the path: grids of time, and how much of the reward counts at each."""
+"""Time grids, and schedules: the fraction of the reward that counts at each time along the path."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def uniform_grid(steps: int) -> list[float]:
 def logit_grid(steps: int, first: float = 1 / 500, last: float = 0.99) -> list[float]:
     """``steps + 1`` times from 0 to 1, those between ``first`` and ``last`` evenly spaced in log t / (1 - t).
 
-    Well-separated modes in d dimensions commit near t = 1 / (distance in noise units), which a uniform grid steps
-    over; fine detail appears where 1 - t is of its size.
+    States commit to one of several well-separated modes in d dimensions near t = 1 / (distance in noise units), which
+    a uniform grid steps over. Fine detail appears where 1 - t is of its size.
 
     Args:
-        steps: at least 1.
-        first: the first time after 0, in (0, 1).
-        last: the last time before 1, in (first, 1).
+        steps: Number of steps, at least 1.
+        first: First time after 0, in (0, 1).
+        last: Last time before 1, in (first, 1).
     """
     if not 0 < first < last < 1:
-        raise ValueError(f"a logit grid runs from first={first} to last={last}: they need 0 < first < last < 1")
+        raise ValueError(f"a logit grid needs 0 < first < last < 1, not first={first} and last={last}")
     if steps < 3:
         return uniform_grid(steps) if steps == 1 else [0.0, math.sqrt(first * last), 1.0]
     low, high = (math.log(t / (1 - t)) for t in (first, last))
@@ -58,14 +58,14 @@ def make_times(grid: Grid, steps: int) -> list[float]:
 
     Args:
         grid: ``"uniform"``, ``"logit"``, a function of the number of steps (such as ``functools.partial(logit_grid,
-            first=1e-4)``), or the times themselves, whose number then decides the steps.
-        steps: at least 1.
+            first=1e-4)``), or the times themselves, whose number then determines the steps.
+        steps: Number of steps, at least 1.
 
     Returns:
         Increasing times, the first 0 and the last 1.
 
     Raises:
-        ValueError: for another name, under one step, or times that do not increase from 0 to 1.
+        ValueError: If the name is unknown, there is no step, or the times do not increase from 0 to 1.
     """
     if isinstance(grid, str):
         known: dict[str, Callable[[int], Sequence[float]]] = {"uniform": uniform_grid, "logit": logit_grid}
@@ -73,7 +73,7 @@ def make_times(grid: Grid, steps: int) -> list[float]:
             raise ValueError(f"there is no time grid {grid!r}: choose 'uniform' or 'logit', or pass the times")
         grid = known[grid]
     if steps < 1:
-        raise ValueError(f"steps={steps}: the path from noise to data takes at least 1")
+        raise ValueError(f"steps={steps}: the path from noise to data takes at least 1 step")
     times = [float(t) for t in (grid(steps) if callable(grid) else grid)]
     if len(times) < 2 or times[0] != 0 or times[-1] != 1 or any(b <= a for a, b in itertools.pairwise(times)):
         raise ValueError(
@@ -87,20 +87,20 @@ def make_times(grid: Grid, steps: int) -> list[float]:
 class AnnealedVariance:
     r"""Schedule of a Gaussian likelihood whose variance shrinks to sigma^2.
 
-    The look-ahead at time t knows the image to a variance of about
-    :math:`s^2 (1-t)^2 / ((1-t)^2 + t^2)` (exactly that for Gaussian data of standard deviation s; Song et al. 2023,
-    "Pseudoinverse-guided diffusion models"), which adds to the noise of the measurement. Up to a constant, the
-    likelihood with the greater variance is the fraction
+    The look-ahead at time t determines the image up to a variance of about
+    :math:`s^2 (1-t)^2 / ((1-t)^2 + t^2)` (exactly this for Gaussian data with standard deviation 1 in state space and s
+    in the measurement; Song et al. 2023, "Pseudoinverse-guided diffusion models"), which adds to the noise of the
+    measurement. Up to a constant, the likelihood with the larger variance is the fraction
 
     .. math:: g(t) = \sigma^2 / (\sigma^2 + s^2 (1-t)^2 / ((1-t)^2 + t^2))
 
     of the log likelihood. It does not vanish at t = 0, so weights start at g(0) r.
 
-    Where the last step goes to what the look-ahead sees, nothing is unknown from the time before it: what was, then,
-    is left out of the variance at all times.
+    If the last step goes to the state that the look-ahead predicts, the image is known from the time before that step
+    on. The variance that remains at that time is therefore subtracted at all times.
 
     Args:
-        spread: s, in the units of the measurement; nonnegative.
+        spread: s, the standard deviation of the data in the units of the measurement; nonnegative.
     """
 
     spread: float = 1.0
@@ -109,32 +109,32 @@ class AnnealedVariance:
         """g(t) for noise levels ``(B,)``; in [0, 1].
 
         Args:
-            t: in [0, 1].
-            sigma: ``(B,)``.
-            known: the time from which the look-ahead knows all.
-            gain: variance of a measured value where each pixel has unit variance; ``(B,)``, or one for all.
+            t: Time in [0, 1].
+            sigma: ``(B,)``, noise levels.
+            known: Time from which the look-ahead is taken to know the image.
+            gain: Variance of a measured value for pixels of unit variance; ``(B,)``, or one for all.
         """
         extra = self.spread**2 * max(0.0, _unknown(t) - _unknown(known))
         return sigma**2 / (sigma**2 + gain * extra)
 
 
 def _unknown(t: float) -> float:
-    """The variance of N(0, 1) data given a state at time t."""
+    """Variance of N(0, 1) data given a state at time t."""
     return (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
 
 
 @torch.no_grad()
 def measured_gain(reward: Reward) -> Tensor:
-    """The variance of a measured value, mean over those observed, where pixels are independent of variance 1.
+    """Variance of a measured value for independent pixels of variance 1, averaged over the observed values.
 
-    That is the mean squared norm of the rows of A, here from a few random signs (Hutchinson 1990): exactly 1 where
-    pixels are measured as they are, 1 / k^2 for means over k x k of them.
+    This is the mean squared norm of the rows of A, estimated from a few random sign vectors (Hutchinson 1990). It is
+    exactly 1 if pixels are measured directly, and 1 / k^2 for means over k x k pixels.
 
     Args:
-        reward: of B observations.
+        reward: Reward of B observations.
 
     Returns:
-        ``(B,)`` or ``(1,)``, in float64 on the CPU; 1 for anything but a Gaussian likelihood of a linear operator.
+        ``(B,)`` or ``(1,)``, in float64 on the CPU; 1 for any reward but a Gaussian likelihood with a linear operator.
     """
     if not isinstance(reward, GaussianLikelihood) or not reward.operator.linear:
         return torch.ones(1, dtype=torch.float64)
@@ -152,20 +152,20 @@ def schedule_values(schedule: Schedule, times: Sequence[float], reward: Reward, 
     """The fraction g(t) of the reward at each time.
 
     Args:
-        schedule: ``"linear"`` for g(t) = t; ``"annealed"``, an :class:`AnnealedVariance` with the spread that data of
-            unit variance in state space have after the operator, :func:`measured_gain`; one with another spread; an
-            :class:`~invflow.solvers.tilting.annealing.AnnealedCovariance`; or a function g of t.
-        times: increasing, ending at 1.
-        reward: with a noise level ``sigma`` where the schedule is annealed.
-        prior: whose affine decoding gives the spread of ``"annealed"``.
-        known: the time from which the look-ahead sees what the last step makes, for an annealed schedule.
+        schedule: ``"linear"`` for g(t) = t; ``"annealed"`` for an :class:`AnnealedVariance` with the spread of
+            measurements of unit-variance data in state space, see :func:`measured_gain`; an :class:`AnnealedVariance`
+            with another spread; an :class:`~invflow.solvers.tilting.annealing.AnnealedCovariance`; or a function g(t).
+        times: Increasing times that end at 1.
+        reward: Reward; an annealed schedule needs its noise level ``sigma``.
+        prior: Flow map whose affine decoding gives the spread of ``"annealed"``.
+        known: Time from which the look-ahead predicts the result of the last step, for an annealed schedule.
 
     Returns:
-        ``(B, len(times))``, or ``(1, len(times))`` where all observations share it, in float64 on the CPU.
+        ``(B, len(times))``, or ``(1, len(times))`` if all observations share it, in float64 on the CPU.
 
     Raises:
-        TypeError: for an annealed schedule of a reward without sigma.
-        ValueError: for an unknown name, or a g that decreases, leaves [0, 1], or does not end at 1.
+        TypeError: If the schedule is annealed and the reward has no sigma.
+        ValueError: If the name is unknown, or g decreases, leaves [0, 1], or does not end at 1.
     """
     if schedule == "linear":
         return torch.tensor([list(times)], dtype=torch.float64)
@@ -179,7 +179,7 @@ def schedule_values(schedule: Schedule, times: Sequence[float], reward: Reward, 
         sigma = getattr(reward, "sigma", None)
         if not isinstance(sigma, Tensor):
             raise TypeError(
-                f"an annealed schedule needs a reward with a noise level sigma, as a GaussianLikelihood has, not a "
+                f"an annealed schedule needs a reward with a noise level sigma, such as a GaussianLikelihood, not a "
                 f"{type(reward).__name__}: pass schedule='linear', or a function g(t) from [0, 1] to [0, 1]"
             )
         level = sigma.detach().cpu().double()

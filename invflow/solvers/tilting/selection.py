@@ -1,4 +1,4 @@
-"""Which particles go on to the next step: by their weights where these are uneven, or the best alone."""
+"""Selection of the particles for the next step: resampling if the weights are uneven, or only the best."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ __all__ = ["AllGoOn", "BestGoOn", "ResampleUneven", "Selection"]
 
 
 class Selection(ABC):
-    """Chooses the particles that the next step begins with."""
+    """Chooses the particles from which the next step starts."""
 
     @abstractmethod
     def __call__(self, particles: Particles, weighting: Weighting, generator: torch.Generator,
                  moves: bool) -> tuple[Particles, Tensor]:
-        """Choose.
+        """Choose the particles for the next step.
 
         Args:
-            particles: those there are.
-            weighting: theirs.
+            particles: Current particles.
+            weighting: Weighting of the particles.
             generator: Random generator.
-            moves: whether the step adds noise, which parts the copies of a particle.
+            moves: Whether the next step adds noise, which separates copies of a particle.
 
         Returns:
-            The particles that go on, with their weights, and which observations were resampled, ``(B,)``.
+            The chosen particles, with their weights, and whether each observation was resampled, ``(B,)``.
         """
 
 
 @dataclass(frozen=True)
 class AllGoOn(Selection):
-    """Every particle goes on."""
+    """Keep every particle."""
 
     def __call__(self, particles: Particles, weighting: Weighting, generator: torch.Generator,
                  moves: bool) -> tuple[Particles, Tensor]:
-        """As they are."""
+        """Return the particles unchanged."""
         return particles, torch.zeros(len(particles.path), dtype=torch.bool, device=particles.path.device)
 
 
 @dataclass(frozen=True)
 class ResampleUneven(Selection):
-    """Resampling of the observations whose effective sample size is under a threshold.
+    """Resample the observations whose effective sample size is below a threshold.
 
     Args:
-        threshold: share of N, from 0 to 1.
-        resampling: a name of :data:`invflow.smc.RESAMPLERS`.
+        threshold: Threshold as a share of N, from 0 to 1.
+        resampling: A name from :data:`invflow.smc.RESAMPLERS`.
 
     Raises:
-        ValueError: for another name, or a threshold out of range.
+        ValueError: If the name is unknown, or the threshold out of range.
     """
 
     threshold: float = 0.5
@@ -64,18 +64,18 @@ class ResampleUneven(Selection):
         if self.resampling not in RESAMPLERS:
             raise ValueError(f"there is no resampling {self.resampling!r}: choose one of {', '.join(RESAMPLERS)}")
         if not 0 <= self.threshold <= 1:
-            raise ValueError(f"resample_threshold={self.threshold} is a share of the particles, from 0 to 1")
+            raise ValueError(f"resample_threshold={self.threshold} must be a share of the particles, from 0 to 1")
 
     def __call__(self, particles: Particles, weighting: Weighting, generator: torch.Generator,
                  moves: bool) -> tuple[Particles, Tensor]:
-        """Resample those that need it; the mean of their weights goes into the evidence."""
+        """Resample the observations that need it; the mean of their weights is added to the evidence."""
         if self.threshold == 0 or not weighting.counts or not moves:
             return AllGoOn()(particles, weighting, generator, moves)
         log_weights = weighting.log_weights(particles)
         count, child = log_weights.shape[1], child_generator(generator)
         ess = effective_sample_size(log_weights)
         chosen = (ess > 0) & (ess < self.threshold * count)
-        # one question a step for a GPU to answer; unasked, all states and looks would be copied at every step
+        # one wait for the GPU at each step; without it, all states and looks would be copied at every step
         if not bool(chosen.any()):
             return particles, chosen
         stay = torch.arange(count, device=log_weights.device).expand_as(log_weights)
@@ -89,11 +89,11 @@ class ResampleUneven(Selection):
 
 @dataclass(frozen=True)
 class BestGoOn(Selection):
-    """Copies of the k particles of highest reward take the place of all at some of the steps: a search, no sampling.
+    """Replace all particles by copies of the k with the highest reward after some steps: a search, not sampling.
 
     Args:
-        k: particles kept.
-        steps: after which they are chosen.
+        k: Number of particles kept.
+        steps: Steps after which to choose them.
     """
 
     k: int
@@ -101,7 +101,7 @@ class BestGoOn(Selection):
 
     def __call__(self, particles: Particles, weighting: Weighting, generator: torch.Generator,
                  moves: bool) -> tuple[Particles, Tensor]:
-        """The best k, copied in turn."""
+        """Keep the best k, copied in turn."""
         shape, selects = particles.task.shape, particles.index in self.steps
         chosen = torch.full(shape[:1], selects, device=particles.path.device)
         if not selects:

@@ -15,21 +15,21 @@ __all__ = ["TwistedDiffusion"]
 
 
 class TwistedDiffusion(FMTT):
-    r"""Twisted diffusion sampler (Wu, Trippe, Naesseth, Blei and Cunningham 2023), exact as particles grow.
+    r"""Twisted diffusion sampler (Wu, Trippe, Naesseth, Blei and Cunningham 2023).
 
     This is FMTT with the denoiser as look-ahead and the ancestral kernel of diffusion models. The twisting function is
     the likelihood of the denoised image at all times, :math:`r_t(x) = r(D_t(x))`, so the schedule is g = 1. The mean of
     a step uses the denoised image :math:`D_t(x) + ((1 - t)^2 / t) \nabla r_t(x)`, which follows from adding the
-    gradient of the twisting function to the score. The weights are FMTT's twisted weights: with many particles the
-    samples follow e^r times the law of :meth:`prior_samples`, for any number of steps.
+    gradient of the twisting function to the score. The weights are FMTT's twisted weights: as the number of particles
+    grows, the samples converge to e^r times the law of :meth:`prior_samples`, for any number of steps.
 
     Args:
-        prior: a flow map trained with noise independent of the data.
+        prior: A flow map trained with noise independent of the data.
         steps: Number of steps from noise to data.
         resample_threshold: Resample when the effective sample size is below this share of N.
         resampling: Same as in :class:`~invflow.FMTT`.
-        schedule: g(t); ``"constant"`` is the paper's, ``"annealed"`` and ``"linear"`` are FMTT's. A sharp likelihood
-            with the constant schedule shifts the particles out of the data's range in the first steps.
+        schedule: g(t); ``"constant"`` as in the paper, ``"annealed"`` and ``"linear"`` as in FMTT. With the constant
+            schedule, a sharp likelihood shifts the particles out of the data's range in the first steps.
         time_grid: Same as in :class:`~invflow.FMTT`.
         max_shift: Same as in :class:`~invflow.FMTT`, but infinite by default, as in the paper.
         chunk_size: Same as in :class:`~invflow.FMTT`.
@@ -62,7 +62,7 @@ class DiffusionShift(GradientShift):
     """The shift of twisted diffusion, t' (1 - rho) ((1 - t)^2 / t) grad r_t, in units of v = (1 - t')^2 (1 - rho)."""
 
     def share(self, step: BaseStep) -> float:
-        """Over v; nothing at t = 0, where the state is noise, which says nothing of the image."""
+        """The shift divided by v; zero at t = 0, where the state is noise and does not depend on the image."""
         return step.end * ((1 - step.start) / (1 - step.end)) ** 2 / step.start if step.start else 0.0
 
 

@@ -1,4 +1,4 @@
-"""The weights of FMTT's particles: twisted, exact at any number of steps; Jarzynski's, of the continuous process."""
+"""Weights of FMTT's particles: twisted, exact at any number of steps, or Jarzynski's, for the continuous process."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ __all__ = ["WEIGHTINGS", "Jarzynski", "Twisted", "Unweighted", "Weighting", "flo
 
 
 class Weighting(ABC):
-    """How the log weights of particles are kept: where they start, what a step adds, what resampling leaves."""
+    """Bookkeeping of the particles' log weights: their start, their increment in a step, and after resampling."""
 
     #: whether the posterior carries the weights, and particles are resampled by them
     counts = True
-    #: whether the weights are those of a continuous reward that is followed by its gradient
+    #: whether the weights hold only for a continuous reward whose gradient guides the particles
     continuous = False
-    #: how far under the least finite reward of the observation one of -inf is put, see :func:`floor_rewards`
+    #: how far below the smallest finite reward of the observation -inf is placed, see :func:`floor_rewards`
     margin = 3.0
 
     def refusal(self, kernel: str, gradient: bool) -> str | None:
-        """Why the weighting does not fit a kernel, or a proposal (one by the gradient or another); None if it does."""
+        """Why the weighting does not fit a kernel or a proposal (guided by a gradient or not); None if it fits."""
         return None
 
     @abstractmethod
     def start(self, particles: Particles) -> Tensor:
-        """What is kept of the log weights at time 0, ``(B, N)``, where they are r_0(x_0)."""
+        """The stored part of the log weights r_0(x_0) at time 0, ``(B, N)``."""
 
     @abstractmethod
     def log_weights(self, particles: Particles) -> Tensor:
@@ -39,53 +39,53 @@ class Weighting(ABC):
 
     @abstractmethod
     def restart(self, particles: Particles) -> Tensor:
-        """What is kept where the weights have become equal, ``(B, N)``."""
+        """The stored part when the weights have become equal, ``(B, N)``."""
 
     @abstractmethod
     def add(self, before: Particles, after: Particles, ratio: Tensor, step: BaseStep) -> Tensor:
-        """What is kept after a step, ``(B, N)``.
+        """The stored part after a step, ``(B, N)``.
 
         Args:
-            before: the particles that it began with, after resampling.
-            after: those that it led to, with the weights of before.
+            before: Particles at the start of the step, after resampling.
+            after: Particles at its end, with the weights of ``before``.
             ratio: ``(B, N)``, log p(x' | x) - log q(x' | x).
-            step: the step.
+            step: The step.
         """
 
     def needs_rate(self, look_ahead: LookAhead, last: bool) -> bool:
-        """Whether the rate of change of the reward counts at a time, ``last`` for t = 1."""
+        """Whether the weights need the reward's rate of change at a time; ``last`` for t = 1."""
         return False
 
 
 class Twisted(Weighting):
-    """log w += log p(x' | x) + r_{t'}(x') - log q(x' | x) - r_t(x); kept without its last term (Whiteley, Lee 2014)."""
+    """log w += log p(x' | x) + r_{t'}(x') - log q(x' | x) - r_t(x); stored without r_t(x) (Whiteley, Lee 2014)."""
 
     def refusal(self, kernel: str, gradient: bool) -> str | None:
-        """Heun's steps have no density that is known."""
+        """Refuse Heun's steps, whose density is not known."""
         if kernel != "heun":
             return None
-        return (f"the density of Heun's steps is not known, so that {'twisted' if self.counts else 'none'!r} weights "
-                "have nothing to compare with: pass weights='jarzynski', or kernel='sde'")
+        return (f"weights={'twisted' if self.counts else 'none'!r} needs the density of the steps, which is not known "
+                "for Heun's: pass weights='jarzynski', or kernel='sde'")
 
     def start(self, particles: Particles) -> Tensor:
-        """Zero: r_0(x_0) is the last term."""
+        """Zero, since r_0(x_0) is the term that is not stored."""
         return torch.zeros_like(particles.path)
 
     def log_weights(self, particles: Particles) -> Tensor:
-        """With the last term, r_t(x)."""
+        """With r_t(x) added to the stored part."""
         return particles.path + particles.tilt
 
     def restart(self, particles: Particles) -> Tensor:
-        """So that the sum with the last term is zero."""
+        """Minus r_t(x), so that the log weights are zero."""
         return -particles.tilt
 
     def add(self, before: Particles, after: Particles, ratio: Tensor, step: BaseStep) -> Tensor:
-        """The ratio of the densities; the rest telescopes."""
+        """Add the log ratio of the densities; the rest telescopes."""
         return after.path + ratio
 
 
 class Unweighted(Twisted):
-    """Twisted weights that are computed for the diagnostics, and left out of the posterior."""
+    """Twisted weights that are computed for the diagnostics but left out of the posterior."""
 
     counts = False
 
@@ -93,20 +93,20 @@ class Unweighted(Twisted):
 class Jarzynski(Weighting):
     """dA = g'(t) r(L_t(x)) dt + g(t) (d/dt + b . grad) r(L_t(x)) dt, by the trapezoidal rule.
 
-    They hold for a reward that is continuous where it is followed: there the stand-in for -inf of a pure constraint is
-    the value that it has elsewhere, whose difference is added after the last step.
+    They hold for a reward that is continuous along the path. For a pure constraint, the value in place of -inf is the
+    constraint's value elsewhere; the difference is added after the last step.
     """
 
     continuous = True
     margin = 0.0
 
     def refusal(self, kernel: str, gradient: bool) -> str | None:
-        """They describe dynamics with the reward's gradient, in small steps."""
+        """Refuse all but dynamics with the reward's gradient in small steps."""
         if kernel not in ("sde", "heun"):
-            return (f"Jarzynski weights belong to the continuous dynamics, and the {kernel!r} steps are jumps, which "
-                    "they do not describe: pass weights='twisted', or kernel='sde'")
+            return (f"Jarzynski weights describe continuous dynamics, not the jumps of kernel={kernel!r}: pass "
+                    "weights='twisted', or kernel='sde'")
         if not gradient:
-            return ("Jarzynski weights belong to the dynamics with the reward's gradient: pass weights='twisted', or "
+            return ("Jarzynski weights describe dynamics guided by the reward's gradient: pass weights='twisted', or "
                     "proposal='gradient'")
         return None
 
@@ -115,7 +115,7 @@ class Jarzynski(Weighting):
         return particles.tilt
 
     def log_weights(self, particles: Particles) -> Tensor:
-        """As they are kept."""
+        """The stored values."""
         return particles.path
 
     def restart(self, particles: Particles) -> Tensor:
@@ -123,7 +123,7 @@ class Jarzynski(Weighting):
         return torch.zeros_like(particles.path)
 
     def add(self, before: Particles, after: Particles, ratio: Tensor, step: BaseStep) -> Tensor:
-        """The work of the step."""
+        """Add the work of the step."""
         shape, gains, length = after.task.shape, after.task.gains, step.end - step.start
         low, high = gains[:, before.index, None], gains[:, after.index, None]
         reward = 0.5 * (precise(before.look.value) + precise(after.look.value)).view(shape)
@@ -135,7 +135,7 @@ class Jarzynski(Weighting):
         return torch.where(after.floored, -torch.inf, path) if step.end == 1 else path
 
     def needs_rate(self, look_ahead: LookAhead, last: bool) -> bool:
-        """The flow map sees the same image all along the flow; other look-aheads change their minds."""
+        """Not with the flow map, which predicts the same image all along the flow; with other look-aheads."""
         return look_ahead.kind != "flow_map" and (not last or look_ahead.kind == "none")
 
 
@@ -143,24 +143,24 @@ WEIGHTINGS: dict[str, Weighting] = {"twisted": Twisted(), "jarzynski": Jarzynski
 
 
 def floor_rewards(look: Look, shape: tuple[int, int], margin: float) -> tuple[Look, Tensor]:
-    """A look before the end, its rewards of -inf put under the least finite one of the observation by a margin.
+    """Replace rewards of -inf in a look before the end: below the observation's smallest finite one by a margin.
 
-    A look-ahead only guesses: a state whose image breaks a constraint now may yet come to meet it, and the weight
-    of zero that it would have for any g over 0 would rule it out for good. Any finite value leaves the weights
-    exact, since that of the image itself counts in the end. This one keeps what the constraint says (such
-    particles are worth a twentieth of the worst others), and what a likelihood beside it says among the rest. As
-    it depends on all particles, it costs a bias of the order 1 / N.
+    A look-ahead is only a prediction. A state whose predicted image breaks a constraint may still meet it later, but
+    for any g above 0 its weight would be zero, which would rule it out for good. A fixed finite value would leave
+    twisted weights exact, since the reward of the final image itself counts at the end. This value keeps the effect of
+    the constraint (such particles weigh a twentieth of the worst others), and that of a likelihood in addition to it
+    among the others. As it depends on all particles, it causes a bias of the order 1 / N.
 
     Args:
-        look: of B N rows.
+        look: Look of B N rows.
         shape: (B, N).
-        margin: nonnegative.
+        margin: Distance below the smallest finite reward; nonnegative.
 
     Returns:
-        The look, and which rewards were -inf, ``(B, N)``.
+        The look, and whether each reward was -inf, ``(B, N)``.
     """
     value = look.value.view(shape)
     floored = value == -torch.inf
     least = torch.where(floored, torch.inf, value).amin(1, keepdim=True)
-    least = torch.where(least == torch.inf, 0.0, least - margin)  # all alike where none is finite
+    least = torch.where(least == torch.inf, 0.0, least - margin)  # all equal if none is finite
     return look._replace(value=torch.where(floored, least, value).flatten()), floored

@@ -364,7 +364,7 @@ def test_a_map_trained_with_an_adapter_is_refused() -> None:
     prior.independent_noise = False
     with pytest.raises(ValueError, match=r"no score.*jointly with an adapter.*NoiseSMC"):
         FMTT(prior)
-    with pytest.raises(TypeError, match="follows a FlowMap, not a str"):
+    with pytest.raises(TypeError, match="FMTT takes a FlowMap, not a str"):
         FMTT("mnist")  # type: ignore[arg-type]
 
 

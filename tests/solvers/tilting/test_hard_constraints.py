@@ -85,7 +85,7 @@ def test_a_likelihood_beside_a_constraint_keeps_its_particles() -> None:
 def test_jarzynski_weights_say_that_the_reward_breaks_off() -> None:
     """Beside a likelihood a constraint leaves no continuous reward to follow: the weights are wrong, and it says so."""
     solver = FMTT(Line(), steps=10, weights="jarzynski", chunk_size=10**5)
-    with pytest.warns(UserWarning, match="breaks off to -inf.*weights='twisted'"):
+    with pytest.warns(UserWarning, match="drops to -inf.*weights='twisted'"):
         posterior = solver.sample(Tilt(over(0.5, 4.0), 3), 600, generator=torch.Generator().manual_seed(0))
     assert posterior.diagnostics["converged"].tolist() == [False] * 3
     with warnings.catch_warnings():

@@ -84,10 +84,10 @@ def test_a_bill_calls_no_network_and_no_reward_of_a_user() -> None:
 
 def test_settings_that_do_not_fit_say_so() -> None:
     prior, _ = posed()
-    for settings, words in (({"weights": "jarzynski", "kernel": "renoise"}, "the 'renoise' steps are jumps"),
-                            ({"kernel": "heun"}, "the density of Heun's steps is not known, so that 'twisted'"),
-                            ({"kernel": "heun", "weights": "none"}, "so that 'none' weights"),
-                            ({"weights": "jarzynski", "proposal": "conjugate"}, "with the reward's gradient"),
+    for settings, words in (({"weights": "jarzynski", "kernel": "renoise"}, "not the jumps of kernel='renoise'"),
+                            ({"kernel": "heun"}, "weights='twisted' needs the density of the steps"),
+                            ({"kernel": "heun", "weights": "none"}, "weights='none' needs the density of the steps"),
+                            ({"weights": "jarzynski", "proposal": "conjugate"}, "guided by the reward's gradient"),
                             ({"max_shift": 0}, "max_shift=0"), ({"resampling": "twice"}, "no resampling 'twice'"),
                             ({"resample_threshold": 2}, "resample_threshold=2"), ({"weights": "w"}, "no weights 'w'")):
         with pytest.raises(ValueError, match=words):

@@ -86,7 +86,7 @@ def test_copies_of_a_few_are_no_independent_particles() -> None:
     assert float(found["effective_ancestors"][1]) == pytest.approx(500)
     assert found["converged"].tolist() == [True, True]
     ancestors[0] = torch.arange(1000).clamp(max=600)
-    with pytest.warns(UserWarning, match="the worth of 6.23 independent ones .asked for: 10; distinct ancestors: 601,"):
+    with pytest.warns(UserWarning, match="amount to 6.23 independent ones .required: 10; distinct ancestors: 601,"):
         assert record.finish(ended, "FMTT")["converged"].tolist() == [False, True]
 
 
@@ -108,7 +108,7 @@ def test_the_ancestors_of_one_run_tell_how_much_the_evidence_varies_between_runs
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_one_or_two_particles_never_converge(count: int) -> None:
-    with pytest.warns(UserWarning, match="asked for: 3"):
+    with pytest.warns(UserWarning, match="required: 3"):
         posterior = FMTT(Gaussian(), steps=3).sample(Tilt(lambda x: 0 * x[:, 0], 2), count,
                                                      generator=torch.Generator().manual_seed(0))
     assert posterior.diagnostics["converged"].tolist() == [False, False]
