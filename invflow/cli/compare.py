@@ -53,7 +53,7 @@ def compare(
     With --suite, problems and solvers come from the suite; --solver adds others. With --shard k/n
     each call computes its share, and the last one, or a call without --shard, writes the tables.
 
-    The exit status is 1 if every solver failed.
+    The exit code is 1 if every solver failed.
     """
     import invflow
     from invflow.cli.options import check_device
