@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from invflow.flowmap import FlowMap
     from invflow.solver import Solver
 
-__all__ = ["SPLITS", "Problem", "list_problems", "load_problem"]
+__all__ = ["SPLITS", "Problem", "TiltedProblem", "list_problems", "load_problem"]
 
 GROUP = "invflow.problems"
 SPLITS = ("test", "validation")
+_EITHER = "pass an operator and sigma (or a likelihood for noise that is not Gaussian), or a reward instead of both"
 
 
 class Problem:
@@ -35,7 +36,7 @@ class Problem:
     Most problems are inverse problems with an operator and a noise level: truths are measured, and the goal is the
     posterior given the measurement. For noise that is not Gaussian, pass a ``likelihood`` instead of the noise level.
     For existing measurements without truths, pass a likelihood instead of both. A problem with a ``reward`` has no
-    measurement: the goal is its prior p tilted by the reward, p(x) e^{r(x)}.
+    measurement: the goal is its prior p tilted by the reward, p(x) e^{r(x)}. It is built as a :class:`TiltedProblem`.
 
     An argument that takes time to build or load may be passed as a function without arguments. It is called once, when
     first needed, so that listing problems builds none of them.
@@ -81,6 +82,11 @@ class Problem:
         (torch.Size([3, 1, 16, 16]), 3)
     """
 
+    #: whether the problem tilts its prior by a reward; otherwise it inverts a measurement
+    tilts = False
+    #: name of a solver for it, where none is chosen
+    usual_solver = "vfm"
+
     @explained(like="invflow.Problem('faces', 'mnist', operator, sigma=0.05, sampler=draw)")
     def __init__(self, name: str, prior_name: str | None, operator: Operator | Callable[[], Operator] | None = None,
                  sigma: float | tuple[float, float] | None = None, *, images: Callable[[str], Tensor] | None = None,
@@ -93,32 +99,6 @@ class Problem:
         if not isinstance(prior_name, str | None):
             raise TypeError(f"problem {name!r}: the second argument is the name of a prior or None, not "
                             f"{prior_name!r:.60}; as in invflow.Problem({name!r}, 'mnist', operator, 0.05, sampler=f)")
-        measured = likelihood if isinstance(likelihood, Likelihood) else None
-        if measured is not None:
-            if any(value is not None for value in (operator, sigma, images, sampler, reward)) or random:
-                raise ValueError(f"problem {name!r}: a likelihood of measured data has its own operator, noise and "
-                                 "data: pass no operator, sigma, truths or reward with it; for truths that are "
-                                 "still to be measured pass likelihood=lambda operator, y: ...")
-            operator = measured.operator
-        elif likelihood is not None and not callable(likelihood):
-            raise TypeError(f"problem {name!r}: likelihood is a {type(likelihood).__name__}, expected a Likelihood or "
-                            "a function (operator, y) that returns one")
-        noisy = (sigma is not None) + (likelihood is not None)
-        if noisy > 1:
-            raise ValueError(f"problem {name!r}: sigma={sigma} and a likelihood both define the noise: pass only one")
-        if (operator is None) != (noisy == 0) or (operator is None) == (reward is None):
-            raise ValueError(f"problem {name!r}: pass an operator and sigma (or a likelihood for noise that is not "
-                             "Gaussian), or a reward instead of both")
-        if sigma is not None:
-            low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
-            if not 0 < low <= high < float("inf"):
-                raise ValueError(f"sigma={sigma}: pass a noise level above 0, or a range (low, high)")
-        if operator is not None and measured is None:
-            if (images is None) == (sampler is None):
-                raise ValueError(f"problem {name!r}: pass either images or sampler, one source of truths")
-        elif measured is None and (images is not None or random or (prior is None and prior_name is None)):
-            raise ValueError(f"problem {name!r} has a reward: it takes a prior or its name, no images and no random "
-                             "operators; a sampler draws from the tilted law")
         if reward is None and (quantities or expectations):
             raise ValueError(f"problem {name!r}: quantities and expectations belong to a problem with a reward")
         self.name, self.prior_name, self.sigma, self.random = name, prior_name, sigma, random
@@ -127,16 +107,48 @@ class Problem:
         self._operator, self._images, self._sampler = operator, images, sampler
         self._likelihood = likelihood
         self._prior, self._exact, self._reward, self._expectations = prior, exact, reward, expectations
+        self._check()
+
+    def __new__(cls, *arguments: Any, **settings: Any) -> Problem:
+        """Build a problem with a reward as a :class:`TiltedProblem`."""
+        return super().__new__(TiltedProblem if cls is Problem and settings.get("reward") is not None else cls)
+
+    functools.update_wrapper(__new__, __init__, assigned=())  # signatures show the arguments of __init__
+
+    def _check(self) -> None:
+        """Raise an error for arguments that do not fit together."""
+        name, sigma, likelihood = self.name, self.sigma, self._likelihood
+        if self._reward is not None:
+            raise TypeError(f"problem {name!r} has a reward: derive {type(self).__name__} from "
+                            "invflow.problem.TiltedProblem")
+        if isinstance(likelihood, Likelihood):
+            if any(value is not None for value in (self._operator, sigma, self._images, self._sampler)) or self.random:
+                raise ValueError(f"problem {name!r}: a likelihood of measured data has its own operator, noise and "
+                                 "data: pass no operator, sigma, truths or reward with it; for truths that are "
+                                 "still to be measured pass likelihood=lambda operator, y: ...")
+            self._operator = likelihood.operator
+            return
+        if likelihood is not None and not callable(likelihood):
+            raise TypeError(f"problem {name!r}: likelihood is a {type(likelihood).__name__}, expected a Likelihood or "
+                            "a function (operator, y) that returns one")
+        if sigma is not None and likelihood is not None:
+            raise ValueError(f"problem {name!r}: sigma={sigma} and a likelihood both define the noise: pass only one")
+        if self._operator is None or (sigma is None and likelihood is None):
+            raise ValueError(f"problem {name!r}: {_EITHER}")
+        low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+        if low is not None and not 0 < low <= high < float("inf"):
+            raise ValueError(f"sigma={sigma}: pass a noise level above 0, or a range (low, high)")
+        if (self._images is None) == (self._sampler is None):
+            raise ValueError(f"problem {name!r}: pass either images or sampler, one source of truths")
 
     @functools.cached_property
     def operator(self) -> Operator:
         """The forward operator. In a random problem, new parameters are drawn for it.
 
         Raises:
-            ValueError: If the problem has a reward instead.
+            ValueError: If this is a :class:`TiltedProblem`.
         """
-        if self._operator is None:
-            raise ValueError(f"problem {self.name!r} tilts its prior by a reward: it has no operator, see its reward")
+        assert self._operator is not None
         return self._operator if isinstance(self._operator, Operator) else self._operator()
 
     @functools.cached_property
@@ -154,11 +166,6 @@ class Problem:
 
         return load_prior(self.prior_name)
 
-    @property
-    def tilts(self) -> bool:
-        """Whether the problem tilts its prior by a reward; otherwise it inverts a measurement."""
-        return self._reward is not None
-
     @functools.cached_property
     def reward(self) -> Reward:
         """The reward that tilts the prior. It is the same for any number of observations.
@@ -166,10 +173,8 @@ class Problem:
         Raises:
             ValueError: If this is an inverse problem. Its reward is the likelihood that :meth:`simulate` returns.
         """
-        if self._reward is None:
-            raise ValueError(f"problem {self.name!r} is an inverse problem: its reward is the likelihood of a "
-                             "measurement, truth, likelihood = problem.simulate(4)")
-        return self._reward if isinstance(self._reward, Reward) else self._reward()
+        raise ValueError(f"problem {self.name!r} is an inverse problem: its reward is the likelihood of a measurement, "
+                         "truth, likelihood = problem.simulate(4)")
 
     @functools.cached_property
     def expectations(self) -> dict[str, float]:
@@ -184,12 +189,12 @@ class Problem:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one truth."""
-        return tuple(self.prior.image_shape if self.tilts else self.operator.image_shape)
+        return tuple(self.operator.image_shape)
 
     @property
     def problem_class(self) -> str | None:
         """Name under which an adapter can be trained for the operator; None with a reward."""
-        return None if self.tilts else self.operator.problem_class
+        return self.operator.problem_class
 
     @property
     def has_images(self) -> bool:
@@ -244,20 +249,21 @@ class Problem:
         """
         if num_observations < 1:
             raise ValueError(f"num_observations={num_observations}: simulate takes at least one observation")
-        generator = as_generator(generator)
-        if self.tilts:
-            return self._simulate_tilted(num_observations, generator, source)
+        return self._simulate(num_observations, as_generator(generator), source, split, shuffle)
+
+    def _simulate(self, count: int, generator: torch.Generator, source: str, split: str,
+                  shuffle: bool) -> tuple[Any, Any]:
         if self.is_measured and source == "data" and self._sampler is None:
-            return self._measured(num_observations, generator, shuffle)
-        truth = self._truths(num_observations, generator, source, split, shuffle)
+            return self._measured(count, generator, shuffle)
+        truth = self._truths(count, generator, source, split, shuffle)
         if self._likelihood is not None:
             return truth, self._measure(truth, generator)
         assert self.sigma is not None
-        operator = self.operator.randomize(num_observations, generator) if self.random else self.operator
+        operator = self.operator.randomize(count, generator) if self.random else self.operator
         sigma: float | Tensor
         if isinstance(self.sigma, tuple):
             low, high = self.sigma
-            share = torch.rand(num_observations, generator=generator, device=generator.device)
+            share = torch.rand(count, generator=generator, device=generator.device)
             sigma = (low * (high / low) ** share).to(truth)
         else:
             sigma = self.sigma
@@ -296,16 +302,6 @@ class Problem:
         made.y = y
         return made
 
-    def _simulate_tilted(self, count: int, generator: torch.Generator,
-                         source: str) -> tuple[Tensor | None, RepeatedReward]:
-        if source != "data":
-            raise ValueError(
-                f"problem {self.name!r} tilts its prior by a reward, so a draw of the prior is not a truth: "
-                "pass source='data' for draws of the tilted law"
-            )
-        truth = None if self._sampler is None else self._sampler(count, generator)
-        return truth, RepeatedReward(self.reward, count)
-
     def _truths(self, count: int, generator: torch.Generator, source: str, split: str,
                 shuffle: bool) -> Tensor:
         if source not in ("data", "prior"):
@@ -336,7 +332,7 @@ class Problem:
 
         def build() -> FlowMap:
             built = prior if isinstance(prior, FlowMap) else load_prior(prior)
-            if not self.tilts and tuple(built.image_shape) != self.image_shape:
+            if not self._fits(built):
                 raise ValueError(f"the prior {name!r} has images {tuple(built.image_shape)}, but the problem "
                                  f"{self.name!r} has {self.image_shape}: pass a prior for this shape")
             return built
@@ -347,6 +343,9 @@ class Problem:
         other.prior_name = None if isinstance(prior, FlowMap) else name
         other._prior, other._exact = build, None
         return other
+
+    def _fits(self, prior: FlowMap) -> bool:
+        return tuple(prior.image_shape) == self.image_shape
 
     @explained(arrays=True)
     def with_images(self, images: Tensor) -> Problem:
@@ -374,13 +373,6 @@ class Problem:
         """
         if self._exact is not None:
             return self._exact()
-        if self.tilts:
-            if self._sampler is None:
-                raise TypeError(f"problem {self.name!r} has no exact sampler of its tilted law: use a problem that "
-                                "has one, such as 'mixture/half-plane'")
-            from invflow.solvers.exact import DrawnPosterior
-
-            return DrawnPosterior(self._sampler, self.reward, prior=self.prior)
         from invflow.models.mixture import GaussianMixtureFlow
 
         if self._prior is None or not isinstance(self.prior, GaussianMixtureFlow):
@@ -407,13 +399,75 @@ class Problem:
         return load_problem, (self.name,), changed
 
     def __repr__(self) -> str:
-        if self.tilts:
-            return f"Problem({self.name!r}, prior={self.prior_name!r}, tilted by a reward)"
         kind = "random operators" if self.random else "one operator"
         if self._likelihood is not None:
             what = "measured data" if self.is_measured else "a likelihood of its own"
             return f"Problem({self.name!r}, prior={self.prior_name!r}, {what}, {kind})"
         return f"Problem({self.name!r}, prior={self.prior_name!r}, sigma={self.sigma}, {kind})"
+
+
+class TiltedProblem(Problem):
+    """A problem with a reward: the goal is its prior p tilted by the reward, p(x) e^{r(x)}.
+
+    It takes the arguments of :class:`Problem`, which builds one if it is passed a reward.
+    """
+
+    tilts = True
+    usual_solver = "fmtt"
+
+    def _check(self) -> None:
+        if any(value is not None for value in (self._operator, self.sigma, self._likelihood)) or self._reward is None:
+            raise ValueError(f"problem {self.name!r}: {_EITHER}")
+        if self._images is not None or self.random or (self._prior is None and self.prior_name is None):
+            raise ValueError(f"problem {self.name!r} has a reward: it takes a prior or its name, no images and no "
+                             "random operators; a sampler draws from the tilted law")
+
+    @functools.cached_property
+    def operator(self) -> Operator:
+        """Not known to a problem with a reward."""
+        raise ValueError(f"problem {self.name!r} tilts its prior by a reward: it has no operator and "
+                         "no measurements, see its reward")
+
+    @functools.cached_property
+    def reward(self) -> Reward:
+        """The reward that tilts the prior. It is the same for any number of observations."""
+        assert self._reward is not None
+        return self._reward if isinstance(self._reward, Reward) else self._reward()
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one image of the prior."""
+        return tuple(self.prior.image_shape)
+
+    @property
+    def problem_class(self) -> None:
+        """None: there is no operator that an adapter could be trained for."""
+        return None
+
+    def _fits(self, prior: FlowMap) -> bool:
+        return True
+
+    def _simulate(self, count: int, generator: torch.Generator, source: str, split: str,
+                  shuffle: bool) -> tuple[Tensor | None, RepeatedReward]:
+        if source != "data":
+            raise ValueError(f"problem {self.name!r} tilts its prior by a reward, so a draw of the prior is not a "
+                             "truth: pass source='data' for draws of the tilted law")
+        truth = None if self._sampler is None else self._sampler(count, generator)
+        return truth, RepeatedReward(self.reward, count)
+
+    def exact_posterior(self) -> Solver:
+        """Return a solver that draws from the tilted law itself; see :meth:`Problem.exact_posterior`."""
+        if self._exact is not None:
+            return self._exact()
+        if self._sampler is None:
+            raise TypeError(f"problem {self.name!r} has no exact sampler of its tilted law: use a problem that has "
+                            "one, such as 'mixture/half-plane'")
+        from invflow.solvers.exact import DrawnPosterior
+
+        return DrawnPosterior(self._sampler, self.reward, prior=self.prior)
+
+    def __repr__(self) -> str:
+        return f"Problem({self.name!r}, prior={self.prior_name!r}, tilted by a reward)"
 
 
 #: the problems found so far, by name, for :meth:`Problem.__reduce__`

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
+import pickle
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from invflow import metrics
 from invflow._core import plugins
 from invflow.models.mixture import GaussianMixtureFlow
 from invflow.operators import Denoising, MatrixOperator, RandomInpainting
-from invflow.problem import Problem, list_problems, load_problem
+from invflow.problem import Problem, TiltedProblem, list_problems, load_problem
 from invflow.testing import check_problem
 from invflow_problems import images as images_module
 from invflow_problems import samples
@@ -181,6 +184,23 @@ def test_truth_is_a_copy():
 def test_errors_say_what_is_wrong(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_reward_makes_a_tilted_problem():
+    """One constructor for both kinds, whose signature says all arguments; copies and pickles stay of their kind."""
+    reward = torch.nn.functional.relu  # any function that a pickle can name; it is not called
+    prior = invflow.GaussianMixtureFlow(torch.zeros(1, 2), std=1.0)
+    posed = Problem("tilted", None, prior=prior.double, reward=reward)
+    kinds = [type(p) for p in (posed, copy.copy(posed), pickle.loads(pickle.dumps(posed)), posed.with_prior(prior))]
+    assert kinds == [TiltedProblem] * 4
+    assert posed.with_prior(prior).prior is prior
+    assert (posed.tilts, posed.usual_solver, posed.problem_class, posed.image_shape) == (True, "fmtt", None, (2,))
+    assert type(image_problem()) is Problem
+    assert {"operator", "images", "reward", "quantities"} <= set(inspect.signature(Problem).parameters)
+    with pytest.raises(TypeError, match=r"derive Overlapping from invflow\.problem\.TiltedProblem"):
+        Overlapping("tilted", None, prior=lambda: prior, reward=reward)
+    with pytest.raises(ValueError, match=r"'tilted' tilts its prior by a reward: .* no measurements"):
+        invflow.calibrate(invflow.FMTT(prior), posed)
 
 
 # -- the contract sees what is wrong -------------------------------------------------------------------------

@@ -130,6 +130,7 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
     from invflow.cli.options import check_device
     from invflow.evaluation.summary import format_table, summarise, summarise_tilted
     from invflow.registry import solver_by_name
+    from invflow.reward import RepeatedReward
 
     truth: Tensor | None
     likelihood: Any
@@ -138,7 +139,7 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
     if task is None:
         assert problem is not None
         posed = find_problem(problem)
-        solver_name = solver_name or ("fmtt" if posed.tilts else "vfm")
+        solver_name = solver_name or posed.usual_solver
         posed = posed if prior is None else posed.with_prior(prior)
         solver = solver_by_name(solver_name, posed, **settings)
         truth, likelihood = posed.simulate(observations, generator=generator, shuffle=False)
@@ -165,7 +166,7 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
     posterior.settings |= {
         "problem": what, "solver_name": solver_name, "seed": seed, "device": str(place),
     }
-    if posed is not None and posed.tilts:
+    if posed is not None and isinstance(likelihood, RepeatedReward):
         with _kept(posterior, output):
             summary = summarise_tilted(posterior, likelihood, posed.quantities, posed.expectations)
         typer.echo(f"{what}, {solver_name}\n\n{format_table(summary)}\n")

@@ -182,9 +182,7 @@ def _check(problem: Problem, source: str, num_simulations: int, num_samples: int
     if num_particles is not None and num_particles < num_samples:
         raise ValueError(f"num_particles={num_particles} must be at least num_samples={num_samples}, since the samples "
                          "are drawn from the particles")
-    if getattr(problem, "tilts", False):
-        raise ValueError(f"the problem {problem.name!r} tilts its prior by a reward and has no measurements to "
-                         "simulate: calibrate on an inverse problem")
+    _ = problem.operator  # a problem without one says that it has no measurements to simulate
     if source not in ("prior", "data"):
         raise ValueError(f"unknown source {source!r}: pass source='prior' or source='data'")
 

@@ -144,7 +144,7 @@ def measure(posterior: Posterior, reward: Reward | None = None, truth: Tensor | 
         rules["spread"] = lambda: posterior.std().nan_to_num(nan=0.0).square().flatten(1).mean(1).sqrt()
     found = {name: rule() for name, rule in rules.items() if only is None or name in only}
     if problem is not None and reward is not None:
-        if problem.tilts:
+        if not isinstance(reward, Likelihood):
             found |= expectations_of(posterior, reward, problem.quantities)
         found |= _against_exact(posterior, reward, truth, problem, generator)
     ess, k_hat = posterior.ess(), posterior.diagnostics.get("k_hat")
@@ -247,7 +247,7 @@ def _against_exact(posterior: Posterior, reward: Reward, truth: Tensor | None, p
     if truth is not None:
         found["mean_gap"] = mean_gap(samples, every, truth.to(samples), log_weights)
     log_prob = getattr(problem.prior, "log_prob", None)
-    if truth is not None and log_prob is not None and not problem.tilts and count >= least_samples(LEVEL):
+    if truth is not None and log_prob is not None and isinstance(reward, Likelihood) and count >= least_samples(LEVEL):
         prior = problem.prior
 
         def log_density(x: Tensor) -> Tensor:  # (B, N, *image_shape) to (B, N), up to a constant

@@ -11,7 +11,7 @@ from invflow.likelihood import GaussianLikelihood
 from invflow.metrics import coverage
 from invflow.models.mixture import GaussianMixtureFlow
 from invflow.operator import Operator
-from invflow.problem import SPLITS, Problem
+from invflow.problem import SPLITS, Problem, TiltedProblem
 from invflow.reward import Reward, score
 from invflow.testing._tools import expect, watch_global_seed
 
@@ -54,7 +54,7 @@ def check_problem(problem: Problem, *, seed: int = 0) -> None:
     """
     expect(isinstance(problem, Problem), f"a {type(problem).__name__} is not a Problem: derive it from invflow.Problem")
     expect(bool(problem.name.strip()), "the problem has no name")
-    if problem.tilts:
+    if isinstance(problem, TiltedProblem):
         _check_tilt(f"problem {problem.name!r}", problem, seed)
         return
     expect(isinstance(problem.operator, Operator),
