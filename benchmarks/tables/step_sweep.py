@@ -100,11 +100,15 @@ def summary(rows: Rows) -> str:
     for problem, look_ahead, steps in dict.fromkeys((r["problem"], r["look_ahead"], r["steps"]) for r in rows):
         own = choose(rows, problem=problem, look_ahead=look_ahead, steps=steps)
         mean, std = mean_and_std(own, "w2")
-        floor = mean_and_std(choose(rows, problem=problem, look_ahead="exact"), "w2")[0]
+        exact = choose(rows, problem=problem, look_ahead="exact")
+        floor, floor_std = mean_and_std(exact, "w2")
         error = f" ± {std / math.sqrt(len(own)):.3f}" if len(own) > 1 else ""
         ratio, ancestors, calls = "", "", "0"
         if look_ahead != "exact":
             ratio, ancestors = f"{mean / floor:.2f}", f"{mean_and_std(own, 'ancestors')[0]:.0f}"
+            if len(own) > 1:
+                relative = math.hypot(std / mean / math.sqrt(len(own)), floor_std / floor / math.sqrt(len(exact)))
+                ratio += f" ± {mean / floor * relative:.2f}"
             calls = f"{float(own[0]['forward']):.0f} + {float(own[0]['backward']):.0f}"
         lines.append(f"| {problem} | {look_ahead.replace('_', ' ')} | {steps if int(steps) else ''} "
                      f"| {mean:.3f}{error} | {ratio} | {ancestors} | {calls} |")

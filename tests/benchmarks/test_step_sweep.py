@@ -10,7 +10,7 @@ from benchmarks.tables import step_sweep
 
 
 def mean(problem: str, look_ahead: str, steps: int, particles: int = 150) -> float:
-    found = step_sweep.rows_of(problem, look_ahead, steps, particles, 6)
+    found = step_sweep.rows_of(problem, look_ahead, steps, particles, 10)
     return sum(row["w2"] for row in found) / len(found)
 
 
