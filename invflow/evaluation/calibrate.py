@@ -19,12 +19,11 @@ from invflow._core.checks import host_memory
 from invflow._core.explained import explained
 from invflow._core.files import alone_in
 from invflow._core.identity import identity
-from invflow._core.random import as_generator, draw_noise
+from invflow._core.random import as_generator
 from invflow._core.records import as_json, code_versions, finite
 from invflow.evaluation.certificate.certificate import Certificate, clear, read_simulations, write_simulations
-from invflow.evaluation.certificate.judgement import LEVELS
-from invflow.evaluation.certificate.quantities import Quantity, default_quantities, evaluate
-from invflow.metrics import random_pit, random_ranks, spread_skill, tarp_ranks
+from invflow.evaluation.certificate.quantities import Quantity, default_quantities
+from invflow.evaluation.certificate.ranking import rank_truths, tarp_references
 from invflow.posterior import Posterior
 from invflow.problem import Problem, list_problems, load_problem
 from invflow.solver import Solver, plain
@@ -109,7 +108,7 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
         # drawn all at once: truths from data do not repeat, and the chunk size does not change them
         truth, likelihood = posed.simulate(num_simulations, generator=_child(seed, "truths"), source="data",
                                            split=split)
-        references = _references(pilot, truth, _child(seed, "references"))
+        references = tarp_references(pilot, truth, _child(seed, "references"))
         content = _contents(solver, (truth, likelihood, references), chosen)  # before the solver is changed in any way
         if num_particles is None:
             weighted = _uses_weights(solver, likelihood.select(0), _child(seed, "probe"))
@@ -219,16 +218,6 @@ def _pilot(posed: Problem, problem: Problem, source: str, split: str, generator:
     return result
 
 
-def _references(pilot: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
-    """References of TARP in the shape of the truths: around the prior's mean, half as wide.
-
-    Distances from references further out depend less on the correlations between pixels.
-    """
-    center, scale = pilot.double().mean(0), 0.5 * pilot.double().std(0)
-    noise = draw_noise(tuple(truth.shape), generator).double()
-    return (center + scale * noise.to(center)).to(truth)
-
-
 def _uses_weights(solver: Solver, likelihood: Likelihood, generator: torch.Generator) -> bool:
     """Whether posteriors have weights or resampled particles, found by a run on one measurement."""
     with warnings.catch_warnings():
@@ -264,22 +253,10 @@ def _simulate(solver: Solver, truth: Tensor, likelihood: Likelihood, references:
     if posterior.weighted or num_particles != num_samples:
         posterior = posterior.resample(num_samples, generator=generator)
     x = posterior.samples
-    truth, references, reward = truth.to(x), references.to(x), likelihood.to(x.device)
-    values = evaluate(quantities, x, reward)  # (B, N, Q)
-    target = evaluate(quantities, truth[:, None], reward)[:, 0]
-    ranks = random_ranks(values, target, rank_generator)
-    tarp = tarp_ranks(x, truth, references, rank_generator)
-    pit = random_pit(random_ranks(x, truth, rank_generator), num_samples, rank_generator).flatten(1)
-    levels = torch.tensor(LEVELS, dtype=torch.float64, device=pit.device)
-    covered = torch.stack([((pit - 0.5).abs() <= level / 2).double().mean(1) for level in levels], 1)
-    spread, skill = spread_skill(x.double(), truth.double())
+    ranked = rank_truths(x, truth, likelihood.to(x.device), references, quantities, rank_generator)
     cost = torch.ones(len(truth), dtype=torch.float64) * num_particles
-    found = {
-        "ranks": ranks, "truths": target, "means": values.mean(1), "stds": values.std(1), "tarp_ranks": tarp,
-        "pixel_rank": pit.mean(1), "pixel_dispersion": (12 * (pit - 0.5).square()).mean(1), "pixel_coverage": covered,
-        "pixel_spread": spread, "pixel_skill": skill, "forward": cost * posterior.nfe.forward,
-        "backward": cost * posterior.nfe.backward, "seconds": torch.full_like(cost, seconds / len(truth)),
-    }
+    found = {**ranked, "forward": cost * posterior.nfe.forward, "backward": cost * posterior.nfe.backward,
+             "seconds": torch.full_like(cost, seconds / len(truth))}
     return {key: value.cpu() for key, value in found.items()}
 
 

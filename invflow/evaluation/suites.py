@@ -41,7 +41,7 @@ class Suite:
         def chosen(problem: Problem) -> Solver:
             if label in self.skips.get(problem.name, ()):
                 raise ValueError("left out of this suite: it jumps through the flow map at each step, which takes "
-                                 "hours on this problem")
+                                 "too long on this problem")
             return build(problem)
 
         return chosen
@@ -54,18 +54,18 @@ _SOLVERS = (
     "noise-langevin=noise-langevin:steps=100",
     "d-flow-sgld=noise-langevin:preconditioner=rmsprop,step_size=0.01,steps=100",
     "daps=daps:steps=20,sigma_max=20,step_size=0.001", "flow-dps=flow-dps:step_size=1", "dpnp=dpnp:iterations=20",
-    "pnp-flow=pnp-flow:steps=20", "flower", "d-flow",
+    "pnp-flow=pnp-flow:steps=20", "flower", "diamond", "d-flow",
 )
 
 #: solvers that jump from noise to data, or look ahead with the map, at each of many steps
-_JUMPING = ("noise-smc", "smc-from-rto", "noise-rto", "fmtt", "noise-langevin", "d-flow-sgld")
+_JUMPING = ("noise-smc", "smc-from-rto", "noise-rto", "fmtt", "noise-langevin", "d-flow-sgld", "diamond")
 
 SUITES = {
     "quick": Suite("six exact problems in ten minutes on two CPU cores",
                    ("gaussian/linear", "mixture/25-8-1", "curved/banana", "curved/funnel", "bipsda/inpainting",
                     "atoms/mnist-super-resolution"),
                    tuple(s for s in _SOLVERS if not s.startswith(("smc-from-rto", "d-flow"))), 8, 64, 4,
-                   {"atoms/mnist-super-resolution": _JUMPING}),
+                   {"atoms/mnist-super-resolution": _JUMPING, "bipsda/inpainting": ("diamond",)}),
     "full": Suite("all families of exact problems, meant for a night on two CPU cores",
                   ("gaussian/linear", "mixture/25-8-1", "mixture/25-80-2", "curved/banana", "curved/funnel",
                    "bipsda/inpainting", "bipsda/x-ray", "bipsda/phase-retrieval", "atoms/mnist-super-resolution",

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
 import invflow
 from invflow._core.files import alone_in
 from invflow.cli.compare import parse_solver
 from invflow.cli.entry import app
+from invflow.evaluation.results.checks import Checks, certificate_p
 from invflow.evaluation.suites import SUITES, Suite
 from invflow.metrics import floor_ratio, mean_gap
+from invflow.posterior import Posterior
 from invflow.problem import list_problems
 
 SOLVERS = {"exact": "exact", "fmtt": lambda problem: invflow.FMTT(problem.prior, steps=3)}
@@ -60,6 +64,8 @@ def test_shares_are_one_run_bit_by_bit(tmp_path: Path) -> None:
     merged = invflow.compare(PROBLEMS, SOLVERS, output=tmp_path / "one", **SETTINGS)
     assert merged.waiting() == 0
     assert merged.values == whole.values or json.dumps(merged.values) == json.dumps(whole.values)
+    assert json.dumps(merged.sets) == json.dumps(whole.sets)
+    assert all("certificate" in merged.sets[problem]["exact"] for problem in PROBLEMS)
     for file in ("observations.csv",):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     assert {k: {s: (c["forward"], c["backward"]) for s, c in v.items()} for k, v in merged.costs.items()} == {
@@ -104,8 +110,8 @@ def test_the_command_runs_a_suite_in_shares(tmp_path: Path, monkeypatch: pytest.
     for file in ("table.csv", "comparison.json", "report.html"):
         assert (tmp_path / file).exists()
     table = (tmp_path / "table.csv").read_text()
-    for column in ("floor_ratio", "mean_gap", "density_coverage", "crps", "energy", "coverage", "forward", "backward",
-                   "seconds"):
+    for column in ("floor_ratio", "mean_gap", "density_coverage", "crps", "energy", "coverage", "certificate",
+                   "forward", "backward", "seconds", "memory"):
         assert f",{column}," in table
 
 
@@ -144,6 +150,50 @@ def test_mean_gap_is_the_ratio_of_squared_errors() -> None:
     assert float(mean_gap(torch.full((1, 4, 2), 3.0), exact, truth)) == pytest.approx(10 * math.log10(9))
     weights = torch.tensor([[0.0, -1000.0]])
     assert float(mean_gap(torch.tensor([[[1.0, 1.0], [9.0, 9.0]]]), exact, truth, weights)) == pytest.approx(0)
+
+
+def certificate(change: Callable[[Tensor], Posterior], seed: int, observations: int = 16) -> float:
+    problem = invflow.load_problem("gaussian/linear")
+    truth, likelihood = problem.simulate(observations, generator=seeded(1000 + seed))
+    exact = problem.exact_posterior().sample(likelihood, 40, generator=seeded(2000 + seed)).samples
+    checks, half = Checks(problem, seed), observations // 2
+    posterior = change(exact)
+    parts = [checks.ranks(posterior.select(rows), truth[rows], likelihood.select(rows), rows.start)
+             for rows in (slice(0, half), slice(half, observations))]
+    found = certificate_p(parts, posterior.num_samples)
+    assert found is not None
+    return found
+
+
+def test_the_certificate_rejects_exact_draws_no_more_often_than_it_says() -> None:
+    rejected = sum(certificate(Posterior, seed) < 0.05 for seed in range(60))
+    assert rejected <= 60 * 0.05 + 3 * math.sqrt(60 * 0.05 * 0.95)
+
+
+def test_the_certificate_rejects_samples_that_are_too_narrow_or_displaced() -> None:
+    assert certificate(lambda x: Posterior(x.mean(1, keepdim=True).lerp(x, 0.25)), 0) < 1e-3
+    assert certificate(lambda x: Posterior(x + 3), 0) < 1e-3
+    assert certificate(lambda x: Posterior(x[:, :1].expand_as(x)), 0) < 1e-3  # a single image
+
+
+def test_the_certificate_uses_the_weights() -> None:
+    log_weights = torch.cat([torch.zeros(16, 40), torch.full((16, 40), -1000.0)], 1)
+    assert certificate(lambda x: Posterior(torch.cat([x, x + 3], 1), log_weights), 0) > 0.05
+    assert certificate(lambda x: Posterior(torch.cat([x, x + 3], 1)), 0) < 1e-3
+
+
+def test_the_certificate_needs_truths_of_the_prior_and_samples_with_ranks() -> None:
+    assert [Checks.apply_to(invflow.load_problem(name)) for name in ("curved/banana", "ring/wavy", "mnist/denoising")
+            ] == [True, False, False]
+    problem = invflow.load_problem("gaussian/linear")
+    truth, likelihood = problem.simulate(2, generator=seeded())
+    checks = Checks(problem, 0)
+    posterior = Posterior(torch.randn(2, 9, 2, generator=seeded()))
+    known = checks.ranks(posterior, truth, likelihood, 0)
+    checks._quantities["never known"] = lambda x, _: math.nan * x[:, :, 0]
+    assert checks.ranks(posterior, truth, likelihood, 0) == {}
+    assert certificate_p([known, {}], 9) is None
+    assert certificate_p([], 9) is None
 
 
 def test_sizes_that_do_not_fit() -> None:

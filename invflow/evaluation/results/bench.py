@@ -18,6 +18,7 @@ from invflow._core.identity import identity
 from invflow._core.records import code_versions
 from invflow._core.weighted import least_samples
 from invflow.evaluation.measures import LEVEL, features_of, measure
+from invflow.evaluation.results.checks import Checks
 from invflow.evaluation.results.measure import PeakMemory, time_limit
 from invflow.evaluation.results.parts import Part, Stage, Task, derive_seed
 from invflow.likelihood import Likelihood
@@ -58,6 +59,7 @@ class Bench:
     _built: dict[tuple[str, str], Solver | str] = field(default_factory=dict)
     _described: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     _contents: dict[tuple[str, ...], str | None] = field(default_factory=dict)
+    _checks: dict[str, Checks | None] = field(default_factory=dict)
 
     # -- the setup of a part -----------------------------------------------------------------------------------------
 
@@ -212,7 +214,16 @@ class Bench:
         shown = min(self.settings["gallery"], task.stop) - task.start
         if shown > 0:
             tensors |= _gallery(posterior, reward, truth, shown, generator)
+        checks = self._checks_of(task.problem)
+        if checks is not None and truth is not None:
+            tensors |= checks.ranks(posterior, truth, reward, task.start)
         return Part(columns, costs, tensors, seed)
+
+    def _checks_of(self, name: str) -> Checks | None:
+        if name not in self._checks:
+            problem = self.problems[name]
+            self._checks[name] = Checks(problem, self.settings["seed"]) if Checks.apply_to(problem) else None
+        return self._checks[name]
 
 
 def _reason(error: BaseException) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from invflow.evaluation.measures import METRICS
+from invflow.evaluation.results.checks import RANKED, certificate_p
 from invflow.evaluation.results.parts import WAITING, Part, Task, read_part, slug
 from invflow.evaluation.summary import COLLAPSED, is_collapsed
 from invflow.metrics import classifier_features, frechet_distance
@@ -34,8 +35,8 @@ class Results:
     Attributes:
         values: Metrics of each observation, ``values[problem][solver][metric]``, a list of B numbers; NaN where the
             solver failed on that observation.
-        sets: Metrics of all samples together, ``sets[problem][solver][metric]`` as (value, standard error): the Frechet
-            distance, with a jackknife over observations.
+        sets: Metrics of all observations together, ``sets[problem][solver][metric]`` as (value, standard error): the
+            Frechet distance, with a jackknife over observations, and the p-value of the certificate, without error.
         costs: ``costs[problem][solver]``: ``forward`` and ``backward`` calls for each sample, ``seconds`` for each
             observation with all its samples, ``memory`` in bytes, the largest of any part, or None.
         failures: ``failures[problem][solver]``, the reason why there is no result on any observation.
@@ -278,7 +279,7 @@ class Results:
                      if part is not None}
         own = [part.tensors for task, part in sorted(known.items(), key=lambda item: item[0].start)
                if (task.problem, task.solver) == (problem, solver)]
-        names = {name for tensors in own for name in tensors} - {"features"}
+        names = {name for tensors in own for name in tensors if name != "features" and not name.startswith(RANKED)}
         return {name: torch.cat([tensors[name] for tensors in own if name in tensors]) for name in sorted(names)}
 
 def _mean(values: Tensor) -> tuple[float, float]:
@@ -329,7 +330,7 @@ def gather(kind: type[R], parts: dict[Task, Part], problems: dict[str, Problem],
                        for v in (part.columns[name] if part.failure is None else [math.nan] * (stop - start))]
                 for name in names}
             comparison.costs[problem][solver] = _costs(solved)
-            comparison.sets[problem][solver] = _set_metrics(kept, references)
+            comparison.sets[problem][solver] = _set_metrics(kept, references, settings["num_samples"])
     return comparison
 
 
@@ -362,7 +363,16 @@ def _reference_features(problem: Problem, settings: dict[str, Any]) -> Tensor | 
     return classifier_features(problem.images(settings["split"]), str(problem.prior_name))
 
 
-def _set_metrics(parts: list[Part], references: Tensor | None) -> dict[str, tuple[float, float]]:
+def _set_metrics(parts: list[Part], references: Tensor | None, num_samples: int) -> dict[str, tuple[float, float]]:
+    """Metrics of all observations together, each with its standard error."""
+    found = {}
+    p_value = certificate_p([part.tensors for part in parts], num_samples)
+    if p_value is not None:
+        found["certificate"] = (p_value, math.nan)
+    return found | _frechet(parts, references)
+
+
+def _frechet(parts: list[Part], references: Tensor | None) -> dict[str, tuple[float, float]]:
     """Frechet distance with its jackknife standard error over groups of observations."""
     if references is None or any("features" not in part.tensors for part in parts):
         return {}
