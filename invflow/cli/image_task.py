@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from invflow.cli.operators import operator_by_name, operator_class
-from invflow.cli.results import write_results, write_tilted_results
 from invflow.datasets.files import fit_to, read_image
 from invflow.likelihood import GaussianLikelihood
 from invflow.models.compiled import compile_networks
@@ -23,9 +22,7 @@ if TYPE_CHECKING:
     from invflow.operator import Operator
     from invflow.solver import Solver
 
-__all__ = [
-    "ImageTask", "PosedImage", "compile_solver", "operator_by_name", "write_results", "write_tilted_results",
-]
+__all__ = ["ImageTask", "PosedImage", "compile_solver", "operator_by_name"]
 
 Say = Callable[[str], None]
 

@@ -126,8 +126,9 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
     import torch
 
     from invflow._core.files import check_writable
-    from invflow.cli.image_task import compile_solver, write_results, write_tilted_results
+    from invflow.cli.image_task import compile_solver
     from invflow.cli.options import check_device
+    from invflow.cli.results import write_results, write_tilted_results
     from invflow.evaluation.summary import format_table, summarise, summarise_tilted
     from invflow.registry import solver_by_name
     from invflow.reward import RepeatedReward
