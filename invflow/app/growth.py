@@ -81,12 +81,12 @@ def sentence(certificate: Certificate, simulations: int) -> str:
     done = certificate.num_simulations
     if done >= simulations:
         return certificate.sentence
-    return (f"{done} of {simulations} simulations. No verdict yet: a test that is checked after every few of them "
-            "rejects more often than its level.")
+    return (f"{done} of {simulations} simulations. No verdict yet: a test that is checked repeatedly during the "
+            "simulations rejects more often than its level.")
 
 
 def rank_picture(certificate: Certificate) -> Any:
-    """Rank histograms of two pixels, the residual and TARP; nine in ten bars of a calibrated solver end in the grey."""
+    """Rank histograms of two pixels, the residual and TARP; if calibrated, nine in ten bars end in the grey band."""
     import io
 
     import matplotlib

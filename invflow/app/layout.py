@@ -13,7 +13,7 @@ __all__ = ["STYLE", "build"]
 STYLE = """
 .picture { flex: 0 0 calc((100% - 5 * var(--layout-gap)) / 6) !important; }
 .picture { min-width: 100px !important; margin: 0 !important; }
-.pictures { justify-content: flex-end !important; }  /* what belongs together stands one below the other */
+.pictures { justify-content: flex-end !important; }  /* images that belong together are aligned */
 .picture img { image-rendering: pixelated; width: 100%; }
 @media (max-width: 1000px) {
   .picture { flex-basis: calc((100% - 2 * var(--layout-gap)) / 3) !important; }
@@ -28,8 +28,8 @@ def build() -> gr.Blocks:
     """The whole page."""
     blocks = gr.Blocks(title="invflow", analytics_enabled=False, delete_cache=(600, 3600))
     with blocks:
-        gr.Markdown("# invflow: what could be there?\nPaint a hole, or choose another kind of damage, and look at "
-                    "samples of the images that explain the measurement. Nothing leaves this machine.")
+        gr.Markdown("# invflow: what could be there?\nPaint a hole, or choose another kind of damage. The samples show "
+                    "images that explain the measurement. Nothing leaves this machine.")
         with gr.Tab("Restore"):
             view = restore_tab()
         with gr.Tab("Flow"):

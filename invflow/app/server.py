@@ -64,12 +64,12 @@ def serve(host: str = "127.0.0.1", port: int | None = None, say: Callable[[str],
     with tempfile.TemporaryDirectory(prefix="invflow-app-") as cache:
         os.environ["GRADIO_TEMP_DIR"] = cache
         blocks, address = launch(host, port)
-        say(f"the app is at {address} - stop it with Ctrl-C")
+        say(f"the app is at {address} - press Ctrl-C to stop it")
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # same as Ctrl-C: the folder is deleted
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
-            say("ended")
+            say("stopped")
         finally:
             blocks.close(verbose=False)

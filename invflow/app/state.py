@@ -61,8 +61,8 @@ class View:
 
     def __post_init__(self) -> None:
         if self.prior not in SOLVERS or self.damage not in DAMAGES:
-            raise ValueError(f"the app has the priors {', '.join(SOLVERS)} and the damages {', '.join(DAMAGES)}, not "
-                             f"{self.prior!r} and {self.damage!r}")
+            raise ValueError(f"the app offers the priors {', '.join(SOLVERS)} and the damages {', '.join(DAMAGES)}, "
+                             f"not {self.prior!r} and {self.damage!r}")
         if self.solver not in SOLVERS[self.prior]:
             raise ValueError(f"the app offers {', '.join(SOLVERS[self.prior])} for the prior {self.prior!r}, not "
                              f"{self.solver!r}")
@@ -144,8 +144,9 @@ def ask(restored: Restored) -> tuple[dict[str, float], str]:
     error = math.sqrt(float((weights.square() * (each[:, best] - chances[best]).square()).sum()))
     found = {name: float(p) for name, p in zip(classifier.classes, chances, strict=True)}
     name = classifier.classes[best]
-    text = (f"Given the measurement, it is a {name} with probability {found[name]:.0%} (standard error {error:.1%}, "
-            f"from {len(each)} samples), if the samples follow the posterior and the classifier is correct for each.")
+    text = (f"Given the measurement, the digit is {name} with probability {found[name]:.0%} (standard error "
+            f"{error:.1%}, from {len(each)} samples), if the samples follow the posterior and the classifier is "
+            "correct for each.")
     return found, text
 
 

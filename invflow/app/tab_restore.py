@@ -60,7 +60,8 @@ def restore_tab() -> tuple[Any, Any]:
             seed = gr.Number(0, precision=0, minimum=0, label="seed")
             with gr.Row():
                 solver = gr.Dropdown(state.solvers_of("mnist"), value="vfm", label="solver", min_width=120)
-                other = gr.Dropdown([_NONE, *state.solvers_of("mnist")], value=_NONE, label="second one", min_width=120)
+                other = gr.Dropdown([_NONE, *state.solvers_of("mnist")], value=_NONE, label="second solver",
+                                    min_width=120)
             button = gr.Button("Restore", variant="primary", elem_id="restore")
     with gr.Row():
         number = gr.Slider(1, 64, value=1, step=1, label="sample", elem_id="number")
@@ -186,7 +187,7 @@ def _on_ask(restored: Any) -> tuple[dict[str, float], str]:
 
 def code_tab(restored: Any, done: Any) -> None:
     """Python code, command line and files of the restored view, after the event ``done``."""
-    gr.Markdown("This code reproduces the samples of the first tab, with the two files below in the same folder.")
+    gr.Markdown("This code reproduces the samples of the tab Restore. Put the files below into the same folder.")
     python = gr.Code(language="python", label="Python", interactive=False)
     command = gr.Code(language="shell", label="command line", interactive=False, wrap_lines=True)
     files = gr.File(label="files", file_count="multiple", interactive=False)

@@ -26,5 +26,5 @@ def app(
     from invflow.app.server import serve
 
     if host not in _LOOPBACK:
-        say(f"anyone who can reach {host} can use the app and this machine's processors")
+        say(f"anyone who can reach {host} can use the app, and with it the processors of this machine")
     serve(host, port, typer.echo)

@@ -16,12 +16,12 @@ def calibrate(
     problem: Annotated[str, typer.Argument(help="Name of a problem, such as mnist/denoising.")],
     solver: Annotated[str, typer.Option(help="Name of a solver, see invflow list solvers.")] = "vfm",
     simulations: Annotated[int, typer.Option(min=2, help="Number of simulated truths and measurements.")] = 200,
-    samples: Annotated[int, typer.Option(min=3, help="Samples among which each truth is ranked.")] = 99,
+    samples: Annotated[int, typer.Option(min=3, help="Posterior samples among which each truth is ranked.")] = 99,
     particles: Annotated[int | None, typer.Option(
-        min=3, help="Particles from which the samples are resampled [default: ten times as many for solvers with "
-                    "weights].")] = None,
+        min=3, help="Weighted samples (particles) from which these are resampled [default: ten times as many for "
+                    "solvers with weights].")] = None,
     source: Annotated[str, typer.Option(
-        help="Source of the truths: prior (tests the solver) or data (tests the prior too).")] = "prior",
+        help="Source of the truths: prior (tests the solver) or data (tests the solver and the prior).")] = "prior",
     split: Annotated[str, typer.Option(help="With --source data: split of the images, test or validation.")] = "test",
     setting: Annotated[list[str] | None, typer.Option(
         "--set", metavar="NAME=VALUE", help="Setting of the solver; may be repeated.")] = None,
@@ -34,8 +34,8 @@ def calibrate(
 ) -> None:
     """Test by simulation whether a solver's posteriors are calibrated.
 
-    Writes certificate.json and simulations.safetensors (read them with
-    invflow.Certificate.load), certificate.md and figure.png. After Ctrl-C, the same command resumes the run.
+    Writes a certificate, which is a report with a verdict: certificate.json and simulations.safetensors (read them
+    with invflow.Certificate.load), certificate.md and figure.png. After Ctrl-C, the same command resumes the run.
     """
     import torch
 

@@ -24,8 +24,8 @@ def compare(
     problems: Annotated[list[str] | None, typer.Argument(
         help="Problems, such as mnist/box-inpainting gaussian/linear.")] = None,
     suite: Annotated[str | None, typer.Option(
-        help="Fixed set of problems with exact answers, solvers and sizes: quick, ten minutes, or full, a "
-        "night.")] = None,
+        help="Fixed set of problems with exact answers, solvers and sizes: quick (ten minutes) or full (a "
+        "night).")] = None,
     solver: Annotated[list[str] | None, typer.Option(
         "--solver", help="A solver, such as vfm, vfm:steps=4, label=vfm:steps=4, or your own as "
                          "label=package.module:Class; may be repeated.")] = None,
@@ -40,18 +40,18 @@ def compare(
     timeout: Annotated[float | None, typer.Option(
         help="Time limit for each part (eight observations), in seconds [default: no limit].")] = None,
     shard: Annotated[str | None, typer.Option(
-        help="Compute only a share of the parts, such as 1/4: for cluster jobs that use the same folder.")] = None,
+        help="Compute only this share of the parts, such as 1/4, for cluster jobs that use the same folder.")] = None,
     output: Annotated[Path, typer.Option(
         help="Folder for the results; an interrupted run resumes from it.")] = Path("invflow-comparison"),
 ) -> None:
     """Compare solvers on the same observations: quality, calibration and cost, with standard errors.
 
-    Writes report.html, a page with all results, and table.csv, table.md, observations.csv, comparison.json and
-    pareto.png. The same command resumes a killed run; on two processes:
+    Writes report.html (a page with all results), table.csv, table.md, observations.csv, comparison.json and
+    pareto.png. The same command resumes a killed run. To use two processes:
     torchrun --nproc_per_node 2 -m invflow compare ...
 
-    With --suite, problems and solvers come from the suite; --solver adds others. With --shard k/n
-    each call computes its share, and the last one, or a call without --shard, writes the tables.
+    With --suite, problems and solvers come from the suite; --solver adds others. With --shard k/n, each call computes
+    its share of the work. The last call to finish, or a call without --shard, writes the tables.
 
     The exit code is 1 if every solver failed.
     """
@@ -83,7 +83,7 @@ def compare(
     posed = posed if prior is None else [problem.with_prior(prior) for problem in posed]
     share = None if shard is None else _parse_shard(shard)
     with warnings.catch_warnings():
-        if chosen is not None:  # the table lists the warnings of solvers; printed here, they would hide it
+        if chosen is not None:  # the table lists the warnings of solvers; printing them here would hide the table
             warnings.simplefilter("ignore", UserWarning)
         comparison = invflow.compare(posed, sources, num_observations=observations, num_samples=samples, seed=seed,
                                      output=output, split=split, progress=True, timeout=timeout, shard=share,

@@ -25,7 +25,7 @@ __all__ = ["app", "main"]
 
 
 class _Commands(TyperGroup):
-    """Group of commands; for a misspelt command or a synonym, the error suggests the right one and lists all."""
+    """Group of commands. For a misspelt command or a synonym, the error suggests the right one and lists all."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command named by the first word."""
@@ -43,7 +43,8 @@ _RESTORES = ("denoise", "deblur", "inpaint", "upscale", "enlarge", "superresolut
 
 app = typer.Typer(
     name="invflow", cls=_Commands, help="Posterior sampling for imaging inverse problems with flow-map priors.",
-    epilog="To begin: invflow solve mnist/box-inpainting. For photographs: invflow examples, then a command it prints.",
+    epilog="First try: invflow solve mnist/box-inpainting. For photographs, run invflow examples, then a command that "
+           "it prints.",
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )
 
@@ -73,18 +74,20 @@ app.command(short_help="Write sample files for trying the commands.")(user_error
 @app.command(short_help="Train a prior or a VFM, also on your own images.")
 @user_errors
 def train(
-    name: Annotated[str, typer.Argument(help="A training, such as mnist-vfm; see invflow list trainings.")],
+    name: Annotated[str, typer.Argument(help="Name of a training, such as mnist-vfm; see invflow list trainings.")],
     output: Annotated[Path | None, typer.Option(
         help="Folder for checkpoint and result; an interrupted run resumes from it [default: runs/NAME].")] = None,
-    data: Annotated[str | None, typer.Option(help="Folder of the data set, or a name to download.")] = None,
+    data: Annotated[str | None, typer.Option(
+        help="Folder of the data set, or the name of a data set to download.")] = None,
     prior: Annotated[str | None, typer.Option(
-        help="Prior to start from, if one is needed: a name, a folder, or the folder of its training.")] = None,
+        help="Prior to start from, if the training needs one: a name, a folder, or its training's folder.")] = None,
     size: Annotated[int | None, typer.Option(
         min=8, help="For train prior: side length to which images are cropped and scaled [default: 32].")] = None,
     operators: Annotated[list[str] | None, typer.Option(
-        metavar="NAME,NAME:SETTING=VALUE", help="For train vfm: operators to train for [default: seven].")] = None,
+        metavar="NAME,NAME:SETTING=VALUE",
+        help="For train vfm: operators to train for [default: seven kinds].")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows per step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=MOST_SEED, help="Random seed.")] = None,
     precision: Annotated[str | None, typer.Option(help="Mixed precision: no, bf16 or fp16.")] = None,
     setting: Annotated[list[str] | None, typer.Option(
@@ -92,8 +95,11 @@ def train(
 ) -> None:
     """Train a prior or a VFM on a folder of your own images, or run one of the built-in trainings.
 
-    From a folder to one-step posterior samples: train prior --data FOLDER, train vfm --prior runs/prior --data
-    FOLDER, restore FILE --prior runs/vfm. Any other prior must first become a one-step map: train distil --prior NAME.
+    A VFM (Variational Flow Map) is a prior with an adapter, and draws a posterior sample in one step.
+
+    From a folder to one-step posterior samples takes three commands: train prior --data FOLDER, then train vfm
+    --prior runs/prior --data FOLDER, then restore FILE --prior runs/vfm. Any other prior must first become a one-step
+    map: train distil --prior NAME.
 
     Ctrl-C saves the run; the same command resumes it. For two processes, on two GPUs or on the CPU:
     torchrun --nproc_per_node 2 -m invflow train NAME.

@@ -19,13 +19,15 @@ __all__ = ["restore"]
 def restore(
     source: Annotated[Path, typer.Argument(help="A picture or a folder of pictures.")],
     mask: Annotated[Path | None, typer.Option(
-        help="Area to fill in: an image with it painted in black, or on a transparent layer.")] = None,
+        help="Mask of the area to fill in: an image in which this area is painted black, or a transparent layer on "
+             "which it is painted.")] = None,
     mask_hides: Annotated[str | None, typer.Option(help="Colour of the mask's hidden area: white or black.")] = None,
     kernel: Annotated[Path | None, typer.Option(help="Blur kernel to remove: an image, .npy or .txt.")] = None,
     factor: Annotated[int | None, typer.Option(min=2, help="Enlarge by 2, 3 or 4.")] = None,
     filter_name: Annotated[str | None, typer.Option(
-        "--filter", metavar="NAME", help="Downsampling filter: average, bilinear, bicubic, lanczos or gaussian "
-                                         "[default: bicubic, the closest to all others].")] = None,
+        "--filter", metavar="NAME", help="With --factor: filter that made the picture small: average, bilinear, "
+                                         "bicubic, lanczos or gaussian [default: bicubic, the closest to all "
+                                         "others].")] = None,
     sigma: Annotated[float | None, typer.Option(
         help="Standard deviation of the noise, on a scale of 0 to 1 [default: estimated].")] = None,
     value_range: Annotated[tuple[float, float] | None, typer.Option(
@@ -37,12 +39,13 @@ def restore(
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps.")] = "cpu",
     output: Annotated[Path | None, typer.Option(
-        help="Output file, or folder for a folder [default: next to the source, named ...-restored].")] = None,
+        help="Output file, or output folder if the source is a folder [default: next to the source, named "
+             "...-restored].")] = None,
 ) -> None:
     """Restore a picture or a folder of pictures: remove noise, or undo what --mask, --kernel or --factor describes.
 
-    The output keeps the format, bit depth, colour profile, EXIF data and transparency of the input, or a
-    note says what was lost. If a file fails, the others are still restored, and the exit code is 2.
+    The output keeps the format, bit depth, colour profile, EXIF data and transparency of the input. A
+    note lists what cannot be kept. If a file fails, the others are still restored, and the exit code is 2.
     """
     from invflow.cli.options import check_device
     from invflow.restore import Restoration, each, files_in, restore_file

@@ -54,7 +54,7 @@ class Written:
         """Make a call, record its failure under a name, and return whether it succeeded."""
         try:
             call()
-        except Exception as error:  # no error in one file may prevent the others
+        except Exception as error:  # an error in one file must not prevent the others
             self.failures[name] = error
         return name not in self.failures
 

@@ -50,9 +50,9 @@ def solve(
                                          "bicubic, lanczos or gaussian [default: average; bicubic with --observed].",
     )] = None,
     prior: Annotated[str | None, typer.Option(
-        help=f"{PRIOR_HELP[:-2]}; for a file photos, or mnist up to 64 pixels a side].")] = None,
+        help=f"{PRIOR_HELP[:-2]}; for an image file photos, or mnist if no side exceeds 64 pixels].")] = None,
     resize: Annotated[bool, typer.Option(
-        "--resize", help="With --image: crop its centre and scale it to the prior's size.")] = False,
+        "--resize", help="With --image: crop the centre of the image and scale it to the prior's size.")] = False,
     invert: Annotated[bool, typer.Option(
         "--invert", help="With --image: exchange dark and light, as for ink on paper.")] = False,
     solver: Annotated[str | None, typer.Option(
@@ -78,9 +78,9 @@ def solve(
 ) -> None:
     """Draw posterior samples for a problem's test images, or for your own file.
 
-    Writes figure.png, posterior.safetensors (read it with invflow.Posterior.load) and metrics.json; for your own file
-    also restored.png (posterior mean), std.png (posterior standard deviation) and samples. A prior such as photos
-    accepts files of any size; others need --resize.
+    Writes figure.png, posterior.safetensors (read it with invflow.Posterior.load) and metrics.json. For your own file
+    it also writes restored.png (posterior mean), std.png (posterior standard deviation) and samples. A prior such as
+    photos accepts files of any size; other priors need --resize.
     """
     from invflow.cli.image_task import ImageTask
 
@@ -159,7 +159,7 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
         shape = likelihood.operator.image_shape if own is not None else ()
         samples = 16 if math.prod(shape[1:]) > 128**2 else 64
         if posed is not None and math.prod(posed.image_shape) <= 16:
-            samples = 1024  # a few numbers each, so they are cheap
+            samples = 1024  # a sample has only a few numbers, so samples are cheap
     check_writable(output)
     posterior = solver.sample(likelihood, samples, generator=generator, progress=True)
     if own is not None:
@@ -201,7 +201,7 @@ def _usual_prior(task: ImageTask, solver_name: str) -> str:
             side = max(image.size) if _is_grey(image) or task.resize else SMALL + 1
     except (OSError, UnidentifiedImageError, ValueError):  # not an image: reading it will raise the error
         return "mnist"
-    # the linear estimate's weights are tied to their size, and ship for digits alone
+    # the linear estimate needs weights for one image size, and they are shipped only for digits
     prior = "mnist" if task.resize or side <= SMALL or solver_name == "lmmse" else "photos"
     say(f"no --prior given: using {prior!r}")
     return prior

@@ -11,7 +11,7 @@ __all__ = ["keep_streams"]
 
 
 def keep_streams() -> None:
-    """Keep the program running if standard error cannot be written, so that a note never costs hours of work.
+    """Keep the program running if standard error cannot be written, so that a lost note never stops hours of work.
 
     Streams that were closed before the program started are opened to the null device. Otherwise the first file that
     is opened would get their number, and their output.
@@ -28,13 +28,13 @@ def keep_streams() -> None:
 
 
 class _Forgiving(io.FileIO):
-    """Standard error that drops what cannot be written, without an error."""
+    """Standard error that silently drops output that cannot be written."""
 
     def __init__(self) -> None:
         super().__init__(2, "w", closefd=False)
 
     def write(self, data: object) -> int:
-        """Write everything, as long as there is a reader."""
+        """Write everything as long as the stream can be written."""
         view = memoryview(data).cast("B")  # type: ignore[arg-type]
         with contextlib.suppress(OSError):
             written = 0

@@ -148,7 +148,7 @@ def format_table(summary: dict[str, Any], rows: int = 8) -> str:
               f"{calls['forward']:.3g} forward, {calls['backward']:.3g} backward; {summary['seconds']:.2f} s"]
     if any(marks[:rows]) or collapsed:
         lines.append(f"{_MARK} collapsed: under {COLLAPSED} effective samples ({sum(map(bool, marks))} of {count}); "
-                     "these numbers come from a few samples")
+                     "these numbers come from only a few samples")
     return "\n".join(lines + [note for name, note in _NOTES.items() if name in names])
 
 

@@ -20,7 +20,7 @@ __all__ = ["posterior_in_blocks"]
 
 #: side of a block and overlap of two blocks, in pixels; smaller pictures are one block
 BLOCK, FADE = 1024, 96
-#: pixels at the border of a block that are not used, since it lacks their surroundings
+#: width of the border of a block whose pixels are not used, because the block lacks their surroundings
 MARGIN = 16
 
 Tell = Callable[[int, int, float], None]

@@ -16,12 +16,12 @@ def non_local_means(y: Tensor, sigma: float, strength: float = 0.6) -> Tensor:
     """Average pixels with similar neighbourhoods (Buades, Coll and Morel 2005).
 
     The difference of two patches is compared with the difference expected from noise, as in scikit-image. Each pair of
-    pixels is compared once. It takes as long as filtering the picture a hundred times.
+    pixels is compared once. This takes as long as filtering the picture a hundred times.
 
     Args:
         y: Noisy picture ``(1, C, H, W)``.
         sigma: Its noise level.
-        strength: Multiple of the noise above which the difference of a patch lowers its weight.
+        strength: Multiple of the noise level above which the difference of two patches lowers their weight.
 
     Returns:
         ``(1, C, H, W)``.

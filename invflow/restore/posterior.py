@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["best_mixture", "built_again", "fitted_wiener", "in_colour", "no_worse_than_the_picture", "posterior_of"]
 
-#: samples for a mean, where the map is not affine and no closed form gives it
+#: number of samples for the mean if the map is not affine, so that there is no closed form
 _ENOUGH = 16
-#: up to how many pixels the correction is averaged over all eight symmetries; beyond, over four, and then two
+#: largest number of pixels for which the correction is averaged over all eight symmetries; above it over four, then two
 _EIGHT = 2**17
-#: noise that is added to a picture to judge estimates by what is left of it, in units of its own
+#: noise added to a picture in order to compare estimates, in units of the picture's own noise
 _SPLIT = 0.5
-#: groups of coefficients of nearly the same power
+#: number of groups of coefficients with nearly the same power
 _BINS = 1024
 
 
@@ -88,9 +88,9 @@ def no_worse_than_the_picture(vfm: VFM, operator: Operator, y: Tensor, sigma: fl
     """Mix estimates of a noisy picture: network, the picture's own Wiener filter, non-local means, the picture itself.
 
     A network trained on smooth pictures mistakes the detail of a sharp one for noise. This can be measured without
-    the truth: with further noise e, the pictures y + a e and y - e / a have
-    independent noise (Oliveira, Lei and Tibshirani 2024). Estimates from the first are compared with the second,
-    and the mixture with the smallest error is used.
+    the truth: with further noise e, the pictures y + a e and y - e / a have independent noise (Oliveira, Lei and
+    Tibshirani 2024). Estimates from the first are compared with the second, and the mixture with the smallest error
+    is used.
 
     Args:
         vfm: Solver whose adapter was trained for denoising.
@@ -99,7 +99,7 @@ def no_worse_than_the_picture(vfm: VFM, operator: Operator, y: Tensor, sigma: fl
         sigma: Its noise level.
         mean: The network's estimate.
         generator: Generator for e.
-        grey: Whether only the mean over the channels, whose noise is independent, counts.
+        grey: Whether only the mean over the channels counts; their noise is independent.
 
     Returns:
         ``(1, C, H, W)``.
@@ -118,7 +118,7 @@ def no_worse_than_the_picture(vfm: VFM, operator: Operator, y: Tensor, sigma: fl
     def counted(image: Tensor) -> Tensor:
         return image.mean(1, keepdim=True) if grey else image
 
-    own = math.sqrt(y.shape[1]) if grey else 1.0  # of a mean the noise is as much less
+    own = math.sqrt(y.shape[1]) if grey else 1.0  # the noise of the mean over channels is smaller by this factor
     repeated = [non_local_means(counted(image), s / own).expand_as(y) for image, s in ((y, sigma), (seen, level))]
     weights = best_mixture([counted(x) for x in (network, wiener[1], repeated[1], seen)], counted(unseen))
     mixed = sum((w * x for w, x in zip(weights, (mean, wiener[0], repeated[0], y), strict=True)), torch.zeros_like(y))
@@ -137,7 +137,7 @@ def fitted_wiener(vfm: VFM, spectrum: Spectrum, y: Tensor, sigma: float) -> Tens
     factors = torch.linspace(math.log(0.05), math.log(60), 48).exp().double()[:, None]
     kept = []
     for c in range(y.shape[1]):
-        # coefficients of nearly the same power are summed first: as many costs of all of them would take seconds
+        # coefficients with nearly the same power are pooled first: the cost for every single one would take seconds
         place = power[c].log()
         least = place.min()
         place = ((place - least) * (_BINS - 1) / (place.max() - least)).round().long().flatten()
@@ -205,7 +205,7 @@ def built_again(operator: Operator, shape: tuple[int, ...], seen: Any = ...) -> 
         made = kind(of.kernel, shape, padding=of.padding, problem_class=of.problem_class)
     elif name == "MaskInpainting":
         made = kind(of.mask[seen], shape, of.problem_class)
-        made.stand_ins = of.stand_ins  # of the whole mask
+        made.stand_ins = of.stand_ins  # those of the whole mask
     else:
         made = kind(shape, factor=of.factor, filter=of.filter) if name == "SuperResolution" else kind(shape)
     return made

@@ -106,7 +106,7 @@ def restore_file(vfm: VFM, source: Path, target: Path, what: Restoration, say: S
         target: Output path; its suffix is changed if the format cannot be written. Samples go into a folder next to it.
         what: The degradation.
         say: Called with a sentence for each assumption, change or loss.
-        tell: Called after each block of a large picture; see :func:`~invflow.restore.blocks.posterior_in_blocks`.
+        tell: Called after each block of a large picture, see :func:`~invflow.restore.blocks.posterior_in_blocks`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -118,7 +118,7 @@ def restore_file(vfm: VFM, source: Path, target: Path, what: Restoration, say: S
     y = zero_unobserved(operator, picture.values[None])
     sigma = _sigma(picture, operator, y, what, say)
     generator = torch.Generator().manual_seed(what.seed)
-    scale = math.sqrt(3) if len(picture.values) == 1 else 1.0  # a grey picture's noise in each of three channels
+    scale = math.sqrt(3) if len(picture.values) == 1 else 1.0  # for the noise of each of three channels
     least = told(vfm, operator, scale * sigma) / scale
     if not math.isclose(least, sigma, rel_tol=1e-3):
         say(f"noise of {sigma:.2g} is outside the range that the prior was trained for: using {least:.2g}")
@@ -135,7 +135,7 @@ def restore_file(vfm: VFM, source: Path, target: Path, what: Restoration, say: S
     write_picture(finished(mean), target, say=say)
     files = [target]
     for old in target.parent.glob(f"{glob.escape(target.stem)}-samples/[0-9]*{glob.escape(target.suffix)}"):
-        old.unlink()  # of an earlier run, of which some might stay beside the new ones
+        old.unlink()  # of an earlier run: some might otherwise remain among the new ones
     for i, sample in enumerate(away):
         files.append(target.parent / f"{target.stem}-samples" / f"{i}{target.suffix}")
         write_picture(finished(mean + sample), files[-1], say=lambda _: None)
@@ -150,7 +150,7 @@ def _operator(vfm: VFM, picture: Picture, what: Restoration, say: Say) -> Operat
         shape = (shape[0], *(side * (what.factor or 1) for side in shape[1:]))
     known = None if picture.known is None else picture.known.float()
     if known is not None and (what.kernel or what.factor):
-        raise ValueError("it contains NaN, where nothing was observed: fill these pixels in first, without "
+        raise ValueError("it contains NaN, where nothing was observed: first fill in these pixels, with a run without "
                          "--kernel and --factor")
     if what.kernel is not None:
         kernel = read_kernel(what.kernel, say=say)
@@ -161,7 +161,7 @@ def _operator(vfm: VFM, picture: Picture, what: Restoration, say: Say) -> Operat
         kind = operators.find("SuperResolution")
         operator: Operator = kind(shape, factor=what.factor, filter=what.filter or "bicubic")
         if operator.problem_class not in vfm.adapter.classes:
-            raise ValueError(f"--factor {what.factor}: this prior enlarges by "
+            raise ValueError(f"--factor {what.factor}: this prior only enlarges by "
                              + ", ".join(name[-1] for name in vfm.adapter.classes if name.startswith("super-")))
         return operator
     if what.mask is None and known is None:
@@ -171,7 +171,7 @@ def _operator(vfm: VFM, picture: Picture, what: Restoration, say: Say) -> Operat
     if what.mask is not None:
         mask = read_mask(what.mask, shape, hides=what.mask_hides, say=say)
     if known is not None:
-        say(f"{1 - float(known.mean()):.2%} of the picture is NaN and is filled in")
+        say(f"{1 - float(known.mean()):.2%} of the picture is NaN: these pixels are filled in")
         mask = mask * known
     kind = operators.find("MaskInpainting")
     return kind(mask, shape)  # type: ignore[no-any-return]
@@ -189,9 +189,9 @@ def _sigma(picture: Picture, operator: Operator, y: Tensor, what: Restoration, s
         if observed is None or min(y.shape[2:]) < 15:
             raise ValueError("the picture is too small or too uniform to estimate the noise: pass --sigma, such as "
                              "0.02 for a little grain") from error
-        return rounding  # a drawing, a screenshot
+        return rounding  # probably a drawing or a screenshot
     lossy = picture.kind in ("JPEG", "WEBP", "AVIF", "HEIC", "JPEG2000")  # likely to have correlated noise
-    enlarged = what.factor is not None  # it matters little here: twice the noise costs a tenth of a decibel
+    enlarged = what.factor is not None  # it matters little here: assuming twice the noise costs a tenth of a decibel
     if level.known or observed is not None or lossy or enlarged:
         sigma = level.sigma if level.known else level.high if lossy else level.low
         if enlarged and not level.known:
@@ -207,5 +207,5 @@ def each(sources: list[Path], work: Callable[[Path], Restored]) -> Iterator[tupl
     for source in sources:
         try:
             yield source, work(source)
-        except Exception as error:  # no error in one file may prevent the others
+        except Exception as error:  # an error in one file must not prevent the others
             yield source, error

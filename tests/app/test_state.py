@@ -135,7 +135,7 @@ def test_asking_the_posterior() -> None:
     each = state._classifier().probabilities(restored.posterior.samples[0])
     for k, name in enumerate(chances):
         assert chances[name] == pytest.approx(float(each[:, k].mean()), abs=1e-6)
-    assert f"it is a {max(chances, key=lambda name: chances[name])}" in text
+    assert f"the digit is {max(chances, key=lambda name: chances[name])}" in text
     log_weights = torch.full((1, 64), -torch.inf)
     log_weights[0, 5] = 0.0
     weighted = invflow.Posterior(restored.posterior.samples, log_weights)

@@ -209,7 +209,7 @@ def test_words() -> None:
     text = " ".join(text for _, text in page.find("p"))
     assert f"Best CRPS: plain, {with_error(*found.mean(PROBLEM, 'plain', 'crps'))}, with 0 network calls" in text
     assert "50.0% ± 0.4% of the truth's values, so they are too narrow" in text
-    assert "by paired differences: third (" in text
+    assert "(paired difference within two standard errors): third (" in text
     assert EVIL not in text
     values["plain"]["coverage"] = [0.5, 1.0, 0.7, 1.0, 0.8, 1.0, 0.9, 1.0]
     assert "consistent with their level" in render_report(found)

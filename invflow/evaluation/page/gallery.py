@@ -20,7 +20,7 @@ __all__ = ["Extent", "choose_extent", "gallery", "palette"]
 
 #: limit on the number of values in all pictures of a page
 _BUDGET = 8_000_000
-#: in the coverage map: the truth lies inside the interval, in some channels only, outside
+#: colours of the coverage map: truth inside the interval in all channels, in some channels, in none
 _COVERED = ((216, 220, 230), (246, 178, 107), (205, 70, 20))
 
 
@@ -89,7 +89,7 @@ def gallery(comparison: Results, problem: str, examples: dict[str, dict[str, Ten
 
 
 def _highest_deviation(examples: dict[str, dict[str, Tensor]], observations: int) -> float:
-    """End of the colour scale: the largest deviation, unless one solver's would make all others look dark."""
+    """End of the colour scale: the largest deviation, unless that of one solver would make all others look dark."""
     peaks = torch.tensor([float(found["std"][:observations].nan_to_num(0.0).max()) for found in examples.values()])
     return max(1e-6, min(float(peaks.max()), 3 * float(peaks.median())))
 
@@ -113,7 +113,7 @@ def _solved(found: dict[str, Tensor], solver: str, psnr: float | None, most: int
     share = None if covered is None else float(covered.double().mean())
     if as_picture(mean) is None:
         draw = plane if mean.numel() == 2 and mean.ndim == 1 else curves
-        facts = [] if share is None else [f"90% intervals hold {share:.0%} of the truth's coordinates"]
+        facts = [] if share is None else [f"90% intervals contain {share:.0%} of the truth's coordinates"]
         caption = "; ".join(["samples, mean and standard deviation, truth", *facts])
         return [{"caption": caption, "drawing": draw(samples, mean, found["std"], found.get("truth"), name)}]
     stack = [{"uri": _prepared(sample), "words": f"sample {k + 1} of {solver}"} for k, sample in enumerate(samples)]
@@ -123,7 +123,7 @@ def _solved(found: dict[str, Tensor], solver: str, psnr: float | None, most: int
                 "words": "standard deviation of each pixel"}]
     if covered is not None:
         figures.append({"caption": f"coverage {share:.0%}", "uri": _coverage_map(covered),
-                        "words": "where the 90% interval holds the truth"})
+                        "words": "where the 90% interval contains the truth"})
     return figures
 
 

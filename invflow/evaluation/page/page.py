@@ -66,7 +66,7 @@ def render_report(comparison: Results, *, reference: str | None = None,
                  "gallery": gallery(comparison, p, examples[p], extent) if examples[p] else None}
                 for p in comparison.problems]
     counts = _count(len(comparison.solvers), "solver"), _count(len(comparison.problems), "problem")
-    # autoescape, since names of problems and solvers can be any text
+    # autoescape, because names of problems and solvers can be any text
     engine = Environment(loader=PackageLoader("invflow"), autoescape=True, undefined=StrictUndefined,
                          trim_blocks=True, lstrip_blocks=True)
     return engine.get_template("report.html").render(
@@ -97,7 +97,7 @@ def _plots(comparison: Results, problem: str) -> list[dict[str, Any]]:
 
 
 def _sentences(comparison: Results, problem: str) -> list[str]:
-    """Sentences on the best solver, its cost, and the coverage of its intervals."""
+    """Sentences about the best solver, its cost, and the coverage of its intervals."""
     metric = next((m for m in ("crps", "sliced_wasserstein", "psnr", "rmse", "residual")
                    if comparison.best(problem, m) is not None), None)
     best = None if metric is None else comparison.best(problem, metric)
@@ -110,7 +110,7 @@ def _sentences(comparison: Results, problem: str) -> list[str]:
     near = [f"{solver} ({signed(*comparison.difference(problem, solver, metric, best))})"
             for solver in comparison.leaders(problem, metric) if solver != best]
     if near:
-        text += f" Within two standard errors of it, by paired differences: {', '.join(near)}."
+        text += f" Not clearly worse (paired difference within two standard errors): {', '.join(near)}."
     return [text, *_honesty(comparison, problem, best)]
 
 
@@ -122,11 +122,12 @@ def _honesty(comparison: Results, problem: str, solver: str) -> list[str]:
         return []
     share, error = comparison.mean(problem, solver, "coverage")
     if math.isnan(share):
-        return [f"Its {LEVEL:.0%} intervals cannot be judged: some observations have too few effective samples."]
-    text = f"Its {LEVEL:.0%} intervals hold {100 * share:.1f}%"
+        return [f"The coverage of its {LEVEL:.0%} intervals is unknown: some observations have too few effective "
+                "samples."]
+    text = f"Its {LEVEL:.0%} intervals contain {100 * share:.1f}%"
     count = len(comparison.values[problem][solver]["coverage"])
     if count < 2 or not error > 0:
-        return [f"{text} of the truth's values; too few observations to judge that."]
+        return [f"{text} of the truth's values; there are too few observations to judge this."]
     distance = abs(share - LEVEL) / error
     if 2 * float(stats.t.sf(distance, count - 1)) > _CHANCE:
         found = f"which is consistent with their level ({distance:.1f} standard errors off)"

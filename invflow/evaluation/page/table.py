@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["column_notes", "problem_table", "signed"]
 
 _COSTS = {
-    "forward": ("calls forward", "network rows for each sample, forward"),
-    "backward": ("backward", "network rows for each sample, backward"),
-    "seconds": ("seconds", "for each observation with all its samples"),
-    "memory": ("memory", "peak above the memory of the solver itself, the largest over all parts"),
+    "forward": ("calls forward", "forward network calls for each sample"),
+    "backward": ("backward", "backward network calls for each sample"),
+    "seconds": ("seconds", "time for each observation with all its samples"),
+    "memory": ("memory", "peak memory beyond that of the solver itself, the largest over all parts"),
 }
 _ARROWS = {"low": "↓", "high": "↑"}
 

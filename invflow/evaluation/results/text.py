@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["COLLAPSE_NOTE", "cells", "in_a_cell", "markdown", "with_error"]
 
 COLLAPSE_NOTE = (f"Collapsed: under {COLLAPSED} effective samples in half of the observations or more; the numbers "
-                 "come from a few samples and are never called best.")
+                 "come from only a few samples and are never marked as best.")
 
 
 def with_error(mean: float, error: float) -> str:
@@ -80,7 +80,7 @@ def markdown(comparison: Results, metrics: list[str] | None) -> str:
     lines.append(
         f"{settings.get('num_observations')} observations ({truths} where the problem has images) x "
         f"{settings.get('num_samples')} samples, seed {settings.get('seed')}; means ± standard errors over "
-        "observations; in bold the best, and those within two standard errors of the paired difference to it. "
-        "Calls are network rows for each sample, seconds for each observation with all its samples, memory the peak "
-        "above the memory of the solver itself. " + "; ".join(notes) + ".")
+        "observations. Bold: the best solver, and those whose paired difference to it is within two standard errors. "
+        "Calls are network calls for each sample; seconds are for each observation with all its samples; memory is the "
+        "peak beyond the memory of the solver itself. " + "; ".join(notes) + ".")
     return "\n".join(lines)
