@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 #: Pillow formats that Pillow decodes itself; EPS, for example, would be passed to Ghostscript, which runs programs
 FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "TGA", "AVIF")
 
-_LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow has it
+_LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow
 
 
 def _warn(message: str) -> None:
@@ -39,10 +39,9 @@ def read_image(path: str | os.PathLike[str], *, channels: int | None = None,
 
     Reads PNG, JPEG, TIFF, WebP, BMP, GIF, PPM, JPEG 2000, TGA and AVIF, as far as Pillow does, with up to 89 million
     pixels, and turns them upright by their EXIF tag. Colour with 16 bits is read from PNG, and from TIFF in strips that
-    are uncompressed or deflated.
-    Necessary changes are made and reported: colour becomes grey by luminance, grey becomes colour by
-    repetition, transparency is blended with white, printing inks (CMYK) become colour, and only the first of several
-    frames is used. Values are those of the file, display encoded (usually sRGB), not linear in light.
+    are uncompressed or deflated. Necessary changes are made and reported: colour becomes grey by luminance, grey
+    becomes colour by repetition, transparency is blended with white, printing inks (CMYK) become colour, and only the
+    first of several frames is used. Values are those of the file, display encoded (usually sRGB), not linear in light.
 
     Args:
         path: Path of the file.
@@ -101,7 +100,7 @@ def fit_to(image: Tensor, size: Sequence[int], *, say: Say = _warn) -> Tensor:
     if crop == (height, width):
         return image
     how = "down to" if ratio > 1 else "UP to"
-    say(f"scaled {_size(image)} {how} {height} x {width} (antialiased); the result is about the scaled image")
+    say(f"scaled {_size(image)} {how} {height} x {width} (antialiased); the result refers to the scaled image")
     return F.interpolate(image[None], size=(height, width), mode="bilinear", antialias=True)[0]
 
 
@@ -309,7 +308,7 @@ def _read_heif(path: Path) -> Any:
 
 
 def _deep_pixels(file: Any, path: Path, say: Say) -> Tensor | None:
-    """Pixels with 16 bits for each of several channels; None where Pillow keeps what there is."""
+    """Pixels of an image with 16 bits for each of several channels; None for images that Pillow reads without loss."""
     from invflow.datasets.sixteen_bits import check_tiff, has_sixteen_bits, misread_in_planes, read_sixteen_bits
 
     if file.format == "TIFF":
@@ -333,7 +332,7 @@ def _deep_pixels(file: Any, path: Path, say: Say) -> Tensor | None:
 
 
 def _upright(array: Any, turned: int) -> Tensor:
-    """``(C, H, W)`` in [0, 1] of ``(H, W, C)`` with 16 bits."""
+    """Convert pixels ``(H, W, C)`` with 16 bits to upright ``(C, H, W)`` in [0, 1]."""
     import numpy as np
 
     # the eight ways to hold a camera, as EXIF numbers them: mirrored, upside down, on its side
@@ -344,7 +343,7 @@ def _upright(array: Any, turned: int) -> Tensor:
 
 
 def _levels(file: Any, values: Tensor) -> Tensor:
-    """The range of a TIFF's values, where Pillow gives them as they are stored: white may be 0, or 12 bits high."""
+    """Rescale a TIFF's values if Pillow returns them as they are stored: white may be 0, or the largest of 12 bits."""
     if file.format != "TIFF" or not file.mode.startswith("I;16"):
         return values
     values = values * (65535 / 4095) if file.tag_v2.get(258) == (12,) else values
@@ -405,13 +404,13 @@ def _read_array(path: Path, say: Say) -> Tensor:
         if path.suffix.lower() == ".txt":
             array = np.loadtxt(path, ndmin=2)
         else:
-            # pickled arrays are programs: never loaded. Mapped, a header that declares more than the file holds fails
+            # never pickled arrays, which can run code. Mapping fails if a header declares more than the file holds
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or array.size == 0:
-            raise ValueError(f"a {getattr(array, 'dtype', type(array).__name__)} in place of numbers, or nothing")
+            raise ValueError(f"a {getattr(array, 'dtype', type(array).__name__)} instead of numbers, or empty")
         with np.errstate(over="ignore"):
             values = torch.from_numpy(np.array(array, dtype=np.float32))
-    except Exception as error:  # numpy's header is a Python expression: a damaged one fails with errors of any kind
+    except Exception as error:  # numpy's header is a Python expression: a damaged one can raise any error
         raise ValueError(f"{str(path)!r} holds no array of numbers: {str(error) or type(error).__name__}") from error
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"{str(path)!r} holds values that are not finite")

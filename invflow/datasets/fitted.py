@@ -17,7 +17,7 @@ from invflow.datasets.sets import DOWNLOADS, image_files, load_images, packed
 __all__ = ["SIDE", "load_fitted"]
 
 Say = Callable[[str], None]
-#: pixels a side where nothing else is asked for: what two CPU cores train on in minutes
+#: default side in pixels: small enough to train on in minutes with two CPU cores
 SIDE = 32
 
 

@@ -45,7 +45,7 @@ def _without_pedestal(kernel: Tensor, name: str, say: Callable[[str], None]) -> 
     if share < 0.01:
         return kernel
     say(f"the kernel {name} has a constant offset of {level / top:.1%} of its peak, {share:.0%} of its sum: removed")
-    # what is left of the border's noise would add up over a large kernel
+    # the remaining noise of the border would add up over a large kernel
     return torch.where(kernel - level > 2 * spread, kernel - level, 0.0)
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 __all__ = ["HIDES", "mask_of_painting"]
 
-#: what hides a pixel: light or dark paint
+#: colours of paint that can mark hidden pixels
 HIDES = ("white", "black")
-# paint of which less than this is left beside a brush's soft edge, or around a JPEG's, is none
+# opacity of paint below which a pixel counts as unpainted: the fringe of a soft brush or of JPEG compression
 _TOUCHED = 0.1
 
 
@@ -42,11 +42,11 @@ def mask_of_painting(grey: Tensor, alpha: Tensor | None, name: str, hides: str |
     between = float(((grey > _TOUCHED) & (grey < 1 - _TOUCHED)).float().mean())
     if between > 0.25:
         raise ValueError(f"{name} looks like a photograph, not like a mask: {between:.0%} of it is neither black nor "
-                         "white; paint what is to be restored in black on a white image of the same size")
+                         "white; paint the area to restore in black on a white image of the same size")
     mask = (grey < _TOUCHED if hides == "white" else grey > 1 - _TOUCHED).float()
     hidden = 1 - float(mask.mean())
     if hides is None and hidden > 0.5:
         raise ValueError(f"the mask {name} would hide {hidden:.1%} of the picture, since dark (0) hides and light (1) "
-                         "does not: if white marks what is to be restored, pass hides='white' (invflow restore: "
+                         "does not: if white marks the area to restore, pass hides='white' (invflow restore: "
                          "--mask-hides white), else hides='black' (--mask-hides black)")
     return mask

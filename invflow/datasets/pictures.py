@@ -20,11 +20,11 @@ __all__ = ["NUMBERS", "Picture", "read_picture", "write_picture"]
 
 Say = Callable[[str], None]
 
-#: suffixes of files of numbers, which have no range of their own
+#: suffixes of files of numbers, whose range of values is not stored
 NUMBERS = (".npy", ".fits", ".fit", ".fts")
-#: Pillow's formats that are written as they were read
+#: Pillow formats that are written in the format in which they were read
 _KEPT = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000", "TGA", "AVIF")
-#: the orientation, for pictures are turned upright; and what a TIFF says of its own structure, as EXIF
+#: EXIF tags that are not kept: the orientation, since pictures are turned upright, and the structure of a TIFF
 _NOT_KEPT = (0x0112, 254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323,
              324, 325, 330, 338, 339, 347, 530, 531, 532, 34675)
 
@@ -113,8 +113,8 @@ def _read_file(path: Path, value_range: tuple[float, float] | None, say: Say) ->
             profile, tags = file.info.get("icc_profile"), file.getexif()
             if len(tags):
                 exif = _kept_tags(tags)
-    except UnidentifiedImageError:  # reading it says what is wrong, or reads it all the same
-        if path.suffix.lower() in (".tif", ".tiff"):  # with 16 bits, of which the lowest is white
+    except UnidentifiedImageError:  # read_image reads it anyway, or raises an error that explains the problem
+        if path.suffix.lower() in (".tif", ".tiff"):  # with 16 bits, whose lowest value is white
             kind, bits = "TIFF", 16
         else:
             kind = "HEIC"
@@ -124,19 +124,19 @@ def _read_file(path: Path, value_range: tuple[float, float] | None, say: Say) ->
     if alpha is not None:  # it was blended with white: undo that
         values = torch.where(alpha > 0, (values - (1 - alpha)) / alpha.clamp(min=1 / 255), 1.0).clamp(0, 1)
     if profile is not None and profile[16:20] != (b"GRAY" if len(values) == 1 else b"RGB "):
-        say(f"the colour profile of {path.name} is for another colour space than the written one: left out")
+        say(f"the colour profile of {path.name} is for a colour space other than the written one: left out")
         profile = None
     return Picture(values, None, kind, bits, alpha, profile, exif)
 
 
 def _kept_tags(tags: Any) -> bytes | None:
-    """What of a file's EXIF goes into another's, as Pillow writes it."""
+    """The part of a file's EXIF that is kept, encoded by Pillow."""
     from PIL import Image
 
-    kept = Image.Exif()  # another one, for that of a BigTIFF would be written in its own form
+    kept = Image.Exif()  # a new object, since that of a BigTIFF would be written in BigTIFF form
     for tag, value in tags.items():
         if tag not in _NOT_KEPT:
-            # further tables, of the camera and the place, are known by where they begin
+            # the tables of the camera and of the place are stored by their offsets
             kept[tag] = tags.get_ifd(tag) if tag in (0x8769, 0x8825) else value
     return kept.tobytes() if len(kept) else None
 
@@ -176,7 +176,7 @@ def _numbers(array: Any, kind: str, name: str, value_range: tuple[float, float] 
     least, most = float(values[known.expand_as(values)].min()), float(values[known.expand_as(values)].max())
     if value_range is None and not (low <= least and most <= high):
         raise ValueError(f"{name} holds numbers from {least:.6g} to {most:.6g}, and it is unknown which are black and "
-                         f"white: pass --range {least:.4g} {most:.4g}, or what its sensor gives")
+                         f"white: pass --range {least:.4g} {most:.4g}, or the range of its sensor")
     if not low < high:
         raise ValueError(f"--range {low:g} {high:g}: pass black first, then white")
     scaled = ((values - low) / (high - low)).float()
@@ -214,7 +214,7 @@ def write_picture(picture: Picture, path: str | os.PathLike[str], *, say: Say = 
     pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
     if bits == 16:
         if kind == "TIFF" and picture.exif:
-            say(f"{path.name} is written without its EXIF: a TIFF with 16 bits holds none here")
+            say(f"{path.name} is written without its EXIF: it cannot be stored in a TIFF with 16 bits here")
         data = (encode_tiff(pixels, picture.profile) if kind == "TIFF"
                 else encode_png(pixels, picture.profile, picture.exif))
     else:
@@ -251,7 +251,7 @@ def _write_numbers(picture: Picture, path: Path) -> None:
         from astropy.io import fits
 
         header = picture.header
-        for key in ("BSCALE", "BZERO", "BLANK"):  # of whole numbers
+        for key in ("BSCALE", "BZERO", "BLANK"):  # these apply to integers only
             header.remove(key, ignore_missing=True)
         fits.PrimaryHDU(array.numpy(), header=header).writeto(stream)
     else:

@@ -23,15 +23,15 @@ __all__ = ["DOWNLOADS", "IMAGE_SUFFIXES", "cache_folder", "image_files", "load_i
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
-#: data sets that are fetched by name, and the folder that their files are kept in: for all but CIFAR-10 the torchvision
-#: class that knows their addresses and checksums
+#: data sets that can be downloaded by name, with the folder of their files. Except for CIFAR-10, the folder is named
+#: after the torchvision class that knows their addresses and checksums
 DOWNLOADS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST",
              "cifar10": "cifar-10-batches-bin"}
-#: the author's own archive of the binary version, with the checksum that stands beside it on his page. torchvision's
-#: class is of no use here: it downloads pickles, which may run code as they are read
+#: the author's own archive of the binary version, with the checksum from his page. torchvision's class cannot be used:
+#: it downloads pickles, which can run code when they are read
 _CIFAR_ARCHIVE = ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530")
 
-_MOST_PACKED = 1100  # bytes that a byte of a gzip file can stand for, a little over what deflate reaches
+_MOST_PACKED = 1100  # bytes that one byte of a gzip file can encode, slightly above the limit of deflate
 
 _SPLITS = {"train": "train", "test": "t10k"}
 _CIFAR_FILES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
@@ -53,10 +53,10 @@ def load_images(path: str | os.PathLike[str], split: str = "train", labels: bool
     """Load all images of a data set's split.
 
     The contents of the folder determine how it is read: IDX files (``train-images-idx3-ubyte``,
-    ``t10k-images-idx3-ubyte`` and their labels, as such or ending in ``.gz``, in the folder or in its ``raw``
-    folder); CIFAR-10's binary files (``data_batch_1.bin``, ...); else image files, in ``<folder>/<split>``, or, for
-    the split ``train``, in the folder itself. Image files may lie in one folder for each class, which then gives the
-    labels, in alphabetical order.
+    ``t10k-images-idx3-ubyte`` and their labels, uncompressed or ending in ``.gz``, in the folder or in its
+    ``raw`` folder); CIFAR-10's binary files (``data_batch_1.bin``, ...); otherwise image files, in ``<folder>/<split>``
+    or, for the split ``train``, in the folder itself. If the image files lie in one folder per class, these folders
+    give the labels, in alphabetical order.
 
     Args:
         path: A folder, or one of the names in :data:`DOWNLOADS`, whose official files are then downloaded
@@ -92,7 +92,7 @@ def load_images(path: str | os.PathLike[str], split: str = "train", labels: bool
         folder = _download(str(path))
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{str(path)!r} is not a folder: pass a folder that holds IDX files, CIFAR-10's binary files or "
+            f"{str(path)!r} is not a folder: pass a folder with IDX files, CIFAR-10's binary files or "
             f"image files, or a name to download, one of {', '.join(sorted(DOWNLOADS))}"
         )
     images, targets = _load_folder(folder, split, size, channels)
@@ -127,14 +127,14 @@ def _download(name: str) -> Path:
     except (ImportError, OSError, RuntimeError, tarfile.TarError, KeyError) as error:
         known = f"unpacked from {_CIFAR_ARCHIVE[0]}" if name == "cifar10" else "such as train-images-idx3-ubyte.gz"
         raise FileNotFoundError(
-            f"{name!r} is no folder here and could not be downloaded ({error}): pass the folder that "
-            f"holds the official files, {known}"
+            f"{name!r} is not a local folder and could not be downloaded ({error}): pass the folder with "
+            f"the official files, {known}"
         ) from error
     return root / DOWNLOADS[name]
 
 
 def _download_cifar(root: Path) -> None:
-    """Fetch the archive, and of its members the six files of images alone."""
+    """Download the archive, and extract only its six files of images."""
     from torchvision.datasets.utils import download_url
 
     folder = root / DOWNLOADS["cifar10"]
@@ -147,7 +147,7 @@ def _download_cifar(root: Path) -> None:
         for name in names:
             member = archive.extractfile(f"{folder.name}/{name}")
             if member is None:
-                raise OSError(f"{name} in the archive is no file")
+                raise OSError(f"{name} in the archive is not a file")
             with member:
                 write_atomically(folder / name, lambda path: _copy(member, path))  # noqa: B023
 
@@ -159,7 +159,7 @@ def _copy(source: IO[bytes], path: str) -> None:
 
 def _load_folder(folder: Path, split: str, size: int | None,
                  channels: int | None) -> tuple[Tensor, Tensor | None]:
-    """Raw images ``(n, C, H, W)`` in uint8 and their labels, by the first layout that the folder has."""
+    """Raw images ``(n, C, H, W)`` in uint8 and their labels, read from the first layout that is found in the folder."""
     idx_names = _idx_names(split)
     cifar_names = _CIFAR_FILES[split]
     for place in (folder, folder / "raw"):
@@ -175,8 +175,9 @@ def _load_folder(folder: Path, split: str, size: int | None,
             return _load_cifar(files)
     place, files = _files_of(folder, split)
     if {file.stem for file in files} & {*cifar_names}:
-        raise ValueError(f"{files[0]} is a sheet of CIFAR-10, many images in one: make its binary files of it, python "
-                         "-m benchmarks.release.cifar_sheets FOLDER OUTPUT in a clone of invflow, or download them")
+        raise ValueError(f"{files[0]} is a sheet of CIFAR-10, with many images in one file: convert it to binary files "
+                         "with python -m benchmarks.release.cifar_sheets FOLDER OUTPUT in a clone of invflow, or "
+                         "download them")
     if not files:
         raise FileNotFoundError(
             f"no images of the split {split!r} in {folder}. Looked for the IDX files {', '.join(idx_names)} "
@@ -192,7 +193,7 @@ def image_files(folder: str | os.PathLike[str], split: str = "train") -> list[Pa
 
 
 def packed(folder: Path, split: str = "train") -> bool:
-    """Whether a folder holds IDX files or CIFAR-10's, not image files."""
+    """Whether a folder contains IDX files or CIFAR-10's binary files rather than image files."""
     idx = [place / name for place in (folder, folder / "raw") for name in _idx_names(split)]
     cifar = [place / f"{name}.bin" for name in _CIFAR_FILES[split]
              for place in (folder, folder / "cifar-10-batches-bin")]
@@ -204,8 +205,8 @@ def _idx_names(split: str) -> list[str]:
 
 
 def _files_of(folder: Path, split: str) -> tuple[Path, list[Path]]:
-    """Where a split's image files lie, and these files."""
-    # a flat folder is training data: were it also the test split, nobody would notice
+    """Folder of a split's image files, and these files."""
+    # a flat folder is training data only: using it as the test split as well would go unnoticed
     place = folder if split == "train" and not (folder / split).is_dir() else folder / split
     files = sorted(f for f in place.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
     if place == folder:
@@ -217,7 +218,7 @@ def _files_of(folder: Path, split: str) -> tuple[Path, list[Path]]:
 
 
 def read_idx(path: str | os.PathLike[str]) -> Tensor:
-    """Read one IDX file of bytes (LeCun, Cortes), as such or compressed by gzip (name ending in ``.gz``).
+    """Read one IDX file of bytes (LeCun, Cortes), uncompressed or compressed by gzip (name ending in ``.gz``).
 
     Args:
         path: Path of the file.
@@ -234,15 +235,15 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
         with gzip.open(path) if packed else path.open("rb") as file:
             return _read_idx(path, file, path.stat().st_size * (_MOST_PACKED if packed else 1))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is no complete gzip file ({error}): fetch it again") from error
+        raise ValueError(f"{path} is not a complete gzip file ({error}): download it again") from error
 
 
 def _read_idx(path: Path, file: gzip.GzipFile | BufferedReader, largest: int) -> Tensor:
-    """The array of an open file, which cannot hold more than so many bytes: no more than it declares is unpacked."""
+    """Read the array of an open file of at most ``largest`` bytes, and unpack no more than its header declares."""
     data = file.read(4)
     if len(data) < 4 or data[:3] != b"\x00\x00\x08" or not 1 <= data[3] <= 4:
         raise ValueError(
-            f"{path} is no IDX file of bytes: it begins with {data.hex(' ')}, not 00 00 08 and a rank"
+            f"{path} is not an IDX file of bytes: it begins with {data.hex(' ')}, not 00 00 08 and a rank"
         )
     rank = data[3]
     data = file.read(4 * rank)
@@ -253,7 +254,7 @@ def _read_idx(path: Path, file: gzip.GzipFile | BufferedReader, largest: int) ->
     if not 0 < expected <= largest:
         raise ValueError(f"{path} is truncated or damaged: its header says shape {shape}, {expected} bytes, and it "
                          f"cannot hold more than {largest}")
-    data = file.read(expected + 1)  # to the end, where gzip's checksum is
+    data = file.read(expected + 1)  # one byte more, so that gzip reads to its checksum at the end
     if len(data) != expected:
         problem = "truncated" if len(data) < expected else "too long"
         raise ValueError(f"{path} is {problem}: its header says shape {shape}, {expected} bytes, but it has "
@@ -284,13 +285,13 @@ def _load_cifar(paths: list[Path]) -> tuple[Tensor, Tensor]:
     for path in paths:
         data = path.read_bytes()
         if not data or len(data) % row:
-            raise ValueError(f"{path} is truncated: {len(data)} bytes, no multiple of {row}")
+            raise ValueError(f"{path} is truncated: its {len(data)} bytes are not a multiple of {row}")
         rows.append(torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(-1, row))
     table = torch.cat(rows)
     greatest = int(table[:, 0].max())
     if greatest > 9:
-        raise ValueError(f"{paths[0].parent} holds labels up to {greatest}, but CIFAR-10 has ten classes: its files "
-                         "are damaged, or others")
+        raise ValueError(f"{paths[0].parent} holds labels up to {greatest}, but CIFAR-10 has ten classes: the files "
+                         "are damaged or of another data set")
     return table[:, 1:].reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE).clone(), table[:, 0].long()
 
 
@@ -317,4 +318,4 @@ def _load_files(files: list[Path], root: Path, size: int | None,
 
 
 def _silent(message: str) -> None:
-    """Say nothing: thousands of files would say the same thing."""
+    """Drop a message: thousands of files would give the same one."""

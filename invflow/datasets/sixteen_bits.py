@@ -1,4 +1,4 @@
-"""Reads and writes colour PNG and TIFF with 16 bits per channel, of which Pillow reads 8 bits and writes none.
+"""Reads and writes colour PNG and TIFF with 16 bits per channel; Pillow reads only 8 of them and writes no such file.
 
 It also handles kinds of TIFF that Pillow does not know or reads wrongly.
 """
@@ -28,7 +28,7 @@ def has_sixteen_bits(file: Any, data: bytes) -> bool:
 
     Args:
         file: Pillow's image.
-        data: the file, or its first 25 bytes.
+        data: Content of the file, or its first 25 bytes.
     """
     if file.format == "PNG":
         return data[24:25] == b"\x10" and file.mode in ("RGB", "RGBA", "LA")
@@ -36,18 +36,18 @@ def has_sixteen_bits(file: Any, data: bytes) -> bool:
 
 
 def read_sixteen_bits(file: Any, data: bytes) -> Pixels:
-    """All 16 bits of such an image.
+    """Read all 16 bits of such an image.
 
     Args:
-        file: Pillow's image, which has checked its size.
-        data: the whole file.
+        file: Pillow's image, whose size Pillow has checked.
+        data: Content of the whole file.
 
     Returns:
-        ``(H, W, C)``, as stored, C from 2 to 4.
+        Pixels ``(H, W, C)`` as stored, with C from 2 to 4.
 
     Raises:
-        ValueError: for a TIFF that is neither uncompressed nor deflated, not in strips, or premultiplied by its alpha.
-        RuntimeError: for a damaged PNG.
+        ValueError: If a TIFF is neither uncompressed nor deflated, is not in strips, or is premultiplied by its alpha.
+        RuntimeError: If a PNG is damaged.
     """
     import numpy as np
 
@@ -63,7 +63,7 @@ def read_sixteen_bits(file: Any, data: bytes) -> Pixels:
 
 
 def _layout(tags: Mapping[int, Any]) -> tuple[int, set[Any], set[Any]]:
-    """Channels of a TIFF, their bits and their kinds of numbers: 1 unsigned, 2 signed, 3 floating-point."""
+    """Number of channels of a TIFF, their bits, and their kinds of numbers: 1 unsigned, 2 signed, 3 floating-point."""
     return tags.get(277, 1), set(tags.get(258, (1,))), set(tags.get(339, (1,)))
 
 
@@ -77,17 +77,16 @@ def _kind(tags: Mapping[int, Any]) -> str:
 
 
 def _refusal(tags: Mapping[int, Any]) -> str:
-    return (f"{_kind(tags)}, which is not read here: save it as PNG, or as TIFF of 8 or 16 bits, unsigned, with black "
-            "as 0, in one plane")
+    return (f"{_kind(tags)}, which is not read here: save it as PNG, or as TIFF of 8 or 16 bits, unsigned, in one "
+            "plane, with 0 for black")
 
 
 def check_tiff(tags: Mapping[int, Any]) -> None:
-    """Refuse what Pillow opens and reads wrongly, without a word.
+    """Reject files that Pillow opens without an error but reads wrongly.
 
     Raises:
-        ValueError: for numbers of 8 or 16 bits that are signed, and of 32 that are not; floating-point numbers of which
-            the lowest is white, luminance and chroma that are not compressed, and files that do not say whether 0 is
-            black.
+        ValueError: For signed numbers of 8 or 16 bits, unsigned numbers of 32 bits, floating-point numbers whose lowest
+            value is white, uncompressed luminance and chroma, and files that do not state whether 0 is black.
     """
     _, bits, numbers = _layout(tags)
     compression, photometric = tags.get(259, 1), tags.get(262)
@@ -98,20 +97,20 @@ def check_tiff(tags: Mapping[int, Any]) -> None:
 
 
 def misread_in_planes(tags: Mapping[int, Any]) -> bool:
-    """Whether Pillow would take the 16 bits of planes for 8."""
+    """Whether Pillow would read separate planes of 16 bits as 8 bits."""
     result: bool = tags.get(284, 1) == 2 and tags.get(259, 1) == 1
     return result
 
 
 def read_unknown_tiff(path: Path) -> tuple[Pixels, int, bool] | None:
-    """A TIFF that Pillow does not know: grey of 16 bits, big-endian, of which the lowest is white.
+    """Read a TIFF that Pillow does not know: grey of 16 bits, big-endian, whose lowest value is white.
 
     Returns:
-        ``(H, W, 1)``, dark to light, how it is turned, as EXIF numbers it, and whether other images follow; None if the
-        file is no TIFF.
+        Pixels ``(H, W, 1)`` from dark to light, the orientation by its EXIF number, and whether other images follow;
+        None if the file is not a TIFF.
 
     Raises:
-        ValueError: for any other TIFF.
+        ValueError: For any other TIFF.
     """
     from PIL import Image, TiffImagePlugin
 
@@ -133,7 +132,7 @@ def read_unknown_tiff(path: Path) -> tuple[Pixels, int, bool] | None:
 def _read_tiff(tags: Mapping[int, Any], data: bytes) -> Pixels:
     import numpy as np
 
-    width, height = tags[256], tags[257]  # as stored: Pillow's size is that of the picture turned upright
+    width, height = tags[256], tags[257]  # as stored; Pillow gives the size of the upright picture
     channels, compression, predictor = tags.get(277, 1), tags.get(259, 1), tags.get(317, 1)
     starts, lengths, rows = tags.get(273), tags.get(279), int(tags.get(278, height))
     planes, extra = channels if tags.get(284, 1) == 2 else 1, tuple(tags.get(338, ()))
@@ -146,32 +145,32 @@ def _read_tiff(tags: Mapping[int, Any], data: bytes) -> Pixels:
     parts, line = [], width * channels // planes * 2
     each = -(-height // rows)  # strips of a plane
     if len(starts) != planes * each:
-        raise ValueError(f"it has {len(starts)} strips in place of {planes * each}")
+        raise ValueError(f"it has {len(starts)} strips instead of {planes * each}")
     for i, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         size = min(rows, height - i % each * rows) * line
         part = data[start : start + length]
         if compression != 1:
-            part = zlib.decompressobj().decompress(part, size)  # at most what the image holds
+            part = zlib.decompressobj().decompress(part, size)  # at most the size of the image
         if size <= 0 or len(part) < size:
             raise ValueError("the file ends too early")
         parts.append(part[:size])
     values = np.frombuffer(b"".join(parts), dtype=f"{order}u2").reshape(planes, height, width, -1).astype(np.uint16)
     values = np.cumsum(values, axis=2, dtype=np.uint16) if predictor == 2 else values
     values = np.concatenate(list(values), axis=-1)
-    return values[..., :3] if extra == (0,) else values  # a fourth channel that nobody names is no transparency
+    return values[..., :3] if extra == (0,) else values  # an unnamed fourth channel is not transparency
 
 
 def encode_png(pixels: Pixels, profile: bytes | None = None, exif: bytes | None = None) -> bytes:
-    """A PNG file of ``(H, W)`` or ``(H, W, C)`` pixels with 16 bits, C from 2 to 4: grey or colour, with transparency.
+    """Encode pixels of 16 bits as a PNG file.
 
     Args:
-        pixels: of it.
-        profile: an ICC profile, kept in it.
-        exif: EXIF tags, as Pillow writes them, kept in it.
+        pixels: Pixels ``(H, W)`` or ``(H, W, C)``, with C from 2 to 4: grey or colour, with or without transparency.
+        profile: ICC profile to store in the file.
+        exif: EXIF tags to store in the file, as Pillow writes them.
     """
     height, width = pixels.shape[:2]
     lines = pixels.astype(">u2").reshape(height, -1).view("u1")
-    # each line as the difference to the one above it, which photographs compress better in
+    # each line as its difference from the line above: photographs then compress better
     filtered = b"".join(b"\2" + (line - above).tobytes() for line, above in
                         zip(lines, [0 * lines[0], *lines[:-1]], strict=True))
 
@@ -187,11 +186,11 @@ def encode_png(pixels: Pixels, profile: bytes | None = None, exif: bytes | None 
 
 
 def encode_tiff(pixels: Pixels, profile: bytes | None = None) -> bytes:
-    """An uncompressed TIFF file of ``(H, W, 3)`` or ``(H, W)`` pixels with 16 bits.
+    """Encode pixels of 16 bits as an uncompressed TIFF file.
 
     Args:
-        pixels: of it.
-        profile: an ICC profile, kept in it.
+        pixels: Pixels ``(H, W, 3)`` or ``(H, W)``.
+        profile: ICC profile to store in the file.
     """
     height, width = pixels.shape[:2]
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]

@@ -23,7 +23,7 @@ def is_independent(coupling: str | None, independent_noise: bool) -> bool:
     """Whether the named coupling leaves the noise independent of the data.
 
     Raises:
-        ValueError: For an unknown one.
+        ValueError: For an unknown coupling.
     """
     if coupling is None:
         return independent_noise

@@ -15,7 +15,7 @@ from invflow.models.wrappers import DenoiserFlow
 
 __all__ = ["DOWNLOADS", "Download", "PartialDenoiserFlow", "load_download"]
 
-#: slack at the end of a range, for times that rounding has moved
+#: tolerance at the end of a range, for the rounding of times
 _SLACK = 1e-4
 
 
@@ -51,7 +51,7 @@ class Download:
         return self.sigma_max >= 10
 
     def describe(self) -> str:
-        """One line."""
+        """Description in one line."""
         use = "" if self.whole else ", for plug-and-play only"
         shape = " x ".join(map(str, self.image_shape))
         return (f"denoiser, {shape}, noise up to {self.sigma_max:g}{use}; {self.megabytes} MB on first use, "
@@ -64,7 +64,7 @@ class Download:
 _HOSTED = "BSD-3-Clause as hosted"
 _UNCLEAR = "BSD-3-Clause as hosted, its authors' licence unknown (see github.com/jychoi118/ilvr_adm)"
 _OPENAI = "MIT, and BSD-3-Clause as hosted"
-#: of everything in https://github.com/NVlabs/edm
+#: licence of everything in https://github.com/NVlabs/edm
 _EDM = "CC BY-NC-SA 4.0"
 #: noise levels. DRUNet: its authors trained up to 50/255 (https://github.com/cszn/DPIR); deepinv states 20/255 for its
 #: own first weights, and nothing for those that it downloads now, which were fine-tuned further. DiffUNet: the range of

@@ -29,8 +29,9 @@ class EpsilonFlow(PathFlow):
         if out.shape[1] == 2 * x.shape[1] and out.shape[2:] == x.shape[2:]:
             out = out[:, :x.shape[1]]  # the other half is a learned variance
         if out.shape != x.shape:
-            raise ValueError(f"the network returned {tuple(out.shape)} for states {tuple(x.shape)}: it must keep it, "
-                             f"or have twice the channels, {2 * x.shape[1]}, the second half a learned variance")
+            raise ValueError(f"the network returned {tuple(out.shape)} for states {tuple(x.shape)}: it must keep the "
+                             f"shape, or return twice the channels, {2 * x.shape[1]}, with a learned variance in the "
+                             "second half")
         made: Tensor = out
         return made.to(x.dtype)
 
@@ -76,17 +77,16 @@ def from_epsilon(network: Callable[..., Any], state_shape: tuple[int, ...], *, s
 
     For ``UNetModel(x, timesteps)`` of Dhariwal and Nichol (2021), the FFHQ and ImageNet priors of most papers on
     posterior sampling: states in [-1, 1], 1,000 steps, 3 output channels, or 6 with a learned variance, which is
-    ignored. Step k of
-    the diffusion, alpha_k m + sigma_k z, is (alpha_k + sigma_k) x_t at t = alpha_k / (alpha_k + sigma_k), exactly; an
-    Euler step is deterministic DDIM. The network is put into evaluation mode and stays there.
+    ignored. Step k of the diffusion, alpha_k m + sigma_k z, is exactly (alpha_k + sigma_k) x_t at
+    t = alpha_k / (alpha_k + sigma_k); an Euler step is deterministic DDIM. The network is put into
+    evaluation mode and stays there.
 
     Args:
         network: ``(n, *state_shape), (n,) -> (n, *state_shape)``, from states and steps k in [0, K - 1] to the noise;
             k need not be an integer.
         state_shape: (C, H, W) of a state.
-        steps: Number of steps of one jump, equal on the diffusion's grid; each costs 1 (Euler), 2 (midpoint, Heun), 4
-            (rk4) or 6
-            (dopri5) calls.
+        steps: Number of steps of one jump, equal on the diffusion's grid; each costs 1 (Euler), 2 (midpoint, Heun),
+            4 (rk4) or 6 (dopri5) calls.
         betas: ``"linear"``, ``"cosine"``, ``"scaled-linear"``, or the betas, ``(K,)``.
         num_steps: K, for a schedule by name.
         prediction: ``"epsilon"``; ``"v"`` or ``"sample"`` for networks that predict those.

@@ -5,8 +5,8 @@ two are the same state up to scale where alpha / sigma = t / (1 - t):
 
     alpha m + sigma z = (alpha + sigma) x_t,     t = alpha / (alpha + sigma).
 
-A prediction for the network's state is therefore a prediction for x_t, from which m and z follow. Time and scale
-change, the law does not.
+A prediction for the network's state is therefore a prediction for x_t, from which m and z follow. Only
+time and scale change; the distribution does not.
 """
 
 from __future__ import annotations
