@@ -116,7 +116,7 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
         values = num_particles * max(1, truth[0].numel())
         if 4 * values * truth.element_size() > host_memory():  # samples, resampled samples, and their quantities
             raise MemoryError(f"{num_particles} particles of {truth[0].numel()} values do not fit into memory, even "
-                              "for one measurement: pass a smaller num_samples or num_particles")
+                              "for one measurement; pass a smaller num_samples or num_particles")
         if chunk_size is None:
             chunk_size = max(1, min(_MOST_AT_A_TIME, num_simulations, _VALUES_AT_A_TIME // values))
         settings = {

@@ -139,8 +139,8 @@ def _stages(problem: Problem, folder: Path | None, observations: int, size: int,
     if problem.has_images and source == "data" and split in ("test", "validation"):
         there = len(problem.images(split))
         if observations > there:
-            raise ValueError(f"problem {problem.name!r} has {there} {split} images, but {observations} were asked for: "
-                             "ask for fewer, or for any number of prior draws with source='prior'")
+            raise ValueError(f"problem {problem.name!r} has {there} {split} images, but {observations} were requested: "
+                             "request fewer, or any number of prior draws with source='prior'")
     return [Stage(0, observations, size)] if folder is None else read_stages(folder, problem.name, observations, size)
 
 
@@ -218,8 +218,8 @@ def _named_solvers(solvers: Mapping[str, SolverSource] | Sequence[str | Solver])
         raise ValueError(f"solvers {list(solvers)}: pass at least one, each once, as {{'label': solver}}")
     for label, source in named.items():
         if isinstance(source, type) and source.__module__.startswith("invflow."):
-            raise TypeError(f"solver {label!r} is the class {source.__name__}: pass a solver made of it, or a function "
-                            f"of a problem that makes one, lambda problem: invflow.{source.__name__}(problem.prior)")
+            raise TypeError(f"solver {label!r} is the class {source.__name__}: pass an instance of it, or a function "
+                            f"of a problem that builds one, lambda problem: invflow.{source.__name__}(problem.prior)")
         if not isinstance(source, Solver | str) and not callable(source):
             raise TypeError(f"solver {label!r} is a {type(source).__name__}: pass a solver, the name of one, or a "
                             "function of a problem that builds one")

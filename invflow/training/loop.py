@@ -356,7 +356,7 @@ class MetricsFile:
                 whole = found if text.endswith("\n") else found[:-1]  # of a kill within a row its beginning is left
                 rows = [row for row in whole if int(row["step"]) <= step]
             except (KeyError, TypeError, ValueError, csv.Error) as error:
-                raise ValueError(f"{path} is no table of metrics ({error!r}): move it away, train again") from error
+                raise ValueError(f"{path} is not a table of metrics ({error!r}): move it and train again") from error
             if len(rows) < len(found):  # written atomically: a kill must not lose the other rows
                 self._rewrite(rows)
             if not rows:

@@ -116,7 +116,8 @@ class Certificate:
             text = (f"{what} is not calibrated: in {runs}, {worst.name}{others} reject{'' if len(found) > 1 else 's'} "
                     f"({worst.reading}; corrected p = {_p(worst.p_adjusted)}).")
             if self.source == "data":
-                text += " The prior's misfit to the data shows here too: source='prior' tests the solver alone."
+                text += (" With source='data', a mismatch of prior and data counts as well: source='prior' tests the "
+                         "solver alone.")
             return text
         power = self._power()
         if self.passed:
@@ -136,8 +137,8 @@ class Certificate:
             text += (", or " if text else "") + f"a mean off by {j.detectable_shift:.2f} standard deviations"
         if not text:
             return f"No error in a single quantity would have been found with {chance} probability."
-        return (f"In any one quantity {text} would have been found with {chance} probability; smaller errors may be "
-                "there.")
+        return (f"In any single quantity, the checks would have found {text} with {chance} probability; smaller errors "
+                "may remain.")
 
     # -- text ------------------------------------------------------------------------------------------------------
 
