@@ -1,4 +1,4 @@
-"""Benchmark of compiled networks: solvers with compiled networks over the same solvers without."""
+"""Benchmark of compiled networks: solvers with compiled networks relative to the same solvers without."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIMIT = 1.10
 
 
 def bench_compiled(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """VFM, FMTT and NoiseSMC with compiled networks over the same without, excluding compilation."""
+    """VFM, FMTT and NoiseSMC with compiled networks relative to the same solvers without, excluding compilation."""
     vfm = fresh_vfm(device, generator)
     other = copy.deepcopy(vfm)
     for module in (other.prior, other.adapter):

@@ -32,7 +32,7 @@ def box_likelihood(device: torch.device, generator: torch.Generator) -> Gaussian
 
 
 def _bare(prior: FlowMap, x: Tensor, with_gradient: int, without: int) -> Callable[[], None]:
-    """Jumps of the map from x, some with a gradient and some without, with as many rows as a solver."""
+    """Jumps of the map from x, some with a gradient and some without, with the same number of rows as a solver."""
 
     def calls() -> None:
         for _ in range(with_gradient):
@@ -46,7 +46,7 @@ def _bare(prior: FlowMap, x: Tensor, with_gradient: int, without: int) -> Callab
 
 
 def bench_particles(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """FMTT and NoiseSMC over their bare forward and backward calls, on box inpainting."""
+    """FMTT and NoiseSMC relative to their bare forward and backward calls, on box inpainting."""
     prior = fresh_vfm(device, generator).prior
     likelihood = box_likelihood(device, generator)
     solvers: dict[str, Solver] = {
@@ -99,7 +99,7 @@ FEW, MANY = 256, 1024
 
 
 def bench_particle_memory(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """Peak memory of FMTT with four times as many particles, in chunks, over that with fewer, above the network."""
+    """Peak memory of FMTT beyond the network, with four times as many particles in chunks, relative to fewer."""
     if device.type == "cuda":
         prior, likelihood, peaks = fresh_vfm(device, generator).prior, box_likelihood(device, generator), []
         solver = FMTT(prior, steps=2, schedule=lambda t: 0.5 + 0.5 * t, chunk_size=64)

@@ -26,7 +26,7 @@ __all__ = ["format_results", "run"]
 
 
 def bench_sampling(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """VFM.sample over its bare calls of adapter and map, in the same chunks."""
+    """VFM.sample relative to its bare calls of adapter and map, in the same chunks."""
     vfm = fresh_vfm(device, generator)
     operator = training_problems()[2].operator.randomize(1, generator).to(device)
     images = torch.rand(1, *SHAPE, generator=generator).to(device)
@@ -55,7 +55,7 @@ def bench_sampling(repeats: int, device: torch.device, generator: torch.Generato
 
 
 class FlowMatching(Objective):
-    """Plain flow matching, the reference of the training steps."""
+    """Plain flow matching, the reference for the training steps."""
 
     def __init__(self, prior: NeuralFlowMap) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class FlowMatching(Objective):
 
 
 def bench_training(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """A MeanFlow step and a joint VFM step over a plain flow-matching step."""
+    """A MeanFlow step and a joint VFM step relative to a plain flow-matching step."""
     batch = 96
     images = torch.rand(batch, *SHAPE, generator=generator).to(device)
 
@@ -101,7 +101,7 @@ def bench_training(repeats: int, device: torch.device, generator: torch.Generato
 
 
 def bench_operators(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """64 random operators as one batch against a loop of 64, excluding the draw of their parameters."""
+    """A loop of 64 random operators relative to one batch of 64, excluding the draw of their parameters."""
     images = torch.rand(64, *SHAPE, generator=generator).to(device)
     for problem in training_problems():
         batched = problem.operator.randomize(64, generator).to(device)
@@ -171,7 +171,7 @@ def bench_memory(repeats: int, device: torch.device, generator: torch.Generator)
 
 
 def bench_particles(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """FMTT and NoiseSMC over their network calls, and the memory of many particles."""
+    """FMTT and NoiseSMC relative to their network calls, and the memory of many particles."""
     from invflow.bench import particles as particles  # which imports this module
 
     yield from particles.bench_particles(repeats, device, generator)
@@ -186,7 +186,7 @@ def bench_throughput(repeats: int, device: torch.device, generator: torch.Genera
 
 
 def bench_compiled(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """Solvers with compiled networks over the same solvers without."""
+    """Solvers with compiled networks relative to the same solvers without."""
     from invflow.bench import compiled as compiled  # which imports this module
 
     yield from compiled.bench_compiled(repeats, device, generator)

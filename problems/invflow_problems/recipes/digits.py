@@ -157,10 +157,11 @@ mnist_vfm = Recipe("mnist-vfm", "VFM for six problem classes on MNIST, from the 
 mnist_vfm_consolidation = Recipe(
     "mnist-vfm-consolidation", "teach a VFM on MNIST (--prior) to do its four steps in one",
     CONSOLIDATION_SETTINGS, lambda run: _consolidate_image_vfm(run, "mnist"), data="mnist")
-mnist_vfm_score = Recipe("mnist-vfm-score", "train the adapter of a VFM on MNIST (--prior) by its samples' score",
+mnist_vfm_score = Recipe("mnist-vfm-score",
+                         "train the adapter of a VFM on MNIST (--prior) with a proper score of its samples",
                          SCORE_SETTINGS, lambda run: _score_image_vfm(run, "mnist"), data="mnist")
 mnist_vfm_samples = Recipe(
-    "mnist-vfm-samples", "train map and adapter of a VFM on MNIST (--prior) by patches of its corrected samples",
+    "mnist-vfm-samples", "train map and adapter of a VFM on MNIST (--prior) on patches of its corrected samples",
     SAMPLES_SETTINGS, lambda run: _sharpen_image_vfm(run, "mnist"), data="mnist")
 fashion_mnist_vfm = Recipe("fashion-mnist-vfm", "VFM for six problem classes on Fashion-MNIST, from the prior",
                            dataclasses.replace(VFM_SETTINGS, steps=1800),
@@ -178,10 +179,11 @@ fashion_mnist_vfm_deviations = Recipe(
     lambda run: _sharpen_image_vfm(run, "fashion-mnist", DEVIATIONS_OBJECTIVE), data="fashion-mnist")
 fashion_mnist_vfm_samples = Recipe(
     "fashion-mnist-vfm-samples",
-    "train map and adapter of a VFM on Fashion-MNIST (--prior) by patches of its corrected samples",
+    "train map and adapter of a VFM on Fashion-MNIST (--prior) on patches of its corrected samples",
     SAMPLES_SETTINGS, lambda run: _sharpen_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
 fashion_mnist_vfm_score = Recipe(
-    "fashion-mnist-vfm-score", "train the adapter of a VFM on Fashion-MNIST (--prior) by its samples' score",
+    "fashion-mnist-vfm-score",
+    "train the adapter of a VFM on Fashion-MNIST (--prior) with a proper score of its samples",
     SCORE_SETTINGS, lambda run: _score_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
 
 #: photographs: the VFM's map is the exact flow of a Gaussian with their spectrum, and the adapter does the work, once

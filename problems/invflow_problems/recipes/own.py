@@ -50,7 +50,8 @@ def _images(run: Run, what: str, shape: tuple[int, ...] | None = None) -> tuple[
     images = load_fitted(run.data, shape, size=run.size, say=run.say)
     settings = run.settings
     if len(images) < settings.batch_size:
-        run.say(f"{len(images)} images are fewer than a batch of {settings.batch_size}: each batch has all of them")
+        run.say(f"{len(images)} images are fewer than a batch of {settings.batch_size}: each batch contains "
+                "all of them")
         settings = dataclasses.replace(settings, batch_size=len(images))
     return images, settings
 
