@@ -62,7 +62,7 @@ class Chosen:
         paint = painted(self.editor)
         if self.source == sources.DRAWN:
             if self.damage == HOLE:
-                raise ValueError("here the paint is the digit itself: choose a damage other than a painted hole")
+                raise ValueError("here the paint is the digit itself, not a hole: choose another damage")
             image = sources.drawn_digit(torch.zeros(28, 28) if paint is None else paint)
         elif self.source == sources.OWN:
             if self.own is None:

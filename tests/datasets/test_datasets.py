@@ -169,8 +169,8 @@ def test_missing_files_are_listed(tmp_path):
 
 @pytest.mark.parametrize(("damage", "message"), [
     (lambda data: data[:-1], "truncated.*5, 6"), (lambda data: data + b"\x00", "too long"),
-    (lambda data: data[:9], "truncated.*header"), (lambda data: b"\x89PNG" + data, "no IDX file.*89 50 4e"),
-    (lambda data: b"", "no IDX file"), (lambda data: idx(pixels(7)), "not images"),
+    (lambda data: data[:9], "truncated.*header"), (lambda data: b"\x89PNG" + data, "not an IDX file.*89 50 4e"),
+    (lambda data: b"", "not an IDX file"), (lambda data: idx(pixels(7)), "not images"),
 ])
 def test_damaged_idx_files(tmp_path, damage, message):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(damage(idx(pixels(7, 5, 6))))
