@@ -136,7 +136,7 @@ class Problem:
         if self._operator is None or (sigma is None and likelihood is None):
             raise ValueError(f"problem {name!r}: {_EITHER}")
         low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
-        if low is not None and not 0 < low <= high < float("inf"):
+        if low is not None and high is not None and not 0 < low <= high < float("inf"):
             raise ValueError(f"sigma={sigma}: pass a noise level above 0, or a range (low, high)")
         if (self._images is None) == (self._sampler is None):
             raise ValueError(f"problem {name!r}: pass either images or sampler, one source of truths")
