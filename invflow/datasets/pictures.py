@@ -118,9 +118,9 @@ def _read_file(path: Path, value_range: tuple[float, float] | None, say: Say) ->
             kind, bits = "TIFF", 16
         else:
             kind = "HEIC"
-    if value_range is not None:
-        raise ValueError(f"--range belongs to files of numbers (.npy, FITS, floating-point TIFF), not to {path.name}")
     values, alpha = read_image(path, say=_without("transparent", say)), read_alpha(path)
+    if value_range is not None:  # after reading, which refuses a TIFF that holds other numbers by what they are
+        raise ValueError(f"--range belongs to files of numbers (.npy, FITS, floating-point TIFF), not to {path.name}")
     if alpha is not None:  # it was blended with white: undo that
         values = torch.where(alpha > 0, (values - (1 - alpha)) / alpha.clamp(min=1 / 255), 1.0).clamp(0, 1)
     if profile is not None and profile[16:20] != (b"GRAY" if len(values) == 1 else b"RGB "):
