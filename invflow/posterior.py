@@ -20,12 +20,16 @@ from invflow._core.weighted import effective_size, least_samples, pair_mass, pie
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["EXACT_MEAN", "NFE", "Posterior"]
+__all__ = ["EXACT_MEAN", "NFE", "FewSamplesWarning", "Posterior"]
 
 #: name of the diagnostic ``(B, *image_shape)`` in which a solver stores a mean that it knows in closed form
 EXACT_MEAN = "exact_mean"
 
 _VALUES_AT_A_TIME = 2**21  # processing this many at a time takes under 100 MB
+
+
+class FewSamplesWarning(UserWarning):
+    """Warning that a posterior has too few samples for an interval of the requested level."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,7 @@ class Posterior:
             level: Probability inside the interval, in (0, 1); the ends are the quantiles at (1 - level) / 2 and
                 (1 + level) / 2. With N equally weighted samples no interval can hold more than (N - 1) / (N + 1); with
                 weights, N is the effective sample size. For a higher level the widest possible interval is returned,
-                with a warning that states its level.
+                with a :class:`FewSamplesWarning` that states its level.
         """
         if not 0 < level < 1:
             raise ValueError(f"an interval's level lies in (0, 1), not at {level}: interval(0.9) is 90%")
@@ -193,7 +197,7 @@ class Posterior:
             which = "" if bool(few.all()) else f" ({int(few.sum())} of {len(few)} observations have too few)"
             warnings.warn(f"{least:.4g} {what} hold no interval of more than {most:.1%}{which}: returned the widest "
                           f"one, from the smallest to the largest sample; {level:.4g} takes {least_samples(level)}",
-                          stacklevel=3)
+                          FewSamplesWarning, stacklevel=3)
         low, high = self._quantiles((1 - level) / 2, (1 + level) / 2)
         return low, high
 

@@ -118,9 +118,9 @@ def _read_file(path: Path, value_range: tuple[float, float] | None, say: Say) ->
             kind, bits = "TIFF", 16
         else:
             kind = "HEIC"
-    if value_range is not None:
-        raise ValueError(f"--range belongs to files of numbers (.npy, FITS, floating-point TIFF), not to {path.name}")
     values, alpha = read_image(path, say=_without("transparent", say)), read_alpha(path)
+    if value_range is not None:  # after reading, which refuses a TIFF that holds other numbers by what they are
+        raise ValueError(f"--range belongs to files of numbers (.npy, FITS, floating-point TIFF), not to {path.name}")
     if alpha is not None:  # it was blended with white: undo that
         values = torch.where(alpha > 0, (values - (1 - alpha)) / alpha.clamp(min=1 / 255), 1.0).clamp(0, 1)
     if profile is not None and profile[16:20] != (b"GRAY" if len(values) == 1 else b"RGB "):
@@ -192,13 +192,15 @@ def write_picture(picture: Picture, path: str | os.PathLike[str], *, say: Say = 
         path: Path with the suffix of the format.
         say: Called with a sentence for each property that cannot be kept.
     """
+    import numpy as np
+
     path = Path(path)
     if picture.bits == 32:
         _write_numbers(picture, path)
         return
-    values, channels = picture.values.detach().double().clamp(0, 1), len(picture.values)
+    values, channels = picture.values.detach().cpu(), len(picture.values)
     if picture.alpha is not None:
-        alpha = picture.alpha.double()
+        values, alpha = values.double().clamp(0, 1), picture.alpha.double().cpu()
         if alpha.shape[1:] != values.shape[1:]:
             alpha = torch.nn.functional.interpolate(alpha[None], size=values.shape[1:], mode="bilinear")[0]
         if picture.kind in ("PNG", "WEBP", "TGA", "AVIF", "JPEG2000") or (picture.kind == "TIFF" and picture.bits == 8):
@@ -210,8 +212,10 @@ def write_picture(picture: Picture, path: str | os.PathLike[str], *, say: Say = 
     bits = picture.bits if kind in ("PNG", "TIFF") else 8
     if bits < picture.bits:
         say(f"{path.name} is written with 8 of its 16 bits: writing {kind} with 16 is not supported")
-    pixels = (values * (2**bits - 1)).round().permute(1, 2, 0).cpu().numpy().astype(f"u{bits // 8}")
-    pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    pixels = np.empty((*values.shape[1:], len(values)), dtype=f"u{bits // 8}")
+    for i, channel in enumerate(values):  # one by one, since a large picture in double precision takes gigabytes
+        pixels[..., i] = channel.double().clamp(0, 1).mul_(2**bits - 1).round_().numpy()
+    pixels = pixels[..., 0] if len(values) == 1 else pixels
     if bits == 16:
         if kind == "TIFF" and picture.exif:
             say(f"{path.name} is written without its EXIF: it cannot be stored in a TIFF with 16 bits here")

@@ -57,7 +57,7 @@ def psnr(x: Tensor, truth: Tensor, data_range: float = 1.0) -> Tensor:
         ``(n,)`` or ``(n, N)``; infinite where the images agree.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not fit, or if they have no axis of images.
 
     Example:
         >>> import torch
@@ -65,6 +65,9 @@ def psnr(x: Tensor, truth: Tensor, data_range: float = 1.0) -> Tensor:
         >>> round(float(psnr(torch.full((1, 1, 4, 4), 0.6), torch.full((1, 1, 4, 4), 0.5))), 3)
         20.0
     """
+    if x.shape == truth.shape and x.ndim == 2:  # its rows would be taken for images
+        raise ValueError(f"psnr: x and truth have shape {tuple(x.shape)}, without an axis of images: pass "
+                         "x[None, None] and truth[None, None] for one grey image")
     x, truth, lead = _pair(x, truth, "psnr", data_range)
     error = (x - truth).square().flatten(lead).mean(-1)
     return 10 * torch.log10(data_range**2 / error)

@@ -13,6 +13,11 @@ from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle, silu
 __all__ = ["UNet", "can_tile", "tiles"]
 
 
+#: values of an activation that a block processes at a time on a CPU: buffers that stay in its cache and are reused,
+#: where the allocator would get memory of a whole large image from the system, and return it, for each operation
+STRIP = 2**21
+
+
 class PixelNorm(nn.Module):
     """Normalisation that divides each pixel by the root mean square of its channels, with a learned gain.
 
@@ -43,6 +48,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
+        height = x.shape[-2]
+        rows = max(8, STRIP // x[:, :, 0].numel())
+        if height <= rows or x.device.type != "cpu" or torch.is_grad_enabled():
+            return self._whole(x, scale, shift)
+        # an output row depends on two rows above and two below it
+        cuts = [(max(top - 2, 0), top, min(top + rows, height)) for top in range(0, height, rows)]
+        return torch.cat([self._whole(x[..., low : stop + 2, :], scale, shift)[..., top - low : stop - low, :]
+                          for low, top, stop in cuts], dim=-2)
+
+    def _whole(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         h = self.first(silu(self.norm(x)))
         h = self.second(silu(h * (1 + scale) + shift))
         result: Tensor = x + h

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, pad
+from torch.nn.functional import pad
 
 __all__ = ["non_local_means"]
 
 #: side of the compared patches, and the largest distance between them, in pixels
 PATCH, REACH = 5, 5
+#: pixels that are worked on at a time, so that they stay in the processor's cache
+STRIP = 2**16
 
 
 def non_local_means(y: Tensor, sigma: float, strength: float = 0.6) -> Tensor:
@@ -29,18 +31,40 @@ def non_local_means(y: Tensor, sigma: float, strength: float = 0.6) -> Tensor:
     height, width = y.shape[-2:]
     reach = min(REACH, height - 1, width - 1)
     total, weights = y.clone(), torch.ones_like(y[:, :1])
-    for down in range(reach + 1):
-        for right in range(-reach if down else 1, reach + 1):
-            first = slice(0, height - down), slice(max(0, -right), width - max(0, right))
-            other = slice(down, height), slice(max(0, right), width - max(0, -right))
-            one, two = y[..., first[0], first[1]], y[..., other[0], other[1]]
-            apart = (one - two).square_().mean(1, keepdim=True)
-            if min(apart.shape[-2:]) > PATCH // 2:
-                apart = pad(apart, [PATCH // 2] * 4, mode="reflect")
-                apart = avg_pool2d(avg_pool2d(apart, (PATCH, 1), stride=1), (1, PATCH), stride=1)
-            weight = apart.sub_(2 * sigma**2).clamp_(min=0).mul_(-((strength * sigma) ** -2)).exp_()
-            total[..., first[0], first[1]].addcmul_(weight, two)
-            total[..., other[0], other[1]].addcmul_(weight, one)
-            weights[..., first[0], first[1]] += weight
-            weights[..., other[0], other[1]] += weight
-    return total / weights
+    rows = max(16, STRIP // width)
+    for top in range(0, height, rows):
+        for down in range(min(reach, height - 1 - top) + 1):
+            stop = min(top + rows, height - down)  # only rows that have another this far below
+            # a strip's patches reach beyond it, except at the border of all pairs, where they are reflected
+            margin = PATCH // 2 if height - down > PATCH // 2 else 0
+            low, high = max(0, top - margin), min(height - down, stop + margin)
+            for right in range(-reach if down else 1, reach + 1):
+                columns = slice(max(0, -right), width - max(0, right))
+                others = slice(max(0, right), width - max(0, -right))
+                apart = (y[..., low:high, columns] - y[..., low + down : high + down, others]).square_()
+                apart = apart.mean(1, keepdim=True)
+                if margin and apart.shape[-1] > PATCH // 2:
+                    apart = _patch_means(apart, low == top, high == height - down)[..., : stop - top, :]
+                else:
+                    apart = apart[..., top - low : stop - low, :]
+                weight = apart.sub_(2 * sigma**2).clamp_(min=0).mul_(-((strength * sigma) ** -2)).exp_()
+                first, other = slice(top, stop), slice(top + down, stop + down)
+                total[..., first, columns].addcmul_(weight, y[..., other, others])
+                total[..., other, others].addcmul_(weight, y[..., first, columns])
+                weights[..., first, columns] += weight
+                weights[..., other, others] += weight
+    return total.div_(weights)
+
+
+def _patch_means(values: Tensor, above: bool, below: bool) -> Tensor:
+    """Means over patches; rows are reflected at the top or bottom where asked, and otherwise have to be there."""
+    side = PATCH // 2
+    values = pad(values, (side, side, side * above, side * below), mode="reflect")
+    height, width = values.shape[-2] - 2 * side, values.shape[-1] - 2 * side
+    down = values[..., :height, :].clone()  # sums of a few shifted copies: much faster than pooling
+    for k in range(1, PATCH):
+        down += values[..., k : k + height, :]
+    both = down[..., :width].clone()
+    for k in range(1, PATCH):
+        both += down[..., k : k + width]
+    return both.div_(PATCH**2)

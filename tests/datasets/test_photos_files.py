@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from invflow.datasets.files import read_image, write_image
+from invflow.datasets.pictures import read_picture, write_picture
 from invflow.datasets.sixteen_bits import encode_png, encode_tiff
 
 COLOUR = (np.arange(5 * 7 * 3).reshape(5, 7, 3) * 619 % 65536).astype(np.uint16)
@@ -190,6 +191,45 @@ def test_planes_in_tiles_are_refused(tmp_path) -> None:
     (tmp_path / "a.tif").write_bytes(data)
     with pytest.raises(ValueError, match="planes in tiles, which is not read here"):
         read_image(tmp_path / "a.tif", say=silent)
+
+
+def in_one_tile(pixels: np.ndarray) -> bytes:
+    """A TIFF of ``(5, 7, 3)`` pixels in one tile of 16 x 16."""
+    tile = np.zeros((16, 16, 3), pixels.dtype)
+    tile[:5, :7] = pixels
+    data = bytearray(tiff(tile, rows=16))
+    for tag, other, form, value in ((256, 256, 3, 7), (257, 257, 3, 5), (273, 324, 4, None), (278, 323, 3, 16),
+                                    (279, 325, 4, None), (284, 284, 3, 1), (317, 322, 3, 16)):
+        at = next(data.index(key) for key in (struct.pack("<HHI", tag, form, 1), struct.pack("<HHI", tag, 4, 1))
+                  if key in data)
+        data[at : at + 2] = struct.pack("<H", other)
+        if value is not None:
+            data[at + 8 : at + 10] = struct.pack("<H", value)
+    return bytes(data)
+
+
+def test_sixteen_bits_in_tiles_are_read_as_eight_and_it_is_said(tmp_path) -> None:
+    said = Said()
+    (tmp_path / "a.tif").write_bytes(in_one_tile(COLOUR))
+    assert (read_image(tmp_path / "a.tif", say=said) - EXACT).abs().max() < 0.005
+    assert ["but only 8 are read (TIFF with 3 channels of 16 bits" in s and "in tiles" in s for s in said] == [True]
+
+
+def test_colour_in_floating_point_is_refused_by_its_kind_with_a_range_too(tmp_path) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff(EXACT.permute(1, 2, 0).numpy().astype(np.float32), t339=3))
+    for value_range in (None, (0.0, 1.0)):
+        with pytest.raises(ValueError, match=r"TIFF with 3 channels of 32 bits, floating-point .* not read here"):
+            read_picture(tmp_path / "a.tif", value_range=value_range, say=silent)
+
+
+def test_exif_that_a_deep_tiff_loses_is_said(tmp_path) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff(COLOUR, t296=2))  # the unit of its resolution
+    picture, said = read_picture(tmp_path / "a.tif", say=silent), Said()
+    assert (picture.bits, picture.exif is not None) == (16, True)
+    torch.testing.assert_close(picture.values.double(), EXACT, rtol=0, atol=1e-7)
+    write_picture(picture, tmp_path / "b.tif", say=said)
+    assert said == ["b.tif is written without its EXIF: a TIFF with 16 bits holds none here"]
+    torch.testing.assert_close(read_image(tmp_path / "b.tif", say=silent).double(), EXACT, rtol=0, atol=1e-7)
 
 
 def test_sixteen_bits_with_transparency_are_laid_on_white(tmp_path) -> None:

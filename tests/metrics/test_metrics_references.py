@@ -64,6 +64,14 @@ def test_psnr_agrees_with_torchmetrics():
     torch.testing.assert_close(metrics.psnr(x, truth), expected)
 
 
+def test_psnr_of_two_bare_images_is_refused():
+    """Their rows are no images: 28 numbers would say nothing of one image."""
+    x, truth = torch.full((28, 28), 0.6), torch.full((28, 28), 0.5)
+    with pytest.raises(ValueError, match=r"shape \(28, 28\), without an axis of images: pass x\[None, None\]"):
+        metrics.psnr(x, truth)
+    torch.testing.assert_close(metrics.psnr(x[None, None], truth[None, None]), torch.tensor([20.0]))
+
+
 # -- distances ------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from invflow import Posterior, metrics
+from invflow.posterior import FewSamplesWarning
 
 F64 = torch.float64
 COUNT = 400  # N; 50 of them are effective at N / 8
@@ -290,7 +291,7 @@ def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_interval_wider_than_the_samples_is_said() -> None:
     posterior = Posterior(randn(2, 16, 3))
-    with pytest.warns(UserWarning, match=r"^16 samples hold no interval of more than 88.2%: .* 0.99 takes 199"):
+    with pytest.warns(FewSamplesWarning, match=r"^16 samples hold no interval of more than 88.2%: .* 0.99 takes 199"):
         low, high = posterior.interval(0.99)
     assert torch.equal(low, posterior.samples.amin(1))
     assert torch.equal(high, posterior.samples.amax(1))

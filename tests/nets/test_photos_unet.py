@@ -7,7 +7,8 @@ from itertools import product
 import pytest
 import torch
 
-from invflow.nets.unet import UNet, tiles
+from invflow.nets import unet
+from invflow.nets.unet import Block, UNet, tiles
 
 SHAPES = [(1, (16,), 1), (2, (8, 16), 1), (2, (8, 12), 2), (2, (8, 8, 12), 1), (4, (8, 12), 1)]
 
@@ -44,6 +45,23 @@ def test_tiles_give_what_the_whole_image_gives(patch, channels, blocks, offset, 
     assert max(map(max, sizes)) < max(height, width)
     assert (tiled - whole).abs().max() < 1e-5 * max(1.0, float(whole.abs().max()))
     assert network.tile is None
+
+
+@pytest.mark.parametrize(("patch", "channels", "blocks"), SHAPES)
+def test_strips_give_what_the_whole_image_gives(patch, channels, blocks, monkeypatch):
+    """Without gradients a block goes through a large image strip by strip: the same up to rounding."""
+    network = shaken(patch, channels, blocks, dtype=torch.float64)
+    x, embedding = randn(1, 3, 96, 72, dtype=torch.float64), randn(1, 4, dtype=torch.float64)
+    heights, work = [], Block._whole
+    monkeypatch.setattr(Block, "_whole", lambda self, x, *own: heights.append(x.shape[-2]) or work(self, x, *own))
+    whole = network(x, embedding)
+    number = len(heights)
+    monkeypatch.setattr(unet, "STRIP", 1)  # the fewest rows
+    with torch.no_grad():
+        strips = network(x, embedding)
+    assert len(heights) > 3 * number
+    assert max(heights[number:]) <= 12
+    torch.testing.assert_close(strips, whole, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("patch", "channels", "blocks"), SHAPES)

@@ -10,6 +10,7 @@ import torch
 
 import invflow
 from invflow.operators import Denoising
+from invflow.restore import non_local
 from invflow.restore.non_local import PATCH, REACH, non_local_means
 from invflow.restore.posterior import posterior_of
 
@@ -47,6 +48,14 @@ def test_every_pixel_is_the_mean_of_those_like_it(channels: int) -> None:
     inside = expected.isfinite()
     assert int(inside.sum()) == channels * (17 - 2 * (REACH + PATCH // 2)) * (18 - 2 * (REACH + PATCH // 2))
     torch.testing.assert_close(found[inside], expected[inside])
+
+
+@pytest.mark.parametrize("shape", [(1, 53, 12), (3, 33, 40), (1, 16, 3), (3, 17, 7), (1, 3, 20)])
+def test_strips_give_what_the_whole_picture_gives(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    y = torch.rand(1, *shape, generator=seeded(0), dtype=torch.float64) / 4
+    whole = non_local_means(y, 0.1)
+    monkeypatch.setattr(non_local, "STRIP", 1)  # the fewest rows, 16
+    torch.testing.assert_close(non_local_means(y, 0.1), whole)
 
 
 def test_a_flat_picture_comes_out_flat_and_a_tiny_one_at_all() -> None:
