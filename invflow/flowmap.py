@@ -328,7 +328,7 @@ def rows_at_a_time(chunk_size: int | None, prior: FlowMap, *, velocity: bool = F
             return 1  # if even that does not fit, the solver's message says what to do
     return max(1, min(MOST_ROWS, int(SHARE * _free_bytes(prior.device)) // known[key]))
 
-#: upper limit on a GPU: it is fully used by then, and the progress bar still moves
+#: upper limit on a GPU: so many rows use it fully, and the progress bar still moves
 MOST_ROWS = 4096
 
 #: share of the free memory for the tensors that a backward pass needs. The other half is for everything else:

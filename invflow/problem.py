@@ -239,9 +239,8 @@ class Problem:
             truth: Truths ``(B, *image_shape)``; with a reward, independent draws of the tilted law, or None if the
                 problem cannot draw from it; None for measured data.
             likelihood: A :class:`~invflow.GaussianLikelihood` of B observations, or the problem's own likelihood;
-                with a reward, that reward for B
-                independent repeats, each of which gets its own particles. In all cases ``truth[b]`` is
-                a draw from the law that the samples of observation b should follow.
+                with a reward, that reward for B independent repeats, each of which gets its own particles. In all
+                cases ``truth[b]`` is a draw from the law that the samples of observation b should follow.
 
         Raises:
             ValueError: If the source or the split is unknown, if there are fewer images than requested, or if truths
@@ -498,7 +497,7 @@ def load_problem(name: str) -> Problem:
         The problem. Its operator, prior and reward are not shared with other calls.
 
     Raises:
-        ValueError: If the name is unknown; the message has the nearest known one.
+        ValueError: If the name is unknown; the message names the nearest known one.
 
     Example:
         >>> import invflow

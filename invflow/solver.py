@@ -177,7 +177,7 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
 
         Yields:
             A function of the stated cost and the number of samples. It returns the counted cost per sample, or the
-            stated cost where that is higher, for networks that do not count.
+            stated cost if that is higher, as for networks that do not count their calls.
         """
         with ExitStack() as scopes:
             calls = [scopes.enter_context(network.count()) for network in self._networks()]

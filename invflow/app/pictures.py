@@ -80,7 +80,7 @@ def interval_width(restored: Restored, level: float) -> tuple[Image, str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         low, high = restored.posterior.interval(level)
-    few = [str(w.message) for w in caught if "hold no interval" in str(w.message)]
+    few = [str(w.message) for w in caught if "allow no interval" in str(w.message)]
     picture, words = _scaled((high - low)[0], restored, f"Width of the {level:.0%} interval")
     return picture, " ".join([words, *(f"Too few samples for that level: {text}." for text in few)])
 
