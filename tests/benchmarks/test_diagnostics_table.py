@@ -1,4 +1,4 @@
-"""The table of verdicts: what counts as bad, and that a kind that is not known is refused."""
+"""The table of diagnostics: which runs count as bad, and an error for an unknown kind."""
 
 from __future__ import annotations
 

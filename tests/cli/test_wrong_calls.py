@@ -1,4 +1,4 @@
-"""What a student types wrong: each call is answered by what was passed, and by the call that works."""
+"""Common mistakes of users: each error names what was passed and the call that works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Problems with a reward, and what the tilting solvers reach on them: closed forms, quadrature, rates."""
+"""Problems with a reward, and the results of the tilting solvers on them: closed forms, quadrature, rates."""
 
 from __future__ import annotations
 
