@@ -262,7 +262,7 @@ class Posterior:
         Args:
             truth: ``(B, *image_shape)`` or None.
             observation: ``(B, *measurement_shape)`` or None.
-            **options: see :func:`invflow.views.figure.posterior_figure`.
+            **options: Options of :func:`invflow.views.figure.posterior_figure`.
 
         Returns:
             A matplotlib figure; ``figure.savefig("figure.png")`` writes it.
@@ -353,7 +353,7 @@ class Posterior:
     if not TYPE_CHECKING:  # so that type checkers still report missing attributes
 
         def __getattr__(self, name: str) -> Any:
-            """Point to the attribute that holds what a tensor would have."""
+            """Point to the attribute that holds the tensor."""
             hint = (": posterior.samples, (B, N, *image_shape), is the tensor"
                     if name in ("shape", "dtype", "device", "numpy", "to", "cpu") else "")
             raise AttributeError(f"a {type(self).__name__} has no {name!r}{hint}")

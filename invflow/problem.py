@@ -61,7 +61,7 @@ class Problem:
             unknown truths; ``source="prior"`` then simulates similar data.
         reward: Instead of operator and sigma, a reward of any number of observations, or a function that builds it.
         quantities: Scalar functions of images ``(n, *image_shape)`` to ``(n,)`` by name, by which solvers of a problem
-            with a reward are judged, such as the share of a half-plane. The mean reward is always included.
+            with a reward are evaluated, such as the share of a half-plane. The mean reward is always included.
         expectations: A function that returns the known means of these quantities under the tilted law, by the same
             names (and ``"reward"``).
         description: One line.

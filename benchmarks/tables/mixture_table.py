@@ -174,7 +174,7 @@ def evidence_ratios(method: str, *, d: int = 8, m: int = 1, seeds: int = 20, par
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
-    """Rows of a CSV; none where it does not exist."""
+    """Rows of a CSV; none if it does not exist."""
     if not file.exists():
         return []
     with file.open(newline="", encoding="utf-8") as handle:
