@@ -84,7 +84,7 @@ class Problem:
 
     #: whether the problem tilts its prior by a reward; otherwise it inverts a measurement
     tilts = False
-    #: name of a solver for it, where none is chosen
+    #: name of the solver to use if none is chosen
     usual_solver = "vfm"
 
     @explained(like="invflow.Problem('faces', 'mnist', operator, sigma=0.05, sampler=draw)")
@@ -423,7 +423,7 @@ class TiltedProblem(Problem):
 
     @functools.cached_property
     def operator(self) -> Operator:
-        """Not known to a problem with a reward."""
+        """Raise an error: a problem with a reward has no operator."""
         raise ValueError(f"problem {self.name!r} tilts its prior by a reward: it has no operator and "
                          "no measurements, see its reward")
 
