@@ -127,7 +127,7 @@ def precisions(device: torch.device, samples: int) -> dict[str, float]:
 
 
 def memory(device: torch.device, rows: int) -> dict[str, Any]:
-    """Rows that the free memory suggests, and whether a chunk that does not fit is met by smaller ones."""
+    """Rows that the free memory suggests, and whether a chunk that does not fit is replaced by smaller ones."""
     from invflow.flowmap import rows_at_a_time
 
     vfm = invflow.VFM.load("mnist", chunk_size=rows)
@@ -146,7 +146,7 @@ def memory(device: torch.device, rows: int) -> dict[str, Any]:
 
 
 def speed(device: torch.device, repeats: int) -> list[dict[str, Any]]:
-    """The benchmark of throughput: samples a second, and the share of the fastest product."""
+    """The benchmark of throughput: samples per second, and the share of the fastest product."""
     return [{"name": result.name, "ratio": result.ratio, **result.details}
             for result in BENCHES["throughput"](repeats, device, torch.Generator().manual_seed(0))]
 

@@ -97,7 +97,7 @@ class FlowMap(TellingModule, Countable):
 
         Args:
             x: ``(n, *state_shape)``, states at time t.
-            t: a float or ``(n,)``, in [0, 1].
+            t: Time, a float or ``(n,)``, in [0, 1].
 
         Returns:
             ``(n, *state_shape)``.
@@ -109,8 +109,8 @@ class FlowMap(TellingModule, Countable):
 
         Args:
             x: ``(n, *state_shape)``, states at time s.
-            s: a float or ``(n,)``, in [0, 1].
-            t: a float or ``(n,)``, in [0, 1].
+            s: Time, a float or ``(n,)``, in [0, 1].
+            t: Time, a float or ``(n,)``, in [0, 1].
 
         Returns:
             ``(n, *state_shape)``, states at time t.
@@ -146,7 +146,7 @@ class FlowMap(TellingModule, Countable):
 
         Args:
             x: ``(n, *state_shape)``.
-            t: a float or ``(n,)``.
+            t: Time, a float or ``(n,)``.
 
         Returns:
             ``(n, *state_shape)``.
@@ -161,7 +161,7 @@ class FlowMap(TellingModule, Countable):
 
         Args:
             x: ``(n, *state_shape)``.
-            t: a float or ``(n,)``, in [0, 1).
+            t: Time, a float or ``(n,)``, in [0, 1).
 
         Returns:
             ``(n, *state_shape)``.
@@ -227,7 +227,7 @@ class FlowMap(TellingModule, Countable):
             ``(n, *image_shape)``, nominally in [0, 1], not clipped.
 
         Raises:
-            ValueError: if ``n`` or ``steps`` is under 1.
+            ValueError: If ``n`` or ``steps`` is under 1.
         """
         if n < 1 or steps < 1:
             raise ValueError(f"generate takes n >= 1 and steps >= 1, not n={n}, steps={steps}")
@@ -328,7 +328,7 @@ def rows_at_a_time(chunk_size: int | None, prior: FlowMap, *, velocity: bool = F
             return 1  # if even that does not fit, the solver's message says what to do
     return max(1, min(MOST_ROWS, int(SHARE * _free_bytes(prior.device)) // known[key]))
 
-#: upper limit on a GPU: it is fully used by then, and the progress bar still moves
+#: upper limit on a GPU: so many rows use it fully, and the progress bar still moves
 MOST_ROWS = 4096
 
 #: share of the free memory for the tensors that a backward pass needs. The other half is for everything else:

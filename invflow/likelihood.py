@@ -256,7 +256,7 @@ class GaussianLikelihood(Likelihood):
     def log_density(self, y: Tensor, clean: Tensor) -> Tensor:
         """Log of N(y; clean, sigma^2), entry by entry."""
         sigma = self._level("sigma", clean)
-        if self.noiseless and not bool((self.sigma > 0).all()):  # of some observations, perhaps not of these
+        if self.noiseless and not bool((self.sigma > 0).all()):  # perhaps of other observations only
             raise ValueError("sigma is 0, and a measurement without noise has no density: pass the noise level, "
                              f"such as sigma={ROUNDING:.2g} for values rounded to 8 bits, or use the VFM")
         return -0.5 * ((y - clean) / sigma).square() - sigma.log() - 0.5 * math.log(2 * math.pi)
@@ -344,7 +344,7 @@ class PoissonLikelihood(Likelihood):
         self._warn_of_gain()
 
     def _warn_of_gain(self) -> None:
-        """Warn of counts that no image in [0, 1] would give; the reciprocal of the gain is off by its square."""
+        """Warn about counts that no image in [0, 1] gives. A reciprocal gain is wrong by a factor of its square."""
         with torch.no_grad():
             white = self.operator(self.y.new_ones(self.operator.num_sets, *self.operator.image_shape))
             rate = self.rate(white.clamp(min=0)[:, None])

@@ -65,8 +65,8 @@ class Posterior:
             more if their k-hat is high, since most runs then miss the few weights that dominate the mean.
         nfe: Network calls per sample.
         seconds: Wall time of the call that drew the samples.
-        diagnostics: Numbers, strings, lists or tensors by name. A tensor whose first dimension is B
-            belongs to the observations, and :meth:`select` selects from it too.
+        diagnostics: Numbers, strings, lists or tensors by name. A tensor whose first dimension is B has one entry
+            for each observation, and :meth:`select` selects from it too.
         settings: How the samples were drawn (solver, its settings, seed), as JSON values.
 
     Attributes:
@@ -183,7 +183,7 @@ class Posterior:
 
         Args:
             level: Probability inside the interval, in (0, 1); the ends are the quantiles at (1 - level) / 2 and
-                (1 + level) / 2. With N equally weighted samples no interval can hold more than (N - 1) / (N + 1); with
+                (1 + level) / 2. With N equally weighted samples the highest possible level is (N - 1) / (N + 1); with
                 weights, N is the effective sample size. For a higher level the widest possible interval is returned,
                 with a :class:`FewSamplesWarning` that states its level.
         """
@@ -195,8 +195,8 @@ class Posterior:
             least, what = float(size.min()), "effective samples" if self.weighted else "samples"
             most = max(0.0, (least - 1) / (least + 1))
             which = "" if bool(few.all()) else f" ({int(few.sum())} of {len(few)} observations have too few)"
-            warnings.warn(f"{least:.4g} {what} hold no interval of more than {most:.1%}{which}: returned the widest "
-                          f"one, from the smallest to the largest sample; {level:.4g} takes {least_samples(level)}",
+            warnings.warn(f"{least:.4g} {what} allow no interval above {most:.1%}{which}: returned the widest "
+                          f"one, from the smallest to the largest sample; {level:.4g} needs {least_samples(level)}",
                           FewSamplesWarning, stacklevel=3)
         low, high = self._quantiles((1 - level) / 2, (1 + level) / 2)
         return low, high
@@ -266,7 +266,7 @@ class Posterior:
         Args:
             truth: ``(B, *image_shape)`` or None.
             observation: ``(B, *measurement_shape)`` or None.
-            **options: see :func:`invflow.views.figure.posterior_figure`.
+            **options: Options of :func:`invflow.views.figure.posterior_figure`.
 
         Returns:
             A matplotlib figure; ``figure.savefig("figure.png")`` writes it.
@@ -357,7 +357,7 @@ class Posterior:
     if not TYPE_CHECKING:  # so that type checkers still report missing attributes
 
         def __getattr__(self, name: str) -> Any:
-            """Point to the attribute that holds what a tensor would have."""
+            """Point to the attribute that holds the tensor."""
             hint = (": posterior.samples, (B, N, *image_shape), is the tensor"
                     if name in ("shape", "dtype", "device", "numpy", "to", "cpu") else "")
             raise AttributeError(f"a {type(self).__name__} has no {name!r}{hint}")
@@ -377,7 +377,7 @@ class Posterior:
             facts["log evidence"] = ", ".join(f"{v:.4g}" for v in self.log_evidence[:4].tolist())
         k_hat = self.diagnostics.get("k_hat")
         if isinstance(k_hat, Tensor) and k_hat.numel() and not bool(k_hat.isnan().all()):
-            facts["k-hat"] = f"{float(k_hat.nan_to_num(nan=-torch.inf).max()):.2f} at most (over 0.7 weights mislead)"
+            facts["k-hat"] = f"{float(k_hat.nan_to_num(nan=-torch.inf).max()):.2f} at most (unreliable above 0.7)"
         facts["calls per sample"] = str(self.nfe)
         facts["seconds"] = f"{self.seconds:.3g}"
         return facts

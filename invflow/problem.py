@@ -61,7 +61,7 @@ class Problem:
             unknown truths; ``source="prior"`` then simulates similar data.
         reward: Instead of operator and sigma, a reward of any number of observations, or a function that builds it.
         quantities: Scalar functions of images ``(n, *image_shape)`` to ``(n,)`` by name, by which solvers of a problem
-            with a reward are judged, such as the share of a half-plane. The mean reward is always included.
+            with a reward are evaluated, such as the share of a half-plane. The mean reward is always included.
         expectations: A function that returns the known means of these quantities under the tilted law, by the same
             names (and ``"reward"``).
         description: One line.
@@ -84,7 +84,7 @@ class Problem:
 
     #: whether the problem tilts its prior by a reward; otherwise it inverts a measurement
     tilts = False
-    #: name of a solver for it, where none is chosen
+    #: name of the solver to use if none is chosen
     usual_solver = "vfm"
 
     @explained(like="invflow.Problem('faces', 'mnist', operator, sigma=0.05, sampler=draw)")
@@ -239,9 +239,8 @@ class Problem:
             truth: Truths ``(B, *image_shape)``; with a reward, independent draws of the tilted law, or None if the
                 problem cannot draw from it; None for measured data.
             likelihood: A :class:`~invflow.GaussianLikelihood` of B observations, or the problem's own likelihood;
-                with a reward, that reward for B
-                independent repeats, each of which gets its own particles. In all cases ``truth[b]`` is
-                a draw from the law that the samples of observation b should follow.
+                with a reward, that reward for B independent repeats, each of which gets its own particles. In all
+                cases ``truth[b]`` is a draw from the law that the samples of observation b should follow.
 
         Raises:
             ValueError: If the source or the split is unknown, if there are fewer images than requested, or if truths
@@ -424,7 +423,7 @@ class TiltedProblem(Problem):
 
     @functools.cached_property
     def operator(self) -> Operator:
-        """Not known to a problem with a reward."""
+        """Raise an error: a problem with a reward has no operator."""
         raise ValueError(f"problem {self.name!r} tilts its prior by a reward: it has no operator and "
                          "no measurements, see its reward")
 
@@ -498,7 +497,7 @@ def load_problem(name: str) -> Problem:
         The problem. Its operator, prior and reward are not shared with other calls.
 
     Raises:
-        ValueError: If the name is unknown; the message has the nearest known one.
+        ValueError: If the name is unknown; the message names the nearest known one.
 
     Example:
         >>> import invflow

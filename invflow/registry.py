@@ -43,7 +43,7 @@ def find_solver(name: str) -> SolverEntry:
             a solver, in a module that is installed or in the current folder.
 
     Raises:
-        ValueError: If the name is unknown (the message has the nearest known one) or the module cannot be imported.
+        ValueError: If the name is unknown (the message names the nearest known one) or the module cannot be imported.
         TypeError: If the name refers to neither a class nor a function.
     """
     if plugins.is_reference(name):
@@ -62,7 +62,7 @@ def find_solver(name: str) -> SolverEntry:
             options = " ".join(f"--solver {part}" for part in several)
             raise ValueError(f"solver {name!r}: name one at a time, {options}, in Python {several}")
         if name in list_problems():
-            raise ValueError(f"there is no solver {name!r}, which is a problem: solvers are {', '.join(known)}")
+            raise ValueError(f"{name!r} is a problem, not a solver: solvers are {', '.join(known)}")
         raise ValueError(f"there is no solver {name!r}: {plugins.nearest(name, list(known))}")
     return entry
 
@@ -126,7 +126,7 @@ def solver_by_name(name: str, source: Source, **settings: Any) -> Solver:
         The solver, on the CPU.
 
     Raises:
-        ValueError: If the name is unknown (the message has the nearest known one), or if the solver lacks a setting.
+        ValueError: If the name is unknown (the message names the nearest known one), or if the solver lacks a setting.
         TypeError: If a plug-in does not build a solver.
 
     Example:

@@ -22,7 +22,7 @@ __all__ = [
 
 _BISECTIONS = 60
 _LEAST_TAIL = 5  # the index of a tail with fewer draws cannot be estimated
-_HEAVY_SHARE = 0.1  # weights are degenerate if so short a tail exceeds the rest by more than this share of all weight
+_HEAVY_SHARE = 0.1  # a tail that short is degenerate if it exceeds the rest by more than this share of all weight
 
 
 # -- resampling: (B, N) weights to (B, n) indices ---------------------------------------------------------
@@ -95,8 +95,8 @@ def ssp(weights: Tensor, n: int, generator: torch.Generator | None = None) -> Te
     copies, fraction = _whole_copies(_cumulative(weights, n), n)
     uniform = _uniform(tuple(weights.shape), weights, generator)
     rows = torch.arange(len(weights), device=weights.device)
-    # one particle at a time is open, with a fraction of a copy still undecided. It is paired with each other
-    # particle once, after which one of the two has no fraction or a whole copy
+    # one particle at a time is open, with a fraction of a copy still undecided. It is paired once with every
+    # other particle; afterwards one of the two has no fraction left, or a whole copy
     owner, open_fraction = torch.zeros_like(rows), fraction[:, 0]
     for k in range(1, weights.shape[1]):
         other, u = fraction[:, k], uniform[:, k]
@@ -237,16 +237,16 @@ def count_distinct(labels: Tensor) -> Tensor:
 
 
 def effective_ancestors(ancestors: Tensor, log_weights: Tensor) -> Tensor:
-    """How many independent particles those left are worth: 1 / sum s^2, s the weight of each ancestor's descendants.
+    """Number of independent particles equivalent to those left: 1 / sum s^2 over the ancestors' shares s of the weight.
 
-    Descendants of one ancestor are copies that moved apart, and may all be wrong together. From the same shares the
-    variance of a run is estimated: 1 / (this number) - 1 / N is about the relative variance of its evidence (Chan and
+    The descendants of one ancestor are copies that moved apart, and may all be wrong together. The same shares give
+    the variance of a run: 1 / (this number) - 1 / N is about the relative variance of its evidence (Chan and
     Lai 2013, "A general theory of particle filters in hidden Markov models"; Lee and Whiteley 2018, "Variance
     estimation in the particle filter").
 
     Args:
         ancestors: ``(B, N)``, the index in [0, N) of each particle's ancestor at the beginning.
-        log_weights: ``(B, N)``, of any normalisation.
+        log_weights: Log weights ``(B, N)``, not necessarily normalised.
 
     Returns:
         ``(B,)``, from 1 to the number of different ancestors, and at most the effective sample size.
@@ -271,7 +271,7 @@ def scale_log(scale: Tensor, log_ratio: Tensor) -> Tensor:
 
 def next_temperature(log_ratio: Tensor, temperature: Tensor, threshold: float,
                      log_weights: Tensor | None = None) -> Tensor:
-    """Find the largest temperature whose step keeps the conditional effective sample size, by bisection.
+    """Find the largest temperature whose step keeps enough conditional effective sample size, by bisection.
 
     The step from temperature a to b has the increments (b - a) log_ratio. Their conditional effective sample
     size falls as b grows. Particles with a log ratio of -inf are lost in any step, however small, and are not
@@ -301,7 +301,7 @@ def next_temperature(log_ratio: Tensor, temperature: Tensor, threshold: float,
         middle = 0.5 * (low + high)
         enough = keeps(middle)
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
-    # always a step: one that rounds to zero would be repeated forever
+    # never a step of zero: rounding could produce one, and it would be repeated forever
     moved = (temperature + low).maximum(torch.nextafter(temperature, torch.ones_like(temperature)))
     return torch.where(arrives, 1.0, moved.clamp(max=1.0))
 

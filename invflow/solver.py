@@ -34,7 +34,7 @@ __all__ = ["Solver", "plain"]
 S = TypeVar("S", bound="Solver")
 
 
-class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sample
+class Solver(ABC):  # noqa: B024 - a solver may define sample instead of _sample
     """Base class of solvers: turns a reward into samples of p(x) e^{r(x)}, where p is the law of its base sampler.
 
     A solver is built with its prior and its settings; :meth:`sample` takes only what changes from call to call. A
@@ -141,7 +141,7 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
         """
         raise TypeError(f"{type(self).__name__} has no base sampler of its own to draw from")
 
-    # -- what a solver is --------------------------------------------------------------------------------------------
+    # -- description -------------------------------------------------------------------------------------------------
 
     def settings(self) -> dict[str, Any]:
         """Settings as JSON values, stored with each posterior: the parameters of ``__init__`` that are attributes of
@@ -177,7 +177,7 @@ class Solver(ABC):  # noqa: B024 - a solver may write sample in the place of _sa
 
         Yields:
             A function of the stated cost and the number of samples. It returns the counted cost per sample, or the
-            stated cost where that is higher, for networks that do not count.
+            stated cost if that is higher, as for networks that do not count their calls.
         """
         with ExitStack() as scopes:
             calls = [scopes.enter_context(network.count()) for network in self._networks()]

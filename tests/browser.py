@@ -1,4 +1,4 @@
-"""Headless Chromium over a pipe, by its DevTools protocol: no driver and no web socket needed."""
+"""Headless Chromium over a pipe, by its DevTools protocol: needs no driver and no web socket."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Build wheel and sdist, look into them, install the wheel elsewhere and use it: ``python tests/check_packaging.py``.
 
-The wheel is built from the sdist, so that what the sdist lacks is missed. Needs the ``test`` extra (``build`` and
+The wheel is built from the sdist, so files missing from the sdist are noticed. Needs the ``test`` extra (``build`` and
 ``hatchling``); without hatchling, ``build`` fetches it from the package index. Dependencies come from the environment.
 """
 

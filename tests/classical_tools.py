@@ -1,4 +1,4 @@
-"""What the tests of classical restoration share: pictures, operators, dense matrices, and a flow in closed form."""
+"""Shared by the tests of classical restoration: pictures, operators, dense matrices, and a flow in closed form."""
 
 from __future__ import annotations
 

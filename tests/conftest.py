@@ -1,4 +1,4 @@
-"""What all tests share: the --device option, and one thread for each of several processes."""
+"""Shared by all tests: the --device option, and one thread for each of several processes."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """Damaged files for everything that is read from disk: ``python tests/fuzz.py 10000 --seed 0``.
 
-Each file is a good one that was damaged: bits flipped, cut, stretched, swapped with a file of another kind, a header
+Each file is a valid one that was damaged: bits flipped, cut, stretched, swapped with a file of another kind, a header
 that declares another length or a huge shape, hostile values in its JSON, NaN in its numbers, a pickle under its name.
 Reading it must give an error of the documented kind, or an object that can be used. It fails
 
 - with any other error, a crash, more than ten seconds of work, or over 500 MB of memory;
-- if anything in it was run (a pickle that writes a file, PostScript that Ghostscript would run);
-- if what was read is not what was saved, where the format can know: all that carries a digest.
+- if anything in it was executed (a pickle that writes a file, PostScript that Ghostscript would run);
+- if the content differs from what was saved, for formats that carry a digest.
 
-A failure is printed with what repeats it. The damage follows from the seed and the number of the file alone.
+A failure is printed with the command that repeats it. The damage depends only on the seed and the number of the file.
 """
 
 from __future__ import annotations

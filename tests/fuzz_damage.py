@@ -1,4 +1,4 @@
-"""Ways to damage a file, all of them a function of a word that seeds them."""
+"""Ways to damage a file, each a function of a seed word."""
 
 from __future__ import annotations
 

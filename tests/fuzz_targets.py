@@ -1,4 +1,4 @@
-"""Everything that is read from disk: how to write a small good one, how to read it, what to tell it by."""
+"""Everything that is read from disk: how to write a small valid file, read it, and recognise its content."""
 
 from __future__ import annotations
 

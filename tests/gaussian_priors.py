@@ -1,4 +1,4 @@
-"""Networks of a Gaussian prior in everybody's conventions, and its exact posterior, for the tests of priors."""
+"""Networks of a Gaussian prior in all conventions, and its exact posterior, for the tests of priors."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Runs the property-based tests (``tests/test_properties_*.py``) with as many examples as it takes, drawn afresh, and
 counts them. Each example is a call of the library with its own shapes, types, batches and settings, compared with the
-same call put in another way (in chunks, in a loop, in another order). A failure is printed with what repeats it.
+same call in another form (in chunks, in a loop, in another order). A failure is printed with how to repeat it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A comparison made of random numbers, and what a page is read with: for the tests of the report."""
+"""A comparison with random numbers and a reader of pages, for the tests of the report."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Kill compare, calibrate and train outright, again and again, and see that they end with an uninterrupted run's bits.
+"""Kill compare, calibrate and train repeatedly, and check that they give the same bits as an uninterrupted run.
 
     python tests/kills.py                  # 20 kills of each, some minutes
     python tests/kills.py --kills 3 train
 
-Each run is a child process that SIGKILL ends at a moment drawn at random; the next goes on in the same folder. One that
-ends before it is killed is compared, and another begins in an empty folder. What counts is all but seconds and memory.
+Each run is a child process that SIGKILL ends at a random moment; the next one resumes in the same folder. A run that
+ends before it is killed is compared, and another begins in an empty folder. Everything but time and memory must agree.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Mistakes that the tests must catch, each with the test that goes red: ``python tests/mutations.py`` tries them all.
+"""Mistakes that the tests must catch, each with the test that fails: ``python tests/mutations.py`` tries them all.
 
 Each mutation is applied to a copy of the source tree, never to the tree itself.
 """
@@ -729,7 +729,7 @@ MUTATIONS = [
 
 
 def survives(mutation: Mutation) -> bool:
-    """Whether the test stays green although the mistake is in."""
+    """Whether the test passes in spite of the mistake."""
     with tempfile.TemporaryDirectory() as scratch:
         tree = Path(scratch) / "tree"
         ignore = shutil.ignore_patterns(".git", "__pycache__", "*.egg-info", "runs", ".venv", "venv", ".*_cache")
@@ -749,7 +749,7 @@ def survives(mutation: Mutation) -> bool:
 
 
 def main() -> None:
-    """Try the mutations whose names contain a word, or all; exit with 1 if a test lets one through."""
+    """Try the mutations whose names contain a word, or all; exit with 1 if a test misses one."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("words", nargs="*", help="of the mutations' names; none: all, which takes long")
     words = parser.parse_args().words

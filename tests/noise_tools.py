@@ -1,4 +1,4 @@
-"""What the tests of sampling in noise space share: numbers, a Gaussian problem, a proposal, standard errors."""
+"""Shared by the tests of sampling in noise space: numbers, a Gaussian problem, a proposal, standard errors."""
 
 from __future__ import annotations
 

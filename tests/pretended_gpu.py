@@ -1,7 +1,7 @@
-"""Tensors that live on the CPU and say that they are on a GPU: mixed devices raise, waits and uploads are noted.
+"""Tensors on the CPU that claim to be on a GPU: mixed devices raise errors, waits and uploads are recorded.
 
-Torch's own fake tensors differentiate nothing on "cuda" where there is no GPU, and compute no values, so that no solver
-runs to its end. These compute, on the CPU, the numbers that they would there.
+Without a GPU, torch's own fake tensors cannot be differentiated on "cuda", and they compute no values, so no solver
+could finish. These tensors compute the values of a GPU on the CPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tiny models of the classes that people bring, at random initialisation: diffusers and deepinv."""
+"""Tiny models of the classes that users bring, at random initialisation: diffusers and deepinv."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What the property-based tests share: how many examples, and what they are made of.
+"""Shared by the property-based tests: the number of examples and their ingredients.
 
-The examples are the same at each run (hypothesis's ``derandomize``), so that a machine that is slow or a day that is
-unlucky turns nothing red. ``INVFLOW_PROPERTIES=20`` makes twenty times as many, drawn afresh at each run;
-``python tests/generated_calls.py`` runs all of them so and counts.
+The examples are the same in each run (hypothesis's ``derandomize``), so a slow machine or bad luck fails no test.
+``INVFLOW_PROPERTIES=20`` makes twenty times as many, drawn anew in each run; ``python tests/generated_calls.py`` runs
+all of them in this way and counts them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A spectrum like that of photographs, and an untrained map that has it: for the tests of spectral maps."""
+"""A spectrum like that of photographs, and an untrained map with it, for the tests of spectral maps."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What the documentation shows: every Python block runs, page by page, and every command line is one that exists."""
+"""The documentation: every Python block runs, page by page, and every command line exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flow map base class: its ODE, its counting, its contract, and that the contract check can fail."""
+"""The flow map base class: its ODE, its counting, its contract, and failures of the contract check."""
 
 from __future__ import annotations
 

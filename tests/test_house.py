@@ -1,6 +1,6 @@
-"""The rule of the house: imports run one way, the lazy ones and those for types too.
+"""The rule of the house: imports run one way, including lazy imports and those for types only.
 
-A name in ``invflow`` knows only what stands to its left in :data:`ORDER`. The plug-in packages (``operators/``,
+A name in ``invflow`` imports only names to its left in :data:`ORDER`. The plug-in packages (``operators/``,
 ``problems/``) and ``benchmarks/`` use public names alone.
 """
 

@@ -1,4 +1,4 @@
-"""The list of deliberate mistakes stays one that can be tried."""
+"""Every deliberate mistake in the list can still be applied."""
 
 from __future__ import annotations
 

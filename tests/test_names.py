@@ -1,4 +1,4 @@
-"""Names: all public ones load, old dotted paths go on working, and the stub says what the tables say."""
+"""Names: all public ones load, old dotted paths still work, and the stub agrees with the tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The notebooks as they are stored: whole, run in order, with exercises. Running them is ``notebooks/run.py``'s."""
+"""The notebooks as stored: complete, run in order, with exercises. ``notebooks/run.py`` runs them."""
 
 import base64
 import importlib.util

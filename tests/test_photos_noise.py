@@ -1,4 +1,4 @@
-"""The noise level of photographs, estimated from one of them."""
+"""The noise level of photographs, estimated from a single one."""
 
 from __future__ import annotations
 

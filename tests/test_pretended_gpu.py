@@ -1,4 +1,4 @@
-"""Everything runs where the tensors are: on a pretended GPU, with what it would be waited for counted."""
+"""Everything runs on the device of the tensors: on a pretended GPU that counts how often it is waited for."""
 
 from __future__ import annotations
 

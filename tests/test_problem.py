@@ -1,4 +1,4 @@
-"""Problems: where truths come from, how they are measured, and the exact posteriors of the toys."""
+"""Problems: sources of truths, their measurement, and the exact posteriors of the toy problems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Problems with noise that is not Gaussian, and with measured data whose truths nobody knows."""
+"""Problems with noise that is not Gaussian, and with measured data without known truths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the nouns promise beside their mathematics: what they say of themselves, that they travel, what they cost."""
+"""Promises of the nouns in addition to their mathematics: descriptions, pickling and moving, and costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Properties of the metrics: order means nothing, units what they should, weights repetitions; fair is unbiased."""
+"""Properties of the metrics: invariance to order, correct units, weights as repetitions, unbiased fair estimates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Properties that every operator has, found through the entry points, over shapes, types, sets and batches."""
+"""Properties of every operator found through the entry points, over shapes, types, sets and batches."""
 
 from __future__ import annotations
 

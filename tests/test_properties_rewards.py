@@ -1,4 +1,4 @@
-"""Properties that every reward has: observations and particles may be cut anywhere, and nothing else changes."""
+"""Properties of every reward: observations and particles can be split anywhere, and nothing else changes."""
 
 from __future__ import annotations
 

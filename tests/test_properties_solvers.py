@@ -1,7 +1,7 @@
-"""Properties of all solvers of the registry: chunks change nothing, nor do the others, and weights are weights.
+"""Properties of all registered solvers: samples do not depend on chunks or other observations, and weights are valid.
 
 Random numbers are drawn for all (B, N) at once, so an observation's samples may change with the number of the others,
-but not with what the others measured.
+but not with their measurements.
 """
 
 from __future__ import annotations

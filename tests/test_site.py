@@ -1,4 +1,4 @@
-"""Every page of the site in headless Chromium, where there is one: on a phone and on a desk, with nothing foreign."""
+"""Every page of the site in headless Chromium, if available: on a phone and on a desktop, without foreign requests."""
 
 from __future__ import annotations
 

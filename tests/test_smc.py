@@ -1,4 +1,4 @@
-"""Resampling, effective sample size, tempering, evidence and k-hat, against what theory says of them."""
+"""Resampling, effective sample size, tempering, evidence and k-hat, against theory."""
 
 from __future__ import annotations
 

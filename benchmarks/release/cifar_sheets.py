@@ -90,12 +90,12 @@ def convert(folder: Path, output: Path) -> list[Path]:
             written.append(output / f"{name}.bin")
             write_atomically(written[-1], lambda path, rows=rows: Path(path).write_bytes(rows.numpy().tobytes()))
     if not written:
-        raise FileNotFoundError(f"no sheets in {folder}: looked for {SHEETS['train'][0]}.png and its like")
+        raise FileNotFoundError(f"no sheets in {folder}: looked for {SHEETS['train'][0]}.png and similar names")
     return written
 
 
 def main() -> None:
-    """Convert, and say what was written."""
+    """Convert, and print the names of the files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("output", type=Path)

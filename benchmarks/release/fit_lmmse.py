@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def describe(name: str, fitted: LinearMMSE, stored: LinearMMSE, count: int) -> str:
     """The card, with the error of the estimate before and after rounding on each of the problems."""
-    rows, number = [], 24 if fitted.mean.numel() < 1000 else 4  # each with its own mask or kernel needs a dense solve
+    rows, number = [], 24 if fitted.mean.numel() < 1000 else 4  # each mask or kernel needs a dense solve
     for problem_name, problem in list_problems().items():
         if problem_name.startswith(f"{name}/"):
             generator = torch.Generator().manual_seed(0)

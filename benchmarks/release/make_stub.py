@@ -30,7 +30,7 @@ def _last(name: str) -> str:
 
 
 def main() -> None:
-    """Write it."""
+    """Write the stub."""
     STUB.write_text(stub(), encoding="utf-8")
 
 

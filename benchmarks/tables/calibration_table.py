@@ -39,7 +39,7 @@ from invflow_problems.mixture25 import mixture25_8_1, mixture25_80_2
 
 __all__ = ["CASES", "Case", "format_markdown", "main", "run", "summary"]
 
-#: steps of a mixture's jump for NoiseSMC, of six velocities each: few define another map, whose posterior it samples
+#: steps of a mixture's jump for NoiseSMC, of six velocities each: few steps define another map with its own posterior
 JUMP_STEPS = 4
 #: many temperatures of few moves: their weights vary less than those of few temperatures of many moves
 MIXTURE_SMC: dict[str, Any] = {"num_moves": 6, "ess_threshold": 0.9, "max_temperatures": 200,

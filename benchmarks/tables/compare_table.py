@@ -1,11 +1,11 @@
 """The table of solvers on the six image problems: ``python -m benchmarks.tables.compare_table OUTPUT --files MNIST``.
 
-One command, resumed by the same command, cheap solvers first: after each it prints and writes ``overview.md``, the
-table of finished solvers. ``--only`` selects solvers, in the same folder. It reads test images that nobody
-has inspected, from a folder of MNIST's official files (:mod:`benchmarks.tables.fresh_images`); without ``--files`` the
-shipped ones. Existing samplers use the settings that :mod:`benchmarks.release.tune_samplers` chose on
-validation images, at 100 calls per sample. Solvers with weights draw more particles than they return and resample
-them by their weights; their calls are counted per returned sample.
+The same command resumes a stopped run. Cheap solvers come first; after each solver, the command prints and writes
+``overview.md``, the table of finished solvers. ``--only`` selects solvers, in the same folder. The command reads test
+images that nobody has inspected, from a folder of MNIST's official files (:mod:`benchmarks.tables.fresh_images`);
+without ``--files`` it reads the shipped ones. Existing samplers use the settings that
+:mod:`benchmarks.release.tune_samplers` chose on validation images, at 100 calls per sample. Solvers with weights draw
+more particles than they return and resample them by their weights; their calls are counted per returned sample.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def solvers(budget: Budget) -> dict[str, Callable[[Problem], Solver]]:
                                  proposal="conjugate", weights="none", time_grid="logit"),
         "tds": tuned("tds"),
         "FMTT": weighted("fmtt", budget.particles, steps=budget.tilting_steps),
-        # starts from draws that fit the measurement: tempered from the prior, 32 particles descend from three
+        # start from draws that fit the measurement: with tempering from the prior, 32 particles descend from three
         "NoiseSMC": named("noise-smc", start="rto"),
     }
 

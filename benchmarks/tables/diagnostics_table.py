@@ -35,7 +35,7 @@ F64 = torch.float64
 
 
 class Bend(FlowMap):
-    """A map of two-dimensional noise in one jump, known by its function alone."""
+    """A map of two-dimensional noise in one jump, given by its function alone."""
 
     state_shape = image_shape = (2,)
 
@@ -67,7 +67,7 @@ class Case:
     particles: int = 500
 
     def run(self, count: int, seed: int) -> Posterior:
-        """So many independent runs, as observations of one posterior."""
+        """``count`` independent runs, as observations of one posterior."""
         repeated = (RepeatedReward(self.reward, count) if self.reward.num_observations is None
                     else self.reward.select([0] * count))
         with warnings.catch_warnings():
@@ -136,7 +136,7 @@ def _circle(sigma: float) -> tuple[FlowMap, Reward, dict[str, Any]]:
 
 
 def _folded(function: Callable[[Tensor], Tensor], y: float, sigma: float) -> tuple[FlowMap, Reward, dict[str, Any]]:
-    """A bent map's value, measured; the noise that led to it by quadrature."""
+    """A measured value of a bent map; the posterior of its noise is known by quadrature."""
     matrix = torch.tensor([[1.0, 0.0]], dtype=F64)
     likelihood = invflow.GaussianLikelihood(MatrixOperator(matrix, image_shape=(2,)),
                                             torch.tensor([[y]], dtype=F64), sigma)
@@ -220,13 +220,13 @@ KINDS: dict[str, Callable[[], Iterator[Case]]] = {
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> None:
     """Print a row for each case, and the sums over each kind, as markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.diagnostics_table", description=__doc__)
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; none: all")
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"one or more of {', '.join(KINDS)}; default: all")
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     unknown = set(options.kinds) - set(KINDS)
     if unknown:
-        parser.error(f"there is no {', '.join(sorted(unknown))}: choose of {', '.join(KINDS)}")
+        parser.error(f"there is no {', '.join(sorted(unknown))}: choose from {', '.join(KINDS)}")
     torch.set_num_threads(1)
     say("| case | bad | alarms on good | misses on bad |\n|---|---|---|---|")
     for kind in options.kinds or KINDS:

@@ -52,13 +52,13 @@ CALLS = 100
 
 
 def _tilting(prior: GaussianMixtureFlow, **settings: Any) -> dict[str, Any]:
-    """FMTT where modes part early: times, diffusion and schedule by the scales of the prior; three calls a step."""
+    """FMTT for modes that separate early: times, diffusion, schedule from the prior's scales; three calls per step."""
     schedule = AnnealedCovariance.of_mixture(prior)
     return {"steps": (CALLS + 2) // 3, "kernel": "renoise", "diffusion": ReversalDiffusion(0.5), "schedule": schedule,
             "time_grid": functools.partial(logit_grid, first=schedule.first_time), **settings}
 
 
-#: name in the table: solver by name, and its settings, or what makes them for a prior
+#: name in the table: solver by name, and its settings or a function of the prior that returns them
 METHODS: dict[str, tuple[str, dict[str, Any] | Callable[[GaussianMixtureFlow], dict[str, Any]]]] = {
     # many temperatures of few moves: at equal calls their weights vary less than few temperatures of many moves
     "noise-smc": ("noise-smc", {"moves": "crank-nicolson-langevin", "num_moves": 6, "ess_threshold": 0.9}),
@@ -174,7 +174,7 @@ def evidence_ratios(method: str, *, d: int = 8, m: int = 1, seeds: int = 20, par
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
-    """Rows of a CSV; none where it does not exist."""
+    """Rows of a CSV; none if it does not exist."""
     if not file.exists():
         return []
     with file.open(newline="", encoding="utf-8") as handle:
@@ -182,7 +182,7 @@ def read_rows(file: Path) -> list[dict[str, str]]:
 
 
 def append_row(file: Path, row: dict[str, Any], fields: Iterable[str]) -> None:
-    """Add a row to a CSV, which is written anew as a whole: a run that is stopped leaves no half of a row."""
+    """Add a row to a CSV, which is rewritten as a whole: a stopped run leaves no incomplete row."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(fields), restval="")
     writer.writeheader()

@@ -36,7 +36,7 @@ def photograph(name: str) -> Tensor:
 
 
 def measurements(name: str) -> Iterator[tuple[str, Tensor, float]]:
-    """What was done to a photograph, what came of it, and its noise."""
+    """Processing of a photograph, its result, and its noise level."""
     x, g = photograph(name), torch.Generator().manual_seed(0)
 
     def noisy(image: Tensor, sigma: float) -> Tensor:
@@ -89,7 +89,7 @@ def main() -> None:
                 other = wavelets(y[0].numpy(), channel_axis=0, average_sigmas=True)
                 ours.setdefault(kind, []).append(abs(math.log(level.sigma / truth)))
                 theirs.setdefault(kind, []).append(abs(math.log(other / truth)))
-    print("factor by which it is off: geometric mean, worst | scikit-image on the same | refused")
+    print("factor of the error: geometric mean, worst | scikit-image on the same | refused")
     for kind, count in refused.items():
         print(f"{kind:12} {_factors(ours[kind])} | {_factors(theirs[kind])} | {count} of {count + len(ours[kind])}")
 

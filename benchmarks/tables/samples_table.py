@@ -33,7 +33,7 @@ COLUMNS = (("crps", 4), ("patches", 4), ("psnr", 2), ("psnr_sample", 2), ("resid
 
 
 def patch_energy(samples: Tensor, truth: Tensor) -> Tensor:
-    """Energy score over patches of pairs of samples ``(B, N, C, H, W)``, for each pixel: ``(B,)``; N odd, less one."""
+    """Energy score over patches per pixel, ``(B,)``, of pairs of samples ``(B, N, C, H, W)``; an odd one is omitted."""
     first, second = samples[:, 0:-1:2].flatten(0, 1), samples[:, 1::2].flatten(0, 1)
     pairs = patch_score(first, second, truth.repeat_interleave(samples.shape[1] // 2, 0))
     return pairs.view(len(truth), -1).mean(1) / truth[0].numel()
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", choices=["mnist", "fashion-mnist", "cifar10"])
     parser.add_argument("vfms", nargs="+", help="names or folders")
-    parser.add_argument("--factors", nargs="*", type=float, default=[], help="of the correction, for each a row more")
+    parser.add_argument("--factors", nargs="*", type=float, default=[], help="factors of the correction, one row each")
     parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS)
     parser.add_argument("--level", type=float, help="noise level, at least 0, instead of the problems' own")
     parser.add_argument("--observations", type=int, default=60)

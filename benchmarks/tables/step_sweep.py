@@ -1,8 +1,8 @@
 """Distance to the tilted law against the number of steps: ``python -m benchmarks.tables.step_sweep OUTPUT``.
 
 FMTT with twisted weights on two rings, for each look-ahead: the flow map, the denoiser, and none. A row is one
-replicate: the sliced 2-Wasserstein distance of its particles to 10,000 exact draws. The rows ``exact`` are as many
-exact draws as there are particles.
+replicate: the sliced 2-Wasserstein distance of its particles to 10,000 exact draws. The rows ``exact`` contain
+as many exact draws as there are particles.
 
 - ``mixture/half-plane``: eight Gaussians on a ring, tilted away from the left half plane;
 - ``ring/wavy``: a thin ring, tilted to a curve of six arches, four times thinner than the distance between them.

@@ -130,7 +130,7 @@ METHODS: dict[str, Callable[[Case, int], Solver]] = {
         case.prior, budget=budget, k=8, selections=2, chunk_size=10**6,
         time_grid=case.tilting.get("time_grid", "uniform")),
 }
-#: those that maximise
+#: methods that maximise the reward
 SEARCHES = ("BestOfN", "multi-BestOfN", "BeamSearch", "TopKSearch")
 BUDGET_FIELDS = ("problem", "method", "budget", "replicate", "reward", "w1", "mode_error", "modes", "calls", "backward")
 

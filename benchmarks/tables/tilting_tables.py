@@ -43,7 +43,7 @@ from benchmarks.tables.tilting_weights import (
 from invflow.nets.classifier import Classifier
 
 __all__ = ["TABLES", "Table", "fill", "main"]
-#: of each cell: replicates, or digits
+#: number of rows of each cell: replicates, or digits
 ROWS = 10
 
 
@@ -223,7 +223,7 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder of the tables and plots")
     parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES), metavar="NAME",
-                        help=f"of {', '.join(TABLES)}; default: all")
+                        help=f"one or more of {', '.join(TABLES)}; default: all")
     parser.add_argument("--judge", type=Path, help="folder of a second MNIST classifier, for the digits")
     parser.add_argument("--particles", type=int, default=PARTICLES, help="particles for each digit; not in the CSV")
     parser.add_argument("--threads", type=int, default=1)

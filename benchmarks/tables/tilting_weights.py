@@ -119,7 +119,7 @@ def _perturbed(where: str, size: float) -> PerturbedMap:
 
 
 def sees_error(where: str, method: str) -> bool:
-    """Whether a method makes jumps: one that does not cannot see an error in them alone."""
+    """Whether an error affects a method: an error in the jump alone does not affect a method without jumps."""
     return where == "both" or "flow map" in method
 
 

@@ -29,7 +29,7 @@ NUM_FREQUENCIES, LOWEST, HIGHEST = 16, 1 / 128, 0.5 * math.sqrt(2)
 
 
 @functools.lru_cache(maxsize=32)
-@torch.inference_mode(False)  # kept beyond the mode that it is first asked for in
+@torch.inference_mode(False)  # cached, so it must not be an inference tensor
 def dct_matrix(n: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
                rows: int | None = None) -> Tensor:
     """The orthonormal cosine transform of length n (DCT-II; Ahmed, Natarajan and Rao 1974), ``(n, n)``.
@@ -62,7 +62,7 @@ def _dct(x: Tensor, inverse: bool) -> Tensor:
         matrix = dct_matrix(n, x.dtype, x.device)
         return x @ (matrix if inverse else matrix.mT)
     order, turn, scale = _makhoul(n, x.dtype, x.device)
-    half = len(turn)  # a real sequence's transform is known by its first half
+    half = len(turn)  # the first half determines the transform of a real sequence
     if not inverse:
         turned = torch.fft.rfft(x[..., order]) * turn
         return torch.cat([turned.real, -turned.imag[..., 1 : n - half + 1].flip(-1)], dim=-1) * scale
@@ -136,7 +136,7 @@ class Spectrum(nn.Module):
 
     Args:
         channels: C.
-        log_std: ``(C, 16)``, Log standard deviations of the orthonormal coefficients; None means white.
+        log_std: Log standard deviations of the orthonormal coefficients, ``(C, 16)``; None means white.
 
     Example:
         >>> import torch
@@ -234,9 +234,9 @@ def gaussian_estimate(spectrum: Spectrum, mean: Tensor, affine: tuple[float, flo
 
     The preconditioner is the inverse of this matrix with A'A replaced by a multiple of the identity, diagonal in
     cosines: for denoising, one step is exact. For masks it gets worse as the noise decreases. There the noise level
-    is lowered to sigma in stages, each started from the previous estimate: the first fills large holes, the last
-    scratches. The same number of steps at sigma alone leaves both grey. For a nonlinear operator, the result is
-    :meth:`~invflow.Operator.embed`, without solving.
+    is lowered to sigma in stages, each started from the previous estimate: the first stages fill large
+    holes, the last ones scratches. The same number of steps at sigma alone leaves both grey. For a nonlinear operator,
+    the result is :meth:`~invflow.Operator.embed`, without solving.
 
     Args:
         spectrum: S, in units of the state.
@@ -262,7 +262,7 @@ def gaussian_estimate(spectrum: Spectrum, mean: Tensor, affine: tuple[float, flo
     grey = (mean * affine[0] + affine[1]).to(y).expand(len(y), *operator.image_shape)
     difference = y - operator(grey)
 
-    # in the coefficients prior and preconditioner are diagonal, so that a step costs a transform and its inverse
+    # prior and preconditioner are diagonal in the coefficients, so a step costs a transform and its inverse
     def improved(start: Tensor | None, steps: int, level: float) -> Tensor:
         precision = sigma.to(y).clamp(min=level).view(-1, 1, 1, 1) ** -2
 

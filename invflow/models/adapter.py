@@ -41,8 +41,8 @@ class Proposal(NamedTuple):
     Attributes:
         mean: Mean of the noise, ``(B, *state_shape)``.
         std: Standard deviation of the noise, ``(B, *state_shape)``.
-        deviation: How far each pixel of a sample may have to move to fit the measurement, ``(B, *image_shape)`` in
-            image units; None from an adapter that does not predict it.
+        deviation: Distance that each pixel of a sample may have to move to fit the measurement, ``(B, *image_shape)``
+            in image units; None from an adapter that does not predict it.
     """
 
     mean: Tensor
@@ -64,7 +64,7 @@ class Adapter(Countable, TrainedFor):
         network: ``"unet"`` or ``"mlp"``.
         options: Options of the network.
         trained_for: Fingerprint of the map that it was trained with; None before training.
-        generator: Initialises the weights.
+        generator: Random generator for the initial weights.
         deviations: Whether the network also predicts how far each pixel of a sample may have to move to fit the
             measurement. ``VFM(..., consistency=...)`` uses these deviations for its correction.
         levels: Lowest and highest noise level in training, by problem class, where known. A level outside this range
@@ -179,7 +179,7 @@ class Adapter(Countable, TrainedFor):
         Args:
             reward: A likelihood over B observations whose operator has one of :attr:`classes`, or a reward that
                 the adapter was aligned with.
-            quiet: Skip the warnings of :meth:`warn_of`.
+            quiet: Whether to skip the warnings of :meth:`warn_of`.
 
         Returns:
             Mean and standard deviation, each ``(B, *state_shape)``, and the deviations.
@@ -349,7 +349,7 @@ class Adapter(Countable, TrainedFor):
         for key, value in own.items():
             if key == "problem.weight":
                 value = value[[self.classes.index(str(name)) for name in begins]]
-            wanted = tensors[key]  # the last layer has the rows for the deviations at its end
+            wanted = tensors[key]  # the rows for the deviations are the last of the last layer
             tensors[key] = torch.cat([value, torch.zeros_like(wanted[len(value) :])])
         other.load_state_dict(tensors)
         return other

@@ -76,9 +76,9 @@ def from_average_velocity(u: Callable[..., Tensor], state_shape: tuple[int, ...]
                           order: str | None = None, **condition: Any) -> AverageVelocityFlow:
     """Build a flow map from an average velocity u(x, t, r); it jumps from time t to time r in one call.
 
-    For MeanFlow (Geng et al. 2025), Decoupled MeanFlow, the map of a VFM, AnyFlow: networks trained to predict the
-    mean of the velocity between two times. On the diagonal, r = t, it is the velocity, so the map has a denoiser
-    and, with independent noise, a score. The network is put into evaluation mode and stays there.
+    MeanFlow (Geng et al. 2025), Decoupled MeanFlow, the map of a VFM and AnyFlow are networks of this kind: they are
+    trained to predict the mean of the velocity between two times. On the diagonal, r = t, it is the velocity, so the
+    map has a denoiser and, with independent noise, a score. The network is put into evaluation mode and stays there.
 
     Args:
         u: ``(n, *state_shape), (n,), (n,) -> (n, *state_shape)``: the state, its time t, and the second argument.

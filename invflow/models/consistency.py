@@ -79,7 +79,7 @@ class ConsistencyFlow(DecodedFlow):
         return torch.where(end == start, x, out)
 
     def noises(self, steps: int) -> int:
-        """One call per step."""
+        """Number of noise tensors: one for each step."""
         return steps
 
     def flow(self, z: Tensor, steps: int = 1, *fresh: Tensor) -> Tensor:
@@ -110,12 +110,11 @@ def from_consistency(f: Callable[..., Tensor], state_shape: tuple[int, ...], *,
                      **condition: Any) -> ConsistencyFlow:
     r"""Build a map from a consistency function f(x, t), which jumps from any time to the data in one call.
 
-    For consistency models (Song et al. 2023), latent consistency models, sCM / TrigFlow (Lu and Song 2025), and
+    It takes consistency models (Song et al. 2023), latent consistency models, sCM / TrigFlow (Lu and Song 2025), and
     consistency trajectory models restricted to jumps to the data. ``generate(n)`` costs one call per sample;
     ``generate(n, steps=4)`` jumps, adds noise back to a later time, and jumps again. The map has no velocity, hence no
     denoiser and no score. NoiseSMC, NoiseRTO and BestOfN accept it; solvers that follow a path (FMTT, DPS, ...) raise
-    an error.
-    The network is put into evaluation mode and stays there.
+    an error. The network is put into evaluation mode and stays there.
 
     Args:
         f: ``(n, *state_shape), (n,) -> (n, *state_shape)``, from a noisy state and its own time to data.

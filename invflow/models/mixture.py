@@ -149,7 +149,7 @@ class GaussianMixtureFlow(FlowMap):
 
         Args:
             x: ``(n, *state_shape)``.
-            t: A float or ``(n,)``, in [0, 1]; at 1 the density of the data.
+            t: Time, a float or ``(n,)``, in [0, 1]; at 1 the density of the data.
 
         Returns:
             ``(n,)``, in nats.
@@ -187,8 +187,8 @@ class GaussianMixtureFlow(FlowMap):
 
         Args:
             x: ``(n, *state_shape)``, states at time s.
-            s: A float or ``(n,)``, in [0, 1].
-            t: A float or ``(n,)``, in [0, 1].
+            s: Time, a float or ``(n,)``, in [0, 1].
+            t: Time, a float or ``(n,)``, in [0, 1].
 
         Returns:
             ``(n, *state_shape)``, states at time t.
@@ -212,7 +212,7 @@ class GaussianMixtureFlow(FlowMap):
                end: Tensor) -> tuple[Tensor, Tensor, int]:
         """Whitened coordinates transported from a = start to end, log growth outside the span, and velocities."""
         low, high = torch.minimum(start, end), torch.maximum(start, end)
-        # synchronises with a GPU once per jump: the number of knots between the ends decides the steps
+        # synchronises with a GPU once per jump: the number of knots between the ends determines the steps
         knots = self.knots[(self.knots > low.min()) & (self.knots < high.max())]
         # each row steps to the knots between its own ends; at other knots its step has length zero
         stops = torch.where(end >= start, knots, knots.flip(0)).clamp(low, high)

@@ -26,7 +26,7 @@ __all__ = ["SpectralAdapter"]
 
 #: scale of the correction in units of the state; at full scale the first training steps only add errors
 CORRECTION = 0.1
-FEATURES = 4  # values a pixel that the network hands to the layer that makes the standard deviations
+FEATURES = 4  # values per pixel from the network to the layer for the standard deviations
 #: symmetries of the square, as (quarter turns, whether mirrored afterwards); the correction averages 1, 2, 4 or 8
 SYMMETRIES = ((0, False), (2, False), (0, True), (2, True), (1, False), (3, False), (1, True), (3, True))
 
@@ -45,7 +45,7 @@ def turned_summary(summary: Tensor, turns: int, mirrored: bool) -> Tensor:
             v = -v
         for _ in range(turns % 4):
             u, v = v, -u
-        own = (u, v) in SUMMARY_LATTICE  # otherwise its negative is, where a real kernel has the complex conjugate
+        own = (u, v) in SUMMARY_LATTICE  # or its negative, where a real kernel has the complex conjugate
         places.append(SUMMARY_LATTICE.index((u, v) if own else (-u, -v)))
         signs.append(1.0 if own else -1.0)
     real, imaginary = summary.chunk(2, dim=1)

@@ -104,7 +104,7 @@ class DenoiserFlow(FlowMap):
 
         Args:
             x: ``(n, *state_shape)``.
-            t: A float or ``(n,)``, in [0, 1].
+            t: Time, a float or ``(n,)``, in [0, 1].
 
         Returns:
             ``(n, *state_shape)``.

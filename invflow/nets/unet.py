@@ -143,7 +143,7 @@ class UNet(nn.Module):
         if not isinstance(self.attention, nn.Identity):
             raise ValueError("a U-Net with attention depends on the whole image: build it with attention=False")
         levels, reach = len(self.down), 0
-        for cell in range(2 ** (levels - 1)):  # the position of a cell in its coarsest one decides its reach
+        for cell in range(2 ** (levels - 1)):  # the position of a cell in its coarsest cell determines its reach
             radius = 2 * len(self.up[0])  # type: ignore[arg-type]
             low, high = cell - 1 - radius, cell + 1 + radius  # from the head through the finest blocks of the way up
             for _ in range(levels - 1):

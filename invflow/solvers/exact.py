@@ -174,13 +174,13 @@ class ExactPosterior(Solver):
 
     def _condition(self, y: Tensor, noise: Tensor, count: Tensor, std: Tensor, system: _System) -> _Conditional:
         measured, left, singular, directions = system
-        # what each measurement and each mean has inside and outside of the operator's range
+        # parts of the measurements and the means inside and outside the operator's range
         y_inside, mean_inside = (y[:, None] @ left), measured @ left
         inside = y_inside - mean_inside  # (b, K, r)
         outside = (y[:, None] - y_inside @ left.mT) - (measured - mean_inside @ left.mT)
         signal = (std[:, None] * singular[:, None]).square()
         square = (inside.square() / (signal + noise)).sum(2) + (outside.square() / noise).sum(2)
-        # entries that were not observed are rows of zeros: only those observed are counted
+        # unobserved entries are rows of zeros: count only observed ones
         volume = torch.log1p(signal / noise).sum(2) + count * (2 * math.pi * noise[..., 0]).log()
         log_joint = self.prior.log_weights.double() - 0.5 * (square + volume)
         log_evidence = log_joint.logsumexp(1)
@@ -202,7 +202,7 @@ class ExactPosterior(Solver):
         return (self.prior.means.double().flatten(1)[index] + std * noise + moved).to(self.prior.dtype)
 
     def _supported(self, reward: Reward) -> GaussianLikelihood:
-        """The reward, if the closed form holds for it; else an error that names solvers that take it."""
+        """The reward, if the closed form holds for it; else an error that names other solvers."""
         others = "invflow.NoiseSMC(prior) and invflow.FMTT(prior) take any reward"
         if not isinstance(reward, GaussianLikelihood):
             raise TypeError(
@@ -212,12 +212,12 @@ class ExactPosterior(Solver):
         operator = reward.operator
         if not operator.linear:
             raise ValueError(
-                f"the posterior has a closed form for linear operators, and {type(operator).__name__} is not "
+                f"the posterior has a closed form for linear operators, but {type(operator).__name__} is not "
                 f"linear: {others}"
             )
         if tuple(operator.image_shape) != self.prior.image_shape:
             raise ValueError(
-                f"the operator measures images of shape {tuple(operator.image_shape)}, the prior makes "
+                f"the operator measures images of shape {tuple(operator.image_shape)}, but the prior generates "
                 f"images of shape {self.prior.image_shape}: build one of them with the other's image_shape"
             )
         shape = matrix_shape(operator)
@@ -275,11 +275,11 @@ class DrawnPosterior(Solver):
         try:
             given = score(reward, images)
         except ValueError as error:
-            raise TypeError(f"this law is known for one reward, and a {type(reward).__name__} scores its draws with "
+            raise TypeError(f"this law is known for one reward, but a {type(reward).__name__} scores its draws with "
                             f"an error ({error}): pass the reward of the problem") from error
         if not torch.allclose(own, given, rtol=1e-3, atol=1e-3 * float(own.abs().mean()) + 1e-6):
             raise TypeError(
-                f"this law is known for one reward, and the {type(reward).__name__} scores its draws otherwise "
-                f"({float(given.flatten()[0]):.4g} in place of {float(own.flatten()[0]):.4g}): pass the reward of the "
+                f"this law is known for one reward, but the {type(reward).__name__} scores its draws differently "
+                f"({float(given.flatten()[0]):.4g} instead of {float(own.flatten()[0]):.4g}): pass the reward of the "
                 "problem, or use invflow.FMTT(prior) or invflow.NoiseSMC(prior), which take any reward"
             )

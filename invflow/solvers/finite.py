@@ -9,13 +9,13 @@ from torch import Tensor
 
 __all__ = ["FARTHEST", "check_finite", "first_row", "not_finite"]
 
-#: noise of N(0, I), in absolute value, beyond which a network may overflow: only a trial step that fails leads there
+#: absolute value of noise beyond which a network may overflow; only a failed trial step leads so far
 FARTHEST = 100.0
 
 _ADVICE = {
     "state": "the steps or the flow map's velocity fail there; try a flow map that is finite everywhere, or more steps",
-    "image": "values that are not finite tell of a flow map that fails on such states, or of steps or weights that are "
-             "too large",
+    "image": "values that are not finite come from a flow map that fails on such states, or from steps or weights "
+             "that are too large",
     "reward": "the state there is finite, so check the reward on images of such states; it may be -inf, a weight of "
               "zero, never +inf or NaN",
 }
@@ -48,7 +48,7 @@ def check_finite(solver: str, where: str, count: int, images: Tensor, scores: Te
         ValueError: If a value is not finite; the message names solver, step, observation and particle.
     """
     if scores is None and math.isfinite(images.sum().item()):
-        return  # where sums overflow, the images are looked at one by one
+        return  # if the sum overflows, check the images one by one
     bad = {"image": ~torch.isfinite(images)}
     if scores is not None:
         bad["reward"] = scores.isnan() | (scores == torch.inf)

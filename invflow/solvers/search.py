@@ -154,11 +154,11 @@ class BestOfN(SearchSolver):
         cost = self._cost(selections)
         self.candidates = self.budget // cost
         if self.candidates < 1:
-            raise ValueError(f"a budget of {budget} calls does not pay for {selections} selections of one candidate, "
+            raise ValueError(f"a budget of {budget} calls is too small for {selections} selections of one candidate, "
                              f"{cost} calls: pass budget={cost} or more, or fewer selections")
 
     def _cost(self, rounds: int) -> int:
-        """Calls of one candidate in each of so many rounds."""
+        """Calls of one candidate in each of ``rounds`` rounds."""
         return sum(self._jumps.look(k / rounds, self.steps)[0] for k in range(rounds))
 
     def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
@@ -190,7 +190,7 @@ class BestOfN(SearchSolver):
             yield SearchState(k + 1, t, images.unflatten(0, shape), best[1], best[2])
 
     def _try(self, states: Tensor, k: int, count: int, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """Data states that a chunk of the states of round k leads to, and their rewards."""
+        """Data states reached from a chunk of the states of round k, and their rewards."""
         x, t = states[chunk.rows], k / self.rounds
         for i in range(self.steps):
             x = self.prior.jump(x, t + (1 - t) * i / self.steps, t + (1 - t) * (i + 1) / self.steps)
@@ -202,7 +202,7 @@ class BestOfN(SearchSolver):
         return x, value
 
     def _merge(self, best: tuple[Tensor, ...], tried: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """The better of two, place by place."""
+        """The better of the two images at each place."""
         better = tried[1] > best[1]
         one, two, three = (torch.where(with_axes(better, new.ndim), new, old)
                            for new, old in zip(tried, best))
@@ -246,7 +246,7 @@ class BeamSearch(BestOfN):
         self.steps, self.candidates, self.branches = steps, branches, branches
         cost = branches * self._cost(1)
         if cost > self.budget:
-            raise ValueError(f"a budget of {budget} calls does not pay for one round of {branches} branches, {cost} "
+            raise ValueError(f"a budget of {budget} calls is too small for one round of {branches} branches, {cost} "
                              f"calls: pass budget={cost} or more, or fewer branches")
         self.rounds = largest(lambda rounds: branches * self._cost(rounds) <= self.budget, 1, self.budget)
 
@@ -301,10 +301,10 @@ class TopKSearch(SearchSolver):
             "look_ahead": look_ahead, "look_ahead_steps": look_ahead_steps, "kernel": kernel, "max_shift": max_shift,
             "time_grid": time_grid,
         }
-        self._dynamics(selections + 1)  # so that settings are judged now
+        self._dynamics(selections + 1)  # check the settings now
 
     def _dynamics(self, steps: int) -> FMTT:
-        """FMTT in so many steps, at some of which, evenly spaced but for the first and the last, the best go on."""
+        """FMTT that keeps only the best particles at evenly spaced steps, excluding the first and the last."""
         selected = frozenset(round(steps * (i + 1) / (self.selections + 1)) for i in range(self.selections))
         dynamics = FMTT(self.prior, weights="none", steps=steps, resampling=BestGoOn(self.k, selected),
                         chunk_size=self.chunk_size, **self.options)
@@ -312,11 +312,11 @@ class TopKSearch(SearchSolver):
         return dynamics
 
     def _affordable(self, reward: Reward) -> FMTT:
-        """The dynamics with as many steps as the budget pays for."""
+        """The dynamics with as many steps as the budget allows."""
         least = self._dynamics(self.selections + 1)
         cost = sum(path_calls(least, reward, self._jumps))
         if cost > self.budget:
-            raise ValueError(f"a budget of {self.budget} calls does not pay for {self.selections} selections along the "
+            raise ValueError(f"a budget of {self.budget} calls is too small for {self.selections} selections along the "
                              f"path, which take {least.steps} steps and {cost} calls: pass budget={cost} or more, or "
                              "fewer selections")
 
@@ -326,7 +326,7 @@ class TopKSearch(SearchSolver):
         return self._dynamics(largest(pays, least.steps, self.budget))
 
     def settings(self) -> dict[str, Any]:
-        """Settings as JSON holds them, kept with each result."""
+        """Settings as JSON values, stored with each result."""
         return {**super().settings(), **{name: plain(value) for name, value in self.options.items()}}
 
     def prior_samples(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
@@ -341,7 +341,7 @@ class TopKSearch(SearchSolver):
             ValueError: If there are fewer particles than k; also as in :meth:`SearchSolver.sample`.
         """
         if self.k > num_samples:
-            raise ValueError(f"of {num_samples} particles no k={self.k} can be kept: pass num_samples={self.k} or more")
+            raise ValueError(f"{num_samples} particles are fewer than k={self.k}: pass num_samples={self.k} or more")
         return self._states(self._affordable(reward).iterate(reward, num_samples, generator=generator))
 
     def _states(self, states: Iterator[FMTTState]) -> Iterator[SearchState]:
@@ -357,7 +357,7 @@ class TopKSearch(SearchSolver):
 
 
 def largest(holds: Callable[[int], bool], low: int, high: int) -> int:
-    """The largest whole number up to ``high`` for which it holds, where it holds for ``low`` and then ceases to."""
+    """Largest whole number up to ``high`` for which a condition holds that is true at ``low`` and changes only once."""
     high = max(low, high) + 1
     while high - low > 1:
         middle = (low + high) // 2

@@ -39,7 +39,7 @@ from invflow.solvers.verdict import sentence
 
 __all__ = ["VFM"]
 
-# images of more pixels are worked on in tiles unless the caller chooses; larger tiles have less overlap
+# larger images are processed in tiles unless the caller chooses; larger tiles have less overlap
 WHOLE, TILE, SMALLEST_TILE = 2**20, 512, 64
 
 
@@ -112,7 +112,7 @@ class VFM(Solver):
             raise ValueError(f"tile={tile}, but the networks of this VFM process the whole image at once, so tiles "
                              "would change the samples: leave tile=None")
         self.prior, self.adapter, self.tile = prior, adapter, tile
-        self._trained_shape = tuple(prior.image_shape)  # also of a resized copy
+        self._trained_shape = tuple(prior.image_shape)  # the same for resized copies
         self.steps, self.chunk_size, self.importance = steps, chunk_size, importance
 
     @torch.no_grad()
@@ -132,10 +132,10 @@ class VFM(Solver):
             rows = len(mean) * n
             correction = self._correction(adapter, reward, deviation, n, generator)
             noise = draw_noise((rows, *prior.state_shape), generator, mean.device).to(mean)
-            # overwrites the noise, since sixteen samples of a large photograph take most of the memory
+            # overwrite the noise, since sixteen samples of a large photograph take most of the memory
             same = noise.shape[1:] == prior.image_shape
             images = noise if same else noise.new_empty((rows, *prior.image_shape))
-            # on both devices: rewards select observations on the host, and would wait for a GPU to copy the indices
+            # on both devices: rewards select observations on the host, where copying the indices would wait for the GPU
             alone = len(mean) == 1
             on_host = torch.zeros(rows, dtype=torch.long) if alone else torch.arange(len(mean)).repeat_interleave(n)
             owner = on_host if alone else on_host.to(mean.device)
@@ -146,7 +146,7 @@ class VFM(Solver):
             moved, applied = (None, None) if correction is None else noise.new_zeros(2, rows)
 
             def run(part: slice) -> None:
-                # a single observation's need not be copied for each of its samples
+                # moments of a single observation need not be copied for each of its samples
                 centre, spread = (mean, std) if alone else (mean[owner[part]], std[owner[part]])
                 z = torch.addcmul(centre, spread, noise[part])
                 made = self._made(prior, adapter, z)
@@ -159,7 +159,7 @@ class VFM(Solver):
                     moved[part] = (made - was).square().flatten(1).mean(1)
                 if isinstance(reward, GaussianLikelihood):
                     misfit[part] = _misfit(reward, made, None if alone else on_host[part])
-                images[part] = made  # last: where memory ends, the same noise is worked on once more
+                images[part] = made  # last: if memory runs out, the same noise is processed again
 
             parts: Iterable[object] = size.over(rows, run)
             if progress:
@@ -193,9 +193,10 @@ class VFM(Solver):
 
     def _of_affine(self, prior: NeuralFlowMap, adapter: Adapter, reward: Reward, mean: Tensor, n: int, size: ChunkSize,
                    generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Of an affine map, which takes means to means, the exact mean; and what slow cosines samples are to have.
+        """Exact mean of an affine map, which takes means to means, and slow cosines for the samples.
 
-        Weighted samples have to be draws of the adapter's own Gaussian, corrected ones have another mean.
+        Only for uncorrected samples without weights: weighted samples must be draws from the adapter's own Gaussian,
+        and corrected samples have another mean.
         """
         exact = size.map(lambda z: self._made(prior, adapter, z), mean)
         slow = adapter.slow_cosines(reward, n, generator)
@@ -229,10 +230,10 @@ class VFM(Solver):
 
     @contextmanager
     def _sized(self, prior: NeuralFlowMap, adapter: Adapter) -> Iterator[ChunkSize]:
-        """Rows at a time for images of this size, and the networks in tiles where they are to be."""
+        """Yield the number of rows at a time for images of this size; the networks work in tiles if needed."""
         trained, pixels = _pixels(self._trained_shape), _pixels(prior.image_shape)
 
-        # not before there is a need: a walk through all modules, which small images are spared
+        # check for tiles last: it walks through all modules, which small images do not need
         now = self.tile if self.tile is not None else TILE if pixels > WHOLE and _cuttable(prior, adapter) else None
         with ExitStack() as stack:
 
@@ -271,7 +272,7 @@ class VFM(Solver):
 
     def _correction(self, adapter: Adapter, reward: Reward, deviation: Tensor | None, num_samples: int,
                     generator: torch.Generator) -> Callable[[slice, Tensor], tuple[Tensor, Tensor]] | None:
-        """What corrects some rows of B x N samples, and counts applications of the operator; None: nothing does."""
+        """Correction of some rows of B x N samples, which also counts applications of the operator; None: none."""
         if deviation is None or self.importance or not isinstance(reward, GaussianLikelihood):
             return None
         factors: Tensor | None = reward.sigma.new_full((len(deviation),), float(self.consistency or 0))
@@ -292,7 +293,7 @@ class VFM(Solver):
 
     def _verdict(self, adapter: Adapter, likelihood: GaussianLikelihood, images: Tensor, misfit: Tensor,
                  moved: Tensor | None) -> dict[str, Any]:
-        """What can be said of the samples without further calls, for the diagnostics."""
+        """Diagnostics of the samples that need no further calls."""
         name = adapter.classes[adapter.class_index(likelihood, quiet=True)]
         stand_in = name if name != likelihood.operator.problem_class else None
         level = adapter.inside_levels(name, likelihood.sigma)
@@ -341,7 +342,7 @@ class VFM(Solver):
         folder = shipped if shipped.is_dir() else resolve_folder(name, "vfm")
         own = read_config(folder, "vfm").get("steps", 1)
         if type(own) is not int or not 1 <= own <= 1000:
-            raise ValueError(f"the config.json of {folder} asks for steps={own!r}: a whole number from 1 to 1000")
+            raise ValueError(f"the config.json of {folder} has steps={own!r}: expected a whole number from 1 to 1000")
         return cls(NeuralFlowMap.from_pretrained(folder / "map"), Adapter.from_pretrained(folder / "adapter"),
                    steps=own if steps is None else steps, chunk_size=chunk_size, importance=importance, tile=tile,
                    consistency=consistency)
@@ -368,7 +369,7 @@ def _cuttable(prior: NeuralFlowMap, adapter: Adapter) -> bool:
 
 
 def _misfit(likelihood: GaussianLikelihood, images: Tensor, owner: Tensor | None) -> Tensor:
-    """Residual of each image ``(n,)`` to its own observation; to the only one for None."""
+    """Mean squared residual of each image, ``(n,)``, to its own observation; None: to the only one."""
     if owner is None:
         return likelihood.residual(images[None])[0]
     return likelihood.select(owner).residual(images[:, None])[:, 0]

@@ -68,7 +68,7 @@ def check_operator(operator: Operator | Callable[[], Operator], *, pseudo_invers
             for dtype in (torch.float32, torch.float64):
                 moved = copy.deepcopy(subject).to(device=device, dtype=dtype)
                 _check_moved(moved, dtype, torch.device(device), seed, pseudo_inverse_tolerance)
-        _expect_unchanged(original, before, image, measured, "randomize, or by what copies of it did")
+        _expect_unchanged(original, before, image, measured, "randomize, or through its copies")
 
 
 def _check_moved(operator: Operator, dtype: torch.dtype, device: torch.device, seed: int,

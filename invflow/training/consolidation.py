@@ -115,7 +115,7 @@ def consolidate_vfm(vfm: VFM, data: Tensor | Sampler, problems: Sequence[Trainin
         alpha: Share of rows that start from the adapter's noise, the others from fresh noise.
         one_step: Share of rows that learn the whole path; the others preserve the shorter jumps.
         progress: Whether to show a progress bar.
-        stop_at: Stop at this step, with a checkpoint.
+        stop_at: Step at which to stop, with a checkpoint.
 
     Returns:
         The solver, with averaged weights.

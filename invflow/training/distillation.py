@@ -229,7 +229,7 @@ def distill(teacher: FlowMap, settings: LoopSettings, folder: str | os.PathLike[
         one_step: Share of those with (s, t) = (0, 1).
         through_teacher: For the Lagrangian loss; see :func:`lagrangian_distillation_loss`.
         progress: Whether to show a progress bar.
-        stop_at: Stop at this step, with a checkpoint.
+        stop_at: Step at which to stop, with a checkpoint.
 
     Returns:
         The map with averaged weights, in evaluation mode; for a teacher with a decoding that is not affine, a

@@ -27,7 +27,7 @@ from invflow.training.checkpoint import save as save_checkpoint
 
 __all__ = ["LoopSettings", "Objective", "fit"]
 
-#: steps between synchronised checks whether a process should stop; a launcher waits half a minute for that
+#: number of steps between synchronised checks for a request to stop, for which a launcher waits half a minute
 ASK_EVERY = 10
 #: subpackages that training does not run: a change in them does not prevent resuming
 _UNUSED = ("app", "deepinv_bridge", "evaluation", "metrics", "restore", "teaching")
@@ -180,7 +180,7 @@ def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: 
         settings: Settings of the loop.
         folder: Folder for ``checkpoint.safetensors``, the previous checkpoint and ``metrics.csv``.
         progress: Whether to show a progress bar.
-        stop_at: Stop at this step with a checkpoint, as if interrupted; for tests and time-limited runs.
+        stop_at: Step at which to stop with a checkpoint, as if interrupted; for tests and time-limited runs.
 
     Returns:
         Whether training is complete.
@@ -353,7 +353,7 @@ class MetricsFile:
                 text = path.read_text(encoding="utf-8")
                 table = csv.DictReader(io.StringIO(text))
                 found, self.columns = list(table), list(table.fieldnames or ())
-                whole = found if text.endswith("\n") else found[:-1]  # of a kill within a row its beginning is left
+                whole = found if text.endswith("\n") else found[:-1]  # a kill may leave an incomplete row
                 rows = [row for row in whole if int(row["step"]) <= step]
             except (KeyError, TypeError, ValueError, csv.Error) as error:
                 raise ValueError(f"{path} is not a table of metrics ({error!r}): move it and train again") from error
@@ -368,7 +368,7 @@ class MetricsFile:
 
     def _append(self, row: dict[str, Any]) -> None:
         new = [name for name in row if name not in self.columns]
-        if new:  # the first row; or one with numbers that no batch had before, all of one kind, say
+        if new:  # the first row, or a row with numbers that no earlier batch had
             rows = list(csv.DictReader(io.StringIO(self.path.read_text(encoding="utf-8")))) if self.columns else []
             self.columns += new
             self._rewrite(rows)

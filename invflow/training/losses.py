@@ -22,7 +22,7 @@ __all__ = [
 #: kinds of target for an average velocity with s < t; see :func:`meanflow_loss`
 TANGENTS = ("map", "path", "semigroup")
 
-#: side of the patches of the score, and factors by which images are averaged down before it
+#: side of the patches of the score, and factors by which images are downsampled first
 PATCH, SCALES = 7, (1, 2, 4)
 
 AverageVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -124,7 +124,7 @@ def train_prior(data: Tensor | Sampler, settings: LoopSettings, folder: str | os
         one_step: Share of those with (s, t) = (0, 1).
         tangent: ``"path"``, ``"map"`` or ``"semigroup"``; see :func:`~invflow.training.losses.meanflow_loss`.
         progress: Whether to show a progress bar.
-        stop_at: Stop at this step, with a checkpoint.
+        stop_at: Step at which to stop, with a checkpoint.
 
     Returns:
         The map with averaged weights, in evaluation mode.

@@ -26,7 +26,7 @@ class Run:
         data: The user's data folder, or a name to download; None if the recipe generates its own data.
         prior: Name or folder of the prior to start from; None uses the recipe's.
         progress: Whether to show progress bars.
-        stop_at: Stop at this step, with a checkpoint.
+        stop_at: Step at which to stop, with a checkpoint.
         size: Side to which the user's images are resized; None uses the recipe's.
         operators: Names of the operators to train for; none uses the recipe's.
         say: Function called with a sentence for each assumption or change.
@@ -73,7 +73,7 @@ class Recipe:
             data: Folder of the data set; default :attr:`data`.
             prior: Prior to start from, if the recipe starts from one.
             progress: Whether to show progress bars.
-            stop_at: Stop at this step, with a checkpoint.
+            stop_at: Step at which to stop, with a checkpoint.
             size: Side to which images are resized, if the recipe supports any size.
             operators: Names of operators to train for, if the recipe supports any.
             say: Function called with a sentence for each assumption or change.

@@ -65,7 +65,7 @@ class ObjectiveSettings:
             and hold the map to the pairing of data with independent noise. The map has to give up this pairing to fit
             an adapter with diagonal covariance. On the checkerboard the posterior at 0.9 is much better than at 0.5.
         frozen: Whether to train only the adapter, with a fixed map and without the MeanFlow term.
-        level_power: Rows are weighted by sigma to this power, relative to the highest level, in the adapter's loss.
+        level_power: Power of sigma, relative to the highest level, by which rows are weighted in the adapter's loss.
         model_error: Whether to include the map's own error, as a large network on images needs.
         distinct: Share of rows with s < t.
         one_step: Share of those with (s, t) = (0, 1).
@@ -83,13 +83,12 @@ class ObjectiveSettings:
             pixels.
         joint: Whether the score's gradient reaches the map as well as the adapter. The MeanFlow term keeps
             the map a flow map.
-        consistency: Whether the score is that of samples corrected as in ``VFM(..., consistency=...)``, so that map,
-            adapter and deviations are trained for their use; for an adapter that predicts
-            deviations (``Adapter.grown``). If the adapter already has fitted factors, they are used for the correction,
-            and classes without factors are not corrected: a class that is trained with a correction but used without it
-            becomes worse. The likelihood of the difference of two samples also pulls the deviations towards the spread
-            of the samples. Where the score favours no correction at all, the deviations thus remain a useful starting
-            point.
+        consistency: Whether to score samples corrected as in ``VFM(..., consistency=...)``, so that map, adapter and
+            deviations are trained for this use. It needs an adapter that predicts deviations (``Adapter.grown``). If
+            the adapter already has fitted factors, they are used for the correction, and classes without factors are
+            not corrected: a class that is trained with a correction but used without it becomes worse. The likelihood
+            of the difference of two samples also pulls the deviations towards the spread of the samples. Where the
+            score favours no correction at all, the deviations thus remain a useful starting point.
         deviations_alone: Whether to train only the adapter's deviations, by the score of corrected samples. The map,
             the adapter's proposals for the noise (with a ``weight_decay`` of 0), and hence uncorrected samples, do not
             change.

@@ -58,7 +58,7 @@ def spread_factors(vfm: VFM, images: Tensor, problems: Sequence[TrainingProblem]
         num_samples: Samples of each posterior, for its mean and its standard deviation.
         seed: Random seed.
     """
-    # slow cosines have deviations that are known, which no factor scales
+    # the deviations of slow cosines are known: no factor scales them
     vfm, factors = copy.copy(vfm), {}
     vfm.adapter = copy.copy(vfm.adapter)
     vfm.adapter.slow_cosines = lambda reward, n, generator: None  # type: ignore[method-assign]

@@ -39,7 +39,7 @@ def train_vfm(data: Tensor | Sampler, prior: NeuralFlowMap, problems: Sequence[T
         options: Options of the adapter's network; default: those of the map.
         adapter: Adapter to start from, with the map that it was trained with as ``prior``; None starts a new one.
         progress: Whether to show a progress bar.
-        stop_at: Stop at this step, with a checkpoint.
+        stop_at: Step at which to stop, with a checkpoint.
         objective: Weights of the terms of :class:`VFMObjective`.
         **changes: Fields of :class:`ObjectiveSettings`, such as ``tau`` or ``frozen``.
 
@@ -95,7 +95,7 @@ def train_alignment(data: Tensor | Sampler, prior: NeuralFlowMap, reward: Reward
         folder: Folder for the checkpoint, the metrics and, when done, the VFM (``folder/vfm``).
         options: Options of the adapter's network; default: those of the map.
         progress: Whether to show a progress bar.
-        stop_at: Stop at this step, with a checkpoint.
+        stop_at: Step at which to stop, with a checkpoint.
         objective: Weights of the terms of :class:`VFMObjective`.
         **changes: Fields of :class:`ObjectiveSettings`, such as ``tau``.
 

@@ -1,4 +1,4 @@
-"""The app in headless Chromium, where there is one: paint, restore, slide, a phone, two visitors, nothing foreign."""
+"""The app in headless Chromium, if available: paint, restore, slide, a phone, two visitors, no foreign requests."""
 
 from __future__ import annotations
 

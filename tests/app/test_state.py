@@ -1,4 +1,4 @@
-"""What the app computes, without gradio: views, pictures, words, and the code that makes a view again."""
+"""What the app computes, without gradio: views, pictures, texts, and the code that reproduces a view."""
 
 from __future__ import annotations
 

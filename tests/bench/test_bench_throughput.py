@@ -1,4 +1,4 @@
-"""The throughput benchmark: operations counted as on paper, and shares that are shares."""
+"""The throughput benchmark: operation counts against hand counts, and shares between 0 and 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of a sharply observed hole: its judgement without a reference, its rows, and that it goes on."""
+"""The table of a sharply observed hole: its measures without a reference, its rows, and resuming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of certificates: exact samplers pass, those of the field are caught, a killed run goes on."""
+"""The table of certificates: exact samplers pass, existing samplers are detected, a killed run resumes."""
 
 from __future__ import annotations
 

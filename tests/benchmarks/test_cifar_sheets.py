@@ -1,4 +1,4 @@
-"""CIFAR-10 from sheets of PNG to its binary files."""
+"""Conversion of CIFAR-10 from PNG sheets to its binary files."""
 
 from __future__ import annotations
 

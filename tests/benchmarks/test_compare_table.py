@@ -1,4 +1,4 @@
-"""The table of solvers: images that nobody has read, a best that is picked on one half and judged on the other."""
+"""The table of solvers: images that nobody has inspected; the best is picked on one half and evaluated on the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of verdicts: what counts as bad, and that a kind that is not known is refused."""
+"""The table of diagnostics: which runs count as bad, and an error for an unknown kind."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def test_runs_are_judged_by_mean_deviation_and_evidence() -> None:
 def test_a_kind_that_is_not_known_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["fmttt"])
-    assert "choose of fmtt, fmtt-further, noise-smc, noise-smc-further, noise-rto" in capsys.readouterr().err
+    assert "choose from fmtt, fmtt-further, noise-smc, noise-smc-further, noise-rto" in capsys.readouterr().err
     assert isinstance(next(iter(KINDS["noise-rto"]())).solver, invflow.NoiseRTO)

@@ -1,4 +1,4 @@
-"""What the tables of exactness and of ablations print, against what is known of it."""
+"""Output of the tables of exactness and of ablations, against known results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of what samplers make of a Gaussian: exact draws are right in it, and the known faults show."""
+"""The table of existing samplers on a Gaussian: exact draws are correct in it, and the known faults show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison of a GPU with the CPU, run on the CPU against itself, and against one that computes something else."""
+"""The comparison of a GPU with the CPU: the CPU against itself, and against a device with wrong results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of guidance: right where guidance is exact, and its rows."""
+"""The table of guidance: correct where guidance is exact, and its rows."""
 
 from __future__ import annotations
 

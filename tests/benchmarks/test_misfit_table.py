@@ -1,4 +1,4 @@
-"""The table of residuals: each mistake is one, and alarms are counted over observations."""
+"""The table of residuals: each mistake is a real one, and warnings are counted over observations."""
 
 from __future__ import annotations
 

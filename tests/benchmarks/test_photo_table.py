@@ -1,4 +1,4 @@
-"""The photographs' table: the same observations for all, cells that are kept, means, errors and paired differences."""
+"""The photographs' table: the same observations for all solvers, stored cells, means, errors and paired differences."""
 
 from __future__ import annotations
 

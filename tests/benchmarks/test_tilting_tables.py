@@ -1,4 +1,4 @@
-"""The tables of tilting: a map with an error of the size that it says, equal calls, resuming, and what weights mend."""
+"""The tables of tilting: the size of a map's error, equal calls, resuming, and which errors weights correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line, end to end: what it prints, what it writes, what it refuses."""
+"""The command line, end to end: output, files and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documentation's commands on files, run for real in a folder with what ``invflow examples`` writes."""
+"""The documentation's commands on files, run in a folder with the output of ``invflow examples``."""
 
 from __future__ import annotations
 

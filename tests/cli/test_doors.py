@@ -1,4 +1,4 @@
-"""Doors of the command line: what it asks operators, sample files, streams that are closed, lines that ask too much."""
+"""Inputs of the command line: operators, sample files, closed streams, and requests that are too large."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``invflow solve --image`` on photographs: any size, grey and colour, degraded here or elsewhere."""
+"""``invflow solve --image`` on photographs: any size, grey and colour, degraded by invflow or elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a student types wrong: each call is answered by what was passed, and by the call that works."""
+"""Common mistakes of users: each error names what was passed and the call that works."""
 
 from __future__ import annotations
 
@@ -304,7 +304,7 @@ COMMANDS = [
     ("solve mnist/tilt-3 --solver vfm", "--solver fmtt"), ("solve mnist/denoising --prior nothing", "Known: cifar10"),
     ("compare mnist/denoising", "pass at least one --solver, such as --solver vfm"),
     ("compare vfm --solver lmmse", "vfm is a solver, not a problem: pass it as --solver vfm"),
-    ("compare mnist/denoising --solver mnist/denoising", "which is a problem: solvers are"),
+    ("compare mnist/denoising --solver mnist/denoising", "is a problem, not a solver: solvers are"),
     ("compare mnist/denoising --solver vfm,lmmse", "one at a time, --solver vfm --solver lmmse"),
     ("compare mnist/denoising --solver no_module:Solver", "pass package.module:name"),
     ("calibrate exact", "exact is a solver, not a problem: pass it as --solver exact"),

@@ -1,4 +1,4 @@
-"""Files and folders on disk: permissions, what kills leave behind, locks, and where nothing can be written."""
+"""Files and folders on disk: permissions, leftovers of killed processes, locks, and unwritable places."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Digests by content: whatever decides the numbers changes them, and nothing else does."""
+"""Digests by content: everything that determines the numbers changes them, and nothing else does."""
 
 from __future__ import annotations
 

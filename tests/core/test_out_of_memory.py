@@ -1,4 +1,4 @@
-"""A chunk that does not fit in memory is halved, and the result is that of smaller chunks: the same random numbers."""
+"""A chunk that does not fit in memory is halved; the result is that of smaller chunks, with the same random numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One record on disk: what is written comes back, what was changed is refused, and old files are read."""
+"""One record on disk: it is read back unchanged, a changed one is rejected, and old files can be read."""
 
 from __future__ import annotations
 

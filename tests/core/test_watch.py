@@ -1,4 +1,4 @@
-"""Images changed in place, and gradients that are not there: noticed, and said, before they change a sample."""
+"""Images changed in place and missing gradients are detected and reported before they change a sample."""
 
 from __future__ import annotations
 

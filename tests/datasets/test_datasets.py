@@ -1,4 +1,4 @@
-"""Data sets: each layout against files written here byte by byte, and what is said of damaged ones."""
+"""Data sets: each layout against files written here byte by byte, and the errors for damaged ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of anybody's pictures: sizes, colours, bits, transparency, and files that are none."""
+"""Folders of arbitrary pictures: sizes, colours, bit depths, transparency, and files that are not pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files: every pixel as it is stored, every change said, nothing but images accepted."""
+"""Image files: every pixel as stored, every change reported, nothing but images accepted."""
 
 from __future__ import annotations
 

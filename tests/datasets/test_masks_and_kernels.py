@@ -1,4 +1,4 @@
-"""Masks as people paint them, and kernels as they are measured."""
+"""Masks painted by users, and measured kernels."""
 
 from __future__ import annotations
 

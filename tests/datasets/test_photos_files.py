@@ -1,4 +1,4 @@
-"""Image files of cameras and editors: all sixteen bits, all eight ways to hold a camera, inks and transparency."""
+"""Image files of cameras and editors: all sixteen bits, all eight orientations, ink colours and transparency."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""invflow.calibrate: exact solvers pass, wrong ones are caught, few simulations certify nothing, kills lose little."""
+"""invflow.calibrate: exact solvers pass, wrong ones fail, few simulations certify nothing, kills lose little."""
 
 from __future__ import annotations
 

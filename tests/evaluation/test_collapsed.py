@@ -1,4 +1,4 @@
-"""Weights that have collapsed: the row is marked, and never called best, in every table."""
+"""Collapsed weights: the row is marked in every table and never called the best."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparisons: the same observations for all, paired differences, resuming, sharing out, and what is written."""
+"""Comparisons: the same observations for all, paired differences, resuming, splitting the work, and output files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results on disk are known by the content of what made them: whatever decides the numbers is fresh or refused."""
+"""Results on disk are identified by their inputs: whatever determines the numbers is computed anew or rejected."""
 
 from __future__ import annotations
 

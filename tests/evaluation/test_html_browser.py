@@ -1,4 +1,4 @@
-"""The report in headless Chromium, where there is one: sorting, references, the slider, a phone, print."""
+"""The report in headless Chromium, if available: sorting, references, the slider, a phone, print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One measure of a posterior: what the summary, a comparison and the tables say agrees."""
+"""One measure of a posterior: the summary, a comparison and the tables agree."""
 
 from __future__ import annotations
 

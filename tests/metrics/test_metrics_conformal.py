@@ -1,4 +1,4 @@
-"""Split-conformal intervals: the scale by hand, and the guarantee whatever the samples are worth."""
+"""Split-conformal intervals: the scale by hand, and the guarantee for samples of any quality."""
 
 from __future__ import annotations
 

@@ -291,12 +291,13 @@ def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_interval_wider_than_the_samples_is_said() -> None:
     posterior = Posterior(randn(2, 16, 3))
-    with pytest.warns(FewSamplesWarning, match=r"^16 samples hold no interval of more than 88.2%: .* 0.99 takes 199"):
+    with pytest.warns(FewSamplesWarning, match=r"^16 samples allow no interval above 88.2%: .* 0.99 needs 199"):
         low, high = posterior.interval(0.99)
     assert torch.equal(low, posterior.samples.amin(1))
     assert torch.equal(high, posterior.samples.amax(1))
     log_weights = torch.where(torch.arange(40) < torch.tensor([[2], [40]]), 0.0, -math.inf)
-    with pytest.warns(UserWarning, match=r"^2 effective samples hold .* 33.3% \(1 of 2 observations have too few\)"):
+    few = r"^2 effective samples allow no interval above 33.3% \(1 of 2 observations have too few\)"
+    with pytest.warns(UserWarning, match=few):
         Posterior(randn(2, 40, 3), log_weights).interval(0.9)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

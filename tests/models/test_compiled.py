@@ -1,4 +1,4 @@
-"""Compiled networks give what they give as they are, gradients and tangents among it."""
+"""Compiled networks give the same results as uncompiled ones, including gradients and tangents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Priors that deepinv downloads: what the list says, offline, and outside the range of noise."""
+"""Priors that deepinv downloads: their list, offline errors, and noise outside their range."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people bring, at random initialisation: it works, or a refusal says what to do; schedulers' own steps."""
+"""Models that users bring, at random initialisation: they work, or the error says what to do; schedulers' own steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The adapter for photographs: where it begins, its coordinates, symmetries, spread, and how it is saved."""
+"""The adapter for photographs: its initial state, coordinates, symmetries, spread, and saving."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Networks that are taken over: evaluation mode, arguments in their order, conditions, noise predictions."""
+"""Wrapped networks: evaluation mode, order of arguments, conditions, noise predictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flow maps made of velocities and denoisers, against Gaussian and empirical distributions in closed form."""
+"""Flow maps from velocities and denoisers, against Gaussian and empirical distributions in closed form."""
 
 from __future__ import annotations
 

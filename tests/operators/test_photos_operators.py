@@ -1,4 +1,4 @@
-"""Operators on photographs: sides that nothing divides, kernels that are small beside the image."""
+"""Operators on photographs: sides without a common divisor, kernels that are small compared with the image."""
 
 from __future__ import annotations
 

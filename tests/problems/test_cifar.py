@@ -1,4 +1,4 @@
-"""CIFAR-10: its trainings in small, the map and the adapter that they begin with, tables and cards."""
+"""CIFAR-10: its trainings at small scale, the initial map and adapter, tables and cards."""
 
 from __future__ import annotations
 

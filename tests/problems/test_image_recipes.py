@@ -1,4 +1,4 @@
-"""The trainings of the digits' weights, in small: each stage goes on from the one before."""
+"""The trainings of the digits' weights at small scale: each stage continues the one before."""
 
 from __future__ import annotations
 

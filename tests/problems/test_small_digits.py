@@ -1,4 +1,4 @@
-"""MNIST at 14 x 14 pixels: the problems, the shipped prior and the training that made it."""
+"""MNIST at 14 x 14 pixels: the problems, the shipped prior and its training."""
 
 from __future__ import annotations
 

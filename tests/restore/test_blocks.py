@@ -1,4 +1,4 @@
-"""Large pictures in blocks: what is restored is what the whole picture gives."""
+"""Large pictures in blocks: the result equals that of the whole picture."""
 
 from __future__ import annotations
 

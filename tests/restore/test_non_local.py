@@ -1,4 +1,4 @@
-"""Non-local means, written out pixel by pixel; and what they are worth to a restored picture."""
+"""Non-local means, written out pixel by pixel, and their benefit for a restored picture."""
 
 from __future__ import annotations
 

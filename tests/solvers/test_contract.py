@@ -1,4 +1,4 @@
-"""One contract for all solvers of the registry: what ``sample`` takes, counts, says and leaves alone."""
+"""One contract for all registered solvers: what ``sample`` accepts, counts, reports and leaves unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples corrected by the data: against the Gaussian's closed form, and what the solver promises of it."""
+"""Samples corrected by the data: against the Gaussian's closed form, and the solver's promises."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Samples of every solver with a fixed seed, as they were: a change of structure changes none of them.
+"""Stored samples of every solver with a fixed seed: a change of structure changes none of them.
 
-A change that is meant to move the numbers says so and writes them anew: ``python tests/solvers/test_golden.py``.
+A change that is meant to change the numbers must say so and write them again: ``python tests/solvers/test_golden.py``.
 """
 
 from __future__ import annotations

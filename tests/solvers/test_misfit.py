@@ -1,4 +1,4 @@
-"""Warnings of what cannot be right: residuals that noise does not make, ranges, levels that were not trained for."""
+"""Warnings of mistakes: residuals that noise cannot explain, ranges of values, levels outside the training."""
 
 from __future__ import annotations
 

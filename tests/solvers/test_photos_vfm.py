@@ -1,4 +1,4 @@
-"""VFM on images of any size: resized maps, tiles, rows by area, memory that ends."""
+"""VFM on images of any size: resized maps, tiles, rows by area, too little memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the lessons draw with: what is on the axes, how many frames, and a row of pictures where there is no slider."""
+"""Figures of the lessons: axes, number of frames, and a row of pictures in place of a slider."""
 
 import io
 import sys

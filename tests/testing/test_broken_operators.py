@@ -1,4 +1,4 @@
-"""The check of operators catches each that is broken, and says how."""
+"""The check of operators detects each broken one and names the fault."""
 
 from __future__ import annotations
 

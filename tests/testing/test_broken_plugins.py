@@ -1,4 +1,4 @@
-"""A plug-in of each kind that is right and passes its check, and what can go wrong with it: each caught by name."""
+"""A correct plug-in of each kind passes its check, and each broken variant is detected by name."""
 
 from __future__ import annotations
 

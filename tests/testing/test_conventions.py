@@ -1,4 +1,4 @@
-"""check_flow_map(exact=False, images=) names the convention that a network was trained in, one wrong one at a time."""
+"""check_flow_map(exact=False, images=) names the convention that a network was trained in, for each wrong one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plug-in kit: the package that is written, settings on the command line, and the doors to deepinv."""
+"""The plug-in kit: the generated package, settings on the command line, and the interfaces to deepinv."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plug-in package that is written from docs/extending.md alone: every command knows what is in it by name."""
+"""A plug-in package written from docs/extending.md alone: every command finds its contents by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last stage of a VFM's training: one step learns what several do."""
+"""The last stage of a VFM's training: one step learns the result of several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that are killed outright (SIGKILL, which no program can catch) go on and give the same numbers."""
+"""Runs that are killed with SIGKILL, which no program can catch, resume and give the same numbers."""
 
 from __future__ import annotations
 

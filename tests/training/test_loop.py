@@ -1,4 +1,4 @@
-"""The training loop: what a checkpoint was made with, weights that are not finite, and what a stop leaves behind."""
+"""The training loop: inputs of a checkpoint, weights that are not finite, and the state after a stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The objectives against closed forms, and the mistakes that have been made with them."""
+"""The objectives against closed forms, and known mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What photographs' weights are trained with: the score of sample pairs, crops, the split, the recipes in small."""
+"""Training of the photographs' weights: the score of sample pairs, crops, the split, the recipes at small scale."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""Training on two processes: one set of weights, the gradient of all rows, stops that all agree on."""
+"""Training on two processes: one set of weights, the gradient of all rows, and stops that all agree on."""
 
 from __future__ import annotations
 

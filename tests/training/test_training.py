@@ -1,4 +1,4 @@
-"""The training loop and the joint objective: resuming, several processes, what reaches which weights."""
+"""The training loop and the joint objective: resuming, several processes, and which losses reach which weights."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ class Codec(nn.Module):
         spread = getattr(config, "latents_std", None)
         if shift is None or spread is None:
             shift, spread = [float(getattr(config, "shift_factor", None) or 0.0)], [1.0]
-        normalised = getattr(vae, "bn", None)  # Flux.2: of 2 x 2 patches of codes
+        normalised = getattr(vae, "bn", None)  # Flux.2: statistics of 2 x 2 patches of codes
         self.patched = isinstance(normalised, nn.BatchNorm2d)
         if isinstance(normalised, nn.BatchNorm2d):
             mean, variance = normalised.running_mean, normalised.running_var

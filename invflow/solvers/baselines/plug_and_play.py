@@ -62,8 +62,8 @@ class PlugAndPlay(PointEstimator):
             raise ValueError(reason)
         if prior.decode_affine is None:
             raise ValueError(
-                f"PlugAndPlay works on the states themselves, but the images of this {type(prior).__name__} are not an "
-                "affine function of its states: use invflow.FMTT(prior) or invflow.NoiseSMC(prior), which decode"
+                f"PlugAndPlay needs images that are an affine function of the states, and the decoding of this "
+                f"{type(prior).__name__} is not affine: use invflow.FMTT(prior) or invflow.NoiseSMC(prior)"
             )
         if steps < 1 or iterations < 1 or not (regularisation > 0 and first > 0 and (last is None or last > 0)):
             raise ValueError(f"steps={steps} and iterations={iterations} must be at least 1, regularisation="

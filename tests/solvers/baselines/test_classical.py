@@ -1,6 +1,6 @@
-"""The baselines that users know: each against a closed form, an optimality condition, or another's implementation.
+"""The well-known baselines: each against a closed form, an optimality condition, or another implementation.
 
-Total variation and plug and play, which iterate, are in ``test_splitting.py``.
+The iterative ones, total variation and plug-and-play, are in ``test_splitting.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The field's samplers on Gaussians, where the truth is known and linear recursions say what each method makes of it.
+"""Existing samplers on Gaussians, where the truth is known and linear recursions give the result of each method.
 
 Prior N(0.5, 0.1^2) for each of 64 pixels, y = 0.7 with noise 0.1: the posterior of each is N(0.6, 0.0707^2).
 """

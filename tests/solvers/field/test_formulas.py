@@ -1,8 +1,8 @@
-"""Each sampler of the field against its authors' algorithm, written down here in plain arithmetic on a toy denoiser.
+"""Each existing sampler against its authors' algorithm, written here in plain arithmetic on a toy denoiser.
 
-Images are of three pixels in [-1, 3], which the papers see as [-1, 1]; the prior is a mixture of two Gaussians, so that
-denoisers are curved; two of three combinations are measured. Noise comes from one stream on both sides, so that both
-make the same numbers, up to rounding.
+Images have three pixels in [-1, 3], which the papers see as [-1, 1]. The prior is a mixture of two Gaussians, so the
+denoiser is nonlinear. Two of three combinations are measured. Both sides use the same stream of noise, so their
+numbers agree up to rounding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""DAPS, FlowDPS, DPnP, Langevin in noise space and D-Flow on Gaussians, where scalar recursions say what each makes.
+"""DAPS, FlowDPS, DPnP, Langevin in noise space and D-Flow on Gaussians, where scalar recursions give each result.
 
 Prior N(0.5, 0.1^2) for each of 64 pixels, y = 0.7 with noise 0.1: the posterior of each is N(0.6, 0.0707^2).
 """

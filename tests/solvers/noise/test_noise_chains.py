@@ -1,4 +1,4 @@
-"""Hamiltonian moves, the metric of the likelihood, and chains that start in randomise-then-optimise draws."""
+"""Hamiltonian moves, the metric of the likelihood, and chains that start from draws of randomise-then-optimise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maps that fold: the posterior that weighted draws miss, by quadrature, and that they say so."""
+"""Maps that fold: by quadrature, weighted draws miss parts of the posterior, and the diagnostics report it."""
 
 from __future__ import annotations
 

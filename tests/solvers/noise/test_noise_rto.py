@@ -1,4 +1,4 @@
-"""NoiseRTO against closed forms: exact where all is linear, weighted where it is not, and what it says of itself."""
+"""NoiseRTO against closed forms: exact in the linear case, weighted otherwise, and its diagnostics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NoiseSMC against closed forms: its moves, its evidence, its answer, and what it refuses."""
+"""NoiseSMC against closed forms: its moves, its evidence, its samples, and its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run of NoiseSMC: its temperatures and step sizes, and what it says of itself."""
+"""A run of NoiseSMC: its temperatures and step sizes, and its diagnostics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The schedule from the covariance of the data, and the diffusion that lets modes mix early: against closed forms."""
+"""The schedule from the covariance of the data, and the diffusion that mixes modes early: against closed forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conjugate proposal: the exact conditional of its surrogate, its density, and exact weights whatever the map."""
+"""The conjugate proposal: the exact conditional of its surrogate, its density, and exact weights for any map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewards of minus infinity: what a constraint leaves of the base law, by counting and by quadrature."""
+"""Rewards of minus infinity: the base law under a constraint, by counting and by quadrature."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jarzynski weights along Heun's steps: of second order in the step, where Euler-Maruyama is of first."""
+"""Jarzynski weights along Heun's steps: second order in the step, while Euler-Maruyama is first order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FMTT as a state machine: a step is a function of its state and its noise, and its cost is known before it is run."""
+"""FMTT as a state machine: a step is a function of its state and its noise, and its cost is known in advance."""
 
 from __future__ import annotations
 

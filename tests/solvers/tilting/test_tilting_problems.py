@@ -1,4 +1,4 @@
-"""Problems with a reward, and what the tilting solvers reach on them: closed forms, quadrature, rates."""
+"""Problems with a reward, and the results of the tilting solvers on them: closed forms, quadrature, rates."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ def test_simulating_a_tilt() -> None:
         problem.operator  # noqa: B018
     with pytest.raises(ValueError, match="source='data'"):
         problem.simulate(2, source="prior")
-    with pytest.raises(TypeError, match="scores its draws otherwise"):
+    with pytest.raises(TypeError, match="scores its draws differently"):
         exact.sample(FunctionReward(lambda x: x[:, 0]), 4)
     with pytest.raises(TypeError, match="no exact sampler"):
         invflow.load_problem("mnist/mirror").exact_posterior()

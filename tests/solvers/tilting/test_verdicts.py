@@ -1,4 +1,4 @@
-"""Verdicts on weights along the path: bad runs that even weights at the end would hide, and good ones."""
+"""Verdicts on weights along the path: bad runs that even weights at the end would hide, and good runs."""
 
 from __future__ import annotations
 
