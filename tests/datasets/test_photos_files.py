@@ -228,7 +228,7 @@ def test_exif_that_a_deep_tiff_loses_is_said(tmp_path) -> None:
     assert (picture.bits, picture.exif is not None) == (16, True)
     torch.testing.assert_close(picture.values.double(), EXACT, rtol=0, atol=1e-7)
     write_picture(picture, tmp_path / "b.tif", say=said)
-    assert said == ["b.tif is written without its EXIF: a TIFF with 16 bits holds none here"]
+    assert said == ["b.tif is written without its EXIF: it cannot be stored in a TIFF with 16 bits here"]
     torch.testing.assert_close(read_image(tmp_path / "b.tif", say=silent).double(), EXACT, rtol=0, atol=1e-7)
 
 
