@@ -102,7 +102,7 @@ METRICS: dict[str, Metric] = {
     "density_coverage": Metric("90% by density", LEVEL, "share of truths in the highest-density region of 90%",
                                "honesty", needs="a problem whose posterior density is known, and known truths"),
     "certificate": Metric("certificate p", None, "smallest corrected p-value of the checks of calibration on these "
-                          "observations; below 0.05 the samples are not calibrated; few observations reveal only gross "
+                          "observations; below 0.05 the checks reject the samples; few observations reveal only gross "
                           "errors", "honesty", needs="a problem whose exact posterior is known, and truths drawn from "
                           "its prior"),
     "residual": Metric("residual", 1.0, "root mean square of (y - A x) / sigma over samples; 1 for the truth",
