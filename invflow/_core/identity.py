@@ -57,7 +57,8 @@ def identity(value: object) -> str:
     - other objects by class and attributes.
 
     A class may define its own ``fingerprint()``: the string that it returns replaces the content. Attributes named in
-    the class's ``_derived`` (caches) are left out.
+    the class's ``_derived`` (caches) are left out. A class of this library with attributes that do not all matter may
+    define ``_identified()``: the object that it returns is read instead.
 
     Args:
         value: Any object.
@@ -164,6 +165,9 @@ class Reader:
         if own is not None:
             self.asked = True
             return _hash("own", self.read(type(value)), str(own()).encode())
+        stated = getattr(type(value), "_identified", None)
+        if stated is not None:
+            return _hash("stated", self.read(type(value)), self.read(stated(value)))
         for kinds, method in _READERS:
             if isinstance(value, kinds):
                 found: bytes = getattr(self, method)(value)

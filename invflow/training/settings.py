@@ -13,6 +13,9 @@ from invflow.operator import Operator
 
 __all__ = ["ObjectiveSettings", "TrainingProblem"]
 
+#: number of random operators that identify a problem class
+IDENTIFYING_DRAWS = 16
+
 
 @dataclass(frozen=True)
 class TrainingProblem:
@@ -35,6 +38,17 @@ class TrainingProblem:
             raise ValueError(f"share={self.share} must be a positive number, such as 2.0 for twice as many rows")
         if not 0 <= self.levels[0] <= self.levels[1] < math.inf:
             raise ValueError(f"sigma={self.sigma}: pass a noise level of at least 0, or a range (low, high) of them")
+
+    def _identified(self) -> object:
+        """Everything that determines the training: operators drawn with a fixed seed, noise levels, share.
+
+        An operator that draws its own parameters was built with parameters that no batch uses. Without a generator they
+        differ from process to process, and a training could not be resumed.
+        """
+        operator = self.operator
+        if type(operator).randomize is not Operator.randomize:
+            operator = operator.randomize(IDENTIFYING_DRAWS, torch.Generator().manual_seed(0))
+        return operator, self.sigma, self.share
 
     def draw_sigma(self, n: int, generator: torch.Generator) -> Tensor:
         """``(n,)`` noise levels."""

@@ -15,6 +15,17 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from invflow._core.files import alone_in
+from invflow._core.identity import identity
+from invflow.operators import (
+    BoxInpainting,
+    Denoising,
+    FreeFormInpainting,
+    GaussianBlur,
+    MaskInpainting,
+    MotionBlur,
+    RandomInpainting,
+)
+from invflow.training import TrainingProblem
 from invflow.training.checkpoint import CHECKPOINT, PREVIOUS
 from invflow.training.loop import LoopSettings, MetricsFile, Objective, batches_of, fit
 
@@ -170,3 +181,21 @@ def test_each_number_stands_under_its_name(tmp_path: Path) -> None:
     with path.open(newline="") as handle:
         rows = [(row["step"], row["loss"], row["meanflow"], row["flow_matching"]) for row in csv.DictReader(handle)]
     assert rows == [("1", "1", "2", ""), ("2", "3", "5", "4"), ("3", "6", "", "7"), ("4", "8", "10", "9")]
+
+
+@pytest.mark.parametrize("kind", [RandomInpainting, BoxInpainting, FreeFormInpainting, MotionBlur, GaussianBlur])
+def test_a_problem_class_is_the_same_in_every_process(kind: Any) -> None:
+    """Its operator is built with random parameters, seeded by the operating system; no batch uses them."""
+    shape = (1, 16, 16)
+    first, second = (TrainingProblem(kind(shape), (0.0, 0.2)) for _ in range(2))
+    assert identity(first) == identity(second)
+    others = [TrainingProblem(kind(shape), (0.0, 0.3)), TrainingProblem(kind(shape), (0.0, 0.2), share=2.0),
+              TrainingProblem(kind((1, 16, 17)), (0.0, 0.2)), TrainingProblem(Denoising(shape), (0.0, 0.2))]
+    assert identity(first) not in {identity(other) for other in others}
+
+
+def test_the_range_of_an_operator_identifies_its_problem_class() -> None:
+    narrow, wide = (TrainingProblem(RandomInpainting((1, 16, 16), keep=keep), 0.1) for keep in ((0.3, 0.5), (0.3, 0.6)))
+    assert identity(narrow) != identity(wide)
+    first, second = (TrainingProblem(MaskInpainting(torch.arange(256).view(1, 16, 16) < k), 0.1) for k in (20, 21))
+    assert identity(first) != identity(second)
