@@ -1,1 +1,1 @@
-"""Tables and release tools. They are not installed: run them from a clone of the repository."""
+"""Programs that make the published tables, the shipped weights and samples; run them from a clone of the repository."""

@@ -1,10 +1,11 @@
 """Compare a GPU with the CPU, in about eight minutes: ``python -m benchmarks.gpu --output DIR``.
 
-Every solver draws from one CPU generator on both devices, in double precision, so that samples agree up to rounding and
-rounding does not change the decisions of particle methods; calls must be equal. Then come single precision, bfloat16,
-compiled networks, chunks from the free memory, a chunk that does not fit, samples per second and the share of the
-fastest product. Writes ``DIR/gpu.json`` and prints a table; the exit status is 1 if a solver differs or fails.
-``--device cpu`` tests the script.
+Every solver runs on both devices with the same random numbers from a CPU generator, in double precision. Samples must
+agree up to rounding, which is then too small to change the decisions of particle methods, and calls must be equal. The
+checks that follow are for single precision, bfloat16, compiled networks, chunk sizes chosen from the free memory, and a
+chunk that does not fit. The last ones measure samples per second and the speed relative to the fastest matrix product.
+The command writes ``DIR/gpu.json`` and prints a table; the exit status is 1 if a solver differs or fails. Use
+``--device cpu`` to test the script.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ class Check:
 
     Attributes:
         name: Name of the solver.
-        difference: Largest difference of any pixel between the devices; NaN if it was not run.
-        calls: Forward and backward calls, on the device.
+        difference: Largest difference of any pixel between the devices; NaN if the solver was not run.
+        calls: Forward and backward calls on the device.
         seconds: Time on the device.
-        note: Why it was not run, or what was wrong; empty if there was no problem.
+        note: Why the solver was not run, or what was wrong; empty if there was no problem.
     """
 
     name: str
@@ -69,7 +70,7 @@ class Check:
 
 
 def draw(name: str, device: torch.device, samples: int, seed: int) -> invflow.Posterior:
-    """Posterior samples of two observations with a CPU generator, on a device, in double precision."""
+    """Posterior samples of two observations on a device, in double precision, with a CPU generator."""
     problem = invflow.load_problem(PROBLEM)
     generator = torch.Generator().manual_seed(seed)
     _, likelihood = problem.simulate(2, generator=generator, shuffle=False)
@@ -83,7 +84,7 @@ def draw(name: str, device: torch.device, samples: int, seed: int) -> invflow.Po
 
 
 def agreement(name: str, device: torch.device, samples: int = 8, seed: int = 0) -> Check:
-    """A solver on the CPU and on a device, with the same noise."""
+    """Compare a solver on the CPU and on a device, with the same noise."""
     try:
         here = draw(name, torch.device("cpu"), samples, seed)
         there = draw(name, device, samples, seed)
@@ -127,7 +128,7 @@ def precisions(device: torch.device, samples: int) -> dict[str, float]:
 
 
 def memory(device: torch.device, rows: int) -> dict[str, Any]:
-    """Rows that the free memory suggests, and whether a chunk that does not fit is replaced by smaller ones."""
+    """Number of rows chosen from the free memory, and whether a chunk that does not fit is replaced by smaller ones."""
     from invflow.flowmap import rows_at_a_time
 
     vfm = invflow.VFM.load("mnist", chunk_size=rows)
@@ -146,7 +147,7 @@ def memory(device: torch.device, rows: int) -> dict[str, Any]:
 
 
 def speed(device: torch.device, repeats: int) -> list[dict[str, Any]]:
-    """The benchmark of throughput: samples per second, and the share of the fastest product."""
+    """Throughput: samples per second, and the speed relative to the fastest matrix product."""
     return [{"name": result.name, "ratio": result.ratio, **result.details}
             for result in BENCHES["throughput"](repeats, device, torch.Generator().manual_seed(0))]
 
@@ -156,17 +157,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("results/gpu"))
-    parser.add_argument("--only", nargs="*", help="solvers; all by default")
+    parser.add_argument("--only", nargs="*", help="names of the solvers to check; default: all")
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--no-speed", action="store_true", help="leave out precision, memory and speed")
+    parser.add_argument("--no-speed", action="store_true", help="skip the checks of precision, memory and speed")
     options = parser.parse_args(arguments)
     device, start = torch.device(options.device), time.perf_counter()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     unknown = sorted(set(options.only or ()) - set(SHORT))
     if unknown:
-        parser.error(f"there is no solver {unknown[0]!r} here: choose among {', '.join(SHORT)}")
+        parser.error(f"there is no solver {unknown[0]!r} here: choose from {', '.join(SHORT)}")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"torch {torch.__version__}, {name}, against the CPU; {PROBLEM}, {options.samples} samples\n")
+    print(f"torch {torch.__version__}, {name}, compared with the CPU; {PROBLEM}, {options.samples} samples\n")
     record: dict[str, Any] = {"device": name, "torch": torch.__version__, "solvers": []}
 
     def save() -> None:

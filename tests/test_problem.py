@@ -179,7 +179,7 @@ def test_truth_is_a_copy():
     (lambda: image_problem().simulate(2, source="prior"), ValueError, "no prior of its own"),
     (lambda: image_problem().exact_posterior(), TypeError, "no exact posterior"),
     (lambda: load_problem("checkerboard").images(), ValueError, "from a law"),
-    (lambda: samples.load_samples("cifar"), ValueError, "no samples 'cifar'"),
+    (lambda: samples.load_samples("cifar"), ValueError, "no samples 'cifar' of split 'test'"),
 ])
 def test_errors_say_what_is_wrong(call, error, message):
     with pytest.raises(error, match=message):

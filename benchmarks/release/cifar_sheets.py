@@ -1,7 +1,8 @@
 """Convert PNG sheets of CIFAR-10 to its binary files: ``python -m benchmarks.release.cifar_sheets FOLDER OUTPUT``.
 
-A sheet, ``data_batch_1.png`` to ``data_batch_5.png`` and ``test_batch.png``, is 1024 pixels wide; each row is
-one image of 32 x 32 pixels. The labels are lists in ``train_labels.json`` and ``test_labels.json`` in the same folder.
+The sheets are ``data_batch_1.png`` to ``data_batch_5.png`` and ``test_batch.png``. A sheet is 1024 pixels wide, and
+each row is one image of 32 x 32 pixels. The labels are lists, ``train_labels.json`` and ``test_labels.json``, in the
+same folder.
 :func:`invflow.datasets.sets.load_images` reads the resulting files.
 """
 
@@ -42,7 +43,7 @@ def read_sheet(path: Path) -> Tensor:
     except Exception as error:  # Pillow raises many kinds of errors for damaged files
         raise ValueError(f"{path} is not a readable PNG: {error}") from error
     if not data:
-        raise ValueError(f"{path} is not a sheet of CIFAR-10, colour, {width} pixels wide, one image per row: it is "
+        raise ValueError(f"{path} is not a sheet of CIFAR-10 (colour, {width} pixels wide, one image per row): it is "
                          f"{size[0]} x {size[1]} of mode {mode}")
     values = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return values.reshape(-1, SIDE, SIDE, 3).permute(0, 3, 1, 2).contiguous()
@@ -52,29 +53,30 @@ def read_labels(folder: Path, split: str, count: int) -> Tensor:
     """Labels of a split's images, ``(count,)`` in uint8.
 
     Raises:
-        FileNotFoundError, ValueError: If the file is missing or does not contain such a list.
+        FileNotFoundError: If the file is missing.
+        ValueError: If it does not contain such a list.
     """
     # the second spelling is that of the package that uses this layout
     places = [folder / f"{split}_{word}.json" for word in ("labels", "lables")]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        raise FileNotFoundError(f"there is no {places[0]}, a list of the labels: the binary files hold them")
+        raise FileNotFoundError(f"there is no {places[0]}, the list of labels, which the binary files need")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}), expected a list of labels") from error
     known = isinstance(values, list) and all(type(v) is int and 0 <= v <= 9 for v in values)
     if not known or len(values) != count:
-        what = f"{len(values)} of them" if known else "something else"
+        what = f"{len(values)}" if known else "something else"
         raise ValueError(f"{path} must hold {count} labels from 0 to 9, one per image, not {what}")
     return torch.tensor(values, dtype=torch.uint8)
 
 
 def convert(folder: Path, output: Path) -> list[Path]:
-    """Write the binary files of the splits with available sheets.
+    """Write the binary files of each split whose sheets are in the folder.
 
     Raises:
-        FileNotFoundError: If only some sheets of a split exist, or none at all.
+        FileNotFoundError: If only some sheets of a split exist, or no sheets at all.
     """
     written = []
     for split, names in SHEETS.items():
@@ -95,7 +97,7 @@ def convert(folder: Path, output: Path) -> list[Path]:
 
 
 def main() -> None:
-    """Convert, and print the names of the files."""
+    """Convert the sheets, and print the names of the files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("output", type=Path)

@@ -1,7 +1,8 @@
 """Fit how strongly to correct samples: ``python -m benchmarks.release.fit_consistency VFM --data DIR --output VFM``.
 
-For each problem class and noise level, it finds the factor of the adapter's deviations for which corrected samples have
-the lowest energy score over patches, on images of the training file, and writes it into the adapter's ``config.json``.
+For each problem class and noise level, the command finds the factor of the adapter's deviations for which corrected
+samples of training images have the lowest energy score over patches. It writes the factors into the adapter's
+``config.json``.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ def main() -> None:
     """Fit, print and store the factors."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("vfm", help="folder or name of a VFM")
-    parser.add_argument("--data", required=True, help="folder of the data set: the last images of its training file")
+    parser.add_argument("--data", required=True, help="folder of the data set; its last training images are used")
     parser.add_argument("--output", required=True, help="folder to write the VFM to")
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=8, help="samples of each posterior")
+    parser.add_argument("--samples", type=int, default=8, help="number of samples of each posterior")
     parser.add_argument("--levels", type=int, default=3, help="number of noise levels of each class")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Fit the linear estimate, the baseline of learned priors; a command, see ``--help``."""
+"""Fit the linear estimate, a baseline for learned priors: ``python -m benchmarks.release.fit_lmmse NAME``."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: fit on the training file, store in half precision, write the card."""
+    """Fit on the training file, store in half precision, and write the card."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.release.fit_lmmse", description=__doc__)
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("data", nargs="?", help="folder of the official files; default: download them")
-    parser.add_argument("--output", type=Path, help="folder; default: where the library looks for it")
+    parser.add_argument("--output", type=Path, help="output folder; default: where the library looks for the estimate")
     options = parser.parse_args(arguments)
     if options.name == "cifar10" and not options.output:
-        parser.error("the covariance of 3,072 values takes 9.4 MB, too large to ship with the library: pass --output, "
-                     "and give that folder to LinearMMSE.load or image_table --lmmse")
+        parser.error("the covariance of 3,072 values takes 9.4 MB, too large to ship with the library: pass --output "
+                     "FOLDER, and later pass that folder to LinearMMSE.load or image_table --lmmse")
     images = load_images(options.data or options.name, "train", dtype=torch.uint8)
     output = options.output or SHIPPED / f"{options.name}-lmmse"
     solver = LinearMMSE.fit(images)
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def describe(name: str, fitted: LinearMMSE, stored: LinearMMSE, count: int) -> str:
-    """The card, with the error of the estimate before and after rounding on each of the problems."""
+    """The card, with the error of the estimate on each problem before and after rounding."""
     rows, number = [], 24 if fitted.mean.numel() < 1000 else 4  # each mask or kernel needs a dense solve
     for problem_name, problem in list_problems().items():
         if problem_name.startswith(f"{name}/"):
@@ -58,7 +58,7 @@ Mean and covariance of the {count:,} images of the official training file, for
 |---|---|---|
 {table}
 
-Made by
+Command:
 
     python -m benchmarks.release.fit_lmmse {name} FOLDER
 """

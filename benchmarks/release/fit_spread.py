@@ -1,13 +1,13 @@
 """Fit the spread of a VFM: ``python -m benchmarks.release.fit_spread VFM --data DIR --output VFM``.
 
-It applies to VFMs with Gaussian samples, for photographs or CIFAR-10. An adapter that was trained on few images, or
-briefly, is overconfident on others. Held-out images show by how much: for each problem class, this finds the factor
-of the standard deviations for which central 90% intervals of the pixels of a new crop, or a new small image, have
-90% coverage (split conformal prediction, Papadopoulos et al. 2002, with a pixel's error divided by its standard
-deviation as score). Pixels of a crop are not independent draws: the number of crops, not of pixels, determines the
-accuracy, and a new crop counts as one more extreme than all of them (hierarchical conformal prediction,
-Lee, Barber and Willett 2023). This holds for crops of the same law, not for other people's images. The factors
-are written into the adapter's ``config.json``.
+The command applies to VFMs with Gaussian samples, for photographs or CIFAR-10. An adapter that was trained briefly, or
+on few images, is overconfident on others. Held-out images show by how much. For each problem class, the command finds
+the factor of the standard deviations with which central 90% intervals have 90% coverage over the pixels of a new crop,
+or of a new small image. The method is split conformal prediction (Papadopoulos et al. 2002); its score is a pixel's
+error divided by its standard deviation. The pixels of a crop are not independent draws: the number of crops, not of
+pixels, determines the accuracy, and a new crop is treated as more extreme than all others (hierarchical conformal
+prediction, Lee, Barber and Willett 2023). The guarantee holds for crops from the same distribution, not for other
+people's images. The factors are written into the adapter's ``config.json``.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ def main() -> None:
     """Fit, print and store the factors."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("vfm", help="folder or name of a VFM")
-    parser.add_argument("--data", required=True, help="folder of photographs; several joined by ':'. Or cifar10: the "
-                        "shipped validation images")
+    parser.add_argument("--data", required=True, help="folder of photographs, or several joined by ':'; or cifar10, "
+                        "for the shipped validation images")
     parser.add_argument("--output", required=True, help="folder to write the VFM to")
     parser.add_argument("--crops", type=int, default=32, help="number of crops of the validation photographs")
     parser.add_argument("--size", type=int, default=128, help="side of a crop in pixels")
-    parser.add_argument("--symmetries", type=int, help="symmetries to average the correction over: 1, 2, 4 or 8")
+    parser.add_argument("--symmetries", type=int,
+                        help="number of symmetries to average the correction over: 1, 2, 4 or 8")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     vfm = VFM.load(arguments.vfm)
     adapter = vfm.adapter
     if not isinstance(adapter, SpectralAdapter):
-        raise ValueError(f"{arguments.vfm} has a {type(adapter).__name__}, whose samples are not Gaussian: only those "
-                         "of a SpectralAdapter can be widened by a factor")
+        raise ValueError(f"{arguments.vfm} has a {type(adapter).__name__}, whose samples are not Gaussian: pass a VFM "
+                         "with a SpectralAdapter")
     if arguments.symmetries is not None:
         adapter.symmetries = arguments.symmetries
     if arguments.data == "cifar10":

@@ -1,4 +1,4 @@
-"""Cut the shipped sample images out of the official test files; a command, see ``--help``."""
+"""Take the shipped sample images from the official files: ``python -m benchmarks.release.make_samples NAME``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make_samples(name: str, data: str, output: Path) -> Path:
     """Write the first images of a test set: the first 200 as split "test", the next 100 as "validation".
 
     Args:
-        name: ``"mnist"``, ``"fashion-mnist"`` or ``"cifar10"``; names the file.
+        name: ``"mnist"``, ``"fashion-mnist"`` or ``"cifar10"``, also the name of the file.
         data: Folder with the official files, or a name that :func:`invflow.datasets.sets.load_images` downloads.
         output: Folder for ``<name>.safetensors``.
 
@@ -58,12 +58,13 @@ def make_atoms(data: str, output: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
+    """Write the requested samples."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.release.make_samples", description=__doc__)
     parser.add_argument("name", choices=[*NAMES, "mnist-atoms", "photos"])
     parser.add_argument("data", nargs="*", help="folder with the official files; default: download them. For photos: "
                         "the folders of the two collections of wallpapers")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="default: the folder that problems read")
+    parser.add_argument("--output", type=Path, default=FOLDER,
+                        help="output folder; default: the folder from which the problems read")
     options = parser.parse_args(arguments)
     if options.name == "photos":
         if not options.data:
@@ -83,7 +84,7 @@ if __name__ == "__main__":
 
 
 def make_photos(folders: Sequence[Path], output: Path) -> Path:
-    """Cut the crops out of the photographs, scaled to a width of 640 pixels with Lanczos's filter.
+    """Cut the crops from the photographs, which are scaled to a width of 640 pixels with Lanczos's filter.
 
     Args:
         folders: Folders to search for JPEG files, with subfolders; the largest file of each name is used.

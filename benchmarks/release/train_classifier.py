@@ -1,4 +1,4 @@
-"""Train the classifier for generated images; a command, see ``--help``."""
+"""Train a classifier of generated images: ``python -m benchmarks.release.train_classifier NAME``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LICENCES = {
 
 
 def shift_images(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Shift each image randomly by a few pixels, padded with zeros: (n, C, H, W) to the same."""
+    """Shift each image at random by a few pixels, padded with zeros: ``(n, C, H, W)`` to the same."""
     n, _, height, width = images.shape
     padded = F.pad(images, (pixels,) * 4)
     down, right = torch.randint(2 * pixels + 1, (2, n, 1), generator=generator)
@@ -52,7 +52,7 @@ def train_classifier(images: Tensor, labels: Tensor, classes: Sequence[str], *, 
         labels: ``(n,)`` int64.
         classes: Names, in the order of the labels.
         epochs: Number of passes over the images.
-        batch_size: Images per step.
+        batch_size: Number of images per step.
         learning_rate: Largest learning rate.
         shift: Largest shift of images in pixels.
         mirror: Whether to flip every other image horizontally.
@@ -86,11 +86,11 @@ def train_classifier(images: Tensor, labels: Tensor, classes: Sequence[str], *, 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: train, store in half precision, measure what was stored, write the card."""
+    """Train, store in half precision, evaluate the stored weights, and write the card."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.release.train_classifier", description=__doc__)
     parser.add_argument("name", choices=CLASSES)
     parser.add_argument("data", nargs="?", help="folder of the official files; default: download them")
-    parser.add_argument("--output", type=Path, help="output folder; default: that of the library")
+    parser.add_argument("--output", type=Path, help="output folder; default: the folder of the library's weights")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--shift", type=int, default=1, help="largest shift of images in pixels")
     parser.add_argument("--mirror", action="store_true", help="flip every other image horizontally")
@@ -120,7 +120,7 @@ def describe(name: str, folder: Path, data: str, seconds: float, settings: str) 
     sure = largest > 0.9
     return f"""# Classifier for {name}
 
-{sum(p.numel() for p in model.parameters()):,} parameters, stored in half precision. It judges generated
+{sum(p.numel() for p in model.parameters()):,} parameters, stored in half precision. It evaluates generated
 images: see `invflow.nets.classifier.confident_share`.
 
 | on the {len(images):,} images of the official test file | |
@@ -129,7 +129,7 @@ images: see `invflow.nets.classifier.confident_share`.
 | share recognised with over 0.9 confidence | {100 * float(sure.double().mean()):.2f}% |
 | accuracy among those | {100 * float(right[sure].double().mean()):.2f}% |
 
-Trained on the official training file alone, in {seconds:.0f} s on one CPU core, by
+Trained on the official training file alone, in {seconds:.0f} s on one CPU core, with
 
     python -m benchmarks.release.train_classifier {name} FOLDER {settings}
 

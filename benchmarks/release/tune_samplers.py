@@ -1,10 +1,11 @@
 """Tune the existing samplers on validation images: ``python -m benchmarks.release.tune_samplers RUNS``.
 
-The search: for each of the six problems and each sampler, every candidate of a small grid (:data:`CANDIDATES`)
-draws 4 samples for each of the first 8 validation images (particle methods: 8 particles for 4 images) with 100 calls,
-and the one with the lowest CRPS, averaged over pixels and images, is kept. Test images are not read. The choices and
-all scores are written to ``data/tuned.json``, which :func:`tuned_settings` reads; the number of steps in a table is not
-part of it. A killed run is resumed by the same command. ``--samplers dps ddrm`` tunes only those and keeps the others.
+For each of the six problems and each sampler, the search tries every candidate of a small grid (:data:`CANDIDATES`).
+Each candidate draws 4 samples for each of the first 8 validation images (particle methods: 8 particles for 4 images)
+with 100 calls. The one with the lowest CRPS, averaged over pixels and images, is kept. Test images are not read. The
+choices and all scores are written to ``data/tuned.json``, which :func:`tuned_settings` reads. They do not include the
+number of steps, which each table sets. The same command resumes a killed run. ``--samplers dps ddrm`` tunes only those
+and keeps the choices of the others.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ _PARTICLES = ("tds",)
 
 def steps_of(sampler: str, calls: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that give a sampler a budget of network calls for each sample, forward and backward together."""
-    if sampler == "moment-matching":  # one call forward, iterations + 1 backward
+    if sampler == "moment-matching":  # one forward call and iterations + 1 backward calls
         return {"steps": max(2, round(calls / (2 + settings.get("iterations", 1))))}
-    if sampler in ("dps", "pigdm", "tds"):  # a call backward for each call forward
+    if sampler in ("dps", "pigdm", "tds"):  # one backward call for each forward call
         return {"steps": calls // 2}
     if sampler == "diffpir":  # no call at the last noise level
         return {"steps": calls + 1}
@@ -77,7 +78,7 @@ def tuned_settings(problem: str, sampler: str) -> dict[str, Any]:
         sampler: Name such as ``"dps"``.
 
     Returns:
-        Keyword arguments of the solver; none for a sampler or a problem that was not tuned.
+        Keyword arguments of the solver; empty if the sampler was not tuned on this problem.
     """
     found = _read().get("chosen", {}).get(problem, {}).get(sampler, {})
     return {key: math.inf if value == "inf" else value for key, value in found.items()}
@@ -105,7 +106,7 @@ def tune(problem: Problem, sampler: str, folder: Path, *, images: int = 8, sampl
         seed: Random seed of measurements and samples.
 
     Returns:
-        Candidates with ``settings``, ``crps``, its ``standard_error`` (None where the candidate failed), best first.
+        Candidates with ``settings``, ``crps`` and its ``standard_error`` (None if the candidate failed), best first.
     """
     def builder(settings: dict[str, Any]) -> Callable[[Problem], Solver]:
         return lambda posed: solver_by_name(sampler, posed, **settings, **steps_of(sampler, CALLS, settings),
@@ -115,7 +116,7 @@ def tune(problem: Problem, sampler: str, folder: Path, *, images: int = 8, sampl
         images, samples = images // 2, 2 * samples
     solvers = {_label(settings): builder(settings) for settings in CANDIDATES[sampler]}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # few particles do not converge, as expected
+        warnings.simplefilter("ignore", UserWarning)  # so few particles are not expected to converge
         found = invflow.compare(problem, solvers, num_observations=images, num_samples=samples, seed=seed,
                                 output=folder, split="validation", part_size=images, gallery=0)
     scores = []

@@ -1,1 +1,1 @@
-"""Every published table: ``python -m benchmarks.tables.NAME`` from a clone of the repository."""
+"""All published tables: ``python -m benchmarks.tables.NAME`` from a clone of the repository."""

@@ -1,10 +1,11 @@
 """Effect of each part of the last stage: ``python -m benchmarks.tables.ablation_table mnist --data DIR --output DIR``.
 
-From the same VFM, on the same batches, a few steps of each variant: the adapter alone by the CRPS of pixels; map and
-adapter; both by the energy score over patches; both by that of corrected samples. Each is evaluated on validation
-images without the correction, with a correction that may move all pixels equally, and with one by the adapter's
-deviations (those of the initial VFM, except for the last variant, which trained its own). Such short training shows
-directions, not final results. A variant that is already in the output folder is not trained again.
+Each variant is trained for a few steps, from the same VFM and on the same batches: the adapter alone by the CRPS of
+pixels; map and adapter by the CRPS of pixels; both by the energy score over patches; both by the energy score over
+patches of corrected samples. Each is evaluated on validation images in three ways: without the correction, with a
+correction that may move all pixels equally, and with a correction by the adapter's deviations (those of the initial
+VFM, except for the last variant, which trained its own). Such short training shows trends, not final results. A variant
+that is already in the output folder is not trained again.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from invflow_problems.recipes.digits import SAMPLES_OBJECTIVE, image_problems
 __all__ = ["VARIANTS", "corrections", "main"]
 
 BEGUN = "as it began"
-#: name: how the objective of the last stage is changed; None: no training
+#: changes to the objective of the last stage, by name; None: no training
 VARIANTS: dict[str, dict[str, Any] | None] = {
     BEGUN: None,
     "adapter alone, CRPS": {"frozen": True, "joint": False, "patches": False, "consistency": False},
@@ -46,7 +47,7 @@ COLUMNS = (("crps", 4), ("patches", 4), ("psnr_sample", 2), ("residual", 2), ("c
 
 
 def corrections(likelihood: GaussianLikelihood, samples: Tensor, deviation: Tensor, seed: int) -> dict[str, Tensor]:
-    """The samples uncorrected, corrected with one variance for all pixels, and corrected by the deviations."""
+    """The samples without correction, corrected with one variance for all pixels, and corrected by the deviations."""
     noise = measurement_noise(samples.shape[0] * samples.shape[1], tuple(likelihood.y.shape[1:]),
                               torch.Generator().manual_seed(seed))
     even = deviation.square().mean(tuple(range(1, deviation.ndim)), keepdim=True).sqrt().expand_as(deviation)
@@ -57,10 +58,11 @@ def corrections(likelihood: GaussianLikelihood, samples: Tensor, deviation: Tens
 def main() -> None:
     """Train missing variants, print the tables as markdown, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=["mnist", "fashion-mnist"], help="shipped VFM, or --vfm of its data")
+    parser.add_argument("name", choices=["mnist", "fashion-mnist"],
+                        help="name of the shipped VFM, or of the data set of --vfm")
     parser.add_argument("--vfm", help="folder of a VFM with deviations, instead of the shipped one")
     parser.add_argument("--data", required=True, help="folder of the data set")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the trainings and the table")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the trained variants and the table")
     parser.add_argument("--tasks", nargs="+", default=["random-inpainting", "box-inpainting", "motion-blur"],
                         choices=TASKS)
     parser.add_argument("--steps", type=int, default=100)

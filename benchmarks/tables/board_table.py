@@ -1,6 +1,6 @@
 """The checkerboard's table: ``python -m benchmarks.tables.board_table OUTPUT`` trains, evaluates, sweeps tau and alpha.
 
-The metrics are those in the code of the VFM paper (arXiv 2603.07276), for comparison: the energy
+For comparison, two metrics have the form that they have in the code of the VFM paper (arXiv 2603.07276): the energy
 score with its diagonal, and the root of the clamped unbiased MMD. The rest of the library uses the fair forms.
 """
 
@@ -60,7 +60,7 @@ def main() -> None:
             run = Run(settings, folder, prior=str(pretrained / "pretraining" / "prior"))
             vfm = train_board(run, consolidation=round(BOARD_CONSOLIDATION * steps / BOARD_SETTINGS.steps),
                               **changes)  # type: ignore[arg-type]
-            # processor time of this process: that of the first configuration includes the pretraining
+            # CPU time of this process; for the first configuration, it includes the pretraining
             seconds = round(time.process_time() - start)
             solvers = {name: vfm}
             if not changes:
@@ -86,7 +86,7 @@ def append(table: Path, row: dict[str, object]) -> None:
 
 
 def summarise(table: Path, exact: dict[str, float]) -> None:
-    """Print means and standard deviations over seeds as markdown, next to the exact posterior's."""
+    """Print means and standard deviations over seeds as markdown, next to those of the exact posterior."""
     rows = list(csv.DictReader(table.open()))
     print("| configuration | jumps | seeds | " + " | ".join(COLUMNS) + " |")
     print("|" + "---|" * (len(COLUMNS) + 3))

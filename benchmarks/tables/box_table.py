@@ -1,14 +1,15 @@
 """Noise-space samplers on a sharp likelihood: ``python -m benchmarks.tables.box_table --output runs/box``.
 
 The problem is ``mnist/box-inpainting`` with truths drawn from the solver's own prior: the one-step map for samplers in
-noise space, and the untilted dynamics for FMTT. Each truth is therefore an exact draw of its posterior. For each
-observation and sampler, the table has the mean squared residual in sigma^2 over the observed pixels (about 1 for exact
-samples), the standard deviation in the hole, and the squared error of the posterior mean in the hole. Averaged over
-observations, an exact sampler's squared error is its variance times 1 + 1 / N, so their ratio measures the spread
-without a reference. A long run of other particles with many times the moves (row ``reference``) can be added, with the
-agreement of its chains: split R-hat over the hole's mean, halves and first principal components.
+noise space, and the untilted dynamics for FMTT. Each truth is therefore an exact draw from its posterior. For each
+observation and sampler, the table has the mean squared residual over the observed pixels, in units of sigma^2 (about 1
+for exact samples), the standard deviation in the hole, and the squared error of the posterior mean in the hole. For an
+exact sampler, the squared error, averaged over observations, is its variance times 1 + 1 / N. The ratio of the two
+therefore measures the spread without a reference. The optional row ``reference`` is a long run of other particles with
+many times the moves. For it, the table also has the agreement of the chains: split R-hat of the hole's mean, halves and
+first principal components.
 
-The work is split into groups of observations; a group that is already in the output folder is skipped.
+The work is split into groups of observations. A group that is already in the output folder is skipped.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ __all__ = ["MAPS", "ROWS", "main", "run_group", "split_r_hat", "table"]
 PROBLEM = "mnist/box-inpainting"
 MAPS = ("prior", "vfm")
 ROWS = ("plain", "tempered", "rto", "reference", "vfm", "fmtt", "fmtt-linear", "fmtt-weighted")
-#: rows for one map only: FMTT cannot use the VFM's map, whose noise depends on the data
+#: rows for only one map: FMTT cannot use the VFM's map, whose noise depends on the data
 ROW_MAPS = {"vfm": ("vfm",), "fmtt": ("prior",), "fmtt-linear": ("prior",), "fmtt-weighted": ("prior",)}
 #: rows that are one call of a solver, and their titles
 SINGLE = {"plain": "NoiseSMC, plain", "tempered": "NoiseSMC, preconditioned moves",
@@ -68,7 +69,7 @@ def summaries(hole: Tensor) -> Tensor:
 
 def solvers(prior: invflow.FlowMap, adapter: invflow.Adapter | None, rows: int,
             ) -> dict[str, Callable[[], invflow.NoiseSMC]]:
-    """Samplers that are run state by state, by row."""
+    """Functions that build the samplers that run state by state, for each row."""
     def from_rto(num_moves: int) -> invflow.NoiseSMC:
         # 150 iterations leave some draws with twice the residual; 300 plus the moves stay under 1,000 calls
         start = invflow.NoiseRTO(prior, proposal=adapter, max_iterations=300, chunk_size=rows)
@@ -84,7 +85,7 @@ def solvers(prior: invflow.FlowMap, adapter: invflow.Adapter | None, rows: int,
 
 
 def tilting(prior: invflow.FlowMap, row: str, rows: int) -> invflow.FMTT:
-    """FMTT with conjugate proposals in 100 calls: unweighted under two schedules, or with its weights.
+    """FMTT with conjugate proposals in 100 calls: unweighted with one of two schedules, or with its weights.
 
     The gradient proposal needs twice as many calls and has a worse spread.
     """
@@ -128,12 +129,12 @@ def run_group(map_name: str, row: str, group: range, particles: int, seed: int,
         map_name: ``"prior"``, the shipped prior without adapter, or ``"vfm"``, the shipped VFM's map with its adapter.
         row: One of :data:`ROWS`.
         group: Range of observations.
-        particles: Number for each observation.
+        particles: Number of particles for each observation.
         seed: Random seed.
-        total: Number of observations of the whole table: they do not depend on the group.
+        total: Number of observations of the whole table, which determines them for any group.
 
     Yields:
-        One result for each sampler of the row and observation; the row ``"rto"`` also gives the draws before any move.
+        One result for each sampler of the row and observation; the row ``"rto"`` also has the draws before any move.
     """
     problem = invflow.load_problem(PROBLEM)
     pair = invflow.VFM.load("mnist") if map_name == "vfm" else None
@@ -222,13 +223,13 @@ def table(lines: list[dict[str, str]]) -> str:
 
 
 def main() -> None:
-    """Compute missing groups, then print the table."""
+    """Compute the missing groups, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of results.csv")
     parser.add_argument("--observations", type=int, default=16)
     parser.add_argument("--particles", type=int, default=16)
-    parser.add_argument("--group", type=int, default=4, help="observations at a time")
-    parser.add_argument("--groups", type=int, help="number of groups to compute, from the first")
+    parser.add_argument("--group", type=int, default=4, help="number of observations in a group")
+    parser.add_argument("--groups", type=int, help="number of groups to compute, starting with the first; default: all")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=["rto"])
     parser.add_argument("--maps", nargs="+", choices=MAPS, default=list(MAPS))
     parser.add_argument("--seed", type=int, default=0)

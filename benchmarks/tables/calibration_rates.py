@@ -1,8 +1,9 @@
 """Rejection rates of calibration: ``python -m benchmarks.tables.calibration_rates``, for exact and wrong posteriors.
 
-An exact posterior, whose samples are spread about their mean by a factor, is calibrated repeatedly with new
-truths. With a factor of 1 each rejection is false, and at most 5% should be; with other factors the share is the power.
-Problems with closed forms: a mixture in the plane, and noisy images of 6 x 6 independent pixels with all image checks.
+The distances of an exact posterior's samples from their mean are multiplied by a factor, and the result is calibrated
+repeatedly with new truths. With a factor of 1, every rejection is false, and at most 5% of the calibrations should
+reject; with other factors, the share of rejections is the power. Both problems have closed forms: a mixture in the
+plane, and noisy images of 6 x 6 independent pixels with all image checks.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FACTORS = (1.0, 0.9)
 
 
 class Spread(invflow.Solver):
-    """An exact posterior's samples, spread about their mean by a factor."""
+    """An exact posterior's samples, with their distances from the mean multiplied by a factor."""
 
     def __init__(self, exact: invflow.ExactPosterior, factor: float) -> None:
         self.exact, self.factor = exact, factor

@@ -9,8 +9,8 @@ DPS with its default and DDRM are rejected.
 
 ``vfm``: the shipped VFM in one step and in four, on the six problems of MNIST, 200 simulations, 99 ranks.
 
-Every certificate is kept in its own folder and grows by chunks of simulations: the same command resumes a killed
-run. ``table.md`` and ``table.csv`` are written after each.
+Every certificate has its own folder and grows by chunks of simulations, so the same command resumes a killed run.
+``table.md`` and ``table.csv`` are written after each certificate.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ from invflow_problems.mixture25 import mixture25_8_1, mixture25_80_2
 
 __all__ = ["CASES", "Case", "format_markdown", "main", "run", "summary"]
 
-#: steps of a mixture's jump for NoiseSMC, of six velocities each: few steps define another map with its own posterior
+#: number of steps of a mixture's jump for NoiseSMC, each with six velocities. With few steps, the jump is another map,
+#: which has its own posterior
 JUMP_STEPS = 4
-#: many temperatures of few moves: their weights vary less than those of few temperatures of many moves
+#: many temperatures with few moves: the weights vary less than for few temperatures with many moves
 MIXTURE_SMC: dict[str, Any] = {"num_moves": 6, "ess_threshold": 0.9, "max_temperatures": 200,
                                "chunk_size": 1 << 13}
-#: one Hamiltonian move of ten steps at each temperature: at equal calls, Langevin moves leave particles more similar
+#: one Hamiltonian move of ten steps at each temperature: with equal calls, Langevin moves leave particles more alike
 DIGITS_SMC: dict[str, Any] = {"moves": "hamiltonian", "num_moves": 1, "ess_threshold": 0.8, "max_temperatures": 200,
                               "chunk_size": 1 << 11}
 FIELDS = ("part", "problem", "solver", "simulations", "ranks", "particles", "verdict", "rejected", "checks", "worst",
@@ -62,7 +63,7 @@ class Case:
         build: Function that builds the solver for the problem.
         simulations: Number of truths.
         ranks: Number of samples that each truth is ranked among.
-        particles: Number of particles that they are resampled from; None: the same number.
+        particles: Number of particles from which these samples are resampled; None: the same number.
     """
 
     part: str
@@ -80,7 +81,7 @@ class Case:
 
 
 def _jumping(problem: Problem) -> Solver:
-    """NoiseSMC with the mixture's flow map in few steps, a map with its own posterior."""
+    """NoiseSMC with the mixture's flow map in few steps, which is a map with its own posterior."""
     mixture = problem.prior
     assert isinstance(mixture, GaussianMixtureFlow)
     prior = GaussianMixtureFlow(mixture.means, std=mixture.std, weights=mixture.weights, steps=JUMP_STEPS)
@@ -88,7 +89,7 @@ def _jumping(problem: Problem) -> Solver:
 
 
 def _diffusion(name: str, half_width: float) -> Callable[[Problem], Solver]:
-    """A sampler for images in [0, 1], with the range of the data and otherwise default settings."""
+    """A sampler for images in [0, 1], with the range of the data; all other settings have their defaults."""
     return lambda problem: solver_by_name(name, problem, value_range=(-half_width, half_width), chunk_size=1 << 11)
 
 
@@ -125,7 +126,7 @@ def run(case: Case, output: Path, *, simulations: int | None = None, ranks: int 
         case: What to calibrate.
         output: Folder of the table; the certificate is in a subfolder.
         simulations: Number of simulations, instead of the case's own.
-        ranks: Number of ranks, instead of the case's own; particles are scaled with it.
+        ranks: Number of ranks, instead of the case's own; the number of particles is scaled in proportion.
         seed: Random seed.
 
     Returns:
@@ -136,14 +137,14 @@ def run(case: Case, output: Path, *, simulations: int | None = None, ranks: int 
     solver = case.build(case.problem)
     folder = output / case.title.replace("/", "-").replace(",", "").replace(" ", "-").lower()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # warnings for single observations: the ranks test them all
+        warnings.simplefilter("ignore", UserWarning)  # they concern single observations; the ranks test all of them
         return invflow.calibrate(solver, case.problem, num_simulations=simulations or case.simulations,
                                  num_samples=count, num_particles=particles, output=folder,
                                  generator=torch.Generator().manual_seed(seed))
 
 
 def summary(case: Case, certificate: Certificate) -> dict[str, Any]:
-    """A row of the table, one value for each of :data:`FIELDS`; calls are those of each particle."""
+    """A row of the table, one value for each of :data:`FIELDS`; calls are per particle."""
     checks = certificate.judgement.checks
     worst = min(checks, key=lambda check: (check.p_adjusted, check.p_value))
     coverage, error = certificate.coverage[0.9]
@@ -192,7 +193,7 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
     parser.add_argument("--only", nargs="+", metavar="TEXT",
                         help="certificates whose problem and solver contain one of these, such as 'DPS'")
     parser.add_argument("--simulations", type=int, help="number of simulations, instead of each certificate's own")
-    parser.add_argument("--ranks", type=int, help="number of ranks; particles are scaled with it")
+    parser.add_argument("--ranks", type=int, help="number of ranks; the number of particles is scaled in proportion")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)

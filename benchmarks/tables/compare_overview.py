@@ -1,4 +1,4 @@
-"""Output of :mod:`benchmarks.tables.compare_table`: solvers by problems, and the contenders for the best."""
+"""Output of :mod:`benchmarks.tables.compare_table`: solvers by problems, with the best ones in bold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["contenders", "difference", "halves", "overview", "picked"]
 
 
 def halves(found: Comparison, problem: str, *solvers: str) -> tuple[list[int], list[int]]:
-    """Split the observations solved by all: every other one selects the best, the others evaluate it."""
+    """Split the observations that all solved: every other one is for selecting the best, the rest for evaluating it."""
     failed = {b for s in solvers for b in found.missing.get(problem, {}).get(s, {}).get("observations", ())}
     kept = [b for b in range(len(found.seeds[problem])) if b not in failed]
     return [b for b in kept if b % 2 == 0], [b for b in kept if b % 2]
@@ -30,7 +30,7 @@ def difference(found: Comparison, problem: str, metric: str, first: str, second:
 
 
 def picked(found: Comparison, problem: str, metric: str, names: Sequence[str]) -> str | None:
-    """The solver with the lowest mean over the first half of the observations; None if none has the metric."""
+    """The solver with the lowest mean over the first half of the observations; None if no solver has the metric."""
     means = {}
     for name in names:
         if metric in found.values[problem].get(name, {}) and found.complete(problem, name) and not found.collapsed(
@@ -43,7 +43,7 @@ def picked(found: Comparison, problem: str, metric: str, names: Sequence[str]) -
 def contenders(found: Comparison, problem: str, metric: str = "crps") -> set[str]:
     """Solvers within two paired standard errors of the best, which is selected on half of the observations.
 
-    Errors are from the other half, so luck in the selection does not bias the comparison.
+    Differences are from the other half, so luck in the selection does not bias the comparison.
     """
     best = picked(found, problem, metric, list(found.solvers))
     near = {best} if best is not None else set()
@@ -58,14 +58,14 @@ def contenders(found: Comparison, problem: str, metric: str = "crps") -> set[str
 def overview(found: Comparison, metrics: Sequence[str] = ("crps",), first: str = "VFM, 1 step") -> str:
     """Tables in markdown that show all problems side by side.
 
-    For each metric, a table of solvers by problems has means with standard errors over observations, with the
-    contenders in bold if low is good; the first also has the cost of a sample, averaged over problems. Then, for each
-    problem, a solver minus the best existing sampler, selected on half of the observations, and minus NoiseSMC, paired
-    over the other half.
+    For each metric, there is a table of solvers by problems, with means and standard errors over observations; for
+    metrics of which low values are good, the contenders are in bold. The first table also has the cost of a sample,
+    averaged over problems. A last table has, for each problem, the difference of one solver from the best existing
+    sampler, which is selected on half of the observations, and from NoiseSMC, paired over the other half.
 
     Args:
         found: Comparison on problems of one family, such as MNIST.
-        metrics: Metrics of single observations; differences are of the first.
+        metrics: Metrics of single observations; the last table is for the first one.
         first: Solver whose differences are shown.
     """
     titles = [problem.partition("/")[2] for problem in found.problems]
@@ -74,7 +74,7 @@ def overview(found: Comparison, metrics: Sequence[str] = ("crps",), first: str =
         lines += _table(found, metric, titles, costs=metric == metrics[0])
     lines += [f"| {first}, minus | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     field = [name for name in found.solvers if name in CANDIDATES]
-    for title, names in {"the best of the field": field, "NoiseSMC": ["NoiseSMC"]}.items():
+    for title, names in {"the best existing sampler": field, "NoiseSMC": ["NoiseSMC"]}.items():
         shown = []
         for problem in found.problems:
             best = picked(found, problem, metrics[0], names)

@@ -1,9 +1,9 @@
 """The table of solvers on the six image problems: ``python -m benchmarks.tables.compare_table OUTPUT --files MNIST``.
 
-The same command resumes a stopped run. Cheap solvers come first; after each solver, the command prints and writes
-``overview.md``, the table of finished solvers. ``--only`` selects solvers, in the same folder. The command reads test
-images that nobody has inspected, from a folder of MNIST's official files (:mod:`benchmarks.tables.fresh_images`);
-without ``--files`` it reads the shipped ones. Existing samplers use the settings that
+The same command resumes a stopped run. Cheap solvers come first; after each solver, the command prints the table of
+finished solvers and writes it to ``overview.md``. ``--only`` selects solvers, in the same folder. With ``--files``, a
+folder of MNIST's official files, the command reads test images that nobody has inspected
+(:mod:`benchmarks.tables.fresh_images`); otherwise, it reads the shipped ones. Existing samplers use the settings that
 :mod:`benchmarks.release.tune_samplers` chose on validation images, at 100 calls per sample. Solvers with weights draw
 more particles than they return and resample them by their weights; their calls are counted per returned sample.
 """
@@ -36,7 +36,7 @@ from invflow.solver import Solver
 
 __all__ = ["COLUMNS", "Particles", "main", "run", "solvers"]
 
-#: metrics of the tables side by side, and of each problem's
+#: metrics of the tables that show all problems side by side, and of the table of each problem
 SIDE_BY_SIDE = ["crps", "patch_energy", "block_crps", "coverage", "coverage_near_ink"]
 COLUMNS = [*SIDE_BY_SIDE, "psnr", "frechet", "residual", "spread"]
 
@@ -77,11 +77,11 @@ class Budget:
     """Budgets of the table.
 
     Attributes:
-        steps: Calls per sample of the existing samplers and of FMTT with conjugate proposals; for those guided by
-            gradients, forward and backward together.
-        tilting_steps: Steps of FMTT.
-        particles: Particles of FMTT and twisted diffusion.
-        proposals: Proposals of the importance-corrected VFM.
+        steps: Calls per sample of the existing samplers and of FMTT with conjugate proposals; for samplers guided by
+            gradients, forward and backward calls together.
+        tilting_steps: Number of steps of FMTT.
+        particles: Number of particles of FMTT and twisted diffusion.
+        proposals: Number of proposals of the VFM with importance weights.
     """
 
     steps: int = 100
@@ -108,7 +108,7 @@ def solvers(budget: Budget) -> dict[str, Callable[[Problem], Solver]]:
     def weighted(name: str, count: int, **settings: Any) -> Callable[[Problem], Solver]:
         return lambda problem: Particles(solver_by_name(name, problem, **settings), count)
 
-    return {  # cheap ones first
+    return {  # cheap solvers first
         "LMMSE": named("lmmse"),
         "VFM, 1 step": named("vfm", steps=1),
         "VFM, 4 steps": named("vfm", steps=4),
@@ -119,13 +119,13 @@ def solvers(budget: Budget) -> dict[str, Callable[[Problem], Solver]]:
                                  proposal="conjugate", weights="none", time_grid="logit"),
         "tds": tuned("tds"),
         "FMTT": weighted("fmtt", budget.particles, steps=budget.tilting_steps),
-        # start from draws that fit the measurement: with tempering from the prior, 32 particles descend from three
+        # start from draws that fit the measurement: after tempering from the prior, 32 particles descend from three
         "NoiseSMC": named("noise-smc", start="rto"),
     }
 
 
 def posed(data: str, tasks: list[str], files: Path | None, count: int, listed: Path = LISTED) -> list[Problem]:
-    """The problems, with listed images instead of the shipped ones if a folder of files is given."""
+    """The problems, with the listed images instead of the shipped ones if a folder of files is given."""
     problems = [load_problem(f"{data}/{task}") for task in tasks]
     if files is None:
         return problems
@@ -136,18 +136,18 @@ def posed(data: str, tasks: list[str], files: Path | None, count: int, listed: P
 def run(problems: list[Problem], table: dict[str, Callable[[Problem], Solver]], output: Path, *, observations: int,
         samples: int, seed: int = 0, split: str = "test", part_size: int = 4,
         say: Callable[[str], None] = print) -> Comparison:
-    """Compare solver by solver, and show the table of finished ones after each.
+    """Compare solver by solver, and show the table of the finished solvers after each.
 
     Args:
         problems: Problems to solve.
         table: Solvers by name, in order.
-        output: Folder for the parts, each of a solver on ``part_size`` observations of a problem; an existing part is
-            not computed again, even if another run wrote it.
+        output: Folder for the parts. A part is one solver on ``part_size`` observations of a problem; an existing part
+            is not computed again, even if another run wrote it.
         observations, samples, seed, split, part_size: Same as in :func:`invflow.compare`.
         say: Function that prints.
 
     Returns:
-        The comparison of all of them.
+        The comparison of all solvers.
     """
     done: dict[str, Callable[[Problem], Solver]] = {}
     for name, source in table.items():
@@ -194,11 +194,11 @@ def main(argv: list[str] | None = None) -> None:
     missing = [f"{name} on {arguments.data}/{task}" for name in CANDIDATES if name in table for task in arguments.tasks
                if not tuned_settings(f"{arguments.data}/{task}", name)]
     if missing and not arguments.untuned:
-        parser.error(f"not tuned: {missing[0]}{f' and {len(missing) - 1} more' * (len(missing) > 1)}; run python -m "
-                     "benchmarks.release.tune_samplers RUNS first, since untuned baselines are not fair, or "
-                     "pass --untuned")
+        parser.error(f"not tuned: {missing[0]}{f' and {len(missing) - 1} more' * (len(missing) > 1)}. Untuned "
+                     "baselines make an unfair comparison: run python -m benchmarks.release.tune_samplers RUNS first, "
+                     "or pass --untuned")
     if arguments.files is not None and arguments.data != "mnist":
-        parser.error("--files is for MNIST, whose other test images are listed")
+        parser.error("--files works only for MNIST, whose test images are listed: leave it out")
     problems = posed(arguments.data, arguments.tasks, arguments.files, arguments.observations, arguments.images)
     found = run(problems, table, arguments.output, observations=arguments.observations, samples=arguments.samples,
                 seed=arguments.seed, split=arguments.split)

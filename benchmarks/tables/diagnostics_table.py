@@ -1,10 +1,10 @@
 """Error rates of the samplers' diagnostics: ``python -m benchmarks.tables.diagnostics_table [KIND ...]``.
 
-Problems with answers in closed form or by quadrature, each solved many times with few particles. A run is *bad*
-if the mean of a scalar is off by over half of the posterior's standard deviation, its standard deviation by over a
-quarter, or the log evidence by over 1. The table has the share of bad runs, the alarms (``converged`` False) among good
-runs, and the misses (``converged`` True) among bad runs. Nothing was tuned on the problems and particle numbers of the
-kinds called further.
+Each problem has an answer in closed form or by quadrature, and is solved many times with few particles. A run is *bad*
+if the error of a scalar's mean exceeds half of the posterior's standard deviation, if the error of its standard
+deviation exceeds a quarter, or if the error of the log evidence exceeds 1. The table has the share of bad runs, the
+alarms (``converged`` False) among good runs, and the misses (``converged`` True) among bad runs. Nothing was tuned on
+the problems and particle numbers of the kinds with "further" in their names.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ F64 = torch.float64
 
 
 class Bend(FlowMap):
-    """A map of two-dimensional noise in one jump, given by its function alone."""
+    """A one-jump map of two-dimensional noise, given only by its function."""
 
     state_shape = image_shape = (2,)
 
@@ -49,7 +49,7 @@ class Bend(FlowMap):
         return torch.zeros_like(x)
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """The function of the first coordinate, and that coordinate, which shows the side of a fold."""
+        """The function of the first coordinate, and that coordinate itself, which shows the side of a fold."""
         return torch.stack([self.function(x[:, 0]), x[:, 0]], dim=1)
 
 
@@ -76,7 +76,7 @@ class Case:
 
 
 def judge_runs(case: Case, posterior: Posterior) -> tuple[Tensor, Tensor]:
-    """Which runs are bad, and which raise an alarm, ``(B,)`` each."""
+    """Whether each run is bad, and whether it raises an alarm, ``(B,)`` each."""
     values, weights = case.scalar(posterior.samples).double(), posterior.weights.double()
     mean = (weights * values).sum(1)
     std = (weights * (values - mean[:, None]).square()).sum(1).sqrt()
@@ -114,7 +114,7 @@ def _half_plane() -> tuple[FlowMap, Reward, dict[str, Any]]:
 
 
 def _constraint(edge: float) -> tuple[FlowMap, Reward, dict[str, Any]]:
-    """A standard normal number that must be over an edge."""
+    """A standard normal number that must exceed an edge."""
     normal = torch.distributions.Normal(torch.zeros((), dtype=F64), 1.0)
     share = 1 - float(normal.cdf(torch.tensor(edge, dtype=F64)))
     mean = float(normal.log_prob(torch.tensor(edge, dtype=F64)).exp()) / share
@@ -136,7 +136,7 @@ def _circle(sigma: float) -> tuple[FlowMap, Reward, dict[str, Any]]:
 
 
 def _folded(function: Callable[[Tensor], Tensor], y: float, sigma: float) -> tuple[FlowMap, Reward, dict[str, Any]]:
-    """A measured value of a bent map; the posterior of its noise is known by quadrature."""
+    """A measured value of a nonlinear map; the posterior of its noise is known by quadrature."""
     matrix = torch.tensor([[1.0, 0.0]], dtype=F64)
     likelihood = invflow.GaussianLikelihood(MatrixOperator(matrix, image_shape=(2,)),
                                             torch.tensor([[y]], dtype=F64), sigma)
@@ -201,7 +201,7 @@ def smc_cases(further: bool = False) -> Iterator[Case]:
 
 
 def rto_cases() -> Iterator[Case]:
-    """Randomise-then-optimise of maps that bend and that fold, without weights and with them."""
+    """Randomise-then-optimise through maps that bend and maps that fold, without and with weights."""
     for name, function in MAPS.items():
         for y, sigma in ((0.7, 0.3), (1.5, 0.1)):
             prior, reward, truth = _folded(function, y, sigma)
@@ -218,7 +218,7 @@ KINDS: dict[str, Callable[[], Iterator[Case]]] = {
 
 
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> None:
-    """Print a row for each case, and the sums over each kind, as markdown."""
+    """Print a row for each case, and the totals of each kind, as markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.diagnostics_table", description=__doc__)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"one or more of {', '.join(KINDS)}; default: all")
     parser.add_argument("--runs", type=int, default=40)

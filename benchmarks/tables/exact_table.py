@@ -1,9 +1,9 @@
 """Noise levels at which exact sampling works on images: ``python -m benchmarks.tables.exact_table mnist``.
 
 For each problem and noise level, on the first validation images, the table shows how far the importance weights of a
-VFM's samples can be trusted, and whether NoiseSMC converges from the VFM's proposal and from N(0, I), and at what cost.
-Proposals are those of the uncorrected adapter, because importance weights apply to uncorrected samples. Every sampler
-runs twice. Two correct runs agree in the log evidence, and in the posterior mean up to the samples' own noise.
+VFM's samples can be trusted, whether NoiseSMC converges from the VFM's proposal and from N(0, I), and at what cost. The
+proposals are from the adapter without the correction, because importance weights apply to uncorrected samples. Every
+sampler runs twice. Two correct runs agree in the log evidence, and in the posterior mean up to the samples' own noise.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def row(first: Posterior, second: Posterior) -> dict[str, float]:
     """Results of two runs of a sampler, averaged over observations (k-hat: median).
 
     Returns:
-        ``k_hat``; ``trusted``, the share of observations whose k-hat is under the limit, or whose particles converged
-        by NoiseSMC's own verdict; ``effective``, effective sample size over N; ``evidence``, the absolute difference
-        of the log evidences; ``means``, the root mean square of the difference of the means relative to
-        independent exact samples, about 1; ``calls`` for each sample of one run, forward and backward.
+        ``k_hat``; ``trusted``, the share of observations whose k-hat is under the limit, or which converged by
+        NoiseSMC's own verdict; ``effective``, effective sample size over N; ``evidence``, the absolute difference of
+        the log evidences; ``means``, the root mean square difference of the means relative to that of independent exact
+        samples, so about 1 if correct; ``calls`` for each sample of one run, forward and backward.
     """
     count = first.samples.shape[1]
     k_hat = torch.cat([run.diagnostics["k_hat"] for run in (first, second)]).float()
@@ -71,13 +71,13 @@ def row(first: Posterior, second: Posterior) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the table as markdown, and write it as JSON if asked."""
+    """Print the table as markdown, and write it as JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", choices=["mnist", "fashion-mnist"])
     parser.add_argument("--vfms", nargs="+", help="names or folders; default: the shipped one")
     parser.add_argument("--tasks", nargs="+", default=["denoising", "box-inpainting", "super-resolution"])
     parser.add_argument("--levels", nargs="+", type=float, default=[0.025, 0.1, 0.3, 1.0], help="of noise")
-    parser.add_argument("--samplers", nargs="+", help="first words of their names; default all")
+    parser.add_argument("--samplers", nargs="+", help="first words of the samplers' names; default: all")
     parser.add_argument("--observations", type=int, default=3)
     parser.add_argument("--weighted", type=int, default=1000, help="number of weighted samples")
     parser.add_argument("--particles", type=int, default=64, help="of NoiseSMC")

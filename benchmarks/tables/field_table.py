@@ -1,8 +1,8 @@
 """Existing samplers on a Gaussian with a known posterior: ``python -m benchmarks.tables.field_table``.
 
-Prior N(0.5, 0.1^2) for each of 8 x 8 pixels, half of which are measured as 0.7 with noise 0.1: those have the
-posterior N(0.6, 0.0707^2), the others the prior. Each sampler runs with its defaults, once in its paper's form and once
-in deepinv's, if it has both; the seed is 0.
+The prior is N(0.5, 0.1^2) for each of 8 x 8 pixels. Half of the pixels are measured as 0.7 with noise 0.1. The
+posterior is N(0.6, 0.0707^2) for these, and the prior for the others. Each sampler runs with its defaults; a sampler
+that has both its paper's and deepinv's form runs once in each. The seed is 0.
 """
 
 from __future__ import annotations

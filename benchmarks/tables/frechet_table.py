@@ -1,10 +1,10 @@
 """Distance of a prior's samples from real images: ``python -m benchmarks.tables.frechet_table cifar10 FOLDER``.
 
-Frechet distance, precision and recall in Inception's features, against the images of the test file. For reference, the
-table has the distance of the same number of training images, which no prior can be expected to beat. Inception's
-weights do not ship with the library: ``help(invflow.metrics.inception_features)`` explains how to make the file;
-``--classifier cifar10`` uses the features of a shipped classifier instead. The distances are for comparing methods with
-each other; published FID values use another port of the network and 50,000 images.
+The table has the Frechet distance, precision and recall of samples, relative to the images of the test file, in
+Inception's features. For reference, it has the distance of as many training images, which no prior can be expected to
+beat. Inception's weights do not ship with the library: ``help(invflow.metrics.inception_features)`` explains how to
+make the file. ``--classifier cifar10`` uses the features of a shipped classifier instead. The distances are only for
+comparing methods with each other: published FID values use another port of the network and 50,000 images.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def frechet_rows(maker: FlowMap, real: Tensor, training: Tensor, features: Featu
 
     Args:
         maker: The prior.
-        real: ``(n, C, H, W)``, reference images; the same number is generated.
+        real: ``(n, C, H, W)``, reference images; as many are generated.
         training: ``(m, C, H, W)``, for the row of real images.
         features: Features of images in [0, 1], ``(n, C, H, W)`` to ``(n, k)``.
-        steps: Numbers of jumps, one row each.
-        flow: Number of Heun steps along the velocity for one more row; 0 for none.
+        steps: Numbers of jumps; each is one row.
+        flow: Number of Heun steps along the velocity, for one more row; 0 for no such row.
         seed: Random seed of the noise, the same for each row.
 
     Yields:
@@ -74,14 +74,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.frechet_table",
                                      description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("name", help="name of a shipped prior, or its folder; for a VFM, its map is used")
-    parser.add_argument("data", help="folder of the official files, or a name to download")
+    parser.add_argument("name", help="name or folder of a prior; for a VFM, its map is used")
+    parser.add_argument("data", help="folder of the official files, or the name of a data set to download")
     parser.add_argument("--weights", help="Inception's weights, a safetensors file or its folder; default: where "
                                           "torch.hub keeps its checkpoints")
-    parser.add_argument("--classifier", help="use its features instead of Inception's: a shipped name or a folder")
-    parser.add_argument("--images", type=int, default=10000, help="images of each kind; default 10000, the whole file")
+    parser.add_argument("--classifier", help="name or folder of a classifier whose features replace Inception's")
+    parser.add_argument("--images", type=int, default=10000,
+                        help="number of images of each kind; default: 10000, the whole file")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--flow", type=int, default=0, metavar="STEPS", help="Heun steps for a row along the velocity")
+    parser.add_argument("--flow", type=int, default=0, metavar="STEPS",
+                        help="number of Heun steps for one more row, along the velocity")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args(arguments)

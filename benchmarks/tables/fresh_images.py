@@ -1,8 +1,8 @@
 """Test images that no table has used before, identified by their digests.
 
 The official test file of MNIST has 10,000 images. The first 300 ship with the problems and have been inspected.
-Tables use others, in an order drawn once. ``fresh_images.txt`` lists the digests of the images that may be used, so
-anybody can check which images a table has read, and no two runs read different ones by accident.
+Tables use others, in an order drawn once. ``fresh_images.txt`` lists the digests of the images that may be used. So
+anybody can check which images a table has read, and no two runs read different images by accident.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def fresh_images(folder: Path, count: int, listed: Path = LISTED) -> Tensor:
     """
     wanted = listed.read_text(encoding="utf-8").split()
     if count > len(wanted):
-        raise ValueError(f"{listed.name} lists {len(wanted)} images, not {count}: add images that nobody has read with "
-                         "--list, or request fewer")
+        raise ValueError(f"{listed.name} lists {len(wanted)} images, not {count}: request fewer, or use --list to add "
+                         "images that nobody has read")
     found = {digest(image): image for image in load_images(folder, split="test", dtype=torch.uint8)}
     missing = [name for name in wanted[:count] if name not in found]
     if missing:

@@ -1,17 +1,18 @@
-r"""Reweighted noise against guidance: ``python -m benchmarks.tables.guidance_table OUTPUT``.
+r"""Reweighted noise compared with guidance: ``python -m benchmarks.tables.guidance_table OUTPUT``.
 
-For a deterministic flow the posterior is the law of f(z) with z ~ N(0, I) reweighted by the likelihood of f(z)
-(arXiv 2606.24516). Guidance bends the trajectory instead,
+For a deterministic flow, the posterior is the law of f(z), where z ~ N(0, I) is reweighted by the likelihood of f(z)
+(arXiv 2606.24516). Guidance changes the trajectory instead,
 
 .. math:: \frac{dx}{dt} = b_t(x) + s \frac{1 - t}{t} \nabla_x \log N(y; A D_t(x), \sigma_t^2),
 
-which is the exact flow of the posterior only if the likelihood of the denoised image is replaced by the true likelihood
-of the noisy state. ``fixed`` uses sigma for sigma_t, as in diffusion posterior sampling; ``annealed`` adds the noise's
-share, sigma_t^2 = sigma^2 + r_t^2 |A|^2 with r_t = (1 - t) / sqrt(t^2 + (1 - t)^2), as in pseudo-inverse guidance. The
-error remains for every strength s; reweighting has the error of the same number of effective draws.
+which would be the exact flow of the posterior only with the true likelihood of the noisy state in place of the
+likelihood of the denoised image. ``fixed`` uses sigma for sigma_t, as in diffusion posterior sampling. ``annealed``
+adds the uncertainty of the denoised image, sigma_t^2 = sigma^2 + r_t^2 |A|^2 with r_t = (1 - t) / sqrt(t^2 + (1 -
+t)^2), as in pseudo-inverse guidance. Guidance has an error at every strength s; reweighting has the error of as many
+exact draws as its effective sample size.
 
-The problem is ``gaussian/linear``: five Gaussians in the plane, one measured number. A row is the sliced Wasserstein
-distance to the exact posterior, relative to that of exact draws, over observations and seeds.
+The problem is ``gaussian/linear``: five Gaussians in the plane, one measured number. Each row has the sliced
+Wasserstein distance to the exact posterior, relative to that of exact draws, over observations and seeds.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def guided(problem: Problem, likelihood: GaussianLikelihood, n: int, generator: 
             misfit = 0.5 * ((y - operator(state + (1 - t) * velocity)).square() / (sigma.square() + extra)).sum()
             slope = torch.autograd.grad(misfit, state)[0]
         pull = strength * (1 - t) / t * slope
-        # limit a step to the width of the prior, or strong guidance would overflow
+        # limit a step to the width of the prior; otherwise, strong guidance would overflow
         length = ((after - t) * pull).norm(dim=1, keepdim=True)
         x = x + (after - t) * (velocity.detach() - pull * (2.0 / length).clamp(max=1.0))
     images: Tensor = prior.decode(x).unflatten(0, (count, n))
@@ -138,7 +139,7 @@ def summary(table: Sequence[dict[str, Any]]) -> str:
 
 
 def figure(table: Sequence[dict[str, Any]]) -> Figure:
-    """Error against guidance strength, with reweighting as horizontal lines."""
+    """Plot the error against the strength of guidance, with reweighting as horizontal lines."""
     import matplotlib.pyplot as plt
 
     drawn, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
@@ -163,7 +164,7 @@ def figure(table: Sequence[dict[str, Any]]) -> Figure:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.guidance_table",
-                                     description="Reweighted noise against guided trajectories, on the plane.")
+                                     description="Compare reweighted noise with guided trajectories, in the plane.")
     parser.add_argument("output", type=Path, help="folder for guidance.csv, guidance.md and guidance.png")
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--observations", type=int, default=8)

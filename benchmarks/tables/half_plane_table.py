@@ -1,10 +1,10 @@
 """The table of the tilted ring: ``python -m benchmarks.tables.half_plane_table OUTPUT`` evaluates FMTT.
 
-Each row is a kind of weights and kernel, a look-ahead, a number of steps and a seed, with 4,000 particles: share with
-x_0 > 0, mean reward, log evidence, effective sample size and calls. Twisted weights are compared with their own base
-sampler, tilted by importance weights; renoising kernels and Jarzynski weights are compared with the closed form.
-Without resampling, the unweighted share is given, as published (arXiv 2511.22688). Rows are written as they are
-computed, so a stopped run can be resumed.
+Each row is for one kind of weights and kernel, one look-ahead, one number of steps and one seed, with 4,000 particles.
+It has the share with x_0 > 0, the mean reward, the log evidence, the effective sample size and the calls. Twisted
+weights are compared with their own base sampler, tilted by importance weights. Renoising kernels and Jarzynski weights
+are compared with the closed form. Without resampling, the table also has the unweighted share, as published (arXiv
+2511.22688). Rows are written as they are computed, so a stopped run can be resumed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["CONFIGURATIONS", "evaluate", "main"]
 #: six steps of the jump (36 velocities) differ from the exact map by under a hundredth of a standard deviation
 JUMP_STEPS = 6
 LOOK_AHEADS = ("flow_map", "denoiser", "none")
-#: name: settings of FMTT
+#: settings of FMTT, by name
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "twisted": {},
     "twisted, renoise": {"kernel": "renoise"},
@@ -106,7 +106,7 @@ def format_markdown(rows: list[dict[str, str]]) -> str:
         share, reward = _summary(chosen, "share"), _summary(chosen, "reward")
         ess, calls = _summary(chosen, "ess")[0], _summary(chosen, "calls")[0]
         from_base = ""
-        if configuration == "twisted":  # the marginals of renoising are those of the mixture itself
+        if configuration == "twisted":  # the renoising kernel keeps the marginals of the mixture itself
             means, errors = base_values(int(steps))
             from_base = f"{_distance(share, means[0], errors[0])}, {_distance(reward, means[1], errors[1])}"
         from_exact = f"{_distance(share, exact['share x0 > 0'])}, {_distance(reward, exact['reward'])}"
@@ -120,7 +120,7 @@ def format_markdown(rows: list[dict[str, str]]) -> str:
 
 
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> None:
-    """Fill the table, seed after seed, and print it as markdown; distances are in standard errors."""
+    """Fill the table, seed by seed, and print it as markdown; distances are in standard errors."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.half_plane_table", description=__doc__)
     parser.add_argument("output", type=Path, help="folder of table.csv")
     parser.add_argument("--seeds", type=int, default=10)

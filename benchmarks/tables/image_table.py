@@ -1,11 +1,12 @@
 """Table of the image problems: ``python -m benchmarks.tables.image_table mnist`` evaluates a VFM on test images.
 
-For comparison it has the pseudo-inverse of the measurement and the linear minimum-mean-square-error estimate fitted to
-the training images (:class:`invflow.LinearMMSE`), with its Gaussian. For CIFAR-10, whose full covariance is too large
-to ship, it has the linear estimate under a stationary Gaussian with the images' spectrum
-(:func:`~invflow.linear.spectral.gaussian_estimate`), the start of the VFM's adapter; ``--lmmse`` adds the full one from
-a folder. The test images were never used for training. The last rows are the shares of unconditional draws that the
-shipped classifier recognises with confidence; ``--tasks --flow`` prints only them, also along the prior's velocity.
+For comparison, the table has the pseudo-inverse of the measurement, and the linear minimum-mean-square-error estimate
+fitted to the training images (:class:`invflow.LinearMMSE`), with its Gaussian. For CIFAR-10, the full covariance is too
+large to ship. Instead, the table has the linear estimate under a stationary Gaussian with the images' spectrum
+(:func:`~invflow.linear.spectral.gaussian_estimate`), from which the VFM's adapter starts; ``--lmmse FOLDER`` adds the
+full estimate. The test images were never used for training. The last lines are the shares of unconditional draws that
+the shipped classifier recognises with confidence; ``--tasks --flow`` prints only these, also along the prior's
+velocity.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def standard_error(values: Tensor) -> float:
 
 def judge(posterior: Posterior, likelihood: GaussianLikelihood, truth: Tensor,
           only: Sequence[str] = SHOWN) -> dict[str, Tensor]:
-    """Metrics for each observation, each ``(B,)``; the spread is that of hidden pixels."""
+    """Metrics for each observation, each ``(B,)``; the spread is over the hidden pixels."""
     hidden = likelihood.operator.observed()
     spread = posterior.std().flatten(1)
     quiet = torch.ones_like(spread, dtype=torch.bool) if hidden is None else ~hidden.flatten(1).expand_as(spread)
@@ -72,15 +73,15 @@ def evaluate(problem: Problem, solvers: dict[str, Solver], *, num_observations: 
     Args:
         problem: Problem that defines the observations.
         solvers: Solvers by name.
-        num_observations: Number of test images, from the first.
+        num_observations: Number of test images, starting with the first.
         num_samples: Samples of each posterior.
         seed: Random seed of the observations, and of each solver.
-        estimates: Functions of the likelihood that return one image for each observation, by name.
+        estimates: By name, functions of the likelihood that return one image for each observation.
 
     Returns:
-        For each solver its metrics: means, standard errors, calls per sample and seconds, under its name, with
-        "(collapsed)" for :func:`~invflow.evaluation.summary.is_collapsed`; estimates and ``pseudo-inverse`` only have
-        their PSNR.
+        By name of the solver, its metrics: means, standard errors, calls per sample and seconds. The name of a solver
+        with :func:`~invflow.evaluation.summary.is_collapsed` ends with "(collapsed)"; estimates and ``pseudo-inverse``
+        only have their PSNR.
     """
     g = torch.Generator().manual_seed(seed)
     truth, likelihood = problem.simulate(num_observations, generator=g, shuffle=False)
@@ -99,7 +100,7 @@ def evaluate(problem: Problem, solvers: dict[str, Solver], *, num_observations: 
 
 
 def recognised_shares(makers: Mapping[str, FlowMap], data: str, seed: int) -> dict[str, float]:
-    """Shares of 1,000 unconditional samples in 1, 2 and 4 steps that the classifier recognises; also printed."""
+    """Return and print the recognised shares of 1,000 unconditional samples in 1, 2 and 4 steps."""
     shares = {}
     for label, maker in makers.items():
         for steps in (1, 2, 4):
@@ -110,7 +111,7 @@ def recognised_shares(makers: Mapping[str, FlowMap], data: str, seed: int) -> di
 
 
 def along_velocity(prior: FlowMap, steps: int = 32) -> FlowMap:
-    """The flow of a prior's velocity, in Heun steps: the limit for jumps without error."""
+    """The flow along a prior's velocity, in Heun steps: the limit for jumps without error."""
     assert prior.decode_affine is not None
     return VelocityFlow(prior.velocity, prior.state_shape, image_shape=prior.image_shape, steps=steps, method="heun",
                         decode=prior.decode_affine)
@@ -130,13 +131,13 @@ def main() -> None:
     parser.add_argument("data", choices=["mnist", "fashion-mnist", "cifar10"])
     parser.add_argument("--observations", type=int, default=100)
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 4], help="jumps of the VFM, each a row")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 4], help="numbers of jumps of the VFM")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vfm", help="folder of a VFM, instead of the shipped one")
     parser.add_argument("--prior", help="folder of a prior, instead of the shipped one")
     parser.add_argument("--lmmse", help="folder written by benchmarks.release.fit_lmmse, instead of the shipped one")
-    parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS, help="none: only the shares")
-    parser.add_argument("--flow", action="store_true", help="add the recognised share of the prior's velocity")
+    parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS, help="problems; none: only the shares")
+    parser.add_argument("--flow", action="store_true", help="add the recognised share along the prior's velocity")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     name = arguments.vfm or arguments.data

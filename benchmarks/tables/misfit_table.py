@@ -1,8 +1,8 @@
 """True and false residual warnings of a VFM: ``python -m benchmarks.tables.misfit_table``.
 
-The test images of the shipped problems are restored with the likelihood that made the measurement, and with wrong
-ones: sigma ten times too large or too small, the mask inverted, a different blur. The table has the number of
-observations that :meth:`invflow.Solver.sample` warns about.
+The test images of the shipped problems are restored with the likelihood from which the measurement was drawn, and with
+wrong ones: sigma ten times too large or too small, the mask inverted, a different blur. The table has the number of
+observations about which :meth:`invflow.Solver.sample` warns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TASKS = ("denoising", "super-resolution", "box-inpainting", "random-inpainting",
 
 
 def mistaken(likelihood: GaussianLikelihood) -> Iterator[tuple[str, GaussianLikelihood]]:
-    """The likelihood itself, and those of wrong levels and operators, by name."""
+    """The likelihood itself, and likelihoods with wrong noise levels and operators, each with its name."""
     operator, y, sigma = likelihood.operator, likelihood.y, likelihood.sigma
     yield "right", likelihood
     yield "sigma x 10", GaussianLikelihood(operator, y, 10 * sigma)
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
             _, likelihood = problem.simulate(options.observations, generator=generator)
             assert isinstance(likelihood, GaussianLikelihood)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # levels and values that no picture has
+                warnings.simplefilter("ignore", UserWarning)  # unusual noise levels and values
                 rows = dict(mistaken(likelihood))
             cells = {name: warned_of(solver, given, options.samples, options.seed) for name, given in rows.items()}
             shown = (f"{cells[name]} of {len(likelihood.y)}" if name in cells else ""

@@ -1,10 +1,10 @@
 """The table of the 25 Gaussians: ``python -m benchmarks.tables.mixture_table OUTPUT`` compares posterior samplers.
 
 In each of the nine settings (d, m), for each replicate (with its own weights, operator, noise level and truth), every
-method draws 1,000 particles. The table has their sliced Wasserstein distance W1 to 1,000 exact posterior draws;
-``exact`` is the distance of other exact draws, the lower limit. Two costs are given: calls of the map, counted as for a
-learned one (a jump is one call), and velocities, of which the mixture's own jump needs many. FMTT and the samplers of
-deepinv have the same number of forward calls. Samplers that are not installed are skipped.
+method draws 1,000 particles. The table has their sliced Wasserstein distance W1 to 1,000 exact posterior draws. The row
+``exact`` has the distance of other exact draws, the lower limit. The table has two costs: calls of the map, counted as
+for a learned map, in which a jump is one call; and velocities, many of which are needed for one jump of the mixture.
+FMTT and deepinv's samplers have the same number of forward calls. Samplers that are not installed are skipped.
 
 Rows are written as they are computed, so a stopped run can be resumed; ``evidence.csv`` holds the ratios Z-hat / Z of
 20 runs on one problem.
@@ -41,7 +41,8 @@ from invflow_problems.mixture25 import SETTINGS, draw_problem
 __all__ = ["METHODS", "CountedMixture", "evaluate", "evidence_ratios", "main"]
 
 PARTICLES, PROJECTIONS = 1000, 500
-#: steps of the jump: 48 velocities, root-mean-square error under 0.003 of a component's standard deviation
+#: number of steps of the jump: it takes 48 velocities, and its root mean square error is under 0.003 of a component's
+#: standard deviation
 JUMP_STEPS = 8
 #: the data lie in (-20, 20), which is mapped to [0, 1] for samplers of images
 _RANGE = {"value_range": (-20.0, 20.0)}
@@ -58,9 +59,9 @@ def _tilting(prior: GaussianMixtureFlow, **settings: Any) -> dict[str, Any]:
             "time_grid": functools.partial(logit_grid, first=schedule.first_time), **settings}
 
 
-#: name in the table: solver by name, and its settings or a function of the prior that returns them
+#: by name in the table: the name of the solver, and its settings or a function of the prior that returns them
 METHODS: dict[str, tuple[str, dict[str, Any] | Callable[[GaussianMixtureFlow], dict[str, Any]]]] = {
-    # many temperatures of few moves: at equal calls their weights vary less than few temperatures of many moves
+    # many temperatures with few moves: at equal calls, the weights vary less than for few temperatures with many moves
     "noise-smc": ("noise-smc", {"moves": "crank-nicolson-langevin", "num_moves": 6, "ess_threshold": 0.9}),
     "fmtt conjugate": ("fmtt", functools.partial(_tilting, proposal="conjugate")),
     "fmtt": ("fmtt", _tilting),
@@ -85,7 +86,7 @@ class CountedMixture(GaussianMixtureFlow):
     velocities: int = 0
 
     def record_output(self, output: Tensor, rows: int) -> Tensor:
-        """Count one call for each row of the output, independent of its actual cost."""
+        """Count one call for each row of the output, whatever it actually costs."""
         if self.call_scopes():
             self.velocities += rows
         return super().record_output(output, len(output))
@@ -118,7 +119,7 @@ def evaluate(d: int, m: int, replicate: int, method: str, *, particles: int = PA
     Args:
         d: Dimension of the state.
         m: Number of measurements.
-        replicate: Seed of the problem and of everything drawn.
+        replicate: Random seed of the problem and of all draws.
         method: ``"exact"`` or a name in :data:`METHODS`.
         particles: Number of draws of the method, and of the exact posterior for comparison.
 
@@ -174,7 +175,7 @@ def evidence_ratios(method: str, *, d: int = 8, m: int = 1, seeds: int = 20, par
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
-    """Rows of a CSV; none if it does not exist."""
+    """Rows of a CSV; an empty list if it does not exist."""
     if not file.exists():
         return []
     with file.open(newline="", encoding="utf-8") as handle:
@@ -182,7 +183,7 @@ def read_rows(file: Path) -> list[dict[str, str]]:
 
 
 def append_row(file: Path, row: dict[str, Any], fields: Iterable[str]) -> None:
-    """Add a row to a CSV, which is rewritten as a whole: a stopped run leaves no incomplete row."""
+    """Add a row to a CSV, which is rewritten as a whole, so that a stopped run leaves no incomplete row."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(fields), restval="")
     writer.writeheader()
@@ -197,7 +198,7 @@ def _mean(values: list[float]) -> tuple[float, float]:
 
 
 def format_markdown(rows: list[dict[str, str]]) -> str:
-    """Mean W1 and its standard error by setting and method, as a multiple of the exact draws', with the costs."""
+    """Mean W1 with its standard error, its ratio to that of exact draws, and the costs, by setting and method."""
     lines = ["| d | m | method | replicates | W1 | over exact | map calls | backward | velocities |",
              "|---|---|---|---|---|---|---|---|---|"]
     for d, m in SETTINGS:
@@ -240,20 +241,21 @@ def _parse_setting(text: str) -> tuple[int, int]:
 
 
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> None:
-    """Fill the table, replicate after replicate, and print it as markdown."""
+    """Fill the table, replicate by replicate, and print it as markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.mixture_table", description=__doc__)
     parser.add_argument("output", type=Path, help="folder of table.csv and evidence.csv")
     parser.add_argument("--replicates", type=int, default=20)
     parser.add_argument("--settings", type=_parse_setting, nargs="+", default=list(SETTINGS), metavar="D-M")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--evidence-seeds", type=int, default=20, help="runs on one problem for Z-hat / Z; 0 for none")
+    parser.add_argument("--evidence-seeds", type=int, default=20,
+                        help="number of runs on one problem for Z-hat / Z; 0 for none")
     parser.add_argument("--particles", type=int, default=PARTICLES)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     methods = [name for name in options.methods if METHODS[name][0] in list_solvers()]
     for name in set(options.methods) - set(methods):
-        say(f"left out {name}: there is no such solver here")
+        say(f"skipped {name}: this solver is not installed")
     table, evidence = options.output / "table.csv", options.output / "evidence.csv"
     done = {(row["d"], row["m"], row["replicate"], row["method"]) for row in read_rows(table)}
     for replicate in range(options.replicates):

@@ -1,7 +1,7 @@
-"""Error of :func:`invflow.estimate_sigma` on photographs, compared with the wavelets of scikit-image.
+"""Error of :func:`invflow.estimate_sigma` on photographs, compared with scikit-image's wavelet estimate.
 
-``python -m benchmarks.tables.noise_table``: the photographs of scikit-image and scikit-learn, noise of 0.01 to 0.1,
-at full size or averaged over 2 x 2 and 4 x 4 pixels, then saved as JPEG or demosaiced. It takes a minute.
+``python -m benchmarks.tables.noise_table`` uses the photographs of scikit-image and scikit-learn with noise of 0.01 to
+0.1, at full size or averaged over 2 x 2 and 4 x 4 pixels, as they are, saved as JPEG, or demosaiced. It takes a minute.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def photograph(name: str) -> Tensor:
 
 
 def measurements(name: str) -> Iterator[tuple[str, Tensor, float]]:
-    """Processing of a photograph, its result, and its noise level."""
+    """Name of each kind of processing, the resulting picture, and its noise level."""
     x, g = photograph(name), torch.Generator().manual_seed(0)
 
     def noisy(image: Tensor, sigma: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Parts of the photographs' table: images, observations, and stored cells."""
+"""Parts of the table of photographs: images, observations, and stored cells."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TASKS: dict[str, tuple[Callable[[tuple[int, int, int]], Operator], float]] = {
 }
 SOLVERS = ("vfm", "bicubic", "wiener", "tv", "bm3d", "plug-and-play")
 
-#: windows to inspect: centres as shares of height and width; faces, text, foliage, sky, fur, and other hard parts
+#: windows to inspect, with faces, text, foliage, sky, fur and other hard parts; centres as shares of height and width
 _CENTRES = {
     "astronaut": (0.22, 0.44), "chelsea": (0.42, 0.42), "coffee": (0.45, 0.45), "rocket": (0.60, 0.50),
     "EveningGlow": (0.55, 0.25), "BytheWater": (0.55, 0.50), "Dune": (0.55, 0.55), "LadyBird": (0.50, 0.70),
@@ -66,7 +66,7 @@ class Picture:
 
 
 def _bounded(image: Tensor, max_side: int | None) -> Tensor:
-    """Scale ``(C, H, W)`` down to the side, in colour, and cut it to multiples of 12, which 2, 3 and 4 divide."""
+    """Scale ``(C, H, W)`` down to the side, in colour, and crop its sides to multiples of 12 (of 2, 3 and 4)."""
     image = image[:3].expand(3, -1, -1)
     if max_side is not None and max(image.shape[1:]) > max_side:
         share = max_side / max(image.shape[1:])
@@ -74,16 +74,16 @@ def _bounded(image: Tensor, max_side: int | None) -> Tensor:
         image = F.interpolate(image[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
     height, width = (side // 12 * 12 for side in image.shape[1:])
     if min(height, width) < 24:
-        raise ValueError(f"a picture of {tuple(image.shape)} is too small: 24 x 24 at least")
+        raise ValueError(f"a picture of shape {tuple(image.shape)} is too small: it needs at least 24 x 24 pixels")
     return image[:, :height, :width].contiguous()
 
 
 def scikit_image(max_side: int | None, say: Callable[[str], None] = print) -> list[Picture]:
-    """scikit-image's photographs; none, with a sentence, where it is not installed."""
+    """scikit-image's photographs; if it is not installed, none, and a message."""
     try:
         from skimage import data
     except ImportError:
-        say("scikit-image is not installed, and its photographs are left out: pip install 'invflow[baselines]'")
+        say("scikit-image is not installed, so its photographs are skipped: pip install 'invflow[baselines]'")
         return []
     return [Picture(name, _bounded(torch.tensor(getattr(data, name)()).permute(2, 0, 1).float() / 255, max_side))
             for name in ("astronaut", "chelsea", "coffee", "rocket")]
@@ -93,10 +93,10 @@ def held_out(folders: Sequence[Path], max_side: int | None, say: Callable[[str],
     """Held-out photographs.
 
     Args:
-        folders: Folders to search, with subfolders, for the held-out photographs. If none is found, all image
-            files are used except those of the training and validation splits. No folder: the shipped crops.
-        max_side: Larger photographs are scaled down to this side.
-        say: Function called with a sentence for each skipped photograph.
+        folders: Folders to search, with subfolders, for the held-out photographs. If there are none, all image files
+            are used except those of the training and validation splits. Without a folder, the shipped crops are used.
+        max_side: Length in pixels to which the longer side of larger photographs is reduced.
+        say: Function called with a message for each skipped photograph.
     """
     if not folders:
         crops = CROPS["test"]
@@ -114,7 +114,7 @@ def held_out(folders: Sequence[Path], max_side: int | None, say: Callable[[str],
             if name not in files or file.stat().st_size > files[name].stat().st_size:
                 files[name] = file
         elif split is not None and not known:
-            say(f"{name} is left out: it belongs to the {split} photographs")
+            say(f"{name} is skipped: it belongs to the {split} photographs")
     if not files:
         raise ValueError(f"there are no test photographs under {', '.join(map(str, folders))}")
     return [Picture(name, _bounded(read_image(file, channels=3, say=lambda _: None), max_side))
@@ -122,7 +122,7 @@ def held_out(folders: Sequence[Path], max_side: int | None, say: Callable[[str],
 
 
 def observe(picture: Picture, task: str, seed: int) -> GaussianLikelihood:
-    """Observation of an image, the same for every solver: names and seed determine mask, kernel and noise."""
+    """Observation of an image, the same for every solver: names and seed determine the mask, kernel and noise."""
     make, sigma = TASKS[task]
     shape = (3, *picture.image.shape[1:])
     generator = torch.Generator().manual_seed(derive_seed(seed, picture.name, task))
@@ -140,7 +140,7 @@ def build(name: str, vfm: str, prior: str) -> Solver:
 
 
 def window(picture: Picture) -> tuple[slice, slice]:
-    """Rows and columns that the picture sheet shows of an image."""
+    """Rows and columns of an image that the picture sheet shows."""
     centre = _CENTRES.get(picture.name, (0.5, 0.5))
     parts = []
     for share, side in zip(centre, picture.image.shape[1:], strict=True):
@@ -151,12 +151,12 @@ def window(picture: Picture) -> tuple[slice, slice]:
 
 
 def cell_path(output: Path, picture: str, task: str, solver: str) -> Path:
-    """The file of a cell, without its ending."""
+    """Path of a cell's files, without the suffix."""
     return output / "cells" / f"{picture}__{task}__{solver}"
 
 
 def write_picture(image: Tensor, path: Path) -> None:
-    """Write ``(3, H, W)`` in [0, 1], clipped, as a PNG file, whole or not at all."""
+    """Write ``(3, H, W)``, clipped to [0, 1], as a PNG file, whole or not at all."""
     from PIL import Image
 
     data = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
@@ -173,7 +173,7 @@ def run_cell(output: Path, picture: Picture, task: str, name: str, solver: Calla
         task: One of :data:`TASKS`.
         name: Name of the solver.
         solver: Function that builds it.
-        setup: ``seed``, ``samples``, and everything else that must agree for a cell to be reused.
+        setup: ``seed``, ``samples``, and all else that must agree for a stored cell to be reused.
 
     Returns:
         ``psnr``, ``ssim``, ``crps``, ``seconds``, ``calls`` and, for a posterior, ``coverage``; or ``failure``.
@@ -200,7 +200,7 @@ def run_cell(output: Path, picture: Picture, task: str, name: str, solver: Calla
     mean, samples = posterior.mean(), posterior.samples
     point = posterior.diagnostics.get("point_estimate", False)
     found = measure(posterior, likelihood, truth, only=("psnr", "ssim", "crps", "coverage"))
-    cell |= {"crps": float((mean - truth).abs().mean()),  # for one sample; several have their own CRPS
+    cell |= {"crps": float((mean - truth).abs().mean()),  # of one sample; several have their own CRPS
              **{key: float(value) for key, value in found.items()}, "seconds": posterior.seconds,
              "calls": posterior.nfe.forward * posterior.num_samples}
     rows_shown, columns_shown = window(picture)

@@ -1,9 +1,10 @@
-"""The photographs' table: ``python -m benchmarks.tables.photo_table OUTPUT`` compares the VFM with classical methods.
+"""The table of photographs: ``python -m benchmarks.tables.photo_table OUTPUT`` compares the VFM with classical methods.
 
-On held-out photographs and on scikit-image's, none used for training: PSNR and SSIM of the posterior mean, CRPS
-(for one image, its mean absolute error), coverage of 90% intervals (for solvers that have them; they need 19 samples),
-and seconds; means over photographs with their standard errors, and the paired differences VFM minus each. Every cell is
-a file, so a stopped run can be resumed. The output also has sheets of windows at full resolution.
+The photographs are held-out ones and scikit-image's; none was used for training. The table has PSNR and SSIM of the
+posterior mean, CRPS (for a single image, its mean absolute error), coverage of 90% intervals (for solvers that have
+intervals; they need 19 samples), and seconds. It has means over photographs with standard errors, and the paired
+differences of the VFM from each other solver. Every cell is a file, so a stopped run can be resumed. The output also
+has sheets of windows at full resolution.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def difference(cells: Cells, task: str, first: str, second: str, column: str) -> tuple[float, float] | None:
-    """Mean and standard error, over photographs that both have, of first minus second; None if there are none."""
+    """Mean and standard error of first minus second, over photographs that both have; None if there are none."""
     pairs = [(cells[name, task, first][column], cells[name, task, second][column]) for name, t, s in cells
              if t == task and s == first and column in cells[name, task, first]
              and column in cells.get((name, task, second), {})]
@@ -72,14 +73,14 @@ def run(output: Path, pictures: Sequence[Picture], tasks: Sequence[str], solvers
         samples: Samples of each posterior.
         seed: Random seed of observations and solvers.
         vfm, prior: Names or folders of the VFM and of the prior whose denoiser plug-and-play uses.
-        say: Function called with a sentence for each cell, and for each skipped solver.
+        say: Function called with a message for each cell, and for each skipped solver.
     """
     cells: Cells = {}
     for name in solvers:
         try:
             solver: Solver = build(name, vfm, prior)
         except (ImportError, ValueError) as error:
-            say(f"{name} is left out: {' '.join(str(error).split())}")
+            say(f"{name} is skipped: {' '.join(str(error).split())}")
             continue
         setup = {"seed": seed, "samples": samples, "solver": solver.settings(), "content": solver.fingerprint()}
         for task in tasks:
@@ -95,7 +96,7 @@ def run(output: Path, pictures: Sequence[Picture], tasks: Sequence[str], solvers
 
 
 def markdown(cells: Cells, tasks: Sequence[str], solvers: Sequence[str], first: str = "vfm") -> str:
-    """Two tables: means with standard errors, and differences from the first solver, if it is there."""
+    """Two tables: means with standard errors, and differences of the first solver, if present, from the others."""
     titles = [title for title, _ in COLUMNS.values()]
     lines = ["| problem | solver | " + " | ".join(titles) + " | photographs |", "|" + "---|" * (len(titles) + 3)]
     for task in tasks:
@@ -191,7 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sets", nargs="+", choices=["held-out", "scikit-image"], default=["held-out", "scikit-image"])
     parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS))
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(MAIN_TASKS))
-    parser.add_argument("--max-side", type=int, default=512, help="larger photographs are scaled down; 0: never")
+    parser.add_argument("--max-side", type=int, default=512,
+                        help="longer side in pixels to which larger photographs are scaled down; 0: never")
     parser.add_argument("--samples", type=int, default=20, help="samples of each posterior; 90%% intervals need 19")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vfm", default="photos", help="name or folder of the VFM")
@@ -201,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pictures = held_out(options.images, side) if "held-out" in options.sets else []
     pictures += scikit_image(side) if "scikit-image" in options.sets else []
     if not pictures:
-        parser.error("no photographs are left")
+        parser.error("there are no photographs: add held-out to --sets, or install scikit-image")
     (options.output / "cells").mkdir(parents=True, exist_ok=True)
     cells = run(options.output, pictures, options.tasks, options.solvers, samples=options.samples, seed=options.seed,
                 vfm=options.vfm, prior=options.prior, say=lambda text: print(text, flush=True))

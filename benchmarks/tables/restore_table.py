@@ -1,8 +1,8 @@
 """Check that ``invflow restore`` does not degrade noisy photographs: PSNR of the file and of the result.
 
-``python -m benchmarks.tables.restore_table``: twenty images of scikit-image and scikit-learn, 128 x 128 pixels
-of each, with five given noise levels, compared with the VFM's mean alone and non-local means of scikit-image. It takes
-two minutes of one core.
+``python -m benchmarks.tables.restore_table`` uses 128 x 128 pixels of each of twenty images from scikit-image and
+scikit-learn, with five given noise levels. It compares the result with the VFM's mean alone and with scikit-image's
+non-local means. It takes two minutes on one core.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
             found = _quality(y[0], x), alone, _quality(restored, x), _quality(means, x)
             worst = min(worst, found[2] - found[0])
             print(f"{name:21} {sigma:<6} {found[0]:.2f}  {found[1]:.2f}  {found[2]:.2f}     {found[3]:.2f}", flush=True)
-    print(f"greatest loss: {abs(worst):.2f} dB")
+    print(f"largest loss: {abs(worst):.2f} dB")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Comparison of one-step VFMs on validation images: ``python -m benchmarks.tables.samples_table mnist mnist RUN``.
 
-For choosing weights and the correction. Each VFM is evaluated without correction, with its adapter's correction, and on
-request with further factors, on the same observations of the first validation images. Gaps to the first row have the
-standard error of the paired difference; the last columns are the cost of the correction per sample.
+The table is for choosing weights and the correction. Each VFM is evaluated without correction, with its adapter's
+correction, and on request with other factors, on the same observations of the first validation images. The gap to the
+first row has the standard error of the paired difference. The last columns are the cost of the correction per sample.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COLUMNS = (("crps", 4), ("patches", 4), ("psnr", 2), ("psnr_sample", 2), ("resid
 
 
 def patch_energy(samples: Tensor, truth: Tensor) -> Tensor:
-    """Energy score over patches per pixel, ``(B,)``, of pairs of samples ``(B, N, C, H, W)``; an odd one is omitted."""
+    """Energy score over patches per pixel, ``(B,)``, of pairs of samples ``(B, N, C, H, W)``; omits an odd sample."""
     first, second = samples[:, 0:-1:2].flatten(0, 1), samples[:, 1::2].flatten(0, 1)
     pairs = patch_score(first, second, truth.repeat_interleave(samples.shape[1] // 2, 0))
     return pairs.view(len(truth), -1).mean(1) / truth[0].numel()
@@ -46,13 +46,13 @@ def row(posterior: Posterior, likelihood: GaussianLikelihood, truth: Tensor) -> 
 
 
 def main() -> None:
-    """Print the tables as markdown, and write them as JSON if asked."""
+    """Print the tables as markdown, and write them as JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", choices=["mnist", "fashion-mnist", "cifar10"])
-    parser.add_argument("vfms", nargs="+", help="names or folders")
-    parser.add_argument("--factors", nargs="*", type=float, default=[], help="factors of the correction, one row each")
+    parser.add_argument("vfms", nargs="+", help="names or folders of VFMs")
+    parser.add_argument("--factors", nargs="*", type=float, default=[], help="factors of the correction, a row each")
     parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS)
-    parser.add_argument("--level", type=float, help="noise level, at least 0, instead of the problems' own")
+    parser.add_argument("--level", type=float, help="noise level, at least 0, in place of the problems' own")
     parser.add_argument("--observations", type=int, default=60)
     parser.add_argument("--samples", type=int, default=39)
     parser.add_argument("--seed", type=int, default=0)

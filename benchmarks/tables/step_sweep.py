@@ -1,13 +1,13 @@
 """Distance to the tilted law against the number of steps: ``python -m benchmarks.tables.step_sweep OUTPUT``.
 
-FMTT with twisted weights on two rings, for each look-ahead: the flow map, the denoiser, and none. A row is one
-replicate: the sliced 2-Wasserstein distance of its particles to 10,000 exact draws. The rows ``exact`` contain
-as many exact draws as there are particles.
+FMTT runs with twisted weights on two rings, with each look-ahead: the flow map, the denoiser, and none. A row is one
+replicate, with the sliced 2-Wasserstein distance of its particles to 10,000 exact draws. The rows ``exact`` are for
+exact draws, as many as there are particles.
 
 - ``mixture/half-plane``: eight Gaussians on a ring, tilted away from the left half plane;
 - ``ring/wavy``: a thin ring, tilted to a curve of six arches, four times thinner than the distance between them.
 
-A jump counts as one call, as a learned map's would.
+A jump counts as one call, as for a learned map.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def rows_of(problem: str, look_ahead: str, steps: int, particles: int, replicate
         look_ahead: Look-ahead of FMTT, or ``"exact"`` for exact draws.
         steps: Number of steps; 0 for exact draws.
         particles: Number of particles of each replicate.
-        replicates: Number of replicates, which run as observations of one call.
+        replicates: Number of replicates, which run as the observations of one call.
     """
     ring = _ring(problem)
 
@@ -116,7 +116,7 @@ def summary(rows: Rows) -> str:
 
 
 def figure(rows: Rows) -> Figure:
-    """Sliced W2 against steps, one panel for each ring; bars are standard errors, the black line is exact draws."""
+    """Plot sliced W2 against steps, one panel per ring; bars are standard errors, the black line is for exact draws."""
     import matplotlib.pyplot as plt
 
     problems = list(dict.fromkeys(row["problem"] for row in rows))
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.step_sweep",
                                      description="FMTT's distance to the tilted law against its steps, on two rings.")
-    parser.add_argument("output", type=Path, help="folder for steps.csv, steps.md and steps.png; resumes")
+    parser.add_argument("output", type=Path, help="folder for steps.csv, steps.md and steps.png; resumes a stopped run")
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
     parser.add_argument("--steps", nargs="+", type=int, default=list(STEPS))
     parser.add_argument("--particles", type=int, default=150)

@@ -1,4 +1,4 @@
-"""Reward and distance from the exact law against calls of the map, for every tilting sampler and search."""
+"""Reward, and distance from the exact law, against calls of the map, for every tilting sampler and search."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["BUDGETS", "BUDGET_FIELDS", "CASES", "METHODS", "SEARCHES", "Case", "
 
 BUDGETS = (12, 25, 50, 100)
 PARTICLES = 150
-#: draws of the exact law; a sample of PARTICLES exact draws is the row "exact"
+#: number of draws from the exact law; the row "exact" is a sample of PARTICLES exact draws
 REFERENCE = 2000
 _JUMP_STEPS = 4
 
@@ -44,8 +44,8 @@ class Case:
         reward: Reward of the replicates.
         exact: ``(M, d)``, draws of the tilted law.
         tilting: Suitable settings of FMTT.
-        tempering: Settings of NoiseSMC for each budget: moves, and the share of the sample size that a step keeps. Its
-            adaptive temperatures determine the calls.
+        tempering: Settings of NoiseSMC for each budget: moves, and the share of the sample size that a step keeps. The
+            adaptive temperatures determine the number of calls.
     """
 
     prior: CountedMixture
@@ -59,7 +59,7 @@ class Case:
         return torch.cdist(x, self.prior.means).argmin(1)
 
     def shares(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Weight of each component: ``(B, N, d)`` and ``(B, N)`` to ``(B, K)``."""
+        """Total weight near each component: ``(B, N, d)`` and ``(B, N)`` to ``(B, K)``."""
         index = self.modes(x.flatten(0, 1)).view(weights.shape)
         return weights.new_zeros(len(weights), len(self.prior.means)).scatter_add_(1, index, weights)
 
@@ -84,7 +84,7 @@ def _twenty_five() -> Case:
                 ((2, 0.5), (3, 0.6), (5, 0.8), (9, 0.8)))
 
 
-#: name of a problem to the problem
+#: problems by name
 CASES: dict[str, Callable[[], Case]] = {"mixture/half-plane": functools.cache(_half_plane),
                                         "mixture/25-8-1": functools.cache(_twenty_five)}
 
@@ -109,7 +109,7 @@ def _noise_smc(case: Case, budget: int) -> Solver:
                     chunk_size=10**6)
 
 
-#: name: the solver for a problem and a budget of calls
+#: by name, the solver for a problem and a budget of calls
 METHODS: dict[str, Callable[[Case, int], Solver]] = {
     "FMTT twisted, flow map": _tilting(),
     "FMTT twisted, denoiser": _tilting(look_ahead="denoiser"),
@@ -151,8 +151,8 @@ def evaluate_budget(problem: str, method: str, budget: int, *, particles: int = 
 
     Returns:
         A value for each of :data:`BUDGET_FIELDS`: ``w1`` is the sliced Wasserstein distance to exact draws,
-        ``mode_error`` the total variation between the components' shares, and ``modes`` counts components with at
-        least a fifth of their exact share, of those where that is over 2%.
+        ``mode_error`` the total variation between the components' shares and the exact ones, and ``modes`` the number
+        of components with at least a fifth of their exact share, among those whose exact share is over 2%.
     """
     case = CASES[problem]()
     truth = case.shares(case.exact[None], torch.full((1, len(case.exact)), 1 / len(case.exact)))

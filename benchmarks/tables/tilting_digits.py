@@ -1,7 +1,7 @@
 """The MNIST prior tilted to each digit: one row for each look-ahead, seed and digit, at equal calls per particle.
 
-The reward is the log probability of the digit by the shipped classifier. The samples are evaluated by the same
-classifier and by another one, trained with another seed, which the reward does not use.
+The reward is the log probability of the digit under the shipped classifier. The same classifier evaluates the samples,
+and so does a second one, trained with another seed, which the reward does not use.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from invflow.solvers.tilting.fmtt import FMTT
 
 __all__ = ["BUDGET", "DIGIT_FIELDS", "LOOK_AHEADS", "PARTICLES", "DigitReward", "evaluate_digits"]
 
-#: calls for each particle, forward and backward: each look-ahead uses exactly this number
+#: number of calls for each particle, forward and backward: every look-ahead uses exactly this number
 BUDGET = 46
 PARTICLES = 8
-#: name: settings of FMTT
+#: settings of FMTT, by name
 LOOK_AHEADS: dict[str, dict[str, Any]] = {
     "flow map, 1 jump": {"look_ahead": "flow_map"},
     "flow map, 2 jumps": {"look_ahead": "flow_map", "look_ahead_steps": 2},
@@ -67,7 +67,7 @@ def _shipped() -> tuple[FlowMap, Classifier]:
 
 def evaluate_digits(look_ahead: str, seed: int, judge: Classifier | None = None, *, particles: int = PARTICLES,
                     budget: int = BUDGET) -> list[dict[str, Any]]:
-    """Rows of the ten digits, which go through the map together.
+    """Rows for the ten digits, which go through the map together.
 
     Args:
         look_ahead: A name in :data:`LOOK_AHEADS`.

@@ -1,7 +1,7 @@
 """Shared parts of the tilting tables: replicates, and the number of steps within a budget of calls.
 
-Replicates are observations of one call: each has its own random numbers, is resampled separately and is independent of
-the others.
+Replicates are the observations of one call: each has its own random numbers, is resampled separately, and is
+independent of the others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REPLICATES = 10
 
 
 class Replicated(Reward):
-    """One function of images as the reward of B observations, which are replicates."""
+    """A function of images as the reward of B observations, which are replicates."""
 
     def __init__(self, fn: Callable[[Tensor], Tensor], count: int = REPLICATES) -> None:
         self.fn, self.num_observations = fn, count
@@ -44,7 +44,7 @@ class Replicated(Reward):
 
 
 def sample_quietly(solver: Solver, reward: Reward, particles: int, seed: int) -> Posterior:
-    """Samples of B observations, without convergence warnings: the tables show convergence."""
+    """Samples of B observations, without convergence warnings, because the tables show convergence."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return solver.sample(reward, particles, generator=torch.Generator().manual_seed(seed))
@@ -63,8 +63,8 @@ def affordable(make: Callable[[int], FMTT], reward: Reward, budget: int) -> FMTT
     """
     jumps = JumpCalls(make(2).prior)
     if sum(path_calls(make(2), reward, jumps)) > budget:
-        raise ValueError(f"a budget of {budget} calls is too small for two steps, which take "
-                         f"{sum(path_calls(make(2), reward, jumps))}: pass at least that")
+        raise ValueError(f"a budget of {budget} calls is too small for two steps: pass at least "
+                         f"{sum(path_calls(make(2), reward, jumps))}")
     low, high = 2, budget + 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -81,7 +81,7 @@ def choose(rows: Rows, **wanted: Any) -> Rows:
 
 
 def mean_and_std(rows: Rows, name: str) -> tuple[float, float]:
-    """Mean and standard deviation of a column over the rows that have it; NaN if none has."""
+    """Mean and standard deviation of a column over the rows that have it; NaN if no row does."""
     values = torch.tensor([float(row[name]) for row in rows if row[name]], dtype=torch.float64)
     if len(values) == 0:
         return math.nan, math.nan

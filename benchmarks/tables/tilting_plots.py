@@ -1,4 +1,4 @@
-"""The plots of :mod:`benchmarks.tables.tilting_tables`. Matplotlib's objects only, no pyplot."""
+"""The plots of :mod:`benchmarks.tables.tilting_tables`, made with matplotlib's objects, without pyplot."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _draw(axes: Axes, x: Sequence[float], points: Sequence[tuple[float, float]],
 
 
 def plot_budget(rows: Rows) -> Figure:
-    """Mean reward and sliced W1 against calls, one row of panels for each problem; bars are standard deviations."""
+    """Plot mean reward and sliced W1 against calls, one row of panels per problem; bars are standard deviations."""
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     with matplotlib.rc_context(_STYLE):
         figure, panels = _figure(len(problems), 2, (10, 3.4 * len(problems)))
@@ -66,7 +66,7 @@ def plot_budget(rows: Rows) -> Figure:
             for axes, name, title in ((left, "reward", "mean reward"), (right, "w1", "sliced W1 to exact draws")):
                 exact = mean_and_std(choose(rows, problem=problem, method="exact"), name)[0]
                 axes.axhline(exact, color="black", linewidth=1, label="exact draws")
-                axes.set(xscale="log", xlabel="calls a particle, forward and backward", title=f"{problem}: {title}")
+                axes.set(xscale="log", xlabel="calls per particle, forward and backward", title=f"{problem}: {title}")
             left.set_yscale("symlog", linthresh=0.01 if "half" in problem else 1.0)
             right.set_yscale("log")
         handles = {label: handle for panel in panels[:, 1]
@@ -77,7 +77,7 @@ def plot_budget(rows: Rows) -> Figure:
 
 
 def plot_error(rows: Rows) -> Figure:
-    """Mean reward less the tilted base sampler's, and less the exact law's, against the size of the error."""
+    """Plot the mean reward minus that of the tilted base sampler, and minus the exact one, against the error's size."""
     colours = [_LOOK_AHEAD_COLOURS[name.split(", ")[1]] for name in ERROR_METHODS]
     markers = {"twisted": ("-", "o"), "Jarzynski": (":", "^"), "unweighted": ("--", "x")}
     with matplotlib.rc_context(_STYLE):
@@ -102,7 +102,7 @@ def plot_error(rows: Rows) -> Figure:
 
 
 def plot_dimension(rows: Rows) -> Figure:
-    """Variance of the log weights, effective sample size, k-hat, and NoiseSMC's temperatures against dimension."""
+    """Plot the log weights' variance, effective sample size, k-hat and NoiseSMC's temperatures against dimension."""
     columns = (("variance", "variance of log weights", "log"), ("ess", "effective sample size / N", "log"),
                ("k_hat", "k-hat", "linear"), ("temperatures", "temperatures of NoiseSMC", "log"))
     with matplotlib.rc_context(_STYLE):
@@ -129,7 +129,7 @@ def plot_dimension(rows: Rows) -> Figure:
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a figure as a PNG of 64 colours, a third of the size."""
+    """Write a figure as a PNG of 64 colours, which has a third of the size."""
     from PIL import Image
 
     picture = io.BytesIO()

@@ -1,13 +1,15 @@
 """Tables on tilted sampling: ``python -m benchmarks.tables.tilting_tables OUTPUT [--only NAME ...]``.
 
-Four tables, each with a CSV of one row per replicate, a markdown table of means, and, except for the last, a plot:
+There are four tables. Each has a CSV with one row per replicate, a markdown table of means and, except for the last, a
+plot:
 
 - ``budget``: reward, and distance from the exact law, against calls of the map, for every sampler and search.
 - ``error``: effect of an error of the map on each kind of weights, compared with the tilted law of the sampler's own
-  base dynamics, and with the exact law.
+  base dynamics and with the exact law.
 - ``dimension``: variance of the log weights, effective sample size and k-hat against the dimension.
 - ``digits``: the MNIST prior tilted to each digit, at equal calls for every look-ahead. ``--judge`` is the folder of a
-  second classifier, ``python -m benchmarks.release.train_classifier mnist --output FOLDER --epochs 2 --seed 1``.
+  second classifier, made by ``python -m benchmarks.release.train_classifier mnist --output FOLDER --epochs 2 --seed
+  1``.
 
 Rows are written as they are computed, so a stopped run can be resumed.
 """
@@ -86,7 +88,7 @@ def format_error(rows: Rows) -> str:
     lines: list[str] = []
     for (judge, difference), name in itertools.product(
             (("tilted base sampler", from_base), ("exact law", from_exact)), ("share", "reward")):
-        lines += [f"{name}, less that of the {judge} (in standard errors):", "",
+        lines += [f"{name}, minus that of the {judge} (in standard errors):", "",
                   *_head(["error in", "weights, look-ahead", *ERROR_SIZES])]
         for where, method in itertools.product(("jump", "both"), ERROR_METHODS):
             chosen = {size: choose(rows, where=where, size=size, method=method) for size in ERROR_SIZES}
@@ -163,7 +165,7 @@ class Table:
     """One table.
 
     Attributes:
-        fields: Columns of its CSV; the first ``keys`` of them name a cell, the next one a row of the cell.
+        fields: Columns of its CSV. The first ``keys`` columns name a cell; the next one names a row of the cell.
         keys: Number of columns that name a cell.
         cells: All cells.
         run: Function from a cell to its rows, :data:`ROWS` of them.
@@ -180,7 +182,7 @@ class Table:
 
 
 def fill(table: Table, file: Path, run: Callable[..., list[dict[str, Any]]] | None = None) -> Rows:
-    """Compute the cells missing from a CSV, each as a whole, and append the missing rows.
+    """Compute the cells that are missing from a CSV, each as a whole, and append the missing rows.
 
     Args:
         table: Table with its cells.

@@ -1,4 +1,4 @@
-"""Effect of an error of the map, and of the dimension, on the weights of tilted sampling."""
+"""How an error of the map, and the dimension, affect the weights of tilted sampling."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ERROR_STEPS, ERROR_PARTICLES, BASE_DRAWS = 25, 400, 12_000
 
 
 class PerturbedMap(FlowMap):
-    r"""A mixture's flow map with a smooth error of a known size, in u of X_{s,t}(x) = x + (t - s) u(x, s, t).
+    r"""A mixture's flow map X_{s,t}(x) = x + (t - s) u(x, s, t) with a smooth error of a known size in u.
 
     The error is :math:`e\, \sigma\, h(x)` with :math:`h_i(x) = \sqrt 2 \sin(x_{i+1} + \pi / 4)`, indices modulo d, and
     sigma the data's root mean square deviation from their mean. Under x ~ N(0, I) the mean square of each h_i is 1, so
@@ -54,7 +54,7 @@ class PerturbedMap(FlowMap):
     def __init__(self, mixture: GaussianMixtureFlow, size: float, where: str = "both") -> None:
         super().__init__()
         if not size >= 0 or where not in ("jump", "both"):
-            raise ValueError(f"size={size} must be at least 0, and where={where!r} 'jump' or 'both'")
+            raise ValueError(f"size={size}, where={where!r}: pass size >= 0 and where='jump' or 'both'")
         self.mixture, self.size, self.where = mixture, size, where
         self.state_shape, self.image_shape = mixture.state_shape, mixture.image_shape
         center = (mixture.weights[:, None] * mixture.means).sum(0)
@@ -119,13 +119,13 @@ def _perturbed(where: str, size: float) -> PerturbedMap:
 
 
 def sees_error(where: str, method: str) -> bool:
-    """Whether an error affects a method: an error in the jump alone does not affect a method without jumps."""
+    """Whether an error affects a method; an error in the jump alone does not affect a method without jumps."""
     return where == "both" or "flow map" in method
 
 
 def evaluate_error(where: str, size: float, method: str, *, particles: int = ERROR_PARTICLES,
                    steps: int = ERROR_STEPS) -> list[dict[str, Any]]:
-    """Rows of the replicates of FMTT on the tilted ring with an error in the map.
+    """Rows for the replicates of FMTT on the tilted ring, with an error in the map.
 
     Args:
         where: ``"jump"`` or ``"both"``, see :class:`PerturbedMap`.
@@ -136,14 +136,14 @@ def evaluate_error(where: str, size: float, method: str, *, particles: int = ERR
 
     Returns:
         A value for each of :data:`ERROR_FIELDS`. The columns of the base are importance-weighted means, with standard
-        errors, over draws of the law that the sampler tilts; ``ess`` is a share of the particles.
+        errors, over draws from the law that the sampler tilts; ``ess`` is a share of the particles.
     """
     settings = ERROR_METHODS[method]
     solver = FMTT(_perturbed(where, size), steps=steps, chunk_size=10**6, **settings)
     posterior = sample_quietly(solver, Replicated(left_penalty), particles, seed=11)
     means = (posterior.weights.double()[..., None] * _half_plane_values(posterior.samples)).sum(1)
     kernel = settings.get("kernel", "sde")
-    # the SDE makes no jump: an error in the jump does not change its law
+    # the SDE makes no jumps, so an error in the jump does not change its law
     base, error = _base(where, 0.0 if kernel == "sde" and where == "jump" else size, kernel, steps)
     found = posterior.ess()
     ess = [math.nan] * REPLICATES if found is None else (found / particles).tolist()
@@ -200,7 +200,7 @@ def _posed(prior: str, d: int) -> tuple[CountedMixture, GaussianLikelihood, Tens
 
 def evaluate_dimension(prior: str, d: int, method: str, *, particles: int = WEIGHT_PARTICLES,
                        steps: int = WEIGHT_STEPS) -> list[dict[str, Any]]:
-    """Rows of the replicates, each with its own truth, half of whose coordinates are observed.
+    """Rows for the replicates; each has its own truth, half of whose coordinates are observed.
 
     FMTT never resamples here, so its weights are those of the whole path.
 

@@ -20,7 +20,7 @@ from invflow.solver import Solver
 __all__ = ["SolverReconstructor"]
 
 
-class SolverReconstructor(Reconstructor):  # type: ignore[misc]  # deepinv says no types
+class SolverReconstructor(Reconstructor):  # type: ignore[misc]  # deepinv has no types
     """Images from ``model(y, physics)``; built and documented by :func:`invflow.deepinv_bridge.as_reconstructor`."""
 
     def __init__(self, solver: Solver, sigma: float | Tensor | None, num_samples: int, estimate: str,

@@ -61,9 +61,9 @@ class Download:
 #: as stated on the pages that host the files, https://huggingface.co/deepinv/drunet and .../diffunet. The networks of
 #: the latter were trained by others: the one on FFHQ is from https://github.com/jychoi118/ilvr_adm, which states no
 #: licence for it; the one on ImageNet is from https://github.com/openai/guided-diffusion, under MIT
-_HOSTED = "BSD-3-Clause as hosted"
-_UNCLEAR = "BSD-3-Clause as hosted, its authors' licence unknown (see github.com/jychoi118/ilvr_adm)"
-_OPENAI = "MIT, and BSD-3-Clause as hosted"
+_HOSTED = "hosted under BSD-3-Clause"
+_UNCLEAR = "hosted under BSD-3-Clause, its authors' licence unknown (see github.com/jychoi118/ilvr_adm)"
+_OPENAI = "MIT, hosted under BSD-3-Clause"
 #: licence of everything in https://github.com/NVlabs/edm
 _EDM = "CC BY-NC-SA 4.0"
 #: noise levels. DRUNet: its authors trained up to 50/255 (https://github.com/cszn/DPIR); deepinv states 20/255 for its

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 __all__ = ["FILTERS", "Banded", "downsampling", "taps"]
 
-#: rows of the smaller side in one block: for sides up to this a matrix is stored in full
+#: rows of R in one block; a matrix with at most this many rows is stored in full
 BLOCK = 64
 #: entries of the inverse of R R' further than this from the diagonal are under 1e-16 of the diagonal
 MARGIN = 40
 
 
 class Banded(nn.Module):
-    """A matrix ``(m, n)`` of blocks of rows at windows of columns, zero elsewhere; it acts on the last axis.
+    """A banded matrix ``(m, n)``, stored as blocks of rows over windows of columns; it acts on the last axis.
 
     Args:
         blocks: ``(k, b, w)``, blocks of b rows; the last block may have surplus rows.
@@ -53,8 +53,8 @@ def _bicubic(d: Tensor) -> Tensor:
     return torch.where(d < 1, inner, torch.where(d < 2, outer, 0.0))
 
 
-#: filters as functions of the distance to their centre in pixels of the smaller image, and how far they reach: Pillow's
-#: (Keys 1981 with a = -1/2, Lanczos of three lobes, a triangle), and a Gaussian of standard deviation 0.4
+#: each filter as a function of the distance to its centre, in pixels of the smaller image, and its radius: those of
+#: Pillow (a triangle, Keys 1981 with a = -1/2, Lanczos with three lobes), and a Gaussian of standard deviation 0.4
 FILTERS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "bilinear": (lambda d: (1 - d).clamp(min=0), 1.0),
     "bicubic": (_bicubic, 2.0),
@@ -66,7 +66,7 @@ FILTERS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 def taps(side: int, factor: int, filter: str) -> tuple[Tensor, Tensor]:
     """Weights ``(m, taps)`` in float64 and first columns ``(m,)`` of downsampling to m = ceil(side / factor).
 
-    One of :data:`FILTERS`, stretched by side / m, cut off and normalised at the border, as in Pillow.
+    The filter, one of :data:`FILTERS`, is stretched by side / m, cut off and normalised at the border, as in Pillow.
     """
     weight, reach = FILTERS[filter]
     m = -(-side // factor)
@@ -82,8 +82,8 @@ def taps(side: int, factor: int, filter: str) -> tuple[Tensor, Tensor]:
 def downsampling(side: int, factor: int, filter: str) -> tuple[Banded, Banded]:
     """The matrix R of downsampling with a filter, ``(m, side)``, and its pseudo-inverse R' (R R')^-1.
 
-    R R' has a bandwidth of a few pixels and is well conditioned, so its inverse falls off by more than half
-    from each diagonal to the next: rows of it are computed from the inverse of a local block, up to rounding.
+    R R' has a bandwidth of a few pixels and is well conditioned, so the entries of its inverse shrink by more than half
+    from each diagonal to the next. Up to rounding, its rows therefore follow from the inverse of a local block.
     """
     weights, first = taps(side, factor, filter)
     m, across = weights.shape
@@ -102,7 +102,7 @@ def downsampling(side: int, factor: int, filter: str) -> tuple[Banded, Banded]:
     for k, (low, high) in enumerate(rows):
         forward[k, : high - low] = part(low, high, int(starts[k]), int(starts[k]) + width)
 
-    # cut the image rows into as many pieces; only nearby rows of R touch the rows of a piece
+    # cut the image's rows into the same number of pieces; only nearby rows of R overlap a piece
     size = math.ceil(side / count)
     reach = math.ceil(size * m / side) + 2 * MARGIN + 6
     seen = min(m, reach)

@@ -57,7 +57,7 @@ def _some(n: int, most: int, generator: torch.Generator) -> Tensor:
 
 
 def _near_paths(size: tuple[int, int], points: Tensor, radius: Tensor, drawn: Tensor) -> Tensor:
-    """Pixels ``(n, H, W)`` whose centre lies within ``(n, S)`` pixels of a path through points ``(n, S, P, 2)``."""
+    """Pixels ``(n, H, W)`` whose centre lies within a radius ``(n, S)`` of a path through points ``(n, S, P, 2)``."""
     row, column = _grid(size, points.device)
     near = torch.zeros(len(points), *size, dtype=torch.bool, device=points.device)
     for s in range(points.shape[1]):  # one segment of all masks at a time, to save memory

@@ -15,9 +15,9 @@ __all__ = ["transfer_summary"]
 def transfer_summary(kernels: Tensor, center: tuple[float, float], image_shape: tuple[int, ...]) -> Tensor:
     """Transfer functions of kernels at 16 low frequencies.
 
-    The frequencies are up to four times three periods per image side, or per 64 pixels if the image is
-    larger. This spacing separates kernels of up to a third of the image, the usual size here, and
-    a kernel has the same summary in a large photograph as in the crops that an adapter was trained on.
+    The frequencies are multiples, up to fourfold, of three periods per image side (per 64 pixels if the image is
+    larger). This spacing separates kernels of up to a third of the image, the usual size here. A kernel has the same
+    summary in a large photograph as in the crops that an adapter was trained on.
 
     Args:
         kernels: ``(n, channels, h, w)``; channels are averaged.

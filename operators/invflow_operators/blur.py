@@ -16,14 +16,14 @@ from invflow_operators._transfer import transfer_summary
 
 __all__ = ["Blur", "GaussianBlur", "MotionBlur"]
 
-#: side in pixels from which an image counts as a photograph. Its default kernels are then like those that adapters for
-#: photographs are trained on: a share of the image would be far outside that range
+#: an image with sides of at least this many pixels counts as a photograph. Its default kernels are like those that
+#: adapters for photographs are trained on; kernels that grow with the image would be far outside that range
 _PHOTOGRAPH = 64
 _PADDINGS = ("circular", "reflect", "zeros")
 
 
 def _is_round(kernel: Tensor) -> bool:
-    """Whether each kernel is unchanged by a quarter turn about its origin, up to a tenth."""
+    """Whether a quarter turn about the origin changes each kernel by less than a tenth of its norm."""
     side = max(kernel.shape[-2:]) // 2  # in a square with the origin at its centre
     across = [(side - n // 2, side - (n - 1 - n // 2)) for n in (kernel.shape[-1], kernel.shape[-2])]
     kernel = F.pad(kernel, (*across[0], *across[1]))
@@ -34,10 +34,10 @@ def _is_round(kernel: Tensor) -> bool:
 class Blur(Operator):
     """Convolution with a given kernel; the measurement has the image's shape.
 
-    All images use one pair of Fourier transforms, for any number of kernels. The default border
-    is "circular": then the Fourier transform diagonalises the operator, and its adjoint, its pseudo-inverse
-    and the inputs of an adapter are exact and cheap. For a photograph, where the blur mixes in what lies outside the
-    frame, "reflect" is the better model; "zeros" treats the outside as black.
+    One pair of Fourier transforms serves all images, for any number of kernels. With the default border, "circular",
+    the Fourier transform diagonalises the operator: its adjoint, its pseudo-inverse and the inputs of an adapter are
+    exact and cheap. In a photograph, the blur mixes in what lies outside the frame, so "reflect" is the better model.
+    "zeros" treats the outside as black.
 
     Args:
         kernel: ``(h, w)`` or ``(C, h, w)`` for all images, or ``(n, 1 or C, h, w)``, one for each. Its origin
@@ -45,9 +45,9 @@ class Blur(Operator):
             brightness.
         image_shape: (C, H, W).
         padding: "circular", "reflect" or "zeros".
-        problem_class: Class whose adapter serves this kernel, "gaussian-blur" or "motion-blur" for a
-            kernel of that kind; None, the default, because it may be of neither. An adapter then treats it, with a
-            warning, as "gaussian-blur" if a quarter turn leaves it nearly unchanged, else as "motion-blur".
+        problem_class: Class of the kernel for adapters, "gaussian-blur" or "motion-blur". None, the default, is for a
+            kernel that may be neither: an adapter then treats it, with a warning, as "gaussian-blur" if a quarter turn
+            leaves it nearly unchanged, else as "motion-blur".
 
     Raises:
         ValueError: For a kernel of the wrong shape, larger than the image, or not finite.
@@ -86,14 +86,14 @@ class Blur(Operator):
         if problem_class is None:
             self.stand_ins = ("gaussian-blur",) if _is_round(sets) else ("motion-blur",)
 
-    #: problem class of a kernel from a file; a subclass that does not define it passes such a kernel as its own
-    #: ``kernel`` argument
+    #: problem class of a kernel from a file; a subclass without this attribute takes the file as its own ``kernel``
+    #: argument
     _file_class: str | None = None
     _for_photographs: Mapping[str, Any] = {}
 
     @classmethod
     def file_parameters(cls) -> tuple[str, ...]:
-        """Accept a kernel, also in classes that draw or compute one."""
+        """Accept a kernel file, also in classes that draw or compute their kernel."""
         return ("kernel",) if "_file_class" in vars(cls) else super().file_parameters()
 
     @classmethod
@@ -116,16 +116,16 @@ class Blur(Operator):
         has, usual = inspect.signature(cls).parameters, dict(cls._for_photographs)
         if usual and set(usual) <= set(has) and not set(given) - {"padding"} and min(image_shape[1:]) >= _PHOTOGRAPH:
             what = ", ".join(f"{name} {value:g}" for name, value in usual.items())
-            found = [(usual, f"assumed {cls._file_class} with {what} in pixels: change it by --operator-set NAME=VALUE"
-                             " or give a kernel with --kernel FILE")]
+            found = [(usual, f"assumed {cls._file_class} with {what} in pixels: change it with --operator-set "
+                             "NAME=VALUE, or pass a kernel with --kernel FILE")]
         if observed and "padding" in has and "padding" not in given:
-            # a camera's blur mixes in what lies outside the frame: a circular model causes ringing far into the image
-            found.append(({"padding": "reflect"}, "assumed that the image continues outside its frame by "
-                          "reflection; for a blur that wraps around pass --operator-set padding=circular"))
+            # a camera's blur mixes in what lies outside the frame, so a circular model rings far into the image
+            found.append(({"padding": "reflect"}, "assumed that the image is reflected at its border; for a blur that "
+                          "wraps around, pass --operator-set padding=circular"))
         return found
 
     def _sets(self, kernel: Tensor) -> dict[str, Tensor]:
-        """Kernels ``(n, 1 or C, h, w)`` with their transfer functions on the padded grid, in pairs."""
+        """The kernels ``(n, 1 or C, h, w)``, and their transfer functions on the padded grid as pairs of reals."""
         h, w = kernel.shape[2:]
         # pairs of reals, because Module.to(torch.float64) would drop the imaginary parts of a complex buffer
         height, width = self._grid(h, w)
@@ -154,7 +154,7 @@ class Blur(Operator):
         return cut
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Correlation with the kernel; for a border that is not circular, the vector-Jacobian product."""
+        """Correlation with the kernel; for other borders than "circular", the vector-Jacobian product."""
         if self.padding != "circular":
             return super().adjoint(y)
         result: Tensor = torch.fft.irfft2(torch.fft.rfft2(y) * self._transfer(y).conj(), s=y.shape[2:])
@@ -163,8 +163,8 @@ class Blur(Operator):
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """Inverse filter, zero where the transfer function is zero up to rounding; it amplifies noise.
 
-        For a border that is not circular, conjugate gradients up to rounding, with a warning if 1,000
-        steps do not suffice.
+        Other borders than "circular" use conjugate gradients up to rounding, with a warning if 1,000 steps do not
+        suffice.
         """
         if self.padding != "circular":
             return super().pseudo_inverse(y)
@@ -218,8 +218,8 @@ class GaussianBlur(Blur):
         std_range = (size / 18, 2 * size / 9) if std_range is None else std_range
         if not (size >= 1 and std > 0 and 0 < std_range[0] <= std_range[1]):
             raise ValueError(
-                f"std={std}, std_range={std_range}, kernel_size={size}: pass standard deviations over 0, in "
-                "pixels and low before high, and a kernel size of at least 1"
+                f"std={std}, std_range={std_range}, kernel_size={size}: pass std > 0 in pixels, std_range=(low, high) "
+                "with 0 < low <= high, and kernel_size >= 1"
             )
         _check_kernel_size(size, image_shape)
         kernel = _gaussian_kernels(torch.tensor([std], dtype=torch.get_default_dtype()), size)
@@ -283,7 +283,7 @@ def _check_kernel_size(size: int, image_shape: Sequence[int]) -> None:
     """Raise an error for a kernel larger than the image, before computing it."""
     if size > min(image_shape[-2:]):
         raise ValueError(f"the kernel has ({size}, {size}) pixels, the images only {tuple(image_shape[-2:])}: pass "
-                         f"kernel_size={default_kernel_size(image_shape)}, say")
+                         f"a smaller one, such as kernel_size={default_kernel_size(image_shape)}")
 
 
 def default_kernel_size(image_shape: Sequence[int]) -> int:

@@ -24,16 +24,16 @@ class DeepinvOperator(Operator):
 
     The physics is copied and frozen, so later changes to the caller's object do not affect the operator.
     The adjoint is the vector-Jacobian product, which is exact for every physics (some of deepinv's own adjoints are
-    approximate). Complex measurements are represented as pairs of reals, ``(..., 2)``, and lists of measurements as
-    one vector, so Gaussian noise has the same meaning as for any other operator. A physics of complex images
-    receives real ones.
+    approximate). Complex measurements become pairs of reals, ``(..., 2)``, and lists of measurements become one vector,
+    so Gaussian noise has the same meaning as for any other operator. A physics of complex images is given the real
+    images with a zero imaginary part.
 
     Args:
         physics: A ``deepinv.physics.Physics`` or ``LinearPhysics``.
         image_shape: Shape of one image, real.
-        problem_class: Name under which an adapter was trained for it.
-        per_set: Names of the physics' tensors whose first axis is one set of parameters for each image, such
-            as ("mask",); the others are shared.
+        problem_class: Name of the operator's problem class, for adapters.
+        per_set: Names of the physics' tensors that hold one set of parameters for each image along their first axis,
+            such as ("mask",); all images share the other tensors.
         physics_generator: A ``deepinv.physics.generator.PhysicsGenerator`` from which :meth:`randomize` draws
             the tensors named in ``per_set``.
 
@@ -58,8 +58,8 @@ class DeepinvOperator(Operator):
 
         if not isinstance(physics, Physics):
             raise TypeError(
-                f"physics is a {type(physics).__name__}, expected a deepinv.physics.Physics; write an operator of "
-                "your own as a subclass of invflow.Operator"
+                f"physics is a {type(physics).__name__}, expected a deepinv.physics.Physics; write your own operator "
+                "as a subclass of invflow.Operator"
             )
         self.physics = physics.clone().requires_grad_(False).eval()
         # noise and sensor are not part of the operator, and deepinv's cannot be pickled
@@ -88,18 +88,18 @@ class DeepinvOperator(Operator):
                 errors.append(error)
         raise ValueError(
             f"{type(self.physics).__name__} does not take images {tuple(images.shape)}: {errors[0]}; pass "
-            "the image_shape that it was built for, and name in per_set the tensors with one set for each image"
+            "the image_shape that it was built for, and list in per_set the tensors with one set for each image"
         ) from errors[0]
 
     def _find_measured(self, measured: Tensor) -> Tensor:
         """Entries ``(num_sets, *measurement_shape)`` that depend on the image; a mask zeroes the rest.
 
         A nonlinear physics may give the same measurement for most images and still distinguish others, for example
-        when it saturates: it keeps every entry except those that its own ``mask`` sets to zero.
+        if it saturates. For such a physics, only entries that its own ``mask`` sets to zero are dropped.
         """
         with torch.no_grad():
             grey = torch.full((self.num_sets, *self.image_shape), 0.5, device=self.device, dtype=self.dtype)
-            # two images: a random pixel is grey by chance, in single precision once in 2^24
+            # two images, because a random pixel is grey by chance, once in 2^24 in single precision
             constant = [measured == _as_real(self.physics.A(self._as_input(x))) for x in (grey, grey / 2)]
             unseen = constant[0] & constant[1]
             return ~unseen if self.linear else ~(unseen & self._masked(unseen))
@@ -149,7 +149,7 @@ class DeepinvOperator(Operator):
         return _as_real(measured)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """Pseudo-inverse: deepinv's, if it has a singular value decomposition; else by conjugate gradients."""
+        """Pseudo-inverse: deepinv's if the physics has a singular value decomposition, else by conjugate gradients."""
         from deepinv.physics import DecomposablePhysics
 
         if isinstance(self.physics, DecomposablePhysics) and self._plain:
@@ -167,7 +167,7 @@ class DeepinvOperator(Operator):
         missing = sorted(set(self.per_set) - set(drawn))
         if missing or not self.per_set:
             raise ValueError(
-                f"the physics generator draws {sorted(drawn)}, but per_set is {self.per_set}: name in per_set "
+                f"the physics generator draws {sorted(drawn)}, but per_set is {self.per_set}: list in per_set "
                 "the tensors that are drawn"
             )
         own = {name: getattr(self.physics, name) for name in self.per_set}
@@ -209,7 +209,7 @@ class DeepinvOperator(Operator):
             other.physics.update_parameters(**sets)  # also updates the tensors that the physics derives from them
         for name, value in sets.items():
             if not torch.equal(getattr(other.physics, name), value):  # deepinv ignores unknown names
-                raise TypeError(f"{type(self.physics).__name__} cannot change {name}: take it out of per_set")
+                raise TypeError(f"{type(self.physics).__name__} cannot change {name}: remove it from per_set")
         other.num_sets = other._count_sets()
         result: DeepinvOperator = other
         return result
@@ -221,18 +221,18 @@ class DeepinvOperator(Operator):
                 return fn(value)
             return torch.view_as_complex(fn(torch.view_as_real(value.resolve_conj())).contiguous())
 
-        super()._apply(move, recurse)  # type: ignore[no-untyped-call]  # torch's own says no types
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]  # torch's method has no types
         if self.per_set:  # tensors derived from these were converted to the new dtype, not recomputed in it
             self.physics.update_parameters(**{name: getattr(self.physics, name) for name in self.per_set})
         self._probe()  # some physics update derived tensors on first use: do that now
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # default functions of deepinv's classes are lambdas without a name for pickling
+        # default functions of deepinv's classes are lambdas, which pickle cannot find by name
         return {**vars(self), "_modules": {**self._modules, "physics": _exchanged(self.physics, _as_lambda)}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's own says no types
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's method has no types
         self.physics = _exchanged(self.physics, lambda _, value: value.find() if isinstance(value, _Lambda) else value)
 
     def __copy__(self) -> DeepinvOperator:
@@ -251,7 +251,7 @@ class DeepinvOperator(Operator):
 
 @dataclass(frozen=True)
 class _Lambda:
-    """A lambda in the ``__init__`` of a class, by its position: a parameter's default, or a constant of the code."""
+    """Position of a lambda in the ``__init__`` of a class: a parameter's default, or a constant of the code."""
 
     owner: type
     place: str | int
@@ -281,7 +281,7 @@ def _as_lambda(module: Any, value: Any) -> Any:
 
 
 def _exchanged(module: Any, change: Callable[[Any, Any], Any]) -> Any:
-    """A shallow copy with the plain attributes of all modules in it changed."""
+    """A shallow copy in which the plain attributes of all modules are changed."""
     other = _shallow_copy(module)
     for part in other.modules():
         vars(part).update({name: change(part, value) for name, value in vars(part).items()})
@@ -289,7 +289,7 @@ def _exchanged(module: Any, change: Callable[[Any, Any], Any]) -> Any:
 
 
 def _shallow_copy(module: Any) -> Any:
-    """Copy that shares the tensors with the original but none of the dictionaries, also in submodules."""
+    """Copy that shares the original's tensors but not its dictionaries, also in submodules."""
     other = copy.copy(module)
     for part in ("_buffers", "_parameters"):
         setattr(other, part, dict(getattr(module, part)))

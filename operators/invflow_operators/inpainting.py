@@ -27,8 +27,8 @@ class MaskInpainting(Operator):
         mask: 1 where a pixel is observed, 0 where it is not; bool or numbers. ``(H, W)`` or ``(C, H, W)`` for
             all images, or ``(n, 1 or C, H, W)``, one for each.
         image_shape: (C, H, W); default: the mask's, with one channel for ``(H, W)``.
-        problem_class: Class whose adapter serves this mask. Default: the class of all kinds of masks, "free-form-
-            inpainting"; "box-inpainting" or "random-inpainting" for a mask that is known to be of that kind.
+        problem_class: Class of the mask for adapters. Default: "free-form-inpainting", the class of all kinds of masks;
+            "box-inpainting" or "random-inpainting" if the mask is known to be of that kind.
 
     Raises:
         ValueError: For a mask of the wrong shape, with other values, or without observed pixels.
@@ -61,7 +61,7 @@ class MaskInpainting(Operator):
             span = f"{float(mask.min()):.4g} to {float(mask.max()):.4g}"
             raise ValueError(f"the mask has values from {span}, expected 0 and 1: pass mask > 0.5")
         if not bool(sets.bool().flatten(1).any(1).all()):
-            raise ValueError("a mask observes nothing: 1 means observed, 0 not; if yours is reversed, pass ~mask")
+            raise ValueError("a mask observes nothing: 1 means observed, 0 hidden; if yours is reversed, pass ~mask")
         self.image_shape = self.measurement_shape = shape
         self.problem_class = problem_class
         self.register_sets(mask=sets.bool())
@@ -69,12 +69,12 @@ class MaskInpainting(Operator):
             self.stand_ins = ("box-inpainting",) * self._hides_areas() + ("random-inpainting",)
 
     structure = "diagonal"
-    #: problem class of a mask from a file; a subclass that does not define it passes such a mask as its own ``mask``
+    #: problem class of a mask from a file; a subclass without this attribute takes the file as its own ``mask``
     _file_class: str | None = FREE_FORM
 
     @classmethod
     def file_parameters(cls) -> tuple[str, ...]:
-        """Accept a mask, also in classes that draw or compute one."""
+        """Accept a mask file, also in classes that draw or compute their mask."""
         return ("mask",) if "_file_class" in vars(cls) else super().file_parameters()
 
     @classmethod
@@ -186,7 +186,7 @@ class BoxInpainting(MaskInpainting):
         box: (height, width) of the unobserved box in pixels, centred; one number for a square; default: half the
             image's sides.
         sides: Range, in shares of the image's height and width, from which :meth:`randomize` draws the two
-            sides of a box independently; None keeps those of ``box``. The position is uniform either way.
+            sides of a box independently; None keeps the sides of ``box``. The position is uniform in both cases.
 
     Raises:
         ValueError: If the box is empty or covers the image, or the sides are out of range.
@@ -242,12 +242,12 @@ def _outside_boxes(size: tuple[int, ...], top: Tensor, left: Tensor, height: Ten
 class FreeFormInpainting(MaskInpainting):
     """Free-form inpainting: a mix of brush strokes, scratches, captions, boxes and lost pixels.
 
-    Train an adapter on this class to support any mask (:class:`MaskInpainting` belongs to this class by default). All
-    channels of a pixel are hidden together.
+    An adapter trained on this class supports any mask: :class:`MaskInpainting` belongs to this problem class by
+    default. All channels of a pixel are hidden together.
 
     Args:
         image_shape: (C, H, W).
-        generator: Source of randomness for the mask. Each mask hides at least one pixel and shows at least one.
+        generator: Source of randomness for the mask. Each mask hides at least one pixel and observes at least one.
 
     Example:
         >>> import torch

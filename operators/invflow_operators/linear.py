@@ -19,8 +19,8 @@ class MatrixOperator(Operator):
 
     Args:
         matrix: ``(m, d)`` for all images, or ``(n, m, d)``, one for each.
-        image_shape: A shape with d values; default (d,).
-        problem_class: Name under which an adapter was trained for it.
+        image_shape: Shape of one image, of d values; default (d,).
+        problem_class: Name of the operator's problem class, for adapters.
 
     Raises:
         ValueError: For a matrix of the wrong shape, or with entries that are not finite.
@@ -46,7 +46,7 @@ class MatrixOperator(Operator):
         if matrix.ndim not in (2, 3) or 0 in matrix.shape or math.prod(shape) != matrix.shape[-1]:
             raise ValueError(
                 f"the matrix has shape {tuple(matrix.shape)}, but images {shape} have {math.prod(shape)} values: "
-                "pass a matrix (m, d) or (n, m, d) where an image has d values"
+                "pass a matrix (m, d) or (n, m, d), where d is the number of values of an image"
             )
         if not bool(torch.isfinite(matrix).all()):
             raise ValueError("the matrix has entries that are NaN or infinite")

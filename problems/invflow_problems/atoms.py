@@ -1,10 +1,10 @@
 r"""A thousand handwritten digits as the prior: an image problem with a known exact posterior.
 
-The prior is the mixture of Gaussians of standard deviation 0.1 around the first 1,000 training images of MNIST. A
-finite set of images makes the velocity, the flow map and the posterior exact: each image (an *atom*) becomes a Gaussian
-of the posterior, with the weight :math:`N(y; A \mu_k, 0.1^2 A A^T + \sigma^2 I)`. The noise is so strong that about
-five to fifty atoms keep weight. At the noise levels of photographs, one atom would take all of it, and every sampler
-that finds it would look exact.
+The prior is a mixture of Gaussians of standard deviation 0.1, centred at the first 1,000 training images of MNIST. With
+a finite set of images, the velocity, the flow map and the posterior are exact: each image (an *atom*) becomes a
+Gaussian of the posterior, with the weight :math:`N(y; A \mu_k, 0.1^2 A A^T + \sigma^2 I)`. The noise is strong enough
+that about five to fifty atoms have weight. At the noise levels of photographs, one atom would have all the weight, and
+every sampler that finds it would look exact.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def load_atoms() -> Tensor:
 
 def atoms_prior(data: str | os.PathLike[str] | None = None, count: int = 1000, *,
                 width: float = WIDTH) -> GaussianMixtureFlow:
-    """Build a prior from images: a mixture of equally likely Gaussians of one width around them.
+    """Build a prior from images: a mixture of equally likely Gaussians of one width, centred at them.
 
     Args:
         data: Folder or name for :func:`invflow.datasets.load_images`; None for the shipped digits.
@@ -99,10 +99,10 @@ def _gaussian_blur() -> Operator:
 
 def _problem(task: str, operator: Callable[[], Operator], sigma: float, what: str) -> Problem:
     return Problem(f"atoms/mnist-{task}", None, operator, sigma, sampler=_sample, prior=_prior,
-                   description=f"1,000 digits as the prior, {what} with noise {sigma}: exact posterior")
+                   description=f"1,000 digits as the prior, {what}, noise {sigma}; exact posterior")
 
 
 atoms_mnist_super_resolution = _problem("super-resolution", _super_resolution, 0.35, "4 x 4 pixels averaged into one")
-atoms_mnist_denoising = _problem("denoising", _denoising, 2.5, "each pixel observed")
+atoms_mnist_denoising = _problem("denoising", _denoising, 2.5, "all pixels observed")
 atoms_mnist_box_inpainting = _problem("box-inpainting", _box_inpainting, 1.5, "a box of 14 x 14 pixels hidden")
-atoms_mnist_gaussian_blur = _problem("gaussian-blur", _gaussian_blur, 1.5, "a Gaussian blur")
+atoms_mnist_gaussian_blur = _problem("gaussian-blur", _gaussian_blur, 1.5, "Gaussian blur")

@@ -5,13 +5,13 @@ doi 10.1109/OJSP.2025.3597867): means -5, 0 and 5 in every coordinate, weights 0
 identity, diag(1, ..., 2), and the same spectrum in a random basis.
 
 - ``bipsda/inpainting``: eight of ten coordinates with noise 5;
-- ``bipsda/x-ray``: counts of rate 1000 exp(-a_i (x + 10)), 15 rays a_i uniform in [0.01, 0.05];
+- ``bipsda/x-ray``: Poisson counts of rate 1000 exp(-a_i (x + 10)), for 15 rays a_i uniform in [0.01, 0.05];
 - ``bipsda/phase-retrieval``: five squares (a_i x)^2 with noise 25, a_i standard normal.
 
-Random matrices are drawn here, so numbers cannot be compared with those of the article digit by digit. The
-article uses long chains as its reference. Here all three posteriors have independent exact draws. The first is a
-mixture in closed form. The other two use rejection from the prior (von Neumann 1951), bounded by the largest
-likelihood: for counts it is found by Newton's method, as their log likelihood is concave; for squares it is known.
+The random matrices are drawn here, so numbers cannot be compared with those of the article digit by digit. The
+article uses long chains as its reference; here, all three posteriors have independent exact draws. The first posterior
+is a mixture in closed form. The other two use rejection from the prior (von Neumann 1951), bounded by the largest
+likelihood. For counts, Newton's method finds it, because their log likelihood is concave; for squares it is known.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class BipsdaPosterior(Solver):
 
     Args:
         prior: The mixture.
-        max_proposals: Largest number of prior draws for an observation.
+        max_proposals: Largest number of prior draws for each observation.
 
     Example:
         >>> import torch, invflow
@@ -150,7 +150,7 @@ class BipsdaPosterior(Solver):
         batch = 2**12
         while found < n:
             if drawn >= self.max_proposals:
-                raise RuntimeError(f"of {drawn} prior draws only {found} were accepted, but {n} are needed: the "
+                raise RuntimeError(f"only {found} of {drawn} prior draws were accepted, but {n} are needed: the "
                                    "measurement is too unlikely under this prior")
             x = self.prior.sample(batch, generator=generator)
             log_ratio = likelihood(x[None])[0].double() - bound
@@ -165,12 +165,12 @@ def _greatest(likelihood: Likelihood) -> float:
     """The largest log likelihood of one observation over all images, or a slightly larger bound."""
     operator, y = likelihood.operator, likelihood.y[0].double()
     if isinstance(likelihood, GaussianLikelihood) and isinstance(operator, Squares):
-        # a square reaches every y above 0, and differs from a negative y by at least |y|
+        # a square can equal every y above 0, and differs from a negative y by at least |y|
         best = y.clamp(min=0)[None, None]
         return float(likelihood.log_density(y[None, None], best).sum())
     if not isinstance(likelihood, PoissonLikelihood) or not isinstance(operator, Attenuation):
-        raise TypeError(f"the maximum of {likelihood!r} is not known: pass Gaussian noise of Squares, or counts "
-                        "through Attenuation")
+        raise TypeError(f"the maximum of {likelihood!r} is not known: pass a GaussianLikelihood of Squares, or a "
+                        "PoissonLikelihood of Attenuation")
     matrix, gain = operator.matrix[0].double(), float(likelihood.gain[0])
     x = torch.full((matrix.shape[1],), -10.0, dtype=torch.float64, device=y.device)
     damping = 1e-9 * torch.eye(len(x), dtype=torch.float64, device=y.device)
@@ -189,7 +189,7 @@ def _greatest(likelihood: Likelihood) -> float:
         x = x + size * step
         if rise < 1e-10:
             break
-    # for small steps the remaining gain is half of the last one; rates near 0 never converge
+    # for small steps, at most half of the last gain remains; rates near 0 never converge
     return value(x) + rise + 1e-6
 
 
@@ -239,7 +239,8 @@ def _counts(operator: Operator, y: Tensor) -> Likelihood:
 bipsda_inpainting = Problem("bipsda/inpainting", None, _mask, 5.0, sampler=_sample, prior=bipsda_prior, exact=_exact,
                             description="three Gaussians in 10 dimensions, 8 coordinates observed with noise 5")
 bipsda_x_ray = Problem("bipsda/x-ray", None, _rays, likelihood=_counts, sampler=_sample, prior=bipsda_prior,
-                       exact=_exact, description="three Gaussians in 10 dimensions, 15 rays of 1,000 photons, Poisson")
+                       exact=_exact,
+                       description="three Gaussians in 10 dimensions, counts along 15 rays of 1,000 photons")
 bipsda_phase_retrieval = Problem("bipsda/phase-retrieval", None, _squares, 25.0, sampler=_sample, prior=bipsda_prior,
                                  exact=_exact,
                                  description="three Gaussians in 10 dimensions, 5 squared projections with noise 25")

@@ -1,8 +1,8 @@
-"""The checkerboard: a law on a plane of sixteen cells, with the first coordinate observed.
+"""The checkerboard: a distribution on half of a square's sixteen cells, with the first coordinate observed.
 
-The toy example of the Variational Flow Maps paper (arXiv 2603.07276). The posterior is a Gaussian, truncated at the
-cells' edges, in the first coordinate, and two separate cells in the second. A Gaussian approximation
-cannot represent it.
+This is the toy example of the Variational Flow Maps paper (arXiv 2603.07276). In the first coordinate, the posterior is
+a Gaussian truncated at the edges of the board; in the second, it is uniform over two separate cells. A Gaussian
+approximation cannot represent it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOISE = 0.1
 def board_sample(n: int, generator: torch.Generator | int | None = None) -> Tensor:
     """Draw points uniformly from the board's eight dark cells.
 
-    The board is [-2, 2]^2 in 4 x 4 unit cells; (x, y) is on a dark one where floor(x) + floor(y) is even.
+    The board [-2, 2]^2 has 4 x 4 unit cells; (x, y) is on a dark one where floor(x) + floor(y) is even.
 
     Args:
         n: Number of points.
@@ -46,7 +46,7 @@ def board_sample(n: int, generator: torch.Generator | int | None = None) -> Tens
 
 
 def on_board(x: Tensor) -> Tensor:
-    """Whether points lie on a dark cell of the board: ``(..., 2)`` to ``(...)`` in bool."""
+    """Whether points lie on a dark cell of the board: ``(..., 2)`` to ``(...)``, bool."""
     inside = ((x >= -2) & (x < 2)).all(-1)
     return inside & (x.floor().sum(-1) % 2 == 0)
 
@@ -75,7 +75,7 @@ def exact_posterior_samples(y: Tensor, n: int, generator: torch.Generator | int 
     scale = torch.as_tensor(sigma, dtype=torch.float64, device=y.device).reshape(-1, 1)
     uniform = torch.rand(len(y), n, 2, generator=generator, device=generator.device, dtype=torch.float64)
     uniform = uniform.to(y.device)
-    # mirrored: for y beyond the edge, the board is then in the lower tail, where probabilities keep their digits
+    # mirror: for y beyond an edge, the board is then in the lower tail, where probabilities keep their digits
     flip = torch.where(centre < 0, -1.0, 1.0).double()
     low, high = ((edge - flip * centre) / scale for edge in (-2.0, 2.0))
     if bool((high < -35).any()):
@@ -90,7 +90,7 @@ def exact_posterior_samples(y: Tensor, n: int, generator: torch.Generator | int 
 
 
 def _below(x: Tensor, edge: float) -> Tensor:
-    """Clamp below an edge so that rounding, here or in a sum, moves no point into the next cell."""
+    """Clamp below an edge, so that no rounding, here or in a sum, moves a point into the next cell."""
     return x.clamp(max=edge - 4 * torch.finfo(x.dtype).eps)
 
 
@@ -148,8 +148,9 @@ def evaluate(solver: Solver, *, num_observations: int = 1000, num_samples: int =
         seed: Random seed of truths, measurements and draws; the same seed gives every solver the same observations.
 
     Returns:
-        NLPD of a second measurement, energy score with diagonal, share of posterior draws on the board, root MMD to
-        the exact posterior, standard deviation of the unobserved coordinate, and of prior draws share and root MMD.
+        Negative log predictive density (NLPD) of a second measurement, energy score with diagonal, share of posterior
+        draws on the board, root MMD to the exact posterior, standard deviation of the unobserved coordinate, and for
+        prior draws the share on the board and the root MMD.
     """
     g = torch.Generator().manual_seed(seed)
     truth, likelihood = load_problem("checkerboard").simulate(num_observations, generator=g)

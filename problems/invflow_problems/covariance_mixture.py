@@ -1,4 +1,4 @@
-"""The exact flow of a mixture of Gaussians with arbitrary covariances, in few dimensions."""
+"""The exact flow of a mixture of Gaussians with arbitrary covariances, in low dimensions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CovarianceMixtureFlow(FlowMap):
         means: ``(K, d)``.
         covariances: ``(K, d, d)``, positive definite.
         weights: ``(K,)``, positive; normalised to sum to 1.
-        steps: Number of steps of a jump from noise to data, with six velocities each.
+        steps: Number of steps of a jump from noise to data, each with six evaluations of the velocity.
 
     Example:
         >>> import torch

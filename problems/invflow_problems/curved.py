@@ -1,14 +1,14 @@
-r"""A funnel and a banana in noise space: two posteriors where Gaussian moves fail, with exact draws.
+r"""A funnel and a banana in noise space: two posteriors, with exact draws, for which Gaussian moves fail.
 
-The prior is N(0, I) on the plane, whose flow is the identity, so noise space and image space coincide. The measurement
-is linear in the second coordinate given the first, :math:`A(x) = c(x_0) x_1 + d(x_0)`:
+The prior is N(0, I) in the plane. Its flow is the identity, so noise space and image space coincide. Given the first
+coordinate, the measurement is linear in the second, :math:`A(x) = c(x_0) x_1 + d(x_0)`:
 
-- ``curved/funnel``: :math:`e^{-1.5 x_0} x_1` (after Neal 2003, "Slice sampling"): for large x_0 the measurement
-  has no information about x_1, for small x_0 it determines x_1, so no step size suits both;
+- ``curved/funnel``: :math:`e^{-1.5 x_0} x_1` (after Neal 2003, "Slice sampling"). For large x_0, the measurement
+  has no information about x_1; for small x_0, it determines x_1. No step size suits both.
 - ``curved/banana``: :math:`x_1 + x_0^2`, a thin ridge along a parabola.
 
-The law of x_0 given y has a density in closed form, and is sampled by inversion of its distribution function on a
-grid; the law of x_1 given x_0 and y is Gaussian. Use these problems to test whether diagnostics detect failures.
+The density of x_0 given y is known in closed form, and x_0 is sampled by inverting its distribution function on a
+grid. The law of x_1 given x_0 and y is Gaussian. Use these problems to test whether diagnostics detect failures.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from invflow.solver import Solver
 
 __all__ = ["CurvedOperator", "CurvedPosterior", "curved_banana", "curved_funnel"]
 
-#: grid of the first coordinate: the mass of N(0, 1) outside is negligible, and the density changes little in a cell
+#: grid of the first coordinate: N(0, 1) has negligible mass outside it, and the density changes little within a cell
 _REACH, _CELLS = 9.0, 18_000
 
 
 class CurvedOperator(Operator):
-    """A(x) = c(x_0) x_1 + d(x_0) of points on the plane; not linear.
+    """A(x) = c(x_0) x_1 + d(x_0) for points in the plane; not linear.
 
     Args:
         scale: c, ``(n,)`` to ``(n,)``.
@@ -87,7 +87,7 @@ class CurvedPosterior(Solver):
         """
         if not isinstance(reward, GaussianLikelihood) or not isinstance(reward.operator, CurvedOperator):
             raise TypeError("CurvedPosterior takes a GaussianLikelihood of a CurvedOperator: pass the likelihood from "
-                            "problem.simulate; invflow.NoiseSMC(prior) takes any reward")
+                            "problem.simulate, or use invflow.NoiseSMC(prior), which takes any reward")
         operator, y, noise = reward.operator, reward.y.double(), reward.sigma.double()[:, None]
         width = 2 * _REACH / _CELLS
         edges = torch.linspace(-_REACH, _REACH, _CELLS + 1, dtype=torch.float64, device=y.device)

@@ -1,4 +1,4 @@
-"""A mixture of Gaussians in the plane, with one measured number and exact closed forms."""
+"""A mixture of Gaussians in the plane with one measured number; everything is known in closed form."""
 
 from __future__ import annotations
 

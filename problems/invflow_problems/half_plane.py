@@ -1,8 +1,8 @@
 r"""Eight Gaussians on a ring, tilted to the right half-plane: the toy example of the flow map trajectory tilting paper.
 
-The means lie at the angles 2 pi k / 8 and radius 4.8, and the variance is 0.5; r(x) = -x_0^2 where x_0 < 0, else 0
-(arXiv 2511.22688). Two of the eight means lie on the edge of the half-plane. The tilted law is known in closed form:
-the share with x_0 > 0 is 0.8490 and the mean reward -0.0405 (0.5 and -6.01 for the untilted ring).
+The means lie at the angles 2 pi k / 8 and radius 4.8, and the variance is 0.5. The reward is r(x) = -x_0^2 where
+x_0 < 0, else 0 (arXiv 2511.22688). Two of the eight means lie on the edge of the half-plane. The tilted law is known in
+closed form: the share with x_0 > 0 is 0.8490 and the mean reward -0.0405 (0.5 and -6.01 for the untilted ring).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def left_penalty(x: Tensor) -> Tensor:
 
 
 def _sides(prior: GaussianMixtureFlow) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Tilted masses of each component right and left of the edge, and the Gaussian truncated at 0 on the left.
+    """Tilted masses of each component right and left of the edge, and the Gaussian that is truncated at 0 on the left.
 
     On the left e^{-x^2} N(x; c, v) = Z N(x; c / (1 + 2 v), v / (1 + 2 v)), Z = e^{-c^2 / (1 + 2 v)} / sqrt(1 + 2 v).
 
@@ -92,7 +92,7 @@ def tilted_sample(n: int, generator: torch.Generator, prior: GaussianMixtureFlow
     k, is_left = index % len(right), index >= len(right)
     center, std = torch.where(is_left, mean[k], prior.means[k, 0].double()), prior.std.double()[k]
     std = torch.where(is_left, narrow**0.5, std)
-    # by inversion, mirrored so that the remaining part is the lower tail, where probabilities keep their digits
+    # by inversion, mirrored so that the part to draw from is the lower tail, where probabilities keep their digits
     flip = torch.where(is_left, -1.0, 1.0)
     uniform = 1 - torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64).to(center.device)
     mass = torch.special.ndtr(flip * center / std)
@@ -121,4 +121,4 @@ def _expectations() -> dict[str, float]:
 
 half_plane = Problem("mixture/half-plane", None, reward=_reward, prior=_prior, sampler=tilted_sample,
                      quantities={"share x0 > 0": _share}, expectations=_expectations,
-                     description="eight Gaussians on a ring, tilted by -x0^2 where x0 < 0")
+                     description="eight Gaussians on a ring, tilted by the reward -x0^2 where x0 < 0")

@@ -1,7 +1,7 @@
 """Six inverse problems on MNIST and Fashion-MNIST, 28 x 28 pixels in [0, 1], and on CIFAR-10, 32 x 32 in colour.
 
-The noise has standard deviation 0.025, which is 0.05 on the scale [-1, 1] of the literature. Denoising
-uses 0.25: at 0.025 the measurement itself is within 32 dB of the truth and the prior has nothing to add.
+The noise has standard deviation 0.025, or 0.05 for images in [-1, 1], as in the literature. Denoising uses 0.25: at
+0.025, the measurement itself has a PSNR of 32 dB, and the prior would have nothing to add.
 """
 
 from __future__ import annotations

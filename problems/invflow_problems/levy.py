@@ -6,11 +6,12 @@ freedom. They are measured directly, through a circular convolution (13 taps, st
 their samples, or at a part of their frequencies (the five lowest, and 12 of the others). The noise is 25 dB below the
 median power of the measurements. The samples and frequencies are drawn here, not taken from the authors.
 
-The reference is a Gibbs sampler (:mod:`invflow_problems.levy_gibbs`). The denoiser of the prior is one too: its mean
-over a few sweeps with fixed random numbers, so that it is a function. It is exact for Gaussian increments and
-approximate for others. Each velocity costs some milliseconds. Two metrics are from the authors: the gap between the
-error of the mean and that of the best mean, in dB (:func:`invflow.metrics.mean_gap`), and highest-density coverage with
-the posterior's own density (:func:`invflow.metrics.highest_density_coverage`).
+The reference posterior is a Gibbs sampler (:mod:`invflow_problems.levy_gibbs`). The denoiser of the prior uses the same
+sampler: it averages a few sweeps, with fixed random numbers, so that it is a deterministic function. It is exact for
+Gaussian increments and approximate for others. Each velocity takes a few milliseconds. Two metrics are from the
+authors: the gap in dB between the error of a sampler's mean and that of the best mean
+(:func:`invflow.metrics.mean_gap`), and highest-density coverage with the posterior's own density
+(:func:`invflow.metrics.highest_density_coverage`).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class LevyFlow(FlowMap):
 
     Args:
         law: Law of the increments.
-        sweeps: Number of sweeps in the denoiser's average, after half as many discarded ones. One is exact for Gaussian
+        sweeps: Number of sweeps that the denoiser averages, after discarding half as many. One is exact for Gaussian
             increments.
         length: Length of a signal.
 
@@ -65,12 +66,12 @@ class LevyFlow(FlowMap):
     def __init__(self, law: Increments, *, sweeps: int = 20, length: int = LENGTH) -> None:
         super().__init__()
         if sweeps < 1:
-            raise ValueError(f"sweeps={sweeps}: the denoiser averages at least one")
+            raise ValueError(f"sweeps={sweeps}: the denoiser averages at least one sweep; pass sweeps >= 1")
         self.law, self.sweeps, self.length = law, sweeps, length
         self.state_shape = self.image_shape = (length,)
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """Velocity E[m - z | x_t = x], ``(n, d)`` to the same; with the gradient of the Gibbs sampler's mean."""
+        """Velocity E[m - z | x_t = x], ``(n, d)`` to the same; its gradient uses the Gibbs sampler's covariance."""
         time = expand_time(t, x)
         late, early = 1 - 1e-4, 1e-4
         mean = _Mean.apply(x, time.clamp(early, late), self.law, self.sweeps)
@@ -83,7 +84,10 @@ class LevyFlow(FlowMap):
         return self.law.sample((n, self.length), generator).cumsum(1).to(self.dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log density of signals, ``(n, d)`` to ``(n,)``; for zero increments with positive probability, its log."""
+        """Log density of signals, ``(n, d)`` to ``(n,)``.
+
+        An increment that is zero with positive probability counts with the log of that probability.
+        """
         increments = x.double().diff(dim=-1, prepend=x.new_zeros(*x.shape[:-1], 1).double())
         return self.law.log_prob(increments)
 
@@ -120,7 +124,7 @@ class _Mean(torch.autograd.Function):
 
 
 class LevyPosterior(Solver):
-    """Reference posterior: chains of a Gibbs sampler, long enough to count as exact draws.
+    """Reference posterior: chains of a Gibbs sampler, long enough to be treated as exact draws.
 
     Args:
         prior: Prior with the law of the increments.
@@ -228,7 +232,7 @@ def _problem(increments: str, operator: str) -> Problem:
     build: Callable[[], Operator] = functools.partial(_operator, operator)
     return Problem(f"levy/{increments}-{operator}", None, build, likelihood=likelihood, sampler=sample, prior=prior,
                    exact=lambda: LevyPosterior(prior()),
-                   description=f"signals with {increments} increments, {operator}, 25 dB")
+                   description=f"signals with {increments} increments, operator {operator}, SNR 25 dB")
 
 
 for _increments, _name in itertools.product(INCREMENTS, OPERATORS):

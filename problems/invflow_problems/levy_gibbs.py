@@ -1,10 +1,10 @@
 r"""Gibbs samplers for increments that are scale mixtures of Gaussians, measured through a matrix with Gaussian noise.
 
-Each increment is :math:`u_i \mid w_i \sim N(0, w_i)`: with constant w_i it is Gaussian, with exponential w_i Laplace,
-with inverse gamma w_i Student. The sampler alternates between all increments given their variances, which are Gaussian,
-and the variances given the increments, which have known laws (Andrews and Mallows 1974; Park and Casella 2008).
-Increments that may be zero (Bernoulli-Laplace) also have switches, drawn one by one with the increments integrated out.
-Without this step, a sampler would never move: an increment is zero if its switch is off.
+Each increment is :math:`u_i \mid w_i \sim N(0, w_i)`: Gaussian if w_i is constant, Laplace if it is exponential,
+Student if it is inverse gamma. The sampler alternates between two draws: all increments given their variances, which
+are jointly Gaussian, and the variances given the increments, which have known laws (Andrews and Mallows 1974; Park and
+Casella 2008). Increments that may be zero (Bernoulli-Laplace) also have switches, which are drawn one by one with the
+increments integrated out. Otherwise the sampler would never move, because an increment is zero if its switch is off.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ class Increments(NamedTuple):
         return torch.where(switch, value, 0.0)
 
     def log_prob(self, u: Tensor) -> Tensor:
-        """Log density of increments ``(..., d)``, summed to ``(...)``; for zeros with positive probability, its log."""
+        """Log density of increments ``(..., d)``, summed to ``(...)``.
+
+        A zero with positive probability counts with the log of that probability.
+        """
         scale = torch.as_tensor(self.scale, dtype=u.dtype, device=u.device)
         law: Any = {"gauss": torch.distributions.Normal(0.0, scale.sqrt()),
                     "student": torch.distributions.StudentT(scale)}.get(
@@ -53,7 +56,7 @@ class Increments(NamedTuple):
         log_density: Tensor = law.log_prob(u)
         if self.active < 1:
             active = torch.as_tensor(self.active, dtype=u.dtype, device=u.device)
-            # rounding of sums leaves differences near zero for zero increments
+            # after rounding of sums, the differences for zero increments are only near zero
             log_density = torch.where(u.abs() < 5e-5, (1 - active).log(), active.log() + log_density)
         return log_density.sum(-1)
 
@@ -75,7 +78,7 @@ class Increments(NamedTuple):
         found = 1 / _inverse_gaussian(mean, rate, shape, generator)
         if self.active == 1:
             return found
-        # an increment that is switched off has its variance from the prior
+        # the variance of an increment that is switched off comes from the prior
         return torch.where(u == 0, 2 / rate * _exponential(shape, generator).to(u), found)
 
 
@@ -97,7 +100,7 @@ class Sweep(NamedTuple):
 
 def gibbs(law: Increments, matrix: Tensor, y: Tensor, sigma: Tensor, generator: torch.Generator, *,
           shared: bool = False) -> Iterator[Sweep]:
-    """Endless sweeps of chains, one for each row, for y = H u + sigma e.
+    """Run Gibbs sweeps without end, one chain for each row, for y = H u + sigma e.
 
     Args:
         law: Law of the increments.
@@ -106,7 +109,7 @@ def gibbs(law: Increments, matrix: Tensor, y: Tensor, sigma: Tensor, generator: 
         sigma: ``(n,)``, float64.
         generator: Source of all random numbers.
         shared: Whether to use the same random numbers for all rows, so that the result for a row does not depend on
-            others.
+            the others.
 
     Yields:
         The state after each sweep.
@@ -141,7 +144,7 @@ def gibbs(law: Increments, matrix: Tensor, y: Tensor, sigma: Tensor, generator: 
 
 def _switches(active: float, switch: Tensor, w: Tensor, matrix: Tensor, y: Tensor, noise: Tensor,
               generator: torch.Generator, rows: int) -> Tensor:
-    """Draw each switch given the others and the variances, with the increments integrated out; one pass over all."""
+    """Draw each switch once, given the other switches and the variances, with the increments integrated out."""
     n, d = w.shape
     uniform = torch.rand(d, rows, generator=generator, device=generator.device, dtype=torch.float64).to(y)
     threshold = (uniform.log() - torch.log1p(-uniform)).expand(d, n)
@@ -177,7 +180,7 @@ def _exponential(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def _inverse_gaussian(mean: Tensor, shape: float, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Draws with means ``mean`` and a shape parameter (Michael, Schucany and Haas 1976), without cancellation."""
+    """Inverse Gaussian draws with given means and shape (Michael, Schucany and Haas 1976), without cancellation."""
     square = torch.randn(size, generator=generator, device=generator.device, dtype=torch.float64).to(mean).square()
     uniform = torch.rand(size, generator=generator, device=generator.device, dtype=torch.float64).to(mean)
     a = mean * square / shape

@@ -1,10 +1,11 @@
 r"""The benchmark of 25 Gaussians in 8, 80 and 800 dimensions, observed through 1, 2 or 4 numbers.
 
 From Cardoso, Janati El Idrissi, Le Corff and Moulines 2023, "Monte Carlo guided diffusion for Bayesian linear
-inverse problems": the means are (8 i, 8 j) for i and j in -2..2, repeated d / 2 times; the covariance is the identity;
+inverse problems". The means are (8 i, 8 j) for i and j in -2..2, repeated d / 2 times; the covariance is the identity;
 the weights are proportional to squares of standard normal numbers. The operator is A = U diag(s) V with orthogonal U
-and V and s uniform in [0, 1], in descending order; the noise level is uniform in [0, 1] times the largest entry of s.
-All of it is drawn again for each seed. The posterior is known in closed form (:class:`invflow.ExactPosterior`).
+and V, where s is uniform in [0, 1], in descending order. The noise level is uniform in [0, 1] times the largest entry
+of s. Each seed draws new weights, operator and noise level. The posterior is known in closed form
+(:class:`invflow.ExactPosterior`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SETTINGS = tuple((d, m) for d in (8, 80, 800) for m in (1, 2, 4))
 
 
 class _Draw:
-    """Random parts of one seed: small numbers drawn at once, matrices on demand."""
+    """Random parts of one seed: small numbers are drawn at once, matrices on demand."""
 
     def __init__(self, d: int, m: int, seed: int, steps: int) -> None:
         if d < 2 or d % 2 or not 1 <= m <= d:

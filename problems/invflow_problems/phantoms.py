@@ -1,8 +1,8 @@
 """Multi-coil MRI and fan-beam CT of phantoms: random ellipses of 32 x 32 pixels, generated on demand.
 
-The operators are deepinv's. The prior of the problems is the Gaussian with the mean and the spectrum of
-phantoms, whose flow is known in closed form. Under it the posteriors are Gaussian, and samplers can be compared with
-them. ``invflow train ellipses`` and ``invflow train ellipses-complex`` train priors in minutes, for ``--prior``.
+The operators are deepinv's. The prior of the problems is the Gaussian with the mean and the spectrum of phantoms, whose
+flow is known in closed form. Under this prior the posteriors are Gaussian, so samplers can be compared with them.
+``invflow train ellipses`` and ``invflow train ellipses-complex`` train other priors in minutes, for ``--prior``.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def draw_complex_phantoms(n: int, generator: torch.Generator) -> Tensor:
 
 
 def _fan_beam() -> Operator:
-    """30 views on a full circle, 48 detectors each; values are densities summed along rays, in pixels."""
+    """30 views around a full circle, 48 detectors each; values are line integrals of the density, in pixels."""
     from deepinv.physics import Tomography
 
     from invflow_operators.deepinv_physics import DeepinvOperator
@@ -109,7 +109,7 @@ def _coils() -> Tensor:
 
 
 def _mask() -> Tensor:
-    """Lines of k-space that are measured, ``(1, 1, 32, 32)``: eight in the centre, every third outside."""
+    """Measured lines of k-space, ``(1, 1, 32, 32)``: the central eight, and every third of the others."""
     columns = torch.zeros(SIDE)
     columns[::3] = 1
     columns[SIDE // 2 - 4 : SIDE // 2 + 4] = 1
@@ -137,7 +137,7 @@ def _gaussian(channels: int) -> FlowMap:
 
 phantoms_ct = Problem("phantoms/ct", None, _fan_beam, 0.3, sampler=draw_phantoms,
                       prior=functools.partial(_gaussian, 1),
-                      description="fan-beam CT, 30 views of 48 detectors, noise 0.3 pixels of full density")
+                      description="fan-beam CT, 30 views of 48 detectors, noise 0.3 (in pixels of full density)")
 phantoms_mri = Problem("phantoms/mri", None, _multi_coil, 0.05, sampler=draw_complex_phantoms,
                        prior=functools.partial(_gaussian, 2),
-                       description="MRI with 4 coils, half of the lines of k-space, noise 0.05 in each real part")
+                       description="MRI with 4 coils, half of the lines of k-space, noise 0.05 per real part")

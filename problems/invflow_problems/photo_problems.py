@@ -1,7 +1,8 @@
 """Inverse problems on colour photographs, 256 x 256 pixels in [0, 1] (255 x 255 for a factor of 3).
 
-The noise has standard deviation 0.02, five grey levels of 255; denoising uses 0.1. Kernels are given in pixels, as in a
-camera, for any size of the photograph. The photographs were held out: no prior was trained on them.
+The noise has standard deviation 0.02, or five of 255 grey levels; denoising uses 0.1. The size of kernels is given in
+pixels and does not depend on the size of the photograph, as in a camera. The photographs were held out: no shipped
+prior was trained on them.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ Shape = tuple[int, int, int]
 
 
 def denoising(shape: Shape) -> Operator:
-    """White noise only."""
+    """The identity: only white noise is added."""
     from invflow_operators.elementwise import Denoising
 
     return Denoising(shape)
 
 
 def random_inpainting(shape: Shape) -> Operator:
-    """Half of the pixels."""
+    """Half of the pixels, chosen at random."""
     import torch
 
     from invflow_operators.inpainting import RandomInpainting

@@ -1,4 +1,4 @@
-"""The shipped photographs: 256 x 256 crops of photographs that no prior was trained on."""
+"""The shipped photographs: 256 x 256 crops of photographs that no shipped prior was trained on."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def load_photos(split: str = "test") -> Tensor:
         torch.Size([8, 3, 256, 256])
     """
     if split not in CROPS:
-        raise ValueError(f"no photographs of split {split!r}: splits are {tuple(CROPS)}")
+        raise ValueError(f"there is no split {split!r} of the photographs: pass one of {tuple(CROPS)}")
     return _read()[f"{split}_images"].to(torch.float32).div_(255)
 
 

@@ -1,8 +1,8 @@
 """Split of the photographs into training, validation and test.
 
-Whole photographs are held out, not crops of them. Each has a name that is the same in every copy: the folder
-of a wallpaper of Plasma, or the stem of a file of MATE's or Lomiri's backgrounds. Abstract art, renderings and
-paintings in these collections are in none of the three splits. scikit-image's test images are never in training either.
+Whole photographs are held out, not crops of them. Each photograph has a name that is the same in every copy: the folder
+of a Plasma wallpaper, or the file's stem for MATE's and Lomiri's backgrounds. Abstract art, renderings and paintings in
+these collections are in none of the three splits. scikit-image's test images are never used for training either.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 __all__ = ["HELD_OUT", "TRAINING", "VALIDATION", "photo_name", "split_of"]
 
-#: test: boats under an evening sky, planks and water, grass by the sea, a ladybird, drops on leaves
+#: test photographs: boats under an evening sky, planks and water, grass by the sea, a ladybird, drops on leaves
 HELD_OUT = ("BytheWater", "Dune", "EveningGlow", "LadyBird", "RainDrops")
 #: for choosing settings: a jetty in fog (grey), a flower, grass, a road under a storm
 VALIDATION = ("ColdRipple", "Garden", "GreenMeadow", "Storm")

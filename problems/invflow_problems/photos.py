@@ -16,18 +16,18 @@ from invflow_problems.photo_split import photo_name, split_of
 
 __all__ = ["PhotoCrops", "find_photographs"]
 
-#: longer sides to which photographs are reduced, so that pixels show detail instead of filter and JPEG artefacts
+#: lengths to which the longer side is reduced, so that pixels show detail rather than filter and JPEG artefacts
 SIDES = (2000, 1400, 1000, 700, 500, 350, 250)
 
 
 def find_photographs(folders: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
                      split: str = "training") -> list[Path]:
-    """Find the files of the photographs of a split, the largest of each photograph.
+    """Find the photographs of a split: the largest file of each.
 
     Args:
         folders: Folders to search, with their subfolders; several may be joined by ``os.pathsep``. Files that are in no
-            split of :mod:`invflow_problems.photo_split` are skipped, unless none of a folder's files is known: then
-            all of them are for training.
+            split of :mod:`invflow_problems.photo_split` are skipped. But if none of a folder's files is in any split,
+            all of them are training photographs.
         split: ``"training"``, ``"validation"`` or ``"test"``.
 
     Raises:
@@ -47,16 +47,17 @@ def find_photographs(folders: Sequence[str | os.PathLike[str]] | str | os.PathLi
                 best[name] = file
     if not best:
         raise FileNotFoundError(f"no photographs of the split {split!r} in {', '.join(map(str, folders))}: pass a "
-                                "folder with image files, such as one of wallpapers")
+                                "folder with image files, such as wallpapers")
     return [best[name] for name in sorted(best)]
 
 
 class PhotoCrops:
     """Random square crops of photographs; ``crops(n, generator)`` gives ``(n, 3, size, size)``.
 
-    A photograph, a scale and a position are drawn uniformly. Of one, two or four positions, the one with the largest
-    contrast between neighbouring pixels is used, because much of a photograph is sky or out of focus. Crops are rotated
-    and mirrored, and their colours permuted and weighted at random, because a few photographs contain few colours.
+    A photograph, a scale and a position are drawn uniformly. Much of a photograph is sky or out of focus, so one, two
+    or four positions are drawn, and the one with the largest contrast between neighbouring pixels is used. Crops are
+    rotated and mirrored, and their colours permuted and weighted at random, because a few photographs contain few
+    colours.
 
     Args:
         files: Files of the photographs.

@@ -1,4 +1,4 @@
-"""Rejection sampling of truths from tilted laws."""
+"""Rejection sampling of truths from tilted distributions."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def rejection_sample(propose: Callable[[int, torch.Generator], Tensor], reward: 
     found = drawn = 0
     while found < n:
         if drawn >= max_proposals:
-            raise RuntimeError(f"of {drawn} prior draws only {found} were accepted, but {n} are needed: the reward "
+            raise RuntimeError(f"only {found} of {drawn} prior draws were accepted, but {n} are needed: the reward "
                                "is too sharp for rejection")
         x = propose(batch, generator)
         values = reward(x).double()
         if float(values.max()) > bound + 1e-4:
-            raise ValueError(f"a reward of {float(values.max()):.4g} exceeds the bound {bound}: pass bound=")
+            raise ValueError(f"a reward of {float(values.max()):.4g} exceeds the bound {bound}: pass a larger bound=")
         uniform = torch.rand(batch, generator=generator, device=generator.device, dtype=torch.float64)
         accepted = x[(uniform.to(values.device).log() < values - bound)]
         kept.append(accepted)

@@ -1,9 +1,9 @@
 r"""A thin ring, tilted to a wavy curve: six arches that meet in rounded cusps, like those of a cycloid.
 
-The prior is a ring of radius 2, made of 80 Gaussians of standard deviation 0.2 that overlap smoothly. The
-reward is :math:`r(x) = -(|x| - c(\theta))^2 / (2 \cdot 0.08^2)`, where the curve's radius in the direction of x is
-:math:`c(\theta) = 2 + 0.4 (2 \sqrt{\cos^2 3 \theta + 0.01} - 1)`: thinner than the ring, and partly inside and partly
-outside it. Truths are drawn by rejection.
+The prior is a ring of radius 2, made of 80 Gaussians of standard deviation 0.2 that overlap smoothly. The reward is
+:math:`r(x) = -(|x| - c(\theta))^2 / (2 \cdot 0.08^2)`, where :math:`c(\theta) = 2 + 0.4 (2 \sqrt{\cos^2 3 \theta +
+0.01} - 1)` is the curve's radius in the direction of x. The tilted law is thinner than the ring, and lies partly inside
+and partly outside it. Truths are drawn by rejection.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ARCHES, HEIGHT, WIDTH = 6, 0.4, 0.08
 def curve_radius(x: Tensor) -> Tensor:
     """Radius of the curve in the direction of points: ``(n, 2)`` to ``(n,)``."""
     angle = torch.atan2(x[:, 1], x[:, 0])
-    # the square root rounds off the corner of |cos|, so the reward has a gradient everywhere
+    # the square root rounds the corner of |cos|, so the reward has a gradient everywhere
     arch = ((ARCHES / 2 * angle).cos().square() + 0.01).sqrt()
     return RADIUS + HEIGHT * (2 * arch - 1)
 
@@ -65,7 +65,7 @@ def _prior() -> GaussianMixtureFlow:
 
 @functools.cache
 def _expectations() -> dict[str, float]:
-    """Expectations by the midpoint rule in polar coordinates, on a quarter of the plane and by symmetry."""
+    """Expectations by the midpoint rule in polar coordinates, on a quarter of the plane, which suffices by symmetry."""
     prior = GaussianMixtureFlow(_prior().means.double(), std=THICKNESS)
     radius = 0.5 + (torch.arange(1500, dtype=torch.float64) + 0.5) / 500  # the circle coincides with cell edges
     angle = math.pi / 2 * (torch.arange(180, dtype=torch.float64) + 0.5) / 180
@@ -83,4 +83,4 @@ def _reward() -> Reward:
 
 ring_wavy = Problem("ring/wavy", None, reward=_reward, prior=_prior, sampler=wavy_sample,
                     quantities={"share on the curve": on_curve, "share outside": _outside},
-                    expectations=_expectations, description="a thin ring, tilted to a curve of six arches")
+                    expectations=_expectations, description="a thin ring, tilted to a closed curve of six arches")

@@ -13,8 +13,7 @@ __all__ = ["COUNTS", "FOLDER", "NAMES", "load_samples"]
 
 FOLDER = Path(__file__).parent / "data"
 NAMES = ("mnist", "fashion-mnist", "cifar10")
-#  images of each split, in the order of the official test file: first the test images, then the validation
-# images
+# number of images of each split, in the order of the official test file: first test images, then validation images
 COUNTS = {"test": 200, "validation": 100}
 
 
@@ -33,7 +32,7 @@ def load_samples(name: str, split: str = "test") -> tuple[Tensor, Tensor]:
         ValueError: For any other name or split.
     """
     if name not in NAMES or split not in COUNTS:
-        raise ValueError(f"no samples {name!r} with split {split!r}: names are {NAMES}, splits {tuple(COUNTS)}")
+        raise ValueError(f"there are no samples {name!r} of split {split!r}: pass one of {NAMES} and {tuple(COUNTS)}")
     tensors = _read(name)
     images = tensors[f"{split}_images"].to(torch.float32).div_(255)
     # files of grey images have no channel axis

@@ -1,8 +1,8 @@
 """MNIST averaged to 14 x 14 pixels, with a prior small enough to calibrate exact samplers.
 
-The noise has standard deviation 0.1 throughout. The prior is a perceptron on 196 values (:func:`small_digits_prior`):
-half a million parameters, tens of thousands of images per second on one core. Its digits are rougher than those of the
-priors at 28 x 28. This does not matter for the question whether a sampler draws from the posterior of *its* prior.
+The noise has standard deviation 0.1 throughout. The prior is a perceptron on 196 values (:func:`small_digits_prior`)
+with half a million parameters. It generates tens of thousands of images per second on one core. Its digits are rougher
+than those of the priors at 28 x 28, but this does not affect whether a sampler draws from the posterior of *its* prior.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def halve(images: Tensor) -> Tensor:
 
 
 def small_digits_prior(name: str = "mnist-14") -> LatentFlowMap:
-    """The prior of these problems: a map on vectors of 196 values, whose images are ``(1, 14, 14)``.
+    """The prior of these problems: a flow map on vectors of 196 values, with images ``(1, 14, 14)``.
 
     Args:
         name: Name of the weights, or a folder written by ``invflow train mnist-14``.
@@ -90,7 +90,7 @@ def _images(split: str) -> Tensor:
 
 def _problem(task: str, operator: Callable[[], Operator], description: str) -> Problem:
     return Problem(f"mnist-14/{task}", None, operator, SIGMA, images=_images, prior=small_digits_prior,
-                   description=f"digits of 14 x 14 pixels, noise {SIGMA}: {description}")
+                   description=f"digits of 14 x 14 pixels, {description}, noise {SIGMA}")
 
 
 mnist_14_denoising = _problem("denoising", _denoising, "all pixels observed")

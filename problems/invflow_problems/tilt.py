@@ -1,8 +1,8 @@
 """The MNIST prior, tilted to one digit by a classifier, or to shapes by symmetry or agreement inside a mask.
 
-The base law is the shipped prior's. Truths of the digits are drawn by rejection from its one-step law. A one-step
-solver (such as :class:`invflow.NoiseSMC`) tilts the same law; a solver with several steps tilts its own, slightly
-different law.
+The base law is that of the shipped prior. For the digits, truths are drawn by rejection from its one-step samples. A
+one-step solver (such as :class:`invflow.NoiseSMC`) tilts the same law; a solver with several steps tilts its own,
+slightly different law.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def test_the_best_is_picked_on_one_half_and_judged_on_the_other() -> None:
     lines = overview(table).splitlines()
     best = min(("dps", "ddrm"), key=lambda name: float(values[name][::2].mean()))
     gap = (values["VFM, 1 step"].double() - values[best].double())[1::2]
-    assert lines[-2] == (f"| the best of the field | {float(gap.mean()):+.4f} ± "
+    assert lines[-2] == (f"| the best existing sampler | {float(gap.mean()):+.4f} ± "
                          f"{float(gap.std()) / 8**0.5:.4f} ({best}) |")
     assert [line.split(" | ")[0] for line in lines if "**" in line] == ["| dps", "| ddrm"]
     assert lines[4].endswith("| 1 + 0 | 0.1 |")  # seconds of a sample, not of an observation

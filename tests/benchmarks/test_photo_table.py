@@ -78,7 +78,7 @@ def test_the_table_runs_and_goes_on(tmp_path, capsys):
                  "vfm", "--tasks", "super-resolution", "--vfm", "no-such-vfm"]
     photo_table.main(arguments)
     said = capsys.readouterr().out
-    assert "vfm is left out: " in said
+    assert "vfm is skipped: " in said
     assert "| super-resolution | wiener | " in (tmp_path / "table.md").read_text()
     assert "bm3d |" not in (tmp_path / "table.md").read_text()
     with Image.open(tmp_path / "sheet-super-resolution.png") as sheet:
@@ -123,7 +123,7 @@ def test_which_photographs_are_taken(tmp_path):
     assert [p.image.shape for p in photo_parts.held_out([tmp_path], 50, said.append)] == [(3, 24, 48)]
     (tmp_path / "Dune" / "Dune.png").unlink()
     assert [p.name for p in photo_parts.held_out([tmp_path], None, said.append)] == ["mine"]
-    assert said == ["Kite is left out: it belongs to the training photographs"]
+    assert said == ["Kite is skipped: it belongs to the training photographs"]
     with pytest.raises(ValueError, match="no test photographs"):
         photo_parts.held_out([tmp_path / "Kite"], None, said.append)
     with pytest.raises(ValueError, match="too small"):

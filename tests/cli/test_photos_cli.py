@@ -209,7 +209,7 @@ def test_a_camera_does_not_wrap_around(photo_vfm: Path, tmp_path: Path) -> None:
         errors.append(float((mean - truth).square().mean()))
     assert errors[0] > 4 * errors[1]
     assert errors[2] == errors[1]
-    assert [said.count("reflection") for said in says] == [0, 0, 1]
+    assert [said.count("reflected at its border") for said in says] == [0, 0, 1]
     assert "padding=circular" in says[2]
     # what is degraded here, the usual way, wraps around; a border that is named leaves the rest as for photographs
     (operator, said), (named, _), (seen_operator, _) = (
@@ -217,7 +217,7 @@ def test_a_camera_does_not_wrap_around(photo_vfm: Path, tmp_path: Path) -> None:
                                                                 {"observed": True}))
     assert (operator.padding, named.padding, seen_operator.padding) == ("circular", "reflect", "reflect")
     assert operator.kernel.shape[2:] == named.kernel.shape[2:] == seen_operator.kernel.shape[2:] == (25, 25)
-    assert "reflection" not in said
+    assert "reflected at its border" not in said
 
 
 def posed(file: Path, **options: Any) -> tuple[Any, str]:

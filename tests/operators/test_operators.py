@@ -376,7 +376,7 @@ def test_given_masks_are_drawn_with_replacement():
     (lambda: Blur(torch.ones(9, 3), (1, 8, 8)), r"\(9, 3\) pixels"),
     (lambda: Blur(torch.ones(2, 3, 3), (3, 8, 8)), r"\(2, 3, 3\).*\(3, 8, 8\)"),
     (lambda: Blur(torch.ones(3, 3), (1, 8, 8), padding="valid"), "'circular'"),
-    (lambda: GaussianBlur((1, 8, 8), std=0.0), "over 0"),
+    (lambda: GaussianBlur((1, 8, 8), std=0.0), "pass std > 0 in pixels"),
     (lambda: MotionBlur((1, 8, 8), intensity=2.0), "intensity=2.0"),
     (lambda: MatrixOperator(torch.ones(3, 4), image_shape=(5,)), r"\(3, 4\).*\(5,\)"),
     (lambda: Denoising((1, 8, 8)).measure(rand(2, 1, 8, 8), -0.1), "sigma is .*>= 0"),

@@ -36,7 +36,7 @@ def test_photographs_are_split_whole():
         assert images.min() >= 0
         assert images.max() <= 1
         assert (images.flatten(1).std(1) > 0.05).all(), "a crop shows nothing"
-    with pytest.raises(ValueError, match="splits are"):
+    with pytest.raises(ValueError, match="there is no split"):
         photo_samples.load_photos("training")
 
 

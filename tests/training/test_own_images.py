@@ -104,7 +104,7 @@ def test_wrong_calls(small: None, tmp_path: Path) -> None:
     folder = str(pictures(tmp_path / "mine"))
     for recipe, words, arguments in (
         (own.prior, "pass --data FOLDER", {}),
-        (own.distil, "pass --prior NAME", {"data": folder}),
+        (own.distil, "pass --prior with a name", {"data": folder}),
         (own.vfm, "pass --data FOLDER", {}),
         (own.distil, "takes no --size: leave it out", {"size": 16}),
         (own.prior, "takes no --operators: leave it out", {"operators": ["denoising"]}),

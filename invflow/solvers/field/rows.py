@@ -202,7 +202,7 @@ class RowSampler(Solver):
             )
         if tuple(operator.image_shape) != tuple(self.prior.image_shape):
             raise ValueError(
-                f"the operator measures images of shape {tuple(operator.image_shape)}, the prior makes images of "
+                f"the operator measures images of shape {tuple(operator.image_shape)}, the prior generates images of "
                 f"shape {tuple(self.prior.image_shape)}: build one of them with the other's image_shape"
             )
         return reward.to(self.prior.device)

@@ -1,1 +1,1 @@
-"""Recipes of the shipped weights, with their names in ``invflow train``."""
+"""Training recipes, including those of the shipped weights, for ``invflow train NAME``."""

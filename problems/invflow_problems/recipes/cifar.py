@@ -18,15 +18,15 @@ __all__ = ["cifar10", "cifar10_jumps", "cifar10_velocity", "cifar10_vfm"]
 SHAPE = (3, 32, 32)
 #: states in [-1, 1]
 DECODE = (0.5, 0.5)
-#: positions of 16 x 16, 8 x 8 and 4 x 4, the last with attention: a prior has to place objects in the whole
-#: image. The width at 16 x 16 is what one CPU core can train for twenty epochs in an hour
+#: grids of 16 x 16, 8 x 8 and 4 x 4 positions, the last with attention, because a prior has to place objects in the
+#: whole image. One CPU core can train this width at 16 x 16 for twenty epochs in an hour
 MAP_NETWORK = {"channels": [64, 128, 128], "blocks": 1}
 ADAPTER_NETWORK = {"channels": [48, 96], "blocks": 2}
 PRIOR_SETTINGS = LoopSettings(steps=1500, batch_size=64, learning_rate=1.5e-3, ema=0.995)
 VELOCITY_SETTINGS = LoopSettings(steps=8000, batch_size=128, learning_rate=1.5e-3, ema=0.999)
 JUMPS_SETTINGS = LoopSettings(steps=2000, batch_size=128, learning_rate=1e-3, ema=0.998)
 VFM_SETTINGS = LoopSettings(steps=2000, batch_size=64, learning_rate=1.5e-3, ema=0.995)
-#: as for photographs, the score dominates, and the map is the exact flow of a Gaussian
+#: as for photographs, the weight of the score dominates, and the map is the exact flow of a Gaussian
 SCORE = 5000.0
 
 
@@ -60,7 +60,7 @@ def _train_vfm(run: Run) -> VFM:
 cifar10 = Recipe("cifar10", "prior on CIFAR-10, 32 x 32 in colour", PRIOR_SETTINGS, _train_prior, data="cifar10")
 cifar10_velocity = Recipe("cifar10-velocity", "flow matching only, for a prior on CIFAR-10 (--prior, or a new one)",
                           VELOCITY_SETTINGS, lambda run: _train_prior(run, distinct=0.0), data="cifar10")
-cifar10_jumps = Recipe("cifar10-jumps", "teach a prior on CIFAR-10 (--prior) the jumps of its own velocity",
+cifar10_jumps = Recipe("cifar10-jumps", "jumps along its own velocity, for a prior on CIFAR-10 (--prior)",
                        JUMPS_SETTINGS, lambda run: _train_prior(run, "cifar10", JUMPS_SHARE), data="cifar10")
-cifar10_vfm = Recipe("cifar10-vfm", "VFM for six problem classes on CIFAR-10", VFM_SETTINGS, _train_vfm,
+cifar10_vfm = Recipe("cifar10-vfm", "VFM on CIFAR-10 for seven problem classes", VFM_SETTINGS, _train_vfm,
                      data="cifar10")

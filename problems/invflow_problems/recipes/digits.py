@@ -29,40 +29,41 @@ __all__ = [
     "mnist_vfm_deviations", "mnist_vfm_samples", "mnist_vfm_score", "photos", "photos_vfm",
 ]
 
-#: a U-Net on 14 x 14 and 7 x 7 positions, small enough for two CPU cores to train in under an hour
+#: a U-Net on grids of 14 x 14 and 7 x 7, small enough to train on two CPU cores in under an hour
 MAP_NETWORK = {"channels": [32, 128], "blocks": 2}
 ADAPTER_NETWORK = {"channels": [32, 96], "blocks": 2}
 
 PRIOR_SETTINGS = LoopSettings(steps=2000, batch_size=128, learning_rate=1.5e-3)
-#: flow matching alone costs a third less per row, and uses all rows for the velocity, which every jump depends on;
-#: the jumps are then learned from it, with semigroup targets, which have no noise
+#: flow matching alone costs a third less per row, and uses all rows for the velocity, on which every jump depends.
+#: The jumps are then learned from the velocity, with semigroup targets, which are free of noise
 VELOCITY_SETTINGS = LoopSettings(steps=10000, batch_size=128, learning_rate=1.5e-3)
 JUMPS_SETTINGS = LoopSettings(steps=4000, batch_size=128, learning_rate=1e-3)
 JUMPS_SHARE = 0.7
 VFM_SETTINGS = LoopSettings(steps=4800, batch_size=96, learning_rate=1e-3)
-#: tau is the scale of the data states (0.6); alpha keeps one path in five unconditional
+#: tau is close to the scale of the data states (0.6); with this alpha, one path in five stays unconditional
 TAU, ALPHA = 0.7, 0.8
-#: the last stage learns from four jumps of the map
+#: consolidation: one jump learns from four jumps of the map
 CONSOLIDATION_SETTINGS = LoopSettings(steps=800, batch_size=96, learning_rate=5e-4, warmup=50, ema=0.99)
 IMAGE_JUMPS, TAUGHT_ALPHA = 4, 0.9
-#: then only the adapter is trained against the truth. The previous objective leads to the posterior of the map's
-#: own law, which is not exactly that of digits; the score leads to marginals that are right for the images
+#: after that, only the adapter is trained, with a proper score against the truth. The previous objective leads to the
+#: posterior of the map's own law, which differs from that of digits; the score leads to marginals that are correct for
+#: the images
 SCORE_SETTINGS = LoopSettings(steps=1500, batch_size=96, learning_rate=5e-4, ema=0.998)
 IMAGE_SCORE = 100.0
-#: the next stage: map and adapter together, by patches of the samples, corrected as in the solver. The correction
-#: fits the data, so no other term has to, and the score has ten times its weight relative to the divergence: at the old
-#: weight the divergence widened the samples, with nothing to balance it. tau keeps the MeanFlow term's share
+#: the next stage trains map and adapter together, with a score of patches of the samples, corrected as in the solver.
+#: The correction fits the data, so no other term has to. Relative to the divergence, the score has ten times its former
+#: weight, at which the divergence widened the samples. tau keeps the share of the MeanFlow term
 SAMPLES_SETTINGS = LoopSettings(steps=1000, batch_size=63, learning_rate=2e-4, warmup=20, ema=0.99, log_every=10)
 SAMPLES_OBJECTIVE = ObjectiveSettings(tau=TAU / math.sqrt(10), alpha=0.9, level_power=0.0, tangent="semigroup",
                                       misfit=0.0, score=10 * IMAGE_SCORE, patches=True, joint=True, consistency=True)
 
 
-#: initial class of a new class, for an adapter that was trained before it existed
+#: existing class whose parameters a new class starts from, in an adapter that was trained before the class existed
 LIKE = {"free-form-inpainting": "random-inpainting"}
 
 
 def image_problems(image_shape: tuple[int, ...]) -> list[TrainingProblem]:
-    """The seven problem classes, with ranges of noise levels, from 0 on, and of operators.
+    """The seven problem classes, with ranges of operators and of noise levels, which start at 0.
 
     Args:
         image_shape: ``(C, H, W)``.
@@ -80,7 +81,7 @@ def image_problems(image_shape: tuple[int, ...]) -> list[TrainingProblem]:
 
 
 def grown(adapter: Adapter, problems: list[TrainingProblem], deviations: bool = False) -> Adapter:
-    """Load an adapter to continue from, and add classes introduced since."""
+    """Copy of an adapter to continue from, with the problem classes that it lacks."""
     return adapter.grown([str(p.operator.problem_class) for p in problems], LIKE, deviations)
 
 
@@ -106,7 +107,7 @@ def _train_image_vfm(run: Run, name: str) -> VFM:
                      alpha=ALPHA, level_power=0.0, model_error=True, tangent="semigroup")
 
 
-#: or only the deviations of a fixed VFM
+#: alternatively, only the deviations of a fixed VFM are trained
 DEVIATIONS_SETTINGS = LoopSettings(steps=150, batch_size=63, learning_rate=1e-2, warmup=10, weight_decay=0.0, ema=0.97,
                                    log_every=10)
 DEVIATIONS_OBJECTIVE = ObjectiveSettings(level_power=0.0, frozen=True, score=IMAGE_SCORE, patches=True,
@@ -144,66 +145,66 @@ fashion_mnist = Recipe("fashion-mnist", "prior on Fashion-MNIST, 28 x 28", PRIOR
                        data="fashion-mnist")
 mnist_velocity = Recipe("mnist-velocity", "flow matching only, for a prior on MNIST (--prior)", VELOCITY_SETTINGS,
                         lambda run: _train_image_prior(run, "mnist", distinct=0.0), data="mnist")
-mnist_jumps = Recipe("mnist-jumps", "teach a prior on MNIST (--prior) the jumps of its own velocity", JUMPS_SETTINGS,
+mnist_jumps = Recipe("mnist-jumps", "jumps along its own velocity, for a prior on MNIST (--prior)", JUMPS_SETTINGS,
                      lambda run: _train_image_prior(run, "mnist", JUMPS_SHARE, "semigroup"), data="mnist")
 fashion_mnist_velocity = Recipe(
     "fashion-mnist-velocity", "flow matching only, for a prior on Fashion-MNIST (--prior)", VELOCITY_SETTINGS,
     lambda run: _train_image_prior(run, "fashion-mnist", distinct=0.0), data="fashion-mnist")
 fashion_mnist_jumps = Recipe(
-    "fashion-mnist-jumps", "teach a prior on Fashion-MNIST (--prior) the jumps of its own velocity", JUMPS_SETTINGS,
+    "fashion-mnist-jumps", "jumps along its own velocity, for a prior on Fashion-MNIST (--prior)", JUMPS_SETTINGS,
     lambda run: _train_image_prior(run, "fashion-mnist", JUMPS_SHARE, "semigroup"), data="fashion-mnist")
-mnist_vfm = Recipe("mnist-vfm", "VFM for six problem classes on MNIST, from the prior", VFM_SETTINGS,
+mnist_vfm = Recipe("mnist-vfm", "VFM on MNIST for seven problem classes, from the prior", VFM_SETTINGS,
                    lambda run: _train_image_vfm(run, "mnist"), data="mnist")
 mnist_vfm_consolidation = Recipe(
-    "mnist-vfm-consolidation", "teach a VFM on MNIST (--prior) to do its four steps in one",
+    "mnist-vfm-consolidation", "one step in place of four, for a VFM on MNIST (--prior)",
     CONSOLIDATION_SETTINGS, lambda run: _consolidate_image_vfm(run, "mnist"), data="mnist")
 mnist_vfm_score = Recipe("mnist-vfm-score",
-                         "train the adapter of a VFM on MNIST (--prior) with a proper score of its samples",
+                         "only the adapter, by a proper score of its samples, for a VFM on MNIST (--prior)",
                          SCORE_SETTINGS, lambda run: _score_image_vfm(run, "mnist"), data="mnist")
 mnist_vfm_samples = Recipe(
-    "mnist-vfm-samples", "train map and adapter of a VFM on MNIST (--prior) on patches of its corrected samples",
+    "mnist-vfm-samples", "map and adapter, by a score of patches of corrected samples, for a VFM on MNIST (--prior)",
     SAMPLES_SETTINGS, lambda run: _sharpen_image_vfm(run, "mnist"), data="mnist")
-fashion_mnist_vfm = Recipe("fashion-mnist-vfm", "VFM for six problem classes on Fashion-MNIST, from the prior",
+fashion_mnist_vfm = Recipe("fashion-mnist-vfm", "VFM on Fashion-MNIST for seven problem classes, from the prior",
                            dataclasses.replace(VFM_SETTINGS, steps=1800),
                            lambda run: _train_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
 fashion_mnist_vfm_consolidation = Recipe(
-    "fashion-mnist-vfm-consolidation", "teach a VFM on Fashion-MNIST (--prior) to do its four steps in one",
+    "fashion-mnist-vfm-consolidation", "one step in place of four, for a VFM on Fashion-MNIST (--prior)",
     CONSOLIDATION_SETTINGS, lambda run: _consolidate_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
 
 mnist_vfm_deviations = Recipe(
-    "mnist-vfm-deviations", "train how far a VFM's samples of MNIST (--prior) may be moved towards the data",
+    "mnist-vfm-deviations", "only the deviations of the adapter, for a VFM on MNIST (--prior)",
     DEVIATIONS_SETTINGS, lambda run: _sharpen_image_vfm(run, "mnist", DEVIATIONS_OBJECTIVE), data="mnist")
 fashion_mnist_vfm_deviations = Recipe(
     "fashion-mnist-vfm-deviations",
-    "train how far a VFM's samples of Fashion-MNIST (--prior) may be moved towards the data", DEVIATIONS_SETTINGS,
+    "only the deviations of the adapter, for a VFM on Fashion-MNIST (--prior)", DEVIATIONS_SETTINGS,
     lambda run: _sharpen_image_vfm(run, "fashion-mnist", DEVIATIONS_OBJECTIVE), data="fashion-mnist")
 fashion_mnist_vfm_samples = Recipe(
     "fashion-mnist-vfm-samples",
-    "train map and adapter of a VFM on Fashion-MNIST (--prior) on patches of its corrected samples",
+    "map and adapter, by a score of patches of corrected samples, for a VFM on Fashion-MNIST (--prior)",
     SAMPLES_SETTINGS, lambda run: _sharpen_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
 fashion_mnist_vfm_score = Recipe(
     "fashion-mnist-vfm-score",
-    "train the adapter of a VFM on Fashion-MNIST (--prior) with a proper score of its samples",
+    "only the adapter, by a proper score of its samples, for a VFM on Fashion-MNIST (--prior)",
     SCORE_SETTINGS, lambda run: _score_image_vfm(run, "fashion-mnist"), data="fashion-mnist")
 
-#: photographs: the VFM's map is the exact flow of a Gaussian with their spectrum, and the adapter does the work, once
-#: for each observation; the prior has a small network
+#: photographs: the VFM's map is the exact flow of a Gaussian with their spectrum, and the adapter does all the work,
+#: once for each observation. The prior has a small network
 PHOTO_SHAPE = (3, 64, 64)
 PHOTO_MAP = {"channels": [32, 64, 96], "blocks": 1, "attention": False}
 PHOTO_ADAPTER = {"channels": [48, 96, 128], "blocks": 2}
 PHOTO_PRIOR_SETTINGS = LoopSettings(steps=900, batch_size=64, learning_rate=1.5e-3)
 PHOTO_VFM_SETTINGS = LoopSettings(steps=4500, batch_size=32, learning_rate=1.5e-3, ema=0.998)
-#: the score dominates: under the map's Gaussian, the other terms would treat every edge as unlikely.
-#: Training the map too, from the first step, was worse than the linear estimate after 150 steps: its errors at low
-#: frequencies drift, and the adapter has to follow them
+#: the weight of the score dominates, because under the map's Gaussian the other terms would treat every edge as
+#: unlikely. When the map was trained too, from the first step, the result was worse than the linear estimate after 150
+#: steps: the map's errors at low frequencies drift, and the adapter has to follow them
 PHOTO_SCORE = 5000.0
 
 
 def photo_problems(shape: tuple[int, int, int] = PHOTO_SHAPE) -> list[TrainingProblem]:
-    """Seven problem classes, super-resolution by 2, 3 and 4, for crops of photographs; sizes are in pixels.
+    """Seven problem classes for crops of photographs, with super-resolution by 2, 3 and 4; sizes are in pixels.
 
-    Classical methods are best at removing noise, so denoising and motion blur get more of the rows: with four of 32
-    each, they were the furthest behind block matching.
+    Denoising and motion blur get more of the rows: with four of 32 rows each, they were the furthest behind block
+    matching, because classical methods are best at removing noise.
     """
     levels = (0.0, 0.2)
     gaussian = blur.GaussianBlur(shape, std=2.0, kernel_size=25, std_range=(0.6, 3.0))
@@ -249,25 +250,25 @@ def _folders(run: Run) -> str:
     return run.data
 
 
-photos = Recipe("photos", "prior on photographs, colour, any size", PHOTO_PRIOR_SETTINGS, _train_photo_prior)
-photos_vfm = Recipe("photos-vfm", "VFM for six problem classes on photographs of any size",
+photos = Recipe("photos", "prior on colour photographs of any size", PHOTO_PRIOR_SETTINGS, _train_photo_prior)
+photos_vfm = Recipe("photos-vfm", "VFM on photographs of any size for seven problem classes",
                     PHOTO_VFM_SETTINGS, _train_photo_vfm)
 
-#: sinusoids of the input with periods 4, 2, 4/3 and 1, where the board's is 2; joint training through such a rough map
-#: diverged with the Jacobian-vector product as target, and is stable with the semigroup's
+#: sinusoids of the input with periods 4, 2, 4/3 and 1; the period of the board is 2. Joint training through such a
+#: rough map diverged with targets from the Jacobian-vector product, and is stable with those of the semigroup
 BOARD_MAP = {"width": 256, "depth": 5, "num_frequencies": 4, "max_frequency": 2 * math.pi}
 BOARD_ADAPTER = {"width": 256, "depth": 4}
 BOARD_SETTINGS = LoopSettings(steps=8000, batch_size=512, learning_rate=1e-3, weight_decay=0.0, ema=0.998,
                               precision="no", log_every=200)
-#: steps before and after the joint ones; the last stage learns from eight jumps of the map
+#: numbers of steps before and after joint training, and the jumps of the map from which the last stage learns
 BOARD_PRETRAINING, BOARD_CONSOLIDATION, BOARD_JUMPS = 3000, 1000, 8
-#: one path in ten stays unconditional. Half of them would hold the map to the prior's pairing of noise and data, where
-#: both coordinates of the noise affect the observed one: no adapter with a diagonal covariance fits that
+#: one path in ten stays unconditional. If half of them did, the map would keep the prior's pairing of noise and data:
+#: there, both coordinates of the noise affect the observed one, which no adapter with a diagonal covariance fits
 BOARD_TAU, BOARD_ALPHA = 1.0, 0.9
 
 
 def board_prior(settings: LoopSettings, run: Run) -> NeuralFlowMap:
-    """Train the checkerboard's prior, the start of joint training, in ``folder/pretraining``."""
+    """Train the checkerboard's prior, from which joint training starts, in ``folder/pretraining``."""
     folder = run.folder / "pretraining"
     if (folder / "prior" / "config.json").exists():
         return load_trainable(folder / "prior")
@@ -280,7 +281,8 @@ def train_board(run: Run, *, tau: float = BOARD_TAU, alpha: float = BOARD_ALPHA,
     """Pretrain, train jointly (or the adapter alone), and consolidate on the checkerboard.
 
     Args:
-        run: ``prior`` skips the pretraining; ``settings.steps`` are the joint steps, and an upper limit for the others.
+        run: The run. Its ``prior`` replaces the pretraining; ``settings.steps`` is the number of joint steps, and an
+            upper limit for the other stages.
         tau: Scale of the MeanFlow term.
         alpha: Share of rows whose path starts from the adapter's noise.
         frozen: Whether to train only the adapter, with the pretrained map fixed.
@@ -303,5 +305,5 @@ def train_board(run: Run, *, tau: float = BOARD_TAU, alpha: float = BOARD_ALPHA,
                            progress=run.progress)
 
 
-checkerboard = Recipe("checkerboard", "VFM on the checkerboard of the VFM paper, prior included", BOARD_SETTINGS,
+checkerboard = Recipe("checkerboard", "VFM and its prior on the checkerboard of the VFM paper", BOARD_SETTINGS,
                       train_board)

@@ -21,7 +21,7 @@ def _train(run: Run, channels: int) -> NeuralFlowMap:
                        progress=run.progress, stop_at=run.stop_at)
 
 
-ellipses = Recipe("ellipses", "prior on phantoms of 32 x 32 pixels, made in training, for phantoms/ct", SETTINGS,
+ellipses = Recipe("ellipses", "prior on phantoms of 32 x 32 pixels, drawn in training, for phantoms/ct", SETTINGS,
                   lambda run: _train(run, 1), takes=("prior",))
 ellipses_complex = Recipe("ellipses-complex", "prior on complex phantoms, for phantoms/mri", SETTINGS,
                           lambda run: _train(run, 2), takes=("prior",))

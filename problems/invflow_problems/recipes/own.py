@@ -27,14 +27,14 @@ __all__ = ["distil", "prior", "vfm"]
 
 #: without attention, so that networks trained on small squares take images of any size
 NETWORK = {"channels": [32, 64, 96], "blocks": 1, "attention": False}
-#: minutes on two CPU cores at 32 x 32 pixels; checkpoints are so frequent that a kill costs seconds
+#: a few minutes on two CPU cores at 32 x 32 pixels; checkpoints are so frequent that a kill costs only seconds
 PRIOR_SETTINGS = LoopSettings(steps=600, batch_size=48, learning_rate=1.5e-3, ema=0.995, precision="no",
                               checkpoint_seconds=15.0)
 DISTIL_SETTINGS = dataclasses.replace(PRIOR_SETTINGS, steps=300, learning_rate=5e-4, ema=0.99)
 VFM_SETTINGS = dataclasses.replace(PRIOR_SETTINGS, steps=300)
-#: noise levels, for pixels in [0, 1], unless :func:`image_problems` states others
+#: range of noise levels, for pixels in [0, 1], unless :func:`image_problems` has another one for the operator
 LEVELS = (0.0, 0.2)
-#: as for photographs, the score dominates: maps of this size do not represent the law of images well
+#: as for photographs, the weight of the score dominates: maps of this size do not represent the law of images well
 SPECTRAL = ObjectiveSettings(frozen=True, level_power=0.0, model_error=True, score=5000.0)
 #: a map that starts from independent pixels is trained together with the adapter, as for the digits
 JOINT = ObjectiveSettings(tau=0.7, alpha=0.8, level_power=0.0, model_error=True, tangent="semigroup")
@@ -45,7 +45,7 @@ def _images(run: Run, what: str, shape: tuple[int, ...] | None = None) -> tuple[
     if run.data is None:
         raise ValueError(f"invflow train {what} needs images: pass --data FOLDER, or a name such as --data mnist")
     if run.size and shape and shape[1:] != (run.size, run.size):
-        raise ValueError(f"the prior {run.prior} makes images of {shape[1]} x {shape[2]} and takes no other size: "
+        raise ValueError(f"the prior {run.prior} generates images of {shape[1]} x {shape[2]} pixels and no other size: "
                          "leave out --size")
     images = load_fitted(run.data, shape, size=run.size, say=run.say)
     settings = run.settings
@@ -65,9 +65,9 @@ def _train_prior(run: Run) -> NeuralFlowMap:
 
 def _distil(run: Run) -> NeuralFlowMap | LatentFlowMap:
     if run.prior is None:
-        raise ValueError("invflow train distil makes a one-step map from a prior: pass --prior NAME, from invflow list "
-                         "priors, a folder, or package.module:function; without a prior, use invflow train "
-                         "prior to train one on a folder of images")
+        raise ValueError("invflow train distil makes a one-step map from a prior: pass --prior with a name from "
+                         "invflow list priors, a folder, or package.module:function; if you have none, train one on a "
+                         "folder of images with invflow train prior")
     teacher = load_prior(run.prior)
     _check_teacher(teacher, run.prior)
     settings, data = run.settings, None
@@ -86,7 +86,7 @@ def _distil(run: Run) -> NeuralFlowMap | LatentFlowMap:
 
 def _check_teacher(teacher: FlowMap, name: str) -> None:
     if not teacher.has_velocity:
-        raise ValueError(f"the prior {name!r} already jumps to data in one call and has no velocity to distil: "
+        raise ValueError(f"the prior {name!r} has no velocity to distil, but already jumps to the data in one call: "
                          "use it directly with NoiseSMC or NoiseRTO")
 
 
@@ -126,7 +126,7 @@ def problems_named(names: tuple[str, ...], image_shape: tuple[int, ...]) -> list
             files, or has no problem class for the adapter.
     """
     if len(image_shape) != 3:
-        raise ValueError(f"the prior makes {tuple(image_shape)}, not images (C, H, W): train its VFM in Python, "
+        raise ValueError(f"the prior generates {tuple(image_shape)}, not images (C, H, W): train its VFM in Python, "
                          "invflow.training.train_vfm")
     usual = image_problems(image_shape)
     if not names:
@@ -145,7 +145,7 @@ def _problem(name: str, image_shape: tuple[int, ...], usual: list[TrainingProble
     for pair in pairs:
         key, _, value = pair.partition("=")
         if key not in parameters or not value:
-            raise ValueError(f"the operator {name} has no setting {pair!r}: pass NAME=VALUE of "
+            raise ValueError(f"the operator {name} has no setting {pair!r}: pass NAME=VALUE with one of "
                              f"{', '.join(k for k in parameters if k not in ('image_shape', 'generator'))}")
         try:
             settings[key] = json.loads(value)
@@ -154,8 +154,8 @@ def _problem(name: str, image_shape: tuple[int, ...], usual: list[TrainingProble
     try:
         operator: Operator = kind(image_shape, **settings)
     except TypeError as error:
-        raise ValueError(f"the operator {name} needs more than the images' shape and settings ({error}): pass "
-                         "one that is, such as box-inpainting, or train in Python, invflow.training.train_vfm"
+        raise ValueError(f"the operator {name} cannot be built from the images' shape and settings ({error}): pass "
+                         "one that can, such as box-inpainting, or train in Python, invflow.training.train_vfm"
                          ) from error
     if operator.problem_class is None:
         raise ValueError(f"the operator {name} has no problem_class for the adapter: train in Python, "
@@ -163,9 +163,9 @@ def _problem(name: str, image_shape: tuple[int, ...], usual: list[TrainingProble
     return TrainingProblem(operator, known[0].sigma if known else LEVELS)
 
 
-prior = Recipe("prior", "prior on a folder of your own images (--data), of any size and kind", PRIOR_SETTINGS,
+prior = Recipe("prior", "prior on your own images, from a folder (--data), of any size and kind", PRIOR_SETTINGS,
                _train_prior, takes=("data", "prior", "size"))
-distil = Recipe("distil", "one-step map of any prior (--prior), from a folder of images (--data) or from itself",
+distil = Recipe("distil", "one-step map of any prior (--prior), with or without a folder of images (--data)",
                 DISTIL_SETTINGS, _distil, takes=("data", "prior"))
-vfm = Recipe("vfm", "VFM from a folder of images (--data), optionally from a one-step map (--prior), for --operators",
+vfm = Recipe("vfm", "VFM for --operators, from a folder of images (--data) and, optionally, a one-step map (--prior)",
              VFM_SETTINGS, _train_vfm, takes=("data", "prior", "size", "operators"))

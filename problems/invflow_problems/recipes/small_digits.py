@@ -14,8 +14,8 @@ from invflow_problems.small_digits import halve
 
 __all__ = ["mnist_14"]
 
-#: a perceptron: calibrating a sampler takes tens of millions of calls, and it makes ten times as many per second as the
-#: smallest U-Net that was tried
+#: a perceptron, because calibrating a sampler takes tens of millions of calls: it makes ten times as many per second as
+#: the smallest U-Net that was tried
 NETWORK = {"width": 256, "depth": 5, "embedding": 64}
 DECODE = (0.5, 0.5)
 SETTINGS = LoopSettings(steps=16000, batch_size=256, learning_rate=1e-3, weight_decay=0.0, precision="no",
@@ -30,7 +30,7 @@ def train_small_digits(run: Run) -> NeuralFlowMap:
         start = load_trainable(run.prior)
     else:
         mean, std = data_statistics(data, DECODE)
-        # as for images, a jump from noise is mean + std * network, without a share of the noise
+        # as for images, a jump from noise is mean + std * network: no share of the noise is added
         start = NeuralFlowMap((data.shape[1],), network="mlp", options=NETWORK, decode_affine=DECODE, mean=mean,
                               std=std, skip="denoiser", generator=torch.Generator().manual_seed(run.settings.seed))
     return train_prior(data, run.settings, run.folder, start=start, tangent="semigroup", progress=run.progress,
