@@ -128,7 +128,7 @@ class MaskInpainting(Operator):
     def context(self) -> tuple[Tensor, Tensor]:
         """The mask averaged over channels, and no kernel."""
         maps = self.mask.to(self.dtype)
-        return maps.mean(1, keepdim=True), maps.new_zeros(self.num_sets, SUMMARY_SIZE)
+        return maps if maps.shape[1] == 1 else maps.mean(1, keepdim=True), maps.new_zeros(self.num_sets, SUMMARY_SIZE)
 
 
 #: name for users who give a mask
