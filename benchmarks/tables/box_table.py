@@ -4,9 +4,10 @@ The problem is ``mnist/box-inpainting`` with truths drawn from the solver's own 
 noise space, and the untilted dynamics for FMTT. Each truth is therefore an exact draw of its posterior. For each
 observation and sampler, the table has the mean squared residual in sigma^2 over the observed pixels (about 1 for exact
 samples), the standard deviation in the hole, and the squared error of the posterior mean in the hole. Averaged over
-observations, an exact sampler's squared error is its variance times 1 + 1 / N, so their ratio measures the spread
-without a reference. A long run of other particles with many times the moves (row ``reference``) can be added, with the
-agreement of its chains: split R-hat over the hole's mean, halves and first principal components.
+observations, an exact sampler's squared error is its variance times 1 + 1 / N. The root of their ratio, *spread /
+reference*, therefore measures the spread without a long run. A long run of other particles with many times the moves
+(row ``reference``) can be added, with the agreement of its chains: split R-hat over the hole's mean, halves and first
+principal components.
 
 The work is split into groups of observations; a group that is already in the output folder is skipped.
 """
@@ -95,7 +96,9 @@ def tilting(prior: invflow.FlowMap, row: str, rows: int) -> invflow.FMTT:
 
 
 def calibration(std: Tensor, error: Tensor, particles: int) -> tuple[float, float]:
-    """Predicted variance of a new draw over the squared error of the mean, and the jackknife's standard error.
+    """Spread over that of an exact sampler with the same error of the mean, and the jackknife's standard error.
+
+    It is the root of the squared error that the samples predict over the squared error of their mean.
 
     Args:
         std: ``(B,)``, standard deviation in the hole, one for each observation.
@@ -104,10 +107,10 @@ def calibration(std: Tensor, error: Tensor, particles: int) -> tuple[float, floa
     """
     scale = 1 + 1 / particles
     variance, count = std.square(), len(std)
-    ratio = float(variance.sum() * scale / error.sum())
+    ratio = float((variance.sum() * scale / error.sum()).sqrt())
     if count < 2:
         return ratio, math.nan
-    without = (variance.sum() - variance) * scale / (error.sum() - error)
+    without = ((variance.sum() - variance) * scale / (error.sum() - error)).sqrt()
     return ratio, float(((count - 1) * (without - without.mean()).square().mean()).sqrt())
 
 
@@ -194,8 +197,8 @@ def run_group(map_name: str, row: str, group: range, particles: int, seed: int,
 def table(lines: list[dict[str, str]]) -> str:
     """Markdown: one line for each map and sampler, means over observations with standard errors."""
     reference = {(li["map"], li["observation"]): float(li["std"]) for li in lines if li["sampler"] == "reference"}
-    text = ["| map | sampler | observations x particles | residual / sigma^2 | std in the hole | of the reference | "
-            "variance (1 + 1/N) / squared error | forward | backward |", "|" + "---|" * 9]
+    text = ["| map | sampler | observations x particles | chi-square | standard deviation in the hole | over the long "
+            "run's | spread / reference | calls forward + backward |", "|" + "---|" * 8]
 
     def cell(values: list[float]) -> str:
         tensor = torch.tensor(values)
@@ -213,11 +216,11 @@ def table(lines: list[dict[str, str]]) -> str:
         text.append(f"| {key[0]} | {key[1]} | {len(part)} x {n} | {cell([float(li['residual']) for li in part])} | "
                     f"{cell([float(li['std']) for li in part])} | {cell(ratio) if ratio else ''} | "
                     f"{judged:.2f} ± {uncertain:.2f} | "
-                    f"{calls[0]:.0f} | {calls[1]:.0f} |")
+                    f"{calls[0]:.0f} + {calls[1]:.0f} |")
     r_hats = [float(li["r_hat"]) for li in lines if li["r_hat"]]
     if r_hats:
         numbers = ", ".join(f"{r:.2f}" for r in r_hats)
-        text.append(f"\nLargest split R-hat of the reference, for each observation: {numbers}")
+        text.append(f"\nLargest split R-hat of the long run, for each observation: {numbers}")
     return "\n".join(text)
 
 
