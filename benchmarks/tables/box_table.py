@@ -4,10 +4,10 @@ The problem is ``mnist/box-inpainting`` with truths drawn from the solver's own 
 noise space, and the untilted dynamics for FMTT. Each truth is therefore an exact draw from its posterior. For each
 observation and sampler, the table has the mean squared residual over the observed pixels, in units of sigma^2 (about 1
 for exact samples), the standard deviation in the hole, and the squared error of the posterior mean in the hole. For an
-exact sampler, the squared error, averaged over observations, is its variance times 1 + 1 / N. The ratio of the two
-therefore measures the spread without a reference. The optional row ``reference`` is a long run of other particles with
-many times the moves. For it, the table also has the agreement of the chains: split R-hat of the hole's mean, halves and
-first principal components.
+exact sampler, the squared error, averaged over observations, is its variance times 1 + 1 / N. The root of their ratio,
+*spread / reference*, therefore measures the spread without a reference. The optional row ``reference`` is a long run of
+other particles with many times the moves. For it, the table also has the agreement of the chains: split R-hat of the
+hole's mean, halves and first principal components.
 
 The work is split into groups of observations. A group that is already in the output folder is skipped.
 """
@@ -96,7 +96,9 @@ def tilting(prior: invflow.FlowMap, row: str, rows: int) -> invflow.FMTT:
 
 
 def calibration(std: Tensor, error: Tensor, particles: int) -> tuple[float, float]:
-    """Predicted variance of a new draw over the squared error of the mean, and the jackknife's standard error.
+    """Spread over that of an exact sampler with the same error of the mean, and the jackknife's standard error.
+
+    It is the root of the squared error that the samples predict over the squared error of their mean.
 
     Args:
         std: ``(B,)``, standard deviation in the hole, one for each observation.
@@ -105,10 +107,10 @@ def calibration(std: Tensor, error: Tensor, particles: int) -> tuple[float, floa
     """
     scale = 1 + 1 / particles
     variance, count = std.square(), len(std)
-    ratio = float(variance.sum() * scale / error.sum())
+    ratio = float((variance.sum() * scale / error.sum()).sqrt())
     if count < 2:
         return ratio, math.nan
-    without = (variance.sum() - variance) * scale / (error.sum() - error)
+    without = ((variance.sum() - variance) * scale / (error.sum() - error)).sqrt()
     return ratio, float(((count - 1) * (without - without.mean()).square().mean()).sqrt())
 
 
@@ -195,8 +197,8 @@ def run_group(map_name: str, row: str, group: range, particles: int, seed: int,
 def table(lines: list[dict[str, str]]) -> str:
     """Markdown: one line for each map and sampler, means over observations with standard errors."""
     reference = {(li["map"], li["observation"]): float(li["std"]) for li in lines if li["sampler"] == "reference"}
-    text = ["| map | sampler | observations x particles | residual / sigma^2 | std in the hole | of the reference | "
-            "variance (1 + 1/N) / squared error | forward | backward |", "|" + "---|" * 9]
+    text = ["| map | sampler | observations x particles | chi-square | standard deviation in the hole | over the long "
+            "run's | spread / reference | calls forward + backward |", "|" + "---|" * 8]
 
     def cell(values: list[float]) -> str:
         tensor = torch.tensor(values)
@@ -214,11 +216,11 @@ def table(lines: list[dict[str, str]]) -> str:
         text.append(f"| {key[0]} | {key[1]} | {len(part)} x {n} | {cell([float(li['residual']) for li in part])} | "
                     f"{cell([float(li['std']) for li in part])} | {cell(ratio) if ratio else ''} | "
                     f"{judged:.2f} ± {uncertain:.2f} | "
-                    f"{calls[0]:.0f} | {calls[1]:.0f} |")
+                    f"{calls[0]:.0f} + {calls[1]:.0f} |")
     r_hats = [float(li["r_hat"]) for li in lines if li["r_hat"]]
     if r_hats:
         numbers = ", ".join(f"{r:.2f}" for r in r_hats)
-        text.append(f"\nLargest split R-hat of the reference, for each observation: {numbers}")
+        text.append(f"\nLargest split R-hat of the long run, for each observation: {numbers}")
     return "\n".join(text)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
-from invflow.bench.particles import PARTICLES, box_likelihood
-from invflow.bench.timing import Result, fresh_vfm, medians
+from invflow.bench.particles import PARTICLES
+from invflow.bench.timing import Result, box_likelihood, fresh_vfm, medians, sample_quietly
 from invflow.models.compiled import compile_networks
 from invflow.solver import Solver
 from invflow.solvers.noise.tempered import NoiseSMC
@@ -36,12 +36,7 @@ def bench_compiled(repeats: int, device: torch.device, generator: torch.Generato
                                          temperatures=(0.5, 1.0)),
     }
     for name, make in makers.items():
-        def run(solver: Solver) -> object:
-            with warnings.catch_warnings():  # with random weights nothing converges
-                warnings.simplefilter("ignore")
-                return solver.sample(likelihood, PARTICLES, generator=generator)
-
-        compiled, plain = make(other), make(vfm)
-        a, b = medians(lambda compiled=compiled: run(compiled), lambda plain=plain: run(plain),  # type: ignore[misc]
-                       repeats, device)
+        compiled, plain = (partial(sample_quietly, make(each), likelihood, PARTICLES, generator)
+                           for each in (other, vfm))
+        a, b = medians(compiled, plain, repeats, device)
         yield Result(f"{name}, compiled over as it is", f"B=1, N={PARTICLES}", a, b, a / b, LIMIT)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from invflow._core.random import draw_noise
-from invflow.bench.timing import MAP_NETWORK, SHAPE, Result, fresh_vfm, medians, training_problems
+from invflow.bench.compiled import bench_compiled
+from invflow.bench.memory import bench_memory, bench_particle_memory
+from invflow.bench.particles import bench_particles
+from invflow.bench.throughput import bench_throughput
+from invflow.bench.timing import (
+    MAP_NETWORK,
+    SHAPE,
+    Result,
+    box_likelihood,
+    fresh_vfm,
+    medians,
+    sample_quietly,
+    training_problems,
+)
 from invflow.flowmap import rows_at_a_time
-from invflow.likelihood import GaussianLikelihood
 from invflow.models.neural import NeuralFlowMap
 from invflow.operator import Operator
 from invflow.training import MeanFlowObjective, Objective, VFMObjective
@@ -28,9 +35,8 @@ __all__ = ["format_results", "run"]
 def bench_sampling(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
     """VFM.sample relative to its bare calls of adapter and map, in the same chunks."""
     vfm = fresh_vfm(device, generator)
-    operator = training_problems()[2].operator.randomize(1, generator).to(device)
-    images = torch.rand(1, *SHAPE, generator=generator).to(device)
-    likelihood = GaussianLikelihood(operator, operator.measure(images, 0.025, generator=generator), sigma=0.025)
+    likelihood = box_likelihood(device, generator)
+    operator = likelihood.operator
     observed, summary = operator.context()
     classes = torch.tensor([vfm.adapter.class_index(likelihood)], device=device)
     embedded, sigma = operator.embed(likelihood.y), torch.full((1,), 0.025, device=device)
@@ -44,13 +50,9 @@ def bench_sampling(repeats: int, device: torch.device, generator: torch.Generato
             for chunk in noise.split(rows):
                 vfm.prior.jump(chunk, 0.0, 1.0)
 
-        def sample(n: int = n) -> None:
-            with warnings.catch_warnings():  # an untrained map does not fit the measurement
-                warnings.simplefilter("ignore")
-                vfm.sample(likelihood, n, generator=generator)
-
         # single samples take a hundredth of a second: few repeats are too noisy
-        a, b = medians(sample, bare, repeats if n > 1 else 10 * repeats, device)
+        a, b = medians(partial(sample_quietly, vfm, likelihood, n, generator), bare,
+                       repeats if n > 1 else 10 * repeats, device)
         yield Result("VFM.sample over its network calls", f"B=1, N={n}, chunks of {rows}", a, b, a / b, 1.10)
 
 
@@ -121,79 +123,13 @@ def bench_operators(repeats: int, device: torch.device, generator: torch.Generat
         yield Result(f"loop of 64 {name} over one batch", "64 forward and adjoint, 28 x 28", a, b, a / b, 5.0, True)
 
 
-def peak_memory() -> int:
-    """Peak memory of this process in bytes, on Linux and macOS."""
-    import resource
-
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage inherits the peak of the process that started this one
-        return 1024 * int(next(x.split()[1] for x in status.read_text().splitlines() if x.startswith("VmHWM")))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-
-
-MEMORY_SCRIPT = """
-import json
-import torch
-from invflow.bench.runner import peak_memory
-from invflow.bench.timing import SHAPE, fresh_vfm, training_problems
-from invflow.likelihood import GaussianLikelihood
-
-g = torch.Generator().manual_seed(0)
-vfm = fresh_vfm(torch.device("cpu"), g)
-operator = training_problems()[2].operator.randomize(1, g)
-y = operator.measure(torch.rand(1, *SHAPE, generator=g), 0.025, generator=g)
-likelihood = GaussianLikelihood(operator, y, sigma=0.025)
-vfm.sample(likelihood, 1, generator=g)
-before = peak_memory()
-posterior = vfm.sample(likelihood, 10_000, generator=g)
-print(json.dumps([(peak_memory() - before) / 1e9, posterior.seconds]))
-"""
-
-
-def bench_memory(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """Peak memory above the loaded network while drawing 10,000 samples, in a separate process."""
-    sizes = "B=1, N=10,000, ratio in GB"
-    if device.type == "cuda":
-        vfm = fresh_vfm(device, generator)
-        operator = training_problems()[2].operator.randomize(1, generator).to(device)
-        y = operator.measure(torch.rand(1, *SHAPE, generator=generator).to(device), 0.025, generator=generator)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        seconds = vfm.sample(GaussianLikelihood(operator, y, sigma=0.025), 10_000, generator=generator).seconds
-        peak = (torch.cuda.max_memory_allocated(device) - before) / 1e9
-    elif sys.platform == "win32":
-        return  # the peak memory of a process would need further packages
-    else:
-        # a peak never decreases, so this needs a fresh process
-        out = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT], capture_output=True, text=True, check=True)
-        peak, seconds = json.loads(out.stdout.splitlines()[-1])
-    yield Result("memory above the loaded network", sizes, seconds, float("nan"), peak, 1.0)
-
-
-def bench_particles(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """FMTT and NoiseSMC relative to their network calls, and the memory of many particles."""
-    from invflow.bench import particles as particles  # which imports this module
-
-    yield from particles.bench_particles(repeats, device, generator)
-    yield from particles.bench_particle_memory(repeats, device, generator)
-
-
-def bench_throughput(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """Samples per second, share of the device's peak, and memory, in single precision and in bfloat16."""
-    from invflow.bench import throughput as throughput  # which imports this module
-
-    yield from throughput.bench_throughput(repeats, device, generator)
-
-
-def bench_compiled(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
-    """Solvers with compiled networks relative to the same solvers without."""
-    from invflow.bench import compiled as compiled  # which imports this module
-
-    yield from compiled.bench_compiled(repeats, device, generator)
+def _particles(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
+    yield from bench_particles(repeats, device, generator)
+    yield from bench_particle_memory(repeats, device, generator)
 
 
 BENCHES = {"sampling": bench_sampling, "training": bench_training, "operators": bench_operators,
-           "memory": bench_memory, "particles": bench_particles, "throughput": bench_throughput,
+           "memory": bench_memory, "particles": _particles, "throughput": bench_throughput,
            "compiled": bench_compiled}
 
 
@@ -242,8 +178,3 @@ def format_results(results: list[Result], device: str = "cpu") -> str:
         if r.details:
             lines.append("    " + ", ".join(f"{key} {value:.4g}" for key, value in r.details.items()))
     return "\n".join(lines)
-
-
-def as_json(results: list[Result]) -> str:
-    """The results as JSON."""
-    return json.dumps([asdict(r) | {"passed": r.passed} for r in results], indent=2)

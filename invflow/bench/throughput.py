@@ -10,9 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from invflow._core.random import draw_noise
-from invflow.bench.timing import SHAPE, Result, fresh_vfm, medians, training_problems
+from invflow.bench.timing import SHAPE, Result, box_likelihood, fresh_vfm, medians, synchronise
 from invflow.flowmap import rows_at_a_time
-from invflow.likelihood import GaussianLikelihood
 
 __all__ = ["bench_throughput", "flops_of", "matmul_rate"]
 
@@ -50,18 +49,13 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, budget: float = 0.3) -
         a = torch.ones(side, side, dtype=dtype, device=device)
         times: list[float] = []
         while len(times) < 3 or sum(times) < budget:  # the first one selects a kernel
-            _wait(device)
+            synchronise(device)
             start = time.perf_counter()
             a @ a
-            _wait(device)
+            synchronise(device)
             times.append(time.perf_counter() - start)
         rates.append(2 * side**3 / min(times))
     return max(rates)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def bench_throughput(repeats: int, device: torch.device, generator: torch.Generator) -> Iterator[Result]:
@@ -71,9 +65,7 @@ def bench_throughput(repeats: int, device: torch.device, generator: torch.Genera
     the matrix products and convolutions of the networks.
     """
     vfm = fresh_vfm(device, generator)
-    operator = training_problems()[2].operator.randomize(1, generator).to(device)
-    images = torch.rand(1, *SHAPE, generator=generator).to(device)
-    likelihood = GaussianLikelihood(operator, operator.measure(images, 0.025, generator=generator), sigma=0.025)
+    likelihood = box_likelihood(device, generator)
     rows = rows_at_a_time(vfm.chunk_size, vfm.prior)
     noise = draw_noise((SAMPLES, *SHAPE), generator).to(device)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
+from invflow.likelihood import GaussianLikelihood
 from invflow.models.adapter import Adapter
 from invflow.models.neural import NeuralFlowMap
+from invflow.posterior import Posterior
+from invflow.solver import Solver
 from invflow.solvers.vfm import VFM
 from invflow.training import TrainingProblem
 
@@ -52,16 +56,20 @@ class Result:
         return self.ratio >= self.limit if self.at_least else self.ratio <= self.limit
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def medians(first: Callable[[], object], second: Callable[[], object], repeats: int,
             device: torch.device) -> tuple[float, float]:
     """Median seconds of two functions, run alternately so that a noisy machine affects both equally."""
     def seconds(function: Callable[[], object]) -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronise(device)
         start = time.perf_counter()
         function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronise(device)
         return time.perf_counter() - start
 
     first(), second()  # the first calls select kernels and fill caches
@@ -85,3 +93,18 @@ def training_problems() -> list[TrainingProblem]:
     kinds = [operators.Denoising, operators.RandomInpainting, operators.BoxInpainting, operators.SuperResolution,
              operators.GaussianBlur, operators.MotionBlur]
     return [TrainingProblem(kind(SHAPE), (0.01, 0.2)) for kind in kinds]
+
+
+def box_likelihood(device: torch.device, generator: torch.Generator) -> GaussianLikelihood:
+    """A measurement of uniform noise behind a random box, at sigma 0.025."""
+    operator = training_problems()[2].operator.randomize(1, generator).to(device)
+    images = torch.rand(1, *SHAPE, generator=generator).to(device)
+    return GaussianLikelihood(operator, operator.measure(images, 0.025, generator=generator), sigma=0.025)
+
+
+def sample_quietly(solver: Solver, likelihood: GaussianLikelihood, count: int,
+                   generator: torch.Generator) -> Posterior:
+    """Samples without warnings: with random weights nothing converges, and nothing fits the measurement."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return solver.sample(likelihood, count, generator=generator)

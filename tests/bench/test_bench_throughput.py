@@ -8,6 +8,8 @@ from torch import nn
 
 from invflow.bench import runner as bench
 from invflow.bench import throughput as bench_throughput
+from invflow.bench import timing
+from invflow.likelihood import GaussianLikelihood
 from invflow.nets.unet import UNet
 
 
@@ -41,12 +43,12 @@ def test_share_of_peak_is_work_over_time_over_what_the_device_can_do(monkeypatch
 
 def test_bfloat16_samples_are_those_of_single_precision_to_its_rounding() -> None:
     generator = torch.Generator().manual_seed(0)
-    vfm = bench.fresh_vfm(torch.device("cpu"), generator)
+    vfm = timing.fresh_vfm(torch.device("cpu"), generator)
     for parameter in vfm.prior.parameters():  # layers that start at zero would hide the network
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
-    operator = bench.training_problems()[0].operator
-    y = operator.measure(torch.rand(1, *bench.SHAPE, generator=generator), 0.2, generator=generator)
-    likelihood = bench.GaussianLikelihood(operator, y, sigma=0.2)
+    operator = timing.training_problems()[0].operator
+    y = operator.measure(torch.rand(1, *timing.SHAPE, generator=generator), 0.2, generator=generator)
+    likelihood = GaussianLikelihood(operator, y, sigma=0.2)
     exact = vfm.sample(likelihood, 4, generator=torch.Generator().manual_seed(1)).samples
     with torch.autocast("cpu", torch.bfloat16):
         rounded = vfm.sample(likelihood, 4, generator=torch.Generator().manual_seed(1)).samples

@@ -220,10 +220,21 @@ def test_words() -> None:
 def test_how_to_reproduce() -> None:
     found = comparison()
     text = "".join(Page(render_report(found)).find("section", id="reproduce")[0][1])
-    for piece in ("num_observations=6", "seed=3", "split='test'", "steps: 3", "torch 2", repr(PROBLEM), EVIL, "7"):
+    for piece in ("num_observations=6", "seed=3", "split='test'", "torch 2", repr(PROBLEM), EVIL, "7"):
         assert piece in text
     text = Page(render_report(found, command="invflow compare '<x>'")).find("code")[0][1]
     assert text == "invflow compare '<x>'"
+
+
+def test_settings_of_each_solver_are_a_table() -> None:
+    found = comparison()
+    found.solvers |= {"plain": {"steps": None, "first": {"range": [0.0, 1.0], "kind": "x"}, "second": {"kind": EVIL}},
+                      "third": {}}
+    page = Page(render_report(found))
+    assert [text for _, text in page.find("caption")] == SOLVERS
+    text = page.find("div", class_="folding settings")[0][1].replace("\n", "")
+    assert text.startswith(f"plainstepsNonefirst: range[0.0, 1.0]first: kindxsecond: kind{EVIL}{EVIL}solver{EVIL}")
+    assert "thirddefaultsfails" in text
 
 
 def test_nothing_to_show() -> None:

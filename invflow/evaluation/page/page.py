@@ -176,15 +176,20 @@ def _reproduce(comparison: Results, command: str | None) -> dict[str, Any]:
         solvers = ", ".join(f"{name!r}: ..." for name in comparison.solvers)
         call = "\n".join(["import invflow", "", "comparison = invflow.compare(", f"    {comparison.problems!r},",
                           f"    {{{solvers}}},", *arguments, ")", 'comparison.report("report.html")'])
-    return {"command": command, "call": call, "settings": _plain(comparison.settings),
-            "solvers": {name: _plain(found) or "defaults" for name, found in comparison.solvers.items()},
+    return {"command": command, "call": call,
+            "settings": "; ".join(f"{name}: {value}" for name, value in _settings(comparison.settings)),
+            "solvers": {name: _settings(found) for name, found in comparison.solvers.items()},
             "seeds": {problem: ", ".join(dict.fromkeys(map(str, found)))
                       for problem, found in comparison.seeds.items()}}
 
 
-def _plain(found: Any) -> str:
-    """Format settings as a line of text."""
-    if isinstance(found, Mapping):
-        return "; ".join(f"{key}: {{{_plain(value)}}}" if isinstance(value, Mapping) else f"{key}: {_plain(value)}"
-                         for key, value in found.items())
-    return found if isinstance(found, str) else json.dumps(found, default=str)
+def _settings(found: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """Names and values of settings as text; settings of one problem, or of a part, follow its name."""
+    rows = []
+    for key, value in found.items():
+        if isinstance(value, Mapping):
+            rows += _settings(value, f"{above}{key}: ")
+        else:
+            text = value if isinstance(value, str) else "None" if value is None else json.dumps(value, default=str)
+            rows.append((f"{above}{key}", text))
+    return rows
