@@ -725,6 +725,10 @@ MUTATIONS = [
     Mutation("bends of 0.15 called none", "invflow/solvers/noise/convergence.py",
              "_MOST_BEND = 0.1", "_MOST_BEND = 0.15",
              "tests/solvers/noise/test_noise_rto.py::test_a_bend_of_a_tenth_of_the_noise_is_the_limit"),
+    Mutation("a share of a peak that was exceeded", "invflow/bench/throughput.py",
+             "        if share <= 1:", "        if True:",
+             "tests/bench/test_bench_throughput.py::"
+             "test_share_of_peak_is_work_over_time_over_what_the_device_can_do"),
     Mutation("counts that pay for less than no light", "invflow/likelihood.py",
              "rate.clamp(min=0) - torch", "rate - torch",
              "tests/test_reward.py::test_poisson_posteriors_cover_as_often_as_they_say"),
