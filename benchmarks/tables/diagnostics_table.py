@@ -5,6 +5,9 @@ if the error of a scalar's mean exceeds half of the posterior's standard deviati
 deviation exceeds a quarter, or if the error of the log evidence exceeds 1. The table has the share of bad runs, the
 alarms (``converged`` False) among good runs, and the misses (``converged`` True) among bad runs. Nothing was tuned on
 the problems and particle numbers of the kinds with "further" in their names.
+
+A second table gives the same numbers for each check within ``converged``, with the bad runs that only this check finds,
+and for checks that ``converged`` does not use.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import torch
 from torch import Tensor
 
 import invflow
+from benchmarks.tables.diagnostics_checks import checks_of, rivals_of
 from invflow.flowmap import FlowMap, Time
 from invflow.operators import MatrixOperator
 from invflow.posterior import Posterior
@@ -211,14 +215,38 @@ def rto_cases() -> Iterator[Case]:
                            **truth, particles=200)
 
 
+def chain_cases() -> Iterator[Case]:
+    """Chains that start at the draws of randomise-then-optimise: plain, weighted, and cut short at both."""
+    moves: dict[str, Any] = {"plain": {}, "weights": {}, "short": {"num_moves": 2, "leapfrog_steps": 3}}
+    draws: dict[str, Any] = {"plain": {"tolerance": 1e-3}, "weights": {"tolerance": 1e-3, "weights": True},
+                             "short": {"max_iterations": 3}}
+    for name, function in MAPS.items():
+        for y, sigma in ((0.7, 0.3), (1.5, 0.1)):
+            prior, reward, truth = _folded(function, y, sigma)
+            for setting in moves:
+                start = invflow.NoiseRTO(prior, chunk_size=10**5, **draws[setting])
+                solver = invflow.NoiseSMC(prior, start=start, chunk_size=10**5, **moves[setting])
+                yield Case(f"{setting} | {name}, y = {y}, sigma {sigma}", solver, reward, **truth, particles=200)
+
+
+def importance_cases() -> Iterator[Case]:
+    """Draws of the prior, weighted: from easy to hopeless measurements."""
+    problems = _linears((2, 1, 0.3), (2, 1, 0.05), (4, 2, 0.2), (8, 3, 0.3), (8, 3, 0.1), (8, 6, 0.2), (20, 8, 0.3))
+    problems |= {f"circle, sigma {sigma}": _circle(sigma) for sigma in (0.3, 0.03)}
+    for (problem, (prior, reward, truth)), count in product(problems.items(), (200, 1000)):
+        yield Case(f"N = {count} | {problem}", invflow.NoiseSMC(prior, num_moves=0, chunk_size=10**5), reward, **truth,
+                   particles=count)
+
+
 KINDS: dict[str, Callable[[], Iterator[Case]]] = {
     "fmtt": fmtt_cases, "fmtt-further": partial(fmtt_cases, True), "noise-smc": smc_cases,
-    "noise-smc-further": partial(smc_cases, True), "noise-rto": rto_cases,
+    "noise-smc-further": partial(smc_cases, True), "noise-rto": rto_cases, "noise-rto-chains": chain_cases,
+    "importance": importance_cases,
 }
 
 
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> None:
-    """Print a row for each case, and the totals of each kind, as markdown."""
+    """Print a row for each case, the totals of each setting and kind, and the checks of each kind, as markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.diagnostics_table", description=__doc__)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"one or more of {', '.join(KINDS)}; default: all")
     parser.add_argument("--runs", type=int, default=40)
@@ -228,15 +256,35 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
     if unknown:
         parser.error(f"there is no {', '.join(sorted(unknown))}: choose from {', '.join(KINDS)}")
     torch.set_num_threads(1)
-    say("| case | bad | alarms on good | misses on bad |\n|---|---|---|---|")
     for kind in options.kinds or KINDS:
-        counts = torch.zeros(4, dtype=torch.long)  # good, alarms among them, bad, misses among them
+        say("| case | bad | alarms on good | misses on bad |\n|---|---|---|---|")
+        sums: dict[str, Tensor] = {}  # by setting: good, alarms among them, bad, misses among them
+        checks: dict[str, Tensor] = {}  # the same by check, and the bad runs that no other check of the verdict sees
         for case in KINDS[kind]():
-            bad, alarm = judge_runs(case, case.run(options.runs, options.seed))
-            row = torch.stack([(~bad).sum(), (~bad & alarm).sum(), bad.sum(), (bad & ~alarm).sum()])
-            counts += row
-            say(_row(case.name, row))
-        say(_row(f"**all of {kind}**", counts))
+            posterior = case.run(options.runs, options.seed)
+            bad, alarm = judge_runs(case, posterior)
+            say(_row(case.name, _count(bad, alarm)))
+            setting = case.name.partition(" | ")[0]
+            sums[setting] = sums.get(setting, 0) + _count(bad, alarm)
+            parts = checks_of(posterior, case.reward)
+            seen = torch.stack([*parts.values()]).sum(0)
+            rivals = {f"({name})": raised for name, raised in rivals_of(posterior).items()}
+            for name, raised in (parts | rivals).items():
+                alone = bad & raised & (seen == (1 if name in parts else 0))
+                checks[name] = checks.get(name, 0) + torch.cat([_count(bad, raised), alone.sum()[None]])
+        for setting, counts in sums.items():
+            say(_row(f"**{setting}**", counts))
+        say(_row(f"**all of {kind}**", torch.stack([*sums.values()]).sum(0)))
+        say(f"\n| check of {kind} (in brackets: not of `converged`) | bad | alarms on good | misses on bad | "
+            "bad that no check of `converged` sees but this |\n|---|---|---|---|---|")
+        for name, counts in checks.items():
+            say(f"{_row(name, counts[:4])} {int(counts[4])} |")
+        say("")
+
+
+def _count(bad: Tensor, alarm: Tensor) -> Tensor:
+    """Good runs, alarms among them, bad runs, misses among them, ``(4,)``."""
+    return torch.stack([(~bad).sum(), (~bad & alarm).sum(), bad.sum(), (bad & ~alarm).sum()])
 
 
 def _row(name: str, counts: Tensor) -> str:

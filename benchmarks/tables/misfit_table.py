@@ -2,7 +2,8 @@
 
 The test images of the shipped problems are restored with the likelihood from which the measurement was drawn, and with
 wrong ones: sigma ten times too large or too small, the mask inverted, a different blur. The table has the number of
-observations about which :meth:`invflow.Solver.sample` warns.
+observations about which :meth:`invflow.Solver.sample` warns, and, after a comma, of those with
+``diagnostics["trained_for"]`` False, which compares numbers of the likelihood with the ranges of the training.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from invflow.likelihood import GaussianLikelihood
 from invflow.operator import Operator
 from invflow.operators import GaussianBlur, MaskInpainting, MotionBlur
 
-__all__ = ["main", "mistaken", "warned_of"]
+__all__ = ["main", "mistaken", "untrained", "warned_of"]
 
 TASKS = ("denoising", "super-resolution", "box-inpainting", "random-inpainting", "gaussian-blur", "motion-blur")
 
@@ -55,6 +56,14 @@ def warned_of(solver: invflow.Solver, likelihood: GaussianLikelihood, samples: i
     return sum(int(match[1]) for match in found if match)
 
 
+def untrained(solver: invflow.VFM, likelihood: GaussianLikelihood, seed: int) -> int:
+    """Number of observations whose ``trained_for`` is False."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        posterior = solver.sample(likelihood, 1, generator=torch.Generator().manual_seed(seed))
+    return int((~posterior.diagnostics["trained_for"]).sum())
+
+
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> None:
     """Print a row for each problem, as markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.misfit_table", description=__doc__)
@@ -75,7 +84,8 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # unusual noise levels and values
                 rows = dict(mistaken(likelihood))
-            cells = {name: warned_of(solver, given, options.samples, options.seed) for name, given in rows.items()}
+            cells = {name: f"{warned_of(solver, given, options.samples, options.seed)}, "
+                           f"{untrained(solver, given, options.seed)}" for name, given in rows.items()}
             shown = (f"{cells[name]} of {len(likelihood.y)}" if name in cells else ""
                      for name in ("right", "sigma x 10", "sigma / 10", "wrong operator"))
             say(f"| {problem.name} | {' | '.join(shown)} |")

@@ -81,10 +81,15 @@ def main() -> None:
     ours: dict[str, list[float]] = {}
     theirs: dict[str, list[float]] = {}
     refused: dict[str, int] = {}
+    doubts: dict[tuple[bool, bool], int] = {}  # by: off by over a quarter, and a warning or an error
+    inside = 0
     for name in NAMES:
         for kind, y, truth in measurements(name):
             level = noise_levels(y)[0]
             refused[kind] = refused.get(kind, 0) + (not level.known)
+            key = abs(math.log(level.sigma / truth)) > math.log(1.25), bool(level.doubt)
+            doubts[key] = doubts.get(key, 0) + 1
+            inside += level.low <= truth <= level.high
             if level.known:
                 other = wavelets(y[0].numpy(), channel_axis=0, average_sigmas=True)
                 ours.setdefault(kind, []).append(abs(math.log(level.sigma / truth)))
@@ -92,6 +97,9 @@ def main() -> None:
     print("factor of the error: geometric mean, worst | scikit-image on the same | refused")
     for kind, count in refused.items():
         print(f"{kind:12} {_factors(ours[kind])} | {_factors(theirs[kind])} | {count} of {count + len(ours[kind])}")
+    good, bad = ([doubts.get((off, doubt), 0) for doubt in (False, True)] for off in (False, True))
+    print(f"alarms on estimates within a quarter of the level: {good[1]} of {sum(good)}; misses on the others: "
+          f"{bad[0]} of {sum(bad)}; levels in their range: {inside} of {sum(good) + sum(bad)}")
 
 
 def _factors(errors: list[float]) -> str:

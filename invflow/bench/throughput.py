@@ -62,7 +62,7 @@ def bench_throughput(repeats: int, device: torch.device, generator: torch.Genera
     """VFM.sample in single precision and in bfloat16 autocast: samples per second, share of the peak, and memory.
 
     The peak is the fastest of several matrix products of the same dtype, timed in the same run; the share counts only
-    the matrix products and convolutions of the networks.
+    the matrix products and convolutions of the networks, and is left out where it would exceed 1.
     """
     vfm = fresh_vfm(device, generator)
     likelihood = box_likelihood(device, generator)
@@ -85,8 +85,10 @@ def bench_throughput(repeats: int, device: torch.device, generator: torch.Genera
                 vfm.sample(likelihood, SAMPLES, generator=generator)
 
         seconds, reference = medians(sample, bare, repeats, device)
-        details = {"samples a second": SAMPLES / seconds,
-                   "share of peak": flops_of(bare) / reference / matmul_rate(dtype, device)}
+        details = {"samples a second": SAMPLES / seconds}
+        share = flops_of(bare) / reference / matmul_rate(dtype, device)
+        if share <= 1:  # a rate that the networks exceed was no peak: a busy machine slowed the products down
+            details["share of peak"] = share
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             sample()

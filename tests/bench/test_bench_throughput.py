@@ -39,6 +39,9 @@ def test_share_of_peak_is_work_over_time_over_what_the_device_can_do(monkeypatch
     assert results[0].details == pytest.approx({"samples a second": 1024 / 2.2, "share of peak": 3_000 / 2.0 / 5_000})
     text = bench.format_results(results)
     assert "samples a second 465.5, share of peak 0.3" in text
+    monkeypatch.setattr(bench_throughput, "matmul_rate", lambda dtype, device: 1_000.0)  # exceeded: 1,500 a second
+    results = list(bench.bench_throughput(1, torch.device("cpu"), torch.Generator().manual_seed(0)))
+    assert [list(result.details) for result in results] == [["samples a second"]] * 2
 
 
 def test_bfloat16_samples_are_those_of_single_precision_to_its_rounding() -> None:

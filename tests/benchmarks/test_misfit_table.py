@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import invflow
-from benchmarks.tables.misfit_table import mistaken, warned_of
+from benchmarks.tables.misfit_table import mistaken, untrained, warned_of
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -21,3 +21,4 @@ def test_alarms_are_counted_over_observations() -> None:
     solver = invflow.VFM.load("mnist")
     assert warned_of(solver, given["right"], 16, 0) == 0
     assert warned_of(solver, given["sigma x 10"], 16, 0) == 3
+    assert [untrained(solver, given[name], 0) for name in given] == [0, 3, 3, 3]
