@@ -29,6 +29,7 @@
   // paired differences to the reference of the reader's choice
   const withError = (value, error) => {
     if (!(Number.isFinite(error) && error > 0)) return String(Number(value.toPrecision(4)));
+    if (error >= 1e4) return `${value.toExponential(1)} ±\u00a0${error.toExponential(1)}`.replaceAll("e+", "e");
     const digits = Math.min(6, Math.max(0, 1 - Math.floor(Math.log10(error))));
     return `${value.toFixed(digits)} ±\u00a0${error.toFixed(digits)}`;
   };

@@ -304,6 +304,10 @@ def test_texts() -> None:
     assert with_error(0.123456, 0.0123) == "0.123 ± 0.012"
     assert with_error(-596.1, 130.0) == "-596 ± 130"
     assert with_error(1.0, math.nan) == "1"
+    assert with_error(811837398.0, 811837080.0) == "8.1e8 ± 8.1e8"
+    assert with_error(-12345.6, 9999.0) == "-12346 ± 9999"
+    assert with_error(0.3, 2.5e10) == "3.0e-1 ± 2.5e10"
+    assert with_error(3.0, 1e105) == "3.0e0 ± 1.0e105"
     tasks = plan({"p": [Stage(0, 5, 2)]}, ["a", "b"])
     assert [(t.solver, t.start, t.stop) for t in tasks] == [("a", 0, 2), ("b", 0, 2), ("a", 2, 4), ("b", 2, 4),
                                                             ("a", 4, 5), ("b", 4, 5)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 from invflow.evaluation.measures import METRICS
@@ -18,11 +19,13 @@ COLLAPSE_NOTE = (f"Collapsed: under {COLLAPSED} effective samples in half of the
 
 
 def with_error(mean: float, error: float) -> str:
-    """Format a number with as many digits as its standard error allows: ``0.1234 ± 0.0012``."""
+    """Format a number with as many digits as its standard error allows: ``0.1234 ± 0.0012``, ``8.1e8 ± 8.1e8``."""
     if not math.isfinite(mean):
         return "—" if math.isnan(mean) else str(mean)
     if not (math.isfinite(error) and error > 0):
         return f"{mean:.4g}"
+    if error >= 1e4:
+        return re.sub(r"e\+?(-?)0?(\d)", r"e\1\2", f"{mean:.1e} ± {error:.1e}")
     digits = min(6, max(0, 1 - math.floor(math.log10(error))))
     return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
