@@ -96,7 +96,7 @@ def _settings(target: Any) -> list[str]:
 def _name(source: Source) -> str | os.PathLike[str]:
     if isinstance(source, Problem):
         if source.prior_name is None:
-            raise ValueError(f"nothing was trained for the problem {source.name!r}: use --solver exact, "
+            raise ValueError(f"no solver was trained for the problem {source.name!r}: use --solver exact, "
                              "fmtt or noise-smc")
         source = source.prior_name
     if isinstance(source, FlowMap) or plugins.is_reference(source):

@@ -38,7 +38,7 @@ SECONDS, MEGABYTES = 10, 500
 
 @dataclass
 class Summary:
-    """What became of the files.
+    """Results of the files.
 
     Attributes:
         refused: with an error of the documented kind, by target.

@@ -33,7 +33,7 @@ def within(estimates: Tensor, truth: Tensor, standard_errors: float = 4.5) -> No
 
 
 class GaussianProposal:
-    """As an adapter: one Gaussian for each observation, here the same for all; rightly placed or not."""
+    """A proposal like an adapter's: one Gaussian for each observation, here the same for all, correct or not."""
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         self.mean, self.std = mean, std

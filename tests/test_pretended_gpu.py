@@ -41,7 +41,7 @@ SMALL, PHOTO = (1, 8, 8), (3, 16, 16)
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget() -> Iterator[None]:
-    """What was kept by device is not left to tests with a real one."""
+    """Clear what is cached per device, so that tests with a real one do not see it."""
     yield
     for kept in (spectral.dct_matrix, spectral.opponent_matrix, spectral._makhoul):
         kept.cache_clear()

@@ -62,7 +62,7 @@ def test_scores_know_neither_order_nor_units(name: str) -> None:
 
 @property_test(8, **sizes, counts=st.lists(st.integers(0, 3), min_size=7, max_size=7))
 def test_weights_are_repetitions(seed: int, b: int, n: int, d: int, counts: list[int]) -> None:
-    """Of laws, not of draws: the fair forms take weighted draws for independent ones, and repeated ones are not."""
+    """Only the unfair forms: the fair forms assume independent draws, and repeated draws are not independent."""
     samples, truth = _sets(seed, b, n, d)
     often = torch.tensor([1, *counts])[:n]
     repeated, weights = samples.repeat_interleave(often, 1), often.double().log().expand(b, n)

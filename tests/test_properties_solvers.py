@@ -81,7 +81,7 @@ ROUNDING = {"vfm": 1e-5, "noise-rto": 1e-6, **dict.fromkeys(
 
 @st.composite
 def likelihoods(draw: Any, name: str, count: int) -> GaussianLikelihood:
-    """Of ``count`` observations: a shared or an own matrix, entries, or the identity, where the solver knows them."""
+    """For ``count`` observations: a matrix, shared or one for each, selected entries, or the identity."""
     seed = draw(seeds)
     operators: list[Callable[[], invflow.Operator]] = [lambda: Denoising((3,))]
     if name != "vfm":

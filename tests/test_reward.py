@@ -133,7 +133,7 @@ def test_poisson_of_overshooting_images_points_back():
 
 
 def test_poisson_pays_nothing_for_negative_rates():
-    """Of every rate, negative ones too, the probabilities of all counts add up to 1; a dark image has its evidence."""
+    """For every rate, also a negative one, the probabilities of all counts sum to 1; a dark image has its evidence."""
     x = torch.tensor([-30.0, -1.0, -1e-3, 0.0, 0.2], dtype=torch.float64)
     counts = PoissonLikelihood(Denoising((1,)), torch.arange(40)[:, None], gain=10.0)
     total = counts(x[None, :, None].expand(40, -1, -1)).exp().sum(0)

@@ -71,7 +71,7 @@ def test_number_of_copies_is_as_even_as_claimed(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["stratified", "systematic", "residual", "ssp"])
 def test_variance_is_below_that_of_multinomial_draws(name: str) -> None:
-    """Of a resampled mean, for values in no particular order (Douc, Cappe, Moulines 2005)."""
+    """Variance of a resampled mean, for values in no particular order (Douc, Cappe, Moulines 2005)."""
     weights, values = randn(30, seed=1).softmax(0), randn(30, seed=2)
     n, runs = 30, 5000
     multinomial = float((weights * values.square()).sum() - (weights @ values) ** 2) / n

@@ -16,9 +16,9 @@ def calibrate(
     problem: Annotated[str, typer.Argument(help="Name of a problem, such as mnist/denoising.")],
     solver: Annotated[str, typer.Option(help="Name of a solver, see invflow list solvers.")] = "vfm",
     simulations: Annotated[int, typer.Option(min=2, help="Number of simulated truths and measurements.")] = 200,
-    samples: Annotated[int, typer.Option(min=3, help="Posterior samples among which each truth is ranked.")] = 99,
+    samples: Annotated[int, typer.Option(min=3, help="Posterior samples to rank each truth among.")] = 99,
     particles: Annotated[int | None, typer.Option(
-        min=3, help="Weighted samples (particles) from which these are resampled [default: ten times as many for "
+        min=3, help="Weighted samples (particles) to resample these from [default: ten times as many for "
                     "solvers with weights].")] = None,
     source: Annotated[str, typer.Option(
         help="Source of the truths: prior (tests the solver) or data (tests the solver and the prior).")] = "prior",
@@ -34,7 +34,7 @@ def calibrate(
 ) -> None:
     """Test by simulation whether a solver's posteriors are calibrated.
 
-    Writes a certificate, which is a report with a verdict: certificate.json and simulations.safetensors (read them
+    Writes a certificate, a report with a verdict: certificate.json and simulations.safetensors (read them
     with invflow.Certificate.load), certificate.md and figure.png. After Ctrl-C, the same command resumes the run.
     """
     import torch

@@ -68,7 +68,7 @@ app.command(short_help="Restore a picture or a folder of pictures.")(user_errors
 app.command(short_help="Compare solvers on the same observations.")(user_errors(compare))
 app.command(short_help="Test by simulation whether a solver is calibrated.")(user_errors(calibrate))
 app.command("list", short_help="List priors, operators, problems, solvers and trainings.")(user_errors(list_names))
-app.command(short_help="Write sample files for trying the commands.")(user_errors(examples))
+app.command(short_help="Write sample files to try the commands on.")(user_errors(examples))
 
 
 @app.command(short_help="Train a prior or a VFM, also on your own images.")
@@ -80,14 +80,14 @@ def train(
     data: Annotated[str | None, typer.Option(
         help="Folder of the data set, or the name of a data set to download.")] = None,
     prior: Annotated[str | None, typer.Option(
-        help="Prior to start from, if the training needs one: a name, a folder, or its training's folder.")] = None,
+        help="Prior to start from, if the training needs one: name, folder, or folder of its training.")] = None,
     size: Annotated[int | None, typer.Option(
         min=8, help="For train prior: side length to which images are cropped and scaled [default: 32].")] = None,
     operators: Annotated[list[str] | None, typer.Option(
         metavar="NAME,NAME:SETTING=VALUE",
         help="For train vfm: operators to train for [default: seven kinds].")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of optimiser steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Number of images per step.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=MOST_SEED, help="Random seed.")] = None,
     precision: Annotated[str | None, typer.Option(help="Mixed precision: no, bf16 or fp16.")] = None,
     setting: Annotated[list[str] | None, typer.Option(
@@ -97,9 +97,9 @@ def train(
 
     A VFM (Variational Flow Map) is a prior with an adapter, and draws a posterior sample in one step.
 
-    From a folder to one-step posterior samples takes three commands: train prior --data FOLDER, then train vfm
-    --prior runs/prior --data FOLDER, then restore FILE --prior runs/vfm. Any other prior must first become a one-step
-    map: train distil --prior NAME.
+    Three commands lead from a folder of images to one-step posterior samples: train prior --data FOLDER, then train
+    vfm --prior runs/prior --data FOLDER, then restore FILE --prior runs/vfm. If you have another prior, first distil it
+    into a one-step map: train distil --prior NAME.
 
     Ctrl-C saves the run; the same command resumes it. For two processes, on two GPUs or on the CPU:
     torchrun --nproc_per_node 2 -m invflow train NAME.

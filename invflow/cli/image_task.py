@@ -224,8 +224,8 @@ def _warn_of_style(image: Tensor, solver: Solver, say: Say) -> None:
     typical = images.flatten(1).median(1).values
     low, high, own = float(typical.min()), float(typical.max()), float(image.median())
     if not low - 0.25 <= own <= high + 0.25:
-        say(f"half of the file's pixels lie above {own:.2f}; of the prior's images, above {low:.2f} to "
-            f"{high:.2f}. It was trained on images unlike this one; --invert exchanges dark and light")
+        say(f"the median pixel of the file is {own:.2f}, but {low:.2f} to {high:.2f} in images of the prior, which was "
+            "trained on images unlike this one; --invert exchanges dark and light")
 
 
 def compile_solver(solver: Solver) -> None:

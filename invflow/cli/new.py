@@ -113,7 +113,7 @@ def _names(kind: str, name: str) -> dict[str, str]:
     parts = [part for part in re.split(r"[-_ ]", name) if part]
     class_name = "".join(part[0].upper() + part[1:] for part in parts)
     if not (class_name.isascii() and class_name.isidentifier()) or keyword.iskeyword(class_name):
-        raise ValueError(f"{name!r} cannot name a class: pass letters and digits, a letter first, such as LineSensor "
+        raise ValueError(f"{name!r} cannot name a class: pass letters and digits, first a letter, such as LineSensor "
                          "or line-sensor")
     command = kebab(class_name)
     package = "invflow_" + command.replace("-", "_")

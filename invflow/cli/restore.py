@@ -25,8 +25,8 @@ def restore(
     kernel: Annotated[Path | None, typer.Option(help="Blur kernel to remove: an image, .npy or .txt.")] = None,
     factor: Annotated[int | None, typer.Option(min=2, help="Enlarge by 2, 3 or 4.")] = None,
     filter_name: Annotated[str | None, typer.Option(
-        "--filter", metavar="NAME", help="With --factor: filter that made the picture small: average, bilinear, "
-                                         "bicubic, lanczos or gaussian [default: bicubic, the closest to all "
+        "--filter", metavar="NAME", help="With --factor: filter with which the picture was reduced: average, bilinear, "
+                                         "bicubic, lanczos or gaussian [default: bicubic, which is closest to the "
                                          "others].")] = None,
     sigma: Annotated[float | None, typer.Option(
         help="Standard deviation of the noise, on a scale of 0 to 1 [default: estimated].")] = None,

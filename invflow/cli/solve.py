@@ -59,7 +59,7 @@ def solve(
         help="Name of a solver, see invflow list solvers [default: vfm; fmtt for a reward].")] = None,
     samples: Annotated[int | None, typer.Option(
         min=1, help="Posterior samples for each observation [default: 64; 16 for images over "
-                    "128 x 128; 1024 for up to 16 numbers].")] = None,
+                    "128 x 128; 1024 for images of up to 16 values].")] = None,
     observations: Annotated[int | None, typer.Option(
         min=1, help="Number of observations, starting with the first test image [default: 4].")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Number of solver steps [default: the solver's].")] = None,
@@ -159,7 +159,7 @@ def _solve(problem: str | None, task: ImageTask | None, prior: str | None, solve
         shape = likelihood.operator.image_shape if own is not None else ()
         samples = 16 if math.prod(shape[1:]) > 128**2 else 64
         if posed is not None and math.prod(posed.image_shape) <= 16:
-            samples = 1024  # a sample has only a few numbers, so samples are cheap
+            samples = 1024  # a sample has only a few values, so samples are cheap
     check_writable(output)
     posterior = solver.sample(likelihood, samples, generator=generator, progress=True)
     if own is not None:

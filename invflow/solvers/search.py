@@ -60,7 +60,7 @@ class SearchSolver(Solver):
     def __init__(self, prior: FlowMap, budget: int, chunk_size: int | None) -> None:
         if not isinstance(prior, FlowMap):
             raise TypeError(f"{type(self).__name__} searches through a FlowMap, not a {type(prior).__name__}: pass "
-                            "invflow.load_prior('mnist'), say")
+                            "one, such as invflow.load_prior('mnist')")
         if budget < 1 or budget != int(budget) :
             raise ValueError(f"budget={budget} must be a whole number of calls per sample, at least 1")
         self.prior, self.budget, self.chunk_size = prior, int(budget), check_chunk_size(chunk_size)

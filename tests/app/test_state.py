@@ -243,7 +243,7 @@ def test_a_certificate_stops_when_nobody_looks() -> None:
            hole=torch.arange(256).expand(256, 256) % 32 < 4), 5.0)],
     ids=["digit", "photograph"])
 def test_how_long_a_painted_hole_takes(view: state.View, seconds: float) -> None:
-    """Of the processor, once the prior is loaded, with all that is shown first."""
+    """CPU time, once the prior is loaded, of all that is shown first."""
     state._solver(view.solver, view.prior)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

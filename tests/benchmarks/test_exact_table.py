@@ -44,7 +44,7 @@ def test_two_exact_runs_agree_and_two_others_do_not():
 
 
 def test_patches_are_scored_by_pairs():
-    """Of an odd number of samples all but the last; a sample that is the truth costs nothing."""
+    """With an odd number of samples, the last one is omitted; a sample equal to the truth has a score of 0."""
     samples = torch.rand(2, 5, *SHAPE, generator=seeded(0, 0, 0))
     assert torch.equal(patch_energy(samples, samples[:, 0]), patch_energy(samples[:, :4], samples[:, 0]))
     same = samples[:, :1].expand(-1, 4, -1, -1, -1)

@@ -194,7 +194,7 @@ def test_own_measurement_is_taken_as_it_is(digit: Path, tmp_path: Path) -> None:
 
 
 def test_a_painted_mask_goes_to_the_class_that_takes_it(digit: Path, tmp_path: Path) -> None:
-    """Of any form, by the name that a person guesses: an adapter takes it as its nearest class, and says so."""
+    """A mask of any form, under the name that a user guesses: a note says which class the adapter treats it as."""
     mask = np.ones((28, 28))
     mask[5:9, 3:25] = mask[20:24, 4:10] = 0
     np.savetxt(tmp_path / "mask.txt", mask)

@@ -109,7 +109,7 @@ def test_a_grey_file_is_restored_as_grey(photo_vfm: Path, tmp_path: Path) -> Non
 
 
 def test_three_channels_whose_mean_is_the_grey_file_have_independent_noise(tmp_path: Path) -> None:
-    """Of y_c = truth + sqrt(3) sigma e_c the mean is the grey measurement, exactly, and the e_c are uncorrelated."""
+    """The mean of y_c = truth + sqrt(3) sigma e_c is exactly the grey measurement, and the e_c are uncorrelated."""
     truth, sigma = smooth(1, 200, 200), 0.05
     write_image(truth, tmp_path / "grey.png", bits=16)
     task = ImageTask(tmp_path / "grey.png", "denoising", sigma)

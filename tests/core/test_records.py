@@ -65,7 +65,7 @@ def test_what_was_changed_is_refused(tmp_path: Path) -> None:
 
 
 def certificate(folder: Path) -> Certificate:
-    """Of a posterior that is far too narrow."""
+    """Certificate of a posterior that is far too narrow."""
     problem = invflow.load_problem(PROBLEM)
     narrow = invflow.GaussianMixtureFlow(problem.prior.means, 0.1, problem.prior.log_weights.exp())
     return invflow.calibrate(invflow.ExactPosterior(narrow), problem, num_simulations=40, num_samples=9, source="data",

@@ -163,7 +163,7 @@ def test_solvers_that_fail_are_listed_with_the_reason() -> None:
     comparison = invflow.compare(posed, {"vfm": "vfm", "refuses": refuses, "exact": "exact",
                                          "norms": lambda p: invflow.DPS(p.prior, steps=5, zeta=math.inf)},
                                  num_observations=2, num_samples=20)
-    assert "nothing was trained" in comparison.failures[PROBLEM]["vfm"]
+    assert "no solver was trained" in comparison.failures[PROBLEM]["vfm"]
     assert "not this one" in comparison.failures[PROBLEM]["refuses"]
     assert "not finite" in comparison.failures[PROBLEM]["norms"]
     assert list(comparison.values[PROBLEM]) == ["exact"]

@@ -228,7 +228,7 @@ def test_a_comparison_is_not_taken_for_another(tmp_path: Path, name: str, monkey
 @pytest.mark.parametrize("name", ["what a solver was fitted to", "the network of a velocity",
                                   "the mixture of an exact posterior", "the decoder of a latent map"])
 def test_a_solver_that_has_worked_is_still_the_same(tmp_path: Path, name: str) -> None:
-    """What solvers, operators and problems keep for later decides nothing."""
+    """What solvers, operators and problems cache does not affect the result."""
     posed, solver = CASES[name][0]()
     first = invflow.compare(posed, {"mine": solver}, output=tmp_path, **SETTINGS)
     assert invflow.compare(posed, {"mine": solver}, output=tmp_path, **SETTINGS).to_csv() == first.to_csv()

@@ -39,7 +39,7 @@ def operator_of(kind: str) -> Operator:
 
 @pytest.mark.parametrize("kind", ["noise", "box", "scattered", "blur", "smallness", "lanczos"])
 def test_slow_deviations_are_those_of_the_posterior(kind: str) -> None:
-    """Of a Gaussian prior the error of the best linear estimate is a draw of what samples are to differ by."""
+    """Under a Gaussian prior, the error of the best linear estimate has the law that samples' deviations must have."""
     spectrum, operator = Spectrum(3, (0.03 / Spectrum.frequencies()).log().float().expand(3, -1)), operator_of(kind)
     x = SCALE * spectrum.colour(torch.randn(32, *SHAPE, generator=seeded(0)))
     y = operator(x)
@@ -68,7 +68,7 @@ def test_scratches_and_scattered_pixels_hide_no_block_and_a_box_does() -> None:
 
 @pytest.mark.parametrize("restored", [False, True])
 def test_intervals_of_means_over_a_photographs_blocks_hold_what_they_say(restored: bool) -> None:
-    """Of the VFM's own samples, and of those that are moved to a better mean."""
+    """Intervals from the VFM's own samples, and from samples that were moved to a better mean."""
     data = pytest.importorskip("skimage.data")
     x = torch.from_numpy(data.astronaut()[:192, 150:342] / 255).float().permute(2, 0, 1)
     y = x + SIGMA * torch.randn(x.shape, generator=seeded(0))

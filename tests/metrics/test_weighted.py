@@ -233,7 +233,7 @@ def test_fair_scores_of_weighted_draws_are_those_of_the_target(size: int, scale:
 
 @pytest.mark.parametrize("scale", [1.3, 2.0])
 def test_weighted_mmd_is_unbiased(scale: float) -> None:
-    """Of laws that agree, 20 samples: the divisor 1 - sum w^2 gives -.0037 and -.0068."""
+    """Equal laws, 20 samples: the divisor 1 - sum w^2 would give -.0037 and -.0068."""
     x, log_weights = importance(20000, 20, 1, scale)
     value = metrics.mmd(x, randn(20000, 20, 1, seed=1), log_weights, bandwidth=0.8)
     assert abs(float(value.mean())) < 0.0005 + 4 * float(value.std()) / math.sqrt(20000)

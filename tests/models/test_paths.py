@@ -64,7 +64,7 @@ def bent(x: Tensor, t: Tensor) -> Tensor:
 
 
 def test_derivative_in_time_is_the_velocity_s() -> None:
-    """Of the table and Newton's steps too, in forward mode, at states where the network is linear in neither."""
+    """This includes the table and Newton's steps, in forward mode, at states where the network is linear in neither."""
     for case in ("cosine", "custom"):
         prior, x = invflow.from_velocity(bent, SHAPE, steps=3, **CASES[case][2]).double(), randn(4, DIM)
         t, one = torch.full((4,), 0.4, dtype=F64), torch.ones(4, dtype=F64)
@@ -109,7 +109,7 @@ def test_refusals() -> None:
 
 
 def coupled_velocity(x: Tensor, t: Tensor) -> Tensor:
-    """Of the optimal coupling of N(0, 1) and N(MEAN, STD^2): m = MEAN + STD z, a straight line from z to m."""
+    """Velocity of the optimal coupling of N(0, 1) and N(MEAN, STD^2): straight lines from z to m = MEAN + STD z."""
     share = (1 - t + t * STD)[:, None]
     z = (x - t[:, None] * MEAN) / share
     return MEAN + (STD - 1) * z

@@ -165,7 +165,7 @@ def test_conditions_are_held_for_every_row() -> None:
 @pytest.mark.parametrize("channels", [3, 6])
 @pytest.mark.parametrize("betas", ["linear", "cosine", "scaled-linear"])
 def test_epsilon_networks(betas: str, channels: int) -> None:
-    """Of pixels from N(0.2, 0.4^2), by the betas written out."""
+    """Networks for pixels from N(0.2, 0.4^2), with the betas written out."""
     steps = 1000
     if betas == "cosine":
         bar = [torch.cos(torch.tensor((k / steps + 0.008) / 1.008 * torch.pi / 2, dtype=torch.float64)) ** 2

@@ -61,7 +61,7 @@ def test_the_classifier_learns():
 
 
 def test_mirrored_training_forgets_left_and_right():
-    """Which half is bright tells the label; exchanged in every other image it tells nothing."""
+    """The bright half gives the label; if halves are exchanged in every other image, it carries no information."""
     labels = torch.randint(2, (512,), generator=generator())
     images = torch.zeros(512, 1, 12, 12, dtype=torch.uint8)
     images[labels == 1, :, :, :6] = 200

@@ -49,7 +49,7 @@ def test_tiles_give_what_the_whole_image_gives(patch, channels, blocks, offset, 
 
 @pytest.mark.parametrize(("patch", "channels", "blocks"), SHAPES)
 def test_strips_give_what_the_whole_image_gives(patch, channels, blocks, monkeypatch):
-    """Without gradients a block goes through a large image strip by strip: the same up to rounding."""
+    """Without gradients, a block processes a large image strip by strip, with the same result up to rounding."""
     network = shaken(patch, channels, blocks, dtype=torch.float64)
     x, embedding = randn(1, 3, 96, 72, dtype=torch.float64), randn(1, 4, dtype=torch.float64)
     heights, work = [], Block._whole

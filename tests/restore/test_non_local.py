@@ -22,7 +22,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def written_out(y: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Of pixels so far inside that no patch leaves the picture."""
+    """Non-local means, written out for pixels far enough inside that no patch leaves the picture."""
     height, width = y.shape[1:]
     half, out = PATCH // 2, torch.full_like(y, math.nan)
     far = REACH + half

@@ -43,7 +43,7 @@ def test_the_best_mixture_is_that_of_a_fine_grid() -> None:
 
 @pytest.mark.parametrize("factor", [0.2, 1.0, 5.0])
 def test_the_spectrum_is_scaled_as_the_picture_is(photos: invflow.VFM, factor: float) -> None:
-    """Of a draw from the scaled prior, the filter is that of the scaled prior: the best that a linear one can do."""
+    """For a draw from the scaled prior, the filter is that of the scaled prior, which is the best linear one."""
     shape, sigma = (64, 80), 0.05
     prior, spectrum = photos.prior.resized((3, *shape)), photos.adapter.spectrum
     x = prior.decode(prior.mean + factor**0.5 * spectrum.colour(torch.randn(1, 3, *shape, generator=seeded(0))))
@@ -92,7 +92,7 @@ def test_detail_that_the_network_takes_for_noise_stays(photos: invflow.VFM) -> N
 
 
 def test_a_filter_that_is_known_helps(photos: invflow.VFM) -> None:
-    """Of a thumbnail: better than Lanczos's own enlargement, and than by another filter."""
+    """For a thumbnail: better than enlarging with Lanczos's filter, and better than assuming another filter."""
     data, image = pytest.importorskip("skimage.data"), pytest.importorskip("PIL.Image")
     whole = data.astronaut()[20:148, 160:288]
     small = image.fromarray(whole).resize((32, 32), image.Resampling.LANCZOS)

@@ -133,7 +133,7 @@ def test_a_measurement_between_minus_one_and_one_is_warned_of() -> None:
 
 
 class Differences(Operator):
-    """Of neighbours, which are negative for images in [0, 1]."""
+    """Differences of neighbours, which may be negative for images in [0, 1]."""
 
     image_shape = measurement_shape = (1, 16, 16)
 

@@ -100,7 +100,7 @@ class Line(Gaussian):
 
 @pytest.mark.parametrize("candidates", [1, 2, 5, 20])
 def test_best_of_n_is_an_order_statistic(candidates: int) -> None:
-    """Of N(0, 1) and r(x) = x, the normal CDF of the best is Beta(N, 1), and its mean N / (N + 1)."""
+    """For N(0, 1) and r(x) = x, the normal CDF of the best draw is Beta(N, 1), with mean N / (N + 1)."""
     count = 4000
     found = BestOfN(Line(), budget=candidates).sample(FunctionReward(lambda x: x[:, 0]), count, generator=generator())
     rank = torch.special.ndtr(found.samples.double())

@@ -199,7 +199,7 @@ def test_patches_tell_a_wrong_covariance_from_right_margins():
     apart, further = torch.randn(2, n, 1, 8, 8, generator=g)
 
     def gap(score):
-        """Of the wrong law over the right one, in standard errors."""
+        """Score of the wrong law minus that of the right one, in standard errors."""
         difference = score(apart, further, truth) - score(first, second, truth)
         return float(difference.mean() / (difference.std() / n**0.5))
 

@@ -55,8 +55,8 @@ class PlugAndPlay(PointEstimator):
                  last: float | None = None, iterations: int = 20, chunk_size: int = 8) -> None:
         super().__init__(chunk_size=chunk_size)
         if not isinstance(prior, FlowMap):
-            raise TypeError(f"PlugAndPlay takes a FlowMap, not a {type(prior).__name__}: invflow.load_prior('mnist'), "
-                            "say")
+            raise TypeError(f"PlugAndPlay takes a FlowMap, not a {type(prior).__name__}: pass one, such as "
+                            "invflow.load_prior('mnist')")
         reason = prior.refusal("velocity", "PlugAndPlay")
         if reason is not None:
             raise ValueError(reason)

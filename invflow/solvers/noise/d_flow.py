@@ -64,8 +64,8 @@ class DFlow(Solver):
     def __init__(self, prior: FlowMap, *, iterations: int = 20, ode_steps: int | None = 6, blend: float = 0.1,
                  memory: int = 10, chunk_size: int | None = None) -> None:
         if not isinstance(prior, FlowMap):
-            raise TypeError(f"DFlow takes a FlowMap, not a {type(prior).__name__}: pass invflow.load_prior('mnist'), "
-                            "say")
+            raise TypeError(f"DFlow takes a FlowMap, not a {type(prior).__name__}: pass one, such as "
+                            "invflow.load_prior('mnist')")
         if iterations < 1 or memory < 1 or (ode_steps is not None and ode_steps < 1) or not 0 <= blend <= 1:
             raise ValueError(f"iterations={iterations}, memory={memory} and ode_steps={ode_steps} must be at least 1, "
                              f"blend={blend} in [0, 1]")

@@ -150,13 +150,13 @@ def _verdict(solver: str, count: int, found: dict[str, Any], torn: Tensor, weigh
     """Whether each observation has converged, ``(B,)``; warns with the numbers of the worst one.
 
     Three conditions must hold. First, there must be ten independent particles, which give a mean to a third of a
-    standard deviation; fewer say nothing about the spread. :func:`~invflow.smc.effective_ancestors` counts them; its
+    standard deviation; fewer show nothing about the spread. :func:`~invflow.smc.effective_ancestors` counts them; its
     count is at most the effective sample size and the number of distinct ancestors. If there are fewer than twenty
-    particles, half of them must be independent, and at least three. Second, the weights must have a mean that an
-    average can estimate, at every step, since particles lost in a step are missing from all later weights: where the
-    weights are uneven, k-hat may exceed 0.7 by at most its standard error, (1 + k) / sqrt(M) for M weights in the tail
-    (Hosking and Wallis 1987). Third, the log evidence must have a standard deviation below 1, so the total discrepancy
-    must not exceed N.
+    particles, half of them must be independent, and at least three. Second, at every step, the weights must have a mean
+    that an average can estimate, because particles lost in a step are missing from all later weights: where the weights
+    are uneven, k-hat may exceed 0.7 by at most its standard error, (1 + k) / sqrt(M) for M weights in the tail (Hosking
+    and Wallis 1987). Third, the log evidence must have a standard deviation below 1, so the total discrepancy must not
+    exceed N.
     """
     needed = max(3.0, min(10.0, count / 2)) if weighted else max(3.0, count / 2)
     independent, path, discrepancy = found["effective_ancestors"], found["k_hat_path"], found["total_discrepancy"]
@@ -167,17 +167,17 @@ def _verdict(solver: str, count: int, found: dict[str, Any], torn: Tensor, weigh
     converged = (independent >= needed) & ~heavy & (discrepancy <= count) & ~torn
     if not bool(converged.all()):
         worst = int(torch.where(converged, torch.inf, independent).argmin())
-        what = "amount to" if weighted else "would amount, with the weights that were left out, to"
+        what = "amount to" if weighted else "would, if they were weighted, amount to"
         breaks = (", and its reward drops to -inf, where Jarzynski weights do not hold (pass weights='twisted')"
                   if bool(torn[worst]) else "")
         warnings.warn(
-            f"{solver} has not converged for {int((~converged).sum())} of {len(converged)} observations: the {count} "
-            f"particles of observation {worst} {what} {float(independent[worst]):.3g} independent ones "
+            f"{solver} has not converged for {int((~converged).sum())} of {len(converged)} observations: in "
+            f"observation {worst}, the {count} particles {what} {float(independent[worst]):.3g} independent ones "
             f"(required: {needed:.3g}; distinct ancestors: {int(found['distinct_ancestors'][worst])}, effective "
-            f"sample size: {float(found['ess_path'][worst, -1]):.3g}), with a largest k-hat of "
-            f"{float(k_hat[worst].clamp(min=0)):.2g} along the path (limit {_WORST_K_HAT} plus its error) and a "
-            f"total discrepancy of {float(discrepancy[worst]):.3g} (limit {count}){breaks}. Do not trust the spread: "
-            "use more particles or more steps, or a solver made for sharp likelihoods, "
+            f"sample size: {float(found['ess_path'][worst, -1]):.3g}). The largest k-hat along the path is "
+            f"{float(k_hat[worst].clamp(min=0)):.2g} (limit: {_WORST_K_HAT} plus its error), and the total discrepancy "
+            f"is {float(discrepancy[worst]):.3g} (limit: {count}){breaks}. Do not trust the spread: use more particles "
+            "or more steps, or a solver made for sharp likelihoods, "
             f"invflow.NoiseSMC(prior){advice}",
             stacklevel=6)
     result: Tensor = converged

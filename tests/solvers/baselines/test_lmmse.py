@@ -198,7 +198,7 @@ def test_it_refuses_what_it_cannot_solve():
 
 
 def test_one_operator_and_a_noise_level_for_each_observation() -> None:
-    """As if each observation stood alone: mean, deviation and evidence."""
+    """Mean, deviation and evidence are those of each observation on its own."""
     g = torch.Generator().manual_seed(0)
     solver = LinearMMSE.fit(torch.rand(200, 1, 4, 4, generator=g))
     operator = SuperResolution((1, 4, 4), 2)

@@ -53,7 +53,7 @@ def evidence(function: Callable[[Tensor], Tensor], y: float, sigma: float) -> fl
 
 @pytest.mark.parametrize("name", FOLDS)
 def test_the_share_that_was_missed(name: str) -> None:
-    """What the evidence lacks against quadrature is what was found elsewhere, but for a third of it."""
+    """The missing evidence, compared with quadrature, is the share found in other solutions, to within a third."""
     prior, likelihood = Function(FOLDS[name]), measured(0.7, 0.3, 16)
     with pytest.warns(UserWarning, match="16 of 16.*other solutions, which hold .*% of the posterior"):
         posterior = NoiseRTO(prior, weights=True, chunk_size=1000).sample(likelihood, 100, generator=generator())

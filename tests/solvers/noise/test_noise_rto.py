@@ -110,7 +110,7 @@ OFF_CENTRE = GaussianProposal(torch.tensor([0.6, -0.2], dtype=F64), torch.tensor
     {}, {"proposal": OFF_CENTRE}, {"weights": True}, {"weights": True, "proposal": OFF_CENTRE},
 ])
 def test_contract(options: dict[str, Any]) -> None:
-    """With it the closed form of the conjugate Gaussian: mean, variance, and evidence where there is one."""
+    """The contract includes the closed form of the conjugate Gaussian: mean, variance, and evidence if there is one."""
     check_solver(lambda prior: NoiseRTO(prior, tolerance=1e-3, chunk_size=10_000, **options), num_samples=64,
                  replicates=8)
 
@@ -266,7 +266,7 @@ def test_wrong_shares_of_modes_are_found_without_the_truth() -> None:
 
 
 def test_bend_is_the_second_difference() -> None:
-    """Of x0 = z0 + c z0^2 it is c (z0 - z0')^2 / 4 between two draws, in noise levels; none of what is not seen."""
+    """For x0 = z0 + c z0^2: c (z0 - z0')^2 / 4 between two draws, in noise levels; none where unobserved."""
     class Curved(Bent):
         def jump(self, x: Tensor, s: Any, t: Any) -> Tensor:
             return torch.stack([x[:, 0] + 0.3 * x[:, 0].square(), 5 * x[:, 1].square()], dim=1)
@@ -287,7 +287,7 @@ def test_bend_is_the_second_difference() -> None:
 
 @pytest.mark.parametrize(("bend", "converged"), [(0.08, True), (0.12, False)])
 def test_a_bend_of_a_tenth_of_the_noise_is_the_limit(bend: float, converged: bool) -> None:
-    """Of z0 + c sqrt(1 + z0^2) at y = c it is about c sqrt(3) s^2 / (4 sigma), with s^2 = sigma^2 / (1 + sigma^2)."""
+    """For z0 + c sqrt(1 + z0^2) at y = c, it is about c sqrt(3) s^2 / (4 sigma), with s^2 = sigma^2 / (1 + sigma^2)."""
     sigma = 0.4
     curvature = bend * 4 * (1 + sigma**2) / (sigma * math.sqrt(3))
 

@@ -33,7 +33,7 @@ def ring() -> GaussianMixtureFlow:
 
 @pytest.mark.parametrize("moves", NAMES)
 def test_contract(moves: str) -> None:
-    """With it the closed form of the conjugate Gaussian: mean, variance and evidence."""
+    """The contract includes the closed form of the conjugate Gaussian: mean, variance and evidence."""
     num_moves = 5 if moves.startswith("crank") else 2
     check_solver(lambda prior: NoiseSMC(prior, moves=moves, num_moves=num_moves, leapfrog_steps=3, chunk_size=10_000))
 

@@ -217,7 +217,7 @@ def solve(proposal: str, steps: int = 40, **settings: Any) -> Posterior:
 
 
 def test_the_weights_are_all_but_equal_where_the_surrogate_is_exact() -> None:
-    """Of N(0, I) and one row of unit length the tilt is p(y | x_t) itself; what is left is the error of the steps."""
+    """For N(0, I) and one row of unit length, the tilt is exactly p(y | x_t); only the error of the steps remains."""
     conjugated, followed = solve("conjugate"), solve("gradient")
     assert (conjugated.diagnostics["total_discrepancy"] < 0.2).all()
     assert conjugated.diagnostics["converged"].all()

@@ -68,7 +68,7 @@ class Skewed(FlowMap):
 
 
 def quantities(x: Tensor, reward: Tensor) -> Tensor:
-    """What is compared: the share of the right half-plane and the reward, ``(..., 2)``."""
+    """The compared quantities: the share of the right half-plane and the reward, ``(..., 2)``."""
     return torch.stack([(x[..., 0] > 0).double(), reward.double()], -1)
 
 

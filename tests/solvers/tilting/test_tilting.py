@@ -28,7 +28,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 class Shared(Reward):
-    """Knows a number of observations, and nothing else."""
+    """A reward that has a number of observations and nothing else."""
 
     def __init__(self, count: int) -> None:
         self.num_observations = count
@@ -75,7 +75,7 @@ def test_renoising_has_the_marginals_of_the_path(diffusion: Any) -> None:
 
 
 def test_the_error_of_euler_steps_is_of_first_order() -> None:
-    """Of N(0, I) both kernels are linear, and the variance of their law follows from a recursion."""
+    """For N(0, I), both kernels are linear, and the variance of their law follows from a recursion."""
     errors = []
     for steps in (20, 40, 80):
         variance = 1.0
