@@ -67,6 +67,10 @@ class Solver(ABC):  # noqa: B024 - a solver may define sample instead of _sample
     _derived: frozenset[str] = frozenset()
     #: whether the solver accepts measurements without noise (sigma 0), which have no density
     takes_no_noise = False
+    #: the flow map, in a solver that has one; such a class declares ``prior: FlowMap``
+    prior: FlowMap | None = None
+    #: shape of the images, in a solver without a prior that knows it
+    image_shape: tuple[int, ...] | None = None
 
     @explained(like="posterior = solver.sample(likelihood, 64, generator=generator)")
     def sample(self, reward: Reward, num_samples: int, *, generator: torch.Generator | int | None = None,
@@ -207,17 +211,7 @@ class Solver(ABC):  # noqa: B024 - a solver may define sample instead of _sample
             ValueError: If its networks do not accept this shape.
         """
         shape = tuple(image_shape)
-        swaps: dict[int, object] = {}
-        for network in self._networks():
-            own: tuple[int, ...] = tuple(getattr(network, "image_shape", shape))  # type: ignore[arg-type]
-            if own == shape:
-                continue
-            resize: Any = getattr(network, "resized", None)
-            if resize is None:
-                raise ValueError(f"{type(self).__name__} holds a {type(network).__name__} for images of shape "
-                                 f"{own}, which cannot take {shape}: build it with a prior for "
-                                 "images of that shape")
-            swaps[id(network)] = resize(shape).counted_with(network)
+        swaps = {id(network): network.resized(shape) for network in self._networks() if network.image_shape != shape}
         return _swapped(self, swaps) if swaps else self
 
     def _networks(self) -> list[Countable]:
@@ -232,7 +226,7 @@ class Solver(ABC):  # noqa: B024 - a solver may define sample instead of _sample
 
     def _identity(self, reward: Reward) -> dict[str, str | None]:
         """Digests of prior, adapter and operator, where present; null for one that cannot be identified."""
-        parts = {"prior": getattr(self, "prior", None),
+        parts = {"prior": self.prior,
                  "adapter": next((part for name in ("adapter", "proposal")
                                   if isinstance(part := getattr(self, name, None), nn.Module)), None),
                  "operator": getattr(reward, "operator", None)}
@@ -241,10 +235,10 @@ class Solver(ABC):  # noqa: B024 - a solver may define sample instead of _sample
 
     def __repr__(self) -> str:
         """The class with its prior and all settings that differ from the defaults."""
-        prior = getattr(self, "prior", None)
         with trusting():
             settings = self.settings()
-        parts = [] if "prior" in _parameters(type(self)) or prior is None else [f"prior={type(prior).__name__}"]
+        unnamed = self.prior is not None and "prior" not in _parameters(type(self))
+        parts = [f"prior={type(self.prior).__name__}"] if unnamed else []
         for name, parameter in _parameters(type(self)).items():
             value = getattr(self, name, _ABSENT)
             if isinstance(value, (nn.Module, Tensor)):

@@ -51,7 +51,7 @@ class Particles(Solver):
 
     def __init__(self, solver: Solver, count: int) -> None:
         self.solver, self.count = solver, count
-        self.prior = getattr(solver, "prior", None)
+        self.prior = solver.prior
 
     def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
         """Draw ``count`` particles and resample them to ``n`` by their weights."""

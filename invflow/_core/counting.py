@@ -1,7 +1,8 @@
-"""Counting of network calls in a scope, so that every sampler can report its cost."""
+"""Networks of samplers: their calls are counted in scopes, and some take images of another size."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -53,6 +54,41 @@ class Countable(torch.nn.Module):
 
     _derived = frozenset({"_counted_with"})  # does not affect the numbers: see invflow._core.identity
     _counted_with: tuple[Countable, ...] = ()
+
+    state_shape: tuple[int, ...]
+    image_shape: tuple[int, ...]
+
+    @property
+    def resizable(self) -> bool:
+        """Whether the network takes images of any size: none of its parts depends on the position or number of pixels.
+        """
+        return False
+
+    def resized(self: C, image_shape: tuple[int, ...]) -> C:
+        """Same network, with shared weights, for images of another size.
+
+        Args:
+            image_shape: ``(C, H, W)``, with the C of the network.
+
+        Raises:
+            ValueError: For a different number of channels, or a network of fixed size.
+
+        Example:
+            >>> import invflow
+            >>> options = {"channels": [8, 16], "blocks": 1, "attention": False}
+            >>> prior = invflow.NeuralFlowMap((3, 64, 64), options=options, skip="spectral")
+            >>> prior.resized((3, 100, 75)).generate(1, steps=1).shape
+            torch.Size([1, 3, 100, 75])
+        """
+        shape, own = tuple(image_shape), tuple(self.image_shape)
+        if shape == own:
+            return self
+        if not self.resizable or len(shape) != 3 or shape[0] != own[0]:
+            why = "" if self.resizable else " and has a fixed size"
+            raise ValueError(f"this {type(self).__name__} takes images {own}{why}: it cannot take {shape}")
+        other = copy.copy(self)
+        other.state_shape = other.image_shape = shape
+        return other.counted_with(self)
 
     @contextmanager
     def count(self) -> Iterator[Calls]:

@@ -196,17 +196,14 @@ def _rounding(image: Tensor) -> float:
 def _takes_any_size(solver: Solver) -> bool:
     if _image_shape(solver) is None:
         return True
-    prior, adapter = getattr(solver, "prior", None), getattr(solver, "adapter", None)
-    return bool(getattr(prior, "resizable", False)) and bool(getattr(adapter, "resizable", True))
+    adapter = getattr(solver, "adapter", None)
+    return solver.prior is not None and solver.prior.resizable and (adapter is None or adapter.resizable)
 
 
 def _image_shape(solver: Solver) -> tuple[int, ...] | None:
     """Image shape ``(C, H, W)`` that the prior was trained on; None for a solver without a prior."""
-    prior = getattr(solver, "prior", None)
-    if prior is None and not hasattr(solver, "image_shape"):
-        return None
-    shape = tuple(prior.image_shape if prior is not None else getattr(solver, "image_shape", ()))
-    if len(shape) != 3:
+    shape = solver.image_shape if solver.prior is None else tuple(solver.prior.image_shape)
+    if shape is not None and len(shape) != 3:
         raise ValueError(
             f"the prior has images of shape {shape}, which do not fit an image file: pass --prior with a "
             "prior over (C, H, W), such as mnist"

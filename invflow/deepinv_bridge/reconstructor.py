@@ -48,8 +48,8 @@ class SolverReconstructor(Reconstructor):  # type: ignore[misc]  # deepinv has n
 
     def _draw(self, y: Any, physics: Physics, generator: torch.Generator) -> Posterior:
         kind: Any = operators.find("DeepinvOperator")
-        prior = getattr(self.solver, "prior", None)
-        shape = prior.image_shape if prior is not None else getattr(self.solver, "image_shape", None)
+        prior = self.solver.prior
+        shape = prior.image_shape if prior is not None else self.solver.image_shape
         if shape is None:
             raise ValueError(f"{type(self.solver).__name__} has no shape of images: set "
                              "solver.image_shape")

@@ -24,6 +24,7 @@ from invflow._core.records import as_json, code_versions, finite
 from invflow.evaluation.certificate.certificate import Certificate, clear, read_simulations, write_simulations
 from invflow.evaluation.certificate.quantities import Quantity, default_quantities
 from invflow.evaluation.certificate.ranking import rank_truths, tarp_references
+from invflow.flowmap import FlowMap
 from invflow.posterior import Posterior
 from invflow.problem import Problem, list_problems, load_problem
 from invflow.solver import Solver, plain
@@ -164,9 +165,8 @@ def _named(solver: Solver | str, problem: Problem | str) -> tuple[Solver, Proble
     if not isinstance(built, Solver) or not isinstance(posed, Problem):
         raise TypeError(f"calibrate takes a solver and a problem, not {solver!r:.60} and {problem!r:.60}: pass both, "
                         "or their names, as in invflow.calibrate('exact', 'gaussian/linear')")
-    prior = getattr(built, "prior", None)
-    if prior is not None and hasattr(prior, "image_shape") and not getattr(prior, "resizable", False) and tuple(
-            prior.image_shape) != posed.image_shape:
+    prior = built.prior
+    if isinstance(prior, FlowMap) and not prior.resizable and tuple(prior.image_shape) != posed.image_shape:
         raise ValueError(f"the prior of this {type(built).__name__} has images {tuple(prior.image_shape)}, but the "
                          f"problem {posed.name!r} has {posed.image_shape}: pass a solver with a prior for this shape")
     return built, posed
@@ -227,9 +227,9 @@ def _uses_weights(solver: Solver, likelihood: Likelihood, generator: torch.Gener
 
 
 def _sample(solver: Solver, likelihood: Likelihood, count: int, generator: torch.Generator) -> Posterior:
-    device = getattr(getattr(solver, "prior", None), "device", None)
+    likelihood = likelihood.to(solver.prior.device) if isinstance(solver.prior, FlowMap) else likelihood
     with solver.counting() as cost:  # the sample method of a third party may not report its calls
-        posterior = solver.sample(likelihood if device is None else likelihood.to(device), count, generator=generator)
+        posterior = solver.sample(likelihood, count, generator=generator)
     posterior.nfe = cost(posterior.nfe, posterior.num_observations * posterior.num_samples)
     return posterior
 

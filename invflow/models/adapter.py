@@ -15,7 +15,7 @@ from invflow._core.counting import Countable
 from invflow._core.folders import load_built, read_config, resolve_folder, save_module
 from invflow._core.watch import without_gradients
 from invflow.likelihood import GaussianLikelihood
-from invflow.models.neural import NeuralFlowMap, build_network, initialise, resized_copy
+from invflow.models.neural import NeuralFlowMap, build_network, initialise
 from invflow.models.trained_for import KNEE, TrainedFor, operator_traits
 from invflow.nets.embedding import TimeEmbedding
 from invflow.operator import SUMMARY_SIZE
@@ -295,19 +295,6 @@ class Adapter(Countable, TrainedFor):
                 f"the adapter was trained with the map {self.trained_for}, not with {own}: an adapter proposes noise "
                 "for its own map only; use the pair from VFM.load, vfm.prior and vfm.adapter"
             )
-
-    @property
-    def resizable(self) -> bool:
-        """Whether the adapter takes measurements of images of any size."""
-        return False
-
-    def resized(self, image_shape: tuple[int, ...]) -> Adapter:
-        """Same adapter, with shared weights, for images ``(C, H, W)`` of another size.
-
-        Raises:
-            ValueError: For a different number of channels, or an adapter of fixed size.
-        """
-        return resized_copy(self, image_shape, "adapter")
 
     def settings(self) -> dict[str, Any]:
         """Settings that are not weights, stored with each posterior; none here."""

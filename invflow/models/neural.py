@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from invflow._core.counting import Countable
 from invflow._core.explained import explained
 from invflow._core.folders import CONFIG, SHIPPED, load_built, read_config, resolve_folder, save_module
 from invflow._core.records import fingerprint
@@ -158,24 +156,6 @@ class NeuralFlowMap(FlowMap):
         local = self.network is None or (self.network_name == "unet" and not self.options.get("attention", True))
         return len(self.state_shape) == 3 and local and self.mean.shape[1:] == self.std.shape[1:] == (1, 1)
 
-    def resized(self, image_shape: tuple[int, ...]) -> NeuralFlowMap:
-        """Same map, with shared weights, for images of another size.
-
-        Args:
-            image_shape: ``(C, H, W)``, with the C of the map.
-
-        Raises:
-            ValueError: For a different number of channels, or a map of fixed size.
-
-        Example:
-            >>> import invflow
-            >>> options = {"channels": [8, 16], "blocks": 1, "attention": False}
-            >>> prior = invflow.NeuralFlowMap((3, 64, 64), options=options, skip="spectral")
-            >>> prior.resized((3, 100, 75)).generate(1, steps=1).shape
-            torch.Size([1, 3, 100, 75])
-        """
-        return resized_copy(self, image_shape, "map")
-
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Velocity b_t(x) = u(x, t, t)."""
         return self.average_velocity(x, t, t)
@@ -232,32 +212,6 @@ class NeuralFlowMap(FlowMap):
         if bool((prior.std <= 0).any()):
             raise ValueError(f"{folder}: std must be positive: it is the scale of the data states")
         return prior.eval().requires_grad_(False)
-
-
-R = TypeVar("R", bound="_Resizable")
-
-
-class _Resizable(Protocol):
-    state_shape: tuple[int, ...]
-    image_shape: tuple[int, ...]
-
-    @property
-    def resizable(self) -> bool: ...
-
-    def counted_with(self: R, owner: Countable) -> R: ...
-
-
-def resized_copy(module: R, image_shape: tuple[int, ...], what: str) -> R:
-    """A map or an adapter for images of another size, with the same weights, shared."""
-    shape = tuple(image_shape)
-    if shape == module.image_shape:
-        return module
-    if not module.resizable or len(shape) != 3 or shape[0] != module.image_shape[0]:
-        why = "" if module.resizable else " and has a fixed size"
-        raise ValueError(f"the {what} takes images {module.image_shape}{why}: it cannot take {shape}")
-    other = copy.copy(module)
-    other.state_shape = other.image_shape = shape
-    return other.counted_with(module)  # type: ignore[arg-type]
 
 
 def build_network(name: str, shape: tuple[int, ...], in_channels: int, out_channels: int,

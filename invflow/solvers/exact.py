@@ -80,6 +80,8 @@ class ExactPosterior(Solver):
         torch.Size([1, 100, 2])
     """
 
+    prior: GaussianMixtureFlow
+
     def __init__(self, mixture: GaussianMixtureFlow, *, max_entries: int = 50_000_000) -> None:
         if not isinstance(mixture, GaussianMixtureFlow):
             raise TypeError(
@@ -245,6 +247,8 @@ class DrawnPosterior(Solver):
         >>> problem.exact_posterior().sample(reward, 100).samples.shape
         torch.Size([2, 100, 2])
     """
+
+    prior: FlowMap
 
     def __init__(self, sampler: Callable[[int, torch.Generator], Tensor], reward: Reward, *, prior: FlowMap) -> None:
         self.sampler, self.reward, self.prior = sampler, reward, prior

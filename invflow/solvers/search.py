@@ -55,6 +55,7 @@ class SearchSolver(Solver):
     A subclass defines :meth:`iterate`, whose last state is returned.
     """
 
+    prior: FlowMap
     _derived = frozenset({"_jumps"})
 
     def __init__(self, prior: FlowMap, budget: int, chunk_size: int | None) -> None:

@@ -93,6 +93,7 @@ class VFM(Solver):
         torch.Size([2, 16, 1, 28, 28])
     """
 
+    prior: NeuralFlowMap
     takes_no_noise = True
 
     @explained(like="invflow.VFM.load('mnist')")

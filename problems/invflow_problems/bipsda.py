@@ -95,6 +95,8 @@ class BipsdaPosterior(Solver):
         torch.Size([2, 20, 10])
     """
 
+    prior: CovarianceMixtureFlow
+
     def __init__(self, prior: CovarianceMixtureFlow, *, max_proposals: int = 200_000_000) -> None:
         self.prior, self.max_proposals = prior, max_proposals
 

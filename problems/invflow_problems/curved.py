@@ -72,6 +72,8 @@ class CurvedPosterior(Solver):
         torch.Size([3, 100, 2])
     """
 
+    prior: GaussianMixtureFlow
+
     def __init__(self, prior: GaussianMixtureFlow) -> None:
         self.prior = prior
 

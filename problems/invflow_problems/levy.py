@@ -140,6 +140,8 @@ class LevyPosterior(Solver):
         torch.Size([2, 8, 64])
     """
 
+    prior: LevyFlow
+
     def __init__(self, prior: LevyFlow, *, chains: int = 8, burn_in: int = 300, thinning: int = 20) -> None:
         if chains < 1 or burn_in < 0 or thinning < 1:
             raise ValueError(f"chains={chains} and thinning={thinning} must be at least 1, burn_in={burn_in} at least "

@@ -47,7 +47,7 @@ def test_contract(name: str) -> None:
     assert settings["solver"] == type(solver).__name__ in repr(solver)
     assert {key: settings[key] for key in FEW.get(name, {})} == FEW.get(name, {})
     assert settings.items() <= first.settings.items()
-    held = {"operator"} | ({"prior"} if hasattr(solver, "prior") else set()) | (
+    held = {"operator"} | ({"prior"} if solver.prior is not None else set()) | (
         {"adapter"} if hasattr(solver, "adapter") else set())
     assert set(first.settings["identity"]) == held
     assert None not in first.settings["identity"].values()

@@ -21,6 +21,7 @@ from invflow.evaluation.measures import LEVEL, features_of, measure
 from invflow.evaluation.results.checks import Checks
 from invflow.evaluation.results.measure import PeakMemory, time_limit
 from invflow.evaluation.results.parts import Part, Stage, Task, derive_seed
+from invflow.flowmap import FlowMap
 from invflow.likelihood import Likelihood
 from invflow.problem import Problem
 from invflow.solver import Solver, plain
@@ -190,7 +191,7 @@ class Bench:
 
     def _run(self, task: Task, solver: Solver, seed: int, truth: Tensor | None, reward: Any) -> Part:
         problem, count = self.problems[task.problem], self.settings["num_samples"]
-        place = torch.device(getattr(getattr(solver, "prior", None), "device", None) or "cpu")
+        place = solver.prior.device if isinstance(solver.prior, FlowMap) else torch.device("cpu")
         memory = PeakMemory(place)
         start = time.perf_counter()
         with solver.counting() as cost:  # the sample method of a third party may not report its calls

@@ -59,6 +59,8 @@ class LinearMMSE(Solver):
         torch.Size([2, 16, 1, 8, 8])
     """
 
+    image_shape: tuple[int, ...]
+
     def __init__(self, mean: Tensor, covariance: Tensor, *, chunk_size: int = 8) -> None:
         size = mean.numel()
         if covariance.shape != (size, size):

@@ -51,6 +51,8 @@ class PlugAndPlay(PointEstimator):
         8.0
     """
 
+    prior: FlowMap
+
     def __init__(self, prior: FlowMap, *, steps: int = 24, regularisation: float = 0.23, first: float = 1.0,
                  last: float | None = None, iterations: int = 20, chunk_size: int = 8) -> None:
         super().__init__(chunk_size=chunk_size)
@@ -78,16 +80,7 @@ class PlugAndPlay(PointEstimator):
 
     def _fitting(self, image_shape: tuple[int, ...]) -> FlowMap:
         """The prior for images of this shape."""
-        if tuple(self.prior.image_shape) == image_shape:
-            return self.prior
-        resized = getattr(self.prior, "resized", None)
-        if resized is None:
-            raise ValueError(
-                f"the operator measures images of shape {image_shape}, but the prior generates images of shape "
-                f"{tuple(self.prior.image_shape)}: build one of them with the image_shape of the other"
-            )
-        fitting: FlowMap = resized(image_shape)
-        return fitting.counted_with(self.prior)
+        return self.prior.resized(image_shape)
 
     def _estimate(self, likelihood: GaussianLikelihood) -> tuple[Tensor, dict[str, Tensor]]:
         prior = self._fitting(tuple(likelihood.operator.image_shape))

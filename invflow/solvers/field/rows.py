@@ -104,6 +104,7 @@ class RowSampler(Solver):
         ValueError: If the map lacks the velocity or the score that is needed.
     """
 
+    prior: FlowMap
     linear_only = True
     uses_system = False
     affine_only = True

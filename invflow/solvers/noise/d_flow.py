@@ -61,6 +61,8 @@ class DFlow(Solver):
         0.7
     """
 
+    prior: FlowMap
+
     def __init__(self, prior: FlowMap, *, iterations: int = 20, ode_steps: int | None = 6, blend: float = 0.1,
                  memory: int = 10, chunk_size: int | None = None) -> None:
         if not isinstance(prior, FlowMap):

@@ -61,6 +61,8 @@ class NoiseLangevin(Solver):
         51.0
     """
 
+    prior: FlowMap
+
     def __init__(self, prior: FlowMap, *, steps: int = 500, step_size: float = 0.2, preconditioner: str = "prior",
                  adjusted: bool = True, decay: float = 0.99, damping: float = 1e-5,
                  chunk_size: int | None = None) -> None:

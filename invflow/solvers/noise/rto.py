@@ -143,6 +143,8 @@ class NoiseRTO(Solver):
         torch.Size([1, 64, 2])
     """
 
+    prior: FlowMap
+
     def __init__(self, prior: FlowMap, *, proposal: NoiseProposal | None = None, weights: bool = False,
                  max_iterations: int = 200, memory: int = 50, tolerance: float = 1.0,
                  chunk_size: int | None = None) -> None:

@@ -117,6 +117,8 @@ class NoiseSMC(Solver):
         torch.Size([1, 256, 2])
     """
 
+    prior: FlowMap
+
     def __init__(self, prior: FlowMap, *, proposal: NoiseProposal | None = None, start: str | NoiseRTO = "prior",
                  moves: str | None = None, num_moves: int | None = None, leapfrog_steps: int | None = None,
                  num_adaptations: int = 3, ess_threshold: float = 0.9, acceptance: float | str | None = "best",

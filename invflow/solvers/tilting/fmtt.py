@@ -117,6 +117,7 @@ class FMTT(Solver):
         torch.Size([1, 256, 2])
     """
 
+    prior: FlowMap
     name = "FMTT"  # in messages
 
     def __init__(self, prior: FlowMap, *, steps: int = 50, look_ahead: str = "flow_map", look_ahead_steps: int = 1,
