@@ -46,6 +46,8 @@ class Path(Jumps, Protocol):
 
     def velocity(self, predict: Predict, x: Tensor, t: Tensor) -> Tensor:
         """Velocity b_t(x) = E[m - z | x_t = x]: states ``(n, *shape)``, times ``(n, 1, ..., 1)`` to ``(n, *shape)``."""
+        m, z = self.estimate(predict, x, t)
+        return m - z
 
     def to_time(self, u: Tensor) -> Tensor:
         """Time of a position u in [0, 1], on whose grid the network's steps are equal; maps 0 to 0 and 1 to 1."""
@@ -80,7 +82,7 @@ def check_convention(convention: str) -> str:
     return convention
 
 
-class LinearPath:
+class LinearPath(Path):
     """The straight path, in the library's time or in the reverse.
 
     Args:
@@ -108,7 +110,7 @@ class LinearPath:
         return t
 
 
-class SchedulePath:
+class SchedulePath(Path):
     r"""Any path alpha(tau) m + sigma(tau) z, in the library's time and scale.
 
     The velocity is :math:`v = \alpha' m + \sigma' z` (its mean given the state y), with y = alpha m + sigma z. Both
@@ -218,11 +220,6 @@ class SchedulePath:
         # the network's input lacks the signal in x: compute the noise from x itself
         return m, torch.where(early, (x - t * m) / (1 - t).clamp(min=1e-12), z)
 
-    def velocity(self, predict: Predict, x: Tensor, t: Tensor) -> Tensor:
-        """E[m - z | x_t = x], from one prediction."""
-        m, z = self.estimate(predict, x, t)
-        return m - z
-
     def to_time(self, u: Tensor) -> Tensor:
         """Time at a share u of the network's own time; the ends of the path map to 0 and 1."""
         return (_interpolate(u, self.positions, self.times) - self.first) / (self.last - self.first)
@@ -232,7 +229,7 @@ class SchedulePath:
         return _interpolate(self.first + t * (self.last - self.first), self.times, self.positions)
 
 
-class VariancePreservingPath:
+class VariancePreservingPath(Path):
     r"""Variance-preserving diffusion, alpha_k m + sigma_k z with alpha_k^2 + sigma_k^2 = 1, as a linear path.
 
     The signal-to-noise ratio of x_t = (1 - t) z + t m is t / (1 - t). The step k of the diffusion with the same ratio,
@@ -297,11 +294,6 @@ class VariancePreservingPath:
             m = share * m + skip * scale * y
         # the model's input lacks the signal in x: compute the noise from x itself
         return m, torch.where(early, (x - t * m) / (1 - t).clamp(min=1e-12), z)
-
-    def velocity(self, predict: Predict, x: Tensor, t: Tensor) -> Tensor:
-        """E[m - z | x_t = x], from one prediction."""
-        m, z = self.estimate(predict, x, t)
-        return m - z
 
     def time_of_step(self, k: Tensor) -> Tensor:
         """Times at which the diffusion is at steps k, ``(n,)`` to ``(n,)``."""
