@@ -6,6 +6,8 @@ Both take samples ``(B, N, *shape)`` against ``(B, M, *shape)``, one comparison 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -106,18 +108,13 @@ def sliced_wasserstein(x: Tensor, y: Tensor, p: int = 1, *, num_projections: int
     Raises:
         ValueError: If the shapes do not fit or p is neither 1 nor 2.
     """
-    if p not in (1, 2):
-        raise ValueError(f"p={p}: sliced_wasserstein supports only p=1 and p=2")
-    a, b = _flat_pair(x, y, "sliced_wasserstein")
+    a, wa, b, wb, transport = _weighted_pair(x, y, p, log_weights, y_log_weights, "sliced_wasserstein")
     directions = _directions(projections, num_projections, a, generator)
-    plain = log_weights is None and y_log_weights is None and a.shape[1] == b.shape[1]
-    wa = normalised_weights(log_weights, a, "sliced_wasserstein")
-    wb = normalised_weights(y_log_weights, b, "sliced_wasserstein")
     total = a.new_zeros(a.shape[0])
     chunk = max(1, max_entries // (a.shape[0] * (a.shape[1] + b.shape[1])))
     for direction in directions.split(chunk):
         u, v = (torch.einsum("bnd,pd->bpn", z, direction) for z in (a, b))
-        total += _transport(u, wa, v, wb, p, plain).sum(1)
+        total += transport(u, wa, v, wb, p).sum(1)
     return (total / directions.shape[0]).pow(1 / p)
 
 
@@ -148,18 +145,13 @@ def max_sliced_wasserstein(x: Tensor, y: Tensor, p: int = 2, *, num_projections:
     Raises:
         ValueError: If the shapes do not fit or p is neither 1 nor 2.
     """
-    if p not in (1, 2):
-        raise ValueError(f"p={p}: max_sliced_wasserstein supports only p=1 and p=2")
-    a, b = _flat_pair(x, y, "max_sliced_wasserstein")
-    plain = log_weights is None and y_log_weights is None and a.shape[1] == b.shape[1]
-    wa = normalised_weights(log_weights, a, "max_sliced_wasserstein")
-    wb = normalised_weights(y_log_weights, b, "max_sliced_wasserstein")
+    a, wa, b, wb, transport = _weighted_pair(x, y, p, log_weights, y_log_weights, "max_sliced_wasserstein")
 
     def cost(directions: Tensor) -> Tensor:
         """W_p^p along directions ``(B, P, D)``: ``(B, P)``."""
         directions = directions / torch.linalg.vector_norm(directions, dim=2, keepdim=True)
         u, v = (directions @ z.mT for z in (a, b))
-        return _transport(u, wa, v, wb, p, plain)
+        return transport(u, wa, v, wb, p)
 
     with torch.no_grad():
         start = _directions(projections, num_projections, a, generator).expand(len(a), -1, -1)
@@ -194,11 +186,20 @@ def _directions(projections: Tensor | None, count: int, a: Tensor, generator: to
     return result
 
 
-def _transport(u: Tensor, wu: Tensor, v: Tensor, wv: Tensor, p: int, plain: bool) -> Tensor:
-    """W_p^p on the line, ``(B, P, N)`` and ``(B, P, M)`` to ``(B, P)``; plain: equal weights and N = M."""
-    if plain:
-        return (u.sort(-1).values - v.sort(-1).values).abs().pow(p).mean(-1)
-    return _weighted_transport(u, wu, v, wv, p)
+def _weighted_pair(x: Tensor, y: Tensor, p: int, log_weights: Tensor | None, y_log_weights: Tensor | None,
+                   name: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Callable[..., Tensor]]:
+    """Both flat sets, each with its weights, and the function for W_p^p between them on the line."""
+    if p not in (1, 2):
+        raise ValueError(f"p={p}: {name} supports only p=1 and p=2")
+    a, b = _flat_pair(x, y, name)
+    plain = log_weights is None and y_log_weights is None and a.shape[1] == b.shape[1]
+    wa, wb = normalised_weights(log_weights, a, name), normalised_weights(y_log_weights, b, name)
+    return a, wa, b, wb, _plain_transport if plain else _weighted_transport
+
+
+def _plain_transport(u: Tensor, wu: Tensor, v: Tensor, wv: Tensor, p: int) -> Tensor:
+    """W_p^p on the line for equal weights and N = M: (B, P, N) twice to (B, P)."""
+    return (u.sort(-1).values - v.sort(-1).values).abs().pow(p).mean(-1)
 
 
 def _weighted_transport(u: Tensor, wu: Tensor, v: Tensor, wv: Tensor, p: int) -> Tensor:
