@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from invflow._core.networks import Network
 from invflow._core.ode import Time, expand_time
@@ -30,7 +30,7 @@ class AverageVelocityFlow(DecodedFlow):
         independent_noise: Whether the map was trained with noise independent of the data.
     """
 
-    def __init__(self, network: Network, state_shape: tuple[int, ...], *, second: str, convention: str,
+    def __init__(self, network: nn.Module, state_shape: tuple[int, ...], *, second: str, convention: str,
                  image_shape: tuple[int, ...] | None = None, decode: Decode = (1.0, 0.0),
                  independent_noise: bool = True) -> None:
         super().__init__(state_shape, image_shape, decode, independent_noise)

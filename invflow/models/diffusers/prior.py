@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from invflow._core.ode import Time, expand_time
 from invflow.flowmap import FlowMap
+from invflow.models.average_velocity import AverageVelocityFlow
 from invflow.models.consistency import ConsistencyFlow
-from invflow.models.decoded import DecodedFlow, PathFlow
+from invflow.models.decoded import PathFlow
 from invflow.models.diffusers.consistency import consistency_path, jumps_to_data, kind_of
 from invflow.models.diffusers.networks import Codec, Network, load_pipeline, split_pipeline
 from invflow.models.diffusers.paths import is_flow_matching, make_path, scheduled_shift
@@ -38,22 +39,24 @@ def full_precision(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-class DiffusersFlow(PathFlow):
-    """A flow map whose jump solves the ODE of a diffusers model; built by :func:`from_diffusers`."""
-
-    network: Network
+class _OfDiffusers(FlowMap):
+    """A flow map with a diffusers model, a :class:`Network`."""
 
     @property
     def dtype(self) -> torch.dtype:
         """The model's dtype, float32 for half-precision models."""
         return full_precision(super().dtype)
 
-    def predict(self, x: Tensor, time: Tensor) -> Tensor:
+    def predict(self, x: Tensor, *times: Tensor) -> Tensor:
         """The model's prediction; two calls with guidance."""
-        return self.record_output(self.network(x, time), self.network.calls * x.shape[0])
+        return self.record_output(self.network(x, *times), self.network.calls * x.shape[0])
 
 
-class DiffusersMap(DecodedFlow):
+class DiffusersFlow(_OfDiffusers, PathFlow):
+    """A flow map whose jump solves the ODE of a diffusers model; built by :func:`from_diffusers`."""
+
+
+class DiffusersMap(_OfDiffusers, AverageVelocityFlow):
     """A flow map that jumps with the average velocity of a diffusers model; built by :func:`from_diffusers`.
 
     Args:
@@ -65,42 +68,17 @@ class DiffusersMap(DecodedFlow):
 
     def __init__(self, network: Network, scale: float, state_shape: tuple[int, ...], *,
                  decode: tuple[float, float] = (0.5, 0.5)) -> None:
-        super().__init__(state_shape, decode=decode)
-        self.network, self.scale = network, scale
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The model's dtype, float32 for half-precision models."""
-        return full_precision(super().dtype)
+        super().__init__(network, state_shape, second="r", convention="data-at-0", decode=decode)
+        self.scale = scale
 
     def average_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Average velocity from s to t: ``(n, *state_shape)`` to the same."""
         start, end = expand_time(s, x).flatten(), expand_time(t, x).flatten()
-        out = -self.network(x, self.scale * (1 - start), self.scale * (1 - end))
-        return self.record_output(out, self.network.calls * x.shape[0])
-
-    def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """Velocity b_t(x), the average velocity at s = t."""
-        return self.average_velocity(x, t, t)
-
-    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Flow map X_{s,t}(x), one call."""
-        return x + (expand_time(t, x) - expand_time(s, x)) * self.average_velocity(x, s, t)
+        return -self.predict(x, self.scale * (1 - start), self.scale * (1 - end))
 
 
-class DiffusersConsistency(ConsistencyFlow):
+class DiffusersConsistency(_OfDiffusers, ConsistencyFlow):
     """A map to data only, from a diffusers model; built by :func:`from_diffusers`."""
-
-    network: Network
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The model's dtype, float32 for half-precision models."""
-        return full_precision(super().dtype)
-
-    def predict(self, x: Tensor, time: Tensor) -> Tensor:
-        """The model's prediction; two calls with guidance."""
-        return self.record_output(self.network(x, time), self.network.calls * x.shape[0])
 
 
 def from_diffusers(model: Any, scheduler: Any = None, vae: Any = None, *, steps: int | None = None,
