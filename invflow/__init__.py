@@ -119,7 +119,8 @@ _MOVED = {
     "solvers.classical": "solvers.baselines.classical",
     "solvers.conjugate": "solvers.tilting.conjugate linear.structure",
     "solvers.deepinv_langevin": "solvers.field.langevin",
-    "solvers.deepinv_samplers": "solvers.field.deepinv",
+    **dict.fromkeys(("solvers.deepinv_samplers", "solvers.field.deepinv"), "solvers.field.ddrm solvers.field.diffpir "
+                    "solvers.field.dps solvers.field.moment_matching solvers.field.pigdm"),
     "solvers.drawn": "solvers.exact",
     "solvers.flower": "solvers.field.flower",
     "solvers.fmtt": "solvers.tilting.fmtt",
