@@ -22,7 +22,7 @@ from invflow._core.identity import identity
 from invflow._core.ode import Time, expand_time, integrate
 from invflow._core.random import draw_noise
 
-__all__ = ["bytes_per_row", "expand_time", "FlowMap", "integrate", "rows_at_a_time", "Time"]
+__all__ = ["bytes_per_row", "check_prior", "expand_time", "FlowMap", "integrate", "rows_at_a_time", "Time"]
 
 
 def _counted(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -293,6 +293,29 @@ class FlowMap(TellingModule, Countable):
         return f"{type(self).__name__}({self.extra_repr()})"
 
 
+def check_prior(solver: str, prior: object, needs: str | None = None, *, affine: bool = False) -> None:
+    """Check what was passed to the named solver as its prior.
+
+    Args:
+        solver: Name of the solver, for the message.
+        prior: The prior.
+        needs: ``"velocity"`` or ``"score"``, as in :meth:`FlowMap.refusal`; None if the jump is enough.
+        affine: Whether images must be an affine function of states.
+
+    Raises:
+        TypeError: If the prior is not a flow map.
+        ValueError: If the map lacks what the solver needs.
+    """
+    if not isinstance(prior, FlowMap):
+        raise TypeError(f"{solver} takes a FlowMap, not a {type(prior).__name__}: pass invflow.load_prior('mnist')")
+    reason = None if needs is None else prior.refusal(needs, solver)
+    if reason is None and affine and prior.decode_affine is None:
+        reason = (f"{solver} needs images that are an affine function of the states, and the decoding of this "
+                  f"{type(prior).__name__} is not affine: use invflow.FMTT(prior) or invflow.NoiseSMC(prior)")
+    if reason is not None:
+        raise ValueError(reason)
+
+
 def rows_at_a_time(chunk_size: int | None, prior: FlowMap, *, velocity: bool = False) -> int:
     """Number of rows to pass through a map together: the requested number, or what fits into the device's memory.
 
@@ -330,11 +353,9 @@ def rows_at_a_time(chunk_size: int | None, prior: FlowMap, *, velocity: bool = F
 
 #: upper limit on a GPU: so many rows use it fully, and the progress bar still moves
 MOST_ROWS = 4096
-
 #: share of the free memory for the tensors that a backward pass needs. The other half is for everything else:
 #: gradients, results, workspaces of the convolutions, and what the solver stores for each row
 SHARE = 0.5
-
 #: number of rows used to measure the memory of one, so that shared memory matters little; one row for large states
 PROBE, LARGE = 8, 1 << 16
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from invflow._core.chunks import ChunkSize, check_chunk_size
 from invflow._core.random import as_generator
 from invflow._core.shapes import with_axes
-from invflow.flowmap import FlowMap, rows_at_a_time
+from invflow.flowmap import FlowMap, check_prior, rows_at_a_time
 from invflow.posterior import Posterior
 from invflow.reward import Reward
 from invflow.smc import count_distinct
@@ -59,10 +59,8 @@ class SearchSolver(Solver):
     _derived = frozenset({"_jumps"})
 
     def __init__(self, prior: FlowMap, budget: int, chunk_size: int | None) -> None:
-        if not isinstance(prior, FlowMap):
-            raise TypeError(f"{type(self).__name__} searches through a FlowMap, not a {type(prior).__name__}: pass "
-                            "one, such as invflow.load_prior('mnist')")
-        if budget < 1 or budget != int(budget) :
+        check_prior(type(self).__name__, prior)
+        if budget < 1 or budget != int(budget):
             raise ValueError(f"budget={budget} must be a whole number of calls per sample, at least 1")
         self.prior, self.budget, self.chunk_size = prior, int(budget), check_chunk_size(chunk_size)
         self._jumps = JumpCalls(prior)
@@ -82,13 +80,7 @@ class SearchSolver(Solver):
         """
 
     def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
-        """Search for images of high reward. The result is not a posterior sample, whatever the budget.
-
-        Args:
-            reward: A reward over B observations.
-            n: N, the number of images for each observation.
-            generator: Generator for all random numbers.
-            progress: Whether to show a progress bar.
+        """Search for images of high reward; see :meth:`Solver.sample`. They are no posterior samples at any budget.
 
         Returns:
             Samples without weights or evidence. ``diagnostics`` holds ``kind``, "search"; ``reward`` ``(B, N)``;

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from invflow._core.shapes import column
-from invflow.flowmap import FlowMap
+from invflow.flowmap import FlowMap, check_prior
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.structure import SingularSystem, find_system, regularised_solution, transfer_function
 from invflow.reward import Reward
@@ -56,17 +56,7 @@ class PlugAndPlay(PointEstimator):
     def __init__(self, prior: FlowMap, *, steps: int = 24, regularisation: float = 0.23, first: float = 1.0,
                  last: float | None = None, iterations: int = 20, chunk_size: int = 8) -> None:
         super().__init__(chunk_size=chunk_size)
-        if not isinstance(prior, FlowMap):
-            raise TypeError(f"PlugAndPlay takes a FlowMap, not a {type(prior).__name__}: pass one, such as "
-                            "invflow.load_prior('mnist')")
-        reason = prior.refusal("velocity", "PlugAndPlay")
-        if reason is not None:
-            raise ValueError(reason)
-        if prior.decode_affine is None:
-            raise ValueError(
-                f"PlugAndPlay needs images that are an affine function of the states, and the decoding of this "
-                f"{type(prior).__name__} is not affine: use invflow.FMTT(prior) or invflow.NoiseSMC(prior)"
-            )
+        check_prior("PlugAndPlay", prior, "velocity", affine=True)
         if steps < 1 or iterations < 1 or not (regularisation > 0 and first > 0 and (last is None or last > 0)):
             raise ValueError(f"steps={steps} and iterations={iterations} must be at least 1, regularisation="
                              f"{regularisation}, first={first} and last={last} over 0")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invflow._core.chunks import ChunkSize, check_chunk_size
 from invflow._core.random import as_generator
-from invflow.flowmap import FlowMap, rows_at_a_time
+from invflow.flowmap import FlowMap, check_prior, rows_at_a_time
 from invflow.likelihood import GaussianLikelihood
 from invflow.linear.structure import SingularSystem, find_system
 from invflow.operator import Operator
@@ -111,17 +111,7 @@ class RowSampler(Solver):
     needs = "score"
 
     def __init__(self, prior: FlowMap, chunk_size: int | None) -> None:
-        name = type(self).__name__
-        if not isinstance(prior, FlowMap):
-            raise TypeError(f"{name} takes a FlowMap, not a {type(prior).__name__}: pass invflow.load_prior('mnist')")
-        reason = prior.refusal(self.needs, name)
-        if reason is not None:
-            raise ValueError(reason)
-        if self.affine_only and prior.decode_affine is None:
-            raise ValueError(
-                f"{name} needs images that are an affine function of the states, and the decoding of this "
-                f"{type(prior).__name__} is not affine: use invflow.FMTT(prior) or invflow.NoiseSMC(prior)"
-            )
+        check_prior(type(self).__name__, prior, self.needs, affine=self.affine_only)
         self.prior, self.chunk_size = prior, check_chunk_size(chunk_size)
 
     @abstractmethod

@@ -10,7 +10,7 @@ from torch import Tensor
 from invflow._core.chunks import ChunkSize, check_chunk_size
 from invflow._core.random import draw_noise
 from invflow._core.watch import check_gradients
-from invflow.flowmap import FlowMap, integrate, rows_at_a_time
+from invflow.flowmap import FlowMap, check_prior, integrate, rows_at_a_time
 from invflow.likelihood import GaussianLikelihood
 from invflow.posterior import Posterior
 from invflow.reward import Reward, score_rows
@@ -65,9 +65,7 @@ class DFlow(Solver):
 
     def __init__(self, prior: FlowMap, *, iterations: int = 20, ode_steps: int | None = 6, blend: float = 0.1,
                  memory: int = 10, chunk_size: int | None = None) -> None:
-        if not isinstance(prior, FlowMap):
-            raise TypeError(f"DFlow takes a FlowMap, not a {type(prior).__name__}: pass one, such as "
-                            "invflow.load_prior('mnist')")
+        check_prior("DFlow", prior)
         if iterations < 1 or memory < 1 or (ode_steps is not None and ode_steps < 1) or not 0 <= blend <= 1:
             raise ValueError(f"iterations={iterations}, memory={memory} and ode_steps={ode_steps} must be at least 1, "
                              f"blend={blend} in [0, 1]")

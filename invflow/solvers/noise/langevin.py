@@ -7,7 +7,7 @@ from torch import Tensor
 
 from invflow._core.chunks import check_chunk_size
 from invflow._core.random import draw_noise
-from invflow.flowmap import FlowMap
+from invflow.flowmap import FlowMap, check_prior
 from invflow.posterior import Posterior
 from invflow.reward import Reward
 from invflow.solver import Solver
@@ -66,9 +66,7 @@ class NoiseLangevin(Solver):
     def __init__(self, prior: FlowMap, *, steps: int = 500, step_size: float = 0.2, preconditioner: str = "prior",
                  adjusted: bool = True, decay: float = 0.99, damping: float = 1e-5,
                  chunk_size: int | None = None) -> None:
-        if not isinstance(prior, FlowMap):
-            raise TypeError(f"NoiseLangevin takes a FlowMap, not a {type(prior).__name__}: pass "
-                            "invflow.load_prior('mnist'), for example")
+        check_prior("NoiseLangevin", prior)
         if preconditioner not in PRECONDITIONERS:
             raise ValueError(f"preconditioner={preconditioner!r}: choose one of {', '.join(PRECONDITIONERS)}")
         if steps < 1 or not step_size > 0 or (preconditioner == "prior" and not step_size < 1):

@@ -148,7 +148,7 @@ class NoiseRTO(Solver):
     def __init__(self, prior: FlowMap, *, proposal: NoiseProposal | None = None, weights: bool = False,
                  max_iterations: int = 200, memory: int = 50, tolerance: float = 1.0,
                  chunk_size: int | None = None) -> None:
-        check_prior_and_proposal(prior, proposal)
+        check_prior_and_proposal("NoiseRTO", prior, proposal)
         if max_iterations < 1 or memory < 1 or not tolerance > 0:
             raise ValueError(f"max_iterations={max_iterations} and memory={memory} must be at least 1, "
                              f"tolerance={tolerance} over 0")
@@ -159,12 +159,6 @@ class NoiseRTO(Solver):
     @torch.no_grad()
     def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
         """Draw posterior samples; see :meth:`Solver.sample`.
-
-        Args:
-            reward: A :class:`~invflow.GaussianLikelihood`; the operator may be nonlinear.
-            n: Number of samples N, at least 1.
-            generator: Random generator.
-            progress: Whether to show a progress bar.
 
         Returns:
             Independent samples, weighted if ``weights`` is set. Diagnostics for each observation: ``residual``, the

@@ -12,7 +12,7 @@ from torch import Tensor
 from invflow._core.chunks import ChunkSize
 from invflow._core.shapes import column, with_axes
 from invflow._core.watch import check_gradients
-from invflow.flowmap import FlowMap, rows_at_a_time
+from invflow.flowmap import FlowMap, check_prior, rows_at_a_time
 from invflow.reward import Reward, score_rows
 from invflow.smc import precise
 from invflow.solvers.finite import FARTHEST, first_row, not_finite
@@ -31,11 +31,9 @@ class NoiseProposal(Protocol):
         """Mean and standard deviation of the noise of B observations, each ``(B, *state_shape)``."""
 
 
-def check_prior_and_proposal(prior: object, proposal: object) -> None:
+def check_prior_and_proposal(solver: str, prior: FlowMap, proposal: object) -> None:
     """Check that the prior is a flow map, and that the proposal is for this map, in the coordinates of its state."""
-    if not isinstance(prior, FlowMap):
-        raise TypeError(f"the prior is a {type(prior).__name__}, expected an invflow.FlowMap, such as "
-                        "invflow.load_prior('mnist')")
+    check_prior(solver, prior)
     if proposal is not None:
         if not isinstance(proposal, NoiseProposal):
             raise TypeError(f"a {type(proposal).__name__} is not a proposal: it needs check_map(prior) and "

@@ -124,7 +124,7 @@ class NoiseSMC(Solver):
                  num_adaptations: int = 3, ess_threshold: float = 0.9, acceptance: float | str | None = "best",
                  step_size: float = 0.5, temperatures: Sequence[float] | None = None, resampling: str = "systematic",
                  chunk_size: int | None = None, max_temperatures: int = 400) -> None:
-        check_prior_and_proposal(prior, proposal)
+        check_prior_and_proposal("NoiseSMC", prior, proposal)
         for kind, name, known in (("moves", moves, MOVES), ("resampling", resampling, RESAMPLERS)):
             if name is not None and name not in known:
                 raise ValueError(f"{kind}={name!r} is unknown: {nearest(name, list(known))}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from invflow._core.chunks import ChunkSize, check_chunk_size
 from invflow._core.random import as_generator, draw_noise
-from invflow.flowmap import FlowMap, rows_at_a_time
+from invflow.flowmap import FlowMap, check_prior, rows_at_a_time
 from invflow.linear.structure import find_spectrum
 from invflow.posterior import Posterior
 from invflow.reward import Reward
@@ -125,7 +125,7 @@ class FMTT(Solver):
                  resample_threshold: float = 0.5, resampling: str | Selection = "systematic",
                  schedule: Schedule = "linear", diffusion: Diffusion = 1.0, time_grid: Grid = "uniform",
                  max_shift: float = 1.0, chunk_size: int | None = None) -> None:
-        _check_prior(prior)
+        check_prior("FMTT", prior, "score")
         if weights not in WEIGHTINGS:
             raise ValueError(f"there are no weights {weights!r}: choose 'twisted', 'jarzynski' or 'none'")
         if proposal not in ("gradient", "conjugate") and not isinstance(proposal, Proposal):
@@ -356,12 +356,3 @@ class FMTT(Solver):
         # the look-ahead jumps, with a gradient, unless it needs only the velocity
         velocity = self.look_ahead.kind != "flow_map"
         return ChunkSize(rows_at_a_time(self.chunk_size, self.prior, velocity=velocity), self.name)
-
-
-def _check_prior(prior: FlowMap) -> None:
-    """Refuse a prior without a score."""
-    if not isinstance(prior, FlowMap):
-        raise TypeError(f"FMTT takes a FlowMap, not a {type(prior).__name__}: pass invflow.load_prior('mnist')")
-    reason = prior.refusal("score", "FMTT")
-    if reason is not None:
-        raise ValueError(reason)
