@@ -183,16 +183,7 @@ class GaussianMixtureFlow(FlowMap):
     # -- the jump -------------------------------------------------------------------------------------------
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Flow map X_{s,t}(x), in either direction; differentiable in x, s and t; equal to x where s = t.
-
-        Args:
-            x: ``(n, *state_shape)``, states at time s.
-            s: Time, a float or ``(n,)``, in [0, 1].
-            t: Time, a float or ``(n,)``, in [0, 1].
-
-        Returns:
-            ``(n, *state_shape)``, states at time t.
-        """
+        """Flow map X_{s,t}(x), in either direction; differentiable in x, s and t; equal to x where s = t."""
         s, gamma_s = self._times(x, s)
         t, gamma_t = self._times(x, t)
         start, end = s / gamma_s, t / gamma_t

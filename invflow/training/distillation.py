@@ -77,11 +77,7 @@ def lagrangian_distillation_loss(u: AverageVelocity, teacher: Velocity, x: Tenso
     loss is flow matching to b. The teacher is called once for each row, at X.
 
     Args:
-        u: Average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
-        teacher: b, ``(n, *shape), (n,) -> (n, *shape)``.
-        x: ``(n, *shape)``, states at time s.
-        s: ``(n,)``.
-        t: ``(n,)``, t >= s.
+        u, teacher, x, s, t: Same as in :func:`meanflow_distillation_loss`.
         num_distinct: Number of rows with s < t, if those come first; None counts them.
         through_teacher: Whether to differentiate b_t(X) in X too, as in the definition; False holds b_t(X) fixed,
             which has the same minimum and needs no backward pass through the teacher.
@@ -120,11 +116,7 @@ def semigroup_distillation_loss(u: AverageVelocity, teacher: Velocity, x: Tensor
     contribution of the network. The teacher is called once for each row with s = t, at x.
 
     Args:
-        u: Average velocity, ``(n, *shape), (n,), (n,) -> (n, *shape)``.
-        teacher: b, ``(n, *shape), (n,) -> (n, *shape)``.
-        x: ``(n, *shape)``, states at time s.
-        s: ``(n,)``.
-        t: ``(n,)``, t >= s.
+        u, teacher, x, s, t: Same as in :func:`meanflow_distillation_loss`.
         middle: ``(n,)``, between s and t.
         num_distinct: Number of rows with s < t; those come first.
 

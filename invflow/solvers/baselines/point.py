@@ -43,13 +43,7 @@ class PointEstimator(Solver):
 
     @torch.no_grad()
     def _sample(self, reward: Reward, n: int, generator: torch.Generator, progress: bool) -> Posterior:
-        """Restore each observation; see :meth:`Solver.sample`.
-
-        Args:
-            reward: Gaussian likelihood of B observations.
-            n: Number N of copies of each estimate.
-            generator: Random generator; not used, because nothing is drawn.
-            progress: Whether to show a progress bar.
+        """Restore each observation; see :meth:`Solver.sample`. Nothing is drawn.
 
         Returns:
             A posterior without weights or evidence, in which all samples of an observation are equal.

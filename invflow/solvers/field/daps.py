@@ -54,8 +54,7 @@ class DAPS(RowSampler):
         step_ratio: delta, the ratio of last to first step size; linear in between.
         tau: Standard deviation of the noise that the Langevin steps assume, in units of the measurement; None for the
             likelihood's own.
-        chunk_size: Number of rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU.
-            Samples do not depend on it beyond rounding.
+        chunk_size: Same as in :class:`DiffusionSampler`.
 
     Raises:
         TypeError, ValueError: If the prior or a setting does not fit; in ``sample``, if the likelihood is not

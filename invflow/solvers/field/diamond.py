@@ -47,8 +47,7 @@ class WeightedDiamondMaps(RowSampler):
         weights: ``"density"`` for the weights above; ``"published"`` for those with the score at t; ``"reward"`` for
             the share of :math:`e^{r(z)}` alone, which the authors use for images, where the weights of a few particles
             differ too much.
-        chunk_size: Number of rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU.
-            Samples do not depend on it beyond rounding.
+        chunk_size: Same as in :class:`DiffusionSampler`.
 
     Raises:
         TypeError, ValueError: If the prior or a setting does not fit; in ``sample``, if the reward is not a

@@ -42,8 +42,7 @@ class DPnP(RowSampler):
         eta_first: eta_0, the first level, in units of states; kept for the first fifth of the iterations.
         eta_last: Level at the last iteration; geometric in between.
         diffusion_steps: Number of network calls for each draw from the prior.
-        chunk_size: Number of rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU.
-            Samples do not depend on it beyond rounding.
+        chunk_size: Same as in :class:`DiffusionSampler`.
 
     Raises:
         TypeError, ValueError: If the prior or a setting does not fit; in ``sample``, if the operator is not linear.

@@ -37,8 +37,7 @@ class FlowDPS(RowSampler):
             it for yours.
         shift: s, the shift of the noise levels, s sigma / (1 + (s - 1) sigma) (Esser et al. 2024). The authors use 4;
             1 spaces them evenly.
-        chunk_size: Number of rows through the network at a time; None for 256 on a CPU, and as many as fit on a GPU.
-            Samples do not depend on it beyond rounding.
+        chunk_size: Same as in :class:`DiffusionSampler`.
 
     Raises:
         TypeError, ValueError: If the prior or a setting does not fit; in ``sample``, if the likelihood is not
