@@ -8,23 +8,40 @@ error divided by its standard deviation. The pixels of a crop are not independen
 pixels, determines the accuracy, and a new crop is treated as more extreme than all others (hierarchical conformal
 prediction, Lee, Barber and Willett 2023). The guarantee holds for crops from the same distribution, not for other
 people's images. The factors are written into the adapter's ``config.json``.
+
+With ``--bands``, factors for each opponent colour and band of frequency are fitted first, with which the samples'
+residuals have the power of the truths' (:func:`invflow.training.bands.band_factors`).
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
+from invflow.linear.lapped import TRANSFORMS
 from invflow.models.spectral_adapter import SpectralAdapter
 from invflow.solvers.vfm import VFM
+from invflow.training import TrainingProblem
+from invflow.training.bands import band_factors
 from invflow.training.spread import spread_factors
 from invflow_problems.photos import PhotoCrops, find_photographs
 from invflow_problems.recipes.cifar import cifar_problems
 from invflow_problems.recipes.digits import photo_problems
 from invflow_problems.samples import load_samples
 
-__all__ = ["main"]
+__all__ = ["fit_bands", "main"]
+
+
+def fit_bands(vfm: VFM, adapter: SpectralAdapter, images: Tensor, problems: Sequence[TrainingProblem],
+              seed: int) -> None:
+    """Fit and print the factors of bands; those of whole classes start again from 1."""
+    adapter.spread, adapter.bands = {}, {}
+    adapter.bands = band_factors(vfm, images, problems, seed=seed)
+    for name, rows in adapter.bands.items():
+        print(f"{name}, bands: " + "; ".join(" ".join(f"{value:g}" for value in row) for row in rows))
 
 
 def main() -> None:
@@ -38,6 +55,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="side of a crop in pixels")
     parser.add_argument("--symmetries", type=int,
                         help="number of symmetries to average the correction over: 1, 2, 4 or 8")
+    parser.add_argument("--transform", choices=list(TRANSFORMS), help="transform in whose coefficients the samples are "
+                        "independent; lapped leaves no grid of blocks")
+    parser.add_argument("--bands", action="store_true", help="fit factors of bands of frequency first")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     vfm = VFM.load(arguments.vfm)
@@ -47,6 +67,8 @@ def main() -> None:
                          "with a SpectralAdapter")
     if arguments.symmetries is not None:
         adapter.symmetries = arguments.symmetries
+    if arguments.transform is not None:
+        adapter.transform = arguments.transform
     if arguments.data == "cifar10":
         images, problems = load_samples("cifar10", "validation")[0], cifar_problems()
     else:
@@ -54,6 +76,8 @@ def main() -> None:
             arguments.crops, torch.Generator().manual_seed(arguments.seed))
         problems = photo_problems((3, arguments.size, arguments.size))
     problems = [problem for problem in problems if problem.operator.problem_class in adapter.classes]
+    if arguments.bands:
+        fit_bands(vfm, adapter, images, problems, arguments.seed)
     known = adapter.spread
     found = spread_factors(vfm, images, problems, seed=arguments.seed)
     adapter.spread = {name: round(known.get(name, 1.0) * factor, 3) for name, factor in found.items()}

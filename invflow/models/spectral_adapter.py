@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad, pixel_shuffle, pixel_unshuffle
 
 from invflow.likelihood import GaussianLikelihood
+from invflow.linear.bands import NUM_BANDS, bands_of, checked_bands
+from invflow.linear.lapped import TRANSFORMS
 from invflow.linear.slow import draw_slow_cosines, hides_blocks
-from invflow.linear.spectral import BLOCK, Spectrum, block_dct, gaussian_estimate, mix_channels, opponent_matrix
+from invflow.linear.spectral import BLOCK, Spectrum, gaussian_estimate, mix_channels, opponent_matrix
 from invflow.models.adapter import LEAST_LEVEL, LOG_VARIANCE, Adapter
 from invflow.models.neural import NeuralFlowMap, initialise
 from invflow.nets.unet import UNet
@@ -84,6 +86,10 @@ class SpectralAdapter(Adapter):
         symmetries: 1, 2, 4 or 8.
         spread: Factors of the standard deviations, by problem class, for example fitted to validation images; 1 for
             classes without an entry.
+        bands: Further factors, by problem class: a row for each opponent colour, with a factor for each of the six
+            bands of frequency of :mod:`invflow.linear.bands`; 1 for classes without an entry.
+        transform: ``"block"`` for the cosines of 8 x 8 blocks, or ``"lapped"`` for cosines of the same frequencies
+            that overlap (:func:`invflow.linear.lapped.lapped_dct`), with which samples have no grid of blocks.
         levels: Lowest and highest noise level in training, by problem class; see :class:`Adapter`.
         traits: Traits of the training operators; see :class:`Adapter`.
 
@@ -113,13 +119,15 @@ class SpectralAdapter(Adapter):
                  mean: Tensor | None = None, trained_for: str | None = None,
                  generator: torch.Generator | None = None, symmetries: int = 1,
                  spread: Mapping[str, float] | None = None,
+                 bands: Mapping[str, Sequence[Sequence[float]]] | None = None, transform: str = "block",
                  levels: Mapping[str, Sequence[float]] | None = None,
                  traits: Mapping[str, Sequence[Sequence[float]]] | None = None) -> None:
         options = {**(options or {}), "attention": False}
         super().__init__(state_shape, classes=classes, image_shape=image_shape, network="unet", options=options,
                          trained_for=trained_for, generator=generator, levels=levels, traits=traits)
-        self.symmetries, self.spread = symmetries, dict(spread or {})
+        self.symmetries, self.spread, self.transform = symmetries, dict(spread or {}), transform
         channels = self.state_shape[0]
+        self.bands = dict(bands or {})
         self.decode_affine = (float(decode_affine[0]), float(decode_affine[1]))
         self.spectrum = Spectrum(channels, None if spectrum is None else spectrum.log_std)
         self.register_buffer("mean", torch.zeros(channels, 1, 1) if mean is None
@@ -158,9 +166,33 @@ class SpectralAdapter(Adapter):
                                  "10% more spread")
         self._spread = {name: float(factor) for name, factor in factors.items()}
 
+    @property
+    def bands(self) -> dict[str, list[list[float]]]:
+        """Factors of the standard deviations by problem class, opponent colour and band of frequency."""
+        return {name: [list(row) for row in rows] for name, rows in self._bands.items()}
+
+    @bands.setter
+    def bands(self, factors: Mapping[str, Sequence[Sequence[float]]]) -> None:
+        for name in factors:
+            if name not in self.classes:
+                raise ValueError(f"bands names the class {name!r}, but the adapter knows {', '.join(self.classes)}")
+        self._bands = {name: checked_bands(name, rows, self.state_shape[0]) for name, rows in factors.items()}
+
+    @property
+    def transform(self) -> str:
+        """Name of the transform in whose coefficients the Gaussian is diagonal: ``"block"`` or ``"lapped"``."""
+        return self._transform
+
+    @transform.setter
+    def transform(self, name: str) -> None:
+        if name not in TRANSFORMS:
+            raise ValueError(f"transform={name!r}: pass one of {', '.join(map(repr, TRANSFORMS))}")
+        self._transform = name
+
     def settings(self) -> dict[str, Any]:
         """Settings that are not weights, stored with each posterior."""
-        return {"symmetries": self.symmetries, "spread": self.spread}
+        return {"symmetries": self.symmetries, "spread": self.spread, "transform": self.transform,
+                **({"bands": self.bands} if self._bands else {})}
 
     @classmethod
     def for_map(cls, prior: NeuralFlowMap, classes: Sequence[str], options: dict[str, Any] | None = None,
@@ -212,7 +244,10 @@ class SpectralAdapter(Adapter):
             features = pad(out[:, channels:], (0, below[1], 0, below[0]), mode="replicate")
             widths = pixel_shuffle(self.widths(pixel_unshuffle(features, BLOCK)), BLOCK)[..., :height, :width]
             log_variance = 2 * widths - torch.log1p(self._information(observed, sigma, below))[..., :height, :width]
-        return mean, 0.5 * log_variance.clamp(*LOG_VARIANCE) + self._log_spread(classes).to(mean), None
+        log_std = 0.5 * log_variance.clamp(*LOG_VARIANCE) + self._log_spread(classes).to(mean)
+        if self._bands:
+            log_std = log_std + self._log_bands(classes.device)[classes][..., bands_of(height, width)].to(mean)
+        return mean, log_std, None
 
     def _average(self, x: Tensor, told: Tensor, summary: Tensor, first: Tensor) -> Tensor:
         """The correction averaged over symmetries, computed one by one to save memory on large images."""
@@ -229,6 +264,11 @@ class SpectralAdapter(Adapter):
         """Log factors of rows with these classes, ``(n, 1, 1, 1)``."""
         factors = torch.tensor([math.log(self.spread.get(name, 1.0)) for name in self.classes], device=classes.device)
         return factors[classes].view(-1, 1, 1, 1)
+
+    def _log_bands(self, device: torch.device) -> Tensor:
+        """Log factors of all classes, ``(number, C, 6)``."""
+        ones = [[1.0] * NUM_BANDS] * self.state_shape[0]
+        return torch.tensor([self._bands.get(name, ones) for name in self.classes], device=device).log()
 
     def _information(self, observed: Tensor, sigma: Tensor, below: tuple[int, int]) -> Tensor:
         """Prior variance over noise variance of each block coefficient, as if observed directly: ``(n, C, H', W')``."""
@@ -255,14 +295,14 @@ class SpectralAdapter(Adapter):
         return None if drawn[0] is None else torch.cat([part for part in drawn if part is not None])
 
     def to_state(self, z: Tensor) -> Tensor:
-        """Convert block-cosine coefficients in opponent colours to noise of the map."""
+        """Convert cosine coefficients in opponent colours to noise of the map."""
         colours = opponent_matrix(z.shape[1], z.dtype, z.device)
-        return mix_channels(colours.mT, block_dct(z, inverse=True))
+        return mix_channels(colours.mT, TRANSFORMS[self.transform](z, inverse=True))
 
     def from_state(self, z: Tensor) -> Tensor:
         """Coefficients of the map's noise, the inverse of :meth:`to_state`."""
         colours = opponent_matrix(z.shape[1], z.dtype, z.device)
-        return block_dct(mix_channels(colours, z))
+        return TRANSFORMS[self.transform](mix_channels(colours, z))
 
     @property
     def resizable(self) -> bool:
@@ -273,7 +313,8 @@ class SpectralAdapter(Adapter):
     def build(cls, config: Mapping[str, Any], shared: Mapping[str, Any]) -> SpectralAdapter:
         """Build a spectral adapter from a configuration; ``shared`` holds the arguments common to all forms."""
         return cls(tuple(config["state_shape"]), decode_affine=config["decode_affine"],
-                   symmetries=config.get("symmetries", 1), spread=config.get("spread"), **shared)
+                   symmetries=config.get("symmetries", 1), spread=config.get("spread"), bands=config.get("bands"),
+                   transform=config.get("transform", "block"), **shared)
 
     def config(self) -> dict[str, Any]:
         """Everything that :meth:`from_pretrained` needs in addition to the weights."""

@@ -152,6 +152,55 @@ def test_spread_multiplies_the_deviations_of_its_class(tmp_path):
             torch.testing.assert_close(now[1], factor * std)
 
 
+def test_bands_multiply_the_deviations_of_their_frequencies_and_colours(tmp_path):
+    prior = spectral_map(independent_noise=False)
+    adapter = roughened(prior, ["denoising", "super-resolution-x2"])
+    likelihood = invflow.GaussianLikelihood(Denoising((3, 32, 32)), torch.rand(2, 3, 32, 32), sigma=0.1)
+    mean, std = adapter.propose(likelihood)
+    rows = [[1.0] * 6 for _ in range(3)]
+    rows[1][0], rows[2][5] = 3.0, 2.0
+    adapter.bands, adapter.trained_for = {"denoising": rows}, prior.fingerprint()
+    VFM(prior, adapter).save_pretrained(tmp_path / "pair")
+    loaded = VFM.load(tmp_path / "pair").adapter
+    expected = std.clone()
+    expected[:, 1, ::8, ::8] *= 3  # frequencies 0, 1/16 and, diagonally, 1.4/16
+    expected[:, 1, 1::8, ::8] *= 3
+    expected[:, 1, ::8, 1::8] *= 3
+    expected[:, 1, 1::8, 1::8] *= 3
+    for i in range(8):
+        for j in range(8):
+            if math.hypot(i, j) >= 8:  # above the highest frequency along an axis
+                expected[:, 2, i::8, j::8] *= 2
+    for kept in (adapter, loaded):
+        now = kept.propose(likelihood)
+        torch.testing.assert_close(now[0], mean)
+        torch.testing.assert_close(now[1], expected)
+    other = invflow.GaussianLikelihood(SuperResolution((3, 32, 32), factor=2), torch.rand(1, 3, 16, 16), sigma=0.1)
+    with_bands = adapter.propose(other)[1]
+    adapter.bands = {}
+    torch.testing.assert_close(adapter.propose(other)[1], with_bands)
+
+
+def test_lapped_coordinates_are_orthonormal_and_leave_the_estimate(tmp_path):
+    """Another transform moves no mean, and an adapter without the setting has blocks, as all saved before it."""
+    prior = spectral_map(independent_noise=False)
+    adapter = roughened(prior)
+    likelihood = invflow.GaussianLikelihood(Denoising((3, 19, 30)), torch.rand(1, 3, 19, 30), sigma=0.1)
+    blocks = adapter.resized((3, 19, 30))
+    mean, std = blocks.propose(likelihood)
+    adapter.transform, adapter.trained_for = "lapped", prior.fingerprint()
+    VFM(prior, adapter).save_pretrained(tmp_path / "pair")
+    lapped = VFM.load(tmp_path / "pair").adapter.resized((3, 19, 30))
+    assert (blocks.transform, lapped.transform, lapped.settings()["transform"]) == ("block", "lapped", "lapped")
+    again, same = lapped.propose(likelihood)
+    torch.testing.assert_close(same, std)
+    torch.testing.assert_close(lapped.to_state(again), blocks.to_state(mean))
+    assert (again - mean).abs().max() > 0.01
+    z = torch.randn(2, 3, 19, 32)
+    torch.testing.assert_close(lapped.from_state(lapped.to_state(z)), z)
+    torch.testing.assert_close(lapped.to_state(z).square().sum(), z.square().sum())
+
+
 def test_settings_of_the_adapter_that_make_no_sense_are_refused():
     adapter = roughened(spectral_map())
     for wrong in (0, 3, 16, True):
@@ -162,6 +211,13 @@ def test_settings_of_the_adapter_that_make_no_sense_are_refused():
             adapter.spread = {"denoising": factor}
     with pytest.raises(ValueError, match="knows denoising"):
         adapter.spread = {"denoise": 1.1}
+    with pytest.raises(ValueError, match="knows denoising"):
+        adapter.bands = {"denoise": [[1.0] * 6] * 3}
+    for rows in ([[1.0] * 6] * 2, [[1.0] * 5] * 3, [[0.0] * 6] * 3, [[math.inf] * 6] * 3):
+        with pytest.raises(ValueError, match="pass 3 rows, one for each opponent colour, of 6 positive numbers"):
+            adapter.bands = {"denoising": rows}
+    with pytest.raises(ValueError, match="pass one of 'block', 'lapped'"):
+        adapter.transform = "wavelet"
 
 
 def test_solvers_in_noise_space_refuse_turned_proposals():

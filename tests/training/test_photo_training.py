@@ -17,6 +17,7 @@ from invflow.nets.unet import UNet
 from invflow.operators import Denoising, MatrixOperator
 from invflow.solvers.vfm import VFM
 from invflow.training import LoopSettings, TrainingProblem, train_vfm
+from invflow.training.bands import band_factors, positive_solution
 from invflow.training.losses import pair_score
 from invflow.training.spread import spread_factor, spread_factors
 from invflow_problems import photo_split
@@ -198,20 +199,58 @@ def test_few_crops_tell_nothing():
     spread_factor(torch.rand(10, 50))
 
 
+def test_bands_recover_the_spread_that_is_wrong():
+    """White images, whose untrained pair is the exact posterior: what is claimed wrongly in a band is put right."""
+    shape = (3, 64, 64)
+    options = {"channels": [4, 8], "blocks": 1, "attention": False}
+    prior = invflow.NeuralFlowMap(shape, network="none", skip="spectral", mean=torch.zeros(3, 1, 1),
+                                  std=torch.ones(3, 1, 1))
+    vfm = VFM(prior, SpectralAdapter.for_map(prior, ["denoising"], options))
+    images = 0.5 + 0.5 * torch.randn(24, *shape, generator=torch.Generator().manual_seed(0))
+    assert isinstance(vfm.adapter, SpectralAdapter)
+    claimed = torch.tensor([[1.0, 1.0, 1.5, 1.0, 1.0, 1.0], [0.6] * 6, [1.0, 1.0, 1.0, 1.0, 1.0, 2.0]])
+    vfm.adapter.bands = {"denoising": claimed.tolist()}
+    found = torch.tensor(band_factors(vfm, images, [TrainingProblem(Denoising(shape), (0.2, 0.2))])["denoising"])
+    # a block's coefficients have power in the neighbouring bands of the image, which blurs the answer between bands
+    assert (found[1] * 0.6 - 1).abs().max() < 0.1, found
+    assert found[0, 2] < 0.85 < found[0, 4], found
+    assert found[2, 5] < 0.65 < 0.85 < found[2, 3], found
+
+
+def test_positive_solution_is_positive_and_solves():
+    matrix = torch.tensor([[3.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.1, 4.0]])
+    expected = torch.tensor([0.2, 3.0, 0.01])
+    found = positive_solution(matrix, matrix @ expected, steps=5000)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
+    assert bool((positive_solution(matrix, torch.tensor([1.0, 0.01, 5.0])) > 0).all())
+
+
+def test_bands_need_gaussian_samples():
+    shape, options = (3, 16, 16), {"channels": [4, 8], "blocks": 1, "attention": False}
+    prior = invflow.NeuralFlowMap(shape, options=options, skip="spectral", mean=torch.zeros(3, 1, 1))
+    vfm = VFM(prior, SpectralAdapter.for_map(prior, ["denoising"], options))
+    with pytest.raises(ValueError, match=r"a map without a network, .* not a SpectralAdapter with network='unet'"):
+        band_factors(vfm, torch.rand(2, *shape), [TrainingProblem(Denoising(shape), (0.1, 0.1))])
+
+
 def test_the_spread_is_fitted_from_the_command_line(folder, tmp_path, monkeypatch, capsys):
     shape = (3, 32, 32)
     options = {"channels": [4, 8], "blocks": 1, "attention": False}
-    prior = invflow.NeuralFlowMap(shape, options=options, skip="spectral", mean=torch.zeros(3, 1, 1),
+    prior = invflow.NeuralFlowMap(shape, network="none", skip="spectral", mean=torch.zeros(3, 1, 1),
                                   std=torch.full((3, 1, 1), 0.5), independent_noise=False)
     names = [str(problem.operator.problem_class) for problem in recipes.photo_problems(shape)]
     adapter = SpectralAdapter.for_map(prior, names, options)
     adapter.trained_for = prior.fingerprint()
     VFM(prior, adapter).save_pretrained(tmp_path / "vfm")
     monkeypatch.setattr("sys.argv", ["fit_spread", str(tmp_path / "vfm"), "--data", str(folder), "--output",
-                                     str(tmp_path / "wider"), "--crops", "10", "--size", "40", "--symmetries", "2"])
+                                     str(tmp_path / "wider"), "--crops", "10", "--size", "40", "--symmetries", "2",
+                                     "--transform", "lapped", "--bands"])
     fit_spread.main()
     wider = VFM.load(tmp_path / "wider").adapter
     assert isinstance(wider, SpectralAdapter)
     assert wider.symmetries == 2
     assert set(wider.spread) == set(names)
-    assert capsys.readouterr().out.splitlines() == [f"{name}: {factor}" for name, factor in wider.spread.items()]
+    assert wider.transform == "lapped"
+    assert set(names) - set(wider.bands) == {"box-inpainting"}  # hides whole blocks
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if ", bands: " not in line] == [f"{n}: {f}" for n, f in wider.spread.items()]
