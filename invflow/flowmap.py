@@ -307,7 +307,8 @@ def check_prior(solver: str, prior: object, needs: str | None = None, *, affine:
         ValueError: If the map lacks what the solver needs.
     """
     if not isinstance(prior, FlowMap):
-        raise TypeError(f"{solver} takes a FlowMap, not a {type(prior).__name__}: pass invflow.load_prior('mnist')")
+        raise TypeError(f"{solver} takes a FlowMap, not a {type(prior).__name__}: pass one, such as "
+                        "invflow.load_prior('mnist')")
     reason = None if needs is None else prior.refusal(needs, solver)
     if reason is None and affine and prior.decode_affine is None:
         reason = (f"{solver} needs images that are an affine function of the states, and the decoding of this "

@@ -55,6 +55,7 @@ class Likelihood(Reward):
     """
 
     level_names: tuple[str, ...] = ()
+    operator: Operator
 
     def __init__(self, operator: Operator, y: Tensor) -> None:
         if not isinstance(operator, Operator):

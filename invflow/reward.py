@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch import Tensor
 from invflow._core.checks import Index, as_index
 from invflow._core.networks import settle
 from invflow._core.watch import watched
+
+if TYPE_CHECKING:
+    from invflow.operator import Operator
 
 __all__ = ["FunctionReward", "RepeatedReward", "Reward", "ScaledReward", "score_rows", "SumReward"]
 
@@ -26,10 +29,14 @@ class Reward(ABC):
     Attributes:
         num_observations: B, the number of observations, or None if the reward is the same for any number of them.
         differentiable: Whether gradients with respect to the images exist. False means a black box.
+        operator: The forward operator of a measurement; None for a reward of the image alone.
+        problem_class: Name under which an adapter recognises a reward without an operator.
     """
 
     num_observations: int | None = None
     differentiable: bool = True
+    operator: Operator | None = None
+    problem_class: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -99,8 +99,8 @@ class Solver(ABC):  # noqa: B024 - a solver may define sample instead of _sample
         name = type(self).__name__
         if not isinstance(reward, Reward):
             raise TypeError(_no_reward(name, reward))
-        level: Any = getattr(reward, "sigma", None) if getattr(reward, "noiseless", False) else None
-        if not self.takes_no_noise and level is not None and not bool((level > 0).all()):
+        noiseless = isinstance(reward, GaussianLikelihood) and reward.noiseless and not bool((reward.sigma > 0).all())
+        if noiseless and not self.takes_no_noise:
             raise ValueError(f"{name} needs the density of the measurement, which does not exist without noise "
                              "(sigma 0): pass the noise level, such as sigma=0.0011 for values rounded to 8 "
                              "bits, or use the VFM")
@@ -229,7 +229,7 @@ class Solver(ABC):  # noqa: B024 - a solver may define sample instead of _sample
         parts = {"prior": self.prior,
                  "adapter": next((part for name in ("adapter", "proposal")
                                   if isinstance(part := getattr(self, name, None), nn.Module)), None),
-                 "operator": getattr(reward, "operator", None)}
+                 "operator": reward.operator}
         held = {name: part for name, part in parts.items() if part is not None and not isinstance(part, str)}
         return {name: quick_identity(part) for name, part in held.items()}
 

@@ -255,9 +255,9 @@ class Adapter(Countable, TrainedFor):
         Raises:
             ValueError: If the adapter was not trained for it.
         """
-        operator = getattr(reward, "operator", None)
-        name = operator.problem_class if operator is not None else getattr(reward, "problem_class", None)
-        instead = [other for other in getattr(operator, "stand_ins", ()) if other in self.classes]
+        operator = reward.operator
+        name = reward.problem_class if operator is None else operator.problem_class
+        instead = [other for other in (operator.stand_ins if operator is not None else ()) if other in self.classes]
         if name not in self.classes and instead:
             if not quiet:
                 why = "has no class for it" if name is None else f"was trained before {name} was a class"

@@ -126,7 +126,7 @@ class VFM(Solver):
                 unless map and adapter accept any size.
         """
         self.adapter.class_index(reward, quiet=True)  # before allocating anything of the size of the images
-        operator = getattr(reward, "operator", None)
+        operator = reward.operator
         prior, adapter = self._for_images(self.prior.image_shape if operator is None else operator.image_shape)
         with self._sized(prior, adapter) as size:
             mean, std, deviation = self._propose(adapter, reward, size)

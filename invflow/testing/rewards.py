@@ -52,7 +52,7 @@ def check_reward(reward: Reward | Callable[[], Reward], image_shape: Sequence[in
     expect(count is None or (isinstance(count, int) and count >= 1),
            f"{name}.num_observations is {count!r}: set the number of observations, or None for any")
     expect(isinstance(subject.differentiable, bool), f"{name}.differentiable is {subject.differentiable!r}")
-    shape = image_shape or getattr(getattr(subject, "operator", None), "image_shape", None)
+    shape = image_shape or (None if subject.operator is None else subject.operator.image_shape)
     if shape is None:
         raise ValueError(f"{name} has no operator that defines the images' shape: pass image_shape=(C, H, W)")
     generator = torch.Generator().manual_seed(seed)
