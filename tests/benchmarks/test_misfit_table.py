@@ -21,4 +21,5 @@ def test_alarms_are_counted_over_observations() -> None:
     solver = invflow.VFM.load("mnist")
     assert warned_of(solver, given["right"], 16, 0) == 0
     assert warned_of(solver, given["sigma x 10"], 16, 0) == 3
-    assert [untrained(solver, given[name], 0) for name in given] == [0, 3, 3, 3]
+    # sigma / 10 lies inside the range of the training, which starts at 0
+    assert [untrained(solver, given[name], 0) for name in given] == [0, 3, 0, 3]
