@@ -22,7 +22,8 @@ def _filter(half: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     one = torch.eye(half, dtype=torch.float64)
     turn = (dct_matrix(half, torch.float64).mT @ fourth).flip(0, 1)
     fold = torch.cat([torch.cat([one, one.flip(0)], 1), torch.cat([one.flip(0), -one], 1)]) / math.sqrt(2)
-    return (fold @ torch.block_diag(one, turn) @ fold).to(device, dtype)
+    turned: Tensor = torch.block_diag(one, turn)
+    return (fold @ turned @ fold).to(device, dtype)
 
 
 def _filtered(x: Tensor, axis: int, inverse: bool) -> Tensor:
