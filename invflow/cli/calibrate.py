@@ -39,7 +39,7 @@ def calibrate(
     """
     import torch
 
-    from invflow._core.records import write_atomically
+    from invflow._core.files import write_atomically, write_text
     from invflow.cli.options import check_device, parse_settings, refuse_processes
     from invflow.evaluation.calibrate import calibrate as run
     from invflow.registry import solver_by_name
@@ -53,8 +53,8 @@ def calibrate(
     certificate = run(built, posed, num_simulations=simulations, num_samples=samples, num_particles=particles,
                       source=source, split=split, chunk_size=chunk_size, output=output,
                       generator=torch.Generator().manual_seed(seed), progress=True)
-    text, figure = certificate.to_markdown(), certificate.plot()
-    write_atomically(output / "certificate.md", lambda name: Path(name).write_text(text, encoding="utf-8"))
+    figure = certificate.plot()
+    write_text(output / "certificate.md", certificate.to_markdown())
     write_atomically(output / "figure.png", lambda name: figure.savefig(name, format="png"))
     typer.echo(str(certificate))
     names = ("certificate.json", "simulations.safetensors", "certificate.md", "figure.png")
