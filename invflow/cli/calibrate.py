@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from invflow.cli.options import MOST_SEED, PRIOR_HELP, find_problem
+from invflow.cli.options import PRIOR_HELP, Device, Seed, find_problem
 
 __all__ = ["calibrate"]
 
@@ -27,8 +27,8 @@ def calibrate(
         "--set", metavar="NAME=VALUE", help="Setting of the solver; may be repeated.")] = None,
     prior: Annotated[str | None, typer.Option(help=PRIOR_HELP)] = None,
     chunk_size: Annotated[int | None, typer.Option(min=1, help="Measurements per call of the solver.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Random seed.")] = 0,
-    device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps.")] = "cpu",
+    seed: Seed = 0,
+    device: Device = "cpu",
     output: Annotated[Path, typer.Option(
         help="Folder for the results; an interrupted run resumes from it.")] = Path("invflow-calibration"),
 ) -> None:
