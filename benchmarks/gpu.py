@@ -26,7 +26,7 @@ from torch import Tensor
 
 import invflow
 from invflow.bench.runner import BENCHES
-from invflow.plugins import write_atomically
+from invflow.plugins import write_text
 from invflow.registry import solver_by_name
 
 __all__ = ["Check", "agreement", "main"]
@@ -171,8 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     record: dict[str, Any] = {"device": name, "torch": torch.__version__, "solvers": []}
 
     def save() -> None:
-        text = json.dumps(record, indent=1) + "\n"
-        write_atomically(options.output / "gpu.json", lambda path: Path(path).write_text(text, encoding="utf-8"))
+        write_text(options.output / "gpu.json", json.dumps(record, indent=1) + "\n")
 
     passed = True
     for solver in options.only or SHORT:

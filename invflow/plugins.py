@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 from invflow._core.checks import Index, as_index, as_shape
 from invflow._core.counting import Calls, Countable
+from invflow._core.files import write_atomically, write_text
 from invflow._core.folders import SHIPPED, kind_of
 from invflow._core.plugins import refer
 from invflow._core.random import as_generator
-from invflow._core.records import write_atomically
 
 __all__ = [
     "SHIPPED", "Calls", "Countable", "Index", "SolverEntry", "as_generator", "as_index", "as_shape", "kind_of",
-    "write_atomically",
+    "write_atomically", "write_text",
 ]
 
 

@@ -10,7 +10,7 @@ import torch
 
 from invflow.datasets.sets import load_images
 from invflow.metrics import psnr
-from invflow.plugins import SHIPPED, write_atomically
+from invflow.plugins import SHIPPED, write_text
 from invflow.problem import list_problems
 from invflow.solvers.baselines.lmmse import LinearMMSE
 from invflow_problems.samples import NAMES
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     solver = LinearMMSE.fit(images)
     solver.save_pretrained(output, torch.float16, images=len(images))
     card = describe(options.name, solver, LinearMMSE.load(output), len(images))
-    write_atomically(output / "README.md", lambda path: Path(path).write_text(card, encoding="utf-8"))
+    write_text(output / "README.md", card)
     print(card)
 
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 
 from invflow.models.neural import NeuralFlowMap
-from invflow.plugins import SHIPPED, write_atomically
+from invflow.plugins import SHIPPED, write_text
 from invflow.solvers.vfm import VFM
 from invflow.training.recipe import load_recipe
 
@@ -146,7 +146,7 @@ def main() -> None:
     before = [(recipe, Path(run)) for recipe, _, run in (text.partition("=") for text in arguments.after)]
     text = card(arguments.name, [*before, (arguments.recipe or arguments.name, arguments.run)], evaluation,
                 arguments.notes.read_text(encoding="utf-8") if arguments.notes else "")
-    write_atomically(folder / "README.md", lambda p: Path(p).write_text(text, encoding="utf-8"))
+    write_text(folder / "README.md", text)
     print(f"wrote {folder}")
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from invflow.datasets.sets import load_images
 from invflow.nets.classifier import Classifier
-from invflow.plugins import SHIPPED, write_atomically
+from invflow.plugins import SHIPPED, write_text
 
 __all__ = ["CLASSES", "main", "shift_images", "train_classifier"]
 
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = f"--epochs {options.epochs} --shift {options.shift} --seed {options.seed}"
     settings += " --mirror" * options.mirror
     card = describe(options.name, output, data, seconds, settings)
-    write_atomically(output / "README.md", lambda path: Path(path).write_text(card, encoding="utf-8"))
+    write_text(output / "README.md", card)
     print(card)
 
 

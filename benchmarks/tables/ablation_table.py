@@ -10,7 +10,6 @@ that is already in the output folder is not trained again.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
 from pathlib import Path
@@ -19,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.tables.image_table import TASKS, standard_error
+from benchmarks.tables.image_table import TASKS
 from benchmarks.tables.samples_table import row
+from benchmarks.tables.shared import cell, head, line, mean_and_error, parser
 from invflow.datasets.sets import load_images
 from invflow.evaluation.summary import write_json
 from invflow.likelihood import GaussianLikelihood
@@ -57,21 +57,17 @@ def corrections(likelihood: GaussianLikelihood, samples: Tensor, deviation: Tens
 
 def main() -> None:
     """Train missing variants, print the tables as markdown, and write them as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=["mnist", "fashion-mnist"],
-                        help="name of the shipped VFM, or of the data set of --vfm")
-    parser.add_argument("--vfm", help="folder of a VFM with deviations, instead of the shipped one")
-    parser.add_argument("--data", required=True, help="folder of the data set")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the trained variants and the table")
-    parser.add_argument("--tasks", nargs="+", default=["random-inpainting", "box-inpainting", "motion-blur"],
+    command = parser("ablation_table", __doc__, steps=100, observations=60, samples=20, seed=0)
+    command.add_argument("name", choices=["mnist", "fashion-mnist"],
+                         help="name of the shipped VFM, or of the data set of --vfm")
+    command.add_argument("--vfm", help="folder of a VFM with deviations, instead of the shipped one")
+    command.add_argument("--data", required=True, help="folder of the data set")
+    command.add_argument("--output", type=Path, required=True, help="folder for the trained variants and the table")
+    command.add_argument("--tasks", nargs="+", default=["random-inpainting", "box-inpainting", "motion-blur"],
                         choices=TASKS)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--rows", type=int, default=9, help="rows of a batch for each problem")
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
-    parser.add_argument("--observations", type=int, default=60)
-    parser.add_argument("--samples", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    command.add_argument("--rows", type=int, default=9, help="rows of a batch for each problem")
+    command.add_argument("--learning-rate", type=float, default=2e-4)
+    arguments = command.parse_args()
     begun = VFM.load(arguments.vfm or arguments.name, consistency=False)
     tests = {task: load_problem(f"{arguments.name}/{task}") for task in arguments.tasks}
     classes = [str(problem.problem_class) for problem in tests.values()]
@@ -94,8 +90,9 @@ def main() -> None:
     for task, problem in tests.items():
         truth, likelihood = problem.simulate(arguments.observations, split="validation", shuffle=False,
                                              generator=torch.Generator().manual_seed(arguments.seed))
-        print(f"\n{task}\n\n| trained | corrected by | CRPS | gap | patch energy | PSNR of a sample | residual "
-              "| 90% coverage | near ink |\n" + "|---" * 9 + "|")
+        titles = head("trained", "corrected by", "CRPS", "gap", "patch energy", "PSNR of a sample", "residual",
+                      "90% coverage", "near ink")
+        print(f"\n{task}\n\n{titles}")
         first = None
         for label, vfm in vfms.items():
             samples = vfm.sample(likelihood, arguments.samples,
@@ -106,13 +103,10 @@ def main() -> None:
             for how, moved in corrections(likelihood, samples, deviation, arguments.seed).items():
                 found = row(Posterior(moved), likelihood, truth)
                 first = found if first is None else first
-                gap = found["crps"] - first["crps"]
-                cells = [f"{float(found[key].mean()):.{digits}f} ± {standard_error(found[key]):.{digits}f}"
-                         for key, digits in COLUMNS]
-                cells.insert(1, f"{float(gap.mean()):+.4f} ± {standard_error(gap):.4f}")
-                print(f"| {label} | {how} | " + " | ".join(cells) + " |", flush=True)
-                results[f"{task}, {label}, {how}"] = {key: [float(found[key].mean()), standard_error(found[key])]
-                                                      for key, _ in COLUMNS}
+                cells = [cell(found[key], digits) for key, digits in COLUMNS]
+                cells.insert(1, cell(found["crps"] - first["crps"], 4, "+"))
+                print(line(label, how, *cells), flush=True)
+                results[f"{task}, {label}, {how}"] = {key: mean_and_error(found[key]) for key, _ in COLUMNS}
     write_json(results, arguments.output / "ablation_table.json")
 
 

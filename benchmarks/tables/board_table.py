@@ -6,14 +6,13 @@ score with its diagonal, and the root of the clamped unbiased MMD. The rest of t
 
 from __future__ import annotations
 
-import argparse
-import csv
 import dataclasses
 import time
 from pathlib import Path
 
 import torch
 
+from benchmarks.tables.shared import append_rows, head, line, parser, read_rows
 from invflow.problem import load_problem
 from invflow.solvers.vfm import VFM
 from invflow.training.recipe import Run
@@ -31,13 +30,12 @@ COLUMNS = ("nlpd", "crps", "share", "mmd", "spread", "prior_share", "prior_mmd")
 
 def main() -> None:
     """Train every configuration for every seed, and append each to ``OUTPUT/table.csv`` when it is done."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=BOARD_SETTINGS.steps, help="joint steps of the main run")
-    parser.add_argument("--sweep-steps", type=int, default=1500, help="joint steps of the frozen map and the sweeps")
-    parser.add_argument("--only-main", action="store_true", help="skip the frozen map and the sweeps")
-    arguments = parser.parse_args()
+    command = parser("board_table", __doc__, seeds=3)
+    command.add_argument("output", type=Path)
+    command.add_argument("--steps", type=int, default=BOARD_SETTINGS.steps, help="joint steps of the main run")
+    command.add_argument("--sweep-steps", type=int, default=1500, help="joint steps of the frozen map and the sweeps")
+    command.add_argument("--only-main", action="store_true", help="skip the frozen map and the sweeps")
+    arguments = command.parse_args()
     plans: list[tuple[str, int, dict[str, float | bool]]] = [("joint", arguments.steps, {})]
     if not arguments.only_main:
         sweep = arguments.sweep_steps
@@ -45,9 +43,7 @@ def main() -> None:
         plans += [(f"tau={tau:g}", sweep, {"tau": tau}) for tau in (0.3, 0.5, 1.0, 2.0)]
         plans += [(f"alpha={alpha:g}", sweep, {"alpha": alpha}) for alpha in (0.2, 0.5, 0.8)]
     table = arguments.output / "table.csv"
-    done = set()
-    if table.exists():
-        done = {(r["configuration"], int(r["seed"])) for r in csv.DictReader(table.open())}
+    done = {(r["configuration"], int(r["seed"])) for r in read_rows(table)}
     for seed in range(arguments.seeds):
         for name, steps, changes in plans:
             if (name, seed) in done:
@@ -68,36 +64,25 @@ def main() -> None:
             for what, solver in solvers.items():
                 for jumps in (1, 2, 4):
                     solver.steps = jumps
-                    append(table, {"configuration": what, "seed": seed, "training_steps": steps, "jumps": jumps,
-                                   "cpu_seconds": seconds, **evaluate(solver)})
+                    row = {"configuration": what, "seed": seed, "training_steps": steps, "jumps": jumps,
+                           "cpu_seconds": seconds, **evaluate(solver)}
+                    append_rows(table, [row], row)
     exact = load_problem("checkerboard").exact_posterior()
     summarise(table, evaluate(exact))
 
 
-def append(table: Path, row: dict[str, object]) -> None:
-    """Add a row to a CSV."""
-    new = not table.exists()
-    table.parent.mkdir(parents=True, exist_ok=True)
-    with table.open("a", newline="") as handle:
-        writer = csv.DictWriter(handle, fieldnames=list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def summarise(table: Path, exact: dict[str, float]) -> None:
     """Print means and standard deviations over seeds as markdown, next to those of the exact posterior."""
-    rows = list(csv.DictReader(table.open()))
-    print("| configuration | jumps | seeds | " + " | ".join(COLUMNS) + " |")
-    print("|" + "---|" * (len(COLUMNS) + 3))
-    print("| exact | | 1 | " + " | ".join(f"{exact[c]:.3f}" for c in COLUMNS) + " |")
+    rows = read_rows(table)
+    print(head("configuration", "jumps", "seeds", *COLUMNS))
+    print(line("exact", "", 1, *(f"{exact[c]:.3f}" for c in COLUMNS)))
     for name, jumps in dict.fromkeys((r["configuration"], r["jumps"]) for r in rows):
         chosen = [r for r in rows if (r["configuration"], r["jumps"]) == (name, jumps)]
         values = torch.tensor([[float(r[c]) for c in COLUMNS] for r in chosen])
         deviation = values.std(dim=0) if len(chosen) > 1 else torch.zeros(len(COLUMNS))
         cells = [f"{m:.3f}" + (f" ± {d:.3f}" if len(chosen) > 1 else "")
                  for m, d in zip(values.mean(dim=0).tolist(), deviation.tolist())]
-        print(f"| {name} | {jumps} | {len(chosen)} | " + " | ".join(cells) + " |")
+        print(line(name, jumps, len(chosen), *cells))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ The work is split into groups of observations. A group that is already in the ou
 
 from __future__ import annotations
 
-import argparse
-import csv
 import math
 import time
 import warnings
@@ -29,6 +27,7 @@ import torch
 from torch import Tensor
 
 import invflow
+from benchmarks.tables.shared import Rows, append_rows, cell, head, line, parser, plus_minus, read_rows
 from invflow.likelihood import GaussianLikelihood
 from invflow.plugins import Countable
 from invflow.solvers.tilting.schedules import logit_grid
@@ -194,17 +193,11 @@ def run_group(map_name: str, row: str, group: range, particles: int, seed: int,
     yield from results("reference", late.flatten(1, 2)[:, :, None], cost, None, r_hat)
 
 
-def table(lines: list[dict[str, str]]) -> str:
+def table(lines: Rows) -> str:
     """Markdown: one line for each map and sampler, means over observations with standard errors."""
     reference = {(li["map"], li["observation"]): float(li["std"]) for li in lines if li["sampler"] == "reference"}
-    text = ["| map | sampler | observations x particles | chi-square | standard deviation in the hole | over the long "
-            "run's | spread / reference | calls forward + backward |", "|" + "---|" * 8]
-
-    def cell(values: list[float]) -> str:
-        tensor = torch.tensor(values)
-        error = float(tensor.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-        return f"{float(tensor.mean()):.3f} ± {error:.3f}"
-
+    text = [head("map", "sampler", "observations x particles", "chi-square", "standard deviation in the hole",
+                 "over the long run's", "spread / reference", "calls forward + backward")]
     for key in dict.fromkeys((li["map"], li["sampler"]) for li in lines):
         part = [li for li in lines if (li["map"], li["sampler"]) == key]
         ratio = [float(li["std"]) / reference[li["map"], li["observation"]] for li in part
@@ -212,11 +205,9 @@ def table(lines: list[dict[str, str]]) -> str:
         n = int(part[0]["particles"])
         std, error = (torch.tensor([float(li[k]) for li in part], dtype=torch.float64) for k in ("std", "error"))
         judged, uncertain = calibration(std, error, n)
-        calls = [sum(float(li[k]) for li in part) / len(part) for k in ("forward", "backward")]
-        text.append(f"| {key[0]} | {key[1]} | {len(part)} x {n} | {cell([float(li['residual']) for li in part])} | "
-                    f"{cell([float(li['std']) for li in part])} | {cell(ratio) if ratio else ''} | "
-                    f"{judged:.2f} ± {uncertain:.2f} | "
-                    f"{calls[0]:.0f} + {calls[1]:.0f} |")
+        forward, backward = (sum(float(li[k]) for li in part) / len(part) for k in ("forward", "backward"))
+        text.append(line(*key, f"{len(part)} x {n}", cell([float(li["residual"]) for li in part], 3), cell(std, 3),
+                         cell(ratio, 3), plus_minus(judged, uncertain, 2), f"{forward:.0f} + {backward:.0f}"))
     r_hats = [float(li["r_hat"]) for li in lines if li["r_hat"]]
     if r_hats:
         numbers = ", ".join(f"{r:.2f}" for r in r_hats)
@@ -226,19 +217,15 @@ def table(lines: list[dict[str, str]]) -> str:
 
 def main() -> None:
     """Compute the missing groups, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder of results.csv")
-    parser.add_argument("--observations", type=int, default=16)
-    parser.add_argument("--particles", type=int, default=16)
-    parser.add_argument("--group", type=int, default=4, help="number of observations in a group")
-    parser.add_argument("--groups", type=int, help="number of groups to compute, starting with the first; default: all")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=["rto"])
-    parser.add_argument("--maps", nargs="+", choices=MAPS, default=list(MAPS))
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    command = parser("box_table", __doc__, observations=16, particles=16, seed=0)
+    command.add_argument("--output", type=Path, required=True, help="folder of results.csv")
+    command.add_argument("--group", type=int, default=4, help="number of observations in a group")
+    command.add_argument("--groups", type=int, help="number of groups to compute, from the first; default: all")
+    command.add_argument("--rows", nargs="+", choices=ROWS, default=["rto"])
+    command.add_argument("--maps", nargs="+", choices=MAPS, default=list(MAPS))
+    arguments = command.parse_args()
     path = arguments.output / "results.csv"
-    lines = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+    lines = read_rows(path)
     starts = list(range(0, arguments.observations, arguments.group))[: arguments.groups]
     for low in starts:
         for row in arguments.rows:
@@ -247,13 +234,9 @@ def main() -> None:
                 done = {int(li["observation"]) for li in lines if (li["map"], li["row"]) == (map_name, row)}
                 if set(group) <= done or map_name not in ROW_MAPS.get(row, MAPS):
                     continue
-                new = list(run_group(map_name, row, group, arguments.particles, arguments.seed, arguments.observations))
-                with path.open("a", newline="") as file:
-                    writer = csv.DictWriter(file, FIELDS)
-                    if file.tell() == 0:
-                        writer.writeheader()
-                    writer.writerows(new)
-                lines = list(csv.DictReader(path.open(newline="")))
+                append_rows(path, run_group(map_name, row, group, arguments.particles, arguments.seed,
+                                            arguments.observations), FIELDS)
+                lines = read_rows(path)
                 print(f"{map_name} {row}: observations {group.start} to {group.stop - 1}", flush=True)
     print(table(lines))
 

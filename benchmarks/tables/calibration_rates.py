@@ -8,7 +8,6 @@ plane, and noisy images of 6 x 6 independent pixels with all image checks.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 import invflow
+from benchmarks.tables.shared import head, line, parser
 from invflow.operators import Denoising
 
 __all__ = ["Spread", "main", "pictures", "rate"]
@@ -61,16 +61,13 @@ def rate(problem: invflow.Problem, factor: float, repetitions: int, simulations:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=300)
-    parser.add_argument("--simulations", type=int, default=200)
-    parser.add_argument("--ranks", type=int, default=99)
-    options = parser.parse_args(arguments)
-    print("| problem | factor of the spread | rejected |\n|---|---|---|")
+    command = parser("calibration_rates", __doc__.splitlines()[0], repetitions=300, simulations=200, ranks=99)
+    options = command.parse_args(arguments)
+    print(head("problem", "factor of the spread", "rejected"))
     for problem in (invflow.load_problem("gaussian/linear"), pictures()):
         for factor in FACTORS:
             share, error = rate(problem, factor, options.repetitions, options.simulations, options.ranks)
-            print(f"| {problem.name} | {factor:g} | {share:.1%} ± {error:.1%} |", flush=True)
+            print(line(problem.name, f"{factor:g}", f"{share:.1%} ± {error:.1%}"), flush=True)
 
 
 if __name__ == "__main__":

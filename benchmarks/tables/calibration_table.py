@@ -15,9 +15,6 @@ Every certificate has its own folder and grows by chunks of simulations, so the 
 
 from __future__ import annotations
 
-import argparse
-import csv
-import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,9 +24,10 @@ from typing import Any
 import torch
 
 import invflow
+from benchmarks.tables.shared import head, line, parser, plus_minus, write_rows
 from invflow.evaluation.calibrate import Certificate
 from invflow.models.mixture import GaussianMixtureFlow
-from invflow.plugins import write_atomically
+from invflow.plugins import write_text
 from invflow.problem import Problem
 from invflow.registry import solver_by_name
 from invflow.solver import Solver
@@ -162,54 +160,42 @@ def summary(case: Case, certificate: Certificate) -> dict[str, Any]:
 
 def format_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table as markdown."""
-    lines = ["| problem | solver | simulations x ranks (particles) | verdict | checks that reject | least corrected p "
-             "| 90% intervals cover | spread / skill | calls a particle, forward + backward |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    lines = [head("problem", "solver", "simulations x ranks (particles)", "verdict", "checks that reject",
+                  "least corrected p", "90% intervals cover", "spread / skill", "calls a particle, forward + backward")]
     for r in rows:
         worst = f" ({r['worst']})".replace("|", "\\|") if r["worst"] else ""
         p = f"{r['least_p']:.3f}" if r["least_p"] >= 1e-3 else "< 0.001"
-        lines.append(
-            f"| {r['problem']} | {r['solver']} | {r['simulations']} x {r['ranks']} ({r['particles']}) | {r['verdict']} "
-            f"| {r['rejected']} of {r['checks']}{worst} | {p} | {r['coverage']:.1%} ± {r['coverage_error']:.1%} "
-            f"| {r['spread_skill']:.3f} ± {r['spread_skill_error']:.3f} | {r['forward']:.4g} + {r['backward']:.4g} |")
+        lines.append(line(
+            r["problem"], r["solver"], f"{r['simulations']} x {r['ranks']} ({r['particles']})", r["verdict"],
+            f"{r['rejected']} of {r['checks']}{worst}", p, f"{r['coverage']:.1%} ± {r['coverage_error']:.1%}",
+            plus_minus(r["spread_skill"], r["spread_skill_error"], 3), f"{r['forward']:.4g} + {r['backward']:.4g}"))
     return "\n".join(lines) + "\n"
-
-
-def _format_csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=FIELDS)
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
     """Make all requested certificates, and print their table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.calibration_table", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, help="folder of the certificates, table.md and table.csv")
+    command = parser("calibration_table", __doc__, seed=0, threads=1)
+    command.add_argument("output", type=Path, help="folder of the certificates, table.md and table.csv")
     parts = list(dict.fromkeys(case.part for case in CASES))
-    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
-    parser.add_argument("--only", nargs="+", metavar="TEXT",
+    command.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    command.add_argument("--only", nargs="+", metavar="TEXT",
                         help="certificates whose problem and solver contain one of these, such as 'DPS'")
-    parser.add_argument("--simulations", type=int, help="number of simulations, instead of each certificate's own")
-    parser.add_argument("--ranks", type=int, help="number of ranks; the number of particles is scaled in proportion")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
+    command.add_argument("--simulations", type=int, help="number of simulations, instead of each certificate's own")
+    command.add_argument("--ranks", type=int, help="number of ranks; the number of particles is scaled in proportion")
+    options = command.parse_args(arguments)
     torch.set_num_threads(options.threads)
     chosen = [case for case in CASES if case.part in options.parts
               and (options.only is None or any(text in case.title for text in options.only))]
     if not chosen:
-        parser.error(f"no certificate contains {options.only}: they are " + "; ".join(case.title for case in CASES))
+        command.error(f"no certificate contains {options.only}: they are " + "; ".join(case.title for case in CASES))
     rows: list[dict[str, Any]] = []
     for case in chosen:
         certificate = run(case, options.output, simulations=options.simulations, ranks=options.ranks,
                           seed=options.seed)
         say(certificate.sentence)
         rows.append(summary(case, certificate))
-        for name, text in (("table.md", format_markdown(rows)), ("table.csv", _format_csv(rows))):
-            write_atomically(options.output / name, lambda path, text=text: Path(path).write_text(text, "utf-8"))
+        write_text(options.output / "table.md", format_markdown(rows))
+        write_rows(options.output / "table.csv", rows, FIELDS)
     say("\n" + format_markdown(rows))
     return rows
 

@@ -27,7 +27,7 @@ from benchmarks.tables.compare_overview import overview
 from benchmarks.tables.fresh_images import LISTED, digest, fresh_images, shuffled
 from benchmarks.tables.image_table import TASKS
 from invflow.evaluation.comparison import Comparison
-from invflow.plugins import write_atomically
+from invflow.plugins import write_text
 from invflow.posterior import NFE, Posterior
 from invflow.problem import Problem, load_problem
 from invflow.registry import solver_by_name
@@ -156,8 +156,7 @@ def run(problems: list[Problem], table: dict[str, Callable[[Problem], Solver]], 
             warnings.simplefilter("ignore", UserWarning)
             found = invflow.compare(problems, done, num_observations=observations, num_samples=samples, seed=seed,
                                     output=output, split=split, part_size=part_size, progress=True)
-        text = f"{found.to_markdown(COLUMNS)}\n\n{overview(found, SIDE_BY_SIDE)}"
-        write_atomically(output / "overview.md", lambda path, text=text: Path(path).write_text(text, encoding="utf-8"))
+        write_text(output / "overview.md", f"{found.to_markdown(COLUMNS)}\n\n{overview(found, SIDE_BY_SIDE)}")
         say(f"{overview(found)}\n{name}: {time.process_time() - start:.0f} s of CPU time\n")
     return found
 

@@ -12,7 +12,6 @@ and for checks that ``converged`` does not use.
 
 from __future__ import annotations
 
-import argparse
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from torch import Tensor
 
 import invflow
 from benchmarks.tables.diagnostics_checks import checks_of, rivals_of
+from benchmarks.tables.shared import line, parser
 from invflow.flowmap import FlowMap, Time
 from invflow.operators import MatrixOperator
 from invflow.posterior import Posterior
@@ -247,14 +247,12 @@ KINDS: dict[str, Callable[[], Iterator[Case]]] = {
 
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> None:
     """Print a row for each case, the totals of each setting and kind, and the checks of each kind, as markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.diagnostics_table", description=__doc__)
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"one or more of {', '.join(KINDS)}; default: all")
-    parser.add_argument("--runs", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
+    command = parser("diagnostics_table", __doc__, runs=40, seed=0)
+    command.add_argument("kinds", nargs="*", metavar="KIND", help=f"one or more of {', '.join(KINDS)}; default: all")
+    options = command.parse_args(arguments)
     unknown = set(options.kinds) - set(KINDS)
     if unknown:
-        parser.error(f"there is no {', '.join(sorted(unknown))}: choose from {', '.join(KINDS)}")
+        command.error(f"there is no {', '.join(sorted(unknown))}: choose from {', '.join(KINDS)}")
     torch.set_num_threads(1)
     for kind in options.kinds or KINDS:
         say("| case | bad | alarms on good | misses on bad |\n|---|---|---|---|")
@@ -289,7 +287,7 @@ def _count(bad: Tensor, alarm: Tensor) -> Tensor:
 
 def _row(name: str, counts: Tensor) -> str:
     good, alarms, bad, misses = counts.tolist()
-    return f"| {name.replace(' | ', ': ')} | {bad} of {good + bad} | {alarms} of {good} | {misses} of {bad} |"
+    return line(name.replace(" | ", ": "), f"{bad} of {good + bad}", f"{alarms} of {good}", f"{misses} of {bad}")
 
 
 if __name__ == "__main__":

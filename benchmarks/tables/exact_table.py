@@ -8,7 +8,6 @@ sampler runs twice. Two correct runs agree in the log evidence, and in the poste
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.tables.shared import head, line, parser
 from invflow.evaluation.summary import write_json
 from invflow.likelihood import GaussianLikelihood
 from invflow.posterior import Posterior
@@ -30,8 +30,8 @@ from invflow.solvers.vfm import VFM
 
 __all__ = ["main", "row", "solvers"]
 
-HEADER = ("| VFM | problem | sigma | sampler | k-hat | can be trusted | effective share | gap of two log evidences "
-          "| gap of two means | calls | CPU seconds |")
+COLUMNS = ("VFM", "problem", "sigma", "sampler", "k-hat", "can be trusted", "effective share",
+           "gap of two log evidences", "gap of two means", "calls", "CPU seconds")
 
 
 def solvers(vfm: VFM, weighted: int, particles: int) -> dict[str, tuple[Callable[[], Solver], int]]:
@@ -72,20 +72,18 @@ def row(first: Posterior, second: Posterior) -> dict[str, float]:
 
 def main() -> None:
     """Print the table as markdown, and write it as JSON if requested."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", choices=["mnist", "fashion-mnist"])
-    parser.add_argument("--vfms", nargs="+", help="names or folders; default: the shipped one")
-    parser.add_argument("--tasks", nargs="+", default=["denoising", "box-inpainting", "super-resolution"])
-    parser.add_argument("--levels", nargs="+", type=float, default=[0.025, 0.1, 0.3, 1.0], help="of noise")
-    parser.add_argument("--samplers", nargs="+", help="first words of the samplers' names; default: all")
-    parser.add_argument("--observations", type=int, default=3)
-    parser.add_argument("--weighted", type=int, default=1000, help="number of weighted samples")
-    parser.add_argument("--particles", type=int, default=64, help="of NoiseSMC")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args()
+    command = parser("exact_table", __doc__, observations=3, seed=0)
+    command.add_argument("data", choices=["mnist", "fashion-mnist"])
+    command.add_argument("--vfms", nargs="+", help="names or folders; default: the shipped one")
+    command.add_argument("--tasks", nargs="+", default=["denoising", "box-inpainting", "super-resolution"])
+    command.add_argument("--levels", nargs="+", type=float, default=[0.025, 0.1, 0.3, 1.0], help="of noise")
+    command.add_argument("--samplers", nargs="+", help="first words of the samplers' names; default: all")
+    command.add_argument("--weighted", type=int, default=1000, help="number of weighted samples")
+    command.add_argument("--particles", type=int, default=64, help="of NoiseSMC")
+    command.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = command.parse_args()
     results: dict[str, Any] = {}
-    print(f"{HEADER}\n{'|---' * 11}|")
+    print(head(*COLUMNS))
     for name in arguments.vfms or [arguments.data]:
         vfm = VFM.load(name)
         for task in arguments.tasks:
@@ -106,9 +104,9 @@ def main() -> None:
                     found = row(*runs) | {"seconds": (time.process_time() - begun) / 2}
                     results[f"{name}, {task}, {level:g}, {label}"] = found
                     k_hat, means = ("" if math.isnan(found[key]) else f"{found[key]:.2f}" for key in ("k_hat", "means"))
-                    print(f"| {name} | {task} | {level:g} | {label} | {k_hat} | {found['trusted']:.0%} "
-                          f"| {found['effective']:.3f} | {found['evidence']:.2f} | {means} "
-                          f"| {found['calls']:.0f} | {found['seconds']:.0f} |", flush=True)
+                    print(line(name, task, f"{level:g}", label, k_hat, f"{found['trusted']:.0%}",
+                               f"{found['effective']:.3f}", f"{found['evidence']:.2f}", means,
+                               f"{found['calls']:.0f}", f"{found['seconds']:.0f}"), flush=True)
     if arguments.output:
         write_json(results, arguments.output)
 

@@ -7,7 +7,6 @@ that has both its paper's and deepinv's form runs once in each. The seed is 0.
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 import invflow
+from benchmarks.tables.shared import head, line, parser
 from invflow.operators import MatrixOperator
 
 __all__ = ["EXACT", "SAMPLERS", "main", "moments"]
@@ -62,16 +62,14 @@ def moments(name: str, count: int, seed: int = 0) -> tuple[tuple[float, float, f
 
 def main(argv: list[str] | None = None, say: Callable[[str], Any] = print) -> None:
     """Print the table, row by row."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument("--only", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS), metavar="SAMPLER")
-    options = parser.parse_args(argv)
-    say("| | calls forward + backward | mean, measured | std, measured | mean, hidden | std, hidden |\n"
-        "|---|---|---|---|---|---|")
-    say("| *truth* | | " + " | ".join(f"{value:.4f}" for value in EXACT) + " |")
+    command = parser("field_table", __doc__, samples=512)
+    command.add_argument("--only", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS), metavar="SAMPLER")
+    options = command.parse_args(argv)
+    say(head("", "calls forward + backward", "mean, measured", "std, measured", "mean, hidden", "std, hidden"))
+    say(line("*truth*", "", *(f"{value:.4f}" for value in EXACT)))
     for name in options.only:
         found, nfe = moments(name, options.samples)
-        say(f"| {name} | {nfe.forward:g} + {nfe.backward:g} | " + " | ".join(f"{value:.4f}" for value in found) + " |")
+        say(line(name, f"{nfe.forward:g} + {nfe.backward:g}", *(f"{value:.4f}" for value in found)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ comparing methods with each other: published FID values use another port of the 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.tables.image_table import along_velocity
+from benchmarks.tables.shared import head, line, parser
 from invflow.datasets.sets import load_images
 from invflow.evaluation.summary import write_json
 from invflow.flowmap import FlowMap
@@ -72,21 +72,19 @@ def _row(features: Tensor, known: Tensor) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.frechet_table",
-                                     description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("name", help="name or folder of a prior; for a VFM, its map is used")
-    parser.add_argument("data", help="folder of the official files, or the name of a data set to download")
-    parser.add_argument("--weights", help="Inception's weights, a safetensors file or its folder; default: where "
-                                          "torch.hub keeps its checkpoints")
-    parser.add_argument("--classifier", help="name or folder of a classifier whose features replace Inception's")
-    parser.add_argument("--images", type=int, default=10000,
-                        help="number of images of each kind; default: 10000, the whole file")
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--flow", type=int, default=0, metavar="STEPS",
-                        help="number of Heun steps for one more row, along the velocity")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    options = parser.parse_args(arguments)
+    command = parser("frechet_table", __doc__, seed=0)
+    command.add_argument("name", help="name or folder of a prior; for a VFM, its map is used")
+    command.add_argument("data", help="folder of the official files, or the name of a data set to download")
+    command.add_argument("--weights", help="Inception's weights, a safetensors file or its folder; default: where "
+                                           "torch.hub keeps its checkpoints")
+    command.add_argument("--classifier", help="name or folder of a classifier whose features replace Inception's")
+    command.add_argument("--images", type=int, default=10000,
+                         help="number of images of each kind; default: 10000, the whole file")
+    command.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
+    command.add_argument("--flow", type=int, default=0, metavar="STEPS",
+                         help="number of Heun steps for one more row, along the velocity")
+    command.add_argument("--output", type=Path, help="JSON file to write")
+    options = command.parse_args(arguments)
     maker: FlowMap = VFM.load(options.name).prior if kind_of(options.name) == "vfm" else load_prior(options.name)
     real, training = (load_images(options.data, split, dtype=torch.uint8)[: options.images]
                       for split in ("test", "train"))
@@ -101,11 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = frechet_rows(maker, real, training, features, steps=options.steps, flow=options.flow, seed=options.seed)
         for name, row in rows:
             if not table:
-                print("| images | Frechet distance | precision | recall |\n|---|---|---|---|")
+                print(head("images", "Frechet distance", "precision", "recall"))
             table[name] = row
-            print(f"| {name} | {row['frechet']:.2f} | {row['precision']:.3f} | {row['recall']:.3f} |", flush=True)
+            print(line(name, f"{row['frechet']:.2f}", f"{row['precision']:.3f}", f"{row['recall']:.3f}"), flush=True)
     except FileNotFoundError as error:
-        parser.error(str(error))
+        command.error(str(error))
     if options.output:
         write_json(table, options.output)
 

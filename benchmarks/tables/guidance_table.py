@@ -17,8 +17,6 @@ Wasserstein distance to the exact posterior, relative to that of exact draws, ov
 
 from __future__ import annotations
 
-import argparse
-import csv
 import itertools
 import math
 import warnings
@@ -29,9 +27,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from benchmarks.tables.shared import cell, head, line, parser, write_rows
 from invflow.likelihood import GaussianLikelihood
 from invflow.metrics import floor_ratio
-from invflow.plugins import write_atomically
+from invflow.plugins import write_atomically, write_text
 from invflow.posterior import Posterior
 from invflow.problem import Problem, load_problem
 from invflow.solvers.noise.rto import NoiseRTO
@@ -127,14 +126,12 @@ def rows(n: int = 256, observations: int = 8, seeds: int = 3, *,
 
 def summary(table: Sequence[dict[str, Any]]) -> str:
     """The rows as a table in Markdown: means over seeds with standard errors."""
-    lines = ["| method | strength | W1 over floor | calls |", "|---|---|---|---|"]
+    lines = [head("method", "strength", "W1 over floor", "calls")]
     for method, strength in dict.fromkeys((row["method"], float(row["strength"])) for row in table):
         own = [row for row in table if (row["method"], float(row["strength"])) == (method, strength)]
-        ratio = torch.tensor([float(row["ratio"]) for row in own], dtype=torch.float64)
-        error = f" ± {float(ratio.std() / math.sqrt(len(own))):.2f}" if len(own) > 1 else ""
         calls = sum(float(row["calls"]) for row in own) / len(own)
-        shown = f"{strength:g}" if strength else ""
-        lines.append(f"| {method} | {shown} | {float(ratio.mean()):.2f}{error} | {calls:.0f} |")
+        ratio = cell([float(row["ratio"]) for row in own], 2)
+        lines.append(line(method, f"{strength:g}" if strength else "", ratio, f"{calls:.0f}"))
     return "\n".join(lines)
 
 
@@ -163,25 +160,14 @@ def figure(table: Sequence[dict[str, Any]]) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.guidance_table",
-                                     description="Compare reweighted noise with guided trajectories, in the plane.")
-    parser.add_argument("output", type=Path, help="folder for guidance.csv, guidance.md and guidance.png")
-    parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--observations", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=3)
-    options = parser.parse_args(arguments)
+    command = parser("guidance_table", "Compare reweighted noise with guided trajectories, in the plane.",
+                     samples=256, observations=8, seeds=3)
+    command.add_argument("output", type=Path, help="folder for guidance.csv, guidance.md and guidance.png")
+    options = command.parse_args(arguments)
     table = rows(options.samples, options.observations, options.seeds)
-    options.output.mkdir(parents=True, exist_ok=True)
-
-    def write_csv(path: str) -> None:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(table)
-
-    write_atomically(options.output / "guidance.csv", write_csv)
+    write_rows(options.output / "guidance.csv", table, FIELDS)
     text = summary(table)
-    write_atomically(options.output / "guidance.md", lambda path: Path(path).write_text(text + "\n", encoding="utf-8"))
+    write_text(options.output / "guidance.md", text + "\n")
     drawn = figure(table)
     write_atomically(options.output / "guidance.png", lambda path: drawn.savefig(path, format="png", dpi=150))
     print(text)

@@ -9,7 +9,6 @@ are compared with the closed form. Without resampling, the table also has the un
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import math
@@ -22,7 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.tables.mixture_table import append_row, read_rows
+from benchmarks.tables.shared import (
+    Rows,
+    append_rows,
+    head,
+    line,
+    mean_and_error,
+    parser,
+    plus_minus,
+    read_rows,
+)
 from invflow.reward import FunctionReward
 from invflow.solvers.tilting.fmtt import FMTT
 from invflow_problems.half_plane import left_penalty, ring_of_gaussians, tilted_expectations
@@ -81,61 +89,56 @@ def base_values(steps: int) -> tuple[tuple[float, float], tuple[float, float]]:
     return (float(mean[0]), float(mean[1])), (float(error[0]), float(error[1]))
 
 
-def _summary(rows: list[dict[str, str]], key: str) -> tuple[float, float]:
-    values = torch.tensor([float(row[key]) for row in rows], dtype=torch.float64)
-    return float(values.mean()), float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-
-
 def _distance(found: tuple[float, float], truth: float, error: float = 0.0) -> str:
     return f"{abs(found[0] - truth) / math.hypot(found[1], error):.1f}"
 
 
-def format_markdown(rows: list[dict[str, str]]) -> str:
+def format_markdown(rows: Rows) -> str:
     """Means over seeds with standard errors, and distances from the truths in standard errors."""
     exact = tilted_expectations()
     lines = [f"exact: share {exact['share x0 > 0']:.4f}, reward {exact['reward']:.4f}, log evidence "
              f"{exact['log evidence']:.4f}", "",
-             "| weights | look-ahead | steps | share | reward | from base | from exact | ESS | calls |",
-             "|---|---|---|---|---|---|---|---|---|"]
+             head("weights", "look-ahead", "steps", "share", "reward", "from base", "from exact", "ESS", "calls")]
     plain = ["", "Without resampling and without weights:", "",
-             "| look-ahead | steps | share | reward | ESS |", "|---|---|---|---|---|"]
+             head("look-ahead", "steps", "share", "reward", "ESS")]
+
+    def mean(chosen: Rows, name: str) -> tuple[float, float]:
+        return mean_and_error([float(row[name]) for row in chosen])
+
     for configuration, look_ahead, steps in dict.fromkeys(
             (row["configuration"], row["look_ahead"], row["steps"]) for row in rows):
         chosen = [row for row in rows
                   if (row["configuration"], row["look_ahead"], row["steps"]) == (configuration, look_ahead, steps)]
-        share, reward = _summary(chosen, "share"), _summary(chosen, "reward")
-        ess, calls = _summary(chosen, "ess")[0], _summary(chosen, "calls")[0]
+        share, reward, (ess, _), (calls, _) = (mean(chosen, name) for name in ("share", "reward", "ess", "calls"))
         from_base = ""
         if configuration == "twisted":  # the renoising kernel keeps the marginals of the mixture itself
             means, errors = base_values(int(steps))
             from_base = f"{_distance(share, means[0], errors[0])}, {_distance(reward, means[1], errors[1])}"
         from_exact = f"{_distance(share, exact['share x0 > 0'])}, {_distance(reward, exact['reward'])}"
-        lines.append(f"| {configuration} | {look_ahead} | {steps} | {share[0]:.4f} ± {share[1]:.4f} | "
-                     f"{reward[0]:.4f} ± {reward[1]:.4f} | {from_base} | {from_exact} | {ess:.2f} | {calls:.0f} |")
+        lines.append(line(configuration, look_ahead, steps, plus_minus(*share, 4), plus_minus(*reward, 4), from_base,
+                          from_exact, f"{ess:.2f}", f"{calls:.0f}"))
         if configuration == "no resampling":
-            bare = _summary(chosen, "plain_share"), _summary(chosen, "plain_reward")
-            plain.append(f"| {look_ahead} | {steps} | {100 * bare[0][0]:.1f} ± {100 * bare[0][1]:.1f}% | "
-                         f"{bare[1][0]:.2f} ± {bare[1][1]:.2f} | {ess:.2f} |")
+            percent, error = (100 * number for number in mean(chosen, "plain_share"))
+            plain.append(line(look_ahead, steps, f"{plus_minus(percent, error, 1)}%",
+                              plus_minus(*mean(chosen, "plain_reward"), 2), f"{ess:.2f}"))
     return "\n".join(lines + plain)
 
 
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> None:
     """Fill the table, seed by seed, and print it as markdown; distances are in standard errors."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.half_plane_table", description=__doc__)
-    parser.add_argument("output", type=Path, help="folder of table.csv")
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 100])
-    parser.add_argument("--particles", type=int, default=4000)
-    parser.add_argument("--configurations", nargs="+", choices=list(CONFIGURATIONS), default=list(CONFIGURATIONS))
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
+    command = parser("half_plane_table", __doc__, seeds=10, particles=4000, threads=1)
+    command.add_argument("output", type=Path, help="folder of table.csv")
+    command.add_argument("--steps", type=int, nargs="+", default=[10, 25, 100])
+    command.add_argument("--configurations", nargs="+", choices=list(CONFIGURATIONS), default=list(CONFIGURATIONS))
+    options = command.parse_args(arguments)
     torch.set_num_threads(options.threads)
     table = options.output / "table.csv"
     done = {(row["configuration"], row["look_ahead"], row["steps"], row["seed"]) for row in read_rows(table)}
     for seed in range(options.seeds):
         for configuration, steps, look_ahead in itertools.product(options.configurations, options.steps, LOOK_AHEADS):
             if (configuration, look_ahead, str(steps), str(seed)) not in done:
-                append_row(table, evaluate(configuration, look_ahead, steps, seed, particles=options.particles), FIELDS)
+                row = evaluate(configuration, look_ahead, steps, seed, particles=options.particles)
+                append_rows(table, [row], FIELDS)
     order = {name: i for i, name in enumerate(CONFIGURATIONS)}
     rows = read_rows(table)
     rows.sort(key=lambda row: (order[row["configuration"]], LOOK_AHEADS.index(row["look_ahead"]), int(row["steps"])))

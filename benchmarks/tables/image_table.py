@@ -11,9 +11,7 @@ velocity.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.tables.shared import head, line, mean_and_error, parser, plus_minus
 from invflow.evaluation.measures import measure
 from invflow.evaluation.summary import is_collapsed, write_json
 from invflow.flowmap import FlowMap
@@ -42,11 +41,6 @@ __all__ = ["TASKS", "evaluate", "main", "stationary_estimate"]
 
 SHOWN = ("psnr", "crps", "coverage", "residual", "ess")
 TASKS = ("denoising", "random-inpainting", "box-inpainting", "super-resolution", "gaussian-blur", "motion-blur")
-
-
-def standard_error(values: Tensor) -> float:
-    """Standard error of a mean over observations."""
-    return float(values.std() / math.sqrt(len(values)))
 
 
 def judge(posterior: Posterior, likelihood: GaussianLikelihood, truth: Tensor,
@@ -88,13 +82,13 @@ def evaluate(problem: Problem, solvers: dict[str, Solver], *, num_observations: 
     table: dict[str, Any] = {}
     for name, estimate in {"pseudo-inverse": lambda l: l.operator.pseudo_inverse(l.y), **estimates}.items():
         values = psnr(estimate(likelihood), truth)
-        table[name] = {"psnr": [float(values.mean()), standard_error(values)]}
+        table[name] = {"psnr": mean_and_error(values)}
     for name, solver in solvers.items():
         posterior = solver.sample(likelihood, num_samples, generator=torch.Generator().manual_seed(seed), progress=True)
         columns = judge(posterior, likelihood, truth)
         if is_collapsed(columns.get("ess", torch.empty(0)).tolist(), num_samples):
             name = f"{name} (collapsed)"  # under ten effective samples
-        table[name] = {key: [float(value.mean()), standard_error(value)] for key, value in columns.items()}
+        table[name] = {key: mean_and_error(value) for key, value in columns.items()}
         table[name] |= {"calls": posterior.nfe.forward, "seconds": posterior.seconds}
     return table
 
@@ -127,19 +121,16 @@ def recognised_along_flow(prior: FlowMap, data: str, seed: int, steps: int = 32)
 
 def main() -> None:
     """Print the table as markdown and write it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", choices=["mnist", "fashion-mnist", "cifar10"])
-    parser.add_argument("--observations", type=int, default=100)
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 4], help="numbers of jumps of the VFM")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vfm", help="folder of a VFM, instead of the shipped one")
-    parser.add_argument("--prior", help="folder of a prior, instead of the shipped one")
-    parser.add_argument("--lmmse", help="folder written by benchmarks.release.fit_lmmse, instead of the shipped one")
-    parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS, help="problems; none: only the shares")
-    parser.add_argument("--flow", action="store_true", help="add the recognised share along the prior's velocity")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args()
+    command = parser("image_table", __doc__, observations=100, samples=64, seed=0)
+    command.add_argument("data", choices=["mnist", "fashion-mnist", "cifar10"])
+    command.add_argument("--steps", type=int, nargs="+", default=[1, 4], help="numbers of jumps of the VFM")
+    command.add_argument("--vfm", help="folder of a VFM, instead of the shipped one")
+    command.add_argument("--prior", help="folder of a prior, instead of the shipped one")
+    command.add_argument("--lmmse", help="folder written by benchmarks.release.fit_lmmse, instead of the shipped one")
+    command.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS, help="problems; none: only the shares")
+    command.add_argument("--flow", action="store_true", help="add the recognised share along the prior's velocity")
+    command.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = command.parse_args()
     name = arguments.vfm or arguments.data
     solvers: dict[str, Solver] = {}
     if arguments.lmmse or (SHIPPED / f"{arguments.data}-lmmse").is_dir():
@@ -151,17 +142,17 @@ def main() -> None:
         estimates["stationary linear"] = functools.partial(stationary_estimate, vfm_map)
     results: dict[str, Any] = {"observations": arguments.observations, "samples": arguments.samples}
     if arguments.tasks:
-        print("| problem | solver | PSNR of the mean | CRPS | 90% coverage | residual | spread | calls | seconds |")
-        print("|" + "---|" * 9)
+        print(head("problem", "solver", "PSNR of the mean", "CRPS", "90% coverage", "residual", "spread", "calls",
+                   "seconds"))
     for task in arguments.tasks:
         problem = load_problem(f"{arguments.data}/{task}")
         results[task] = evaluate(problem, solvers, num_observations=arguments.observations,
                                  num_samples=arguments.samples, seed=arguments.seed, estimates=estimates)
         for solver, row in results[task].items():
-            cells = [f"{row[k][0]:.{d}f} ± {row[k][1]:.{d}f}" if k in row else ""
+            cells = [plus_minus(row[k][0], row[k][1], d) if k in row else ""
                      for k, d in (("psnr", 2), ("crps", 4), ("coverage", 3), ("residual", 2), ("spread", 3))]
             cells += [f"{row['calls']:.2f}", f"{row['seconds']:.1f}"] if "calls" in row else ["", ""]
-            print(f"| {task} | {solver} | " + " | ".join(cells) + " |", flush=True)
+            print(line(task, solver, *cells), flush=True)
     if (SHIPPED / f"{arguments.data}-classifier").is_dir():
         prior = load_prior(arguments.prior or arguments.data)
         results |= recognised_shares({"prior": prior, "map of the VFM": vfm_map}, arguments.data, arguments.seed)

@@ -8,7 +8,6 @@ observations about which :meth:`invflow.Solver.sample` warns, and, after a comma
 
 from __future__ import annotations
 
-import argparse
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 import invflow
+from benchmarks.tables.shared import head, line, parser
 from invflow.likelihood import GaussianLikelihood
 from invflow.operator import Operator
 from invflow.operators import GaussianBlur, MaskInpainting, MotionBlur
@@ -23,6 +23,7 @@ from invflow.operators import GaussianBlur, MaskInpainting, MotionBlur
 __all__ = ["main", "mistaken", "untrained", "warned_of"]
 
 TASKS = ("denoising", "super-resolution", "box-inpainting", "random-inpainting", "gaussian-blur", "motion-blur")
+COLUMNS = ("right", "sigma x 10", "sigma / 10", "wrong operator")
 
 
 def mistaken(likelihood: GaussianLikelihood) -> Iterator[tuple[str, GaussianLikelihood]]:
@@ -66,14 +67,11 @@ def untrained(solver: invflow.VFM, likelihood: GaussianLikelihood, seed: int) ->
 
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> None:
     """Print a row for each problem, as markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.misfit_table", description=__doc__)
-    parser.add_argument("priors", nargs="*", metavar="PRIOR", default=["mnist", "fashion-mnist", "cifar10", "photos"])
-    parser.add_argument("--observations", type=int, default=100)
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
+    command = parser("misfit_table", __doc__, observations=100, samples=32, seed=0)
+    command.add_argument("priors", nargs="*", metavar="PRIOR", default=["mnist", "fashion-mnist", "cifar10", "photos"])
+    options = command.parse_args(arguments)
     torch.set_num_threads(1)
-    say("| problem | right | sigma x 10 | sigma / 10 | wrong operator |\n|---|---|---|---|---|")
+    say(head("problem", *COLUMNS))
     for prior in options.priors:
         solver = invflow.VFM.load(prior)
         for task in TASKS:
@@ -86,9 +84,8 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
                 rows = dict(mistaken(likelihood))
             cells = {name: f"{warned_of(solver, given, options.samples, options.seed)}, "
                            f"{untrained(solver, given, options.seed)}" for name, given in rows.items()}
-            shown = (f"{cells[name]} of {len(likelihood.y)}" if name in cells else ""
-                     for name in ("right", "sigma x 10", "sigma / 10", "wrong operator"))
-            say(f"| {problem.name} | {' | '.join(shown)} |")
+            say(line(problem.name, *(f"{cells[name]} of {len(likelihood.y)}" if name in cells else ""
+                                     for name in COLUMNS)))
 
 
 if __name__ == "__main__":

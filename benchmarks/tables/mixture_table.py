@@ -13,23 +13,20 @@ Rows are written as they are computed, so a stopped run can be resumed; ``eviden
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
-import io
-import math
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.tables.shared import append_rows, head, line, mean_and_error, parser, plus_minus, read_rows
 from invflow.likelihood import GaussianLikelihood
 from invflow.metrics import sliced_wasserstein
 from invflow.models.mixture import GaussianMixtureFlow
-from invflow.plugins import write_atomically
 from invflow.posterior import Posterior
 from invflow.registry import list_solvers, solver_by_name
 from invflow.solver import Solver
@@ -174,33 +171,9 @@ def evidence_ratios(method: str, *, d: int = 8, m: int = 1, seeds: int = 20, par
 # -- the files ---------------------------------------------------------------------------------------------------------
 
 
-def read_rows(file: Path) -> list[dict[str, str]]:
-    """Rows of a CSV; an empty list if it does not exist."""
-    if not file.exists():
-        return []
-    with file.open(newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
-
-
-def append_row(file: Path, row: dict[str, Any], fields: Iterable[str]) -> None:
-    """Add a row to a CSV, which is rewritten as a whole, so that a stopped run leaves no incomplete row."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(fields), restval="")
-    writer.writeheader()
-    writer.writerows([*read_rows(file), row])
-    write_atomically(file, lambda name: Path(name).write_text(text.getvalue(), encoding="utf-8"))
-
-
-def _mean(values: list[float]) -> tuple[float, float]:
-    tensor = torch.tensor(values, dtype=torch.float64)
-    error = float(tensor.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-    return float(tensor.mean()), error
-
-
 def format_markdown(rows: list[dict[str, str]]) -> str:
     """Mean W1 with its standard error, its ratio to that of exact draws, and the costs, by setting and method."""
-    lines = ["| d | m | method | replicates | W1 | over exact | map calls | backward | velocities |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    lines = [head("d", "m", "method", "replicates", "W1", "over exact", "map calls", "backward", "velocities")]
     for d, m in SETTINGS:
         chosen = [row for row in rows if (row["d"], row["m"]) == (str(d), str(m))]
         floors = {row["replicate"]: float(row["w1"]) for row in chosen if row["method"] == "exact"}
@@ -212,13 +185,12 @@ def format_markdown(rows: list[dict[str, str]]) -> str:
             if not good:
                 lines.append(f"| {d} | {m} | {method} | {len(found)} | failed | | | | |")
                 continue
-            w1, error = _mean([float(row["w1"]) for row in good])
-            ratio = w1 / _mean([floors[row["replicate"]] for row in good])[0]
-            costs = [f"{_mean([float(row[key]) for row in good])[0]:.0f}"
+            w1, error = mean_and_error([float(row["w1"]) for row in good])
+            ratio = w1 / mean_and_error([floors[row["replicate"]] for row in good])[0]
+            costs = [f"{mean_and_error([float(row[key]) for row in good])[0]:.0f}"
                      for key in ("calls", "backward", "velocities")]
             count = str(len(good)) + (f" of {len(found)}" if len(good) < len(found) else "")
-            lines.append(f"| {d} | {m} | {method} | {count} | {w1:.3f} ± {error:.3f} | {ratio:.2f} | "
-                         + " | ".join(costs) + " |")
+            lines.append(line(d, m, method, count, plus_minus(w1, error, 3), f"{ratio:.2f}", *costs))
     return "\n".join(lines)
 
 
@@ -227,7 +199,7 @@ def format_evidence(rows: list[dict[str, str]]) -> str:
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
         ratios = [float(row["ratio"]) for row in rows if row["method"] == method]
-        mean, error = _mean(ratios)
+        mean, error = mean_and_error(ratios)
         lines.append(f"{method}: mean Z-hat / Z {mean:.3f} ± {error:.3f} over {len(ratios)} seeds, "
                      f"{abs(mean - 1) / error:.1f} standard errors from 1")
     return "\n".join(lines)
@@ -242,16 +214,13 @@ def _parse_setting(text: str) -> tuple[int, int]:
 
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> None:
     """Fill the table, replicate by replicate, and print it as markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.mixture_table", description=__doc__)
-    parser.add_argument("output", type=Path, help="folder of table.csv and evidence.csv")
-    parser.add_argument("--replicates", type=int, default=20)
-    parser.add_argument("--settings", type=_parse_setting, nargs="+", default=list(SETTINGS), metavar="D-M")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--evidence-seeds", type=int, default=20,
-                        help="number of runs on one problem for Z-hat / Z; 0 for none")
-    parser.add_argument("--particles", type=int, default=PARTICLES)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
+    command = parser("mixture_table", __doc__, replicates=20, particles=PARTICLES, threads=1)
+    command.add_argument("output", type=Path, help="folder of table.csv and evidence.csv")
+    command.add_argument("--settings", type=_parse_setting, nargs="+", default=list(SETTINGS), metavar="D-M")
+    command.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    command.add_argument("--evidence-seeds", type=int, default=20,
+                         help="number of runs on one problem for Z-hat / Z; 0 for none")
+    options = command.parse_args(arguments)
     torch.set_num_threads(options.threads)
     methods = [name for name in options.methods if METHODS[name][0] in list_solvers()]
     for name in set(options.methods) - set(methods):
@@ -262,14 +231,13 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
         for d, m in options.settings:
             for method in ("exact", *methods):
                 if (str(d), str(m), str(replicate), method) not in done:
-                    row = evaluate(d, m, replicate, method, particles=options.particles)
-                    append_row(table, row, FIELDS)
+                    append_rows(table, [evaluate(d, m, replicate, method, particles=options.particles)], FIELDS)
     weighing = [name for name in ("noise-smc", "fmtt conjugate", "fmtt") if name in methods and options.evidence_seeds]
     for method in weighing:
         if method not in {row["method"] for row in read_rows(evidence)}:
-            for seed, ratio in enumerate(evidence_ratios(method, seeds=options.evidence_seeds,
-                                                         particles=options.particles)):
-                append_row(evidence, {"method": method, "seed": seed, "ratio": ratio}, ("method", "seed", "ratio"))
+            ratios = evidence_ratios(method, seeds=options.evidence_seeds, particles=options.particles)
+            append_rows(evidence, [{"method": method, "seed": seed, "ratio": ratio} for seed, ratio in
+                                   enumerate(ratios)], ("method", "seed", "ratio"))
     say(format_markdown(read_rows(table)))
     if weighing:
         say("\n" + format_evidence(read_rows(evidence)))

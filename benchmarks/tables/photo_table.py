@@ -9,13 +9,10 @@ has sheets of windows at full resolution.
 
 from __future__ import annotations
 
-import argparse
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from benchmarks.tables.photo_parts import (
@@ -30,27 +27,17 @@ from benchmarks.tables.photo_parts import (
     scikit_image,
     window,
 )
-from invflow.plugins import write_atomically
+from benchmarks.tables.shared import cell, head, line, mean_and_error, parser, plus_minus
+from invflow.plugins import write_atomically, write_text
 from invflow.solver import Solver
 
-__all__ = ["difference", "main", "markdown", "mean_and_error", "run", "sheet"]
+__all__ = ["difference", "main", "markdown", "run", "sheet"]
 
 MAIN_TASKS = tuple(TASKS)[:6]
 #: columns: title, decimals
 COLUMNS = {"psnr": ("PSNR", 2), "ssim": ("SSIM", 3), "crps": ("CRPS", 4), "coverage": ("90% coverage", 3),
            "seconds": ("seconds", 1)}
 Cells = dict[tuple[str, str, str], dict[str, Any]]
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error; NaN for the error of a single value.
-
-    Example:
-        >>> mean_and_error([1.0, 2.0, 3.0])
-        (2.0, 0.5773502691896258)
-    """
-    numbers = torch.tensor(values, dtype=torch.float64)
-    return float(numbers.mean()), float(numbers.std() / math.sqrt(len(numbers))) if len(numbers) > 1 else math.nan
 
 
 def difference(cells: Cells, task: str, first: str, second: str, column: str) -> tuple[float, float] | None:
@@ -85,45 +72,36 @@ def run(output: Path, pictures: Sequence[Picture], tasks: Sequence[str], solvers
         setup = {"seed": seed, "samples": samples, "solver": solver.settings(), "content": solver.fingerprint()}
         for task in tasks:
             for picture in pictures:
-                cell = run_cell(output, picture, task, name, lambda solver=solver: solver, setup)  # type: ignore[misc]
-                if "failure" in cell:
+                found = run_cell(output, picture, task, name, lambda solver=solver: solver, setup)  # type: ignore[misc]
+                if "failure" in found:
                     if picture is pictures[0]:
-                        say(f"{task}, {name}: {cell['failure']}")
+                        say(f"{task}, {name}: {found['failure']}")
                     continue
-                say(f"{picture.name}, {task}, {name}: PSNR {cell['psnr']:.2f}, {cell['seconds']:.1f} s")
-                cells[picture.name, task, name] = cell
+                say(f"{picture.name}, {task}, {name}: PSNR {found['psnr']:.2f}, {found['seconds']:.1f} s")
+                cells[picture.name, task, name] = found
     return cells
 
 
 def markdown(cells: Cells, tasks: Sequence[str], solvers: Sequence[str], first: str = "vfm") -> str:
     """Two tables: means with standard errors, and differences of the first solver, if present, from the others."""
-    titles = [title for title, _ in COLUMNS.values()]
-    lines = ["| problem | solver | " + " | ".join(titles) + " | photographs |", "|" + "---|" * (len(titles) + 3)]
+    lines = [head("problem", "solver", *(title for title, _ in COLUMNS.values()), "photographs")]
     for task in tasks:
         for solver in solvers:
-            own = [cell for (_, t, s), cell in cells.items() if t == task and s == solver]
+            own = [found for (_, t, s), found in cells.items() if t == task and s == solver]
             if own:
-                shown = [_shown([c[key] for c in own if key in c], decimals) for key, (_, decimals) in COLUMNS.items()]
-                lines.append(f"| {task} | {solver} | " + " | ".join(shown) + f" | {len(own)} |")
+                shown = [cell([c[key] for c in own if key in c], decimals) for key, (_, decimals) in COLUMNS.items()]
+                lines.append(line(task, solver, *shown, len(own)))
     others = [s for s in solvers if s != first and any(key[2] == s for key in cells)]
     if any(key[2] == first for key in cells) and others:
         lines += ["", f"Differences, {first} minus the other, paired over photographs:", "",
-                  "| problem | other | PSNR | SSIM | CRPS |", "|---|---|---|---|---|"]
+                  head("problem", "other", "PSNR", "SSIM", "CRPS")]
         for task in tasks:
             for other in others:
                 found = [difference(cells, task, first, other, key) for key in ("psnr", "ssim", "crps")]
                 if any(found):
-                    shown = ["" if f is None else f"{f[0]:+.{d}f} ± {f[1]:.{d}f}"
-                             for f, d in zip(found, (2, 3, 4), strict=True)]
-                    lines.append(f"| {task} | {other} | " + " | ".join(shown) + " |")
+                    shown = ["" if f is None else plus_minus(*f, d, "+") for f, d in zip(found, (2, 3, 4), strict=True)]
+                    lines.append(line(task, other, *shown))
     return "\n".join(lines) + "\n"
-
-
-def _shown(values: Sequence[float], decimals: int) -> str:
-    if not values:
-        return ""
-    mean, error = mean_and_error(values)
-    return f"{mean:.{decimals}f}" if math.isnan(error) else f"{mean:.{decimals}f} ± {error:.{decimals}f}"
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------
@@ -185,30 +163,30 @@ def _image(image: Tensor) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.photo_table", description=__doc__)
-    parser.add_argument("output", type=Path, help="folder for the results; an unfinished one is resumed")
-    parser.add_argument("--images", type=Path, nargs="+", default=[], help="folders with the held-out photographs, or "
+    command = parser("photo_table", __doc__, seed=0)
+    command.add_argument("output", type=Path, help="folder for the results; an unfinished one is resumed")
+    command.add_argument("--images", type=Path, nargs="+", default=[], help="folders with the held-out photographs, or "
                         "with your own; default: the crops that come with the problems")
-    parser.add_argument("--sets", nargs="+", choices=["held-out", "scikit-image"], default=["held-out", "scikit-image"])
-    parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS))
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(MAIN_TASKS))
-    parser.add_argument("--max-side", type=int, default=512,
-                        help="longer side in pixels to which larger photographs are scaled down; 0: never")
-    parser.add_argument("--samples", type=int, default=20, help="samples of each posterior; 90%% intervals need 19")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vfm", default="photos", help="name or folder of the VFM")
-    parser.add_argument("--prior", default="photos", help="name or folder of the prior for plug-and-play")
-    options = parser.parse_args(arguments)
+    command.add_argument("--sets", nargs="+", choices=["held-out", "scikit-image"],
+                         default=["held-out", "scikit-image"])
+    command.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS))
+    command.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(MAIN_TASKS))
+    command.add_argument("--max-side", type=int, default=512,
+                         help="longer side in pixels to which larger photographs are scaled down; 0: never")
+    command.add_argument("--samples", type=int, default=20, help="samples of each posterior; 90%% intervals need 19")
+    command.add_argument("--vfm", default="photos", help="name or folder of the VFM")
+    command.add_argument("--prior", default="photos", help="name or folder of the prior for plug-and-play")
+    options = command.parse_args(arguments)
     side = options.max_side or None
     pictures = held_out(options.images, side) if "held-out" in options.sets else []
     pictures += scikit_image(side) if "scikit-image" in options.sets else []
     if not pictures:
-        parser.error("there are no photographs: add held-out to --sets, or install scikit-image")
+        command.error("there are no photographs: add held-out to --sets, or install scikit-image")
     (options.output / "cells").mkdir(parents=True, exist_ok=True)
     cells = run(options.output, pictures, options.tasks, options.solvers, samples=options.samples, seed=options.seed,
                 vfm=options.vfm, prior=options.prior, say=lambda text: print(text, flush=True))
     table = markdown(cells, options.tasks, options.solvers)
-    write_atomically(options.output / "table.md", lambda name: Path(name).write_text(table, encoding="utf-8"))
+    write_text(options.output / "table.md", table)
     for task in options.tasks:
         sheet(options.output, pictures, task, options.solvers, options.seed)
     print("\n" + table)

@@ -7,7 +7,6 @@ first row has the standard error of the paired difference. The last columns are 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import time
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.tables.image_table import TASKS, judge, standard_error
+from benchmarks.tables.image_table import TASKS, judge
+from benchmarks.tables.shared import cell, head, line, mean_and_error, parser
 from invflow.evaluation.summary import write_json
 from invflow.likelihood import GaussianLikelihood
 from invflow.nets.classifier import confident_share
@@ -47,26 +47,23 @@ def row(posterior: Posterior, likelihood: GaussianLikelihood, truth: Tensor) -> 
 
 def main() -> None:
     """Print the tables as markdown, and write them as JSON if requested."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", choices=["mnist", "fashion-mnist", "cifar10"])
-    parser.add_argument("vfms", nargs="+", help="names or folders of VFMs")
-    parser.add_argument("--factors", nargs="*", type=float, default=[], help="factors of the correction, a row each")
-    parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS)
-    parser.add_argument("--level", type=float, help="noise level, at least 0, in place of the problems' own")
-    parser.add_argument("--observations", type=int, default=60)
-    parser.add_argument("--samples", type=int, default=39)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args()
+    command = parser("samples_table", __doc__, observations=60, samples=39, seed=0)
+    command.add_argument("data", choices=["mnist", "fashion-mnist", "cifar10"])
+    command.add_argument("vfms", nargs="+", help="names or folders of VFMs")
+    command.add_argument("--factors", nargs="*", type=float, default=[], help="factors of the correction, a row each")
+    command.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS)
+    command.add_argument("--level", type=float, help="noise level, at least 0, in place of the problems' own")
+    command.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = command.parse_args()
     results: dict[str, Any] = {}
     for task in arguments.tasks:
         g = torch.Generator().manual_seed(arguments.seed)
         problem = copy.copy(load_problem(f"{arguments.data}/{task}"))
         problem.sigma = problem.sigma if arguments.level is None else arguments.level
         truth, likelihood = problem.simulate(arguments.observations, generator=g, split="validation", shuffle=False)
-        print(f"\n{task}\n\n| VFM | correction | CRPS | gap | patch energy | PSNR of the mean | of a sample "
-              "| residual | 90% coverage | near ink | noise in the mean | operator applied | CPU ms |\n"
-              + "|---" * 13 + "|")
+        titles = head("VFM", "correction", "CRPS", "gap", "patch energy", "PSNR of the mean", "of a sample", "residual",
+                      "90% coverage", "near ink", "noise in the mean", "operator applied", "CPU ms")
+        print(f"\n{task}\n\n{titles}")
         first = None
         for name in arguments.vfms:
             able = VFM.load(name).adapter.deviations
@@ -79,17 +76,14 @@ def main() -> None:
                 applied = posterior.diagnostics.get("consistency_steps", torch.zeros(1)).mean()
                 found = row(posterior, likelihood, truth)
                 first = found if first is None else first
-                gap = found["crps"] - first["crps"]
                 leak = noise_in_the_mean(likelihood, posterior.mean(), truth)
-                cells = [f"{float(found[key].mean()):.{digits}f} ± {standard_error(found[key]):.{digits}f}"
-                         for key, digits in COLUMNS]
-                cells.insert(1, f"{float(gap.mean()):+.4f} ± {standard_error(gap):.4f}")
+                cells = [cell(found[key], digits) for key, digits in COLUMNS]
+                cells.insert(1, cell(found["crps"] - first["crps"], 4, "+"))
                 label = {None: "fitted", False: "none"}.get(consistency, consistency)
-                print(f"| {name} | {label} | " + " | ".join(cells) + f" | {leak:.3f} | {float(applied):.1f} "
-                      f"| {spent:.2f} |", flush=True)
+                print(line(name, label, *cells, f"{leak:.3f}", f"{float(applied):.1f}", f"{spent:.2f}"), flush=True)
                 results[f"{task}, {name}, {label}"] = {
-                    **{key: [float(v.mean()), standard_error(v)] for key, v in found.items()}, "leak": leak,
-                    "applied": float(applied), "cpu_ms": spent}
+                    **{key: mean_and_error(v) for key, v in found.items()}, "leak": leak, "applied": float(applied),
+                    "cpu_ms": spent}
     print()
     for name in arguments.vfms:
         images = VFM.load(name).prior_samples(1000, generator=torch.Generator().manual_seed(arguments.seed))

@@ -12,7 +12,6 @@ A jump counts as one call, as for a learned map.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from benchmarks.tables.mixture_table import CountedMixture, append_row, read_rows
-from benchmarks.tables.tilting_parts import Replicated, Rows, choose, mean_and_std, sample_quietly
+from benchmarks.tables.mixture_table import CountedMixture
+from benchmarks.tables.shared import Rows, append_rows, head, line, parser, plus_minus, read_rows
+from benchmarks.tables.tilting_parts import Replicated, choose, mean_and_std, sample_quietly
 from invflow.metrics import sliced_wasserstein
-from invflow.plugins import write_atomically
+from invflow.plugins import write_atomically, write_text
 from invflow.solvers.tilting.fmtt import FMTT
 from invflow_problems.half_plane import left_penalty, ring_of_gaussians, tilted_sample
 from invflow_problems.ring import ring_wavy, wavy_reward, wavy_sample
@@ -95,23 +95,20 @@ def rows_of(problem: str, look_ahead: str, steps: int, particles: int, replicate
 
 def summary(rows: Rows) -> str:
     """Markdown: means and standard errors over replicates, and their ratio to the mean of exact draws."""
-    lines = ["| problem | look-ahead | steps | sliced W2 | over exact draws | distinct ancestors | calls |",
-             "|---|---|---|---|---|---|---|"]
+    lines = [head("problem", "look-ahead", "steps", "sliced W2", "over exact draws", "distinct ancestors", "calls")]
     for problem, look_ahead, steps in dict.fromkeys((r["problem"], r["look_ahead"], r["steps"]) for r in rows):
         own = choose(rows, problem=problem, look_ahead=look_ahead, steps=steps)
         mean, std = mean_and_std(own, "w2")
         exact = choose(rows, problem=problem, look_ahead="exact")
         floor, floor_std = mean_and_std(exact, "w2")
-        error = f" ± {std / math.sqrt(len(own)):.3f}" if len(own) > 1 else ""
         ratio, ancestors, calls = "", "", "0"
         if look_ahead != "exact":
-            ratio, ancestors = f"{mean / floor:.2f}", f"{mean_and_std(own, 'ancestors')[0]:.0f}"
-            if len(own) > 1:
-                relative = math.hypot(std / mean / math.sqrt(len(own)), floor_std / floor / math.sqrt(len(exact)))
-                ratio += f" ± {mean / floor * relative:.2f}"
+            relative = math.hypot(std / mean / math.sqrt(len(own)), floor_std / floor / math.sqrt(len(exact)))
+            ratio = plus_minus(mean / floor, mean / floor * relative, 2)
+            ancestors = f"{mean_and_std(own, 'ancestors')[0]:.0f}"
             calls = f"{float(own[0]['forward']):.0f} + {float(own[0]['backward']):.0f}"
-        lines.append(f"| {problem} | {look_ahead.replace('_', ' ')} | {steps if int(steps) else ''} "
-                     f"| {mean:.3f}{error} | {ratio} | {ancestors} | {calls} |")
+        lines.append(line(problem, look_ahead.replace("_", " "), steps if int(steps) else "",
+                          plus_minus(mean, std / math.sqrt(len(own)), 3), ratio, ancestors, calls))
     return "\n".join(lines)
 
 
@@ -143,27 +140,25 @@ def figure(rows: Rows) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.step_sweep",
-                                     description="FMTT's distance to the tilted law against its steps, on two rings.")
-    parser.add_argument("output", type=Path, help="folder for steps.csv, steps.md and steps.png; resumes a stopped run")
-    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
-    parser.add_argument("--steps", nargs="+", type=int, default=list(STEPS))
-    parser.add_argument("--particles", type=int, default=150)
-    parser.add_argument("--replicates", type=int, default=10)
-    options = parser.parse_args(arguments)
-    options.output.mkdir(parents=True, exist_ok=True)
+    command = parser("step_sweep", "FMTT's distance to the tilted law against its steps, on two rings.",
+                     particles=150, replicates=10)
+    command.add_argument("output", type=Path,
+                         help="folder for steps.csv, steps.md and steps.png; resumes a stopped run")
+    command.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    command.add_argument("--steps", nargs="+", type=int, default=list(STEPS))
+    options = command.parse_args(arguments)
     file = options.output / "steps.csv"
     for problem in options.problems:
         for look_ahead, steps in (("exact", 0), *((name, count) for name in LOOK_AHEADS for count in options.steps)):
-            if len(choose(read_rows(file), problem=problem, look_ahead=look_ahead, steps=steps)) < options.replicates:
-                done = len(choose(read_rows(file), problem=problem, look_ahead=look_ahead, steps=steps))
-                for row in rows_of(problem, look_ahead, steps, options.particles, options.replicates)[done:]:
-                    append_row(file, row, FIELDS)
+            done = len(choose(read_rows(file), problem=problem, look_ahead=look_ahead, steps=steps))
+            if done < options.replicates:
+                rows = rows_of(problem, look_ahead, steps, options.particles, options.replicates)
+                append_rows(file, rows[done:], FIELDS)
     order = ("exact", *LOOK_AHEADS)
-    rows = sorted(read_rows(file), key=lambda r: (r["problem"], order.index(r["look_ahead"]), int(r["steps"])))
-    text = summary(rows)
-    write_atomically(options.output / "steps.md", lambda path: Path(path).write_text(text + "\n", encoding="utf-8"))
-    drawn = figure(rows)
+    found = sorted(read_rows(file), key=lambda r: (r["problem"], order.index(r["look_ahead"]), int(r["steps"])))
+    text = summary(found)
+    write_text(options.output / "steps.md", text + "\n")
+    drawn = figure(found)
     write_atomically(options.output / "steps.png", lambda path: drawn.savefig(path, format="png", dpi=110))
     print(text)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.tables.shared import Rows
 from invflow.plugins import Index, as_index
 from invflow.posterior import Posterior
 from invflow.reward import Reward
@@ -71,8 +72,6 @@ def affordable(make: Callable[[int], FMTT], reward: Reward, budget: int) -> FMTT
         fits = sum(path_calls(make(middle), reward, jumps)) <= budget
         low, high = (middle, high) if fits else (low, middle)
     return make(low)
-
-Rows = list[dict[str, str]]
 
 
 def choose(rows: Rows, **wanted: Any) -> Rows:

@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.tables.shared import Rows
 from benchmarks.tables.tilting_budget import BUDGETS, METHODS
-from benchmarks.tables.tilting_parts import Rows, choose, from_base, from_exact, mean_and_std
+from benchmarks.tables.tilting_parts import choose, from_base, from_exact, mean_and_std
 from benchmarks.tables.tilting_weights import DIMENSIONS, ERROR_METHODS, ERROR_SIZES, PRIORS, WEIGHT_METHODS
 
 __all__ = ["PLOTS", "save"]

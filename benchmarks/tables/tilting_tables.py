@@ -16,20 +16,19 @@ Rows are written as they are computed, so a stopped run can be resumed.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.tables.mixture_table import append_row, read_rows
+from benchmarks.tables.shared import Rows, append_rows, head, line, parser, plus_minus, read_rows
 from benchmarks.tables.tilting_budget import BUDGET_FIELDS, BUDGETS, CASES, METHODS, evaluate_budget, takes
 from benchmarks.tables.tilting_digits import DIGIT_FIELDS, LOOK_AHEADS, PARTICLES, evaluate_digits
-from benchmarks.tables.tilting_parts import Rows, choose, from_base, from_exact, mean_and_std
+from benchmarks.tables.tilting_parts import choose, from_base, from_exact, mean_and_std
 from benchmarks.tables.tilting_weights import (
     DIMENSIONS,
     ERROR_FIELDS,
@@ -43,23 +42,15 @@ from benchmarks.tables.tilting_weights import (
     sees_error,
 )
 from invflow.nets.classifier import Classifier
+from invflow.plugins import write_text
 
 __all__ = ["TABLES", "Table", "fill", "main"]
 #: number of rows of each cell: replicates, or digits
 ROWS = 10
 
 
-def _line(values: Iterable[Any]) -> str:
-    return "| " + " | ".join(str(value) for value in values) + " |"
-
-
-def _head(names: Sequence[Any]) -> list[str]:
-    return [_line(names), "|" + "---|" * len(names)]
-
-
 def _with_std(rows: Rows, name: str, digits: int) -> str:
-    mean, std = mean_and_std(rows, name)
-    return f"{mean:.{digits}f} ± {std:.{digits}f}"
+    return plus_minus(*mean_and_std(rows, name), digits)
 
 
 # -- the tables in markdown --------------------------------------------------------------------------------------------
@@ -69,16 +60,16 @@ def format_budget(rows: Rows, budgets: Sequence[int] = BUDGETS) -> str:
     """Means and standard deviations over replicates, problem by problem and method by method."""
     lines: list[str] = []
     for problem in dict.fromkeys(row["problem"] for row in rows):
-        lines += [f"{problem}:", "", *_head(["method", "calls", "backward among them", "mean reward", "W1",
-                                             "error of shares", "modes"])]
+        lines += [f"{problem}:", "", head("method", "calls", "backward among them", "mean reward", "W1",
+                                           "error of shares", "modes")]
         for method, budget in (("exact", BUDGETS[0]), *itertools.product(METHODS, budgets)):
             chosen = choose(rows, problem=problem, method=method, budget=budget)
             if not chosen:
                 continue
             forward, backward = (mean_and_std(chosen, name)[0] for name in ("calls", "backward"))
-            lines.append(_line([method, f"{forward + backward:.0f}", f"{backward:.0f}", _with_std(chosen, "reward", 3),
-                                _with_std(chosen, "w1", 2), _with_std(chosen, "mode_error", 3),
-                                f"{mean_and_std(chosen, 'modes')[0]:.1f}"]))
+            lines.append(line(method, f"{forward + backward:.0f}", f"{backward:.0f}", _with_std(chosen, "reward", 3),
+                              _with_std(chosen, "w1", 2), _with_std(chosen, "mode_error", 3),
+                              f"{mean_and_std(chosen, 'modes')[0]:.1f}"))
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -89,13 +80,13 @@ def format_error(rows: Rows) -> str:
     for (judge, difference), name in itertools.product(
             (("tilted base sampler", from_base), ("exact law", from_exact)), ("share", "reward")):
         lines += [f"{name}, minus that of the {judge} (in standard errors):", "",
-                  *_head(["error in", "weights, look-ahead", *ERROR_SIZES])]
+                  head("error in", "weights, look-ahead", *ERROR_SIZES)]
         for where, method in itertools.product(("jump", "both"), ERROR_METHODS):
             chosen = {size: choose(rows, where=where, size=size, method=method) for size in ERROR_SIZES}
             if any(chosen.values()):
                 cells = [difference(found, name) if found else None for found in chosen.values()]
                 shown = ("" if cell is None else f"{cell[0]:+.3f} ({abs(cell[0] / cell[1]):.1f})" for cell in cells)
-                lines.append(_line([where, method, *shown]))
+                lines.append(line(where, method, *shown))
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -103,16 +94,16 @@ def format_error(rows: Rows) -> str:
 def format_dimension(rows: Rows) -> str:
     """Variance of the log weights, effective sample size and k-hat; temperatures and calls of NoiseSMC."""
     lines = ["variance of the log weights / effective sample size in percent / k-hat, means over replicates:", "",
-             *_head(["prior", "proposal, look-ahead", *(f"d = {d}" for d in DIMENSIONS)])]
+             head("prior", "proposal, look-ahead", *(f"d = {d}" for d in DIMENSIONS))]
     for prior, method in itertools.product(PRIORS, WEIGHT_METHODS):
         cells = [choose(rows, prior=prior, d=d, method=method) for d in DIMENSIONS]
         if method != "NoiseSMC" and any(cells):
-            lines.append(_line([prior, method, *(_cell(cell) for cell in cells)]))
+            lines.append(line(prior, method, *(_cell(cell) for cell in cells)))
     lines += ["", "NoiseSMC, temperatures (calls forward and backward; error of the log evidence, mean ± std):", "",
-              *_head(["prior", *(f"d = {d}" for d in DIMENSIONS)])]
+              head("prior", *(f"d = {d}" for d in DIMENSIONS))]
     for prior in PRIORS:
         cells = [choose(rows, prior=prior, d=d, method="NoiseSMC") for d in DIMENSIONS]
-        lines.append(_line([prior, *(_tempered(cell) for cell in cells)]))
+        lines.append(line(prior, *(_tempered(cell) for cell in cells)))
     return "\n".join(lines)
 
 
@@ -136,9 +127,9 @@ def format_digits(rows: Rows) -> str:
     seeds = sorted({row["seed"] for row in rows})
     judged = "accuracy" if any(row["accuracy"] for row in rows) else "accuracy_of_reward"
     names = ("accuracy", "accuracy_of_reward", "reward", "length", "discrepancy", "ess", "ancestors")
-    lines = _head(["look-ahead", "steps", "calls", "backward among them", "accuracy, second classifier",
-                   "accuracy, the reward's", "mean reward", "thermodynamic length", "total discrepancy", "ESS",
-                   "distinct ancestors"])
+    lines = [head("look-ahead", "steps", "calls", "backward among them", "accuracy, second classifier",
+                  "accuracy, the reward's", "mean reward", "thermodynamic length", "total discrepancy", "ESS",
+                  "distinct ancestors")]
     for name in LOOK_AHEADS:
         chosen = choose(rows, look_ahead=name)
         if not chosen:
@@ -149,11 +140,11 @@ def format_digits(rows: Rows) -> str:
             cells.append(f"{float(means.mean()):.{digits}f} ± {float(means.std()):.{digits}f}"
                          if not bool(means.isnan().any()) else "")
         forward, backward = (float(chosen[0][column]) for column in ("calls", "backward"))
-        lines.append(_line([name, chosen[0]["steps"], f"{forward + backward:.0f}", f"{backward:.0f}", *cells]))
-    lines += ["", f"{judged}, digit by digit:", "", *_head(["look-ahead", *range(10)])]
+        lines.append(line(name, chosen[0]["steps"], f"{forward + backward:.0f}", f"{backward:.0f}", *cells))
+    lines += ["", f"{judged}, digit by digit:", "", head("look-ahead", *range(10))]
     for name in LOOK_AHEADS:
-        lines.append(_line([name, *(f"{mean_and_std(choose(rows, look_ahead=name, digit=digit), judged)[0]:.2f}"
-                                    for digit in range(10))]))
+        lines.append(line(name, *(f"{mean_and_std(choose(rows, look_ahead=name, digit=digit), judged)[0]:.2f}"
+                                  for digit in range(10))))
     return "\n".join(lines)
 
 
@@ -198,9 +189,8 @@ def fill(table: Table, file: Path, run: Callable[..., list[dict[str, Any]]] | No
     for cell in table.cells:
         if found.count(tuple(str(value) for value in cell)) == ROWS:
             continue
-        for row in (run or table.run)(*cell):
-            if tuple(str(row[name]) for name in names) not in done:
-                append_row(file, row, table.fields)
+        rows = (run or table.run)(*cell)
+        append_rows(file, [row for row in rows if tuple(str(row[name]) for name in names) not in done], table.fields)
     return read_rows(file)
 
 
@@ -221,15 +211,13 @@ TABLES: dict[str, Table] = {
 
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> None:
     """Fill the tables, write each as CSV, markdown and plot, and print them."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.tilting_tables", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, help="folder of the tables and plots")
-    parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES), metavar="NAME",
+    command = parser("tilting_tables", __doc__, threads=1)
+    command.add_argument("output", type=Path, help="folder of the tables and plots")
+    command.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES), metavar="NAME",
                         help=f"one or more of {', '.join(TABLES)}; default: all")
-    parser.add_argument("--judge", type=Path, help="folder of a second MNIST classifier, for the digits")
-    parser.add_argument("--particles", type=int, default=PARTICLES, help="particles for each digit; not in the CSV")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
+    command.add_argument("--judge", type=Path, help="folder of a second MNIST classifier, for the digits")
+    command.add_argument("--particles", type=int, default=PARTICLES, help="particles for each digit; not in the CSV")
+    options = command.parse_args(arguments)
     torch.set_num_threads(options.threads)
     judge = None if options.judge is None else Classifier.load(options.judge)
     for name in options.only:
@@ -238,7 +226,7 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
         run = digits if name == "digits" else None
         rows = fill(table, options.output / f"{name}.csv", run)
         text = table.markdown(rows)
-        (options.output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+        write_text(options.output / f"{name}.md", text + "\n")
         say(f"## {name}\n\n{text}\n")
         if table.plot is not None:
             from benchmarks.tables import tilting_plots

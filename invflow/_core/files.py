@@ -16,7 +16,7 @@ try:
 except ImportError:  # pragma: no cover - Windows has no flock: nothing is locked and no orphan is removed there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["alone_in", "check_writable", "remove_orphans", "write_atomically"]
+__all__ = ["alone_in", "check_writable", "remove_orphans", "write_atomically", "write_text"]
 
 #: ending of the name of a file that is being written
 _SUFFIX = ".partial"
@@ -58,6 +58,11 @@ def write_atomically(path: Path, write: Any) -> None:
         if reason is None:
             raise
         raise OSError(*reason, str(path)) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text as a whole, in UTF-8; see :func:`write_atomically`."""
+    write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
 
 
 def check_writable(folder: Path) -> None:

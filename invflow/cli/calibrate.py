@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from invflow.cli.options import MOST_SEED, PRIOR_HELP, find_problem
+from invflow.cli.options import PRIOR_HELP, Device, Seed, find_problem
 
 __all__ = ["calibrate"]
 
@@ -27,8 +27,8 @@ def calibrate(
         "--set", metavar="NAME=VALUE", help="Setting of the solver; may be repeated.")] = None,
     prior: Annotated[str | None, typer.Option(help=PRIOR_HELP)] = None,
     chunk_size: Annotated[int | None, typer.Option(min=1, help="Measurements per call of the solver.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Random seed.")] = 0,
-    device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps.")] = "cpu",
+    seed: Seed = 0,
+    device: Device = "cpu",
     output: Annotated[Path, typer.Option(
         help="Folder for the results; an interrupted run resumes from it.")] = Path("invflow-calibration"),
 ) -> None:
@@ -39,7 +39,7 @@ def calibrate(
     """
     import torch
 
-    from invflow._core.records import write_atomically
+    from invflow._core.files import write_atomically, write_text
     from invflow.cli.options import check_device, parse_settings, refuse_processes
     from invflow.evaluation.calibrate import calibrate as run
     from invflow.registry import solver_by_name
@@ -53,8 +53,8 @@ def calibrate(
     certificate = run(built, posed, num_simulations=simulations, num_samples=samples, num_particles=particles,
                       source=source, split=split, chunk_size=chunk_size, output=output,
                       generator=torch.Generator().manual_seed(seed), progress=True)
-    text, figure = certificate.to_markdown(), certificate.plot()
-    write_atomically(output / "certificate.md", lambda name: Path(name).write_text(text, encoding="utf-8"))
+    figure = certificate.plot()
+    write_text(output / "certificate.md", certificate.to_markdown())
     write_atomically(output / "figure.png", lambda name: figure.savefig(name, format="png"))
     typer.echo(str(certificate))
     names = ("certificate.json", "simulations.safetensors", "certificate.md", "figure.png")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from invflow.cli.options import MOST_SEED, PRIOR_HELP, find_problem
+from invflow.cli.options import PRIOR_HELP, Device, Seed, find_problem
 
 if TYPE_CHECKING:
     from invflow.problem import Problem
@@ -34,9 +34,9 @@ def compare(
         min=1, help="Observations of each problem [default: 32, or the suite's].")] = None,
     samples: Annotated[int | None, typer.Option(
         min=1, help="Posterior samples for each observation [default: 64, or the suite's].")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Random seed.")] = 0,
+    seed: Seed = 0,
     split: Annotated[str, typer.Option(help="Image split: test, or validation for choosing settings.")] = "test",
-    device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     timeout: Annotated[float | None, typer.Option(
         help="Time limit for each part (eight observations), in seconds [default: no limit].")] = None,
     shard: Annotated[str | None, typer.Option(

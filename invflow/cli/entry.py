@@ -16,7 +16,7 @@ from invflow.cli.compare import compare
 from invflow.cli.examples import examples
 from invflow.cli.listing import list_names
 from invflow.cli.new import new
-from invflow.cli.options import MOST_SEED, parse_settings, say, user_errors
+from invflow.cli.options import MOST_SEED, Seed, parse_settings, say, user_errors
 from invflow.cli.restore import restore
 from invflow.cli.solve import solve
 from invflow.cli.streams import keep_streams
@@ -126,7 +126,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Number of timings; the median is reported.")] = 20,
     device: Annotated[str, typer.Option(help="Device.")] = "cpu",
     only: Annotated[list[str] | None, typer.Option(help="Run only this benchmark; may be repeated.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Random seed.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Measure speed relative to a reference timed in the same run; the exit code is 1 if a limit is exceeded."""
     from invflow.bench.runner import format_results, run

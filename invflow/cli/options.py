@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
@@ -17,11 +17,14 @@ import typer
 if TYPE_CHECKING:
     from invflow.problem import Problem
 
-__all__ = ["MOST_SEED", "PRIOR_HELP", "check_device", "find_problem", "parse_settings", "refuse_processes", "say",
-           "user_errors"]
+__all__ = ["MOST_SEED", "PRIOR_HELP", "Device", "Seed", "check_device", "find_problem", "parse_settings",
+           "refuse_processes", "say", "user_errors"]
 
 
 MOST_SEED = 2**63 - 1
+#: options that several commands have
+Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Random seed.")]
+Device = Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps.")]
 PRIOR_HELP = ("Name of a shipped or plug-in prior, a folder, a Hub repository id, or package.module:function "
               "[default: the problem's].")
 

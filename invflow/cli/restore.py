@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from invflow.cli.options import say
+from invflow.cli.options import Device, say
 
 if TYPE_CHECKING:
     from invflow.restore import Restored
@@ -37,7 +37,7 @@ def restore(
         help="Keep the pixels outside the mask unchanged.")] = True,
     prior: Annotated[str, typer.Option(help="Name of a shipped prior, a folder, or a Hub repository id.")] = "photos",
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     output: Annotated[Path | None, typer.Option(
         help="Output file, or output folder if the source is a folder [default: next to the source, named "
              "...-restored].")] = None,

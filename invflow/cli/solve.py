@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from invflow.cli.options import MOST_SEED, PRIOR_HELP, find_problem, parse_settings, refuse_processes, say
+from invflow.cli.options import PRIOR_HELP, Device, Seed, find_problem, parse_settings, refuse_processes, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,8 +65,8 @@ def solve(
     steps: Annotated[int | None, typer.Option(min=1, help="Number of solver steps [default: the solver's].")] = None,
     setting: Annotated[list[str] | None, typer.Option(
         "--set", metavar="NAME=VALUE", help="Another setting of the solver; may be repeated.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Random seed.")] = 0,
-    device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps.")] = "cpu",
+    seed: Seed = 0,
+    device: Device = "cpu",
     compile_first: Annotated[bool, typer.Option(
         "--compile", help="Compile the networks first (tens of seconds each); on a GPU they then run as CUDA "
                           "graphs.")] = False,

@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from invflow._core.records import read_record, write_atomically, write_record
+from invflow._core.files import write_atomically, write_text
+from invflow._core.records import read_record, write_record
 from invflow.evaluation.page.page import write_report
 from invflow.evaluation.results.results import Results
 from invflow.evaluation.results.text import cells, markdown
@@ -70,10 +71,9 @@ class Comparison(Results):
         page = place / _PAGE
         if write_record(place / _RECORD, _KINDS[0], record) != before:
             page.unlink(missing_ok=True)
-        texts = {"table.csv": self.to_csv(), "observations.csv": self.observations_csv(),
-                 "table.md": self.to_markdown() + "\n"}
-        for name, text in texts.items():
-            write_atomically(place / name, lambda path, text=text: Path(path).write_text(text, encoding="utf-8"))
+        write_text(place / "table.csv", self.to_csv())
+        write_text(place / "observations.csv", self.observations_csv())
+        write_text(place / "table.md", self.to_markdown() + "\n")
         metric = next((m for m in ("crps", "reward", "residual") if any(m in self.metrics(p) for p in self.problems)),
                       None)
         if metric is not None:

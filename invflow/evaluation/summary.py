@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invflow._core.records import write_atomically
+from invflow._core.files import write_text
 from invflow.evaluation.measures import expectations_of, measure
 from invflow.posterior import Posterior
 from invflow.reward import Reward
@@ -154,8 +154,7 @@ def format_table(summary: dict[str, Any], rows: int = 8) -> str:
 
 def write_json(value: Any, path: Path) -> None:
     """Write JSON atomically; numbers that are not finite, which JSON cannot represent, become null."""
-    text = json.dumps(_finite(value), indent=2) + "\n"
-    write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(_finite(value), indent=2) + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -77,8 +77,7 @@ def lagrangian_distillation_loss(u: AverageVelocity, teacher: Velocity, x: Tenso
     loss is flow matching to b. The teacher is called once for each row, at X.
 
     Args:
-        u, teacher, x, s, t: Same as in :func:`meanflow_distillation_loss`.
-        num_distinct: Number of rows with s < t, if those come first; None counts them.
+        u, teacher, x, s, t, num_distinct: Same as in :func:`meanflow_distillation_loss`.
         through_teacher: Whether to differentiate b_t(X) in X too, as in the definition; False holds b_t(X) fixed,
             which has the same minimum and needs no backward pass through the teacher.
 

@@ -77,6 +77,11 @@ def fresh_adapter(prior: NeuralFlowMap, classes: list[str], options: dict[str, A
     """Build an untrained adapter of the right kind for a map; ``options`` of its network default to the map's."""
     if prior.spectrum is not None:
         return SpectralAdapter.for_map(prior, classes, options, generator)
+    return _plain_adapter(prior, classes, options, generator, deviations)
+
+
+def _plain_adapter(prior: NeuralFlowMap, classes: list[str], options: dict[str, Any] | None,
+                   generator: torch.Generator, deviations: bool = False) -> Adapter:
     return Adapter(prior.state_shape, classes=classes, network=prior.network_name, image_shape=prior.image_shape,
                    options=prior.options if options is None else options, generator=generator, deviations=deviations)
 
@@ -91,13 +96,7 @@ def train_alignment(data: Tensor | Sampler, prior: NeuralFlowMap, reward: Reward
         prior: A trained prior, which is not changed.
         reward: Differentiable reward for any number of observations; its scale sets the strength of the tilt.
         name: Problem class under which the adapter recognises the reward: set ``reward.problem_class`` to it.
-        settings: Settings of the loop.
-        folder: Folder for the checkpoint, the metrics and, when done, the VFM (``folder/vfm``).
-        options: Options of the adapter's network; default: those of the map.
-        progress: Whether to show a progress bar.
-        stop_at: Step at which to stop, with a checkpoint.
-        objective: Weights of the terms of :class:`VFMObjective`.
-        **changes: Fields of :class:`ObjectiveSettings`, such as ``tau``.
+        settings, folder, options, progress, stop_at, objective, **changes: Same as in :func:`train_vfm`.
 
     Returns:
         The solver: ``sample(reward, n)`` draws from about p(x) e^{r(x)} in one step.
@@ -106,8 +105,7 @@ def train_alignment(data: Tensor | Sampler, prior: NeuralFlowMap, reward: Reward
         raise ValueError("reward alignment needs a gradient, but the reward has differentiable=False: use NoiseSMC")
     own = dataclasses.replace(objective or ObjectiveSettings(), **changes)
     image_map = copy.deepcopy(prior).train()
-    adapter = Adapter(prior.state_shape, classes=[name], network=prior.network_name, image_shape=prior.image_shape,
-                      options=prior.options if options is None else options, generator=seeded(settings.seed, 0, -4))
+    adapter = _plain_adapter(prior, [name], options, seeded(settings.seed, 0, -4))
     done = fit(VFMObjective(image_map, adapter, reward=reward, settings=own), batches_of(data, settings), settings,
                folder, progress=progress, stop_at=stop_at)
     return finish(image_map, adapter, own.frozen, done, folder)

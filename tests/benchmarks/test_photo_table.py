@@ -12,6 +12,7 @@ from PIL import Image
 import invflow
 from benchmarks.tables import photo_parts, photo_table
 from benchmarks.tables.photo_parts import Picture
+from benchmarks.tables.shared import mean_and_error
 from invflow.metrics import psnr
 
 
@@ -110,8 +111,8 @@ def test_differences_are_paired():
     table = photo_table.markdown(cells, ["denoising"], ["vfm", "tv"])
     assert "| denoising | tv | +1.10 ± 0.06 | +0.100 ± 0.000 | -0.0100 ± 0.0000 |" in table
     assert "| denoising | vfm | 27.10 ± " in table
-    assert photo_table.mean_and_error([3.0])[0] == 3.0
-    assert math.isnan(photo_table.mean_and_error([3.0])[1])
+    assert mean_and_error([3.0])[0] == 3.0
+    assert math.isnan(mean_and_error([3.0])[1])
 
 
 def test_which_photographs_are_taken(tmp_path):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invflow._core.records import write_atomically
+from invflow._core.files import write_text
 from invflow.evaluation.certificate.certificate import Certificate
 from invflow.evaluation.measures import LEVEL, METRICS
 from invflow.evaluation.page.gallery import choose_extent, gallery
@@ -30,8 +30,7 @@ _CHANCE = 0.01
 
 def write_report(comparison: Results, path: str | os.PathLike[str], **options: Any) -> None:
     """Write the page of :func:`render_report` to a file, atomically; parent folders are created."""
-    page = render_report(comparison, **options)
-    write_atomically(Path(path), lambda name: Path(name).write_text(page, encoding="utf-8"))
+    write_text(Path(path), render_report(comparison, **options))
 
 
 def render_report(comparison: Results, *, reference: str | None = None,
