@@ -53,7 +53,7 @@ def test_without_an_error_it_is_the_map() -> None:
     ring, x = ring_of_gaussians(steps=4), torch.randn(5, 2, generator=generator())
     right = PerturbedMap(ring, 0.0)
     torch.testing.assert_close(right.jump(x, 0.1, 0.9), ring.jump(x, 0.1, 0.9))
-    with pytest.raises(ValueError, match="at least 0"):
+    with pytest.raises(ValueError, match="pass size >= 0"):
         PerturbedMap(ring, -0.1)
     with pytest.raises(ValueError, match="'jump' or 'both'"):
         PerturbedMap(ring, 0.1, "velocity")
