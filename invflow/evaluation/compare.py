@@ -44,7 +44,7 @@ def compare(problems: Problem | str | Sequence[Problem | str],
     Every solver gets the same observations of a problem, and the same random numbers for second measurements and
     exact draws. With a folder, each part (a solver on ``part_size`` observations) is written when it is done,
     atomically. After an interruption, the same call resumes and gives the same table. A call with more observations
-    or another solver computes only these. A part is reused only if everything that determines its numbers has
+    or another solver computes only the new parts. A part is reused only if everything that determines its numbers has
     the same content: measurements and truths, operator and noise, prior, weights and settings of the solver, versions.
     If this cannot be determined, the part is computed again. Under ``torchrun`` the parts are distributed over the
     processes; ``shard`` distributes them over independent calls, such as the jobs of a cluster.
@@ -55,8 +55,8 @@ def compare(problems: Problem | str | Sequence[Problem | str],
         problems: One or several problems, or their names.
         solvers: Solvers by name. Each is a solver (used for all problems), a solver name for
             :func:`invflow.registry.solver_by_name`, or a function that builds a solver from a problem. A list
-            may hold solver names, which are also the labels, and solvers, which are labelled by their classes. The
-            others are compared with the first one.
+            may hold solver names, which are also the labels, and solvers, whose labels are the names of their
+            classes. All others are compared with the first solver.
         num_observations: Number of observations of each problem: the first images of the split, or draws of the
             problem's law.
         num_samples: Number of samples for each observation.
@@ -69,9 +69,10 @@ def compare(problems: Problem | str | Sequence[Problem | str],
             in the folder keep their size.
         gallery: Number of observations of each problem whose images are stored.
         device: Device of the solvers; None leaves them where they are.
-        shard: ``(k, n)``, counted from 1: compute only the parts of the k-th of n shares. Missing parts are listed
-            as such; a call without ``shard``, or the last share, combines all. The calls may run at the same
-            time in one folder, or in folders whose ``parts`` are then copied into one: the numbers are the same.
+        shard: ``(k, n)``, counted from 1: compute only the parts of the k-th of n shares. The result lists the parts
+            that are still missing; a call without ``shard``, or the last share, combines all. The calls may run at
+            the same time in one folder, or in several folders whose ``parts`` are copied into one afterwards: the
+            numbers are the same.
         timeout: Time limit of a part in seconds; a part that exceeds it is stopped between two operations and fails.
         progress: Whether to show a progress bar.
 
@@ -199,7 +200,7 @@ def _named_problems(problems: Problem | str | Sequence[Problem | str]) -> dict[s
 
 
 def _that_fit(problems: dict[str, Problem], num_observations: int) -> dict[str, Problem]:
-    """The problems, whose truths are all drawn at once."""
+    """Check that the truths, which are all drawn at once, fit into memory, and return the problems."""
     for name, problem in problems.items():
         if 4 * num_observations * math.prod(problem.image_shape) > host_memory():
             raise MemoryError(f"{num_observations} observations of {name}, of {math.prod(problem.image_shape)} values "

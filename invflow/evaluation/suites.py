@@ -18,12 +18,13 @@ class Suite:
     """A fixed comparison for ``invflow compare --suite``.
 
     Attributes:
-        description: One line.
+        description: Description in one line.
         problems: Names of the problems.
         solvers: Solvers as on the command line, ``[label=]name[:setting=value,...]``.
         observations: Number of observations of each problem.
         samples: Number of samples for each observation.
-        part_size: Number of observations per part, the unit of work that a killed run loses and that shards divide.
+        part_size: Number of observations per part. A killed run loses at most its current part, and shards consist of
+            whole parts.
     """
 
     description: str
@@ -47,7 +48,7 @@ class Suite:
         return chosen
 
 
-#: about a hundred calls per sample if a setting determines it; some solvers choose their own number
+#: about a hundred calls per sample where a setting determines the number; some solvers choose it themselves
 _SOLVERS = (
     "exact", "noise-smc", "smc-from-rto=noise-smc:start=rto", "noise-rto", "fmtt",
     "fmtt-denoiser=fmtt:look_ahead=denoiser", "tds",

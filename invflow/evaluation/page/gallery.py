@@ -1,4 +1,4 @@
-"""The gallery of a report: truth, observation, samples, mean, standard deviation and coverage map, solver by solver."""
+"""The gallery of a report: truth and observation, and each solver's samples, mean, deviations and coverage map."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ def gallery(comparison: Results, problem: str, examples: dict[str, dict[str, Ten
 
 
 def _highest_deviation(examples: dict[str, dict[str, Tensor]], observations: int) -> float:
-    """End of the colour scale: the largest deviation, unless that of one solver would make all others look dark."""
+    """Upper end of the colour scale: the largest deviation, unless one solver's would make all others look dark."""
     peaks = torch.tensor([float(found["std"][:observations].nan_to_num(0.0).max()) for found in examples.values()])
     return max(1e-6, min(float(peaks.max()), 3 * float(peaks.median())))
 
 
-# -- figures: a caption, with an image, several, a drawing or a text ---------------------------------------------------
+# -- figures: a caption with an image, a stack of images, a drawing or text --------------------------------------------
 
 
 def _given(found: dict[str, Tensor], name: str) -> list[dict[str, Any]]:

@@ -114,7 +114,7 @@ def _sentences(comparison: Results, problem: str) -> list[str]:
 
 
 def _honesty(comparison: Results, problem: str, solver: str) -> list[str]:
-    """Test of coverage by Student's t, since with few observations the standard error itself is uncertain."""
+    """A sentence on coverage, tested by Student's t: with few observations the standard error itself is uncertain."""
     from scipy import stats
 
     if "coverage" not in comparison.values[problem][solver]:
@@ -156,7 +156,7 @@ def _certificate(name: str, certificate: Certificate) -> dict[str, Any]:
 
 
 def _fewer_colours(png: bytes) -> bytes:
-    """Compress a figure to a third of its size."""
+    """Reduce the colours of a figure, which compresses it to a third of its size."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -183,7 +183,7 @@ def _reproduce(comparison: Results, command: str | None) -> dict[str, Any]:
 
 
 def _settings(found: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
-    """Names and values of settings as text; settings of one problem, or of a part, follow its name."""
+    """Names and values of settings as text; the name of a nested setting starts with the names above it."""
     rows = []
     for key, value in found.items():
         if isinstance(value, Mapping):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 __all__ = ["curves", "data_uri", "drawing", "image_uri", "plane", "svg"]
 
-#: colours in figures that are replaced by the page's, which may be dark
+#: colours in figures, which the colours of the page replace; the page may be dark
 INK, FAINT, FRONT, TRUTH = "#222222", "#999999", "#3b4cc0", "#b3470a"
 _THEME = {INK: "ink", FAINT: "faint", FRONT: "accent", TRUTH: "worse", "#000000": "ink"}
 #: largest number of points drawn on a curve
@@ -54,10 +54,10 @@ def svg(figure: Figure, words: str, name: str) -> Markup:
     """A figure as an SVG element in the colours and fonts of the page.
 
     Args:
-        figure: Figure in the colours :data:`INK`, :data:`FAINT`, :data:`FRONT` and :data:`TRUTH`, which are replaced by
-            the page's.
+        figure: Figure in the colours :data:`INK`, :data:`FAINT`, :data:`FRONT` and :data:`TRUTH`, which the colours of
+            the page replace.
         words: Text alternative for screen readers.
-        name: Name that is unique on the page.
+        name: Name of the figure, unique on the page.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):

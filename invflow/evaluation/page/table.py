@@ -64,7 +64,7 @@ def problem_table(comparison: Results, problem: str, rows: list[dict[str, Any]])
 
 
 def _groups(metrics: list[str]) -> dict[str, list[str]]:
-    """Metrics by group; a problem's own quantities measure quality, since they are the solvers' task."""
+    """Metrics by group; a problem's own quantities count as quality, since estimating them is the task."""
     groups: dict[str, list[str]] = {"quality": [], "honesty": []}
     for metric in metrics:
         groups[METRICS[metric].group if metric in METRICS else "quality"].append(metric)
@@ -98,7 +98,7 @@ def _metric_cell(comparison: Results, problem: str, metric: str, row: dict[str, 
 
 
 def _difference(row: dict[str, Any], metric: str, attributes: dict[str, Any]) -> dict[str, Any]:
-    """The text below the number; the numbers themselves are written into the cell's attributes."""
+    """The text below a number; the difference and its standard error are written into the cell's attributes."""
     if "reference" not in row:
         return {"text": ""}
     if row["reference"] == row["solver"]:
@@ -120,14 +120,14 @@ def _cost_cell(cost: str, value: float | None) -> dict[str, Any]:
 
 
 def _exact(value: float) -> str:
-    """All digits, as scripts write them."""
+    """All digits, in JavaScript's notation."""
     return repr(value).replace("inf", "Infinity")
 
 
 def _pair_errors(comparison: Results, problem: str, metrics: list[str]) -> dict[str, list[float | None]]:
-    """Standard errors of paired differences, above the diagonal row by row; None where there is none.
+    """Standard errors of the differences of all pairs of solvers, row by row above the diagonal; None if unknown.
 
-    The differences follow from the means; their standard errors do not.
+    The page computes the differences from the means, but their standard errors do not follow from the means.
     """
     solvers, own = list(comparison.solvers), comparison.values[problem]
     found = {}
