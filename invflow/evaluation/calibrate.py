@@ -65,7 +65,7 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
             means ten times N for solvers with importance weights or resampling, which are exact only for many
             particles, and N for others.
         source: ``"prior"`` for truths from ``solver.prior_samples`` (from the problem's prior if the solver has none):
-            an exact solver passes. ``"data"`` for the problem's own truths: a misfit of the prior is detected too.
+            an exact solver passes. ``"data"`` for the problem's own truths: this also detects a misfit of the prior.
         split: Split of a problem with images, for ``source="data"``.
         quantities: Your own quantities by name, ``(images (B, N, *image_shape), likelihood) -> (B, N)``, in addition
             to the default ones.
@@ -78,8 +78,8 @@ def calibrate(solver: Solver | str, problem: Problem | str, *, num_simulations: 
             measurements and quantities must have the same content; if this cannot be determined, it does not resume.
         generator: Random generator; one number is drawn from it, and all others follow from that number.
         progress: Whether to show a progress bar.
-        watch: Function called after each chunk with the certificate of all simulations so far, once there are two; an
-            exception in it ends the calibration.
+        watch: Function called after each chunk with the certificate of all simulations so far, if there are at least
+            two; an exception in it ends the calibration.
 
     Returns:
         A :class:`~invflow.evaluation.calibrate.Certificate`, which can be printed, plotted by ``plot()`` and saved by
@@ -181,7 +181,7 @@ def _check(problem: Problem, source: str, num_simulations: int, num_samples: int
     if num_particles is not None and num_particles < num_samples:
         raise ValueError(f"num_particles={num_particles} must be at least num_samples={num_samples}, since the samples "
                          "are drawn from the particles")
-    _ = problem.operator  # a problem without one says that it has no measurements to simulate
+    _ = problem.operator  # raises an error for a problem without measurements
     if source not in ("prior", "data"):
         raise ValueError(f"unknown source {source!r}: pass source='prior' or source='data'")
 

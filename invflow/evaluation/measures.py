@@ -55,7 +55,7 @@ class Metric:
         better: ``"low"``, ``"high"``, the best value, or None if neither direction is better.
         note: Explanation in one line.
         group: Group of columns, ``"quality"`` or ``"honesty"``.
-        needs: Requirement for this column.
+        needs: Requirements of this column.
     """
 
     title: str
@@ -215,7 +215,7 @@ def _against_truth(posterior: Posterior, truth: Tensor, log_weights: Tensor | No
 
 def _covered(samples: Tensor, truth: Tensor, log_weights: Tensor | None,
              rule: Callable[..., Tensor] = coverage) -> Tensor:
-    with warnings.catch_warnings():  # the column's requirements state it
+    with warnings.catch_warnings():  # the requirements of the column already state this
         warnings.filterwarnings("ignore", "coverage: a level")
         return rule(samples, truth, LEVEL, log_weights).double()
 

@@ -1,7 +1,4 @@
 """The figure of a certificate. It uses matplotlib's objects, not pyplot, and is imported only when needed."""
-
-
-
 from __future__ import annotations
 
 import math
@@ -52,8 +49,9 @@ class Certified(Protocol):
 def certificate_figure(certificate: Certified, *, columns: int = 5, cell: float = 1.9) -> PosteriorFigure:
     """Plot rank functions with their bands, the TARP curve, coverage, and z-score against contraction.
 
-    A rank function is drawn as its difference from the uniform one, with its simultaneous band in grey. If it were the
-    only test, it would leave the band with probability at most alpha. Red marks rejection after correction for all.
+    A rank function is drawn as its difference from the uniform one, with its simultaneous band in grey. For a
+    calibrated solver, a single rank function leaves its band with probability at most alpha. Red marks a rejection
+    after correction for all checks.
 
     Args:
         certificate: Certificate from :func:`invflow.calibrate`.

@@ -23,10 +23,10 @@ __all__ = ["CERTIFIABLE", "LEVELS", "Check", "Judgement", "judge", "rank_coverag
 
 #: nominal levels at which coverage is reported
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-#: a calibration that could miss a standard deviation wrong by this factor is not certified
+#: a calibration that could miss a standard deviation that is wrong by this factor is not certified
 CERTIFIABLE = 2.0
 POWER = 0.8
-#: ranks, in [0, 1], with a smaller mean difference count as one quantity; for independent ones it is 1/3
+#: quantities whose ranks, scaled to [0, 1], differ less on average count as one; independent ranks differ by 1/3
 _ALIKE = 1e-3
 
 
@@ -37,8 +37,8 @@ class Check:
     Attributes:
         name: Name of the quantity.
         p_value: p-value of the test that its ranks are uniform or, for all pixels together, that its mean is correct.
-        p_adjusted: p-value corrected for the number of checks (Holm). A quantity that orders all images like an earlier
-            one has the value of that one, since both are one check.
+        p_adjusted: p-value corrected for the number of checks (Holm). A quantity that orders all images in the same
+            way as an earlier one shares its value, since both count as one check.
         passed: Whether ``p_adjusted`` is above alpha.
         reading: Kind of error, such as ``"samples too narrow"``, or ``""``.
         z_mean, z_std: Mean and standard deviation of (posterior mean - truth) / (posterior standard deviation);
@@ -66,9 +66,10 @@ class Judgement:
     Attributes:
         checks: A :class:`Check` for each quantity, then TARP and the two for all pixels together.
         verdict: ``"passes"``, ``"fails"`` or ``"too few to certify"``.
-        detectable_narrow, detectable_wide: Any single quantity detects, with 80% power at the corrected level, a
-            posterior whose standard deviation is below the first or above the second times the correct one.
-        detectable_shift: The same for an error of its mean, in standard deviations.
+        detectable_narrow, detectable_wide: Factors of the correct standard deviation. Any single quantity detects, with
+            80% power at the corrected level, a posterior whose standard deviation is below the first or above the
+            second factor.
+        detectable_shift: Error of the posterior mean that is detected in the same way, in standard deviations.
         spread_skill, spread_skill_error: Ratio of spread to skill over all pixels and its standard error; the ratio is
             1 if calibrated.
     """
@@ -92,14 +93,14 @@ def judge(record: dict[str, Tensor], names: Sequence[str], num_samples: int, alp
         names: Names of the Q quantities.
         num_samples: N, the number of samples among which each truth was ranked.
         alpha: Probability of any false alarm.
-        merge: Whether to count quantities that order images in the same way as one check; False corrects like versions
-            up to 0.1.
+        merge: Whether to count quantities that order images in the same way as one check; False corrects as versions up
+            to 0.1 did.
 
     Returns:
-        The verdicts. The calibration fails if any check rejects after Holm's correction. Otherwise it passes if a
-        single quantity, at the strictest corrected level (alpha over the number of checks), would have found a
-        posterior with half or twice the correct standard deviation with 80% power. Otherwise there were too few
-        simulations to certify.
+        The verdicts. The calibration fails if any check rejects after Holm's correction. It passes if none
+        does and a single quantity, at the strictest corrected level (alpha over the number of checks), would have
+        detected, with 80% power, a posterior with half or twice the correct standard deviation. Otherwise there were
+        too few simulations to certify.
     """
     simulations = len(record["tarp_ranks"])
     # name, p-value, reading; z-scores and contraction; coverage and its error

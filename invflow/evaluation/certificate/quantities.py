@@ -24,16 +24,17 @@ def default_quantities(pilot: Tensor, generator: torch.Generator, *, num_pixels:
                        num_projections: int = 4, num_blocks: int = 4) -> dict[str, Quantity]:
     """Random pixels and projections, means over blocks of pixels, squared residual, log likelihood, total variation.
 
-    If the pixels of samples vary together too little or too much, the intervals of single pixels can be right while
-    those of a region are wrong. Means over blocks, with a quarter and a half of the image's side, detect this.
+    If the pixels of samples are correlated too weakly or too strongly, the intervals of single pixels can be right
+    while the intervals of a region are wrong. Means over blocks, whose sides are a quarter or half of the image's,
+    detect this.
 
     The last three depend on the measurement or on all pixels (Modrak et al. 2023 show that quantities that
     depend on the likelihood detect posteriors that ignore the data). For Gaussian noise the residual and the log
     likelihood order images in the same way, and their ranks are mirror images.
 
     Args:
-        pilot: Truths ``(n, *image_shape)`` that are not among the simulations. Pixels are drawn in proportion
-            to their variance here, so that no constant border is chosen.
+        pilot: Truths ``(n, *image_shape)`` that are not among the simulations. Pixels are drawn with
+            probabilities proportional to their variance over these truths, so that no constant border is chosen.
         generator: Generator for pixels and directions.
         num_pixels: Largest number of pixels; none appears twice.
         num_projections: Number of projections onto random unit vectors, for images of more than one pixel.
@@ -104,9 +105,10 @@ def _log_likelihood(x: Tensor, reward: Reward) -> Tensor:
 
 
 def total_variation(x: Tensor, reward: Reward | None = None) -> Tensor:
-    """Anisotropic total variation, absolute differences of neighbours: ``(B, N, *image_shape)`` to ``(B, N)``.
+    """Anisotropic total variation, the sum of absolute differences of neighbours, ``(B, N)``.
 
-    Neighbours are along the last two axes of pictures (C, H, W), else along the last.
+    Images are ``(B, N, *image_shape)``. Neighbours are taken along the last two axes of pictures (C, H, W), and along
+    the last axis otherwise.
     """
     total = x.diff(dim=-1).abs().flatten(2).sum(2)
     return total + x.diff(dim=-2).abs().flatten(2).sum(2) if x.ndim == 5 else total

@@ -20,14 +20,14 @@ __all__ = ["rank_truths", "tarp_references"]
 
 
 def tarp_references(pilot: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
-    """References of TARP in the shape of the truths: around the prior's mean, half as wide.
+    """Draw reference images of TARP, one for each truth: around the prior's mean, with half its standard deviation.
 
     Distances from references further out depend less on the correlations between pixels.
 
     Args:
-        pilot: Other truths ``(n, *image_shape)``, which place the references.
+        pilot: Other truths ``(n, *image_shape)``, which give the mean and the standard deviation.
         truth: ``(B, *image_shape)``.
-        generator: Source of all random numbers.
+        generator: Random generator.
     """
     center, scale = pilot.double().mean(0), 0.5 * pilot.double().std(0)
     noise = draw_noise(tuple(truth.shape), generator).double()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RANKED", "Checks", "certificate_p"]
 
-#: first letters of the names of a part's tensors that hold ranks
+#: prefix of the names of a part's tensors that hold ranks
 RANKED = "certificate."
 _PILOT = 64  # truths for choosing pixels and placing the references of TARP
 
@@ -51,7 +51,7 @@ class Checks:
         return True
 
     def ranks(self, posterior: Posterior, truth: Tensor, reward: Reward, start: int) -> dict[str, Tensor]:
-        """Ranks of truths ``(B, *image_shape)``, for a part's tensors.
+        """Rank truths ``(B, *image_shape)`` among samples, for the tensors of a part.
 
         Args:
             posterior: Posterior of the B observations; a weighted one is resampled.
@@ -60,7 +60,8 @@ class Checks:
             start: Index of the first one, which determines the random numbers.
 
         Returns:
-            An empty dictionary where a quantity cannot be ranked, because samples are not finite or too few.
+            Tensors by name, or an empty dictionary if a quantity has no rank, because the samples are not finite or
+            too few.
         """
         if posterior.num_samples < 2 or not isinstance(reward, Likelihood):
             return {}

@@ -17,7 +17,7 @@ __all__ = ["describe"]
 
 
 def describe(problem: Problem, reward: Reward) -> dict[str, str]:
-    """Describe a problem in lines of text by name.
+    """Describe a problem in short lines of text, by name.
 
     Args:
         problem: Problem of a comparison.
@@ -46,7 +46,7 @@ def _prior(problem: Problem) -> str:
     try:
         return type(problem.prior).__name__
     except ValueError:  # the solvers have their own
-        return "none of the problem's own"
+        return "none (each solver has its own)"
 
 
 def _operator(operator: Operator, random: bool) -> str:

@@ -28,8 +28,8 @@ _STYLE: Any = {"font.family": "sans-serif", "font.size": 8, "text.color": _INK, 
 def pareto_figure(comparison: Results, metric: str = "crps", columns: int = 3) -> PosteriorFigure:
     """Plot the mean of a metric with its standard error against calls per sample, forward and backward together.
 
-    The front connects the solvers for which no other is better with as few calls. Solvers without network calls are
-    at 0.
+    The front connects the solvers that no other solver beats with the same number of calls or fewer. Solvers without
+    network calls are at 0.
 
     Args:
         comparison: Comparison of solvers.
@@ -88,7 +88,7 @@ def _draw(axes: matplotlib.axes.Axes, comparison: Results, problem: str, metric:
         axes.axhline(better, color=_FAINT, linewidth=0.8, linestyle="--", zorder=0)
     lows, highs = [mean - error for _, mean, error in points.values()], [m + e for _, m, e in points.values()]
     if not isinstance(better, float) and min(lows) > 0 and max(highs) > 12 * min(lows):
-        axes.set_yscale("log")  # one bad solver must not squash all others
+        axes.set_yscale("log")  # so that one bad solver does not hide the differences between the others
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(highs) < 1000 * min(lows) else (1,)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")

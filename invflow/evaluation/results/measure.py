@@ -31,7 +31,7 @@ class PeakMemory:
             pass
 
     def read(self) -> float | None:
-        """Bytes."""
+        """Read the peak since the start, in bytes."""
         if self._before is None:
             return None
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _resident("VmHWM")
@@ -62,7 +62,7 @@ def check_timeout(seconds: float | None) -> None:
     if not 0 < seconds < float("inf"):
         raise ValueError(f"timeout={seconds}: pass seconds above 0, or None for no limit")
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        raise ValueError("timeout= interrupts the main thread, on Linux and macOS: pass timeout=None here")
+        raise ValueError("timeout= works only in the main thread, on Linux and macOS: pass timeout=None here")
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def derive_seed(*parts: object) -> int:
 def slug(name: str) -> str:
     """A name as a folder name."""
     plain = re.sub(r"[^A-Za-z0-9.=_-]+", "-", name).strip("-.") or "x"
-    # keeps names distinct that differ only in the characters left out
+    # the digest distinguishes names that differ only in the replaced characters
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
@@ -101,7 +101,7 @@ def write_part(part: Part, path: Path, setup: Mapping[str, Any]) -> None:
     Args:
         part: The result.
         path: Path of its file.
-        setup: Everything that determines it, as JSON values; a file with another setup is not used for this one.
+        setup: Everything that determines it, as JSON values; a file with another setup is not reused.
     """
     write_record(path, _KINDS[0], {"setup": setup, "columns": part.columns, "costs": part.costs, "seed": part.seed,
                                    "failure": part.failure, "versions": part.versions}, part.tensors)
@@ -138,7 +138,7 @@ def read_part(path: Path, setup: Mapping[str, Any] | None = None, tensors: bool 
 
 
 def read_stages(folder: Path, problem: str, observations: int, size: int) -> list[Stage]:
-    """The stages of a problem: those of existing parts, and a new one for further observations.
+    """The stages of a problem: the stages of existing parts, and a new stage for further observations.
 
     Args:
         folder: Folder of the comparison.
@@ -160,8 +160,8 @@ def read_stages(folder: Path, problem: str, observations: int, size: int) -> lis
     if [stage.start for stage in stages] != [0, *(stage.stop for stage in stages)][:len(stages)]:
         raise ValueError(f"{folder} holds parts of {problem} with gaps between them: pass another output folder")
     if reached > observations:
-        raise ValueError(f"{folder} holds another comparison, of {reached} observations of {problem}: ask for as many "
-                         f"or more, num_observations={reached}, or pass another output folder")
+        raise ValueError(f"{folder} holds another comparison, of {reached} observations of {problem}: request at "
+                         f"least as many, num_observations={reached}, or pass another output folder")
     return stages if reached == observations else [*stages, Stage(reached, observations, size)]
 
 

@@ -42,12 +42,12 @@ class Results:
         failures: ``failures[problem][solver]``, the reason why there is no result on any observation.
         settings: Numbers of observations and samples, seed, split and similar.
         solvers: Settings of each solver by name, in the given order.
-        seeds: ``seeds[problem]``, the seeds of the solvers, one for each observation's part.
+        seeds: ``seeds[problem]``, for each observation the seed that the solvers used for its part.
         versions: Versions of the libraries used for the parts, separated by commas if there are several.
         folder: Folder of the parts, or None.
         missing: ``missing[problem][solver]`` for a solver that failed on some observations: ``"observations"``, their
-            indices, and ``"reason"``. Its means are over the other observations, so they are not compared with those of
-            solvers with all observations, and it is never the best.
+            indices, and ``"reason"``. Its means are over the other observations, so they are not compared with the
+            means of complete solvers, and it is never the best.
         descriptions: ``descriptions[problem]``, the problem in lines of text by name: operator, noise, prior,
             size of the measurement.
     """
@@ -132,10 +132,10 @@ class Results:
         return self.best(problem, metric) or having[0]
 
     def best(self, problem: str, metric: str) -> str | None:
-        """The solver with the best mean over all observations, without collapsed weights; None where neither direction
-        is better.
+        """The solver with the best mean; None if neither direction is better.
 
-        It is chosen and compared on the same observations, so differences to it are biased in its favour.
+        Only solvers with results on all observations and without collapsed weights are considered. The best solver is
+        chosen and compared on the same observations, so differences to it are biased in its favour.
         """
         better = METRICS[metric].better if metric in METRICS else None
         means = {}
@@ -190,7 +190,7 @@ class Results:
         return float(costs["forward"] or 0) + float(costs["backward"] or 0)
 
     def pareto(self, problem: str, metric: str = "crps") -> list[str]:
-        """Solvers on the Pareto front of metric and calls, ordered by calls; none with collapsed weights."""
+        """Solvers on the Pareto front of metric and calls, ordered by calls, without those with collapsed weights."""
         better = METRICS[metric].better if metric in METRICS else "low"
 
         def loss(solver: str) -> float:
@@ -296,7 +296,7 @@ def _as_csv(rows: list[dict[str, Any]], columns: list[str]) -> str:
 
 
 def _no_formula(value: Any) -> Any:
-    """A cell that spreadsheets do not treat as a formula: an apostrophe is put before a label that looks like one."""
+    """A cell that spreadsheets do not treat as a formula: a label that looks like one gets an apostrophe in front."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
