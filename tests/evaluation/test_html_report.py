@@ -170,7 +170,7 @@ def test_points_in_the_plane_and_curves_are_drawn() -> None:
         part.tensors |= {key: torch.rand(*value.shape[:2 if key == "samples" else 1], 300)
                          for key, value in part.tensors.items() if key not in ("covered", "observed")}
     words = [own["aria-label"] for own, _ in Page(render_report(found)).find("svg")]
-    assert len([text for text in words if "300 numbers" in text and "every 2. drawn" in text]) == 2 * 4 * (3 + 2)
+    assert len([text for text in words if "300 numbers" in text and "one in 2 drawn" in text]) == 2 * 4 * (3 + 2)
 
 
 def test_figures_follow_the_colours_of_the_page_and_names_stay_names() -> None:

@@ -127,7 +127,7 @@ def curves(samples: Tensor, mean: Tensor | None, std: Tensor | None, truth: Tens
         if truth is not None:
             axes.plot(_numbers(truth).flatten()[::stride].tolist(), color=TRUTH)
         low, high = axes.get_ylim()
-        return f"{size} numbers from {low:.3g} to {high:.3g}" + (f", every {stride}. drawn" if stride > 1 else "")
+        return f"{size} numbers from {low:.3g} to {high:.3g}" + (f", one in {stride} drawn" if stride > 1 else "")
 
     return drawing(draw, name, (3.4, 2.0))
 
