@@ -261,7 +261,7 @@ CALLS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: invflow.FMTT(MIXTURE, particles=4), TypeError,
      "unexpected keyword argument 'particles'; it takes prior, s"),
     (lambda: invflow.FMTT(MIXTURE, steps="50"), TypeError, "steps of FMTT is '50', expected a whole number.*steps=50"),
-    (lambda: invflow.FMTT("mnist"), TypeError, r"not a str: pass invflow.load_prior\('mnist'\)"),
+    (lambda: invflow.FMTT("mnist"), TypeError, r"not a str: pass one, such as invflow.load_prior\('mnist'\)"),
     (lambda: invflow.NoiseSMC(), TypeError, "NoiseSMC: missing a required argument: 'prior'; it takes prior, prop"),
     (lambda: invflow.ExactPosterior(MIXTURE).sample(likelihood(), 4, seed=0), TypeError,
      r"unexpected keyword argument 'seed'; .*solver.sample\(likelihood, 64, generator=generator\)"),

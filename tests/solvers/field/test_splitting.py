@@ -161,7 +161,7 @@ def test_plug_and_play_denoises_with_one_call_that_is_the_posterior_mean():
 
 def test_plug_and_play_refuses_what_does_not_fit_and_takes_other_sizes():
     prior = ellipsoid((1, 4, 4))
-    with pytest.raises(ValueError, match=r"the prior generates images of shape \(1, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"takes images \(1, 4, 4\) and has a fixed size: it cannot take \(1, 8, 8\)"):
         invflow.PlugAndPlay(prior).sample(likelihood_of(Denoising((1, 8, 8))), 1)
     prior.resized = lambda shape: ellipsoid(shape)  # type: ignore[attr-defined]
     assert invflow.PlugAndPlay(prior).sample(likelihood_of(Denoising((1, 8, 8))), 1).image_shape == (1, 8, 8)
