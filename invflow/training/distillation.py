@@ -19,7 +19,7 @@ from invflow._core.random import draw_noise
 from invflow.flowmap import FlowMap, expand_time
 from invflow.models.latent import LatentFlowMap
 from invflow.models.neural import NeuralFlowMap
-from invflow.training.loop import LoopSettings, Objective, Sampler, batches_of, fit, seeded
+from invflow.training.loop import LoopSettings, Objective, Sampler, batches_of, fit, seeded, speaks_for_all
 from invflow.training.losses import (
     AverageVelocity,
     average_velocity_jvp,
@@ -263,7 +263,7 @@ def distill(teacher: FlowMap, settings: LoopSettings, folder: str | os.PathLike[
         for parameter, value in zip(teacher.parameters(), required):
             parameter.requires_grad_(value)
     student.cpu().eval().requires_grad_(False)
-    if done:
+    if done and speaks_for_all():
         student.save_pretrained(Path(folder) / "prior")
     if teacher.decode_affine is not None:
         return student

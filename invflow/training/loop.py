@@ -25,7 +25,7 @@ from invflow.models.compiled import compiled_networks
 from invflow.training.checkpoint import CHECKPOINT, known, load
 from invflow.training.checkpoint import save as save_checkpoint
 
-__all__ = ["LoopSettings", "Objective", "fit"]
+__all__ = ["LoopSettings", "Objective", "fit", "speaks_for_all"]
 
 #: number of steps between synchronised checks for a request to stop, for which a launcher waits half a minute
 ASK_EVERY = 10
@@ -192,11 +192,12 @@ def fit(objective: Objective, batches: Batches, settings: LoopSettings, folder: 
         FloatingPointError: If the loss, a weight or its average is not finite; the message gives the step. The last
             good checkpoint is kept.
     """
-    with alone_in(Path(folder)) if _speaks_for_all() else contextlib.nullcontext():
+    with alone_in(Path(folder)) if speaks_for_all() else contextlib.nullcontext():
         return _fit(objective, batches, settings, Path(folder), progress, stop_at)
 
 
-def _speaks_for_all() -> bool:
+def speaks_for_all() -> bool:
+    """Whether this process, of all that train together, writes the files."""
     return os.environ.get("RANK", "0") == "0"
 
 

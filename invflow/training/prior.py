@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from invflow._core.random import draw_noise
 from invflow.linear.spectral import Spectrum
 from invflow.models.neural import NeuralFlowMap
-from invflow.training.loop import LoopSettings, Objective, Sampler, batches_of, fit, seeded
+from invflow.training.loop import LoopSettings, Objective, Sampler, batches_of, fit, seeded, speaks_for_all
 from invflow.training.losses import meanflow_loss, normalise, sample_between, sample_times
 
 SAMPLE = 16384  # number of draws from a data function for its statistics
@@ -150,6 +150,7 @@ def train_prior(data: Tensor | Sampler, settings: LoopSettings, folder: str | os
         prior = copy.deepcopy(start).requires_grad_(True)
     prior.train()
     objective = MeanFlowObjective(prior, distinct, one_step, tangent)
-    if fit(objective, batches_of(data, settings), settings, folder, progress=progress, stop_at=stop_at):
+    done = fit(objective, batches_of(data, settings), settings, folder, progress=progress, stop_at=stop_at)
+    if done and speaks_for_all():
         prior.save_pretrained(Path(folder) / "prior")
     return prior.cpu().eval().requires_grad_(False)

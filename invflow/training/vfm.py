@@ -17,7 +17,7 @@ from invflow.models.neural import NeuralFlowMap
 from invflow.models.spectral_adapter import SpectralAdapter
 from invflow.reward import Reward
 from invflow.solvers.vfm import VFM
-from invflow.training.loop import LoopSettings, Sampler, batches_of, fit, seeded
+from invflow.training.loop import LoopSettings, Sampler, batches_of, fit, seeded, speaks_for_all
 from invflow.training.objective import VFMObjective
 from invflow.training.settings import ObjectiveSettings, TrainingProblem
 
@@ -121,6 +121,6 @@ def finish(image_map: NeuralFlowMap, adapter: Adapter, frozen: bool, done: bool,
         image_map.independent_noise = False
     adapter.trained_for = image_map.fingerprint()
     vfm = VFM(image_map, adapter)
-    if done:
+    if done and speaks_for_all():
         vfm.save_pretrained(Path(folder) / "vfm")
     return vfm
